@@ -1,0 +1,48 @@
+# make demo    trains a small ViT on digits and compiles it with its token merging
+# make test    the whole test suite
+# make lint    ruff, and its formatting
+# make types   mypy --strict
+# make clean   removes what these made, .venv included
+#
+# Each of them first sets up .venv in this folder, with the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+EXTRAS := compile,openvino,trt-rtx,timm,transformers,demo,test,lint
+
+.PHONY: demo test lint types clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/digits_demo.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+	$(BIN)/mypy examples ci/measure_compile.py ci/results.py
+
+clean:
+	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# torch goes first and by its exact version, so that no other package's wish chooses another build;
+# the build backend is installed too, so that no build fetches one of its own.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "tokexport needs Python 3.11 or newer, and '$(PYTHON)' is not." >&2; \
+	  echo "Name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV) (a few minutes the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PIP) install -c constraints.txt scikit-build-core \
+	  "$$(sed -n 's/^torch==/&/p' constraints.txt)"
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Drives a model from its source to a proven bundle."""

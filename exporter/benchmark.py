@@ -1,0 +1,203 @@
+"""Times candidates against a baseline in interleaved rounds, and says how sure the ratio is.
+
+A processor drifts by more than what is to be measured, so no candidate is timed alone: a round
+runs each once, the next round runs them in the opposite order, and what is reported is the ratio
+of two medians over the same rounds. Its interval is the percentile bootstrap (Efron & Tibshirani,
+"An Introduction to the Bootstrap", 1993, chapter 13) with whole rounds drawn, so a slow moment that
+hit every candidate of a round stays together.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokexport.exporter.errors import GateError, InternalError
+
+MIN_PAIRS = 5
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+_WARM_UP_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the runs of one candidate took.
+
+    Attributes:
+        samples_ms: One time per round, in the order of the rounds, in milliseconds.
+        median_ms: Their median.
+        min_ms: The shortest.
+    """
+
+    samples_ms: tuple[float, ...]
+    median_ms: float
+    min_ms: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as the baseline a candidate is; above 1 it is faster.
+
+    Attributes:
+        of_medians: Median of the baseline ÷ median of the candidate.
+        low: Lower end of the 95 % bootstrap interval of ``of_medians``.
+        high: Its upper end.
+        of_minima: Shortest run of the baseline ÷ shortest run of the candidate.
+    """
+
+    of_medians: float
+    low: float
+    high: float
+    of_minima: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The result of a measurement.
+
+    Attributes:
+        baseline: The candidate that the others are held against.
+        timings: The times of every candidate, the baseline among them.
+        ratios: The ratio of every candidate but the baseline.
+        pairs: The number of rounds measured.
+        warm_ups: The number of rounds run before, and thrown away.
+        time_limited: Whether the time limit ended the measurement before all rounds were run.
+    """
+
+    baseline: str
+    timings: dict[str, Timing]
+    ratios: dict[str, Ratio]
+    pairs: int
+    warm_ups: int
+    time_limited: bool
+
+
+def measure(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    baseline: str,
+    pairs: int = 40,
+    warm_up: int = 3,
+    time_limit_s: float = 20.0,
+    seed: int = 0,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> Speed:
+    """Times the candidates in interleaved rounds.
+
+    Every candidate is warmed up at least once and measured in at least 5 rounds, however long
+    that takes; beyond that the time limit counts, warm-ups included (they get a quarter of it).
+
+    Args:
+        candidates: What to run, by name; each call is one run over the same input.
+        baseline: The name of the candidate to hold the others against.
+        pairs: The most rounds to measure.
+        warm_up: The most rounds to run before.
+        time_limit_s: After how many seconds no further round is begun.
+        seed: The seed of the bootstrap.
+        clock: Returns the time in nanoseconds.
+
+    Raises:
+        InternalError: The baseline is no candidate, or nothing is there to hold against it.
+    """
+    if baseline not in candidates or len(candidates) < 2:
+        raise InternalError(
+            f"There is nothing to hold against {baseline!r} in {sorted(candidates)}."
+        )
+    order = tuple(candidates)
+    begin = clock()
+
+    def within(share: float) -> bool:
+        return clock() - begin < share * time_limit_s * 1e9
+
+    with _garbage_collection_paused():
+        warm_ups = 0
+        while warm_ups == 0 or (warm_ups < warm_up and within(_WARM_UP_SHARE)):
+            for name in order:
+                candidates[name]()
+            warm_ups += 1
+        rounds: list[dict[str, int]] = []
+        wanted = max(pairs, MIN_PAIRS)
+        while len(rounds) < MIN_PAIRS or (len(rounds) < wanted and within(1.0)):
+            direction = order if len(rounds) % 2 == 0 else order[::-1]
+            rounds.append({name: _time_once(candidates[name], clock) for name in direction})
+
+    times_ms = {name: np.array([each[name] for each in rounds]) / 1e6 for name in order}
+    picks = np.random.default_rng(seed).integers(0, len(rounds), (RESAMPLES, len(rounds)))
+    return Speed(
+        baseline=baseline,
+        timings={name: _timing(times_ms[name]) for name in order},
+        ratios={
+            name: _ratio(times_ms[baseline], times_ms[name], picks)
+            for name in order
+            if name != baseline
+        },
+        pairs=len(rounds),
+        warm_ups=warm_ups,
+        time_limited=len(rounds) < wanted,
+    )
+
+
+def require_speedup(speed: Speed, candidate: str, min_speedup: float) -> None:
+    """Holds the ratio of medians of a candidate to a gate.
+
+    Raises:
+        GateError: The candidate is less than ``min_speedup`` times as fast as the baseline.
+    """
+    ratio = speed.ratios[candidate]
+    if ratio.of_medians >= min_speedup:
+        return
+    base, own = speed.timings[speed.baseline].median_ms, speed.timings[candidate].median_ms
+    raise GateError(
+        f"The speed-up of {candidate} over {speed.baseline} is {ratio.of_medians:.3g}, "
+        f"and at least {min_speedup:g} was asked for.",
+        where=f"Medians of {speed.pairs} interleaved pairs: {speed.baseline} {base:.2f} ms, "
+        f"{candidate} {own:.2f} ms; 95 % interval {ratio.low:.3g} to {ratio.high:.3g}",
+        fix="Measure on an idle machine, reduce more tokens, or lower --min-speedup.",
+    )
+
+
+def _time_once(run: Callable[[], object], clock: Callable[[], int]) -> int:
+    """Returns the nanoseconds of one run, at least 1: a clock may be coarser than the run."""
+    start = clock()
+    run()
+    return max(1, clock() - start)
+
+
+def _timing(times_ms: np.ndarray) -> Timing:
+    return Timing(
+        samples_ms=tuple(float(each) for each in times_ms),
+        median_ms=float(np.median(times_ms)),
+        min_ms=float(times_ms.min()),
+    )
+
+
+def _ratio(baseline_ms: np.ndarray, own_ms: np.ndarray, picks: np.ndarray) -> Ratio:
+    """Computes the ratio of (rounds,) times, its interval from picks (resamples, rounds)."""
+    resampled = np.median(baseline_ms[picks], axis=1) / np.median(own_ms[picks], axis=1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Ratio(
+        of_medians=float(np.median(baseline_ms) / np.median(own_ms)),
+        low=float(low),
+        high=float(high),
+        of_minima=float(baseline_ms.min() / own_ms.min()),
+    )
+
+
+@contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Keeps the collector from running inside one candidate's time and not the other's."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

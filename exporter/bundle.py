@@ -1,0 +1,310 @@
+"""Writes a bundle whole or not at all.
+
+::
+
+    .NAME.partial-1f0c…/   everything is written here, beside the place it goes to
+        artifact, reference.npz, report.json, …
+        manifest.json      last, once every other file is hashed
+    NAME/                  one rename, once all of it is on the disk
+
+A run that fails or is interrupted takes its partial folder away; one that is killed leaves that
+hidden folder and nothing under NAME. When a bundle is replaced, the old one stays under NAME until
+the new one is complete, is then set aside by a rename, and deleted last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from tokexport.exporter.errors import (
+    ExporterError,
+    InternalError,
+    OutputExistsError,
+    WriteError,
+    listed,
+)
+from tokexport.runtimes.errors import BundleError, RuntimeMissingError
+from tokexport.runtimes.manifest import MANIFEST_NAME, Manifest, hash_file, read_manifest
+
+# What a file system answers when nothing more goes into it: space, quota, file size, read-only.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+# Below this a file system counts as full: libraries in C++ say only that writing failed.
+_FULL_BYTES = 1 << 16
+
+
+class BundleWriter:
+    """A partial folder to write into, and the one step that makes a bundle of it.
+
+    Args:
+        output: The folder the bundle becomes; its parent must exist.
+        force: Whether an empty folder or an earlier bundle at ``output`` may be replaced. Nothing
+            else is ever replaced: not a folder of other things, not a bundle with files in it
+            that its manifest does not name, not a link.
+    """
+
+    def __init__(self, output: Path, force: bool = False) -> None:
+        self._output = Path(os.path.abspath(output))
+        self._force = force
+        self._path: Path | None = None
+        self._aside: Path | None = None
+        self._committed = False
+
+    @property
+    def path(self) -> Path:
+        """The folder to write into, while the writer is open."""
+        if self._path is None:
+            raise InternalError("The bundle is written to outside its with block.")
+        return self._path
+
+    def __enter__(self) -> Self:
+        """Checks the place and makes the partial folder.
+
+        Raises:
+            OutputExistsError: Something is at the output that may not be replaced.
+            WriteError: The parent is missing, no folder, or not writable.
+        """
+        path = self._sibling("partial")
+        try:
+            self._check_place()
+            path.mkdir()
+        except OSError as error:
+            raise _cannot_write(error, self._output.parent) from error
+        self._path = path
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Takes the partial folder away unless it was committed, and words a full disk.
+
+        Raises:
+            WriteError: ``error`` came of a disk that takes no more.
+        """
+        said = self._as_write_error(error)
+        self._clean_up()
+        self._path = None
+        if said is not None:
+            raise said from error
+
+    def require_space(self, needed: int) -> None:
+        """Refuses early when the disk has less room than ``needed`` bytes.
+
+        Raises:
+            WriteError: It has less; says how much is needed and how much is free.
+        """
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise WriteError(
+                f"The bundle needs {_size(needed)}, and only {_size(free)} are free.",
+                where=str(self._output.parent),
+                fix="Free some space, or pass --output on another disk.",
+            )
+
+    def commit(self, manifest: Manifest) -> Path:
+        """Completes the bundle and puts it in its place.
+
+        Args:
+            manifest: The manifest; its ``files`` are replaced by the hashes of what was written.
+
+        Returns:
+            The bundle's folder.
+
+        Raises:
+            OutputExistsError: Something came to the output in the meantime.
+            WriteError: The disk takes no more, or the folder cannot be renamed.
+            InternalError: There is no artifact, a manifest was written before, or something is no
+                plain file.
+        """
+        if self._committed:
+            raise InternalError("The bundle is committed twice.")
+        files = _plain_files(self.path)
+        if manifest.artifact not in files or MANIFEST_NAME in files:
+            raise InternalError(
+                "A bundle is committed without its artifact, or with a manifest already in it.",
+                where=listed(sorted(files)),
+            )
+        hashes = {name: hash_file(path) for name, path in files.items()}
+        written = dataclasses.replace(manifest, files=hashes).write(self.path)
+        for path in (*files.values(), written):
+            _sync(path)
+        for folder in (*(p for p in self.path.rglob("*") if p.is_dir()), self.path):
+            _sync(folder)
+        try:
+            self._check_place()
+            self._put_in_place()
+        except OSError as error:
+            raise _cannot_write(error, self._output) from error
+        return self._output
+
+    def _put_in_place(self) -> None:
+        """Renames the partial folder to the output; an earlier bundle steps aside for it."""
+        if self._output.exists():
+            self._aside = self._sibling("old")
+            self._output.rename(self._aside)
+        self.path.rename(self._output)
+        self._committed = True
+        _sync(self._output.parent)
+
+    def _clean_up(self) -> None:
+        """Leaves one bundle, the new or else the old, and no hidden folder."""
+        if self._aside is not None and self._aside.exists():
+            if self._output.exists():
+                shutil.rmtree(self._aside, ignore_errors=True)
+            else:
+                self._aside.rename(self._output)
+        if self._path is not None:
+            shutil.rmtree(self._path, ignore_errors=True)
+
+    def _sibling(self, role: str) -> Path:
+        """Returns a hidden, unused name beside the output, on the same disk as it."""
+        return self._output.parent / f".{self._output.name}.{role}-{secrets.token_hex(8)}"
+
+    def _check_place(self) -> None:
+        """Refuses an output that may not be written or replaced."""
+        output, parent = self._output, self._output.parent
+        if not parent.is_dir():
+            raise WriteError(
+                "The folder that the output goes into does not exist.",
+                where=str(parent),
+                fix=f"Make it first: mkdir -p {parent}",
+            )
+        if not os.path.lexists(output):
+            return
+        if output.is_symlink() or not output.is_dir():
+            kind = "a link" if output.is_symlink() else "a file"
+            raise OutputExistsError(
+                f"The output is there already, and it is {kind}, not a folder.",
+                where=str(output),
+                fix="Pass another --output.",
+            )
+        if not self._force:
+            raise OutputExistsError(
+                "The output folder is there already.",
+                where=str(output),
+                fix="Pass another --output, or --force to replace a bundle that is there.",
+            )
+        self._check_replaceable()
+
+    def _check_replaceable(self) -> None:
+        output = self._output
+        try:
+            found = {p.relative_to(output).as_posix() for p in output.rglob("*") if not p.is_dir()}
+            if not found and not any(output.iterdir()):
+                return
+            known = {*read_manifest(output).files, MANIFEST_NAME}
+        except (BundleError, OSError) as error:
+            raise OutputExistsError(
+                "The output folder is no bundle, and --force replaces only bundles.",
+                where=str(output),
+                fix="Pass another --output, or remove the folder yourself.",
+            ) from error
+        if strangers := sorted(found - known):
+            raise OutputExistsError(
+                "The bundle at the output has files in it that compile did not write there.",
+                where=f"{output}: {listed(strangers)}",
+                fix="Move them away, or pass another --output.",
+            )
+
+    def _as_write_error(self, error: BaseException | None) -> WriteError | None:
+        """Returns what to say instead of ``error`` when it came of a disk that takes no more."""
+        if self._path is None or self._committed or not isinstance(error, Exception):
+            return None
+        if isinstance(error, ExporterError | RuntimeMissingError):
+            return None
+        if isinstance(error, OSError) and (
+            error.errno in _UNWRITABLE or self._is_refused_here(error)
+        ):
+            return _cannot_write(error, self._path.parent)
+        if shutil.disk_usage(self._path).free < _FULL_BYTES:
+            return _cannot_write(OSError(errno.ENOSPC, str(error)), self._path.parent)
+        return None
+
+    def _is_refused_here(self, error: OSError) -> bool:
+        """Whether the permission that was missing was that of a file in the partial folder."""
+        named = str(error.filename) if error.filename is not None else ""
+        return isinstance(error, PermissionError) and named.startswith(str(self._path))
+
+
+def save_reference(
+    path: Path, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+) -> None:
+    """Saves what a bundle is verified against.
+
+    Args:
+        path: The ``.npz`` file.
+        inputs: Each input's values, (batches, N, …), saved as ``inputs/NAME``.
+        outputs: The reference's outputs on them, (batches, N, …), saved as ``outputs/NAME``.
+
+    Raises:
+        InternalError: An array holds python objects, or the numbers of batches differ.
+    """
+    arrays = {f"inputs/{name}": array for name, array in inputs.items()}
+    arrays |= {f"outputs/{name}": array for name, array in outputs.items()}
+    odd = [name for name, array in arrays.items() if array.dtype.hasobject or array.ndim == 0]
+    if odd or len({len(array) for array in arrays.values()}) > 1:
+        raise InternalError(
+            "The reference is not one value per batch for every input and output.",
+            where=listed([f"{n}: {a.dtype} {a.shape}" for n, a in arrays.items()]),
+        )
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+def _plain_files(folder: Path) -> dict[str, Path]:
+    """Returns every file below the folder by its relative name, sorted; refuses anything else."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise InternalError("Something in the bundle is no plain file.", where=name)
+        if path.is_file():
+            files[name] = path
+    return files
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cannot_write(error: OSError, place: Path) -> WriteError:
+    """Words why nothing can be written, with the space that is left where that is the cause."""
+    where = str(error.filename or place)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        folder = next(folder for folder in (place, *place.parents) if folder.is_dir())
+        free = shutil.disk_usage(folder).free
+        quota = " for this user" if error.errno == errno.EDQUOT else ""
+        return WriteError(
+            f"The disk is full{quota}: {_size(free)} are free.",
+            where=where,
+            fix="Free some space, or pass --output on another disk.",
+        )
+    return WriteError(
+        f"The bundle cannot be written: {error.strerror or error}.",
+        where=where,
+        fix="Check the permissions and limits of the folder, or pass another --output.",
+    )
+
+
+def _size(count: int) -> str:
+    """Returns a number of bytes as a person reads it, in decimal units."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,267 @@
+"""The command line: parses, calls, prints.
+
+``--help`` imports nothing heavier than typer and rich; every command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from tokexport.exporter.messages import describe, prints_aside, shown_to_the_person, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="tokexport",
+    help="Ships token-reduced Vision Transformers, and proves parity and speed of what it ships.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Bundle = Annotated[Path, typer.Argument(help="The folder that compile wrote.")]
+Target = Literal["ort", "openvino", "trt"]
+ModelSource = Annotated[
+    str,
+    typer.Argument(
+        help="model.pt, model.pt2, package.module:factory, a training checkpoint (with "
+        "--builder), timm:NAME, or a transformers folder."
+    ),
+]
+CodePath = Annotated[
+    list[Path] | None, typer.Option(help="Folders searched for your Python modules.")
+]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        help="An .npz of real samples along the leading axis of each array; the key 'labels' "
+        "holds their classes."
+    ),
+]
+InputShape = Annotated[
+    str | None, typer.Option(help="Shape of the only input, batch first: 1,3,224,224.")
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Weights for a model that a factory or timm builds.")
+]
+Builder = Annotated[
+    str | None, typer.Option(help="package.module:factory that builds a checkpoint's model.")
+]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Let code inside the source run.")
+]
+
+
+@app.command("compile")
+def compile_command(
+    source: ModelSource,
+    target: Annotated[Target, typer.Option(help="What to build for.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The bundle's folder; NAME-TARGET by default.")
+    ] = None,
+    code_path: CodePath = None,
+    inputs: Inputs = None,
+    input_shape: InputShape = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples that the artifact takes at once.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32; openvino also bf16 and fp16.")] = "fp32",
+    checkpoint: Checkpoint = None,
+    builder: Builder = None,
+    trust_pickle: TrustPickle = False,
+    atol: Annotated[
+        float | None, typer.Option(help="Absolute tolerance of the parity gate.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of synthetic inputs.")] = 0,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="Fail below this speed-up over eager PyTorch.")
+    ] = None,
+    require_run: Annotated[
+        bool, typer.Option("--require-run", help="Fail when the engine cannot run here.")
+    ] = False,
+    keep_stages: Annotated[
+        bool, typer.Option("--keep-stages", help="Leave every stage in OUTPUT.stages.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier bundle at the output.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Compile a model, prove it against eager PyTorch, and write a bundle."""
+    with shown_to_the_person(json):
+        from tokexport.exporter.requirements import require_compile_packages
+
+        require_compile_packages()
+        from tokexport.exporter.compile import compile
+        from tokexport.exporter.inputs import parse_shape
+        from tokexport.exporter.progress import Checklist
+        from tokexport.exporter.report import render
+        from tokexport.exporter.source import SourceOptions, load_source
+        from tokexport.exporter.source.code_path import on_code_path
+
+        checklist = Checklist(_console(stderr=True), enabled=not json)
+        options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
+        # Under --json the person's own prints go to stderr; forward may import their modules.
+        with prints_aside(json), on_code_path(options.code_path):
+            result = compile(
+                load_source(options),
+                target=target,
+                output=output or Path(_default_name(source, target)),
+                progress=checklist,
+                inputs=inputs,
+                input_shape=None if input_shape is None else parse_shape(input_shape, batch),
+                batch=batch,
+                precision=precision,
+                atol=atol,
+                seed=seed,
+                min_speedup=min_speedup,
+                require_run=require_run,
+                keep_stages=keep_stages,
+                force=force,
+            )
+        if json:
+            write_json({"exit_code": 0, "error": None, **result.report.to_json()})
+        else:
+            render(result.report, _console())
+
+
+@app.command("inspect")
+def inspect_command(
+    source: ModelSource,
+    target: Annotated[Target | None, typer.Option(help="Ask this target only.")] = None,
+    code_path: CodePath = None,
+    inputs: Inputs = None,
+    input_shape: InputShape = None,
+    batch: Annotated[int | None, typer.Option(help="Samples that the model takes at once.")] = None,
+    checkpoint: Checkpoint = None,
+    builder: Builder = None,
+    trust_pickle: TrustPickle = False,
+    json: Json = False,
+) -> None:
+    """Show a model block by block: tokens, what is recognised, cost, and what targets refuse."""
+    with shown_to_the_person(json):
+        from tokexport.exporter.requirements import require_compile_packages
+
+        require_compile_packages()
+        from tokexport.exporter.config import PRECISIONS
+        from tokexport.exporter.inputs import parse_shape
+        from tokexport.exporter.inspection import inspect
+        from tokexport.exporter.inspection_tables import render_inspection
+        from tokexport.exporter.progress import Checklist
+        from tokexport.exporter.source import SourceOptions, load_source
+        from tokexport.exporter.source.code_path import on_code_path
+
+        options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
+        with on_code_path(options.code_path):  # forward may import the person's modules
+            found = inspect(
+                load_source(options),
+                targets=(target,) if target else tuple(PRECISIONS),
+                progress=Checklist(_console(stderr=True), enabled=not json),
+                inputs=inputs,
+                input_shape=None if input_shape is None else parse_shape(input_shape, batch),
+                batch=batch,
+            )
+        if json:
+            write_json({"exit_code": 0, "error": None, **found.to_json()})
+        else:
+            render_inspection(found, _console())
+
+
+@app.command("run")
+def run_command(
+    bundle: Bundle,
+    inputs: Annotated[Path, typer.Option(help="An .npz of samples, as for compile.")],
+    output: Annotated[Path, typer.Option(help="The .npz to write, an array per output.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file at --output.")] = False,
+    json: Json = False,
+) -> None:
+    """Run a bundle on the samples of a file."""
+    with shown_to_the_person(json):
+        from tokexport.exporter.run import run_bundle
+
+        done = run_bundle(bundle, inputs, output, force)
+        if json:
+            write_json({"exit_code": 0, "error": None, **done.to_json()})
+        else:
+            _console().print(done.sentence(), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command("verify")
+def verify_command(bundle: Bundle, json: Json = False) -> None:
+    """Replay the reference data in a bundle and hold it to its gates; needs no torch."""
+    with shown_to_the_person(json):
+        from tokexport.exporter.tables import failed_gate, render_verification, verification_json
+        from tokexport.runtimes.verification import verify_bundle
+
+        result = verify_bundle(bundle)
+        failed = failed_gate(result)
+        if json:
+            passed: dict[str, Any] = {"exit_code": 0, "error": None}
+            end = passed if failed is None else describe(failed)
+            write_json({**end, **verification_json(result)})
+            raise typer.Exit(end["exit_code"])
+        render_verification(result, _console())
+        if failed is not None:
+            raise failed
+
+
+@app.command("doctor")
+def doctor_command(json: Json = False) -> None:
+    """Say which runtimes are here, which versions, and what to install for the rest."""
+    with shown_to_the_person(json):
+        from tokexport.exporter.tables import render_components
+        from tokexport.runtimes.doctor import diagnose
+
+        components = diagnose()
+        if json:
+            found = [component.to_dict() for component in components]
+            write_json({"exit_code": 0, "error": None, "components": found})
+        else:
+            render_components(components, _console())
+
+
+@app.callback(invoke_without_command=True)
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+) -> None:
+    """Ships token-reduced Vision Transformers, and proves parity and speed of what it ships."""
+    if version:
+        from tokexport import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs the command; SIGTERM ends it as Ctrl-C does, so that nothing is left behind."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    app()
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _default_name(source: str, target: str) -> str:
+    """Names a bundle after its source: ``model.pt`` for ort becomes ``model-ort``."""
+    stem = Path(source.rpartition(":")[2]).stem or "model"
+    return f"{stem}-{target}"
+
+
+if __name__ == "__main__":
+    main()

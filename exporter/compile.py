@@ -1,0 +1,323 @@
+"""The way of a model: source → capture → rewrite → emit → lower → build → verify → bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from rich.console import Console
+from torch import nn
+
+import tokexport
+from tokexport.exporter import hops
+from tokexport.exporter.benchmark import require_speedup
+from tokexport.exporter.build import ARTIFACT, build
+from tokexport.exporter.bundle import BundleWriter, save_reference
+from tokexport.exporter.capture import FlatModel, capture, random_lines, token_schedule
+from tokexport.exporter.config import CompileConfig, CompileOptions
+from tokexport.exporter.emit import emit
+from tokexport.exporter.errors import DataDependentError, GateError, NotRepeatableError
+from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.inputs import Batches, accuracy
+from tokexport.exporter.machine import describe_machine
+from tokexport.exporter.parity import Gate, Proof, set_gates
+from tokexport.exporter.progress import Checklist
+from tokexport.exporter.reference import Reference, run_reference, tensors_of
+from tokexport.exporter.report import FAILED, Accuracy, Report
+from tokexport.exporter.source import Source
+from tokexport.exporter.source.in_memory import source_in_memory
+from tokexport.exporter.speed import busy_warning, time_against_eager, timed_name
+from tokexport.exporter.stages import StageFolder
+from tokexport.graph_passes import ops, pipelines
+from tokexport.graph_passes.torch_passes.infrastructure import run_passes
+from tokexport.runtimes.base import Array, Runner
+from tokexport.runtimes.errors import NoDeviceError
+from tokexport.runtimes.loading import open_runner
+from tokexport.runtimes.manifest import (
+    BUILT_NOT_RUN,
+    PASSED,
+    SCHEMA_VERSION,
+    Manifest,
+    RuntimeInfo,
+    TensorSpec,
+)
+from tokexport.runtimes.verification import REFERENCE_NAME
+
+REPORT_NAME = "report.json"
+#: How many batches of the reference the bundle carries for ``verify``.
+REFERENCE_BATCHES = 4
+#: A gate wider than this says more about the model than about the compile.
+UNSTABLE = 1e-3
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What a compile gave.
+
+    Attributes:
+        status: ``PASSED``, or ``BUILT, NOT RUN`` where no device could run the engine here.
+        report: Parity hop by hop, speed, and what it was measured on.
+        bundle: The folder.
+    """
+
+    status: str
+    report: Report
+    bundle: Path
+
+
+def compile(
+    model: nn.Module | Source,
+    example_inputs: Any = None,
+    target: str = "ort",
+    *,
+    output: str | Path,
+    progress: Checklist | None = None,
+    **options: Unpack[CompileOptions],
+) -> CompileResult:
+    """Compiles a model for a target, proves it against eager PyTorch and writes a bundle.
+
+    Args:
+        model: The module as you use it, in any mode; it is left as it was.
+        example_inputs: A tensor, a tuple of them, or a dict by the names of ``forward``.
+        target: ``ort``, ``openvino`` or ``trt``.
+        output: The folder that becomes the bundle.
+        progress: Shows the stages; silent without one.
+        options: Further fields of ``CompileConfig``, as ``CompileOptions`` types them:
+            inputs, input_shape, batch, precision, atol, seed, min_speedup, require_run,
+            keep_stages, force.
+
+    Raises:
+        UsageError: The options or inputs do not fit.
+        ModelNotSupportedError: The model cannot become a static graph.
+        GateError: Parity, speed or a required run failed; there is no bundle then.
+        WriteError: The bundle cannot be written.
+        tokexport.runtimes.errors.RuntimesError: The target's runtime is missing or failed.
+    """
+    config = CompileConfig(target=target, output=Path(output), **options)
+    source = model if isinstance(model, Source) else source_in_memory(model, example_inputs)
+    checklist = progress or Checklist(Console(stderr=True), enabled=False)
+    known: dict[str, Any] = _known_at_first(source, config)
+    ops.register()
+    with ExitStack() as stack:
+        stage = stack.enter_context(checklist).stage
+        bundle = stack.enter_context(BundleWriter(config.output, config.force))
+        kept = stack.enter_context(StageFolder(config))
+        stack.enter_context(_report_on_failure(known, checklist))
+
+        with stage("reference"):
+            flat, inputs, batches = prepare(source, config)
+            known |= {"inputs": batches.origin, "samples": batches.samples}
+            reference = _reference(flat, batches)
+            names = tuple(reference.outputs)
+            _accuracy(reference, reference.outputs, batches)  # labels of no class end it here
+            gates = set_gates(reference, config.precision, config.atol)
+            proof = Proof(reference.outputs, gates)
+            known |= {"gates": gates, "hops": proof.hops, "warnings": _warnings(gates)}
+
+        with stage("capture"):
+            program = capture(flat, tensors_of(next(iter(batches))))
+            kept.save_program("captured", program)
+            proof.check("captured", hops.run_program(program, batches, names))
+
+        with stage("rewrite"):
+            rewritten = run_passes(program, pipelines.REWRITE)
+            schedule = token_schedule(rewritten.program)
+            known |= {"token_schedule": schedule, "recognised": rewritten.recognised}
+            kept.save_program("rewritten", rewritten.program)
+            proof.check("rewritten", hops.run_program(rewritten.program, batches, names))
+
+        with stage("emit"), kept.explain():
+            onnx_model = emit(rewritten.program, flat.spec.names, names)
+            emitted = kept.save_onnx("emitted", onnx_model)
+            proof.check("onnx", hops.run_onnx(emitted, batches))
+
+        with stage("lower"), kept.explain():
+            for onnx_pass in pipelines.LOWER[config.target]:
+                onnx_model = onnx_pass(onnx_model).model
+            lowered = kept.save_onnx("lowered", onnx_model)
+            if config.target != "ort":  # for ort this very file is the artifact
+                found = hops.run_onnx(lowered, batches)
+                proof.check("lowered", found)
+                known["accuracy"] = _accuracy(reference, found, batches)
+
+        with stage("build"), kept.explain(lowered):
+            bundle.require_space(_size(lowered.parent))
+            runtime = build(config.target, lowered, bundle.path)
+            manifest = _manifest(config, source, inputs, reference, gates, schedule, runtime)
+            known |= {"runtime": runtime, "artifact_bytes": _size(bundle.path)}
+
+        with _opened(bundle.path, manifest) as (runner, why_not):
+            if runner is None:
+                known["not_run_reason"] = why_not
+                _require_no_run(config, why_not)
+            else:
+                with stage("verify"):
+                    found = hops.run_artifact(runner, batches)
+                    proof.check("artifact", found)
+                    manifest = replace(manifest, status=PASSED)
+                    known |= {
+                        "runtime": runner.runtime,
+                        "accuracy": _accuracy(reference, found, batches),
+                    }
+                with stage("speed"):
+                    known["speed"] = time_against_eager(flat, runner, batches, config)
+                    known["warnings"] += busy_warning()
+                    if config.min_speedup is not None:
+                        require_speedup(known["speed"], timed_name(config), config.min_speedup)
+
+        with stage("bundle"):
+            save_reference(
+                bundle.path / REFERENCE_NAME,
+                {name: batches.arrays[name][:REFERENCE_BATCHES] for name in batches.names},
+                {name: array[:REFERENCE_BATCHES] for name, array in reference.outputs.items()},
+            )
+            known |= {"status": manifest.status, "bundle": str(config.output)}
+            report = _report(known, checklist)
+            report.write(bundle.path / REPORT_NAME)
+            return CompileResult(manifest.status, report, bundle.commit(manifest))
+
+
+def _known_at_first(source: Source, config: CompileConfig) -> dict[str, Any]:
+    """Returns the fields of the report that are settled before anything runs."""
+    return {
+        "target": config.target,
+        "status": FAILED,
+        "precision": config.precision,
+        "source": {
+            "kind": source.kind,
+            "location": source.location,
+            "sha256": source.sha256,
+            "notes": list(source.notes),
+        },
+        "inputs": "",
+        "samples": 0,
+        "machine": describe_machine({"torch": torch.get_num_threads()}),
+    }
+
+
+def _report(known: dict[str, Any], checklist: Checklist) -> Report:
+    fields = {**known, "hops": tuple(known.get("hops", ()))}
+    return Report(**fields, stage_seconds=checklist.seconds)
+
+
+@contextmanager
+def _report_on_failure(known: dict[str, Any], checklist: Checklist) -> Iterator[None]:
+    """Hands what is known so far to a gate that fails, so that it can be shown."""
+    try:
+        yield
+    except GateError as error:
+        hops_so_far = known.get("hops", ())
+        failed = next((hop.name for hop in hops_so_far if not hop.passed), None)
+        error.report = _report({**known, "first_failure": failed}, checklist)
+        raise
+
+
+def _reference(flat: FlatModel, batches: Batches) -> Reference:
+    """Runs the model as it is; one without one answer is refused by the lines that are to blame."""
+    try:
+        return run_reference(flat, batches)
+    except (DataDependentError, NotRepeatableError) as error:
+        program = capture(flat, tensors_of(next(iter(batches))))  # names a count's own line
+        lines = random_lines(program)
+        if not lines or isinstance(error, DataDependentError):
+            raise
+        raise NotRepeatableError(
+            error.what, where=f"Random numbers: {'; '.join(lines[:4])}", fix=error.fix
+        ) from error
+
+
+def _warnings(gates: dict[str, Gate]) -> tuple[str, ...]:
+    """Says what makes the proof weaker than it looks."""
+    found = []
+    for name, gate in gates.items():
+        if gate.scale == 0:
+            found.append(
+                f"Output '{name}' is zero everywhere on these inputs, so its parity proves "
+                "nothing: give trained weights, or real inputs."
+            )
+        elif gate.eager_error is not None and gate.tolerance > UNSTABLE and "4 ×" in gate.reason:
+            found.append(
+                f"Output '{name}' of the model itself moves by {gate.eager_error:.1e} of its scale "
+                "between fp32 and float64: a near-tie in its selection, most likely. Its gate is "
+                "as wide."
+            )
+    return tuple(found)
+
+
+def _manifest(
+    config: CompileConfig,
+    source: Source,
+    inputs: tuple[TensorSpec, ...],
+    reference: Reference,
+    gates: dict[str, Gate],
+    schedule: tuple[int, ...],
+    runtime: RuntimeInfo,
+) -> Manifest:
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        tokexport_version=tokexport.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        target=config.target,
+        status=BUILT_NOT_RUN,
+        artifact=ARTIFACT[config.target],
+        runtime=runtime,
+        precision=config.precision,
+        inputs=inputs,
+        outputs=tuple(
+            TensorSpec(name, array.shape[1:], str(array.dtype))
+            for name, array in reference.outputs.items()
+        ),
+        constant_outputs=reference.constants,
+        token_schedule=schedule,
+        gates={
+            name: {"relative_tolerance": gate.tolerance, "scale": gate.scale}
+            for name, gate in gates.items()
+        },
+        source={"kind": source.kind, "location": source.location, "sha256": source.sha256},
+        preprocessing=source.preprocessing.to_json() if source.preprocessing else None,
+        files={},
+    )
+
+
+@contextmanager
+def _opened(folder: Path, manifest: Manifest) -> Iterator[tuple[Runner | None, str]]:
+    """Opens the artifact, or says why this machine has no device that an engine runs on."""
+    try:
+        runner = open_runner(folder, manifest)
+    except NoDeviceError as error:
+        yield None, error.what
+        return
+    with runner:
+        yield runner, ""
+
+
+def _require_no_run(config: CompileConfig, why_not: str) -> None:
+    if config.require_run or config.min_speedup is not None:
+        wanted = "--require-run" if config.require_run else "--min-speedup"
+        raise GateError(
+            f"The engine was built and did not run here, and {wanted} asks for a run.",
+            where=why_not,
+            fix="Compile on a machine with a GPU that the engine is for, or leave the option out.",
+        )
+
+
+def _accuracy(reference: Reference, found: dict[str, Array], batches: Batches) -> Accuracy | None:
+    """Returns the share of labels met by the first output, before and after."""
+    if batches.labels is None:
+        return None
+    name = next(iter(reference.outputs))
+    return Accuracy(
+        accuracy(reference.outputs[name], batches.labels),
+        accuracy(found[name], batches.labels),
+        len(batches.labels),
+    )
+
+
+def _size(folder: Path) -> int:
+    """Returns the bytes of the files in a folder."""
+    return sum(file.stat().st_size for file in folder.iterdir())

@@ -1,0 +1,107 @@
+"""What a compile or an inspection is asked to do, checked once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypedDict
+
+from tokexport.exporter.errors import UsageError
+
+#: The precisions that each target takes.
+PRECISIONS: Final[dict[str, tuple[str, ...]]] = {
+    "ort": ("fp32",),
+    "openvino": ("fp32", "bf16", "fp16"),
+    "trt": ("fp32",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """What a model is run or traced on.
+
+    Paths may be given as texts.
+
+    Attributes:
+        inputs: A file of real samples; without it inputs are drawn from ``seed``.
+        input_shape: The shape of the only input, batch first, where the source does not tell it.
+        batch: The number of samples the model takes at once; replaces what the source says.
+        seed: The seed of synthetic inputs.
+    """
+
+    inputs: str | Path | None = None
+    input_shape: tuple[int, ...] | None = None
+    batch: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses numbers below the smallest."""
+        if isinstance(self.inputs, str):
+            object.__setattr__(self, "inputs", Path(self.inputs))
+        if self.batch is not None and self.batch < 1:
+            raise UsageError(f"The batch is {self.batch}.", fix="Pass a batch of 1 or more.")
+        if self.seed < 0:
+            raise UsageError(f"The seed is {self.seed}.", fix="Pass a seed of 0 or more.")
+
+
+@dataclass(frozen=True)
+class CompileConfig(InputConfig):
+    """The options of a compile.
+
+    Attributes:
+        target: ``ort``, ``openvino`` or ``trt``.
+        output: The folder that becomes the bundle.
+        precision: The precision the artifact runs in.
+        atol: An absolute tolerance that replaces the default gate.
+        min_speedup: The least speed-up over eager, as a ratio of medians; None does not gate.
+        require_run: Whether an engine that could not run here is a failure.
+        keep_stages: Whether every stage leaves its artifact in ``OUTPUT.stages``.
+        force: Whether an earlier bundle at ``output`` may be replaced.
+    """
+
+    target: str
+    output: Path
+    precision: str = "fp32"
+    atol: float | None = None
+    min_speedup: float | None = None
+    require_run: bool = False
+    keep_stages: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what no compile can do."""
+        super().__post_init__()
+        if self.target not in PRECISIONS:
+            raise UsageError(
+                f"There is no target '{self.target}'.", fix=f"Pass one of {', '.join(PRECISIONS)}."
+            )
+        if self.precision not in PRECISIONS[self.target]:
+            raise UsageError(
+                f"Target '{self.target}' has no precision '{self.precision}'.",
+                fix=f"Pass one of {', '.join(PRECISIONS[self.target])}.",
+            )
+        for name, value in (("atol", self.atol), ("min-speedup", self.min_speedup)):
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"--{name} is {value}.", fix="Pass a number above 0.")
+
+    @property
+    def stages_folder(self) -> Path:
+        """Where kept stages go."""
+        output = Path(os.path.abspath(self.output))
+        return output.with_name(f"{output.name}.stages")
+
+
+class CompileOptions(TypedDict, total=False):
+    """The fields of ``CompileConfig`` that have a default, as keywords of ``compile``."""
+
+    inputs: str | Path | None
+    input_shape: tuple[int, ...] | None
+    batch: int | None
+    seed: int
+    precision: str
+    atol: float | None
+    min_speedup: float | None
+    require_run: bool
+    keep_stages: bool
+    force: bool

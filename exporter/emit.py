@@ -1,0 +1,181 @@
+"""Writes a rewritten program as an ONNX model with functions of domain ``tokexport``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnxscript.values import Op, Opset
+from torch.export import ExportedProgram
+
+from tokexport.exporter.errors import ModelNotSupportedError
+from tokexport.exporter.torch_warnings import torch_warnings_silenced
+from tokexport.graph_passes import onnx_functions as functions
+from tokexport.graph_passes.torch_passes.editor import innermost_line, source_line
+
+_FLOATS = ["tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"]
+_INDEX = "tensor(int64)"
+_ATTRIBUTES = {"ints": onnx.defs.OpSchema.AttrType.INTS, "float": onnx.defs.OpSchema.AttrType.FLOAT}
+
+
+def emit(
+    program: ExportedProgram, input_names: Sequence[str], output_names: Sequence[str]
+) -> ir.Model:
+    """Returns the ONNX model (opset 20) of a rewritten program; weights stay shared with it.
+
+    Raises:
+        ModelNotSupportedError: An operator of the graph has no ONNX form.
+    """
+    with torch_warnings_silenced(), _exporter_quiet(), torch.no_grad():
+        try:
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=functions.OPSET,
+                custom_translation_table=_translations(),
+                verbose=False,
+            )
+        except Exception as error:
+            raise _refusal(error) from error
+    if exported is None:
+        raise ModelNotSupportedError("torch.onnx.export gave no model for this graph.")
+    model = exported.model
+    _rename(model.graph.inputs, input_names, model)
+    _rename(model.graph.outputs, output_names, model)
+    _add_functions(model)
+    return model
+
+
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Maps each torch operator to what writes its ONNX function call."""
+    domain = torch.ops.tokexport
+
+    def scatter(dst: Any, index: Any, src: Any, mode: str, include_self: bool) -> Any:
+        return _operator(functions.scatter_name(mode, include_self))(dst, index, src)
+
+    def match(scores: Any, r: int, order: str) -> Any:
+        return _operator(functions.match_name(order))(scores, r=[r])
+
+    def merge(a: Any, b: Any, kept: Any, src: Any, dst: Any, mode: str) -> Any:
+        return _operator(functions.merge_name(mode))(a, b, kept, src, dst)
+
+    def attention(q: Any, k: Any, v: Any, log_size: Any, scale: float) -> Any:
+        if log_size is None:
+            return _operator("attention")(q, k, v, scale=scale)
+        return _operator("sized_attention")(q, k, v, log_size, scale=scale)
+
+    return {
+        domain.gather_tokens.default: _call_gather,
+        domain.scatter_tokens.default: scatter,
+        domain.bipartite_match.default: match,
+        domain.merge_tokens.default: merge,
+        domain.sized_attention.default: attention,
+    }
+
+
+def _call_gather(x: Any, index: Any) -> Any:
+    return _operator("gather_tokens")(x, index)
+
+
+def _operator(name: str) -> Op:
+    """Returns the function as an operator that the exporter's recorder can call."""
+    signature = functions.signatures()[name]
+    formal = onnx.defs.OpSchema.FormalParameter
+    schema = onnx.defs.OpSchema(
+        name,
+        functions.DOMAIN,
+        functions.DOMAIN_VERSION,
+        inputs=[formal(n, "T" if kind == "T" else _INDEX) for n, kind in signature.inputs],
+        outputs=[formal(n, "T" if kind == "T" else _INDEX) for n, kind in signature.outputs],
+        type_constraints=[("T", _FLOATS, "Any float tensor.")],
+        attributes=[
+            onnx.defs.OpSchema.Attribute(n, _ATTRIBUTES[kind]) for n, kind in signature.attributes
+        ],
+    )
+    return Op(Opset(functions.DOMAIN, functions.DOMAIN_VERSION), name, schema)
+
+
+def _rename(values: Sequence[ir.Value], names: Sequence[str], model: ir.Model) -> None:
+    """Gives graph inputs or outputs the person's names; another value of that name steps aside."""
+    wanted = set(names)
+    own = set(values)
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in wanted and value not in own:
+                value.name = f"{value.name}__inner"
+    for value in model.graph.initializers.values():
+        if value.name in wanted:
+            raise ModelNotSupportedError(
+                f"A weight of the graph is called '{value.name}' like an input or output.",
+                fix="Rename the argument of forward or the key of the output.",
+            )
+    for value, name in zip(values, names, strict=True):
+        value.name = name
+
+
+def _add_functions(model: ir.Model) -> None:
+    called = {node.op_type for node in model.graph if node.domain == functions.DOMAIN}
+    for proto in functions.with_callees(called):
+        function = ir.serde.deserialize_function(proto)
+        model.functions[function.identifier()] = function
+    if called:
+        model.opset_imports[functions.DOMAIN] = functions.DOMAIN_VERSION
+
+
+def _refusal(error: Exception) -> ModelNotSupportedError:
+    """Names the operator without an ONNX form and the line it came from."""
+    node = _failed_node(error)
+    if node is not None:
+        return ModelNotSupportedError(
+            f"The operator {node.target} has no ONNX form.",
+            where=f"At {source_line(node) or node.name}",
+            fix="Write that line with other operations.",
+        )
+    text = "\n".join(str(cause) for cause in _causes(error))
+    said = str(_causes(error)[-1]).strip() or type(error).__name__
+    trace = innermost_line(text)
+    return ModelNotSupportedError(
+        f"The graph cannot be written as ONNX: {said.splitlines()[0]}",
+        where=f"At {trace}" if trace else "",
+        fix="Compile with --keep-stages, and look at rewritten.pt2 in the folder it leaves.",
+    )
+
+
+def _failed_node(error: BaseException) -> torch.fx.Node | None:
+    """Returns the node that the exporter was at; its graph is not ours, but its lines are."""
+    for cause in _causes(error):
+        named = re.search(r"translating node %(\w+) :", str(cause))
+        trace = cause.__traceback__
+        while named and trace is not None:
+            for value in trace.tb_frame.f_locals.values():
+                if isinstance(value, torch.fx.Node) and value.name == named[1]:
+                    return value
+            trace = trace.tb_next
+    return None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Returns an error and what caused it, the first cause last."""
+    return [error, *(_causes(error.__cause__) if error.__cause__ else ())]
+
+
+@contextlib.contextmanager
+def _exporter_quiet() -> Iterator[None]:
+    """Keeps the exporter's own progress lines off the person's terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,92 @@
+"""The errors of the driving room: what happened, where, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokexport.exporter.report import Report
+
+
+class ExporterError(Exception):
+    """Something the person can mend; it is shown without a traceback.
+
+    Args:
+        what: What happened, one sentence.
+        where: The file, node, input or source line it happened at; empty when there is none.
+        fix: What the person can do now; empty only when nothing can be done.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        """Returns the parts that are there, a line each."""
+        return "\n".join(part for part in (self.what, self.where, self.fix) if part)
+
+
+class UsageError(ExporterError):
+    """An option, a file or an input is not what the command needs."""
+
+
+class SourceError(UsageError):
+    """The source cannot be read as a model."""
+
+
+class UntrustedPickleError(SourceError):
+    """Loading the source would run code that came with it."""
+
+
+class InputError(UsageError):
+    """The inputs do not fit the model: name, shape, dtype, or a value that is not finite."""
+
+
+class ModelNotSupportedError(ExporterError):
+    """The model cannot become a static graph: an operator, a shape, a count depending on data."""
+
+
+class DataDependentError(ModelNotSupportedError):
+    """A number of tokens, or a branch, depends on the values of the input."""
+
+
+class NotRepeatableError(ModelNotSupportedError):
+    """The model gives another answer on the same input, so nothing can be proven equal to it."""
+
+
+class NotFiniteError(ModelNotSupportedError):
+    """The model's own outputs hold NaN on these inputs."""
+
+
+class WriteError(ExporterError):
+    """The result cannot be written: no space, no permission."""
+
+
+class OutputExistsError(UsageError):
+    """The output folder is there already and was not given up for overwriting."""
+
+
+class PackageMissingError(ExporterError):
+    """A package that this step needs is not installed."""
+
+
+class GateError(ExporterError):
+    """A gate failed: parity, speed, or a run that was required.
+
+    ``report`` holds what was found until then; None until a compile fills it in.
+    """
+
+    report: Report | None = None
+
+
+class InternalError(ExporterError):
+    """A broken promise inside tokexport: a bug of ours, never the person's mistake."""
+
+
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """Joins names for a message, at most ``limit`` of them, with the number left out."""
+    shown = ", ".join(names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

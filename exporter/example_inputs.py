@@ -1,0 +1,203 @@
+"""Settles names, shapes and dtypes of a model's inputs, and the arrays it is proven on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokexport.exporter.array_file import read_arrays
+from tokexport.exporter.capture import FlatModel, call_spec, forward_parameters
+from tokexport.exporter.config import InputConfig
+from tokexport.exporter.errors import InputError, UsageError, listed
+from tokexport.exporter.inputs import LABELS, Batches, read_inputs, synthetic_inputs
+from tokexport.exporter.source import Source
+from tokexport.runtimes.manifest import TensorSpec
+
+#: How many batches are drawn where no data is given: more than one, so that a value baked in from
+#: the first shows in the second.
+SYNTHETIC_BATCHES = 2
+
+
+def prepare(
+    source: Source, config: InputConfig
+) -> tuple[FlatModel, tuple[TensorSpec, ...], Batches]:
+    """Returns the model over named tensors, its inputs, and the batches to prove it on.
+
+    Shapes come from ``--input-shape``, else from the source's example inputs, else from what the
+    source knows of itself, else from the file of inputs; ``--batch`` replaces the leading number.
+
+    Raises:
+        UsageError: Nothing says which inputs the model takes.
+        InputError: The inputs do not fit the model.
+    """
+    _check_device(source.model)
+    args, kwargs = _example_call(source, config)
+    spec = call_spec(source.model, args, kwargs)
+    leaves, _ = torch.utils._pytree.tree_flatten((args, kwargs))
+    examples = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not examples:
+        raise InputError(
+            "The example inputs hold no tensor.",
+            fix="Return (module, example_inputs) with tensors.",
+        )
+    if config.batch is not None:
+        examples = _rebatched(examples, config.batch)
+    specs = tuple(
+        TensorSpec(name, tuple(tensor.shape), _numpy_name(name, tensor))
+        for name, tensor in zip(spec.names, examples, strict=True)
+    )
+    model = FlatModel(source.model, spec)
+    batch = specs[0].shape[0] if specs[0].shape else 1
+    if config.inputs is not None:
+        return model, specs, read_inputs(Path(config.inputs), specs, batch)
+    drawn = synthetic_inputs(specs, SYNTHETIC_BATCHES, config.seed)
+    if source.example_args is None and not source.example_kwargs:
+        return model, specs, drawn
+    return model, specs, _with_example_integers(drawn, specs, examples)
+
+
+def _check_device(model: nn.Module) -> None:
+    """Refuses a model on an accelerator: the reference is the model in fp32 on the CPU."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise UsageError(
+                f"The model is on {tensor.device}.",
+                where=f"Weight '{name}'.",
+                fix="Pass model.cpu(): the reference is the model on the CPU in fp32.",
+            )
+
+
+def _example_call(source: Source, config: InputConfig) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns example arguments of ``forward``; those made here hold zeros."""
+    given = source.example_args is not None or bool(source.example_kwargs)
+    if config.input_shape is not None:
+        if given and len(_tensors(source)) > 1:
+            raise UsageError(
+                f"--input-shape describes one input, and the source has {len(_tensors(source))}.",
+                fix="Leave it out: the source's own example inputs say the shapes.",
+            )
+        if given:
+            return _reshaped(source, config.input_shape)
+        _only_input(source.model)
+        return (torch.zeros(config.input_shape),), {}
+    if given:
+        return source.example_args or (), source.example_kwargs
+    if source.input_shapes:
+        if len(source.input_shapes) == 1 and next(iter(source.input_shapes)) == _first(
+            source.model
+        ):
+            return (torch.zeros(next(iter(source.input_shapes.values()))),), {}
+        return (), {name: torch.zeros(shape) for name, shape in source.input_shapes.items()}
+    if config.inputs is not None:
+        return _call_of_file(source.model, config)
+    raise UsageError(
+        "Nothing says which inputs the model takes.",
+        where=f"Its forward takes {listed(_required(source.model)) or 'anything'}.",
+        fix="Pass --input-shape 1,3,224,224 or --inputs data.npz, or let a factory return "
+        "(module, example_inputs).",
+    )
+
+
+def _reshaped(source: Source, shape: tuple[int, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Gives the source's only example input another shape; its dtype and its place stay."""
+    call = (source.example_args or (), source.example_kwargs)
+    leaves, tree = torch.utils._pytree.tree_flatten(call)
+    changed = [
+        torch.zeros(shape, dtype=leaf.dtype) if isinstance(leaf, Tensor) else leaf
+        for leaf in leaves
+    ]
+    args, kwargs = torch.utils._pytree.tree_unflatten(changed, tree)
+    return args, kwargs
+
+
+def _call_of_file(model: nn.Module, config: InputConfig) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Takes shapes and dtypes from the arrays of a file, one sample each."""
+    assert config.inputs is not None
+    found = read_arrays(Path(config.inputs))
+    if not isinstance(found, dict):
+        return (_one_sample(found),), {}
+    arrays = {name: array for name, array in found.items() if name != LABELS}
+    if len(arrays) == 1:
+        return (_one_sample(next(iter(arrays.values()))),), {}
+    return (), {name: _one_sample(array) for name, array in arrays.items()}
+
+
+def _one_sample(array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "fiub" or array.ndim == 0 or not len(array):
+        raise InputError(
+            f"An array of dtype {array.dtype} and shape {array.shape} is no batch of inputs.",
+            fix="Save numbers with the samples along the leading axis.",
+        )
+    return torch.from_numpy(np.ascontiguousarray(array[:1]))
+
+
+def _required(model: nn.Module) -> list[str]:
+    return [
+        name
+        for name, parameter in forward_parameters(model).items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+
+
+def _first(model: nn.Module) -> str:
+    return next(iter(forward_parameters(model)), "")
+
+
+def _only_input(model: nn.Module) -> None:
+    required = _required(model)
+    if len(required) > 1:
+        raise UsageError(
+            f"--input-shape describes one input, and forward takes {listed(required)}.",
+            fix="Let a factory return (module, example_inputs), or pass --inputs with one array "
+            "per input.",
+        )
+
+
+def _tensors(source: Source) -> list[Tensor]:
+    leaves, _ = torch.utils._pytree.tree_flatten((source.example_args or (), source.example_kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _rebatched(examples: list[Tensor], batch: int) -> list[Tensor]:
+    """Repeats or cuts the leading axis of every tensor that shares the first one's."""
+    if not examples[0].shape:
+        raise UsageError("--batch needs an input with a leading axis, and this one is a scalar.")
+    size = examples[0].shape[0]
+    repeats = -(-batch // size)
+    return [
+        torch.cat([tensor] * repeats)[:batch] if tensor.shape[:1] == (size,) else tensor
+        for tensor in examples
+    ]
+
+
+def _numpy_name(name: str, tensor: Tensor) -> str:
+    try:
+        return str(np.dtype(str(tensor.dtype).removeprefix("torch.")))
+    except TypeError as error:
+        raise InputError(
+            f"Input '{name}' is {tensor.dtype}, which has no numpy form.",
+            fix="Give the model and its inputs in float32.",
+        ) from error
+
+
+def _with_example_integers(
+    drawn: Batches, specs: tuple[TensorSpec, ...], examples: list[Tensor]
+) -> Batches:
+    """Keeps the example's own integers, which may be indices; only floats are drawn."""
+    arrays = dict(drawn.arrays)
+    kept = []
+    for spec, tensor in zip(specs, examples, strict=True):
+        if not tensor.is_floating_point():
+            arrays[spec.name] = np.stack([tensor.numpy()] * len(drawn))
+            kept.append(spec.name)
+    if not kept:
+        return drawn
+    return dataclasses.replace(
+        drawn, arrays=arrays, origin=f"{drawn.origin}; {listed(kept)} from the example inputs"
+    )

@@ -1,0 +1,40 @@
+"""Runs what each hop of the model's way left, on the batches the reference was run on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.reference import tensors_of
+from tokexport.exporter.torch_warnings import torch_warnings_silenced
+from tokexport.runtimes.base import Array, Runner
+from tokexport.runtimes.ort import OrtRunner
+
+
+def run_program(
+    program: ExportedProgram, batches: Batches, names: tuple[str, ...]
+) -> dict[str, Array]:
+    """Runs a traced graph in eager torch; returns (batches, …) by output name."""
+    with torch_warnings_silenced(), torch.no_grad():
+        module = program.module()
+        rows = [module(*tensors_of(batch)) for batch in batches]
+    return {
+        name: np.stack([row[position].numpy() for row in rows])
+        for position, name in enumerate(names)
+    }
+
+
+def run_onnx(path: Path, batches: Batches) -> dict[str, Array]:
+    """Runs an ONNX file in ONNX Runtime on the CPU; returns (batches, …) by output name."""
+    with OrtRunner.from_file(path) as runner:
+        return run_artifact(runner, batches)
+
+
+def run_artifact(runner: Runner, batches: Batches) -> dict[str, Array]:
+    """Runs every batch; returns (batches, …) by output name."""
+    rows = [runner.run(batch) for batch in batches]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

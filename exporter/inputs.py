@@ -1,0 +1,349 @@
+"""The arrays a model is traced, proven and timed on: read from a file, or drawn from a seed.
+
+A file of S samples, batch N::
+
+    data.npz  x (S, C, H, W)     →  Batches.arrays["x"] (⌈S/N⌉, N, C, H, W)
+              labels (S,)        →  Batches.labels (S,)
+
+The last batch is filled up by repeating the last sample; the repeats never count in an accuracy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokexport.exporter.array_file import read_arrays
+from tokexport.exporter.errors import InputError, UsageError, listed
+from tokexport.runtimes.manifest import TensorSpec
+
+LABELS = "labels"
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Samples cut into batches of one size.
+
+    Attributes:
+        names: The model's inputs, in the model's order.
+        arrays: Each input's values, (batches, N, …): a batch along the first axis.
+        samples: The number of real samples; what the last batch holds beyond is repeats.
+        labels: The class of every real sample, (samples,) integers; None when not given.
+        origin: Where the values come from, a clause for the report.
+    """
+
+    names: tuple[str, ...]
+    arrays: dict[str, np.ndarray]
+    samples: int
+    labels: np.ndarray | None
+    origin: str
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        return len(self.arrays[self.names[0]])
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yields every batch as the model takes it: each input's (N, …) by its name."""
+        for index in range(len(self)):
+            yield {name: self.arrays[name][index, ...] for name in self.names}
+
+
+def read_inputs(path: Path, specs: Sequence[TensorSpec], batch: int) -> Batches:
+    """Reads the samples of a file and cuts them into batches of ``batch``.
+
+    The file is an ``.npz`` with one array per input, by the input's name, and optionally
+    ``labels``; a model with one input takes the one array under any name, or a plain ``.npy``. The
+    leading axis of an array is the samples. An input that has no leading axis of ``batch``
+    in the model (a scalar, a table) is given once, in its full shape, and goes into every batch.
+
+    Args:
+        path: The file.
+        specs: The model's inputs; the shapes include the batch.
+        batch: The number of samples the model takes at once, N.
+
+    Returns:
+        The batches, in the order of the file.
+
+    Raises:
+        InputError: The file cannot be read as arrays, or an array does not fit its input.
+    """
+    found = _named_arrays(path, specs)
+    labels = found.pop(LABELS, None)
+    named = _by_input(found, specs, path)
+
+    per_sample = {spec.name for spec in specs if spec.shape[:1] == (batch,)}
+    for spec in specs:
+        _check_shape(named[spec.name], spec, spec.name in per_sample)
+    samples = _count_samples({name: named[name] for name in named if name in per_sample}, path)
+    if labels is not None:
+        _check_labels(labels, samples)
+    arrays: dict[str, np.ndarray] = {}
+    for spec in specs:
+        values = _fit_dtype(named.pop(spec.name), spec)
+        _check_finite(values, spec.name)
+        if spec.name in per_sample:
+            arrays[spec.name] = _cut(values, batch)
+        else:
+            arrays[spec.name] = np.stack([values] * -(-samples // batch))
+    noun = "sample" if samples == 1 else "samples"
+    return Batches(
+        names=tuple(spec.name for spec in specs),
+        arrays=arrays,
+        samples=samples,
+        labels=None if labels is None else labels.astype(np.int64),
+        origin=f"{samples} {noun} of {path.name}",
+    )
+
+
+def synthetic_inputs(specs: Sequence[TensorSpec], batches: int, seed: int) -> Batches:
+    """Draws inputs from a seed: standard normal floats, 0 or 1 for integers and booleans.
+
+    ``uint8`` takes all of its 256 values, as an image does; other integers stay at 0 and 1, which
+    are valid as a mask and as an index into any table. Each input has a generator of its own, made
+    from the seed and the input's name, so neither the order of the inputs nor another input
+    changes its values, and the first batch is the same whatever the number of batches.
+
+    Args:
+        specs: The model's inputs; the shapes include the batch.
+        batches: How many batches to draw, at least 1.
+        seed: The seed, 0 or more.
+
+    Raises:
+        InputError: An input's dtype has no values to draw (complex, text).
+        UsageError: The seed is negative.
+    """
+    if seed < 0:
+        raise UsageError(f"The seed is {seed}.", fix="Pass a seed of 0 or more.")
+    arrays = {spec.name: _draw(spec, batches, seed) for spec in specs}
+    first = specs[0].shape
+    return Batches(
+        names=tuple(spec.name for spec in specs),
+        arrays=arrays,
+        samples=batches * (first[0] if first else 1),
+        labels=None,
+        origin=f"seeded synthetic inputs (normal, seed {seed}): not real data",
+    )
+
+
+def parse_shape(text: str, batch: int | None = None) -> tuple[int, ...]:
+    """Reads a shape such as ``1,3,224,224``.
+
+    Args:
+        text: Whole numbers of 1 or more, separated by commas.
+        batch: Takes the place of the first number when given.
+
+    Raises:
+        UsageError: The text is no such list, or the batch is less than 1.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [part for part in parts if not re.fullmatch(r"0*[1-9][0-9]{0,17}", part, re.ASCII)]
+    if wrong:
+        raise UsageError(
+            f"The input shape {text!r} is not a list of whole numbers of 1 or more.",
+            where=f"At {wrong[0]!r}",
+            fix="Write it as numbers separated by commas, batch first: 1,3,224,224",
+        )
+    if batch is not None and batch < 1:
+        raise UsageError(f"The batch is {batch}.", fix="Pass a batch of 1 or more.")
+    shape = tuple(int(part) for part in parts)
+    return shape if batch is None else (batch, *shape[1:])
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the share of samples whose largest logit is the label's.
+
+    Args:
+        logits: (batches, N, classes), batch after batch; rows beyond the labels are padding.
+        labels: (samples,) integers, samples at most batches × N.
+
+    Raises:
+        InputError: The output is no such array, or a label names no class of it.
+    """
+    if logits.ndim != 3 or logits.shape[0] * logits.shape[1] < len(labels):
+        raise InputError(
+            f"Labels need an output of shape (N, classes), and it is {logits.shape[1:]}.",
+            fix=f"Leave {LABELS!r} out of the inputs, or let the model return class logits.",
+        )
+    classes = logits.shape[-1]
+    if labels.size and int(labels.max()) >= classes:
+        row = int(np.argmax(labels >= classes))
+        raise InputError(
+            f"Label {labels[row]} is no class of an output of {classes} classes.",
+            where=f"{LABELS}[{row}]",
+            fix=f"Number the classes from 0 to {classes - 1}.",
+        )
+    chosen = logits.reshape(-1, classes)[: len(labels)].argmax(axis=-1)
+    return float((chosen == labels).mean())
+
+
+def _named_arrays(path: Path, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+    """Reads every array of the file, by its name; a lone array takes the only input's name."""
+    found = read_arrays(path)
+    if isinstance(found, dict):
+        return found
+    if len(specs) == 1:
+        return {specs[0].name: found}
+    raise InputError(
+        f"The file holds one array, and the model has {len(specs)} inputs.",
+        where=str(path),
+        fix=f"Save them by name: numpy.savez(path, {', '.join(f'{s.name}=…' for s in specs)})",
+    )
+
+
+def _by_input(
+    found: dict[str, np.ndarray], specs: Sequence[TensorSpec], path: Path
+) -> dict[str, np.ndarray]:
+    """Pairs the arrays with the model's inputs, by name or, when there is one of each, alone."""
+    names = [spec.name for spec in specs]
+    if LABELS in names:
+        raise InputError(
+            f"The model has an input named {LABELS!r}, which is the name of the classes here.",
+            where=str(path),
+            fix="Give the model's input another name.",
+        )
+    if not found:
+        raise InputError(
+            "The inputs file holds no array but labels, or none at all.",
+            where=str(path),
+            fix=f"Save an array for {listed(names)}.",
+        )
+    if len(names) == 1 and len(found) == 1:
+        return {names[0]: next(iter(found.values()))}
+    missing = [name for name in names if name not in found]
+    unknown = [name for name in found if name not in names]
+    if missing or unknown:
+        parts = [f"missing: {listed(missing)}"] if missing else []
+        parts += [f"unknown: {listed(unknown)}"] if unknown else []
+        raise InputError(
+            f"The arrays are not the model's inputs ({'; '.join(parts)}).",
+            where=str(path),
+            fix=f"Name the arrays after the inputs: {listed(names)}.",
+        )
+    return {name: found[name] for name in names}
+
+
+def _check_shape(array: np.ndarray, spec: TensorSpec, per_sample: bool) -> None:
+    """Refuses an array whose shape, apart from the samples, is not the input's."""
+    shape = tuple(spec.shape)
+    wanted = shape[1:] if per_sample else shape
+    got = array.shape[1:] if per_sample else array.shape
+    if got == wanted and array.ndim == len(shape):
+        return
+    fix = f"Bring the array to ({'samples, ' if per_sample else ''}{', '.join(map(str, wanted))})"
+    if per_sample and array.shape == wanted:
+        fix = "Add the axis of samples: array[None]"
+    elif per_sample and len(got) == len(wanted) == 3 and got == (*wanted[1:], wanted[0]):
+        fix = "The channels come last in it: numpy.transpose(array, (0, 3, 1, 2))"
+    raise InputError(
+        f"Input {spec.name!r} has shape {array.shape}, and the model takes {shape}"
+        + (", any number of samples first." if per_sample else "."),
+        fix=fix,
+    )
+
+
+def _count_samples(arrays: Mapping[str, np.ndarray], path: Path) -> int:
+    """Returns the number of samples, the same in every array; 1 when no input has samples."""
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        raise InputError(
+            "The inputs have different numbers of samples.",
+            where=listed([f"{name}: {count}" for name, count in counts.items()]),
+            fix="Save as many samples of each.",
+        )
+    samples = next(iter(counts.values()), 1)
+    if samples == 0:
+        raise InputError("The inputs hold no samples.", where=str(path), fix="Save at least one.")
+    return samples
+
+
+def _check_labels(labels: np.ndarray, samples: int) -> None:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"The labels are {labels.dtype.name} of shape {labels.shape}.",
+            fix=f"Save one whole number for each sample: shape ({samples},), int64.",
+        )
+    if len(labels) != samples:
+        raise InputError(
+            f"There are {len(labels)} labels for {samples} samples.",
+            fix="Save one for each sample.",
+        )
+    if int(labels.min()) < 0:
+        row = int(np.argmax(labels < 0))
+        raise InputError(
+            f"Label {labels[row]} is negative.",
+            where=f"{LABELS}[{row}]",
+            fix="Number the classes from 0, and leave samples without a class out.",
+        )
+
+
+def _numpy_dtype(spec: TensorSpec) -> np.dtype[Any]:
+    try:
+        return np.dtype(spec.dtype)
+    except TypeError as error:
+        raise InputError(
+            f"Input {spec.name!r} is {spec.dtype}, a type that numpy arrays do not have.",
+            fix="Let the model take float32 and convert inside its forward.",
+        ) from error
+
+
+def _fit_dtype(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """Returns the array in the input's dtype where no value changes by it; refuses otherwise.
+
+    A narrower type of the same kind is widened (float16 → float32, int32 → int64), as is a foreign
+    byte order. Everything else is the person's to decide.
+    """
+    wanted = _numpy_dtype(spec)
+    if array.dtype.kind == wanted.kind and np.can_cast(array.dtype, wanted, "safe"):
+        return array.astype(wanted, copy=False)
+    fix = f"Convert it: array.astype(numpy.{wanted.name})"
+    if array.dtype.kind in "iu" and wanted.kind == "f":
+        fix = (
+            "Preprocess as the model was trained (for images: scale to 0 … 1, subtract the mean, "
+            f"divide by the deviation) and save as numpy.{wanted.name}."
+        )
+    raise InputError(
+        f"Input {spec.name!r} is {array.dtype.name}, and the model takes {wanted.name}.", fix=fix
+    )
+
+
+def _check_finite(array: np.ndarray, name: str) -> None:
+    if array.dtype.kind not in "fc" or bool(np.isfinite(array).all()):
+        return
+    index = tuple(int(i) for i in np.unravel_index(np.argmin(np.isfinite(array)), array.shape))
+    raise InputError(
+        f"Input {name!r} holds {array[index]}, and there are no outputs to compare for it.",
+        where=f"First at {name}[{', '.join(map(str, index))}]",
+        fix="Clean the data (numpy.nan_to_num), or leave the sample out.",
+    )
+
+
+def _cut(array: np.ndarray, batch: int) -> np.ndarray:
+    """Cuts (samples, …) into (⌈samples/N⌉, N, …), the last sample repeated to the end."""
+    padding = -len(array) % batch
+    if padding:
+        array = np.concatenate([array, np.repeat(array[-1:], padding, axis=0)])
+    return array.reshape(-1, batch, *array.shape[1:])
+
+
+def _draw(spec: TensorSpec, batches: int, seed: int) -> np.ndarray:
+    dtype = _numpy_dtype(spec)
+    name = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "big")
+    random = np.random.default_rng([seed, name])
+    shape = (batches, *spec.shape)
+    if dtype.kind == "f":
+        drawn = random.standard_normal(shape, dtype=np.float64 if dtype.itemsize > 4 else "f4")
+        return np.asarray(drawn, dtype=dtype)
+    if dtype == np.uint8:
+        return random.integers(0, 256, shape, dtype=np.uint8)
+    if dtype.kind in "iub":
+        return random.integers(0, 2, shape).astype(dtype)
+    raise InputError(
+        f"Input {spec.name!r} is {dtype.name}, and there are no synthetic values of that type.",
+        fix="Pass real ones with --inputs.",
+    )

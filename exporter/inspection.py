@@ -1,0 +1,243 @@
+"""Says what a model is made of, before anything is compiled: blocks, tokens, cost, what is left.
+
+The numbers are counts over the captured graph; what was recognised, and what stayed generic and
+why, is read from the rewritten one; each target is asked what it would refuse. The model is traced
+and never run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rich.console import Console
+from torch import nn
+from torch.export import ExportedProgram
+
+from tokexport.exporter.capture import capture, token_schedule
+from tokexport.exporter.config import PRECISIONS, InputConfig
+from tokexport.exporter.errors import UsageError
+from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.progress import Checklist
+from tokexport.exporter.reference import tensors_of
+from tokexport.exporter.source import Source
+from tokexport.exporter.source.in_memory import source_in_memory
+from tokexport.exporter.target_refusals import Verdict, ask, emitted
+from tokexport.graph_passes import ops, pipelines
+from tokexport.graph_passes.blocks import Blocks, Tokens, find_blocks, tokens_through
+from tokexport.graph_passes.left_generic import left_generic
+from tokexport.graph_passes.macs import NodeMacs, count_macs
+from tokexport.graph_passes.product_kinds import Kind, ProductKinds
+from tokexport.graph_passes.torch_passes.calls import operator_name
+from tokexport.graph_passes.torch_passes.infrastructure import run_passes
+from tokexport.graph_passes.unreduced import unreduced_macs
+
+SCHEMA_VERSION: Final = 1
+#: How ``Inspection.unreduced`` comes about; shown beside the number.
+UNREDUCED_MEANS: Final = (
+    "the same graph with every block at the token count of the first block of its width, and "
+    "without matching"
+)
+
+
+@dataclass(frozen=True)
+class Generic:
+    """Something that stayed as torch wrote it.
+
+    Attributes:
+        what: ``attention``, ``selection``, ``merge``, ``gather``, ``scatter`` or ``sort``.
+        operator: The operator: ``aten.matmul``.
+        why: Why it was not recognised, a clause.
+        line: The line of the person's code, or ''.
+    """
+
+    what: str
+    operator: str
+    why: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One block, or all that lies outside the blocks.
+
+    Attributes:
+        path: The module: ``blocks.3``; '' for what lies outside.
+        tokens_in: Tokens of an image that enter; None where nothing looks like tokens.
+        tokens_out: Tokens that leave.
+        macs: Multiply-accumulates by kind, of the whole batch.
+        recognised: How many operators of the domain, by name.
+        generic: What stayed generic.
+    """
+
+    path: str
+    tokens_in: int | None
+    tokens_out: int | None
+    macs: Mapping[str, int]
+    recognised: Mapping[str, int]
+    generic: tuple[Generic, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found out about a model.
+
+    Attributes:
+        source: What was inspected.
+        inputs: The shape of each input.
+        batch: Images in a run; every count is of one run.
+        blocks: The repeated blocks that hold attention, in order.
+        outside: Everything else.
+        macs: Multiply-accumulates of the whole, by kind.
+        unreduced: Those of the model without its reduction, by kind, as ``UNREDUCED_MEANS``.
+        token_schedule: Tokens at each attention that was recognised.
+        targets: What each target says.
+    """
+
+    source: str
+    inputs: Mapping[str, tuple[int, ...]]
+    batch: int
+    blocks: tuple[Part, ...]
+    outside: Part
+    macs: Mapping[str, int]
+    unreduced: Mapping[str, int]
+    token_schedule: tuple[int, ...]
+    targets: tuple[Verdict, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values under the attributes' names, with ``schema_version`` before them."""
+        fields = dataclasses.asdict(self)
+        return {"schema_version": SCHEMA_VERSION, **fields, "unreduced_means": UNREDUCED_MEANS}
+
+
+def inspect(
+    model: nn.Module | Source,
+    example_inputs: Any = None,
+    *,
+    targets: Sequence[str] = tuple(PRECISIONS),
+    progress: Checklist | None = None,
+    **options: Any,
+) -> Inspection:
+    """Traces a model and says what it is made of; the model is left as it was.
+
+    Args:
+        model: The module, or a source that was read.
+        example_inputs: A tensor, a tuple of them, or a dict by the names of ``forward``.
+        targets: Which targets to ask what they would refuse.
+        progress: Shows the stages; silent without one.
+        options: Further fields of ``InputConfig``: inputs, input_shape, batch, seed.
+
+    Raises:
+        UsageError: The options or inputs do not fit.
+        ModelNotSupportedError: The model cannot become a static graph.
+    """
+    config = InputConfig(**options)
+    for target in targets:
+        if target not in PRECISIONS:
+            raise UsageError(
+                f"There is no target '{target}'.", fix=f"Pass one of {', '.join(PRECISIONS)}."
+            )
+    source = model if isinstance(model, Source) else source_in_memory(model, example_inputs)
+    checklist = progress or Checklist(Console(stderr=True), enabled=False)
+    ops.register()
+    with checklist:
+        with checklist.stage("capture"):
+            flat, specs, batches = prepare(source, config)
+            program = capture(flat, tensors_of(next(iter(batches))))
+        shape = specs[0].shape
+        batch = shape[0] if shape else 1
+        with checklist.stage("count"):
+            counted = _Count(program, batch)
+        with checklist.stage("rewrite"):
+            rewritten = run_passes(program, pipelines.REWRITE).program
+            parts = counted.parts(rewritten)
+        verdicts = []
+        if targets:
+            with checklist.stage("emit"):
+                onnx_model = emitted(rewritten, flat.spec.names)
+        for target in targets:
+            with checklist.stage(target):
+                verdicts.append(ask(target, onnx_model))
+    return Inspection(
+        source=source.location,
+        inputs={spec.name: spec.shape for spec in specs},
+        batch=batch,
+        blocks=parts[:-1],
+        outside=parts[-1],
+        macs=counted.total,
+        unreduced=counted.unreduced,
+        token_schedule=token_schedule(rewritten),
+        targets=tuple(verdicts),
+    )
+
+
+class _Count:
+    """The counts of a captured program; taken before its graph is rewritten in place.
+
+    Args:
+        program: The captured program.
+        batch: Images in a run.
+    """
+
+    def __init__(self, program: ExportedProgram, batch: int) -> None:
+        nodes = count_macs(program)
+        kinds = ProductKinds(program)
+        self._paths = find_blocks(program, nodes)
+        blocks = Blocks(program, self._paths)
+        self._tokens: tuple[Tokens | None, ...] = tuple(
+            tokens_through(blocks.members(i), nodes, kinds, batch) for i in range(len(self._paths))
+        )
+        self._macs: dict[int | None, Counter[str]] = {}
+        for node in nodes:
+            self._macs.setdefault(blocks.block_of(node.node), Counter())[node.kind] += node.macs
+        self.total = _by_kind(_summed(nodes))
+        self.unreduced = _by_kind(unreduced_macs(nodes, blocks, self._tokens, batch))
+
+    def parts(self, rewritten: ExportedProgram) -> tuple[Part, ...]:
+        """Returns a part per block, and last what lies outside all."""
+        blocks = Blocks(rewritten, self._paths)
+        recognised: dict[int | None, Counter[str]] = {}
+        for node in rewritten.graph.nodes:
+            name = operator_name(node) if node.op == "call_function" else ""
+            if name.startswith(f"{ops.NAMESPACE}."):
+                found = recognised.setdefault(blocks.block_of(node), Counter())
+                found[name.removeprefix(f"{ops.NAMESPACE}.")] += 1
+        generic: dict[int | None, list[Generic]] = {}
+        for left in left_generic(rewritten):
+            generic.setdefault(blocks.block_of(left.node), []).append(
+                Generic(left.what, left.operator, left.why, left.line)
+            )
+        parts = []
+        for position in (*range(len(self._paths)), None):
+            tokens = None if position is None else self._tokens[position]
+            parts.append(
+                Part(
+                    path="" if position is None else _shown(self._paths[position]),
+                    tokens_in=tokens.entering if tokens else None,
+                    tokens_out=tokens.leaving if tokens else None,
+                    macs=_by_kind(self._macs.get(position, {})),
+                    recognised=dict(sorted(recognised.get(position, {}).items())),
+                    generic=tuple(generic.get(position, ())),
+                )
+            )
+        return tuple(parts)
+
+
+def _summed(nodes: Sequence[NodeMacs]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for node in nodes:
+        total[node.kind] += node.macs
+    return total
+
+
+def _by_kind(counts: Mapping[Any, int]) -> dict[str, int]:
+    """Returns a count for every kind, in their order, 0 where there is none."""
+    return {str(kind): counts.get(kind, 0) for kind in Kind}
+
+
+def _shown(path: str) -> str:
+    """Returns a module's path as the person's model has it, without the wrapper of the capture."""
+    return path.removeprefix("model.")

@@ -1,0 +1,100 @@
+"""Shows an error as a message and ends the process with its exit code; a bug leaves its trace."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from textwrap import indent
+from typing import Any
+
+import typer
+
+
+@contextmanager
+def shown_to_the_person(as_json: bool) -> Iterator[None]:
+    """Turns whatever is raised inside into a message, without a traceback, and an exit code."""
+    try:
+        yield
+    except (typer.Exit, BrokenPipeError, SystemExit):  # the last two: nobody reads on, `| head`
+        raise
+    except BaseException as error:
+        end = describe(error)
+        report = getattr(error, "report", None)
+        if as_json:
+            write_json({**end, **({} if report is None else report.to_json())})
+        else:
+            _print(end["error"], report)
+        raise typer.Exit(end["exit_code"]) from None
+
+
+def prints_aside(as_json: bool) -> AbstractContextManager[object]:
+    """Sends what the person's own code prints to stderr, where stdout holds one JSON object."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Returns the exit code of an error, and under ``error`` what to say of it."""
+    from tokexport.exporter.exit_codes import ExitCode, exit_code_of
+
+    code = exit_code_of(error)
+    return {"exit_code": int(code), "error": _said(error, code is ExitCode.INTERNAL)}
+
+
+def write_json(data: Mapping[str, Any]) -> None:
+    """Prints one JSON object on stdout."""
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _said(error: BaseException, is_bug: bool) -> dict[str, str]:
+    """Returns what happened, where, and what to do."""
+    if isinstance(error, KeyboardInterrupt):
+        return {
+            "kind": "Interrupted",
+            "what": "Stopped. Nothing was left behind.",
+            "where": "",
+            "fix": "",
+        }
+    kind = type(error).__name__
+    parts = {name: str(getattr(error, name, "")) for name in ("what", "where", "fix")}
+    if not is_bug:
+        return {"kind": kind, **parts}
+    trace = f"The trace: {_write_trace(error)}"
+    return {
+        "kind": kind,
+        "what": f"This is a bug in tokexport: {parts['what'] or f'{kind}: {error}'}",
+        "where": f"{parts['where']}\n{trace}" if parts["where"] else trace,
+        "fix": "Please report it with that file.",
+    }
+
+
+def _write_trace(error: BaseException) -> str:
+    """Writes the traceback into a file and returns its path; or the text, if no file takes it."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="tokexport-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(text)
+    except OSError:
+        return text
+    return file.name
+
+
+def _print(said: Mapping[str, str], report: Any) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    if report is not None:
+        from tokexport.exporter.report import render
+
+        render(report, Console())
+    console = Console(stderr=True)
+    console.print(Text.assemble(("error: ", "bold red"), said["what"]), soft_wrap=True)
+    for part in ("where", "fix"):
+        if said[part]:
+            console.print(Text(indent(said[part], "  ")), soft_wrap=True)
+    sys.stderr.flush()

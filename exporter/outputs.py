@@ -1,0 +1,83 @@
+"""Takes whatever a model returns apart into named tensors and constants, always in one order."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from tokexport.exporter.errors import ModelNotSupportedError
+
+#: What a model may return beside tensors; it becomes a constant of the manifest.
+Constant = bool | int | float | str | None
+
+
+def flatten(result: Any) -> tuple[dict[str, Tensor], dict[str, Constant]]:
+    """Returns the tensors and the constants in a model's result, by name.
+
+    A single tensor is ``output``; the parts of tuples and lists are numbered from 0, those of
+    dicts, dataclasses and named tuples keep their keys: ``{"logits": a, "features": [b, c]}`` gives
+    ``logits``, ``features_0``, ``features_1``. None stands for "nothing" and is left out.
+    """
+    tensors: dict[str, Tensor] = {}
+    constants: dict[str, Constant] = {}
+    for name, leaf in _leaves(result, ""):
+        name = name or "output"
+        if name in tensors or name in constants:
+            raise ModelNotSupportedError(
+                f"Two outputs of the model would be called '{name}'.",
+                fix="Rename a key, so that parts joined by '_' differ.",
+            )
+        if isinstance(leaf, Tensor):
+            tensors[name] = leaf
+        else:
+            if isinstance(leaf, float) and not math.isfinite(leaf):
+                raise ModelNotSupportedError(
+                    f"The model returns {leaf} as '{name}', which no manifest can hold.",
+                    fix="Leave it out, or return it as a tensor.",
+                )
+            constants[name] = leaf
+    if not tensors:
+        raise ModelNotSupportedError(
+            "The model returns no tensor.",
+            where=f"It returned {type(result).__name__}.",
+            fix="Return the logits or features from forward.",
+        )
+    return tensors, constants
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if value is None:
+        return
+    if isinstance(value, Tensor | bool | int | float | str):
+        yield name, value
+        return
+    parts = _parts(value)
+    if parts is None:
+        raise ModelNotSupportedError(
+            f"The model returns a {type(value).__name__}, which is neither a tensor, a number, nor "
+            "a tuple, list, dict or dataclass of these.",
+            where=f"At output '{name}'." if name else "",
+            fix="Return tensors, or wrap the model in a module that takes them out.",
+        )
+    for key, part in parts:
+        yield from _leaves(part, f"{name}_{key}" if name else _top_name(value, key))
+
+
+def _top_name(value: Any, key: str) -> str:
+    return f"output_{key}" if key.isdigit() else key
+
+
+def _parts(value: Any) -> list[tuple[str, Any]] | None:
+    if isinstance(value, Mapping):
+        return [(str(key), part) for key, part in value.items()]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, tuple | list):
+        return [(str(position), part) for position, part in enumerate(value)]
+    return None

@@ -1,0 +1,201 @@
+"""Runs the model as the person gave it: the answers that everything later is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.errors import (
+    DataDependentError,
+    ModelNotSupportedError,
+    NotFiniteError,
+    NotRepeatableError,
+)
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.module_state import evaluation, parameter_versions
+from tokexport.exporter.outputs import Constant
+from tokexport.runtimes.base import Array
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Eager outputs in fp32, and how far they are from float64.
+
+    Attributes:
+        outputs: By name, an array (batches, …) each.
+        constants: What the model returned that was no tensor.
+        eager_error: By output, the largest |fp32 - float64| relative to the largest |float64|;
+            None where the model does not run in float64.
+        why_no_float64: The reason for that, in words.
+    """
+
+    outputs: dict[str, Array]
+    constants: dict[str, Constant]
+    eager_error: dict[str, float] | None
+    why_no_float64: str
+
+
+def tensors_of(batch: dict[str, Array]) -> tuple[Tensor, ...]:
+    """Returns the arrays of one batch as tensors, in their order."""
+    return tuple(torch.from_numpy(np.array(array, order="C")) for array in batch.values())
+
+
+def run_reference(model: FlatModel, batches: Batches, float64_batches: int = 4) -> Reference:
+    """Runs the model on every batch, the first one twice, the first few in float64 as well.
+
+    Raises:
+        NotRepeatableError: The second run of the first batch differs from the first run.
+        DataDependentError: Another batch gives outputs of another shape or name.
+        NotFiniteError: An output holds NaN.
+        ModelNotSupportedError: The model fails in eager, or rewrites its own weights in eval.
+    """
+    versions = parameter_versions(model)
+    rows: list[dict[str, Array]] = []
+    constants: dict[str, Constant] = {}
+    for position, batch in enumerate(batches):
+        outputs, found = _run(model, tensors_of(batch))
+        if position == 0:
+            constants = found
+            _check_repeats(model, tensors_of(batch), outputs, found)
+        elif found != constants:
+            raise ModelNotSupportedError(
+                "The numbers that the model returns beside its tensors depend on the input.",
+                where=f"First batch: {constants}; batch {position}: {found}.",
+                fix="Return tensors, or leave these out.",
+            )
+        rows.append(outputs)
+        _check_shapes(rows[0], outputs, position)
+    changed = [name for name, now in parameter_versions(model).items() if versions[name] != now]
+    if changed:
+        raise ModelNotSupportedError(
+            "The model rewrites its own weights while it runs in eval mode.",
+            where=f"Changed: {', '.join(changed[:8])}.",
+            fix="Compute the value without storing it, or store it once before compiling.",
+        )
+    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    _check_finite(stacked)
+    error, why = _float64_error(model, batches, stacked, float64_batches)
+    return Reference(stacked, constants, error, why)
+
+
+def _run(
+    model: FlatModel, tensors: Sequence[Tensor]
+) -> tuple[dict[str, Array], dict[str, Constant]]:
+    with evaluation(model), torch.no_grad():
+        try:
+            outputs, constants = model.named_outputs(*tensors)
+        except (Exception, SystemExit) as error:
+            raise ModelNotSupportedError(
+                f"The model fails on these inputs: {type(error).__name__}: {error}",
+                where=f"Inputs: {', '.join(_shape(n, t) for n, t in _named(model, tensors))}.",
+                fix="Give inputs that fit it: --input-shape, --inputs, or example inputs returned "
+                "by the factory.",
+            ) from error
+    return {name: _array(name, tensor) for name, tensor in outputs.items()}, constants
+
+
+def _named(model: FlatModel, tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
+    return list(zip(model.spec.names, tensors, strict=True))
+
+
+def _shape(name: str, tensor: Tensor) -> str:
+    return f"{name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _array(name: str, tensor: Tensor) -> Array:
+    try:
+        return np.array(tensor.detach().numpy(), copy=True)
+    except (TypeError, RuntimeError) as error:
+        raise ModelNotSupportedError(
+            f"Output '{name}' is {tensor.dtype} on {tensor.device}, which has no numpy form.",
+            fix="Give the model in float32 on the CPU.",
+        ) from error
+
+
+def _check_repeats(
+    model: FlatModel,
+    tensors: Sequence[Tensor],
+    first: dict[str, Array],
+    constants: dict[str, Constant],
+) -> None:
+    second, again = _run(model, tensors)
+    same_names = list(first) == list(second) and constants == again
+    for name in first if same_names else ():
+        one, other = first[name], second[name]
+        if one.shape != other.shape or not np.allclose(
+            one, other, rtol=0, atol=1e-6 * _scale(one), equal_nan=True
+        ):
+            same_names = False
+            break
+    if not same_names:
+        raise NotRepeatableError(
+            "The model gives another answer when it runs again on the same input.",
+            fix="Take the random numbers out of eval mode, so that there is one answer to be held "
+            "to.",
+        )
+
+
+def _scale(array: Array) -> float:
+    """Returns the largest finite absolute value of a floating array; 0 of any other."""
+    if array.dtype.kind not in "fc":
+        return 0.0
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
+
+
+def _check_shapes(first: dict[str, Array], outputs: dict[str, Array], position: int) -> None:
+    shapes, now = ({n: a.shape for n, a in each.items()} for each in (first, outputs))
+    if shapes != now:
+        raise DataDependentError(
+            "The shapes of the model's outputs depend on the values of the input.",
+            where=f"First batch: {shapes}; batch {position}: {now}.",
+            fix="Make the count a constant (top-k with a fixed k in place of a threshold, of "
+            "nonzero or of .item()).",
+        )
+
+
+def _check_finite(outputs: dict[str, Array]) -> None:
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            batch = int(np.argwhere(np.isnan(array))[0][0])
+            raise NotFiniteError(
+                f"The model's own output '{name}' holds NaN.",
+                where=f"First in batch {batch} of the inputs.",
+                fix="Give inputs, or weights, on which the model in PyTorch is finite.",
+            )
+
+
+def _float64_error(
+    model: FlatModel, batches: Batches, outputs: dict[str, Array], limit: int
+) -> tuple[dict[str, float] | None, str]:
+    """Runs the first batches in float64 without copying or changing the model."""
+    doubled = {
+        name: tensor.double() if tensor.is_floating_point() else tensor
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    worst = dict.fromkeys(outputs, 0.0)
+    for position, batch in enumerate(batches):
+        if position == limit:
+            break
+        tensors = [t.double() if t.is_floating_point() else t for t in tensors_of(batch)]
+        try:
+            with evaluation(model), torch.no_grad():
+                precise = torch.func.functional_call(model, doubled, tuple(tensors))
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return None, f"it does not run in float64: {reason}"
+        for name, tensor in zip(outputs, precise, strict=True):
+            if not tensor.is_floating_point():
+                continue
+            exact = tensor.numpy().astype(np.float64)
+            near = outputs[name][position].astype(np.float64)
+            finite = np.isfinite(exact) & np.isfinite(near)
+            if finite.any():
+                scale = float(np.abs(exact[finite]).max()) or 1.0
+                difference = float(np.abs(near[finite] - exact[finite]).max())
+                worst[name] = max(worst[name], difference / scale)
+    return worst, ""

@@ -1,0 +1,279 @@
+"""What a compile found out, as data for ``report.json`` and as a summary for a person."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tokexport.exporter.benchmark import Speed
+from tokexport.exporter.parity import Gate, HopResult
+from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
+
+SCHEMA_VERSION = 1
+FAILED = "FAILED"
+_STYLES = {PASSED: "bold green", BUILT_NOT_RUN: "bold yellow", FAILED: "bold red"}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The share of labelled samples classified right.
+
+    Attributes:
+        before: By the model as the user gave it, 0 to 1.
+        after: By the artifact, or by the last step that could run here, 0 to 1.
+        samples: How many samples had labels.
+    """
+
+    before: float
+    after: float
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The result of one compile.
+
+    Attributes:
+        target: ``ort``, ``openvino`` or ``trt``.
+        status: ``PASSED``, ``BUILT, NOT RUN`` or ``FAILED``.
+        precision: The precision asked for.
+        source: Where the model came from: ``kind``, ``location``, ``sha256``, ``notes``.
+        inputs: Where the inputs came from, a clause.
+        samples: How many real samples were compared.
+        hops: The steps of the model's way, in order, each compared with the reference.
+        gates: The gate of every output.
+        first_failure: The name of the first hop that failed; None when none did.
+        not_run_reason: Why the artifact did not run here; None when it ran.
+        accuracy: Before and after; None without labels.
+        speed: The measurement; None when nothing could be timed.
+        token_schedule: The number of tokens at each attention.
+        recognised: How many of each operation the rewriting found, by its name.
+        stage_seconds: What every stage took, in the order they ran.
+        machine: The description of the machine.
+        runtime: What the artifact was built by; None when it was not built.
+        artifact_bytes: The size of the artifact with its weights; None when it was not built.
+        bundle: The bundle's folder; None when none was written.
+        warnings: What the person should know, a sentence each.
+    """
+
+    target: str
+    status: str
+    precision: str
+    source: Mapping[str, Any]
+    inputs: str
+    samples: int
+    hops: tuple[HopResult, ...] = ()
+    gates: Mapping[str, Gate] = field(default_factory=dict)
+    first_failure: str | None = None
+    not_run_reason: str | None = None
+    accuracy: Accuracy | None = None
+    speed: Speed | None = None
+    token_schedule: tuple[int, ...] = ()
+    recognised: Mapping[str, int] = field(default_factory=dict)
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    runtime: RuntimeInfo | None = None
+    artifact_bytes: int | None = None
+    bundle: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values under the attributes' names, with ``schema_version`` before them.
+
+        JSON has no word for a number that is not finite: those become the texts ``NaN``,
+        ``Infinity`` and ``-Infinity``.
+        """
+        return {"schema_version": SCHEMA_VERSION, **plain(self)}
+
+    def write(self, path: Path) -> None:
+        """Writes ``to_json`` into a file."""
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def render(report: Report, console: Console) -> None:
+    """Prints the summary: what was compiled, parity hop by hop, speed, where the bundle is."""
+
+    def show(part: Text | Table) -> None:
+        console.print(part, highlight=False, soft_wrap=isinstance(part, Text))
+
+    show(_headline(report))
+    show(_facts(report))
+    if report.hops:
+        show(_parity_table(report))
+    if report.first_failure is not None:
+        console.print()
+        show(_failure(report))
+    if report.speed is not None:
+        show(_speed_table(report.speed))
+    if report.warnings or report.bundle is not None:
+        console.print()
+    for warning in report.warnings:
+        show(Text.assemble(("warning  ", "yellow"), warning))
+    if report.bundle is not None:
+        show(Text.assemble(("bundle   ", "bold"), report.bundle, _size_note(report)))
+
+
+def _headline(report: Report) -> Text:
+    location = str(report.source.get("location", "the model"))
+    line = Text.assemble(
+        (report.status, _STYLES.get(report.status, "bold")),
+        f"  {location} → {report.target}, {report.precision}",
+    )
+    if report.status == BUILT_NOT_RUN:
+        reason = (report.not_run_reason or "nothing here can run it").splitlines()[0].rstrip(".")
+        line.append(
+            f"\n{reason}. It did not run here; in its place the lowered ONNX passed the gate in "
+            "ONNX Runtime."
+        )
+    return line
+
+
+def _facts(report: Report) -> Table:
+    """Lists what the numbers below were made from, a row each."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _fact_rows(report):
+        table.add_row(name, Text(value))
+    return table
+
+
+def _fact_rows(report: Report) -> Iterator[tuple[str, str]]:
+    if notes := report.source.get("notes"):
+        yield "source", notes if isinstance(notes, str) else "; ".join(map(str, notes))
+    yield "inputs", report.inputs
+    if report.token_schedule:
+        yield "tokens", " ".join(map(str, report.token_schedule))
+    if report.recognised:
+        yield "found", ", ".join(f"{name} × {n}" for name, n in report.recognised.items())
+    if report.accuracy is not None:
+        before, after = report.accuracy.before, report.accuracy.after
+        yield (
+            "accuracy",
+            f"{before:.2%} before, {after:.2%} after ({report.accuracy.samples} labelled samples)",
+        )
+    if report.runtime is not None:
+        yield "runtime", f"{report.runtime.flavour} {report.runtime.version}"
+    if report.machine:
+        yield "machine", _machine_line(report.machine)
+    if report.stage_seconds:
+        total = sum(report.stage_seconds.values())
+        slowest = max(report.stage_seconds, key=lambda name: report.stage_seconds[name])
+        share = report.stage_seconds[slowest]
+        yield "time", f"{total:.1f} s, of which {slowest} {share:.1f} s"
+
+
+def _machine_line(machine: Mapping[str, Any]) -> str:
+    parts = [str(machine.get("processor", "unknown processor"))]
+    if cores := machine.get("cores"):
+        parts.append(f"{cores['usable']} of {cores['logical']} cores")
+    parts += [f"{name}: {count} threads" for name, count in machine.get("threads", {}).items()]
+    return ", ".join(parts)
+
+
+def _parity_table(report: Report) -> Table:
+    noun = "sample" if report.samples == 1 else "samples"
+    title = f"Parity with the model as it was given, fp32 eager, {report.samples} {noun}"
+    table = _titled_table(title)
+    table.add_column("hop", no_wrap=True)
+    table.add_column("output", overflow="fold")
+    for name in ("max abs", "relative", "gate", "cosine", "top-1"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for hop in report.hops:
+        verdict = Text("passed", "green") if hop.passed else Text("failed", "red")
+        for index, (output, found) in enumerate(hop.comparisons.items()):
+            gate = report.gates.get(output)
+            top1 = found.top1_agreement
+            outside = gate is not None and not found.relative <= gate.tolerance
+            table.add_row(
+                Text("" if index else hop.name),
+                Text(output),
+                f"{found.max_abs:.1e}",
+                Text(f"{found.relative:.1e}", "red" if outside else ""),
+                "" if gate is None else f"{gate.tolerance:.1e}",
+                f"{found.cosine:.6f}",
+                "" if top1 is None else f"{top1:.1%}",
+                Text("") if index else verdict,
+            )
+        if not hop.comparisons:
+            table.add_row(Text(hop.name), *[""] * 6, verdict)
+    return table
+
+
+def _failure(report: Report) -> Text:
+    """Says which hop failed first, by how much, and what the gate was made from."""
+    line = Text.assemble(("first failure  ", "red"), report.first_failure or "")
+    for hop in report.hops:
+        if hop.name == report.first_failure and hop.detail:
+            line.append(f": {hop.detail}")
+    for output, gate in report.gates.items():
+        line.append(f"\ngate of {output}: {gate.tolerance:.1e} of {gate.scale:.3g} ({gate.reason})")
+    return line
+
+
+def _speed_table(speed: Speed) -> Table:
+    title = f"Speed over {speed.baseline}, {speed.pairs} interleaved pairs"
+    table = _titled_table(title + (" (time limit)" if speed.time_limited else ""))
+    table.add_column("")
+    for heading in ("median ms", "min ms", "speed-up", "95 % interval", "of minima"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, timing in speed.timings.items():
+        ratio = speed.ratios.get(name)
+        times = f"{timing.median_ms:.2f}", f"{timing.min_ms:.2f}"
+        if ratio is None:
+            table.add_row(Text(name), *times)
+            continue
+        interval = f"{ratio.low:.2f} … {ratio.high:.2f}"
+        table.add_row(
+            Text(name), *times, f"{ratio.of_medians:.2f}", interval, f"{ratio.of_minima:.2f}"
+        )
+    return table
+
+
+def _titled_table(title: str) -> Table:
+    return Table(
+        title=f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+    )
+
+
+def _size_note(report: Report) -> str:
+    if report.artifact_bytes is None:
+        return ""
+    return f"  (artifact {report.artifact_bytes / 1e6:.1f} MB)"
+
+
+def plain(value: Any) -> Any:
+    """Turns a value into what JSON has: objects, lists, texts, numbers, true, false, null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a report holds no {type(value).__name__}: {value!r}")

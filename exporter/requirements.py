@@ -1,0 +1,20 @@
+"""Says which packages a compile needs and does not find, before any of them is imported."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from tokexport.exporter.errors import PackageMissingError
+
+#: What turns a model into a bundle; a device that runs bundles needs none of it.
+COMPILE_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
+
+
+def require_compile_packages() -> None:
+    """Raises PackageMissingError, with the install command, where one is not installed."""
+    missing = [name for name in COMPILE_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise PackageMissingError(
+            f"Compiling a model needs {', '.join(missing)}, which this Python does not have.",
+            fix="pip install 'tokexport[compile]'",
+        )

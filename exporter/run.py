@@ -1,0 +1,124 @@
+"""Runs a bundle on the samples of a file, and writes what it gives; needs no torch."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokexport.exporter.errors import OutputExistsError, WriteError
+from tokexport.exporter.inputs import Batches, read_inputs
+from tokexport.runtimes.loading import load
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run wrote.
+
+    Attributes:
+        bundle: The bundle that was run.
+        output: The file that was written.
+        samples: The number of samples, padding left out.
+        shapes: The shape of every output array in the file.
+    """
+
+    bundle: Path
+    output: Path
+    samples: int
+    shapes: dict[str, tuple[int, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values under the attributes' names."""
+        return {
+            "bundle": str(self.bundle),
+            "output": str(self.output),
+            "samples": self.samples,
+            "outputs": {name: list(shape) for name, shape in self.shapes.items()},
+        }
+
+    def sentence(self) -> str:
+        """Says what was written, on one line."""
+        arrays = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
+        return f"{self.samples} samples → {self.output}: {arrays}"
+
+
+def run_bundle(bundle: Path, inputs: Path, output: Path, force: bool = False) -> RunResult:
+    """Runs a bundle on every sample of a file.
+
+    Args:
+        bundle: The folder that compile wrote.
+        inputs: An ``.npz`` with the samples along the leading axis of each array.
+        output: The ``.npz`` to write: an array (samples, …) per output that has the batch as its
+            leading axis, (batches, …) per output that has not.
+        force: Whether a file at ``output`` may be replaced.
+
+    Raises:
+        InputError: The inputs do not fit the bundle.
+        OutputExistsError: There is a file at ``output``.
+        WriteError: The file cannot be written.
+        tokexport.runtimes.errors.RuntimesError: The bundle is altered, or cannot run here.
+    """
+    _check_place(output, force)
+    with load(bundle) as runner:
+        first = runner.inputs[0].shape
+        batch = first[0] if first else 1
+        batches = read_inputs(inputs, runner.inputs, batch)
+        rows = [runner.run(arrays) for arrays in batches]
+    results = {name: _joined([row[name] for row in rows], batches, batch) for name in rows[0]}
+    _write(output, results)
+    shapes = {name: tuple(array.shape) for name, array in results.items()}
+    return RunResult(bundle, output, batches.samples, shapes)
+
+
+def _check_place(output: Path, force: bool) -> None:
+    """Refuses, before anything runs, an output that could not be written at the end."""
+    if not output.parent.is_dir():
+        raise WriteError(
+            "The folder that the output goes into does not exist.",
+            where=str(output.parent),
+            fix=f"Make it first: mkdir -p {output.parent}",
+        )
+    if output.is_dir():
+        raise OutputExistsError(
+            "The output is a folder, and a file is to be written.",
+            where=str(output),
+            fix="Pass the file itself: --output y.npz",
+        )
+    if output.exists() and not force:
+        raise OutputExistsError(
+            "The output file is there already.",
+            where=str(output),
+            fix="Pass --force to replace it, or another --output.",
+        )
+
+
+def _joined(rows: list[np.ndarray], batches: Batches, batch: int) -> np.ndarray:
+    """Joins the batches of one output along the samples, without what only filled up the last."""
+    if rows[0].shape[:1] == (batch,):
+        joined: np.ndarray = np.concatenate(rows)[: batches.samples]
+        return joined
+    return np.stack(rows)
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes the file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        try:
+            with zipfile.ZipFile(partial, "w") as file:  # savez has no room for an output "file"
+                for name, array in arrays.items():
+                    with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                        np.lib.format.write_array(entry, array, allow_pickle=False)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteError(
+            f"The outputs cannot be written: {error.strerror or error}.",
+            where=str(path),
+            fix="Pass --output in a folder that you may write to, on a disk with room.",
+        ) from error

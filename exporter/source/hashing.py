@@ -1,0 +1,41 @@
+"""Hashes what a model was read from, so that a bundle can say what it was made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def hash_file(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """Returns the SHA-256 over the names and contents of files, whatever order they come in."""
+    whole = hashlib.sha256()
+    for path in sorted(paths):
+        whole.update(f"{path.name}\0{hash_file(path)}\0".encode())
+    return whole.hexdigest()
+
+
+def hash_model(model: nn.Module, name: str) -> str:
+    """Returns the SHA-256 over a name and a model's state: names, types, shapes and values."""
+    import torch
+
+    whole = hashlib.sha256(f"{name}\0".encode())
+    for key, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            whole.update(f"{key}\0{type(value).__name__}\0".encode())
+            continue
+        whole.update(f"{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            whole.update(flat.view(torch.uint8).numpy().data)
+    return whole.hexdigest()

@@ -1,0 +1,254 @@
+"""Loads a model from a folder that ``save_pretrained`` of transformers wrote.
+
+::
+
+    config.json                                    architectures, image_size, num_channels
+    model.safetensors                              the weights, or in parts:
+    model.safetensors.index.json, model-0000i-of-0000n.safetensors
+    preprocessor_config.json                       optional
+
+Nothing is fetched, and no code of the folder runs.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tokexport.exporter.errors import (
+    PackageMissingError,
+    SourceError,
+    UntrustedPickleError,
+    listed,
+)
+from tokexport.exporter.source.torch_file import damaged
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_LIMIT = 8
+
+
+class Loaded(NamedTuple):
+    """A model, the files it was read from, its input's shape where known, and notes."""
+
+    model: nn.Module
+    files: tuple[Path, ...]
+    input_shapes: dict[str, tuple[int, ...]] | None
+    notes: tuple[str, ...]
+
+
+def load_transformers_folder(folder: Path, trust_pickle: bool) -> Loaded:
+    """Loads the model of a folder, in evaluation mode.
+
+    Args:
+        folder: The folder.
+        trust_pickle: Whether weights kept as a pickle may be used.
+
+    Raises:
+        SourceError: A file is missing or damaged, or the weights are not the model's.
+        UntrustedPickleError: The weights are there as a pickle only.
+        PackageMissingError: transformers is not installed.
+    """
+    config = _read_json(folder / CONFIG)
+    _check_kernels(folder, config)
+    safe, files = _weight_files(folder, trust_pickle)
+    transformers = _import_transformers()
+    model, notes = _load(transformers, folder, config, safe)
+    optional = [folder / PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
+    used = (folder / CONFIG, *files, *optional)
+    return Loaded(model, used, _input_shapes(model), notes)
+
+
+def _check_kernels(folder: Path, config: Any) -> None:
+    """Refuses a configuration that asks for an attention kernel to be fetched and run."""
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        if key.endswith("_implementation") and "/" in str(value):
+            raise SourceError(
+                f"The folder asks for a kernel from the network: {value!r}.",
+                where=f"{folder / CONFIG}, {key!r}",
+                fix=f"Take {key!r} out of config.json: the model runs without it.",
+            )
+        _check_kernels(folder, value)
+
+
+def _weight_files(folder: Path, trust_pickle: bool) -> tuple[bool, tuple[Path, ...]]:
+    """Returns the files of the weights, and whether they are safetensors."""
+    if (folder / _WEIGHTS).is_file():
+        return True, (folder / _WEIGHTS,)
+    if (folder / _INDEX).is_file():
+        return True, _parts(folder, folder / _INDEX)
+    pickled = [folder / name for name in _PICKLED if (folder / name).is_file()]
+    if not pickled:
+        raise SourceError(
+            "The folder has a config.json and no weights.",
+            where=f"{folder}: neither {_WEIGHTS} nor {_INDEX} is there",
+            fix="Save the model again with model.save_pretrained(folder).",
+        )
+    if not trust_pickle:
+        raise UntrustedPickleError(
+            "The folder's weights are a pickle, and loading it can run the code in it.",
+            where=str(pickled[0]),
+            fix="Save the model again with model.save_pretrained(folder), which writes "
+            f"{_WEIGHTS}; or pass --trust-pickle if you trust where the folder comes from.",
+        )
+    indexed = pickled[0].suffix == ".json"
+    return False, _parts(folder, pickled[0]) if indexed else (pickled[0],)
+
+
+def _parts(folder: Path, index: Path) -> tuple[Path, ...]:
+    """Returns the index and the files it names; all must be in the folder."""
+    named = _read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise SourceError(
+            "The index of the weights names no files.", where=str(index), fix="Save it again."
+        )
+    names = sorted({str(name) for name in named.values()})
+    outside = [name for name in names if Path(name).name != name]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if outside or missing:
+        raise SourceError(
+            f"Files of the weights are missing: {listed(outside or missing, _LIMIT)}.",
+            where=f"{index} names them",
+            fix="Copy or download them into the folder.",
+        )
+    return (index, *(folder / name for name in names))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise SourceError(
+            f"{path.name} cannot be read.",
+            where=f"{path} ({error})",
+            fix="Copy or download the folder again.",
+        ) from error
+    if not isinstance(found, dict):
+        raise SourceError(
+            f"{path.name} holds no JSON object.",
+            where=str(path),
+            fix="Copy or download the folder again.",
+        )
+    return found
+
+
+def _load(
+    transformers: ModuleType, folder: Path, config: dict[str, Any], safe: bool
+) -> tuple[nn.Module, tuple[str, ...]]:
+    from safetensors import SafetensorError
+
+    model_class = _model_class(transformers, folder, config)
+    with _quiet(transformers):
+        try:
+            model, info = model_class.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=safe,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that all of them are named below
+            )
+        except SafetensorError as error:
+            raise damaged(folder, str(error)) from error
+        except (
+            *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),
+            *(ImportError, EOFError, pickle.UnpicklingError),
+        ) as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise SourceError(
+                "The folder cannot be loaded by transformers: "
+                f"{lines[0].strip() if lines else type(error).__name__}",
+                where=str(folder),
+                fix="Compare with what AutoModelForImageClassification.from_pretrained says of it.",
+            ) from error
+    missing = sorted(info["missing_keys"])
+    misshapen = sorted(
+        f"{name}: {tuple(given)} in the folder, {tuple(own)} in the model"
+        for name, given, own in info["mismatched_keys"]
+    )
+    if missing or misshapen:
+        what = f"missing: {listed(missing, _LIMIT)}" if missing else ""
+        what += f"{'; ' if what and misshapen else ''}"
+        what += f"of another shape: {listed(misshapen, _LIMIT)}" if misshapen else ""
+        raise SourceError(
+            f"The weights are not those of {type(model).__name__}.",
+            where=f"{folder} ({what})",
+            fix="Correct 'architectures' in config.json, or save the whole model again: what is "
+            "missing would be random.",
+        )
+    unused = sorted(info["unexpected_keys"])
+    notes = (f"weights of the folder that the model does not use: {listed(unused)}",)
+    return model.eval(), notes if unused else ()
+
+
+def _model_class(transformers: ModuleType, folder: Path, config: dict[str, Any]) -> Any:
+    """Returns the class that config.json names, or the one that classifies images."""
+    architectures = config.get("architectures") or []
+    if not architectures:
+        return transformers.AutoModelForImageClassification
+    name = str(architectures[0])
+    found = getattr(transformers, name, None)
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    if "auto_map" in config:
+        raise SourceError(
+            f"The model {name!r} is code kept in the folder, which tokexport does not run.",
+            where=str(folder / CONFIG),
+            fix="Import the class yourself and pass package.module:factory.",
+        )
+    raise SourceError(
+        f"There is no model {name!r} in transformers {transformers.__version__}.",
+        where=str(folder / CONFIG),
+        fix="Install the version of transformers that config.json names: "
+        f"{config.get('transformers_version', 'it names none')}.",
+    )
+
+
+def _input_shapes(model: nn.Module) -> dict[str, tuple[int, ...]] | None:
+    """Returns (1, channels, height, width) of ``pixel_values``, where the model has sizes."""
+    config: Any = model.config
+    config = getattr(config, "vision_config", config)
+    size = getattr(config, "image_size", None)
+    if size is None or getattr(model, "main_input_name", "") != "pixel_values":
+        return None
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    return {"pixel_values": (1, int(getattr(config, "num_channels", 3)), int(height), int(width))}
+
+
+def _import_transformers() -> ModuleType:
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise PackageMissingError(
+            f"Reading a transformers folder needs {error.name!r}, which is not installed.",
+            fix="pip install 'tokexport[transformers]'",
+        ) from error
+    return transformers  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _quiet(transformers: ModuleType) -> Iterator[None]:
+    """Keeps transformers' log and progress bars off the terminal; restores both."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

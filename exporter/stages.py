@@ -1,0 +1,143 @@
+"""Keeps what every stage leaves, for the comparison of hops and, when asked, for the person."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import onnx_ir as ir
+import torch
+from torch.export import ExportedProgram
+
+from tokexport.exporter.build import ARTIFACT, save_onnx
+from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.errors import OutputExistsError, WriteError
+from tokexport.exporter.torch_warnings import torch_warnings_silenced
+from tokexport.graph_passes.onnx_passes.source_lines import lines_by_node
+from tokexport.runtimes.errors import OperatorRefusedError, RuntimeMissingError
+
+#: What a folder of kept stages holds, and nothing else.
+_STAGES = {"captured.pt2", "rewritten.pt2", "emitted", "lowered"}
+
+
+class StageFolder:
+    """A folder beside the output with one artifact per stage; it goes unless it is to be kept.
+
+    ::
+
+        OUTPUT.stages/captured.pt2, rewritten.pt2     loads with torch.export.load; the operators
+                                                      of the second need tokexport
+        OUTPUT.stages/emitted/model.onnx              with functions of domain tokexport
+        OUTPUT.stages/lowered/model.onnx              what the target builds from
+    """
+
+    def __init__(self, config: CompileConfig) -> None:
+        self._final = config.stages_folder
+        self._keep = config.keep_stages
+        self._force = config.force
+        self._lines: dict[str, str] = {}
+        self._path: Path | None = None
+
+    def __enter__(self) -> Self:
+        """Makes the folder.
+
+        Raises:
+            OutputExistsError: Kept stages of an earlier compile are there, and no ``force``.
+            WriteError: The folder cannot be made.
+        """
+        try:
+            if self._keep:
+                self._make_room()
+                self._final.mkdir()
+                self._path = self._final
+            else:
+                name = tempfile.mkdtemp(prefix=f".{self._final.name}-", dir=self._final.parent)
+                self._path = Path(name)
+        except OSError as error:
+            raise WriteError(
+                f"The stages cannot be written: {error.strerror}.",
+                where=str(self._final),
+                fix="Pass --output on a disk with room, in a folder you may write to.",
+            ) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Takes the folder away unless it is to be kept; an interrupted compile leaves nothing."""
+        if not self._keep or (kind is not None and not issubclass(kind, Exception)):
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def _make_room(self) -> None:
+        """Takes kept stages of an earlier compile away, and never anything else."""
+        if not self._final.exists():
+            return
+        found = {entry.name for entry in self._final.iterdir()} if self._final.is_dir() else {""}
+        if not self._force or not found <= _STAGES:
+            raise OutputExistsError(
+                "The folder for the stages is there already"
+                + (" and holds other things." if not found <= _STAGES else "."),
+                where=str(self._final),
+                fix="Take it away" + (", or pass --force." if found <= _STAGES else "."),
+            )
+        shutil.rmtree(self._final)
+
+    @property
+    def path(self) -> Path:
+        """The folder while it is open."""
+        assert self._path is not None
+        return self._path
+
+    def save_program(self, stage: str, program: ExportedProgram) -> None:
+        """Writes a traced graph where the person asked for the stages."""
+        if self._keep:
+            with torch_warnings_silenced():
+                torch.export.save(program, self.path / f"{stage}.pt2")
+
+    def save_onnx(self, stage: str, model: ir.Model) -> Path:
+        """Writes an ONNX graph, which the next comparison runs from, and returns its path."""
+        self._lines |= lines_by_node(model)
+        folder = self.path / stage
+        folder.mkdir()
+        path = folder / ARTIFACT["ort"]
+        save_onnx(model, path)
+        return path
+
+    @contextmanager
+    def explain(self, lowered: Path | None = None) -> Iterator[None]:
+        """Adds to a refusal the person's own line, and where ``lowered`` was left.
+
+        Args:
+            lowered: The ONNX file that the person gets where the target's runtime is missing.
+        """
+        try:
+            yield
+        except OperatorRefusedError as error:
+            line = self._lines.get(error.node, "")
+            place = error.where.replace(str(lowered), "the lowered ONNX")
+            raise OperatorRefusedError(
+                error.what,
+                where=f"{place}, from {line}" if line else place,
+                fix="Write that line with operators that the target has, or compile for another.",
+                node=error.node,
+                operator=error.operator,
+            ) from error
+        except RuntimeMissingError as error:
+            if lowered is None:
+                raise
+            where = lowered
+            if not self._keep:
+                left = Path(tempfile.mkdtemp(prefix=f"{self._final.name}-", dir=self._final.parent))
+                shutil.copytree(lowered.parent, left, dirs_exist_ok=True)
+                where = left / lowered.name
+            raise RuntimeMissingError(
+                f"{error.what} The ONNX was written to {where}.", where=error.where, fix=error.fix
+            ) from error

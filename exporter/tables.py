@@ -1,0 +1,90 @@
+"""Prints what verify and doctor found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tokexport.exporter.errors import GateError
+from tokexport.exporter.report import plain
+from tokexport.runtimes.doctor import Component
+from tokexport.runtimes.verification import VerifyResult
+
+
+def verification_json(result: VerifyResult) -> dict[str, Any]:
+    """Returns plain values: the status, what ran it, and how far each output is off."""
+    data = {
+        "status": "PASSED" if result.passed else "FAILED",
+        "runtime": {"flavour": result.runtime.flavour, "version": result.runtime.version},
+        "batches": result.batches,
+        "outputs": {
+            output.name: {
+                "passed": output.passed,
+                "relative_error": output.relative_error,
+                "relative_tolerance": output.relative_tolerance,
+                "max_abs": output.comparison.max_abs,
+                "mean_abs": output.comparison.mean_abs,
+                "cosine": output.comparison.cosine,
+                "top1_agreement": output.comparison.top1_agreement,
+            }
+            for output in result.outputs
+        },
+    }
+    found: dict[str, Any] = plain(data)
+    return found
+
+
+def render_verification(result: VerifyResult, console: Console) -> None:
+    """Prints a row per output, and the status."""
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("output", "max abs", "of scale", "allowed", "cosine", "top-1", ""):
+        table.add_column(heading, justify="left" if heading == "output" else "right")
+    for output in result.outputs:
+        top1 = output.comparison.top1_agreement
+        table.add_row(
+            output.name,
+            f"{output.comparison.max_abs:.2e}",
+            f"{output.relative_error:.2e}",
+            f"{output.relative_tolerance:.2e}",
+            f"{output.comparison.cosine:.7f}",
+            "–" if top1 is None else f"{top1:.2%}",
+            Text("passed", "green") if output.passed else Text("FAILED", "bold red"),
+        )
+    console.print(table)
+    status = Text("PASSED", "bold green") if result.passed else Text("FAILED", "bold red")
+    runtime = f"{result.runtime.flavour} {result.runtime.version}"
+    batches = "1 batch" if result.batches == 1 else f"{result.batches} batches"
+    console.print(Text.assemble(status, f"  {batches} on {runtime}"))
+
+
+def failed_gate(result: VerifyResult) -> GateError | None:
+    """Returns the error that names the outputs outside their gates; None where all passed."""
+    failed = [output.name for output in result.outputs if not output.passed]
+    if not failed:
+        return None
+    return GateError(
+        f"The bundle differs from its reference: {', '.join(failed)}.",
+        where=f"Run on {result.runtime.flavour} {result.runtime.version}.",
+        fix="Compile it anew on this machine, or with the runtime version in its manifest.",
+    )
+
+
+def render_components(components: Sequence[Component], console: Console) -> None:
+    """Prints a row per component, and below them what is missing and the command that mends it."""
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("", "component", "version", "used for"):
+        table.add_column(heading, overflow="fold")
+    for component in components:
+        mark = Text("ok", "green") if component.works else Text("no", "red")
+        table.add_row(mark, component.name, component.version or "–", component.used_for)
+    console.print(table)
+    for component in components:
+        if not component.works:
+            said = Text.assemble((component.name, "bold"), f": {component.missing}")
+            console.print(said, soft_wrap=True)
+            console.print(Text(f"    {component.install}"), soft_wrap=True)

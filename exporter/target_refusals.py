@@ -1,0 +1,143 @@
+"""Asks each target which operators of a model it would refuse, without compiling for it.
+
+ONNX Runtime loads the lowered model and OpenVINO converts it; TensorRT's refusals are known without
+it, and no engine is built.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from torch.export import ExportedProgram
+
+from tokexport.exporter.build import ARTIFACT, build, save_onnx
+from tokexport.exporter.emit import emit
+from tokexport.exporter.errors import ModelNotSupportedError, WriteError
+from tokexport.graph_passes import errors as graph_errors
+from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt, refusals
+from tokexport.graph_passes.onnx_passes.source_lines import lines_by_node
+from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RuntimeMissingError
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One thing that a target refuses.
+
+    Attributes:
+        what: The operator, a sentence.
+        where: The node and the line it came from.
+        fix: What the person can do.
+    """
+
+    what: str
+    where: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a target says of a model.
+
+    Attributes:
+        target: ``ort``, ``openvino`` or ``trt``.
+        refusals: What it refuses; nothing where it takes the model.
+        note: How that was found out, or why it was not, a clause.
+        asked: Whether it was found out; False where the target's runtime is not installed.
+    """
+
+    target: str
+    refusals: tuple[Refusal, ...]
+    note: str
+    asked: bool = True
+
+
+def emitted(program: ExportedProgram, input_names: Sequence[str]) -> ir.Model | Refusal:
+    """Returns a rewritten program as ONNX, or the operator that has no ONNX form."""
+    count = len(program.graph_signature.user_outputs)
+    try:
+        return emit(program, input_names, [f"output_{i}" for i in range(count)])
+    except ModelNotSupportedError as error:
+        return _refusal(error)
+
+
+def ask(target: str, model: ir.Model | Refusal) -> Verdict:
+    """Returns what a target says of an emitted model, which stays as it is.
+
+    Args:
+        target: ``ort``, ``openvino`` or ``trt``.
+        model: The model, or why there is none.
+    """
+    if isinstance(model, Refusal):
+        return Verdict(target, (model,), "there is no ONNX model to ask it about")
+    model = model.clone()
+    lines: dict[str, str] = {}
+    for onnx_pass in pipelines.LOWER[target]:
+        if isinstance(onnx_pass, RefuseForTensorRt):
+            found = tuple(_refusal(error) for error in refusals(model))
+            return Verdict(target, found, "by the operators known to be refused; nothing was built")
+        lines |= lines_by_node(model)
+        model = onnx_pass(model).model
+    try:
+        with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
+            return _try(target, model, lines, Path(folder))
+    except OSError as error:
+        raise WriteError(
+            f"The lowered model cannot be written: {error.strerror}.",
+            where=tempfile.gettempdir(),
+            fix="Let TMPDIR name a folder on a disk with room.",
+        ) from error
+
+
+def _try(target: str, model: ir.Model, lines: dict[str, str], folder: Path) -> Verdict:
+    """Lets the target read the lowered model."""
+    lowered, built = folder / ARTIFACT["ort"], folder / "built"
+    save_onnx(model, lowered)
+    built.mkdir()
+    try:
+        runtime = build(target, lowered, built)
+    except RuntimeMissingError as error:
+        return Verdict(target, (), f"{error.what} {error.fix}", asked=False)
+    except BuildError as error:
+        blamed = _blamed(error, model, lines, everywhere=target == "openvino")
+        return Verdict(target, blamed, "it refused the lowered model")
+    return Verdict(target, (), f"{runtime.flavour} {runtime.version} took the lowered model")
+
+
+def _blamed(
+    error: BuildError, model: ir.Model, lines: dict[str, str], everywhere: bool
+) -> tuple[Refusal, ...]:
+    """Names the nodes to blame, each with its line.
+
+    Args:
+        error: What the target said; it may name a node, an operator, both or neither.
+        model: The lowered model.
+        lines: The source line of a node, by its name and those of its outputs.
+        everywhere: Whether a refused operator is refused wherever it stands.
+    """
+    domain, _, operator = error.operator.rpartition(":")
+    same = [n for n in model.graph.all_nodes() if (n.domain, n.op_type) == (domain, operator)]
+    named = [node for node in same if error.node in _names(node)]
+    refused = isinstance(error, OperatorRefusedError)
+    nodes = same if refused and (everywhere or not named) else named
+    fix = "Write that line with operators that the target has, or compile for another."
+    if not nodes:
+        return (Refusal(error.what, "", fix),)
+    return tuple(Refusal(error.what, _place(node, lines), fix) for node in nodes)
+
+
+def _names(node: ir.Node) -> tuple[str | None, ...]:
+    return (node.name, *(value.name for value in node.outputs))
+
+
+def _place(node: ir.Node, lines: dict[str, str]) -> str:
+    line = next((lines[name] for name in _names(node) if name is not None and name in lines), "")
+    return f"Node {node.name} ({node.op_type})" + (f", from {line}" if line else "")
+
+
+def _refusal(error: ModelNotSupportedError | graph_errors.OperatorRefusedError) -> Refusal:
+    return Refusal(error.what, error.where, error.fix)

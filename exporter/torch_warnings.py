@@ -1,0 +1,70 @@
+"""Silences what torch says about itself while it traces and exports.
+
+People run with warnings as errors; a deprecation inside torch is not theirs to mend. And a trace
+that fails is answered with one message of ours, beside which torch's log has nothing to add.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+#: Category and the beginning of the message, as a regular expression.
+_OURS_TO_SILENCE: Final[tuple[tuple[type[Warning], str], ...]] = (
+    (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
+    (UserWarning, r"The tensor attributes? .* (was|were) assigned during export"),
+    (DeprecationWarning, r"`torch\.jit\."),
+    (FutureWarning, r"'(onnx|torch\.onnx)\."),
+    (DeprecationWarning, r".*onnxscript"),
+    (UserWarning, r"# 'dynamic_axes' is not recommended"),
+)
+
+
+@contextmanager
+def torch_warnings_silenced() -> Iterator[None]:
+    """Lets the named warnings of torch pass unseen; every other one stays as it is."""
+    with warnings.catch_warnings():
+        for category, message in _OURS_TO_SILENCE:
+            warnings.filterwarnings("ignore", message=message, category=category)
+        yield
+
+
+@contextmanager
+def torch_log_silenced() -> Iterator[None]:
+    """Keeps torch's log off stderr, and the graph that it prints when a trace fails.
+
+    Only torch's own handlers are silenced: what the person's model prints or logs is shown.
+    """
+    import torch.export._trace as trace
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    handlers = _torch_handlers()
+    for handler in handlers:
+        handler.addFilter(drop)
+    names: dict[str, Any] = vars(trace)
+    names["print"] = _print_nothing  # stands before the builtin in that one module
+    try:
+        yield
+    finally:
+        names.pop("print", None)
+        for handler in handlers:
+            handler.removeFilter(drop)
+
+
+def _torch_handlers() -> list[logging.Handler]:
+    """Returns the handlers that torch gave to its own loggers."""
+    loggers = [
+        logger
+        for name, logger in logging.root.manager.loggerDict.items()
+        if name.partition(".")[0] == "torch" and isinstance(logger, logging.Logger)
+    ]
+    return [handler for logger in loggers for handler in logger.handlers]
+
+
+def _print_nothing(*values: object, **options: object) -> None:
+    """Stands in for print."""

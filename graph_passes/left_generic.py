@@ -1,0 +1,183 @@
+"""Says what of a rewritten graph is no operator of the domain, and why not.
+
+Whatever stays generic still exports and runs; it is only slower, or harder on a runtime. Looked at
+are softmax attention, selections by a product, gathers and scatters, sorts of integers, and merged
+rows that nothing joins with the kept ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from tokexport.graph_passes.product_kinds import Kind, ProductKinds, is_product, stops
+from tokexport.graph_passes.torch_passes.broadcast import varying_axes
+from tokexport.graph_passes.torch_passes.calls import (
+    argument,
+    axis,
+    dtype_of,
+    is_call,
+    operand,
+    operator_name,
+    shape_of,
+)
+from tokexport.graph_passes.torch_passes.editor import aten, source_line
+from tokexport.graph_passes.torch_passes.recognise_attention import read_attention
+from tokexport.graph_passes.torch_passes.token_indices import is_index_tensor
+
+_SORTS: Final = (
+    aten.sort.default,
+    aten.sort.stable,
+    aten.argsort.default,
+    aten.argsort.stable,
+    aten.topk.default,
+)
+
+
+@dataclass(frozen=True)
+class LeftGeneric:
+    """A node that stayed as it was.
+
+    Attributes:
+        node: The node.
+        what: What it is, a noun: ``attention``, ``selection``, ``merge``, ``gather``, …
+        why: Why it is no operator of the domain, a clause.
+    """
+
+    node: Node
+    what: str
+    why: str
+
+    @property
+    def operator(self) -> str:
+        """The operator: ``aten.matmul``."""
+        return operator_name(self.node)
+
+    @property
+    def line(self) -> str:
+        """The line of the person's code it came from, or ''."""
+        return source_line(self.node)
+
+
+def left_generic(program: ExportedProgram) -> tuple[LeftGeneric, ...]:
+    """Returns what stayed generic in a rewritten program, in the order of the graph."""
+    kinds = ProductKinds(program)
+    found = []
+    for node in program.graph.nodes:
+        if node.op != "call_function" or not kinds.varies(node):
+            continue
+        what, why = _reason(node, kinds)
+        if why:
+            found.append(LeftGeneric(node, what, why))
+    return tuple(found)
+
+
+def _reason(node: Node, kinds: ProductKinds) -> tuple[str, str]:
+    if is_product(node) or is_call(node, aten.scaled_dot_product_attention.default):
+        kind = Kind.ATTENTION if not is_product(node) else kinds.kind(node)
+        if kind is Kind.MATCHING:
+            return "selection", _no_match(node)
+        if kind is Kind.ATTENTION and not _is_only_logits(node, kinds):
+            return "attention", _no_attention(node)
+    if is_call(node, *_SORTS):
+        return "sort", _no_top_k(node)
+    if is_call(node, torch.ops.tokexport.scatter_tokens.default):
+        return "merge", _no_merge(node)
+    what, check = _CHECKS.get(node.target, ("", _no_reason))
+    return what, check(node)
+
+
+def _is_only_logits(node: Node, kinds: ProductKinds) -> bool:
+    """Tells whether a product is the q · kᵀ of an attention that is reported at its other end."""
+    return is_product(node) and not kinds.reads_softmax(node)
+
+
+def _no_attention(node: Node) -> str:
+    why = read_attention(node)
+    if isinstance(why, str):
+        return why
+    if not is_call(node, aten.matmul.default):
+        return f"its probabilities are applied by {operator_name(node)}, not by a product of rows"
+    between = operand(node)
+    return f"{operator_name(between)} stands between its softmax and its values"
+
+
+def _no_match(node: Node) -> str:
+    """Names where the scores go, unless it is a bipartite match."""
+    readers = stops(node)
+    if any(is_call(reader, torch.ops.tokexport.bipartite_match.default) for reader in readers):
+        return ""
+    names = ", ".join(sorted({operator_name(reader) for reader in readers}))
+    return f"its scores go to {names}, where no r best rows and their partners are found"
+
+
+def _no_top_k(node: Node) -> str:
+    source = operand(node)
+    if dtype_of(source).is_floating_point:
+        return ""
+    return f"it orders {dtype_of(source)} that are not known to be positions of tokens"
+
+
+def _no_merge(node: Node) -> str:
+    mode = argument(node, "mode")
+    if mode == "none":
+        return ""
+    if not argument(node, "include_self"):
+        return f"its {mode} leaves out the row that was there"
+    if len(node.users) != 1:
+        return f"its rows are read {len(node.users)} times, not joined with kept rows once"
+    (user,) = node.users
+    if not is_call(user, aten.cat.default):
+        return f"its rows go to {operator_name(user)}, not to a join with kept rows"
+    return "its rows are not joined right behind the kept rows of the same source"
+
+
+def _no_row_gather(node: Node) -> str:
+    index, along = operand(node, "index"), axis(node)
+    if len(shape_of(index)) < 3:
+        return f"its index {shape_of(index)} takes single numbers: there are no channels"
+    others = sorted(varying_axes(index) - {0, along})
+    return f"its index {shape_of(index)} along axis {along} differs by axes {others} too"
+
+
+def _no_row_take(node: Node) -> str:
+    return "it has no dim: it takes from all elements as one row"
+
+
+def _no_row_index(node: Node) -> str:
+    indices = list(argument(node, "indices"))
+    given = [a for a, index in enumerate(indices) if index is not None]
+    if not all(is_index_tensor(indices[a]) for a in given):
+        kinds = sorted({str(dtype_of(indices[a])) for a in given})
+        return f"its index is {', '.join(kinds)}: a mask, or positions of another type"
+    if given == [0]:
+        return "it takes rows of axis 0, the images"
+    return f"its indices along axes {given} are not the count of the images and then the rows"
+
+
+def _no_row_scatter(node: Node) -> str:
+    if not dtype_of(node).is_floating_point:
+        return f"it writes {dtype_of(node)}, and rows are of floating-point numbers"
+    return _no_row_index(node) if is_call(node, aten.index_put.default) else "its index is empty"
+
+
+def _no_reason(node: Node) -> str:
+    return ""
+
+
+_CHECKS: Final[dict[Any, tuple[str, Callable[[Node], str]]]] = {
+    aten.gather.default: ("gather", _no_row_gather),
+    aten.take_along_dim.default: ("gather", _no_row_take),
+    aten.index.Tensor: ("gather", _no_row_index),
+    aten.index_put.default: ("scatter", _no_row_scatter),
+    aten.scatter.src: ("scatter", _no_row_scatter),
+    aten.scatter.value: ("scatter", _no_row_scatter),
+    aten.scatter_add.default: ("scatter", _no_row_scatter),
+    aten.scatter_reduce.two: ("scatter", _no_row_scatter),
+    aten.index_add.default: ("scatter", _no_row_scatter),
+}

@@ -1,0 +1,1 @@
+"""ONNX passes of the targets."""

@@ -1,0 +1,37 @@
+"""Computes once what does not depend on the input: shapes, ranges, axes.
+
+Before → after::
+
+    Range(0, Squeeze(Shape(x)), 1)   →   Constant [0, 1, 2, …]
+
+TensorRT wants the axes of a reduction as constants, so this comes right behind inlining. Weights
+are above the size limit and stay as they are; only the transpose of one that is read nowhere else
+takes its place.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx_ir as ir
+from onnxscript import optimizer
+
+#: Elements above which a constant is not folded.
+LARGEST_FOLDED: Final = 64 * 1024
+
+
+class FoldConstants(ir.passes.InPlacePass):
+    """Folds until nothing changes, and drops what nobody reads then."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Folds in place."""
+        before = model.graph.num_nodes()
+        while True:
+            nodes = model.graph.num_nodes()
+            optimizer.fold_constants(
+                model, input_size_limit=LARGEST_FOLDED, output_size_limit=LARGEST_FOLDED
+            )
+            optimizer.remove_unused_nodes(model)
+            if model.graph.num_nodes() == nodes:
+                break
+        return ir.passes.PassResult(model, modified=model.graph.num_nodes() != before)

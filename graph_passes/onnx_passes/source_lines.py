@@ -1,0 +1,30 @@
+"""Where a node of an ONNX graph came from in the person's code."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx_ir as ir
+
+from tokexport.graph_passes.torch_passes.editor import innermost_line
+
+#: The metadata key under which torch's exporter leaves the stack trace of a node.
+STACK_TRACE: Final = "pkg.torch.onnx.stack_trace"
+
+
+def node_line(node: ir.Node) -> str:
+    """Returns ``file:line, in function: code`` of a node, or '' where it is not known."""
+    return innermost_line(node.metadata_props.get(STACK_TRACE, ""))
+
+
+def lines_by_node(model: ir.Model) -> dict[str, str]:
+    """Returns the source line of every node that has one, by its name and by its outputs' names.
+
+    Some runtimes call a node by its name, and one that makes an output of the model by that.
+    """
+    lines: dict[str, str] = {}
+    for node in model.graph.all_nodes():
+        if line := node_line(node):
+            names = (node.name, *(value.name for value in node.outputs))
+            lines |= {name: line for name in names if name}
+    return lines

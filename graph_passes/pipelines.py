@@ -1,0 +1,65 @@
+"""The passes of every stage, in order: the only list there is."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from onnx_ir.passes import PassBase
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    InlinePass,
+    RemoveUnusedNodesPass,
+)
+
+from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
+from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt
+from tokexport.graph_passes.torch_passes.drop_full_masks import DropFullMasks
+from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
+from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
+from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.recognise_attention import RecogniseAttention
+from tokexport.graph_passes.torch_passes.recognise_matches import RecogniseMatches
+from tokexport.graph_passes.torch_passes.recognise_merges import RecogniseMerges
+from tokexport.graph_passes.torch_passes.scatter_rows import ScatterRows
+from tokexport.graph_passes.torch_passes.share_repeats import ShareRepeats
+from tokexport.graph_passes.torch_passes.sort_by_top_k import SortByTopK
+
+#: From the functional traced graph to one that moves tokens with operators of the domain.
+REWRITE: Final[tuple[TorchPass, ...]] = (
+    DropIdentities(),
+    ShareRepeats(),
+    RecogniseMatches(),
+    GatherRows(),
+    ScatterRows(),
+    DropIdentities(),
+    ShareRepeats(),
+    RecogniseMerges(),
+    SortByTopK(),
+    DropFullMasks(),
+    RecogniseAttention(),
+)
+
+#: What every target ends with: no traces of the person's machine in the artifact.
+_FINISH: Final = (ClearMetadataAndDocStringPass(),)
+
+#: ONNX Runtime inlines the functions itself, where it has no kernel for them.
+LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (RemoveUnusedNodesPass(), *_FINISH)
+
+#: OpenVINO's front end does not know model-local functions.
+LOWER_FOR_OPENVINO: Final[tuple[PassBase, ...]] = (InlinePass(), FoldConstants(), *_FINISH)
+
+#: TensorRT wants constant axes, and no operator that its parser refuses. What is refused is known
+#: once every k of a top-k is a constant; inlined nodes keep the source line of their call.
+LOWER_FOR_TRT: Final[tuple[PassBase, ...]] = (
+    InlinePass(),
+    FoldConstants(),
+    RefuseForTensorRt(),
+    *_FINISH,
+)
+
+#: The lowering of each target.
+LOWER: Final[dict[str, tuple[PassBase, ...]]] = {
+    "ort": LOWER_FOR_ORT,
+    "openvino": LOWER_FOR_OPENVINO,
+    "trt": LOWER_FOR_TRT,
+}

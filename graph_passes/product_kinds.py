@@ -1,0 +1,262 @@
+"""Tells what a product of matrices is for, from what it reads and from who reads it.
+
+===============  ==================================================================================
+``linear``        one factor is made of weights alone
+``attention``     q · kᵀ, whose result becomes a softmax that weighs something; or that weighing
+``matching``      its result decides which rows are moved, and nothing else
+``other``         the rest: linear attention, the values of a merge by matrix, …
+===============  ==================================================================================
+
+Nothing here knows names of modules. An index that is read *as an index* carries no value on: what
+reaches the outputs only through such places does not appear in the answer, it only selects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, Final
+
+import torch
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from tokexport.graph_passes.torch_passes.calls import (
+    argument,
+    is_call,
+    operand,
+    operands,
+    operator_name,
+)
+from tokexport.graph_passes.torch_passes.editor import aten
+
+
+class Kind(StrEnum):
+    """What multiply-accumulates are spent on."""
+
+    LINEAR = "linear"
+    CONVOLUTION = "convolution"
+    ATTENTION = "attention"
+    MATCHING = "matching"
+    NORMALISATION = "normalisation"
+    OTHER = "other"
+
+
+#: The names under which products take their two factors.
+FACTORS: Final[dict[Any, tuple[str, str]]] = {
+    aten.matmul.default: ("self", "other"),
+    aten.mm.default: ("self", "mat2"),
+    aten.bmm.default: ("self", "mat2"),
+    aten.addmm.default: ("mat1", "mat2"),
+    aten.baddbmm.default: ("batch1", "batch2"),
+    aten.addbmm.default: ("batch1", "batch2"),
+    aten.mv.default: ("self", "vec"),
+    aten.dot.default: ("self", "tensor"),
+    aten.vdot.default: ("self", "other"),
+    aten.inner.default: ("self", "other"),
+    aten.tensordot.default: ("self", "other"),
+}
+_SOFTMAXES: Final = (
+    aten.softmax.int,
+    aten._softmax.default,
+    aten.log_softmax.int,
+    aten._log_softmax.default,
+    aten.exp.default,  # of a softmax written by hand
+)
+#: Beside pointwise operators, what leaves the values of logits and probabilities where they are.
+_LAYOUT: Final = (
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze.default,
+    aten.unbind.int,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.cat.default,
+    aten.contiguous.default,
+    aten._to_copy.default,
+    aten.to.dtype,
+    aten.dropout.default,
+    aten.constant_pad_nd.default,
+    aten.pad.default,
+    aten.slice_scatter.default,
+    aten.select_scatter.default,
+)
+#: Heads may be mixed by weights on either side of the softmax ("talking heads").
+_MIXES: Final = (aten.linear.default, aten.conv2d.default)
+#: The arguments that say which rows or elements, of the operators that move them.
+_SELECTORS: Final = {
+    "aten.gather": ("index",),
+    "aten.take_along_dim": ("indices",),
+    "aten.index_select": ("index",),
+    "aten.index": ("indices",),
+    "aten.index_put": ("indices",),
+    "aten.index_add": ("index",),
+    "aten.index_copy": ("index",),
+    "aten.index_reduce": ("index",),
+    "aten.scatter": ("index",),
+    "aten.scatter_add": ("index",),
+    "aten.scatter_reduce": ("index",),
+    "aten.embedding": ("indices",),
+    "aten.one_hot": ("self",),
+    "aten.where": ("condition",),
+    "aten.masked_fill": ("mask",),
+    "aten.masked_scatter": ("mask",),
+    "tokexport.gather_tokens": ("index",),
+    "tokexport.scatter_tokens": ("index",),
+    "tokexport.merge_tokens": ("kept", "src", "dst"),
+}
+
+
+class ProductKinds:
+    """Reads the products of one graph.
+
+    Args:
+        program: A functional program, captured or rewritten.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        inputs = {
+            spec.arg.name
+            for spec in program.graph_signature.input_specs
+            if spec.kind is InputKind.USER_INPUT and hasattr(spec.arg, "name")
+        }
+        self._varying: set[Node] = set()
+        for node in program.graph.nodes:
+            given = node.op == "placeholder" and node.name in inputs
+            if given or any(part in self._varying for part in node.all_input_nodes):
+                self._varying.add(node)
+        self._answering = _answering(program)
+
+    def varies(self, node: Node) -> bool:
+        """Tells whether a value depends on an input of the model, not on weights alone."""
+        return node in self._varying
+
+    def only_selects(self, node: Node) -> bool:
+        """Tells whether a value reaches the outputs only as the choice of rows."""
+        return node not in self._answering
+
+    def becomes_softmax(self, node: Node) -> bool:
+        """Tells whether a product's result becomes a softmax that a second product reads."""
+        return any(
+            any(is_product(end) for end in _reached(softmax, _readers, _weighs))
+            for softmax in _reached(node, _readers, _is_logits)
+            if is_call(softmax, *_SOFTMAXES)
+        )
+
+    def reads_softmax(self, node: Node) -> bool:
+        """Tells whether one factor of a product is a softmax, or was merged from one."""
+        found = _reached(node, _value_inputs, _weighs)
+        return any(is_call(softmax, *_SOFTMAXES) for softmax in found)
+
+    def kind(self, node: Node) -> Kind:
+        """Returns what a product, a linear layer or a fused attention is for."""
+        if self.only_selects(node):
+            return Kind.MATCHING
+        if not is_product(node):
+            return Kind.LINEAR
+        if self.becomes_softmax(node) or self.reads_softmax(node):
+            return Kind.ATTENTION
+        of_values = all(self.varies(factor) for factor in factors(node))
+        return Kind.OTHER if of_values else Kind.LINEAR
+
+
+def factors(node: Node) -> list[Node]:
+    """Returns what a product multiplies; an einsum may have any number of factors."""
+    if is_call(node, aten.einsum.default):
+        return operands(node, "tensors")
+    return [operand(node, name) for name in FACTORS[node.target]]
+
+
+def _answering(program: ExportedProgram) -> set[Node]:
+    """Returns the nodes from which a value reaches an output of the model."""
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    found: set[Node] = set()
+    waiting = [output]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += _value_inputs(node)
+    return found
+
+
+def _value_inputs(node: Node) -> list[Node]:
+    """Returns what a node takes values from, leaving out what only tells it where."""
+    names = _SELECTORS.get(operator_name(node), ()) if node.op == "call_function" else ()
+    if not names:
+        return list(node.all_input_nodes)
+    taken: list[Node] = []
+    for formal in node.target._schema.arguments:  # type: ignore[union-attr]
+        if formal.name not in names:
+            given = argument(node, formal.name)
+            parts = given if isinstance(given, list | tuple) else [given]
+            taken.extend(part for part in parts if isinstance(part, Node))
+    return taken
+
+
+def _readers(node: Node) -> list[Node]:
+    """Returns who takes values from a node."""
+    return [user for user in node.users if node in _value_inputs(user)]
+
+
+def is_product(node: Node) -> bool:
+    """Tells whether a call multiplies matrices."""
+    return is_call(node, aten.einsum.default, *FACTORS)
+
+
+def stops(start: Node) -> set[Node]:
+    """Returns who reads a value, or what pointwise operators and layout make of it."""
+    found = _reached(start, _readers, _keeps_place)
+    return {node for node in found if not _keeps_place(node) and not _fills(node)}
+
+
+def _reached(
+    start: Node, step: Callable[[Node], list[Node]], passes: Callable[[Node], bool]
+) -> set[Node]:
+    """Returns what is reached over calls that pass, the first that do not included."""
+    found: set[Node] = set()
+    waiting = step(start)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            if passes(node):
+                waiting += step(node)
+    return found
+
+
+def _keeps_place(node: Node) -> bool:
+    """Tells whether a call leaves each value at its place, changed or not."""
+    if node.op != "call_function":
+        return False
+    if not isinstance(node.target, OpOverload):
+        return True  # one of several results
+    pointwise = torch.Tag.pointwise in node.target.tags
+    return pointwise or is_call(node, *_SOFTMAXES, *_LAYOUT)
+
+
+def _is_logits(node: Node) -> bool:
+    return _keeps_place(node) or is_call(node, *_MIXES)
+
+
+def _weighs(node: Node) -> bool:
+    """Tells whether probabilities are still such behind a call: merged like tokens, as in MCTF."""
+    moved = node.op == "call_function" and operator_name(node) in _SELECTORS
+    return _is_logits(node) or moved
+
+
+def _fills(node: Node) -> bool:
+    """Tells whether a call takes the shape of its input and not its values."""
+    return is_call(node, aten.fill.Scalar, aten.fill.Tensor)

@@ -1,0 +1,1 @@
+"""Torch passes: token operations become operators of the tokexport domain."""

@@ -1,0 +1,164 @@
+"""Finds along which axes a value really varies, and reads it without the axes it was spread over.
+
+Published code moves rows with an index spread over the channels::
+
+    index = rows[:, :, None].expand(B, K, C)      # varies along axes 0 and 1 only
+    x.gather(1, index)
+
+``varying_axes(index)`` is {0, 1} and ``collapse(edit, index, (0, 1))`` finds ``rows`` again,
+whatever chain of unsqueeze, expand, repeat, view or slice lies between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.fx import Node
+
+from tokexport.graph_passes.torch_passes.calls import (
+    argument,
+    axis,
+    is_call,
+    is_tensor,
+    normal_axis,
+    operand,
+    shape_of,
+)
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
+
+_ELEMENTWISE = frozenset(
+    {
+        aten.add.Tensor,
+        aten.sub.Tensor,
+        aten.mul.Tensor,
+        aten.div.Tensor,
+        aten.log.default,
+        aten.neg.default,
+        aten.remainder.Scalar,
+        aten.where.self,
+        aten._to_copy.default,
+        aten.to.dtype,
+        aten.clone.default,
+    }
+)
+_REGROUPS = (
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze.default,
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+)
+_MOVES = (
+    aten.expand.default,
+    aten.repeat.default,
+    aten.unsqueeze.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.select.int,
+    *_REGROUPS,
+)
+
+
+def varying_axes(node: Node) -> frozenset[int]:
+    """Returns the axes along which the values may differ; of size-1 axes none does."""
+    shape = shape_of(node)
+    wide = frozenset(a for a, size in enumerate(shape) if size > 1)
+    kept = kept_axes(node)
+    if kept is not None:
+        varies = varying_axes(operand(node))
+        return wide & {a for a, origin in kept.items() if origin in varies}
+    if is_call(node, *_ELEMENTWISE):
+        return wide & _varying_axes_of_operands(node, wide)
+    if is_call(node, aten.slice.Tensor):
+        return wide & varying_axes(operand(node))
+    if is_call(node, aten.gather.default):
+        moved = varying_axes(operand(node)) | varying_axes(operand(node, "index"))
+        return wide & (moved | {axis(node)})
+    return wide
+
+
+def _varying_axes_of_operands(node: Node, wide: frozenset[int]) -> set[int]:
+    found: set[int] = set()
+    for part in node.args:
+        if isinstance(part, Node) and is_tensor(part) and not found >= wide:
+            offset = len(shape_of(node)) - len(shape_of(part))
+            found |= {a + offset for a in varying_axes(part)}
+    return found
+
+
+def kept_axes(node: Node) -> dict[int, int] | None:
+    """Maps each output axis to the input axis it repeats, for calls that only move axes.
+
+    Axes that are not in the result hold the same values at every position.
+    """
+    if not is_call(node, *_MOVES):
+        return None
+    source = operand(node)
+    before, after = shape_of(source), shape_of(node)
+    if is_call(node, aten.expand.default, aten.repeat.default):
+        offset = len(after) - len(before)
+        grown = any(size not in (1, after[a + offset]) for a, size in enumerate(before))
+        return None if grown else {a + offset: a for a in range(len(before))}
+    if is_call(node, aten.unsqueeze.default):
+        new = normal_axis(argument(node, "dim"), len(after))
+        return {a: a - (a > new) for a in range(len(after)) if a != new}
+    if is_call(node, aten.permute.default):
+        order = argument(node, "dims")
+        return {a: normal_axis(origin, len(before)) for a, origin in enumerate(order)}
+    if is_call(node, aten.transpose.int):
+        one, other = axis(node, "dim0"), axis(node, "dim1")
+        return {a: {one: other, other: one}.get(a, a) for a in range(len(after))}
+    if is_call(node, *_REGROUPS):
+        return _same_but_for_ones(before, after)
+    gone = axis(node)  # of a select
+    return {a: a + (a >= gone) for a in range(len(after))} if before[gone] == 1 else None
+
+
+def _same_but_for_ones(before: Sequence[int], after: Sequence[int]) -> dict[int, int] | None:
+    """Pairs the axes of two shapes that differ only by axes of size 1."""
+    pairs: dict[int, int] = {}
+    one, other = 0, 0
+    while one < len(before) or other < len(after):
+        if one < len(before) and other < len(after) and before[one] == after[other]:
+            pairs[other] = one
+            one, other = one + 1, other + 1
+        elif other < len(after) and after[other] == 1:
+            other += 1
+        elif one < len(before) and before[one] == 1:
+            one += 1
+        else:
+            return None
+    return pairs
+
+
+def collapse(edit: Editor, node: Node, keep: Sequence[int]) -> Node:
+    """Returns the value over the axes ``keep``, in that order; the others must not vary.
+
+    Where the chain that spread the value can be walked back, its beginning is returned and nothing
+    is inserted; else position 0 of every other axis is selected.
+    """
+    if [*keep] == [*range(len(shape_of(node)))]:
+        return node
+    origins = _origins(node, keep)
+    if origins is not None:
+        return collapse(edit, operand(node), origins)
+    result = node
+    for a in sorted(set(range(len(shape_of(node)))) - set(keep), reverse=True):
+        result = edit.call(aten.select.int, result, a, 0)
+    return edit.permute(result, [sorted(keep).index(a) for a in keep])
+
+
+def _origins(node: Node, keep: Sequence[int]) -> list[int] | None:
+    """Returns the axes of the call's input that alone make up the axes ``keep``."""
+    if is_call(node, aten.slice.Tensor):  # along an axis that does not vary, any part is the whole
+        kept: dict[int, int] | None = {a: a for a in keep if a != axis(node)}
+    else:
+        kept = kept_axes(node)
+    if kept is None or not all(a in kept for a in keep):
+        return None
+    source = operand(node)
+    origins = [kept[a] for a in keep]
+    sizes = [shape_of(source)[origin] for origin in origins]
+    alone = varying_axes(source) <= set(origins)
+    return origins if alone and sizes == [shape_of(node)[a] for a in keep] else None

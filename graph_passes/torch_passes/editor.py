@@ -1,0 +1,135 @@
+"""Changes a traced graph while keeping every node's shape, dtype and source line known."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from tokexport.graph_passes.torch_passes.calls import dtype_of, shape_of, value
+
+#: Where a node came from in the user's code; copied from a node to what replaces it.
+_ORIGIN = ("stack_trace", "nn_module_stack")
+
+aten = torch.ops.aten
+
+
+class Editor:
+    """A graph under change: inserts calls whose result is known at once as a fake tensor."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._fake_mode = _find_fake_mode(graph)
+        self._origin: Node | None = None
+
+    @contextmanager
+    def before(self, node: Node) -> Iterator[None]:
+        """Inserts what is called inside the block before ``node``, with its origin."""
+        with self._at(node, node):
+            yield
+
+    @contextmanager
+    def after(self, node: Node, origin: Node) -> Iterator[None]:
+        """Inserts what is called inside the block right behind ``node``, with another's origin.
+
+        The inputs of a graph stay in front: behind one of them means behind all of them.
+        """
+        successor = node.next
+        while successor.op == "placeholder":
+            successor = successor.next
+        with self._at(successor, origin):
+            yield
+
+    @contextmanager
+    def _at(self, successor: Node, origin: Node) -> Iterator[None]:
+        outer, self._origin = self._origin, origin
+        try:
+            with self.graph.inserting_before(successor):
+                yield
+        finally:
+            self._origin = outer
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """Inserts a call; fails where torch would fail on these shapes and dtypes."""
+        node = self.graph.call_function(target, args, kwargs)
+        with self._fake_mode, torch.no_grad():
+            node.meta["val"] = target(*map_arg(args, value), **map_arg(kwargs, value))
+        if self._origin is not None:
+            node.meta.update(
+                {key: self._origin.meta[key] for key in _ORIGIN if key in self._origin.meta}
+            )
+        return node
+
+    def item(self, node: Node, position: int) -> Node:
+        """Inserts the selection of one of several results."""
+        return self.call(operator.getitem, node, position)
+
+    def view(self, node: Node, shape: Sequence[int]) -> Node:
+        """Inserts a reshape, or nothing where the shape is that already."""
+        if shape_of(node) == tuple(shape):
+            return node
+        return self.call(aten.reshape.default, node, [*shape])
+
+    def expand(self, node: Node, shape: Sequence[int]) -> Node:
+        """Inserts a broadcast, or nothing where the shape is that already."""
+        if shape_of(node) == tuple(shape):
+            return node
+        return self.call(aten.expand.default, node, [*shape])
+
+    def permute(self, node: Node, order: Sequence[int]) -> Node:
+        """Inserts a permutation of the axes, or nothing where it changes nothing."""
+        if list(order) == sorted(order):
+            return node
+        return self.call(aten.permute.default, node, [*order])
+
+    def cut(self, node: Node, axis: int, start: int, stop: int) -> Node:
+        """Inserts a slice of one axis, or nothing where it takes all of it."""
+        if (start, stop) == (0, shape_of(node)[axis]):
+            return node
+        return self.call(aten.slice.Tensor, node, axis, start, stop)
+
+    def replace(self, old: Node, new: Node) -> None:
+        """Lets every user of ``old`` read ``new``, and takes the old node out.
+
+        Nobody reads it then, but not every unread node is dead code to torch: one that might draw
+        random numbers, like an attention with dropout, would stay.
+        """
+        if (shape_of(old), dtype_of(old)) != (shape_of(new), dtype_of(new)):
+            raise AssertionError(
+                f"{old.name} {shape_of(old)} {dtype_of(old)} cannot become "
+                f"{new.name} {shape_of(new)} {dtype_of(new)}"
+            )
+        old.replace_all_uses_with(new)
+        self.graph.erase_node(old)
+
+
+def _find_fake_mode(graph: Graph) -> FakeTensorMode:
+    for node in graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if isinstance(mode, FakeTensorMode):
+            return mode
+    return FakeTensorMode()
+
+
+def source_line(node: Node) -> str:
+    """Returns ``file:line, in function: code`` of the user's line a node came from, or ''."""
+    trace = node.meta.get("stack_trace")
+    return innermost_line(trace) if isinstance(trace, str) else ""
+
+
+def innermost_line(trace: str) -> str:
+    """Returns the last frame of a stack trace as one line."""
+    lines = [line.strip() for line in trace.strip().splitlines() if line.strip()]
+    frames = [i for i, line in enumerate(lines) if line.startswith('File "')]
+    if not frames:
+        return ""
+    last = frames[-1]
+    frame = lines[last].removeprefix('File "').replace('", line ', ":", 1)
+    code = lines[last + 1] if len(lines) > last + 1 else ""
+    return f"{frame}: {code}" if code else frame

@@ -1,0 +1,112 @@
+"""Brings every gather of whole rows to ``gather_tokens``.
+
+Before → after::
+
+    gather(x, 1, rows[:, :, None].expand(B, K, C))      →  gather_tokens(x, rows)
+    take_along_dim(x, rows[:, :, None], 1)               →  gather_tokens(x, rows)
+    x[arange(B)[:, None], rows]                          →  gather_tokens(x, rows)
+    x[:, rows]                                           →  index_select(x, 1, rows)
+
+``index_select`` takes whole rows already, the same of every image. An index that differs by channel
+stays an element gather. One that is smaller than its data along another axis, which torch takes and
+other runtimes do not, is made explicit by a slice (torch.gather: "index.size(d) <= input.size(d)");
+there one channel is a row, since OpenVINO loses a slice before its GatherElements.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch.fx import Node
+
+from tokexport.graph_passes.torch_passes.batched_index import read_batched_index
+from tokexport.graph_passes.torch_passes.calls import (
+    argument,
+    axis,
+    is_call,
+    operand,
+    shape_of,
+)
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.row_layout import RowLayout, layout_of_index, narrowed
+from tokexport.graph_passes.torch_passes.token_indices import counted_from_start, is_index_tensor
+
+
+class GatherRows(TorchPass):
+    """Finds gathers whose index says which rows, not which elements."""
+
+    name: ClassVar[str] = "gather rows"
+    comes_before: ClassVar[tuple[str, ...]] = ("recognise merges",)
+
+    def call(self, edit: Editor) -> int:
+        """Rewrites the graph in place and returns how many gathers it changed."""
+        changed = 0
+        for node in list(edit.graph.nodes):
+            with edit.before(node):
+                if is_call(node, aten.gather.default):
+                    new = _gather(edit, node)
+                elif is_call(node, aten.take_along_dim.default):
+                    new = _take_along_dim(edit, node)
+                elif is_call(node, aten.index.Tensor):
+                    new = _batched_index(edit, node) or _rows_of_every_image(edit, node)
+                else:
+                    new = None
+            if new is not None:
+                edit.replace(node, new)
+                changed += 1
+        return changed
+
+
+def _gather(edit: Editor, node: Node) -> Node | None:
+    data, along, index = operand(node), axis(node), operand(node, "index")
+    cut = narrowed(edit, data, shape_of(index), along)
+    layout = layout_of_index(index, along)
+    if cut is data and not layout.channels:
+        return None
+    return _gather_tokens(edit, layout, cut, layout.rows_of(edit, index), shape_of(index))
+
+
+def _take_along_dim(edit: Editor, node: Node) -> Node | None:
+    """Spreads data and index over each other, as the call does, and leaves a gather."""
+    if argument(node, "dim") is None:
+        return None
+    data, index, along = operand(node), operand(node, "indices"), axis(node)
+    tokens, sizes = shape_of(data)[along], shape_of(node)
+    data = edit.expand(data, (*sizes[:along], tokens, *sizes[along + 1 :]))
+    index = edit.expand(counted_from_start(edit, index, tokens), sizes)
+    gather = edit.call(aten.gather.default, data, along, index)
+    return _gather(edit, gather) or gather
+
+
+def _batched_index(edit: Editor, node: Node) -> Node | None:
+    """Takes x[arange(B)[:, None], rows]."""
+    found = read_batched_index(node)
+    if found is None:
+        return None
+    rows = found.rows_from_start(edit)
+    return _gather_tokens(edit, found.layout, operand(node), rows, shape_of(node))
+
+
+def _rows_of_every_image(edit: Editor, node: Node) -> Node | None:
+    """Takes x[:, rows], with rows of any rank and at any axis but the first."""
+    data, indices = operand(node), list(argument(node, "indices"))
+    given = [a for a, index in enumerate(indices) if index is not None]
+    if len(given) != 1 or given[0] == 0 or not is_index_tensor(indices[given[0]]):
+        return None
+    along = given[0]
+    index = counted_from_start(edit, indices[along], shape_of(data)[along])
+    rows = edit.call(
+        aten.index_select.default, data, along, edit.view(index, (prod(shape_of(index)),))
+    )
+    return edit.view(rows, shape_of(node))
+
+
+def _gather_tokens(
+    edit: Editor, layout: RowLayout, data: Node, rows: Node, shape: tuple[int, ...]
+) -> Node:
+    gather = torch.ops.tokexport.gather_tokens.default
+    taken = edit.call(gather, layout.flatten(edit, data), rows)
+    return layout.restore(edit, taken, shape)

@@ -1,0 +1,96 @@
+"""What a torch pass is, and how an ordered tuple of them runs over an exported program."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
+
+from tokexport.graph_passes.errors import PassError
+from tokexport.graph_passes.ops import NAMESPACE
+from tokexport.graph_passes.torch_passes.editor import Editor
+
+
+class TorchPass(ABC):
+    """One rewrite of the traced graph.
+
+    Attributes:
+        name: The verb phrase it is reported under.
+        comes_before: Passes that rely on this one and so must come later in a pipeline.
+        forbidden: Operators that must not be left when it is through.
+    """
+
+    name: ClassVar[str]
+    comes_before: ClassVar[tuple[str, ...]] = ()
+    forbidden: ClassVar[frozenset[object]] = frozenset()
+
+    @abstractmethod
+    def call(self, edit: Editor) -> int:
+        """Rewrites the graph in place and returns how many places it changed."""
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A rewritten program and how many places each pass changed."""
+
+    program: ExportedProgram
+    changes: dict[str, int]
+
+    @property
+    def recognised(self) -> dict[str, int]:
+        """How many calls of each operator of the domain the graph holds."""
+        targets = [node.target for node in self.program.graph.nodes if node.op == "call_function"]
+        names = Counter(
+            target.name().removeprefix(f"{NAMESPACE}::")
+            for target in targets
+            if isinstance(target, OpOverload) and target.namespace == NAMESPACE
+        )
+        return dict(sorted(names.items()))
+
+
+def check_order(passes: Sequence[TorchPass]) -> None:
+    """Raises PassError where a pass stands behind one that relies on it."""
+    names = [torch_pass.name for torch_pass in passes]
+    for torch_pass in passes:
+        earlier = names[: names.index(torch_pass.name)]
+        late = [name for name in torch_pass.comes_before if name in earlier]
+        if late:
+            raise PassError(f"'{torch_pass.name}' must come before '{late[0]}'")
+
+
+def run_passes(program: ExportedProgram, passes: Sequence[TorchPass]) -> Rewritten:
+    """Runs the passes in order over a functional program, in place.
+
+    After each pass the dead nodes go, the graph is checked and the pass's own promise is held.
+    """
+    check_order(passes)
+    graph = program.graph_module.graph
+    edit = Editor(graph)
+    changes: dict[str, int] = {}
+    for torch_pass in passes:
+        changes[torch_pass.name] = changes.get(torch_pass.name, 0) + torch_pass.call(edit)
+        graph.eliminate_dead_code()
+        graph.lint()
+        for node in graph.nodes:
+            if node.op == "call_function" and node.target in torch_pass.forbidden:
+                raise PassError(
+                    f"'{torch_pass.name}' left an operator it promises to remove",
+                    where=f"{node.target} at {node.name}",
+                )
+    _name_outputs(program, graph)
+    program.graph_module.recompile()
+    return Rewritten(program, changes)
+
+
+def _name_outputs(program: ExportedProgram, graph: Graph) -> None:
+    """Lets the signature name the nodes that the outputs are now."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    for spec, node in zip(program.graph_signature.output_specs, output.args[0], strict=True):
+        if isinstance(node, Node) and hasattr(spec.arg, "name"):
+            spec.arg.name = node.name

@@ -1,0 +1,155 @@
+"""The runner: one interface over every runtime, numpy arrays in and out.
+
+A runner is ready when it is made, and is closed by ``close`` or at the end of a ``with``::
+
+    with load("bundle") as runner:
+        logits = runner.run({"pixels": images})["logits"]
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokexport.runtimes.errors import InputMismatchError, RunError
+from tokexport.runtimes.manifest import RuntimeInfo, TensorSpec
+
+Array = NDArray[Any]
+
+
+class Runner(ABC):
+    """Runs one model.
+
+    Args:
+        inputs: The model's inputs, in order.
+        outputs: The model's outputs, in order.
+        runtime: What runs it.
+
+    Attributes:
+        inputs: The model's inputs, in order.
+        outputs: The model's outputs, in order.
+        runtime: What runs it.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        runtime: RuntimeInfo,
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self.runtime = runtime
+        self._closed = False
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the model once.
+
+        Args:
+            arrays: An array for each input, by name, of exactly its shape and dtype: nothing is
+                cast or broadcast. Infinities are taken, as masks use them; NaN is not.
+
+        Returns:
+            An array for each output, by name, in the order of ``outputs``.
+
+        Raises:
+            InputMismatchError: The arrays are not the model's inputs.
+            RunError: The runner is closed, or the runtime failed.
+        """
+        if self._closed:
+            raise RunError("The runner is closed.", fix="Load the bundle again.")
+        return self._run_impl(check_inputs(self.inputs, arrays))
+
+    def close(self) -> None:
+        """Frees what the runtime holds; closing again does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._close_impl()
+
+    def __enter__(self) -> Self:
+        """Returns the runner itself."""
+        if self._closed:
+            raise RunError("The runner is closed.", fix="Load the bundle again.")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes the runner."""
+        self.close()
+
+    @abstractmethod
+    def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        """Runs on arrays that fit the inputs, contiguous, in the order of ``inputs``."""
+
+    @abstractmethod
+    def _close_impl(self) -> None:
+        """Frees what the runtime holds; called once."""
+
+
+def check_inputs(specs: tuple[TensorSpec, ...], arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Holds arrays to the inputs of a model.
+
+    Returns:
+        The arrays in the order of ``specs``, each contiguous in memory.
+
+    Raises:
+        InputMismatchError: A name is missing or unknown, a shape or dtype is not exactly the
+            input's, or a floating array holds a NaN.
+    """
+    names = [spec.name for spec in specs]
+    missing = [name for name in names if name not in arrays]
+    unknown = [str(name) for name in arrays if name not in names]
+    if missing or unknown:
+        parts = [f"missing {', '.join(missing)}"] * bool(missing)
+        parts += [f"unknown {', '.join(unknown)}"] * bool(unknown)
+        raise InputMismatchError(
+            f"The arrays are not the model's inputs: {'; '.join(parts)}.",
+            fix=f"Pass exactly these: {'; '.join(map(str, specs))}.",
+        )
+    return {spec.name: _check_input(spec, arrays[spec.name]) for spec in specs}
+
+
+def _check_input(spec: TensorSpec, array: Array) -> Array:
+    where = f"Input: {spec}"
+    if not isinstance(array, np.ndarray):
+        raise InputMismatchError(
+            f"Input {spec.name} is a {type(array).__name__}, not a numpy array.",
+            where=where,
+            fix="Pass a numpy array: for a torch tensor, tensor.numpy().",
+        )
+    if array.dtype != np.dtype(spec.dtype):
+        raise InputMismatchError(
+            f"Input {spec.name} has dtype {array.dtype.name}, and the model takes {spec.dtype}.",
+            where=where,
+            fix=f"Cast it yourself, if that is right: array.astype({spec.dtype!r}).",
+        )
+    fits = array.ndim == len(spec.shape) and all(
+        wanted in (size, -1) for size, wanted in zip(array.shape, spec.shape, strict=True)
+    )
+    if not fits:
+        fix = "The shape is fixed when the model is compiled: reshape or batch the array to it."
+        if array.shape == spec.shape[1:]:
+            fix = "Add the batch axis: array[None]."
+        raise InputMismatchError(
+            f"Input {spec.name} has shape {array.shape}, and the model takes {spec.shape}.",
+            where=where,
+            fix=fix,
+        )
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        place = tuple(int(i) for i in np.argwhere(np.isnan(array))[0])
+        raise InputMismatchError(
+            f"Input {spec.name} holds NaN, first at {place}.",
+            where=where,
+            fix="Look at what made the array: a model's answer to NaN means nothing.",
+        )
+    # ascontiguousarray would turn a scalar into an array of one element.
+    return np.require(array, requirements="C")

@@ -1,0 +1,144 @@
+"""How far a candidate's output is from the reference's: the one arithmetic behind every gate.
+
+With d = |candidate - reference| and s = max |reference| over its finite values:
+
+    max_abs  = max d        mean_abs = mean d        relative = max_abs / s  (max_abs where s = 0)
+    cosine   = <reference, candidate> / (|reference| |candidate|)
+
+Everything is computed in float64. Outputs of whole numbers or booleans are decisions, not
+measurements: their ``relative`` is the fraction of elements that differ, so only a tolerance of 0
+accepts equality alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_EXACT_KINDS = "iub"
+_KINDS = _EXACT_KINDS + "f"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The distance of one output from its reference.
+
+    Attributes:
+        max_abs: Largest absolute difference; infinite where one side has a value that the other
+            side cannot be compared with (a NaN, an infinity that the other does not share).
+        mean_abs: Mean absolute difference; infinite in the same cases.
+        cosine: Cosine similarity of the flattened outputs, from -1 to 1. Two zero outputs are
+            alike (1), one zero output is unlike any other (0), and so is an output that cannot
+            be compared (0). Shared infinities are left out of it.
+        top1_agreement: Fraction of rows (along the last axis) whose largest entry stands at the
+            same place; None for outputs of one class or of whole numbers.
+        scale: Largest finite magnitude of the reference; 1 for whole numbers and booleans.
+        relative: ``max_abs`` over ``scale``; the fraction of differing elements for whole numbers
+            and booleans.
+    """
+
+    max_abs: float
+    mean_abs: float
+    cosine: float
+    top1_agreement: float | None
+    scale: float
+    relative: float
+
+
+def compare(reference: NDArray[Any], candidate: NDArray[Any]) -> Comparison:
+    """Measures how far ``candidate`` is from ``reference``.
+
+    Equal infinities agree. A NaN agrees with nothing, not even with another NaN: nothing can be
+    proven about such an output.
+
+    Args:
+        reference: What is right, any shape, of a real dtype.
+        candidate: What is measured, of the same shape; of any floating dtype where the reference
+            is floating, of any dtype of whole numbers or booleans where it is one of those.
+
+    Raises:
+        ValueError: The shapes differ, or one is floating and the other is not, or a dtype is
+            neither real nor boolean.
+    """
+    reference, candidate = np.asarray(reference), np.asarray(candidate)
+    if reference.shape != candidate.shape:
+        raise ValueError(f"shapes differ: {reference.shape} and {candidate.shape}")
+    kinds = reference.dtype.kind, candidate.dtype.kind
+    if any(kind not in _KINDS for kind in kinds) or len({k in _EXACT_KINDS for k in kinds}) > 1:
+        raise ValueError(f"dtypes cannot be compared: {reference.dtype} and {candidate.dtype}")
+    # The arithmetic may overflow on the largest doubles; an infinite error is then the answer.
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if kinds[0] in _EXACT_KINDS:
+            return _compare_exact(reference, candidate)
+        return _compare_floating(reference, candidate)
+
+
+def _compare_exact(reference: NDArray[Any], candidate: NDArray[Any]) -> Comparison:
+    differing = float(np.mean(reference != candidate)) if reference.size else 0.0
+    wide_reference = reference.astype(np.float64)
+    wide_candidate = candidate.astype(np.float64)
+    difference = np.abs(wide_candidate - wide_reference)
+    return Comparison(
+        max_abs=float(difference.max(initial=0.0)),
+        mean_abs=float(difference.mean()) if difference.size else 0.0,
+        cosine=1.0 if differing == 0.0 else _cosine(wide_reference, wide_candidate),
+        top1_agreement=None,
+        scale=1.0,
+        relative=differing,
+    )
+
+
+def _compare_floating(reference: NDArray[Any], candidate: NDArray[Any]) -> Comparison:
+    reference, candidate = reference.astype(np.float64), candidate.astype(np.float64)
+    finite = np.isfinite(reference) & np.isfinite(candidate)
+    # Infinities are equal or not; NaN == NaN is false, which is what is wanted.
+    comparable = finite | (reference == candidate)
+    difference = np.where(finite, np.abs(candidate - reference), np.where(comparable, 0.0, np.inf))
+    max_abs = float(difference.max(initial=0.0))
+    scale = float(np.abs(reference[np.isfinite(reference)]).max(initial=0.0))
+    return Comparison(
+        max_abs=max_abs,
+        mean_abs=_mean(difference, max_abs),
+        cosine=_cosine(reference[finite], candidate[finite]) if comparable.all() else 0.0,
+        top1_agreement=_top1_agreement(reference, candidate),
+        scale=scale,
+        relative=relative_error(max_abs, scale),
+    )
+
+
+def relative_error(max_abs: float, scale: float) -> float:
+    """``max_abs`` over ``scale``, or ``max_abs`` itself where the scale is 0."""
+    if scale == 0.0 or math.isinf(max_abs):
+        return max_abs
+    return max_abs / scale
+
+
+def _mean(difference: NDArray[np.float64], largest: float) -> float:
+    """The mean, without overflow on the way: no element is above ``largest``."""
+    if difference.size == 0 or largest == 0.0 or math.isinf(largest):
+        return largest
+    return min(float((difference / largest).mean()) * largest, largest)
+
+
+def _cosine(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
+    largest_reference = float(np.abs(reference).max(initial=0.0))
+    largest_candidate = float(np.abs(candidate).max(initial=0.0))
+    if largest_reference == 0.0 or largest_candidate == 0.0:
+        return 1.0 if largest_reference == largest_candidate else 0.0
+    # Scaled to 1 first: the squares of very large or very small numbers leave float64.
+    a = (reference / largest_reference).ravel()
+    b = (candidate / largest_candidate).ravel()
+    cosine = float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+    return min(1.0, max(-1.0, cosine))
+
+
+def _top1_agreement(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float | None:
+    if reference.ndim == 0 or reference.shape[-1] < 2 or reference.size == 0:
+        return None
+    agrees = reference.argmax(axis=-1) == candidate.argmax(axis=-1)
+    ordered = ~(np.isnan(reference).any(axis=-1) | np.isnan(candidate).any(axis=-1))
+    return float(np.mean(agrees & ordered))

@@ -1,0 +1,178 @@
+"""Looks at what is installed here: which runtimes work, what is missing, how to install it.
+
+A runtime is probed by using it: a model is run where that takes no GPU, a library is loaded where
+it does. The packages that only compiling needs are looked up, never imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tokexport.runtimes import openvino
+from tokexport.runtimes.base import Runner
+from tokexport.runtimes.cuda_driver import CudaDriver, CudaDriverError
+from tokexport.runtimes.errors import RunError, RuntimesError
+from tokexport.runtimes.importing import install_command, is_installed
+from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.trt_libraries import load_full, load_rtx
+
+# A serialised ONNX model of one node, y = Identity(x), x and y of shape (1,) in float32: so that a
+# runtime can be probed without the onnx package. Each field is a tag (number << 3 | wire type),
+# then its value or, for a text or a nested message, its length in bytes and its content.
+_VALUE_INFO = "12 0a 0a 08 0801 12 04 0a020801"  # .type.tensor_type: FLOAT, shape of one size, 1
+IDENTITY_MODEL = bytes.fromhex(
+    "08 08"  # ir_version = 8
+    "3a 37"  # graph, 55 bytes:
+    "0a 10 0a0178 120179 2208 4964656e74697479"  # node: input "x", output "y", "Identity"
+    "12 01 67"  # name = "g"
+    f"5a 0f 0a0178 {_VALUE_INFO}"  # input "x"
+    f"62 0f 0a0179 {_VALUE_INFO}"  # output "y"
+    "42 04 0a00 100d"  # opset_import: domain "", version 13
+)
+
+
+@dataclass(frozen=True)
+class Component:
+    """One thing that a step of the work needs.
+
+    Attributes:
+        name: Its name.
+        used_for: Which step needs it.
+        version: The installed version; None where it is not installed.
+        works: Whether it was found to work; for what is only looked up, whether it is installed.
+        missing: What is missing or broken, one sentence; empty where it works.
+        install: The command or the step that mends it; empty where it works.
+    """
+
+    name: str
+    used_for: str
+    version: str | None
+    works: bool
+    missing: str
+    install: str
+
+    def to_dict(self) -> dict[str, str | bool | None]:
+        """The component as plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+# Packages that compiling needs, by import name: the distribution's name and the extra it is in.
+_COMPILE_PACKAGES = {
+    "torch": ("torch", "compile"),
+    "onnx": ("onnx", "compile"),
+    "onnx_ir": ("onnx-ir", "compile"),
+    "onnxscript": ("onnxscript", "compile"),
+    "safetensors": ("safetensors", "compile"),
+    "timm": ("timm", "timm"),
+    "transformers": ("transformers", "transformers"),
+}
+_COMPILING = "compile"
+_CPU_RUNTIMES = "compile, run and verify"
+
+
+def diagnose() -> tuple[Component, ...]:
+    """Looks at every component, in the order in which a person meets them."""
+    return (
+        Component("numpy", "everything", np.__version__, True, "", ""),
+        _probe("onnxruntime", f"{_CPU_RUNTIMES} for ort", "onnxruntime", "ort", _run_onnxruntime),
+        _probe("openvino", f"{_CPU_RUNTIMES} for openvino", "openvino", "openvino", _run_openvino),
+        _full_tensorrt(),
+        _probe(
+            "TensorRT-RTX",
+            "compile for trt without a GPU",
+            "tensorrt_rtx_cu13_bindings",
+            "trt-rtx",
+            _load_tensorrt_rtx,
+        ),
+        _gpu(),
+        *(
+            _look_up(module, distribution, extra)
+            for module, (distribution, extra) in _COMPILE_PACKAGES.items()
+        ),
+    )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _probe(
+    name: str, used_for: str, distribution: str, extra: str, use: Callable[[], str]
+) -> Component:
+    """Uses a runtime: ``use`` returns its version, or raises what is wrong with it."""
+    try:
+        return Component(name, used_for, use(), True, "", "")
+    except RuntimesError as error:
+        missing = " ".join(part for part in (error.what, error.where) if part)
+        version = _version(distribution)
+        return Component(name, used_for, version, False, missing, install_command(extra))
+
+
+def _check_identity(runner: Runner) -> str:
+    """Runs the identity model once, and returns the runtime's version."""
+    with runner:
+        sent = np.array([0.5], np.float32)
+        returned = runner.run({"x": sent})["y"]
+        if not np.array_equal(sent, returned):
+            raise RunError(f"It returned {returned} for {sent}, which should come back as it is.")
+        return runner.runtime.version
+
+
+def _run_onnxruntime() -> str:
+    return _check_identity(OrtRunner.from_bytes(IDENTITY_MODEL, threads=1))
+
+
+def _run_openvino() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_path, xml_path = Path(folder, "identity.onnx"), Path(folder, "identity.xml")
+        onnx_path.write_bytes(IDENTITY_MODEL)
+        openvino.convert(onnx_path, xml_path)
+        return _check_identity(openvino.OpenVinoRunner.from_file(xml_path, threads=1))
+
+
+def _load_tensorrt_rtx() -> str:
+    return load_rtx().version
+
+
+def _full_tensorrt() -> Component:
+    used_for = "compile, run and verify for trt on this machine's GPU"
+    try:
+        return Component("TensorRT", used_for, load_full().version, True, "", "")
+    except RuntimesError as error:
+        said = [error.what, error.where, "It builds only where there is an NVIDIA GPU."]
+        missing = " ".join(part for part in said if part)
+        version = _version("tensorrt")
+        return Component("TensorRT", used_for, version, False, missing, "pip install tensorrt")
+
+
+def _gpu() -> Component:
+    used_for = "run and verify for trt"
+    install = "On a machine with an NVIDIA GPU, install its driver, r580 or newer (CUDA 13)."
+    try:
+        gpu = CudaDriver().gpu()
+    except CudaDriverError as error:
+        return Component("NVIDIA GPU and driver", used_for, None, False, error.what, install)
+    cuda = ".".join(map(str, gpu.cuda_version))
+    found = f"CUDA {cuda}, {gpu.name}, compute capability {gpu.compute_capability}"
+    if gpu.cuda_version < (13, 0):
+        missing = "The driver is older than CUDA 13."
+        return Component("NVIDIA GPU and driver", used_for, found, False, missing, install)
+    return Component("NVIDIA GPU and driver", used_for, found, True, "", "")
+
+
+def _look_up(module: str, distribution: str, extra: str) -> Component:
+    """Looks a package up without importing it."""
+    if is_installed(module):
+        return Component(module, _COMPILING, _version(distribution), True, "", "")
+    missing = f"{module} is not installed."
+    return Component(module, _COMPILING, None, False, missing, install_command(extra))

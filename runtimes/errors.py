@@ -1,0 +1,73 @@
+"""The errors of the running room: what happened, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class RuntimesError(Exception):
+    """Something the person can mend; it is shown without a traceback.
+
+    Args:
+        what: What happened, one sentence.
+        where: The file, node, input or device it happened at; empty when there is none.
+        fix: What the person can do now; empty only when nothing can be done.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        """Returns the parts that are there, a line each."""
+        return "\n".join(part for part in (self.what, self.where, self.fix) if part)
+
+
+class RuntimeMissingError(RuntimesError):
+    """A runtime, or a package it needs, is not installed; ``fix`` is the install command."""
+
+
+class BundleError(RuntimesError):
+    """The bundle is not whole: a file is missing, truncated or altered, or its schema unknown."""
+
+
+class InputMismatchError(RuntimesError):
+    """An input to a run does not fit the model: name, shape, dtype, or a NaN in it."""
+
+
+class BuildError(RuntimesError):
+    """The runtime could not make a runnable model of the file.
+
+    Args:
+        what: What happened, one sentence.
+        where: The file and the node it happened at.
+        fix: What the person can do now.
+        node: Name of the ONNX node to blame, or of its output where the runtime names nodes so;
+            empty when the runtime did not say.
+        operator: The operator to blame, as ``domain:Type`` or ``Type``; empty when unknown.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str = "",
+        fix: str = "",
+        node: str = "",
+        operator: str = "",
+    ) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.node = node
+        self.operator = operator
+
+
+class OperatorRefusedError(BuildError):
+    """The runtime takes no operator of this kind; ``node`` and ``operator`` name it."""
+
+
+class RunError(RuntimesError):
+    """Running failed: no device, an engine of another version, a failure inside the runtime."""
+
+
+class NoDeviceError(RunError):
+    """This machine has no device that the engine runs on: no GPU, or one it was not built for."""

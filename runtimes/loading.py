@@ -1,0 +1,102 @@
+"""Loads a bundle: its manifest, the hashes of its files, then the runner that it was built for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tokexport.runtimes.base import Runner
+from tokexport.runtimes.errors import BundleError
+from tokexport.runtimes.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    TensorSpec,
+    check_files,
+    file_in,
+    read_manifest,
+)
+
+
+def load(bundle: str | os.PathLike[str], *, threads: int | None = None) -> Runner:
+    """Loads a bundle for running.
+
+    Args:
+        bundle: The folder that compile wrote.
+        threads: Number of threads for a CPU runtime; None leaves the choice to the runtime.
+
+    Returns:
+        The runner; it frees what it holds at ``close`` or at the end of a ``with``.
+
+    Raises:
+        BundleError: The bundle is not whole, or its manifest does not describe its artifact.
+        RuntimeMissingError: The bundle's runtime is not installed.
+        BuildError: The runtime cannot load the artifact.
+        RunError: The artifact cannot run on this machine.
+    """
+    folder = Path(bundle)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    return open_runner(folder, manifest, threads=threads)
+
+
+def open_runner(bundle: Path, manifest: Manifest, *, threads: int | None = None) -> Runner:
+    """Makes the runner of a bundle whose files were checked; see ``load``."""
+    artifact = file_in(bundle, manifest.artifact)
+    runner: Runner
+    # Which runner a flavour takes stands here, and nowhere else.
+    match manifest.runtime.flavour:
+        case "onnxruntime-cpu":
+            from tokexport.runtimes.ort import OrtRunner
+
+            runner = OrtRunner.from_file(artifact, threads=threads)
+        case "openvino-cpu":
+            from tokexport.runtimes.openvino import OpenVinoRunner
+
+            runner = OpenVinoRunner.from_file(
+                artifact, precision=manifest.precision, threads=threads
+            )
+        case "tensorrt" | "tensorrt-rtx":
+            from tokexport.runtimes.trt_runner import TrtRunner
+
+            runner = TrtRunner.from_file(
+                artifact,
+                inputs=manifest.inputs,
+                outputs=manifest.outputs,
+                built=manifest.runtime,
+            )
+        case flavour:
+            raise BundleError(
+                f"The bundle is for {flavour!r}, which this tokexport does not know.",
+                where=str(bundle / MANIFEST_NAME),
+                fix="Update tokexport: pip install --upgrade tokexport",
+            )
+    try:
+        _check_specs(bundle, "inputs", manifest.inputs, runner.inputs)
+        _check_specs(bundle, "outputs", manifest.outputs, runner.outputs)
+    except BundleError:
+        runner.close()
+        raise
+    runner.inputs, runner.outputs = manifest.inputs, manifest.outputs
+    return runner
+
+
+def _check_specs(
+    bundle: Path, kind: str, wanted: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]
+) -> None:
+    """Refuses an artifact whose inputs or outputs are not the manifest's, in its order."""
+    if len(wanted) == len(found) and all(map(_agree, wanted, found)):
+        return
+    raise BundleError(
+        f"The manifest does not describe the artifact: its {kind} differ.",
+        where=f"{bundle}: the manifest has {'; '.join(map(str, wanted))}, "
+        f"the artifact {'; '.join(map(str, found))}",
+        fix="Compile the model anew.",
+    )
+
+
+def _agree(wanted: TensorSpec, found: TensorSpec) -> bool:
+    """Whether two specs are one, where -1 stands for any size."""
+    return (
+        (wanted.name, wanted.dtype, len(wanted.shape))
+        == (found.name, found.dtype, len(found.shape))
+    ) and all(a == b or -1 in (a, b) for a, b in zip(wanted.shape, found.shape, strict=True))

@@ -1,0 +1,334 @@
+"""The manifest of a bundle: what it holds, what it runs on, and the hash of every file.
+
+    BUNDLE/manifest.json      read first; says how to run the rest
+    BUNDLE/<artifact>         what the runtime loads
+    BUNDLE/<other files>      external weights, reference.npz, report.json, …
+
+A reader takes any manifest of its own schema version and ignores keys that it does not know, so
+keys can be added without a new version. A change of meaning takes a new version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from tokexport.runtimes.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+PASSED = "PASSED"
+BUILT_NOT_RUN = "BUILT, NOT RUN"
+
+Constant = float | int | str | bool | None
+_CHUNK = 1 << 20
+_LARGEST = 1e300
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a model.
+
+    Attributes:
+        name: Its name.
+        shape: Its sizes; -1 stands for a size that the runtime knows only after running.
+        dtype: The name of its numpy dtype, ``float32``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        """Returns the spec as a person writes it: ``x float32 (1, 3, 224, 224)``."""
+        return f"{self.name} {self.dtype} {self.shape}"
+
+
+@dataclass(frozen=True)
+class RuntimeInfo:
+    """The runtime that an artifact was built by, or that runs it.
+
+    Attributes:
+        name: ``ort``, ``openvino`` or ``trt``.
+        flavour: Which build of it: ``onnxruntime-cpu``, ``openvino-cpu``, ``tensorrt`` or
+            ``tensorrt-rtx``.
+        version: Its exact version.
+        details: What else decides how it runs: threads, precision, compute capabilities.
+    """
+
+    name: str
+    flavour: str
+    version: str
+    details: dict[str, str | int | list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle holds.
+
+    Attributes:
+        schema_version: The version of this layout.
+        tokexport_version: The version that wrote the bundle.
+        created: When, in UTC, ISO 8601.
+        target: What was asked for: ``ort``, ``openvino`` or ``trt``.
+        status: ``PASSED``, or ``BUILT, NOT RUN`` where no device could run the artifact.
+        artifact: Name of the file that the runtime loads.
+        runtime: What the artifact was built by.
+        precision: The precision asked for, ``fp32``.
+        inputs: The model's inputs, in order.
+        outputs: The model's output tensors, in order.
+        constant_outputs: Python values that the model returned beside its tensors, by name.
+        token_schedule: The number of tokens at each attention.
+        gates: For each output, the gate that it is verified against: ``relative_tolerance``, and
+            the ``scale`` that the largest difference is divided by.
+        source: Where the model came from: kind, location, sha256.
+        preprocessing: What was found with the source: mean, std, size, crop; None if nothing.
+        files: The SHA-256 of every other file in the bundle, by name.
+    """
+
+    schema_version: int
+    tokexport_version: str
+    created: str
+    target: str
+    status: str
+    artifact: str
+    runtime: RuntimeInfo
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    constant_outputs: dict[str, Constant]
+    token_schedule: tuple[int, ...]
+    gates: dict[str, dict[str, float]]
+    source: dict[str, Any]
+    preprocessing: dict[str, Any] | None
+    files: dict[str, str]
+
+    def to_json(self) -> str:
+        """The manifest as JSON text, keys in the order above."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def write(self, bundle: Path) -> Path:
+        """Writes ``manifest.json`` into the folder ``bundle`` and returns its path."""
+        path = bundle / MANIFEST_NAME
+        path.write_text(self.to_json() + "\n", encoding="utf-8")
+        return path
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Reads the manifest of a bundle.
+
+    Args:
+        bundle: The bundle's folder.
+
+    Raises:
+        BundleError: There is no such folder or no manifest in it, it is no JSON, its schema
+            version is unknown, or a field is missing or of another type.
+    """
+    path = bundle / MANIFEST_NAME
+    if not bundle.is_dir():
+        what = "The bundle is a file, not a folder." if bundle.exists() else "There is no bundle."
+        raise BundleError(what, where=str(bundle), fix="Pass the folder that compile wrote.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"The folder has no {MANIFEST_NAME}, so it is no bundle.",
+            where=str(bundle),
+            fix="Pass the folder that compile wrote.",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _broken(path, f"it cannot be read: {error}") from error
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, f"it is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise _broken(path, "it is not a JSON object")
+    _check_version(data.get("schema_version"), path)
+    return _Reader(path).manifest(data)
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal; read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_files(bundle: Path, manifest: Manifest) -> None:
+    """Holds every file of the bundle to its hash in the manifest.
+
+    Raises:
+        BundleError: A file is missing, is not what was written, or has a name that leads out of
+            the folder; or the artifact has no hash.
+    """
+    if manifest.artifact not in manifest.files:
+        raise _broken(bundle / MANIFEST_NAME, f"{manifest.artifact!r} has no hash in it")
+    for name, wanted in manifest.files.items():
+        path = file_in(bundle, name)
+        try:
+            found = hash_file(path)
+        except FileNotFoundError as error:
+            raise BundleError(
+                f"The bundle is not whole: {name} is missing.", where=str(path), fix=_ANEW
+            ) from error
+        except OSError as error:
+            raise BundleError(
+                f"The file '{name}' of the bundle cannot be read: {error.strerror}.",
+                where=str(path),
+            ) from error
+        if found != wanted.lower():
+            raise BundleError(
+                f"The file '{name}' is not the one that was written: it was truncated or altered.",
+                where=f"{path}: SHA-256 {found[:12]}…, and the manifest says {wanted[:12]}…",
+                fix=_ANEW,
+            )
+
+
+def file_in(bundle: Path, name: str) -> Path:
+    """The path of a file of the bundle.
+
+    Raises:
+        BundleError: The name is empty, absolute, or leads out of the folder, also by a link.
+    """
+    parts = PurePosixPath(name).parts
+    outside = not parts or ".." in parts or "\\" in name or "\0" in name or Path(name).is_absolute()
+    path = bundle / name
+    if outside or not path.resolve().is_relative_to(bundle.resolve()):
+        raise BundleError(
+            f"The manifest names a file outside the bundle: {name!r}.",
+            where=str(bundle / MANIFEST_NAME),
+            fix="Do not use this bundle: tokexport writes no such name.",
+        )
+    return path
+
+
+_ANEW = "Copy the bundle again from where it was made, or compile it anew."
+
+
+def _broken(path: Path, why: str) -> BundleError:
+    return BundleError(f"The manifest is not valid: {why}.", where=str(path), fix=_ANEW)
+
+
+def _check_version(version: object, path: Path) -> None:
+    if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
+        raise BundleError(
+            f"The bundle has schema version {version}, and this tokexport reads {SCHEMA_VERSION}.",
+            where=str(path),
+            fix="Update tokexport: pip install --upgrade tokexport",
+        )
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise _broken(path, f"schema_version is {version!r}, not {SCHEMA_VERSION}")
+
+
+class _Reader:
+    """Turns parsed JSON into a manifest, naming the field that does not fit."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def manifest(self, data: Mapping[str, Any]) -> Manifest:
+        preprocessing = data.get("preprocessing")
+        if preprocessing is not None and not isinstance(preprocessing, dict):
+            raise self._wrong("preprocessing", "an object or null", preprocessing)
+        return Manifest(
+            schema_version=SCHEMA_VERSION,
+            tokexport_version=self._get(data, "tokexport_version", str),
+            created=self._get(data, "created", str),
+            target=self._get(data, "target", str),
+            status=self._status(data),
+            artifact=self._get(data, "artifact", str),
+            runtime=self._runtime(self._get(data, "runtime", dict)),
+            precision=self._get(data, "precision", str),
+            inputs=self._specs(data, "inputs"),
+            outputs=self._specs(data, "outputs"),
+            constant_outputs=self._constants(data),
+            token_schedule=self._whole_numbers(data, "token_schedule", ""),
+            gates=self._gates(data),
+            source=self._get(data, "source", dict),
+            preprocessing=preprocessing,
+            files=self._files(data),
+        )
+
+    def _wrong(self, key: str, wanted: str, found: object) -> BundleError:
+        return _broken(self._path, f"{key} should be {wanted}, and it is {found!r:.80}")
+
+    def _get(self, data: Mapping[str, Any], key: str, kind: type, within: str = "") -> Any:
+        names: dict[type, str] = {str: "a text", dict: "an object", list: "a list"}
+        if key not in data:
+            raise _broken(self._path, f"{within}{key} is missing")
+        value = data[key]
+        if not isinstance(value, kind):
+            raise self._wrong(within + key, names[kind], value)
+        return value
+
+    def _status(self, data: Mapping[str, Any]) -> str:
+        status: str = self._get(data, "status", str)
+        if status not in (PASSED, BUILT_NOT_RUN):
+            raise self._wrong("status", f"{PASSED!r} or {BUILT_NOT_RUN!r}", status)
+        return status
+
+    def _runtime(self, data: Mapping[str, Any]) -> RuntimeInfo:
+        texts = {
+            key: self._get(data, key, str, "runtime.") for key in ("name", "flavour", "version")
+        }
+        details = self._get(data, "details", dict, "runtime.") if "details" in data else {}
+        return RuntimeInfo(**texts, details=details)
+
+    def _specs(self, data: Mapping[str, Any], key: str) -> tuple[TensorSpec, ...]:
+        specs = []
+        for index, item in enumerate(self._get(data, key, list)):
+            within = f"{key}[{index}]"
+            if not isinstance(item, dict):
+                raise self._wrong(within, "an object", item)
+            name = self._get(item, "name", str, within + ".")
+            dtype = self._get(item, "dtype", str, within + ".")
+            try:
+                np.dtype(dtype)
+            except TypeError as error:
+                raise self._wrong(f"{within}.dtype", "a numpy dtype", dtype) from error
+            specs.append(TensorSpec(name, self._whole_numbers(item, "shape", within + "."), dtype))
+        names = [spec.name for spec in specs]
+        if len(set(names)) < len(names):
+            raise _broken(self._path, f"{key} has a name twice: {names}")
+        return tuple(specs)
+
+    def _whole_numbers(self, data: Mapping[str, Any], key: str, within: str) -> tuple[int, ...]:
+        values = self._get(data, key, list, within)
+        if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+            raise self._wrong(within + key, "a list of whole numbers", values)
+        return tuple(values)
+
+    def _constants(self, data: Mapping[str, Any]) -> dict[str, Constant]:
+        constants: dict[str, Constant] = self._get(data, "constant_outputs", dict)
+        for name, value in constants.items():
+            if not isinstance(value, float | int | str | bool | None):
+                raise self._wrong(f"constant_outputs.{name}", "a number, text, true or null", value)
+        return constants
+
+    def _gates(self, data: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        gates = {}
+        for output in self._get(data, "gates", dict):
+            gate = self._get(data["gates"], output, dict, "gates.")
+            for key, value in gate.items():
+                number = isinstance(value, float | int) and not isinstance(value, bool)
+                if not number or not 0 <= value <= _LARGEST:
+                    raise self._wrong(f"gates.{output}.{key}", "a number of 0 or more", value)
+            gates[output] = {key: float(value) for key, value in gate.items()}
+        return gates
+
+    def _files(self, data: Mapping[str, Any]) -> dict[str, str]:
+        files: dict[str, str] = self._get(data, "files", dict)
+        for name, digest in files.items():
+            if not isinstance(digest, str) or len(digest) != 64:
+                raise self._wrong(f"files.{name}", "a SHA-256 of 64 digits", digest)
+        return files

@@ -1,0 +1,303 @@
+"""Converts ONNX to OpenVINO IR, and runs IR on the CPU.
+
+OpenVINO's CPU plugin picks bfloat16 by itself where the processor has it, and answers a request for
+a precision that the processor lacks with another one (fp16 becomes bf16), without a word. So
+the precision is always requested, and the one that really ran is read back from the compiled model.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+from tokexport.runtimes.base import Array, Runner
+from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RunError
+from tokexport.runtimes.importing import import_runtime
+from tokexport.runtimes.manifest import RuntimeInfo, TensorSpec
+
+FLAVOUR = "openvino-cpu"
+
+# A precision in this project's words and in OpenVINO's.
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+_DTYPES = {
+    "f16": "float16",
+    "f32": "float32",
+    "f64": "float64",
+    "boolean": "bool",
+    **{f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+
+# The layers of the compiled model that hold nearly all the arithmetic.
+_HEAVY_LAYERS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention")
+
+_NO_SPACE = 1 << 20  # bytes: less than this free counts as a full disk
+
+_TELEMETRY = "openvino_telemetry"
+_import_lock = threading.Lock()
+
+
+def convert(onnx_path: Path, xml_path: Path) -> RuntimeInfo:
+    """Converts an ONNX file to OpenVINO IR: ``xml_path`` and the ``.bin`` of weights beside it.
+
+    Weights keep their types (no compression to fp16), inputs and outputs keep their names. The
+    model must hold no model-local functions: OpenVINO does not look into them.
+
+    Args:
+        onnx_path: The model; its external data lies beside it.
+        xml_path: Where to write the IR; the name ends in ``.xml``.
+
+    Returns:
+        What built it.
+
+    Raises:
+        RuntimeMissingError: openvino is not installed.
+        OperatorRefusedError: OpenVINO has no such operator; names it and its node.
+        BuildError: The file is not a model, or an operator in it is not valid.
+        OSError: The IR cannot be written; of errno ENOSPC when the disk is full.
+    """
+    if not onnx_path.is_file():
+        raise BuildError("There is no such model file.", where=str(onnx_path))
+    openvino = import_openvino()
+    where = str(onnx_path)
+    front_end = _front_end(openvino, "onnx")
+    try:
+        loaded = front_end.load(str(onnx_path))
+        model = front_end.convert(loaded)
+    except Exception as error:  # OpenVINO raises classes of its own and plain RuntimeError
+        raise _convert_error(front_end, onnx_path, str(error)) from error
+    if not model.outputs:
+        raise BuildError("OpenVINO cannot read the model: there is no graph in it.", where=where)
+    try:
+        openvino.save_model(model, str(xml_path), compress_to_fp16=False)
+    except Exception as error:  # a plain RuntimeError that says no more than "iostream error"
+        raise _write_error(xml_path, str(error)) from error
+    return RuntimeInfo("openvino", FLAVOUR, _version(openvino))
+
+
+class OpenVinoRunner(Runner):
+    """Runs OpenVINO IR on the CPU; made by ``from_file``.
+
+    Args:
+        compiled: An ``openvino.CompiledModel``.
+        where: What it was made from, for messages.
+        runtime: What runs it.
+
+    Raises:
+        BuildError: An input or output is of a type that numpy does not have.
+    """
+
+    def __init__(self, compiled: Any, where: str, runtime: RuntimeInfo) -> None:
+        super().__init__(
+            inputs=tuple(_spec(port, where) for port in compiled.inputs),
+            outputs=tuple(_spec(port, where) for port in compiled.outputs),
+            runtime=runtime,
+        )
+        self._request = compiled.create_infer_request()
+        self._where = where
+
+    @classmethod
+    def from_file(cls, path: Path, *, precision: str = "fp32", threads: int | None = None) -> Self:
+        """Compiles a model for this CPU, one request at a time as fast as it goes.
+
+        Args:
+            path: The ``.xml`` of an IR whose ``.bin`` lies beside it.
+            precision: ``fp32``, ``bf16`` or ``fp16``: what to compute in. A processor without it
+                computes in another; ``runtime.details["inference_precision"]`` is what ran.
+            threads: Number of threads; None leaves the choice to OpenVINO (one a core).
+
+        Raises:
+            RuntimeMissingError: openvino is not installed.
+            BuildError: The model cannot be read or compiled, or the precision is unknown.
+        """
+        if precision not in PRECISIONS:
+            raise BuildError(
+                f"OpenVINO has no inference precision {precision!r}.",
+                where=str(path),
+                fix=f"Use one of {', '.join(PRECISIONS)}.",
+            )
+        if not path.is_file():
+            raise BuildError("There is no such model file.", where=str(path))
+        openvino = import_openvino()
+        options: dict[str, str | int] = {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        front_end = _front_end(openvino, "ir")
+        try:
+            model = front_end.convert(front_end.load(str(path)))
+            compiled = openvino.Core().compile_model(model, "CPU", options)
+        except Exception as error:  # OpenVINO raises classes of its own and plain RuntimeError
+            raise BuildError(
+                f"OpenVINO cannot load the model: {_last_lines(str(error))}", where=str(path)
+            ) from error
+        details: dict[str, str | int | list[str]] = {
+            "inference_precision": _our_name(
+                compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+            ),
+            "layer_precisions": _layer_precisions(compiled),
+            "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
+        }
+        runtime = RuntimeInfo("openvino", FLAVOUR, _version(openvino), details)
+        return cls(compiled, str(path), runtime)
+
+    def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        try:
+            results = self._request.infer(list(arrays.values()), share_outputs=False)
+        except Exception as error:  # OpenVINO raises classes of its own and plain RuntimeError
+            raise RunError(
+                f"OpenVINO failed: {_last_lines(str(error))}", where=self._where
+            ) from error
+        return {spec.name: results[index] for index, spec in enumerate(self.outputs)}
+
+    def _close_impl(self) -> None:
+        del self._request
+
+
+def import_openvino() -> ModuleType:
+    """Imports openvino, without the usage statistics that its import would send."""
+    with _import_lock, _no_telemetry():
+        openvino = import_runtime("openvino", extra="openvino")
+        import_runtime("openvino.frontend", extra="openvino")
+    return openvino
+
+
+@contextmanager
+def _no_telemetry() -> Iterator[None]:
+    """Lets ``import openvino_telemetry`` fail meanwhile: openvino then takes its own stub."""
+    if _TELEMETRY in sys.modules:
+        yield
+        return
+    # The entry that makes an import fail is None, which the annotation of sys.modules leaves out.
+    modules: dict[str, Any] = sys.modules
+    modules[_TELEMETRY] = None
+    try:
+        yield
+    finally:
+        modules.pop(_TELEMETRY, None)
+
+
+def _front_end(openvino: ModuleType, kind: str) -> Any:
+    """The reader of one kind of model file, ``onnx`` or ``ir``.
+
+    Asked to guess the kind, OpenVINO tries every reader on a broken file, and some of them write
+    to stderr.
+    """
+    return openvino.frontend.FrontEndManager().load_by_framework(kind)
+
+
+def _version(openvino: ModuleType) -> str:
+    """The version in its short form: 2025.1.0, of 2025.1.0-18503-6fec06580ab-releases/2025/1."""
+    return str(openvino.__version__).split("-", maxsplit=1)[0]
+
+
+def _spec(port: Any, where: str) -> TensorSpec:
+    """The spec of a port; a size that is not fixed becomes -1."""
+    name = port.get_any_name()
+    # The type's own numpy dtype would call bfloat16 a float16.
+    type_name = port.get_element_type().get_type_name()
+    if type_name not in _DTYPES:
+        raise BuildError(
+            f"The tensor '{name}' is a {type_name}, which numpy has no dtype for.",
+            where=where,
+            fix="Let the model take and return float32, and cast inside it.",
+        )
+    sizes = port.get_partial_shape()
+    shape = tuple(size.get_length() if size.is_static else -1 for size in sizes)
+    return TensorSpec(name, shape, _DTYPES[type_name])
+
+
+def _our_name(precision: str) -> str:
+    """A precision of OpenVINO's in this project's words: fp32 for f32."""
+    return {theirs: ours for ours, theirs in PRECISIONS.items()}.get(precision, precision)
+
+
+def _layer_precisions(compiled: Any) -> list[str]:
+    """The precisions that the heavy layers of the compiled model run in, sorted."""
+    found = set()
+    for layer in compiled.get_runtime_model().get_ops():
+        if layer.rt_info["layerType"].astype(str) in _HEAVY_LAYERS:
+            found.add(_our_name(layer.rt_info["runtimePrecision"].astype(str)))
+    return sorted(found)
+
+
+def _write_error(xml_path: Path, said: str) -> OSError:
+    """What OpenVINO leaves out of a failed write: it goes on until the disk is full."""
+    full = shutil.disk_usage(xml_path.parent).free < _NO_SPACE
+    number = errno.ENOSPC if full else errno.EIO
+    return OSError(number, f"{os.strerror(number)} (OpenVINO: {said})", str(xml_path))
+
+
+def _last_lines(text: str) -> str:
+    """OpenVINO's message without the lines that say where in its source it arose."""
+    noise = re.compile(r"^(Exception from |Check '|While validating|FrontEnd API failed)|^\s*$")
+    lines = [line.strip() for line in text.splitlines() if not noise.match(line)]
+    return " ".join(lines) or text.strip()
+
+
+def _convert_error(front_end: Any, onnx_path: Path, text: str) -> BuildError:
+    """The error of a failed conversion: an operator without a rule, an invalid one, or no model."""
+    unknown = re.search(r"No conversion rule found for operations: (.+)", text)
+    if unknown:
+        operators = [_operator(part) for part in unknown.group(1).split(", ")]
+        nodes = _refused_nodes(front_end, onnx_path)
+        node, operator = next(iter(nodes), ("", operators[0]))
+        named = [f"node {name}, operator {kind}" for name, kind in nodes] or operators
+        return OperatorRefusedError(
+            f"OpenVINO has no operator {', '.join(sorted(operators))}.",
+            where=f"In {onnx_path}: {'; '.join(named[:8])}",
+            fix="Lower it to operators that OpenVINO has; inline model-local functions.",
+            node=node,
+            operator=operator,
+        )
+    invalid = re.search(r"ONNX node '<Node\((?P<operator>[^)]*)\): (?P<node>[^>]*)>'", text)
+    if invalid:
+        return BuildError(
+            f"OpenVINO cannot convert an operator: {_last_lines(text)}",
+            where=f"In {onnx_path}: node {invalid['node']}, operator {invalid['operator']}",
+            node=invalid["node"],
+            operator=invalid["operator"],
+        )
+    return BuildError(f"OpenVINO cannot read the model: {_last_lines(text)}", where=str(onnx_path))
+
+
+def _operator(text: str) -> str:
+    """An operator as ``domain:Type``; OpenVINO writes ``domain.Type`` or ``Type-opset``."""
+    standard = re.fullmatch(r"(\w+)-\d+", text.strip())
+    if standard:
+        return standard.group(1)
+    return ":".join(text.strip().rsplit(".", maxsplit=1))
+
+
+def _refused_nodes(front_end: Any, onnx_path: Path) -> list[tuple[str, str]]:
+    """The name and the operator of each node that has no conversion rule.
+
+    OpenVINO's message does not name them; a partial conversion leaves them standing in the model.
+    A node that makes an output of the model has that output's name there.
+    """
+    try:
+        # The unconverted nodes point into the loaded file: it must outlive them.
+        loaded = front_end.load(str(onnx_path))
+        model = front_end.convert_partially(loaded)
+    except Exception:  # the refusal itself is what gets reported; this only adds to it
+        return []
+    nodes = []
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "ONNXFrameworkNode":
+            attributes = node.get_attributes()
+            parts = attributes.get("ONNX_META_domain"), attributes.get("ONNX_META_type", "")
+            nodes.append((node.get_friendly_name(), ":".join(part for part in parts if part)))
+    del model, loaded
+    return nodes

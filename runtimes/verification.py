@@ -1,0 +1,186 @@
+"""Replays the reference data in a bundle, and holds every output to the gate in its manifest.
+
+    reference.npz   inputs/<name>   (batches, *the input's shape)
+                    outputs/<name>  (batches, *the output's shape), of the model as its user gave it
+
+An output passes when its largest difference, over the gate's scale, is at most the gate's
+``relative_tolerance``; an output of whole numbers when at most that fraction of it differs.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokexport.runtimes.base import Array, Runner
+from tokexport.runtimes.comparison import Comparison, compare, relative_error
+from tokexport.runtimes.errors import BundleError
+from tokexport.runtimes.loading import load
+from tokexport.runtimes.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    RuntimeInfo,
+    TensorSpec,
+    read_manifest,
+)
+
+REFERENCE_NAME = "reference.npz"
+
+
+@dataclass(frozen=True)
+class OutputResult:
+    """How one output did.
+
+    Attributes:
+        name: The output.
+        comparison: Its distance from the reference, over all batches.
+        relative_error: The error that is held to the gate: the largest difference over the gate's
+            scale, or the fraction of differing elements of an output of whole numbers.
+        relative_tolerance: What the gate allows.
+        passed: Whether it is within the gate.
+    """
+
+    name: str
+    comparison: Comparison
+    relative_error: float
+    relative_tolerance: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """How a bundle did.
+
+    Attributes:
+        runtime: What ran it.
+        batches: Number of batches replayed.
+        outputs: How each output did.
+    """
+
+    runtime: RuntimeInfo
+    batches: int
+    outputs: tuple[OutputResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is within its gate."""
+        return all(output.passed for output in self.outputs)
+
+
+def verify_bundle(bundle: str | os.PathLike[str], *, threads: int | None = None) -> VerifyResult:
+    """Runs a bundle on its reference inputs and compares with its reference outputs.
+
+    Args:
+        bundle: The folder that compile wrote.
+        threads: Number of threads for a CPU runtime; None leaves the choice to the runtime.
+
+    Raises:
+        BundleError: The bundle is not whole, or has no reference data or no gate for an output.
+        RuntimeMissingError: The bundle's runtime is not installed.
+        BuildError: The runtime cannot load the artifact.
+        RunError: The artifact cannot run on this machine.
+    """
+    folder = Path(bundle)
+    manifest = read_manifest(folder)
+    for spec in manifest.outputs:
+        if "relative_tolerance" not in manifest.gates.get(spec.name, {}):
+            raise BundleError(
+                f"The manifest has no gate for output {spec.name}.",
+                where=str(folder / MANIFEST_NAME),
+                fix="Compile the model anew.",
+            )
+    with load(folder, threads=threads) as runner:
+        reference = _read_reference(folder, manifest)
+        candidate = _replay(runner, reference.inputs, reference.batches)
+    results = tuple(
+        _judge(spec.name, reference.outputs[spec.name], candidate[spec.name], manifest)
+        for spec in manifest.outputs
+    )
+    return VerifyResult(runner.runtime, reference.batches, results)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    batches: int
+
+
+def _judge(name: str, reference: Array, candidate: Array, manifest: Manifest) -> OutputResult:
+    comparison = compare(reference, candidate)
+    gate = manifest.gates[name]
+    error = comparison.relative
+    if reference.dtype.kind == "f" and "scale" in gate:
+        error = relative_error(comparison.max_abs, gate["scale"])
+    tolerance = gate["relative_tolerance"]
+    return OutputResult(name, comparison, error, tolerance, error <= tolerance)
+
+
+def _replay(runner: Runner, inputs: dict[str, Array], batches: int) -> dict[str, Array]:
+    """Runs batch after batch; returns each output's values, (batches, *shape)."""
+    runs = [
+        runner.run({name: array[index] for name, array in inputs.items()})
+        for index in range(batches)
+    ]
+    return {spec.name: np.stack([run[spec.name] for run in runs]) for spec in runner.outputs}
+
+
+def _read_reference(bundle: Path, manifest: Manifest) -> _Reference:
+    path = bundle / REFERENCE_NAME
+    if REFERENCE_NAME not in manifest.files:
+        raise BundleError(
+            f"The bundle has no {REFERENCE_NAME}, so there is nothing to verify it against.",
+            where=str(bundle),
+            fix="Compile the model anew.",
+        )
+    try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise _bad_reference(path, "it is no .npz archive")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise _bad_reference(path, str(error)) from error
+    inputs = _take(path, arrays, "inputs", manifest.inputs)
+    outputs = _take(path, arrays, "outputs", manifest.outputs)
+    counts = {len(array) for array in (*inputs.values(), *outputs.values())}
+    if len(counts) != 1 or counts == {0}:
+        raise _bad_reference(path, f"its arrays have {sorted(counts)} batches")
+    return _Reference(inputs, outputs, counts.pop())
+
+
+def _take(
+    path: Path, arrays: dict[str, Any], kind: str, specs: tuple[TensorSpec, ...]
+) -> dict[str, Array]:
+    """The arrays of the inputs or of the outputs, each (batches, *shape)."""
+    taken = {}
+    for spec in specs:
+        key = f"{kind}/{spec.name}"
+        if key not in arrays:
+            raise _bad_reference(path, f"it has no {key}")
+        array = arrays[key]
+        fits = array.ndim == len(spec.shape) + 1 and all(
+            wanted in (size, -1) for size, wanted in zip(array.shape[1:], spec.shape, strict=True)
+        )
+        same_kind = (array.dtype.kind == "f") == (np.dtype(spec.dtype).kind == "f")
+        if not fits or not same_kind or (kind == "inputs" and array.dtype.name != spec.dtype):
+            raise _bad_reference(
+                path, f"{key} is {array.dtype.name} {array.shape}, and the model has {spec}"
+            )
+        taken[spec.name] = array
+    return taken
+
+
+def _bad_reference(path: Path, why: str) -> BundleError:
+    return BundleError(
+        f"The reference data does not fit the bundle: {why}.",
+        where=str(path),
+        fix="Compile the model anew.",
+    )

@@ -1,0 +1,113 @@
+"""Every example runs as its reader would run it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from digits_vit import DigitsViT, build, merge_alike
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def run(*arguments: str | Path, cwd: Path) -> str:
+    """Runs a program with this Python, warnings being errors; returns what it printed."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a demo that was trained for a moment only, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, run(EXAMPLES / "digits_demo.py", "--epochs", "4", cwd=folder)
+
+
+def test_the_demo_trains_and_compiles(demo: tuple[Path, str]) -> None:
+    folder, printed = demo
+    output = folder / "demo-output"
+    assert {path.name for path in output.iterdir()} == {
+        "model.pt",
+        "weights.pt",
+        "test.npz",
+        "model-ort",
+    }
+    report = json.loads((output / "model-ort" / "report.json").read_text())
+    accuracy = report["accuracy"]
+    assert report["status"] == "PASSED"
+    assert accuracy["samples"] == 360
+    assert accuracy["after"] == accuracy["before"] > 0.3
+    assert f"Test accuracy in PyTorch: {accuracy['before']:.2%}" in printed
+    assert "$ tokexport compile demo-output/model.pt --trust-pickle --code-path" in printed
+    assert "demo-output/model-ort" in printed.splitlines()[-1]
+    # every merge was found, and none was left to element-wise gathers
+    assert report["recognised"] == {
+        "bipartite_match": 3,
+        "merge_tokens": 6,
+        "sized_attention": 5,
+    }
+    assert report["token_schedule"] == [17, 17, 14, 11, 8]
+
+
+def test_the_demo_can_be_run_for_another_target(demo: tuple[Path, str]) -> None:
+    folder, _ = demo
+    arguments = ("--epochs", "1", "--target", "openvino", "--output", folder / "another")
+    printed = run(EXAMPLES / "digits_demo.py", *arguments, cwd=folder)
+    report = json.loads((folder / "another" / "model-openvino" / "report.json").read_text())
+    assert report["status"] == "PASSED"
+    assert " --force" in printed  # so that the demo can be run again and again
+
+
+def test_run_bundle(demo: tuple[Path, str]) -> None:
+    folder, _ = demo
+    output = folder / "demo-output"
+    printed = run(EXAMPLES / "run_bundle.py", output / "model-ort", output / "test.npz", cwd=folder)
+    right = json.loads((output / "model-ort" / "report.json").read_text())["accuracy"]["after"]
+    assert printed == f"360 samples on onnxruntime-cpu: {right:.2%} right\n"
+
+
+def test_the_weights_compile_through_the_builder(demo: tuple[Path, str]) -> None:
+    folder, _ = demo
+    output = folder / "demo-output"
+    command = Path(sys.executable).with_name("tokexport")
+    arguments = ("compile", "demo-output/weights.pt", "--builder", "digits_vit:build")
+    options = ("--code-path", EXAMPLES, "--inputs", output / "test.npz", "--target", "ort")
+    run(command, *arguments, *options, "--output", "weights-ort", cwd=folder)
+    found = json.loads((folder / "weights-ort" / "report.json").read_text())
+    of_the_module = json.loads((output / "model-ort" / "report.json").read_text())
+    assert found["accuracy"] == of_the_module["accuracy"]
+
+
+def test_parity_in_ci(tmp_path: Path) -> None:
+    options = ("-p", "no:cacheprovider", "-q", "--rootdir", tmp_path, "-c", ROOT / "pyproject.toml")
+    printed = run("-m", "pytest", EXAMPLES / "parity_in_ci.py", *options, cwd=tmp_path)
+    assert "3 passed" in printed
+
+
+def test_merging_keeps_the_weighted_mean_of_all_patches() -> None:
+    torch.manual_seed(0)
+    x, size, keys = torch.randn(2, 17, 8), torch.ones(2, 17, 1), torch.randn(2, 17, 4)
+    merged, sizes = merge_alike(x, size, keys, 3)
+    assert merged.shape == (2, 14, 8)
+    torch.testing.assert_close(sizes.sum(1), size.sum(1))
+    torch.testing.assert_close((merged * sizes).sum(1), x.sum(1))
+    torch.testing.assert_close(merged[:, 0], x[:, 0])
+
+
+def test_without_merging_the_model_is_a_plain_vit() -> None:
+    torch.manual_seed(0)
+    model = DigitsViT(merge=(0, 0))
+    assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    assert [block.merge for block in build().blocks] == [0, 3, 3, 3, 0]

@@ -1,0 +1,124 @@
+"""An error planted in each hop is blamed on that hop, by name, and leaves no bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from models.outputs import SeesTracing
+from models.tiny_vit import image, tiny_tome
+
+import tokexport
+import tokexport.exporter.compile as compile_module
+from tokexport.exporter.parity import ParityError
+from tokexport.graph_passes import onnx_functions, pipelines
+from tokexport.graph_passes.torch_passes.editor import Editor
+from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+
+aten = torch.ops.aten
+
+
+def blamed(tmp_path: Path, target: str, model: Any = None, example: Any = None) -> ParityError:
+    """Compiles, expects a failure, and returns it."""
+    with pytest.raises(ParityError) as caught:
+        tokexport.compile(
+            model or tiny_tome(),
+            image() if example is None else example,
+            target,
+            output=tmp_path / "bundle",
+        )
+    assert list(tmp_path.iterdir()) == []
+    assert caught.value.report is not None
+    assert caught.value.report.first_failure == caught.value.hops[-1].name
+    return caught.value
+
+
+def test_capture_is_blamed_where_tracing_changes_the_answer(tmp_path: Path) -> None:
+    error = blamed(tmp_path, "ort", SeesTracing().eval(), torch.zeros(2, 6))
+    assert "Parity failed at 'captured'" in error.what
+    assert "output 'output' is off by" in error.what
+
+
+class MinusForPlus(TorchPass):
+    """A wrong pass: the last residual is subtracted."""
+
+    name: ClassVar[str] = "minus for plus"
+
+    def call(self, edit: Editor) -> int:
+        """Swaps the operator of the last addition."""
+        last = [node for node in edit.graph.nodes if node.target is aten.add.Tensor][-1]
+        last.target = aten.sub.Tensor
+        return 1
+
+
+def test_a_wrong_torch_pass_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelines, "REWRITE", (*pipelines.REWRITE, MinusForPlus()))
+    error = blamed(tmp_path, "ort")
+    assert [hop.name for hop in error.hops] == ["captured", "rewritten"]
+    assert "Parity failed at 'rewritten'" in error.what
+
+
+def test_a_wrong_function_body_is_blamed_on_the_onnx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = onnx_functions.function
+
+    def overwriting(name: str) -> onnx.FunctionProto:
+        """The body that a stock exporter would write: the sum forgets the destination."""
+        proto = right(name)
+        if name != "scatter_tokens_sum":
+            return proto
+        wrong = onnx.FunctionProto()
+        wrong.CopyFrom(proto)
+        (add,) = (node for node in wrong.node if node.op_type == "Add")
+        add.op_type = "Max"
+        return wrong
+
+    monkeypatch.setattr(onnx_functions, "function", overwriting)
+    error = blamed(tmp_path, "ort")
+    assert "Parity failed at 'onnx'" in error.what
+    assert "Passed before it: captured, rewritten." in error.where
+
+
+class ForgetOneWeight(ir.passes.InPlacePass):
+    """A wrong pass: the first large weight becomes zero."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Zeroes the weight."""
+        for value in model.graph.initializers.values():
+            if value.const_value is not None and value.const_value.size > 1000:
+                zeros = np.zeros_like(value.const_value.numpy())
+                value.const_value = ir.tensor(zeros, name=value.name)
+                return ir.passes.PassResult(model, modified=True)
+        raise AssertionError("no weight to forget")
+
+
+@pytest.mark.parametrize("target", ["openvino", "trt"])
+def test_a_wrong_lowering_is_blamed(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {**pipelines.LOWER, target: (*pipelines.LOWER[target], ForgetOneWeight())}
+    monkeypatch.setattr(pipelines, "LOWER", wrong)
+    assert "Parity failed at 'lowered'" in blamed(tmp_path, target).what
+
+
+@pytest.mark.parametrize("target", ["ort", "openvino"])
+def test_a_wrong_artifact_is_blamed(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = compile_module.build
+
+    def from_another_graph(name: str, lowered: Path, folder: Path) -> Any:
+        """Builds, with the real runtime, from a file with one weight changed."""
+        model = ir.load(lowered)
+        ForgetOneWeight()(model)
+        ir.save(model, lowered)
+        return right(name, lowered, folder)
+
+    monkeypatch.setattr(compile_module, "build", from_another_graph)
+    assert "Parity failed at 'artifact'" in blamed(tmp_path, target).what

@@ -1,0 +1,158 @@
+"""The options of compile, each by what it changes in the answer or on the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers.cli import MODELS, Compiled, compile_model, tokexport
+
+from tokexport.runtimes import load
+
+SOURCE = f"{MODELS}:with_inputs"
+
+
+def test_json_is_one_object_that_says_all(compiled: Compiled) -> None:
+    answer = compiled.answer
+    assert answer.code == 0
+    report = answer.json
+    assert report["exit_code"] == 0
+    assert report["error"] is None
+    assert report["status"] == "PASSED"
+    assert [hop["name"] for hop in report["hops"]] == ["captured", "rewritten", "onnx", "artifact"]
+    assert all(hop["passed"] for hop in report["hops"])
+    assert report["recognised"] == {"bipartite_match": 1, "merge_tokens": 1}
+    assert report["bundle"] == str(compiled.bundle)
+    assert report["speed"]["baseline"].startswith("eager")
+    written = json.loads((compiled.bundle / "report.json").read_text())
+    assert written == {key: value for key, value in report.items() if key in written}
+
+
+def test_samples_labels_and_a_batch_with_a_remainder(compiled: Compiled) -> None:
+    report = compiled.answer.json
+    assert report["inputs"] == "5 samples of data.npz"
+    assert report["samples"] == 5
+    data = np.load(compiled.inputs)
+    with torch.no_grad():
+        from models.cli_models import merging_vit
+
+        logits = merging_vit()(torch.from_numpy(data["x"]))
+    share = float((logits.argmax(dim=-1).numpy() == data["labels"]).mean())
+    assert report["accuracy"] == {"before": share, "after": share, "samples": 5}
+    with load(compiled.bundle) as runner:
+        assert runner.inputs[0].shape == (2, 3, 12, 12)
+
+
+def test_the_summary_for_a_person(tmp_path: Path) -> None:
+    output = tmp_path / ("a long name " * 12).strip()
+    answer = compile_model(SOURCE, output)
+    assert answer.code == 0
+    assert answer.stderr == ""
+    assert answer.stdout.startswith(f"PASSED  {SOURCE} → ort, fp32\n")
+    assert "seeded synthetic inputs (normal, seed 0): not real data" in answer.stdout
+    for name in ("captured", "rewritten", "onnx", "artifact", "eager, ", "ort fp32"):
+        assert name in answer.stdout
+    assert str(output) in answer.stdout  # on one line, to be copied
+
+
+def test_the_output_has_a_name_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tokexport("compile", SOURCE, "--target", "ort").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["with_inputs-ort"]
+
+
+def test_the_same_seed_gives_the_same_inputs(tmp_path: Path) -> None:
+    drawn = {}
+    for name, seed in (("one", 7), ("again", 7), ("other", 8)):
+        answer = compile_model(SOURCE, tmp_path / name, "--seed", seed, "--json")
+        assert f"seed {seed}" in answer.json["inputs"]
+        drawn[name] = np.load(tmp_path / name / "reference.npz")["inputs/x"]
+    np.testing.assert_array_equal(drawn["one"], drawn["again"])
+    assert not np.array_equal(drawn["one"], drawn["other"])
+
+
+def test_force_replaces_a_bundle_and_nothing_else_does(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert compile_model(SOURCE, output, "--batch", 3).code == 0
+    before = {file.name: file.read_bytes() for file in output.iterdir()}
+    assert compile_model(SOURCE, output).code == 2
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == before
+    assert compile_model(SOURCE, output, "--force").code == 0
+    with load(output) as runner:
+        assert runner.inputs[0].shape[0] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_kept_stages_load(tmp_path: Path) -> None:
+    assert compile_model(SOURCE, tmp_path / "out", "--keep-stages", target="openvino").code == 0
+    stages = tmp_path / "out.stages"
+    x = torch.zeros(1, 3, 12, 12)
+    answers = [
+        torch.export.load(stages / f"{name}.pt2").module()(x)[0]
+        for name in ("captured", "rewritten")
+    ]
+    torch.testing.assert_close(*answers)
+    emitted = onnx.load(stages / "emitted" / "model.onnx")
+    assert {"merge_mean", "bipartite_match_by_score"} & {f.name for f in emitted.functions}
+    onnx.checker.check_model(emitted)
+    assert not onnx.load(stages / "lowered" / "model.onnx").functions
+
+
+def test_batch_overrides_the_shape_on_the_command_line(tmp_path: Path) -> None:
+    options = ("--input-shape", "1,3,16,8", "--batch", 2)
+    assert compile_model(f"{MODELS}:merging_vit", tmp_path / "out", *options).code == 0
+    with load(tmp_path / "out") as runner:
+        assert runner.inputs[0].shape == (2, 3, 16, 8)
+
+
+def test_several_inputs_by_their_names(tmp_path: Path) -> None:
+    pixels = np.ones((4, 4), np.float32)
+    np.savez(tmp_path / "data.npz", mask=pixels * 2, pixels=pixels)
+    answer = compile_model(
+        *(f"{MODELS}:two_inputs", tmp_path / "out", "--inputs", tmp_path / "data.npz", "--json")
+    )
+    assert answer.json["samples"] == 4
+    assert set(answer.json["gates"]) == {"scores", "total"}
+    with load(tmp_path / "out") as runner:
+        assert [spec.name for spec in runner.inputs] == ["pixels", "mask"]
+
+
+def test_an_absolute_tolerance_is_the_gate(tmp_path: Path) -> None:
+    wide = compile_model(SOURCE, tmp_path / "wide", "--atol", "0.5", "--json").json
+    (gate,) = wide["gates"].values()
+    assert gate["tolerance"] * gate["scale"] == pytest.approx(0.5)
+    assert gate["reason"] == "--atol 0.5"
+
+    answer = compile_model(SOURCE, tmp_path / "narrow", "--atol", "1e-15", "--json")
+    assert answer.code == 1
+    failed = answer.json
+    assert failed["status"] == "FAILED"
+    assert failed["first_failure"] == "onnx"
+    assert failed["error"]["what"].startswith("Parity failed at 'onnx'")
+    assert failed["bundle"] is None
+    assert [path.name for path in tmp_path.iterdir()] == ["wide"]
+
+
+def test_a_speed_gate_that_fails_shows_the_speed_and_leaves_nothing(tmp_path: Path) -> None:
+    answer = compile_model(SOURCE, tmp_path / "out", "--min-speedup", "1e9")
+    assert answer.code == 1
+    assert answer.stdout.startswith("FAILED")
+    assert "interleaved pairs" in answer.stdout
+    assert answer.stderr.startswith("error: The speed-up of ort fp32 over eager")
+    assert "lower --min-speedup" in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_precision_has_a_gate_of_its_own(tmp_path: Path) -> None:
+    answer = compile_model(
+        *(SOURCE, tmp_path / "out", "--precision", "bf16", "--json"), target="openvino"
+    )
+    assert answer.code == 0
+    report = answer.json
+    assert report["precision"] == "bf16"
+    assert report["gates"]["output"]["tolerance"] == 5e-2
+    assert "inference_precision" in report["runtime"]["details"]

@@ -1,0 +1,262 @@
+"""The whole way of a model, for every target, on small models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models.outputs import KeepsState, Returns, TwoInputs
+from models.tiny_vit import image, tiny_tome
+from torch import nn
+
+import tokexport
+import tokexport.runtimes
+from tokexport.exporter import build
+from tokexport.exporter.errors import (
+    GateError,
+    ModelNotSupportedError,
+    OutputExistsError,
+    UsageError,
+)
+from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, read_manifest
+from tokexport.runtimes.verification import verify_bundle
+
+TARGETS = ("ort", "openvino", "trt")
+HOPS = {
+    "ort": ["captured", "rewritten", "onnx", "artifact"],
+    "openvino": ["captured", "rewritten", "onnx", "lowered", "artifact"],
+    "trt": ["captured", "rewritten", "onnx", "lowered"],
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_class_patched_model_goes_the_whole_way(target: str, tmp_path: Path) -> None:
+    result = tokexport.compile(tiny_tome(), image(), target, output=tmp_path / "bundle")
+    assert result.status == (BUILT_NOT_RUN if target == "trt" else PASSED)
+    assert [hop.name for hop in result.report.hops] == HOPS[target]
+    assert all(hop.passed for hop in result.report.hops)
+    assert result.report.token_schedule == (37, 34)
+    assert result.report.recognised == {
+        "bipartite_match": 2,
+        "merge_tokens": 4,
+        "sized_attention": 2,
+    }
+    manifest = read_manifest(result.bundle)
+    assert manifest.token_schedule == (37, 34)
+    assert [spec.name for spec in manifest.inputs] == ["x"]
+    assert json.loads((result.bundle / "report.json").read_text())["status"] == result.status
+    if target != "trt":
+        assert verify_bundle(result.bundle).passed
+        assert result.report.speed is not None
+
+
+def test_the_persons_model_is_left_as_it_was(tmp_path: Path) -> None:
+    model = tiny_tome().train()
+    shared = model._tome_info
+    x = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    model.eval()
+    with torch.no_grad():
+        before = model(x)
+    model.train()
+    tokexport.compile(model, x, output=tmp_path / "bundle")
+    assert all(module.training for module in model.modules())
+    assert all(block._tome_info is shared for block in model.blocks)
+    assert model._tome_info is shared
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(x), before)
+    assert not [name for name, value in vars(model).items() if "Fake" in type(value).__name__]
+
+
+def test_state_in_other_objects_than_dicts_is_put_back(tmp_path: Path) -> None:
+    model = KeepsState().eval()
+    tokexport.compile(model, torch.zeros(2, 6), output=tmp_path / "bundle")
+    assert model.state.size is None
+    assert list(model.schedule) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("form", "outputs", "constants"),
+    [
+        ("tensor", ["output"], {}),
+        ("tuple", ["output_0"], {"output_1": 4.25}),
+        ("list", ["output_0", "output_1_0"], {}),
+        ("dict", ["logits", "aux_scaled"], {"aux_flops": 12}),
+        ("dataclass", ["logits", "features_0", "features_1"], {"tokens_left": 7}),
+        ("named", ["logits", "mask"], {}),
+        ("same twice", ["output_0", "output_1"], {}),
+        ("input", ["output_0", "output_1"], {}),
+        ("constant", ["output_0", "output_1"], {}),
+        ("called like the input", ["x_out", "logits"], {}),
+    ],
+)
+@pytest.mark.parametrize("target", ["ort", "openvino"])
+def test_outputs_keep_names_and_numbers(
+    form: str, outputs: list[str], constants: dict[str, object], target: str, tmp_path: Path
+) -> None:
+    model = Returns(form).eval()
+    result = tokexport.compile(model, torch.zeros(2, 6), target, output=tmp_path / "bundle")
+    manifest = read_manifest(result.bundle)
+    assert [spec.name for spec in manifest.outputs] == outputs
+    assert manifest.constant_outputs == constants
+    x = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
+    with tokexport.runtimes.load(result.bundle) as runner, torch.no_grad():
+        found = runner.run({"x": x})
+        expected = model.layer(torch.from_numpy(x)).numpy()
+    assert list(found) == outputs
+    name = outputs[1] if form in ("input", "called like the input") else outputs[0]
+    np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_several_inputs_by_name_and_a_number_among_them(tmp_path: Path) -> None:
+    example = {"pixels": torch.zeros(2, 6), "ids": torch.tensor([3, 6]), "scale": 2.0}
+    model = TwoInputs().eval()
+    result = tokexport.compile(model, example, output=tmp_path / "bundle")
+    assert "ids from the example inputs" in result.report.inputs
+    with tokexport.runtimes.load(result.bundle) as runner:
+        assert [(spec.name, spec.dtype) for spec in runner.inputs] == [
+            ("pixels", "float32"),
+            ("ids", "int64"),
+        ]
+        pixels = np.ones((2, 6), np.float32)
+        found = runner.run({"pixels": pixels, "ids": np.array([0, 5])})["output"]
+    with torch.no_grad():
+        expected = model(torch.from_numpy(pixels), ids=torch.tensor([0, 5]), scale=2.0)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_real_samples_labels_and_a_batch(tmp_path: Path) -> None:
+    model = nn.Linear(6, 3).eval()
+    samples = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
+    with torch.no_grad():
+        labels = model(torch.from_numpy(samples)).argmax(1).numpy()
+    labels[0] = (labels[0] + 1) % 3
+    np.savez(tmp_path / "data.npz", samples=samples, labels=labels)
+    result = tokexport.compile(
+        model, output=tmp_path / "bundle", inputs=tmp_path / "data.npz", batch=3
+    )
+    accuracy = result.report.accuracy
+    assert accuracy is not None
+    assert (accuracy.before, accuracy.after, accuracy.samples) == (6 / 7, 6 / 7, 7)
+    assert read_manifest(result.bundle).inputs[0].shape == (3, 6)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_large_weights_go_into_a_file_of_their_own(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "EXTERNAL_DATA_BYTES", 1000)
+    result = tokexport.compile(
+        tiny_tome(), image(), target, output=tmp_path / "bundle", keep_stages=True
+    )
+    assert (tmp_path / "bundle.stages" / "lowered" / "model.onnx.data").stat().st_size > 100_000
+    if target == "ort":
+        assert "model.onnx.data" in read_manifest(result.bundle).files
+    if target != "trt":
+        assert verify_bundle(result.bundle).passed
+
+
+def test_kept_stages_load_again(tmp_path: Path) -> None:
+    tokexport.compile(tiny_tome(), image(), output=tmp_path / "bundle", keep_stages=True)
+    stages = tmp_path / "bundle.stages"
+    captured = torch.export.load(stages / "captured.pt2")
+    rewritten = torch.export.load(stages / "rewritten.pt2")
+    x = torch.randn(1, 3, 48, 48)
+    with torch.no_grad():
+        expected = tiny_tome()(x)
+        assert torch.allclose(captured.module()(x)[0], expected, atol=1e-6)
+        assert torch.allclose(rewritten.module()(x)[0], expected, atol=1e-6)
+    assert (stages / "emitted" / "model.onnx").exists()
+    assert (stages / "lowered" / "model.onnx").exists()
+
+
+def test_a_speed_gate_that_fails_leaves_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match="1000") as caught:
+        tokexport.compile(
+            nn.Linear(4, 4), torch.zeros(1, 4), output=tmp_path / "bundle", min_speedup=1000.0
+        )
+    assert caught.value.report is not None
+    assert caught.value.report.status == "FAILED"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_required_run_fails_where_the_engine_cannot_run(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match="--require-run"):
+        tokexport.compile(tiny_tome(), image(), "trt", output=tmp_path / "bundle", require_run=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotSupportedError, match="would be called 'a_0'"):
+        tokexport.compile(Returns("collision"), torch.zeros(1, 6), output=tmp_path / "bundle")
+    with pytest.raises(ModelNotSupportedError, match="returns inf as 'output_1'"):
+        tokexport.compile(Returns("infinity"), torch.zeros(1, 6), output=tmp_path / "bundle")
+
+
+def test_a_tolerance_does_not_loosen_whole_numbers(tmp_path: Path) -> None:
+    model = Returns("named")
+    result = tokexport.compile(model, torch.zeros(2, 6), output=tmp_path / "bundle", atol=10.0)
+    gates = result.report.gates
+    assert gates["mask"].tolerance == 0
+    assert gates["logits"].reason == "--atol 10"
+
+
+def test_another_shape_keeps_the_dtype_of_the_example(tmp_path: Path) -> None:
+    model = nn.Embedding(300, 4)
+    result = tokexport.compile(
+        model, torch.zeros(1, 2, dtype=torch.int32), output=tmp_path / "b", input_shape=(3, 5)
+    )
+    (spec,) = read_manifest(result.bundle).inputs
+    assert (spec.shape, spec.dtype) == ((3, 5), "int32")
+
+
+def test_kept_stages_never_replace_other_things(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle.stages"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match="holds other things"):
+        tokexport.compile(
+            nn.Linear(4, 4),
+            torch.zeros(1, 4),
+            output=tmp_path / "bundle",
+            keep_stages=True,
+            force=True,
+        )
+    assert (folder / "thesis.txt").read_text() == "mine"
+
+
+def test_an_existing_bundle_is_replaced_only_by_force(tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    tokexport.compile(nn.Linear(4, 4), torch.zeros(1, 4), output=output)
+    with pytest.raises(OutputExistsError):
+        tokexport.compile(nn.Linear(4, 4), torch.zeros(1, 4), output=output)
+    tokexport.compile(nn.Linear(4, 2), torch.zeros(1, 4), output=output, force=True)
+    assert read_manifest(output).outputs[0].shape == (1, 2)
+
+
+def test_an_output_of_zeros_is_said_to_prove_nothing(tmp_path: Path) -> None:
+    model = nn.Linear(4, 4)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    result = tokexport.compile(model, torch.zeros(1, 4), output=tmp_path / "bundle")
+    assert any("proves nothing" in warning for warning in result.report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"target": "tflite"}, "no target 'tflite'"),
+        ({"precision": "int4"}, "no precision 'int4'"),
+        ({"batch": 0}, "batch is 0"),
+        ({"atol": -1.0}, "atol"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_impossible_options_are_refused(
+    options: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        tokexport.compile(nn.Linear(4, 4), torch.zeros(1, 4), output=tmp_path / "b", **options)

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tokexport.exporter.benchmark import measure
+from tokexport.exporter.machine import describe_machine
+from tokexport.exporter.parity import Gate, HopResult
+from tokexport.exporter.report import FAILED, Accuracy, Report, render
+from tokexport.runtimes.comparison import compare
+from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
+
+LOGITS = np.random.default_rng(0).standard_normal((2, 4, 10))
+CLOSE = compare(LOGITS, LOGITS + 1e-7)
+FAR = compare(LOGITS, LOGITS + 0.1)
+BROKEN = compare(LOGITS, np.full_like(LOGITS, np.nan))
+GATE = Gate(tolerance=1e-5, eager_error=2e-7, scale=2.5, reason="the floor of fp32")
+
+
+def passed() -> Report:
+    now = [0]
+
+    def taking(ms: int) -> Any:
+        def run() -> None:
+            now[0] += ms * 1_000_000
+
+        return run
+
+    speed = measure(
+        {"eager": taking(36), "artifact": taking(24), "plain export": taking(30)},
+        baseline="eager",
+        clock=lambda: now[0],
+    )
+    return Report(
+        target="ort",
+        status=PASSED,
+        precision="fp32",
+        source={"kind": "factory", "location": "models.vit:build[0]", "sha256": "ab" * 32},
+        inputs="128 samples of data.npz",
+        samples=128,
+        hops=(
+            HopResult("rewritten", {"logits": CLOSE}, True, ""),
+            HopResult("artifact", {"logits": CLOSE}, True, ""),
+        ),
+        gates={"logits": GATE},
+        accuracy=Accuracy(before=0.975, after=0.9725, samples=128),
+        speed=speed,
+        token_schedule=(197, 184, 171),
+        recognised={"bipartite_match": 3, "merge_tokens": 6},
+        stage_seconds={"capture": 3.25, "verify": 1.5},
+        machine=describe_machine({"torch": 2}),
+        runtime=RuntimeInfo("ort", "onnxruntime-cpu", "1.32.0"),
+        artifact_bytes=88_400_000,
+        bundle="/tmp/out",
+        warnings=("Two samples were nearly ties.",),
+    )
+
+
+def failed() -> Report:
+    return dataclasses.replace(
+        passed(),
+        status=FAILED,
+        hops=(
+            HopResult("rewritten", {"logits": CLOSE, "features": BROKEN}, True, ""),
+            HopResult("onnx", {"logits": FAR}, False, "logits is off by 4.0e-02 of its scale"),
+        ),
+        first_failure="onnx",
+        accuracy=None,
+        speed=None,
+        bundle=None,
+    )
+
+
+def rendered(report: Report, width: int = 100) -> str:
+    file = io.StringIO()
+    render(report, Console(file=file, width=width, force_terminal=False))
+    return file.getvalue()
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_json_is_strict_and_reads_back() -> None:
+    for report in (passed(), failed()):
+        data = report.to_json()
+        assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_json_has_every_attribute_under_its_name_whatever_happened() -> None:
+    expected = ["schema_version", *(each.name for each in dataclasses.fields(Report))]
+    bare = Report(
+        target="trt", status=FAILED, precision="fp32", source={}, inputs="none", samples=0
+    )
+    for report in (passed(), failed(), bare):
+        assert list(report.to_json()) == expected
+
+
+def test_json_keeps_the_numbers() -> None:
+    data = passed().to_json()
+    assert data["schema_version"] == 1
+    assert data["hops"][0]["comparisons"]["logits"]["max_abs"] == CLOSE.max_abs
+    assert data["gates"]["logits"]["tolerance"] == 1e-5
+    assert data["speed"]["ratios"]["artifact"]["of_medians"] == 1.5
+    assert data["speed"]["ratios"]["plain export"]["of_medians"] == 1.2
+    assert len(data["speed"]["timings"]["eager"]["samples_ms"]) == 40
+    assert data["token_schedule"] == [197, 184, 171]
+    assert data["accuracy"] == {"before": 0.975, "after": 0.9725, "samples": 128}
+    assert data["runtime"]["version"] == "1.32.0"
+
+
+def test_json_writes_numbers_that_are_not_finite_as_texts() -> None:
+    assert math.isinf(BROKEN.max_abs)
+    assert failed().to_json()["hops"][0]["comparisons"]["features"]["max_abs"] == "Infinity"
+    source = {"a": np.float32("nan"), "b": -math.inf, "c": np.int64(3), "d": Path("/x")}
+    found = dataclasses.replace(passed(), source=source).to_json()["source"]
+    assert found == {"a": "NaN", "b": "-Infinity", "c": 3, "d": "/x"}
+
+
+def test_json_refuses_what_it_has_no_form_for() -> None:
+    with pytest.raises(TypeError, match="set"):
+        dataclasses.replace(passed(), source={"a": {1, 2}}).to_json()
+
+
+def test_writes_a_file_that_reads_back(tmp_path: Path) -> None:
+    report = failed()
+    report.write(tmp_path / "report.json")
+    text = (tmp_path / "report.json").read_text(encoding="utf-8")
+
+    def refuse(token: str) -> None:
+        raise ValueError(token)
+
+    assert json.loads(text, parse_constant=refuse) == report.to_json()
+
+
+def test_the_summary_says_what_passed_and_how_fast_it_is() -> None:
+    said = rendered(passed())
+    lines = [words(line) for line in said.splitlines()]
+    assert lines[0] == "PASSED models.vit:build[0] → ort, fp32"
+    assert "inputs 128 samples of data.npz" in lines
+    assert "tokens 197 184 171" in lines
+    assert "found bipartite_match × 3, merge_tokens × 6" in lines
+    assert "accuracy 97.50% before, 97.25% after (128 labelled samples)" in lines
+    assert "runtime onnxruntime-cpu 1.32.0" in lines
+    assert "time 4.8 s, of which capture 3.2 s" in lines
+    parity = next(line for line in lines if line.startswith("rewritten logits"))
+    assert parity.endswith("1.0e-05 1.000000 100.0% passed")
+    assert f"{CLOSE.max_abs:.1e} {CLOSE.relative:.1e}" in parity
+    assert "Speed over eager, 40 interleaved pairs" in lines
+    assert "eager 36.00 36.00" in lines
+    assert "artifact 24.00 24.00 1.50 1.50 … 1.50 1.50" in lines
+    assert "plain export 30.00 30.00 1.20 1.20 … 1.20 1.20" in lines
+    assert "warning Two samples were nearly ties." in lines
+    assert lines[-1] == "bundle /tmp/out (artifact 88.4 MB)"
+    assert "first failure" not in said
+
+
+def test_the_summary_names_the_first_hop_that_failed() -> None:
+    said = rendered(failed())
+    lines = [words(line) for line in said.splitlines()]
+    assert lines[0].startswith("FAILED ")
+    assert next(line for line in lines if line.startswith("onnx logits")).endswith("failed")
+    assert next(line for line in lines if line.startswith("features inf inf")).endswith("0.0%")
+    assert "first failure onnx: logits is off by 4.0e-02 of its scale" in lines
+    assert "gate of logits: 1.0e-05 of 2.5 (the floor of fp32)" in lines
+    assert "bundle" not in said
+    assert "Speed" not in said
+
+
+def test_an_engine_that_did_not_run_is_never_called_passed() -> None:
+    report = dataclasses.replace(
+        passed(),
+        target="trt",
+        status=BUILT_NOT_RUN,
+        not_run_reason="no GPU on this machine.\nmore of it",
+        hops=(HopResult("lowered", {"logits": CLOSE}, True, ""),),
+        speed=None,
+    )
+    said = words(rendered(report))
+    assert said.startswith("BUILT, NOT RUN models.vit:build[0] → trt, fp32")
+    assert "no GPU on this machine. It did not run here;" in said
+    assert "the lowered ONNX passed the gate in ONNX Runtime." in said
+    assert "PASSED" not in said
+
+
+def test_a_hop_whose_shapes_differ_still_has_its_row() -> None:
+    report = dataclasses.replace(failed(), hops=(HopResult("onnx", {}, False, "(2, 4) is (2, 5)"),))
+    lines = [words(line) for line in rendered(report).splitlines()]
+    assert "onnx failed" in lines
+    assert "first failure onnx: (2, 4) is (2, 5)" in lines
+
+
+def test_the_summary_fits_a_terminal_of_80_columns() -> None:
+    for report in (passed(), failed()):
+        lines = rendered(report, width=80).splitlines()
+        assert max(map(len, lines)) <= 80
+        assert any(line.startswith("rewritten  logits") for line in lines)
+
+
+def test_a_passed_line_is_green_and_a_value_outside_its_gate_is_red() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=100, force_terminal=True, color_system="standard")
+    render(passed(), console)
+    assert "\x1b[1;32mPASSED" in file.getvalue()
+    assert "\x1b[31m" not in file.getvalue()
+    render(failed(), console)
+    assert re.search(rf"\x1b\[31m *{FAR.relative:.1e}", file.getvalue())

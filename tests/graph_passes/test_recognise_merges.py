@@ -1,0 +1,85 @@
+"""The join of kept and merged rows becomes ``merge_tokens``; other joins stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from helpers.graphs import TARGETS, calls, checked
+from torch import Tensor
+
+MODES = ("sum", "mean", "prod", "amax", "amin")
+
+
+def inputs() -> tuple[Tensor, ...]:
+    """Returns a (2, 5, 4), b (2, 6, 4), kept (2, 3), src (2, 2) and dst (2, 2)."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2, n, 4, generator=generator) for n in (5, 6))
+    return (
+        a,
+        b,
+        torch.tensor([[0, 2, 3]] * 2),
+        torch.tensor([[4, 1]] * 2),
+        torch.tensor([[3, 3], [0, 5]]),
+    )
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[2]))
+
+
+def put(x: Tensor, rows: Tensor, source: Tensor, mode: str = "sum", own: bool = True) -> Tensor:
+    index = rows[..., None].expand(-1, -1, x.shape[2])
+    return x.scatter_reduce(1, index, source, mode, include_self=own)
+
+
+def test_every_mode_is_one_merge() -> None:
+    def function(
+        a: Tensor, b: Tensor, kept: Tensor, src: Tensor, dst: Tensor
+    ) -> tuple[Tensor, ...]:
+        return tuple(
+            torch.cat([take(a, kept), put(b, dst, take(a, src), mode)], dim=-2) for mode in MODES
+        )
+
+    given = inputs()
+    rewritten = checked(function, *given, targets=TARGETS)
+    assert calls(rewritten) == {"tokexport.merge_tokens": 5}
+
+
+Join = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor | tuple[Tensor, ...]]
+OTHERS: dict[str, Join] = {
+    "merged rows first": lambda a, b, k, s, d: torch.cat([put(b, d, take(a, s)), take(a, k)], 1),
+    "a third part": lambda a, b, k, s, d: torch.cat([take(a, k), put(b, d, take(a, s)), b], 1),
+    "without the row itself": lambda a, b, k, s, d: torch.cat(
+        [take(a, k), put(b, d, take(a, s), "mean", False)], 1
+    ),
+    "overwritten": lambda a, b, k, s, d: torch.cat(
+        [take(a, k), b.scatter(1, d[:, :1, None].expand(-1, -1, 4), take(a, s))], 1
+    ),
+    "kept from elsewhere": lambda a, b, k, s, d: torch.cat([take(b, k), put(b, d, take(a, s))], 1),
+    "sources that are no rows": lambda a, b, k, s, d: torch.cat(
+        [take(a, k), put(b, d, a[:, :2])], 1
+    ),
+    "kept as they are": lambda a, b, k, s, d: torch.cat([a, put(b, d, take(a, s))], 1),
+    "joined along channels": lambda a, b, k, s, d: torch.cat(
+        [take(b, k.repeat(1, 2)), put(b, d, take(b, s))], 2
+    ),
+    "read twice": lambda a, b, k, s, d: (
+        torch.cat([take(a, k), put(b, d, take(a, s))], 1),
+        put(b, d, take(a, s)) * 2,
+    ),
+}
+
+
+def test_another_join_stays() -> None:
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        found: list[Tensor] = []
+        for position, join in enumerate(OTHERS.values(), start=1):
+            a, b, *rows = tensors
+            joined = join(a * position, b, *rows)  # tensors of their own: nothing is shared
+            found += joined if isinstance(joined, tuple) else (joined,)
+        return tuple(found)
+
+    rewritten = checked(function, *inputs())
+    assert "tokexport.merge_tokens" not in calls(rewritten)
+    assert calls(rewritten)["aten.cat"] == len(OTHERS)

@@ -1,0 +1,229 @@
+"""Scatters in every spelling become ``scatter_tokens``, and stay exact through every runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers.graphs import TARGETS, calls, checked, emitted, lowered, makers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+REDUCTIONS = ("sum", "mean", "prod", "amax", "amin")
+Scatter = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def spread(rows: Tensor, channels: int) -> Tensor:
+    """Rows (B, K) over the channels, (B, K, C)."""
+    return rows[:, :, None].expand(-1, -1, channels)
+
+
+def every_reduction(y: Tensor, axis: int, index: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """All ten scatter reductions of the same arguments."""
+    return tuple(
+        y.scatter_reduce(axis, index, x, mode, include_self=own)
+        for mode in REDUCTIONS
+        for own in (True, False)
+    )
+
+
+def in_place(y: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+    y = y.clone()
+    y.scatter_(1, spread(rows, y.shape[2]), x)
+    return y
+
+
+def assigned(y: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+    y = y.clone()
+    y[torch.arange(len(y))[:, None], rows] = x
+    return y
+
+
+OVERWRITES: dict[str, Scatter] = {
+    "scatter": lambda y, rows, x: y.scatter(1, spread(rows, y.shape[2]), x),
+    "scatter_": in_place,
+    "y[arange, rows] = x": assigned,
+    "index_put": lambda y, rows, x: y.index_put((torch.arange(len(y))[:, None], rows), x),
+    "scatter a number": lambda y, rows, x: y.scatter(1, spread(rows, y.shape[2]), 0.5),
+    "put a number": lambda y, rows, x: y.index_put(
+        (torch.arange(len(y))[:, None], rows), torch.tensor(0.5)
+    ),
+    "index_copy": lambda y, rows, x: y.index_copy(1, rows[0], x),
+}
+SUMS: dict[str, Scatter] = {
+    "scatter_add": lambda y, rows, x: y.scatter_add(1, spread(rows, y.shape[2]), x),
+    "scatter_add_": lambda y, rows, x: y.clone().scatter_add_(-2, spread(rows, y.shape[2]), x),
+    "scatter_reduce": lambda y, rows, x: y.scatter_reduce(1, spread(rows, y.shape[2]), x, "sum"),
+    "accumulate": lambda y, rows, x: y.index_put(
+        (torch.arange(len(y))[:, None], rows), x, accumulate=True
+    ),
+    "index_add": lambda y, rows, x: y.index_add(1, rows[0], x),
+    "index_add, alpha": lambda y, rows, x: y.index_add(1, rows[0], x, alpha=-2),
+}
+
+
+@pytest.mark.parametrize("spellings", [OVERWRITES, SUMS], ids=["overwrites", "sums"])
+def test_every_spelling_is_scatter_tokens(spellings: dict[str, Scatter]) -> None:
+    def function(y: Tensor, rows: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(scatter(y, rows, x) for scatter in spellings.values())
+
+    # Who is written last among equals is not defined: there are none where rows are overwritten.
+    rows = torch.tensor(
+        [[1, 5, 0], [4, 2, 3]] if spellings is OVERWRITES else [[1, 5, 1], [2, 2, 2]]
+    )
+    rewritten = checked(function, torch.randn(2, 6, 4), rows, torch.randn(2, 3, 4), targets=TARGETS)
+    assert dict(zip(spellings, makers(rewritten), strict=True)) == dict.fromkeys(
+        spellings, "tokexport.scatter_tokens"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter")
+def test_the_deprecated_reductions() -> None:
+    def function(y: Tensor, rows: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        index = spread(rows, 4)
+        return (
+            y.scatter(1, index, x, reduce="add"),
+            y.scatter(1, index, x, reduce="multiply"),
+            y.scatter(1, index, 3.0, reduce="add"),
+            (y > 0).long().scatter(1, index, 3, reduce="multiply"),
+        )
+
+    y, x = torch.randn(2, 6, 4), torch.randn(2, 3, 4)
+    rows = torch.tensor([[1, 5, 1], [2, 2, 2]])
+    rewritten = checked(function, y, rows, x, targets=("ort",))
+    assert calls(rewritten)["tokexport.scatter_tokens"] == 3
+
+
+@pytest.mark.filterwarnings("ignore:index_reduce")
+def test_index_reduce() -> None:
+    def function(y: Tensor, rows: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(
+            y.index_reduce(1, rows, x, mode, include_self=own)
+            for mode in ("prod", "mean", "amax", "amin")
+            for own in (True, False)
+        )
+
+    y, x, rows = torch.randn(2, 6, 4), torch.randn(2, 3, 4), torch.tensor([3, 3, 0])
+    rewritten = checked(function, y, rows, x, targets=("ort",))
+    assert calls(rewritten)["tokexport.scatter_tokens"] == 8
+
+
+@st.composite
+def scatters(draw: st.DrawFn) -> tuple[int, Tensor, Tensor, Tensor]:
+    """Draws (axis, data, index, source) of one rank; the index as small as torch lets it be."""
+    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    axis = draw(st.integers(-len(sizes), len(sizes) - 1))
+    along = axis % len(sizes)
+    counts = [draw(st.integers(1, 5 if a == along else s)) for a, s in enumerate(sizes)]
+    source = [count + draw(st.integers(0, 1)) for count in counts]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    varies = [a for a in range(len(sizes)) if a == along or draw(st.booleans())]
+    column = [count if a in varies else 1 for a, count in enumerate(counts)]
+    index = torch.randint(0, sizes[along], column, generator=generator)
+    data = torch.randn(sizes, generator=generator)
+    return axis, data, index.expand(counts), torch.randn(source, generator=generator)
+
+
+@given(case=scatters())
+@settings(deadline=None, max_examples=8)
+def test_every_reduction_of_every_shape(case: tuple[int, Tensor, Tensor, Tensor]) -> None:
+    axis, data, index, source = case
+    # The index enters without the axes it is spread over, and is spread in the graph.
+    column = index[tuple(slice(None) if s else slice(0, 1) for s in index.stride())]
+
+    def function(y: Tensor, rows: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return every_reduction(y, axis, rows.expand(index.shape), x)
+
+    inputs = data, column.clone(), source
+    rewritten = checked(function, *inputs)
+    assert calls(rewritten)["tokexport.scatter_tokens"] == 10
+    assert calls(rewritten)["aten.scatter_reduce"] == 0
+
+
+#: Axis, and the shapes of the data, of the index as it comes in, and of the index once spread.
+LAYOUTS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
+    "rows": (1, (2, 6, 4), (2, 5, 1), (2, 5, 4)),
+    "by channel": (1, (2, 6, 4), (2, 5, 4), (2, 5, 4)),
+    "smaller index": (-2, (2, 6, 4), (1, 5, 1), (1, 5, 3)),
+    "first axis": (0, (6, 2, 4), (5, 2, 1), (5, 2, 4)),
+    "last axis": (-1, (2, 4, 6), (2, 1, 5), (2, 4, 5)),
+    "one image": (0, (6, 4), (5, 1), (5, 4)),
+    "heads": (2, (2, 3, 6, 4), (2, 3, 5, 1), (2, 3, 5, 4)),
+}
+
+
+def test_every_reduction_through_onnx() -> None:
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        found: list[Tensor] = []
+        for position, (axis, _, _, counts) in enumerate(LAYOUTS.values()):
+            y, rows, x = tensors[3 * position : 3 * position + 3]
+            found += every_reduction(y, axis, rows.expand(counts), x)
+        return tuple(found)
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = []
+    for _, sizes, column, counts in LAYOUTS.values():
+        inputs.append(torch.randn(sizes, generator=generator))
+        inputs.append(torch.randint(0, 6, column, generator=generator))
+        inputs.append(torch.randn(counts, generator=generator))
+    rewritten = checked(function, *inputs, targets=TARGETS)
+    assert calls(rewritten)["tokexport.scatter_tokens"] == 10 * len(LAYOUTS)
+
+
+def test_nothing_for_tensorrt_to_refuse_is_left() -> None:
+    def function(y: Tensor, rows: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return (
+            *every_reduction(y, 1, spread(rows, 4), x),
+            *(scatter(y, rows, x) for scatter in SUMS.values()),
+        )
+
+    inputs = torch.randn(2, 6, 4), torch.tensor([[1, 5, 1], [2, 2, 2]]), torch.randn(2, 3, 4)
+    rewritten = checked(function, *inputs, targets=("trt",))
+    model = lowered(emitted(rewritten), "trt")
+    assert not [node for node in model.graph if node.op_type.startswith("Scatter")]
+
+
+def test_an_empty_index_writes_nothing() -> None:
+    def function(y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        index = torch.zeros(2, 0, 4, dtype=torch.int64)
+        return y.scatter_reduce(1, index, x, "mean") * 2, y.scatter(1, index, x) + 1
+
+    inputs = torch.randn(2, 6, 4), torch.randn(2, 3, 4)
+    rewritten = checked(function, *inputs)
+    assert calls(rewritten) == {"aten.mul": 1, "aten.add": 1}
+
+
+def test_integers_stay_element_scatters_and_their_mean_is_exact() -> None:
+    def function(y: Tensor, rows: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return every_reduction(y, 1, spread(rows, 4), x)
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = (
+        torch.randint(-9, 9, (2, 6, 4), generator=generator),
+        torch.tensor([[1, 5, 1, 1], [2, 2, 2, 0]]),
+        torch.randint(-9, 9, (2, 4, 4), generator=generator),
+    )
+    rewritten = checked(function, *inputs, targets=("ort",))
+    assert "tokexport.scatter_tokens" not in calls(rewritten)
+
+
+def test_a_masked_write_and_a_scalar_scatter_stay() -> None:
+    def function(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        zero = torch.zeros((), dtype=torch.int64)
+        return y.index_put((y > 0,), x[0, 0, 0]), x[0, 0, 0].scatter(0, zero, x[0, 0, 1])
+
+    inputs = torch.randn(2, 6, 4), torch.randn(2, 3, 4)
+    rewritten = checked(function, *inputs)
+    assert calls(rewritten)["aten.index_put"] == 1
+    assert calls(rewritten)["aten.scatter"] == 1
+
+
+def test_half_precision_rows() -> None:
+    def function(y: Tensor, rows: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return every_reduction(y.half(), 1, spread(rows, 4), x.half())
+
+    inputs = torch.randn(2, 6, 4), torch.tensor([[1, 5, 1], [2, 2, 2]]), torch.randn(2, 3, 4)
+    rewritten = checked(function, *inputs, targets=("ort",), tolerance=2e-3)
+    assert calls(rewritten)["tokexport.scatter_tokens"] == 10

@@ -1,0 +1,222 @@
+"""What an installation without torch can do: each environment is a real one, built here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from digits_vit import DigitsViT
+
+import tokexport
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment with a tokexport of its own."""
+
+    folder: Path
+
+    def python(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Runs its Python, away from the checkout, with warnings as errors."""
+        return subprocess.run(
+            [self.folder / "bin" / "python", "-I", "-W", "error", *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def tokexport(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Runs its tokexport command."""
+        return self.python(self.folder / "bin" / "tokexport", *arguments)
+
+    def install(self, *requirements: str | Path) -> None:
+        """Installs into it with pip and the versions of constraints.txt."""
+        pip = [sys.executable, "-m", "pip", "--python", self.folder / "bin" / "python"]
+        pip += ["-qq", "--disable-pip-version-check", "install"]
+        result = subprocess.run(
+            [*pip, "-c", ROOT / "constraints.txt", *requirements],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+
+    def has(self, module: str) -> bool:
+        """Whether a module can be found in it."""
+        result = self.python("-c", f"import importlib.util as u; print(u.find_spec({module!r}))")
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip() != "None"
+
+
+def new_environment(folder: Path) -> Environment:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    return Environment(folder)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An environment with ``pip install .`` and onnxruntime."""
+    environment = new_environment(tmp_path_factory.mktemp("installed"))
+    environment.install(".", "onnxruntime")
+    return environment
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "-qq", "wheel", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", folder, ROOT], check=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def device(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environment:
+    """An environment with numpy, onnxruntime and the wheel, without what the wheel asks for."""
+    environment = new_environment(tmp_path_factory.mktemp("device"))
+    environment.install("numpy", "onnxruntime")
+    environment.install("--no-deps", wheel)
+    return environment
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A bundle, the samples in a file, and what PyTorch answers to them."""
+
+    bundle: Path
+    inputs: Path
+    expected: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    folder = tmp_path_factory.mktemp("compiled")
+    torch.manual_seed(3)
+    model = DigitsViT().eval()
+    images = torch.rand(3, 1, 8, 8)
+    np.savez(folder / "images.npz", image=images.numpy())
+    result = tokexport.compile(
+        model, images[:1], "ort", output=folder / "bundle", inputs=folder / "images.npz"
+    )
+    with torch.no_grad():
+        expected = model(images).numpy()
+    return Compiled(result.bundle, folder / "images.npz", expected)
+
+
+def test_installing_brings_no_torch_and_no_onnx(installed: Environment) -> None:
+    for absent in ("torch", "onnx", "onnx_ir", "onnxscript", "sklearn", "exporter", "runtimes"):
+        assert not installed.has(absent)
+    for present in ("numpy", "typer", "rich", "onnxruntime", "tokexport"):
+        assert installed.has(present)
+
+
+def test_run_without_torch(installed: Environment, compiled: Compiled, tmp_path: Path) -> None:
+    output = tmp_path / "logits.npz"
+    command = ("run", compiled.bundle, "--inputs", compiled.inputs, "--output", output, "--json")
+    result = installed.tokexport(*command)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["samples"] == 3
+    with np.load(output) as arrays:
+        np.testing.assert_allclose(arrays["output"], compiled.expected, rtol=0, atol=1e-4)
+
+
+def test_verify_without_torch(installed: Environment, compiled: Compiled) -> None:
+    result = installed.tokexport("verify", compiled.bundle)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "PASSED" in result.stdout
+    assert "onnxruntime-cpu" in result.stdout
+
+
+def test_doctor_without_torch(installed: Environment) -> None:
+    result = installed.tokexport("doctor", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    components = json.loads(result.stdout)["components"]
+    assert any("onnxruntime" in json.dumps(component) for component in components)
+    assert "pip install 'tokexport[compile]'" in result.stdout
+    assert "pip install 'tokexport[openvino]'" in result.stdout
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_compile_names_the_extra(installed: Environment, as_json: bool) -> None:
+    arguments = ["compile", "timm:deit_tiny_patch16_224", "--target", "ort"]
+    result = installed.tokexport(*arguments, *["--json"] * as_json)
+    said = json.dumps(json.loads(result.stdout)["error"]) if as_json else result.stderr
+    assert result.returncode == 6
+    assert "torch, onnx" in said
+    assert "pip install 'tokexport[compile]'" in said
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("program", ["tokexport.compile", "from tokexport import compile"])
+def test_the_python_face_names_the_extra(installed: Environment, program: str) -> None:
+    result = installed.python("-c", f"import tokexport\n{program}")
+    assert result.returncode == 1
+    assert "PackageMissingError: Compiling a model needs torch, onnx" in result.stderr
+    assert result.stderr.splitlines()[-1] == "pip install 'tokexport[compile]'"
+
+
+def test_numpy_and_onnxruntime_are_enough_on_a_device(
+    device: Environment, compiled: Compiled, tmp_path: Path
+) -> None:
+    assert not any(device.has(name) for name in ("typer", "rich", "torch", "onnx"))
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "import numpy as np\n"
+        "import tokexport.runtimes\n"
+        "bundle, inputs, output = sys.argv[1:]\n"
+        "images = np.load(inputs)['image']\n"
+        "with tokexport.runtimes.load(bundle) as runner:\n"
+        "    assert runner.inputs[0].name == 'image', runner.inputs\n"
+        "    assert runner.outputs[0].shape == (1, 10), runner.outputs\n"
+        "    rows = [runner.run({'image': image[None]})['output'] for image in images]\n"
+        "np.save(output, np.concatenate(rows))\n"
+    )
+    output = tmp_path / "logits.npy"
+    result = device.python(program, compiled.bundle, compiled.inputs, output)
+    assert (result.returncode, result.stderr) == (0, "")
+    np.testing.assert_allclose(np.load(output), compiled.expected, rtol=0, atol=1e-4)
+
+
+def test_the_wheel_holds_one_package(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    info = f"tokexport-{tokexport.__version__}.dist-info"
+    assert {name.partition("/")[0] for name in names} == {"tokexport", info}
+    modules = {
+        f"tokexport/{path.relative_to(ROOT)}"
+        for room in ("exporter", "graph_passes", "runtimes")
+        for path in (ROOT / room).rglob("*.py")
+    }
+    own = {name for name in names if name.startswith("tokexport/")}
+    assert own == modules | {"tokexport/__init__.py", "tokexport/py.typed"}
+
+
+def test_warnings_are_errors_for_every_command(tmp_path: Path) -> None:
+    """The commands of this very environment, torch included, under ``-W error``."""
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    command = Path(sys.executable).with_name("tokexport")
+    bundle = tmp_path / "bundle"
+    np.savez(tmp_path / "x.npz", image=np.random.default_rng(0).random((2, 1, 8, 8), "float32"))
+    compile_it = ["compile", "digits_vit:build", "--code-path", ROOT / "examples"]
+    compile_it += ["--inputs", tmp_path / "x.npz", "--target", "ort", "--output", bundle, "--json"]
+    run_it = ["run", bundle, "--inputs", tmp_path / "x.npz", "--output", tmp_path / "y.npz"]
+    for arguments in (compile_it, run_it, ["verify", bundle], ["doctor"]):
+        result = subprocess.run(
+            [command, *arguments], capture_output=True, text=True, check=False, env=environment
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "Warning" not in result.stderr

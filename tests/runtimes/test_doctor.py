@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from subprocess import CompletedProcess
+
+import onnx
+import pytest
+
+from tokexport.runtimes.doctor import IDENTITY_MODEL, Component, diagnose
+
+RunPython = Callable[[str], CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def components() -> dict[str, Component]:
+    return {component.name: component for component in diagnose()}
+
+
+def test_the_probe_is_a_valid_model() -> None:
+    model = onnx.load_model_from_string(IDENTITY_MODEL)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["Identity"]
+    assert model.SerializeToString() == IDENTITY_MODEL
+
+
+def test_every_component_is_listed(components: dict[str, Component]) -> None:
+    assert list(components) == [
+        "numpy",
+        "onnxruntime",
+        "openvino",
+        "TensorRT",
+        "TensorRT-RTX",
+        "NVIDIA GPU and driver",
+        "torch",
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+        "safetensors",
+        "timm",
+        "transformers",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "distribution"),
+    [
+        ("onnxruntime", "onnxruntime"),
+        ("TensorRT-RTX", "tensorrt_rtx_cu13_bindings"),
+        ("torch", "torch"),
+        ("onnx_ir", "onnx-ir"),
+        ("transformers", "transformers"),
+    ],
+)
+def test_what_is_installed_works_and_has_its_version(
+    components: dict[str, Component], name: str, distribution: str
+) -> None:
+    component = components[name]
+    assert component.works
+    assert component.version == importlib.metadata.version(distribution)
+    assert (component.missing, component.install) == ("", "")
+
+
+def test_what_does_not_work_says_what_is_missing_and_what_to_do(
+    components: dict[str, Component],
+) -> None:
+    for component in components.values():
+        assert component.works == (component.missing == "") == (component.install == "")
+
+
+def test_the_report_is_plain_json(components: dict[str, Component]) -> None:
+    plain = [component.to_dict() for component in components.values()]
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def test_a_bare_environment_gets_every_install_command(run_python: RunPython) -> None:
+    hidden = [
+        "torch",
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+        "onnxruntime",
+        "openvino",
+        "tensorrt",
+        "tensorrt_rtx_bindings",
+        "safetensors",
+        "timm",
+        "transformers",
+    ]
+    done = run_python(
+        f"import json, sys; sys.modules.update(dict.fromkeys({hidden!r}))\n"
+        "from tokexport.runtimes.doctor import diagnose\n"
+        "print(json.dumps({c.name: [c.works, c.missing, c.install] for c in diagnose()}))"
+    )
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert found["numpy"] == [True, "", ""]
+    extras = {
+        "onnxruntime": "ort",
+        "openvino": "openvino",
+        "TensorRT-RTX": "trt-rtx",
+        "torch": "compile",
+        "onnx": "compile",
+        "onnx_ir": "compile",
+        "onnxscript": "compile",
+        "safetensors": "compile",
+        "timm": "timm",
+        "transformers": "transformers",
+    }
+    for name, extra in extras.items():
+        works, missing, install = found[name]
+        assert not works
+        assert "not installed" in missing
+        assert install == f"pip install 'tokexport[{extra}]'"
+    assert found["TensorRT"][2] == "pip install tensorrt"
+
+
+def test_the_compiling_packages_are_never_imported(run_python: RunPython) -> None:
+    done = run_python(
+        "import sys\n"
+        "from tokexport.runtimes.doctor import diagnose\n"
+        "diagnose()\n"
+        "print([n for n in ('torch', 'onnx', 'onnxscript', 'timm', 'transformers')\n"
+        "       if n in sys.modules])"
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")

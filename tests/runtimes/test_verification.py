@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tokexport.runtimes.errors import BundleError
+from tokexport.runtimes.manifest import MANIFEST_NAME, hash_file
+from tokexport.runtimes.verification import REFERENCE_NAME, verify_bundle
+
+BundleMaker = Callable[..., Path]
+
+
+def rewrite_reference(bundle: Path, **changes: np.ndarray | None) -> None:
+    """Replaces arrays of the reference data (None takes one out) and its hash in the manifest."""
+    path = bundle / REFERENCE_NAME
+    with np.load(path) as archive:
+        arrays = dict(archive.items())
+    named = {key.replace("__", "/"): array for key, array in changes.items()}
+    arrays = {key: a for key, a in (arrays | named).items() if a is not None}
+    np.savez(path, **arrays)
+    rehash(bundle)
+
+
+def rehash(bundle: Path) -> None:
+    manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+    manifest["files"][REFERENCE_NAME] = hash_file(bundle / REFERENCE_NAME)
+    (bundle / MANIFEST_NAME).write_text(json.dumps(manifest))
+
+
+def test_a_right_bundle_passes_over_all_batches(make_bundle: BundleMaker) -> None:
+    result = verify_bundle(make_bundle())
+    assert result.passed
+    assert result.batches == 3
+    assert result.runtime.name == "ort"
+    logits, label = result.outputs
+    assert (logits.name, label.name) == ("logits", "label")
+    assert logits.relative_error <= 1e-5
+    assert logits.comparison.cosine == pytest.approx(1.0)
+    assert logits.comparison.top1_agreement == 1.0
+    assert (label.relative_error, label.comparison.top1_agreement) == (0.0, None)
+
+
+def test_an_error_beyond_the_gate_fails_that_output_alone(make_bundle: BundleMaker) -> None:
+    result = verify_bundle(make_bundle(error=1e-3))
+    assert not result.passed
+    assert [output.passed for output in result.outputs] == [False, True]
+    assert result.outputs[0].comparison.max_abs == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_the_scale_of_the_gate_decides(make_bundle: BundleMaker) -> None:
+    gates = {
+        "logits": {"relative_tolerance": 1e-5, "scale": 1e6},
+        "label": {"relative_tolerance": 0.0},
+    }
+    result = verify_bundle(make_bundle(error=1e-3, gates=gates))
+    assert result.passed
+    assert result.outputs[0].relative_error == pytest.approx(1e-9, rel=1e-2)
+
+
+def test_one_differing_decision_fails_a_gate_of_zero(make_bundle: BundleMaker) -> None:
+    bundle = make_bundle()
+    with np.load(bundle / REFERENCE_NAME) as archive:
+        label = archive["outputs/label"].copy()
+    label[1, 0] = (label[1, 0] + 1) % 5
+    rewrite_reference(bundle, outputs__label=label)
+    result = verify_bundle(bundle)
+    assert [output.passed for output in result.outputs] == [True, False]
+    assert result.outputs[1].relative_error == pytest.approx(1 / 6)
+
+
+def test_an_output_without_a_gate_is_named(make_bundle: BundleMaker) -> None:
+    bundle = make_bundle(gates={"logits": {"relative_tolerance": 1e-5, "scale": 1.0}})
+    with pytest.raises(BundleError, match="no gate for output label"):
+        verify_bundle(bundle)
+
+
+def test_a_bundle_without_reference_data(make_bundle: BundleMaker) -> None:
+    bundle = make_bundle()
+    manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+    del manifest["files"][REFERENCE_NAME]
+    (bundle / MANIFEST_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="has no reference.npz"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("key", "array", "why"),
+    [
+        ("inputs__x", None, "it has no inputs/x"),
+        ("outputs__label", None, "it has no outputs/label"),
+        ("inputs__x", np.zeros((3, 2, 9), np.float32), "inputs/x is float32"),
+        ("inputs__x", np.zeros((3, 2, 8)), "inputs/x is float64"),
+        ("inputs__x", np.zeros((2, 2, 8), np.float32), "2, 3"),
+        ("outputs__label", np.zeros((3, 2), np.float32), "outputs/label is float32"),
+        ("outputs__logits", np.zeros((2, 5), np.float32), "outputs/logits is float32"),
+    ],
+)
+def test_reference_data_that_does_not_fit_is_named(
+    make_bundle: BundleMaker, key: str, array: np.ndarray | None, why: str
+) -> None:
+    bundle = make_bundle()
+    rewrite_reference(bundle, **{key: array})
+    with pytest.raises(BundleError, match=why):
+        verify_bundle(bundle)
+
+
+def test_reference_data_without_batches(make_bundle: BundleMaker) -> None:
+    bundle = make_bundle()
+    rewrite_reference(
+        bundle,
+        inputs__x=np.zeros((0, 2, 8), np.float32),
+        outputs__logits=np.zeros((0, 2, 5), np.float32),
+        outputs__label=np.zeros((0, 2), np.int64),
+    )
+    with pytest.raises(BundleError, match=r"\[0\] batches"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not an archive", b"\x93NUMPY", b"PK\x03\x04", b"PK\x05\x06" + bytes(18)]
+)
+def test_reference_data_that_is_no_archive(make_bundle: BundleMaker, content: bytes) -> None:
+    bundle = make_bundle()
+    (bundle / REFERENCE_NAME).write_bytes(content)
+    rehash(bundle)
+    with pytest.raises(BundleError, match="does not fit the bundle"):
+        verify_bundle(bundle)
+
+
+def test_reference_data_never_runs_code(make_bundle: BundleMaker) -> None:
+    bundle = make_bundle()
+    np.savez(bundle / REFERENCE_NAME, **{"inputs/x": np.array([{"a": 1}], dtype=object)})
+    rehash(bundle)
+    with pytest.raises(BundleError, match="allow_pickle"):
+        verify_bundle(bundle)

@@ -1,0 +1,268 @@
+"""Every method of the zoo compiles for every target, and what it is made of is found in its graph.
+
+Token counts are taken from the model itself in eager. An operator that ``RECOGNISED`` does not name
+for a model is not looked at there.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+import torch
+from models.zoo import MODELS, VARIANTS
+from torch import Tensor, nn
+
+import tokexport
+import tokexport.runtimes
+from tokexport.exporter.build import build, save_onnx
+from tokexport.exporter.compile import CompileResult
+from tokexport.exporter.outputs import flatten
+from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.errors import OperatorRefusedError as GraphRefusedError
+from tokexport.runtimes.base import Runner
+from tokexport.runtimes.errors import BuildError
+from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED
+from tokexport.runtimes.openvino import OpenVinoRunner
+from tokexport.runtimes.ort import OrtRunner
+
+#: Tokens at the MLP of each block, then behind the last block.
+TOKENS: dict[str, tuple[int, ...]] = {
+    "tome": (33, 29, 25, 21, 21),
+    "tome, sizes not in attention": (33, 29, 25, 21, 21),
+    "tome, distilled": (34, 30, 26, 22, 22),
+    "tome, falling r": (30, 25, 22, 21, 21),
+    "tome, plain mean": (33, 29, 25, 21, 21),
+    "tome, variant": (33, 29, 25, 21, 21),
+    "mctf": (37, 30, 23, 16, 16),
+    "mctf, one way": (37, 30, 30, 25, 25),
+    "mctf, to the fewest": (37, 19, 10, 10, 10),
+    "pitome": (34, 31, 28, 26, 26),
+    "pitome, variant": (34, 31, 28, 26, 26),
+    "tofu": (33, 29, 26, 23, 23),
+    "dct": (37, 37, 30, 30, 25),
+    "dct, by fft": (37, 37, 30, 30, 25),
+    "diffrate": (37, 30, 26, 24, 24),
+    "diffrate, variant": (37, 30, 26, 24, 24),
+    "evit": (37, 27, 27, 20, 20),
+    "evit, fused token": (37, 28, 28, 21, 21),
+    "evit, fused token, distilled": (38, 28, 28, 21, 21),
+    "evit, variant": (37, 28, 28, 21, 21),
+    "dynamicvit": (37, 26, 26, 18, 18),
+    "top-k class attention": (37, 26, 18, 18, 18),
+    "fixed positions": (37, 25, 25, 13, 13),
+    "vtc-cls": (37, 37, 37, 37),
+    "aim": (37, 37, 37, 37),
+    "aim, odd": (37, 37, 37, 37),
+}
+
+#: What the rewritten graph holds of each operator.
+RECOGNISED: dict[str, dict[str, int]] = {
+    "tome": {"bipartite_match": 4, "merge_tokens": 8, "sized_attention": 4},
+    "tome, sizes not in attention": {
+        "bipartite_match": 4,
+        "merge_tokens": 8,
+        "sized_attention": 4,
+    },
+    "tome, distilled": {"bipartite_match": 4, "sized_attention": 4},
+    "tome, falling r": {"bipartite_match": 4, "merge_tokens": 8, "sized_attention": 4},
+    "tome, plain mean": {"bipartite_match": 4, "merge_tokens": 4, "sized_attention": 4},
+    "tome, variant": {"bipartite_match": 4, "merge_tokens": 8},
+    "mctf": {"bipartite_match": 6, "sized_attention": 1},
+    "mctf, one way": {"bipartite_match": 2, "sized_attention": 2},
+    "mctf, to the fewest": {"bipartite_match": 4},
+    "pitome": {"sized_attention": 4},
+    "pitome, variant": {"sized_attention": 4},
+    "tofu": {"sized_attention": 4},
+    "dct": {"bipartite_match": 0, "gather_tokens": 0, "sized_attention": 4},
+    "dct, by fft": {"bipartite_match": 0, "gather_tokens": 0, "sized_attention": 4},
+    "diffrate": {"sized_attention": 1},
+    "diffrate, variant": {"sized_attention": 1},
+    "evit": {"bipartite_match": 0, "gather_tokens": 2, "sized_attention": 2},
+    "evit, fused token": {"bipartite_match": 0, "gather_tokens": 4, "sized_attention": 2},
+    "evit, fused token, distilled": {"gather_tokens": 4, "sized_attention": 2},
+    "evit, variant": {"bipartite_match": 0, "gather_tokens": 2},
+    "dynamicvit": {"bipartite_match": 0, "sized_attention": 4},
+    "top-k class attention": {"bipartite_match": 0, "gather_tokens": 2, "sized_attention": 4},
+    "fixed positions": {"bipartite_match": 0, "sized_attention": 4},
+    "vtc-cls": {"bipartite_match": 0, "gather_tokens": 1, "sized_attention": 1},
+    "aim": {"bipartite_match": 2, "sized_attention": 3},
+    "aim, odd": {"bipartite_match": 2, "sized_attention": 3},
+}
+
+#: The shape of the first output, the batch left out, where it is not (classes,).
+OUTPUTS: dict[str, tuple[int, ...]] = {"vtc-cls": (9, 64), "aim": (9, 64), "aim, odd": (9, 64)}
+
+
+#: What a target refuses today: a Fourier transform, a sort of integers that are not known to be
+#: token positions, and (TensorRT-RTX 1.7.1) attention whose q and k share a projection with an
+#: unread v, which its compiler fails on.
+REFUSED = {
+    ("dct, by fft", "openvino"),
+    ("dct, by fft", "trt"),
+    ("mctf", "trt"),
+    ("mctf, one way", "trt"),
+    ("mctf, to the fewest", "trt"),
+    ("evit, fused token", "trt"),
+    ("evit, fused token, distilled", "trt"),
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A model and what compiling it for ONNX Runtime left.
+
+    Attributes:
+        result: The compile's result.
+        emitted: The ONNX model before any target's lowering.
+        x: An input that the compile did not see.
+        wanted: The answers to it in eager, by name.
+    """
+
+    result: CompileResult
+    emitted: Path
+    x: Tensor
+    wanted: dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Compiled]:
+    """Compiles each model once: all targets start from the same emitted graph."""
+
+    @functools.cache
+    def compile_once(name: str) -> Compiled:
+        model, example = MODELS[name](0)
+        folder = tmp_path_factory.mktemp("zoo")
+        result = tokexport.compile(model, example, output=folder / "bundle", keep_stages=True)
+        x = torch.randn(example.shape, generator=torch.Generator().manual_seed(7))
+        with torch.no_grad():
+            wanted, _ = flatten(model(x))
+        return Compiled(result, folder / "bundle.stages" / "emitted" / "model.onnx", x, wanted)
+
+    return compile_once
+
+
+def _first_output(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Returns a model's first output."""
+    return result if isinstance(result, Tensor) else result[0]
+
+
+def _counts(model: nn.Module, x: Tensor) -> tuple[int, ...]:
+    """Runs a model and returns the tokens at the MLPs and behind the last block."""
+    counts: list[int] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        counts.append(inputs[0].shape[1])
+
+    hooks = [
+        module.register_forward_pre_hook(note)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm) and name.rpartition(".")[2] in ("norm2", "norm")
+    ]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return tuple(counts)
+
+
+def test_every_model_is_held_to_counts() -> None:
+    assert set(TOKENS) == set(RECOGNISED) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_reduces_as_its_method_says(name: str) -> None:
+    model, example = MODELS[name](0)
+    x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    assert _counts(model, x) == TOKENS[name]
+    with torch.no_grad():
+        assert _first_output(model(x)).shape[1:] == OUTPUTS.get(name, (10,))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_answers_the_same(name: str) -> None:
+    x = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found, wanted = (_first_output(MODELS[one](5)[0](x)) for one in (name, VARIANTS[name]))
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=2e-6)
+
+
+def _assert_agrees(runner: Runner, model: Compiled) -> None:
+    """Holds a runner to eager on the input that the compile did not see."""
+    found = runner.run({spec.name: model.x.numpy() for spec in runner.inputs})
+    assert set(found) == set(model.wanted)
+    for output, wanted in model.wanted.items():
+        gate = model.result.report.gates[output]
+        assert gate.tolerance < 1e-4, gate.reason
+        torch.testing.assert_close(
+            torch.from_numpy(found[output]), wanted, rtol=0.0, atol=gate.tolerance * gate.scale
+        )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_compiles_within_the_fp32_gate(name: str, compiled: Callable[[str], Compiled]) -> None:
+    model = compiled(name)
+    assert model.result.status == PASSED
+    assert all(hop.passed for hop in model.result.report.hops)
+    with tokexport.runtimes.load(model.result.bundle) as runner:
+        _assert_agrees(runner, model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_the_method_is_made_of_is_recognised(
+    name: str, compiled: Callable[[str], Compiled]
+) -> None:
+    found = compiled(name).result.report.recognised
+    assert {op: found.get(op, 0) for op in RECOGNISED[name]} == RECOGNISED[name]
+
+
+def _lower(model: Compiled, target: str, folder: Path) -> Path:
+    """Lowers the emitted graph for a target and returns the file."""
+    graph = ir.load(model.emitted)
+    for onnx_pass in pipelines.LOWER[target]:
+        graph = onnx_pass(graph).model
+    lowered = folder / "lowered.onnx"
+    save_onnx(graph, lowered)
+    return lowered
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [pair for pair in itertools.product(MODELS, ("openvino", "trt")) if pair not in REFUSED],
+)
+def test_it_builds_for_the_other_targets(
+    name: str, target: str, compiled: Callable[[str], Compiled], tmp_path: Path
+) -> None:
+    model = compiled(name)
+    lowered = _lower(model, target, tmp_path)
+    with OrtRunner.from_file(lowered) as runner:
+        _assert_agrees(runner, model)
+    build(target, lowered, tmp_path)
+    if target == "openvino":
+        with OpenVinoRunner.from_file(tmp_path / "model.xml") as runner:
+            _assert_agrees(runner, model)
+    else:
+        assert (tmp_path / "model.engine").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("name", "target"), sorted(REFUSED))
+def test_a_refusal_is_an_error_and_never_an_artifact(
+    name: str, target: str, compiled: Callable[[str], Compiled], tmp_path: Path
+) -> None:
+    model = compiled(name)
+    with pytest.raises((GraphRefusedError, BuildError)) as caught:
+        build(target, _lower(model, target, tmp_path), tmp_path)
+    assert caught.value.what
+    assert not (tmp_path / "model.engine").exists()
+
+
+def test_a_whole_compile_says_what_ran(tmp_path: Path) -> None:
+    for target, status in (("openvino", PASSED), ("trt", BUILT_NOT_RUN)):
+        model, example = MODELS["diffrate"](0)
+        result = tokexport.compile(model, example, target, output=tmp_path / target)
+        assert result.status == status
