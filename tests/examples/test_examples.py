@@ -63,7 +63,7 @@ def test_the_demo_trains_and_compiles(demo: tuple[Path, str]) -> None:
 
 def test_the_demo_can_be_run_for_another_target(demo: tuple[Path, str]) -> None:
     folder, _ = demo
-    arguments = ("--epochs", "1", "--target", "openvino", "--output", folder / "another")
+    arguments = ("--epochs", "4", "--target", "openvino", "--output", folder / "another")
     printed = run(EXAMPLES / "digits_demo.py", *arguments, cwd=folder)
     report = json.loads((folder / "another" / "model-openvino" / "report.json").read_text())
     assert report["status"] == "PASSED"

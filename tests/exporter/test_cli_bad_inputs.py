@@ -135,8 +135,13 @@ def test_an_output_that_is_there(compiled: Compiled, tmp_path: Path) -> None:
 def test_kept_stages_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "out.stages").mkdir()
     answer = compile_model(SOURCE, tmp_path / "out", "--keep-stages")
-    refusal(answer, 2, tmp_path, "Stages of an earlier compile are there already.", "--force")
+    refusal(answer, 2, tmp_path, "The folder for the stages is there already.", "--force")
     assert [path.name for path in tmp_path.iterdir()] == ["out.stages"]
+    (tmp_path / "out.stages" / "notes.txt").write_text("mine")
+    answer = compile_model(SOURCE, tmp_path / "out", "--keep-stages", "--force")
+    message = refusal(answer, 2, tmp_path, "is there already and holds other things.")
+    assert "--force" not in message
+    assert (tmp_path / "out.stages" / "notes.txt").read_text() == "mine"
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
