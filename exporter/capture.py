@@ -139,8 +139,8 @@ class FlatModel(nn.Module):
         return {f"{n}_out" if n in taken else n: t for n, t in outputs.items()}, constants
 
 
-def capture(model: FlatModel, example: Sequence[Tensor]) -> ExportedProgram:
-    """Returns the functional graph of the model on inputs of these shapes.
+def capture(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
+    """Returns the functional graph of a model of tensors on inputs of these shapes.
 
     The model is left as it was, its attributes and training flags included.
 

@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
 from rich.console import Console
 from torch import nn
+from torch.fx import GraphModule
 
 import tokexport
-from tokexport.exporter import hops
+from tokexport.exporter import float64_error, hops
 from tokexport.exporter.benchmark import require_speedup
 from tokexport.exporter.build import ARTIFACT, build
 from tokexport.exporter.bundle import BundleWriter, save_reference
@@ -23,9 +25,10 @@ from tokexport.exporter.config import CompileConfig, CompileOptions
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import DataDependentError, GateError, NotRepeatableError
 from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.float64_error import Float64Error
 from tokexport.exporter.inputs import Batches, accuracy
 from tokexport.exporter.machine import describe_machine
-from tokexport.exporter.parity import Gate, Proof, set_gates
+from tokexport.exporter.parity import FP32_FLOOR, Gate, Proof, set_gates
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reference import Reference, run_reference, tensors_of
 from tokexport.exporter.report import FAILED, Accuracy, Report
@@ -33,7 +36,9 @@ from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.speed import busy_warning, time_against_eager, timed_name
 from tokexport.exporter.stages import StageFolder
+from tokexport.exporter.told_hops import ToldHops
 from tokexport.graph_passes import ops, pipelines
+from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.torch_passes.infrastructure import run_passes
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import NoDeviceError
@@ -111,30 +116,36 @@ def compile(
 
         with stage("reference"):
             flat, inputs, batches = prepare(source, config)
-            known |= {"inputs": batches.origin, "samples": batches.samples}
+            known |= {"inputs": batches.origin, "samples": batches.samples, "batches": len(batches)}
             reference = _reference(flat, batches)
             names = tuple(reference.outputs)
             _accuracy(reference, reference.outputs, batches)  # labels of no class end it here
-            gates = set_gates(reference, config.precision, config.atol)
-            proof = Proof(reference.outputs, gates)
-            known |= {"gates": gates, "hops": proof.hops, "warnings": _warnings(gates)}
+            eager_error = float64_error.of_model(flat, batches, reference.outputs)
 
         with stage("capture"):
             program = capture(flat, tensors_of(next(iter(batches))))
             kept.save_program("captured", program)
-            proof.check("captured", hops.run_program(program, batches, names))
+            captured = unlifted(program)
+            gates = _gates(eager_error, captured, batches, reference, config)
+            proof = Proof(reference.outputs, gates)
+            known |= {"gates": gates, "hops": proof.hops, "warnings": _warnings(gates)}
+            proof.check("captured", hops.run_graph(captured, batches, names))
 
         with stage("rewrite"):
             rewritten = run_passes(program, pipelines.REWRITE)
             schedule = token_schedule(rewritten.program)
             known |= {"token_schedule": schedule, "recognised": rewritten.recognised}
             kept.save_program("rewritten", rewritten.program)
-            proof.check("rewritten", hops.run_program(rewritten.program, batches, names))
+            told = ToldHops(
+                captured, rewritten.program, batches, proof, config.target, kept.path / "told"
+            )
+            found = hops.run_graph(unlifted(rewritten.program), batches, names)
+            proof.check("rewritten", found, told.rewritten)
 
         with stage("emit"), kept.explain():
             onnx_model = emit(rewritten.program, flat.spec.names, names)
             emitted = kept.save_onnx("emitted", onnx_model)
-            proof.check("onnx", hops.run_onnx(emitted, batches))
+            proof.check("onnx", hops.run_onnx(emitted, batches), told.onnx)
 
         with stage("lower"), kept.explain():
             for onnx_pass in pipelines.LOWER[config.target]:
@@ -142,7 +153,7 @@ def compile(
             lowered = kept.save_onnx("lowered", onnx_model)
             if config.target != "ort":  # for ort this very file is the artifact
                 found = hops.run_onnx(lowered, batches)
-                proof.check("lowered", found)
+                proof.check("lowered", found, told.lowered)
                 known["accuracy"] = _accuracy(reference, found, batches)
 
         with stage("build"), kept.explain(lowered):
@@ -158,7 +169,7 @@ def compile(
             else:
                 with stage("verify"):
                     found = hops.run_artifact(runner, batches)
-                    proof.check("artifact", found)
+                    proof.check("artifact", found, partial(told.artifact, manifest))
                     manifest = replace(manifest, status=PASSED)
                     known |= {
                         "runtime": runner.runtime,
@@ -171,10 +182,11 @@ def compile(
                         require_speedup(known["speed"], timed_name(config), config.min_speedup)
 
         with stage("bundle"):
+            rows = _steady_batches(proof, batches)[:REFERENCE_BATCHES]
             save_reference(
                 bundle.path / REFERENCE_NAME,
-                {name: batches.arrays[name][:REFERENCE_BATCHES] for name in batches.names},
-                {name: array[:REFERENCE_BATCHES] for name, array in reference.outputs.items()},
+                {name: batches.arrays[name][rows] for name in batches.names},
+                {name: array[rows] for name, array in reference.outputs.items()},
             )
             known |= {"status": manifest.status, "bundle": str(config.output)}
             report = _report(known, checklist)
@@ -229,6 +241,36 @@ def _reference(flat: FlatModel, batches: Batches) -> Reference:
         raise NotRepeatableError(
             error.what, where=f"Random numbers: {'; '.join(lines[:4])}", fix=error.fix
         ) from error
+
+
+def _gates(
+    eager: Float64Error,
+    captured: GraphModule,
+    batches: Batches,
+    reference: Reference,
+    config: CompileConfig,
+) -> dict[str, Gate]:
+    """Sets the gates; what a decision that falls differently in float64 adds to them is left out.
+
+    A gate at its floor has nothing to leave out.
+    """
+    gates = set_gates(reference.outputs, eager, config.precision, config.atol)
+    if eager.by_output is None or all(gate.tolerance <= FP32_FLOOR for gate in gates.values()):
+        return gates
+    kept = float64_error.with_decisions_kept(captured, batches, reference.outputs)
+    return set_gates(reference.outputs, kept or eager, config.precision, config.atol)
+
+
+def _steady_batches(proof: Proof, batches: Batches) -> list[int]:
+    """Returns the batches on which no near-tie fell differently: ``verify`` replays only those."""
+    rows = [row for row in range(len(batches)) if row not in proof.tied]
+    if not rows:
+        raise GateError(
+            "Every batch holds a near-tie that fell the other way, so nothing is left to verify "
+            "the bundle with.",
+            fix="Give more samples with --inputs, or another --seed.",
+        )
+    return rows
 
 
 def _warnings(gates: dict[str, Gate]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reference import tensors_of
@@ -15,12 +15,9 @@ from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.ort import OrtRunner
 
 
-def run_program(
-    program: ExportedProgram, batches: Batches, names: tuple[str, ...]
-) -> dict[str, Array]:
-    """Runs a traced graph in eager torch; returns (batches, …) by output name."""
+def run_graph(module: GraphModule, batches: Batches, names: tuple[str, ...]) -> dict[str, Array]:
+    """Runs an unlifted graph in eager torch; returns (batches, …) by the names of its results."""
     with torch_warnings_silenced(), torch.no_grad():
-        module = program.module()
         rows = [module(*tensors_of(batch)) for batch in batches]
     return {
         name: np.stack([row[position].numpy() for row in rows])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from tokexport.exporter.errors import GateError
 from tokexport.runtimes.base import Array
-from tokexport.runtimes.comparison import Comparison, compare
+from tokexport.runtimes.comparison import Comparison, compare, relative_error
 
 if TYPE_CHECKING:
-    from tokexport.exporter.reference import Reference
+    from tokexport.exporter.float64_error import Float64Error
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,61 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Ties:
+    """Decisions that fell differently at a hop because rounding could decide them.
+
+    Attributes:
+        batches: The batches with such a decision.
+        flips: How many positions or truth values differ in them.
+        margin: The largest margin, as a share of the scale of the scores.
+        noise: The largest difference of the hop's scores from eager's, as such a share.
+        decisions: Which decisions: the operator and the line it came from.
+    """
+
+    batches: tuple[int, ...]
+    flips: int
+    margin: float
+    noise: float
+    decisions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ToldRun:
+    """What a hop answered that was told how to decide.
+
+    Attributes:
+        outputs: Its outputs, (batches asked about, …) by name.
+        ties: What fell differently by itself; None where ties do not explain the failure.
+        why_not: Why they do not, a clause; '' where they do, or where nothing is decided.
+    """
+
+    outputs: Mapping[str, Array]
+    ties: Ties | None
+    why_not: str = ""
+
+
+#: Runs a hop on the batches it failed on, told what eager decided.
+TellHop = Callable[[Sequence[int]], ToldRun]
+
+
+@dataclass(frozen=True)
 class HopResult:
     """One step of the model's way, compared with the reference.
 
     Attributes:
         name: The step: ``rewritten``, ``onnx``, ``artifact``.
-        comparisons: The comparison of every output, by the output's name.
+        comparisons: The comparison of every output, by the output's name; on the batches of
+            ``ties``, of what the hop answers when it is told how to decide.
         passed: Whether every output lies within its gate.
         detail: What failed and by how much; empty when the hop passed.
+        ties: The near-ties that fell the other way; None where there were none.
     """
 
     name: str
     comparisons: dict[str, Comparison]
     passed: bool
     detail: str
+    ties: Ties | None = None
 
 
 #: The hops in order, and what an error first seen at one of them means.
@@ -65,18 +106,21 @@ FP32_FLOOR: Final = 1e-5
 EAGER_ERROR_FACTOR: Final = 4.0
 
 
-def set_gates(reference: Reference, precision: str, atol: float | None) -> dict[str, Gate]:
+def set_gates(
+    outputs: Mapping[str, Array], eager: Float64Error, precision: str, atol: float | None
+) -> dict[str, Gate]:
     """Returns the gate of every output: max(1e-5, 4 × the fp32 error of eager itself) in fp32.
 
     Args:
-        reference: What the model answered, and how far that is from float64.
+        outputs: What the model answered, (batches, …) by name.
+        eager: How far that is from float64.
         precision: The precision the artifact is to run in.
         atol: An absolute tolerance that the person asked for; it replaces the default of floating
             outputs. Whole numbers and booleans must be equal.
     """
     gates = {}
-    for name, expected in reference.outputs.items():
-        error = None if reference.eager_error is None else reference.eager_error[name]
+    for name, expected in outputs.items():
+        error = None if eager.by_output is None else eager.by_output[name]
         scale = compare(expected, expected).scale
         if expected.dtype.kind in "iub":
             tolerance, reason = 0.0, "whole numbers are equal or they are not"
@@ -89,7 +133,7 @@ def set_gates(reference: Reference, precision: str, atol: float | None) -> dict[
             )
         elif error is None:
             tolerance = FP32_FLOOR
-            reason = f"the fp32 default; no float64 run, {reference.why_no_float64}"
+            reason = f"the fp32 default; no float64 run, {eager.why_not}"
         else:
             tolerance = max(FP32_FLOOR, EAGER_ERROR_FACTOR * error)
             reason = f"max(1e-5, 4 × {error:.1e}, the distance of fp32 eager from float64)"
@@ -148,19 +192,64 @@ class Proof:
     Args:
         expected: The reference outputs, (batches, …) each.
         gates: The gate of every output.
+
+    Attributes:
+        hops: The hops compared so far.
+        tied: The batches on which some hop decided a near-tie the other way.
     """
 
     def __init__(self, expected: Mapping[str, Array], gates: Mapping[str, Gate]) -> None:
         self.expected = expected
         self.gates = gates
         self.hops: list[HopResult] = []
+        self.tied: set[int] = set()
 
-    def check(self, hop: str, found: Mapping[str, Array]) -> None:
+    def check(self, hop: str, found: Mapping[str, Array], tell: TellHop | None = None) -> None:
         """Compares one hop.
 
+        Args:
+            hop: Its name.
+            found: What it gave, (batches, …) by name.
+            tell: Runs it again, told how to decide; asked only where it leaves its gate.
+
         Raises:
-            ParityError: An output lies outside its gate.
+            ParityError: An output lies outside its gate, and no near-tie explains it.
         """
-        self.hops.append(judge(hop, self.expected, found, self.gates))
-        if not self.hops[-1].passed:
+        result = judge(hop, self.expected, found, self.gates)
+        if not result.passed and tell is not None and len(result.comparisons) == len(self.gates):
+            result = self._told(result, found, tell)
+        self.hops.append(result)
+        if not result.passed:
             raise ParityError(self.hops)
+
+    def within(self, found: Mapping[str, Array], batches: Sequence[int]) -> list[bool]:
+        """Tells for each of some batches whether the outputs (batches, …) lie within the gates."""
+        return [
+            all(
+                _within(self.expected[name][batch], found[name][row], gate)
+                for name, gate in self.gates.items()
+            )
+            for row, batch in enumerate(batches)
+        ]
+
+    def _told(self, result: HopResult, found: Mapping[str, Array], tell: TellHop) -> HopResult:
+        """Judges a hop that failed by what it gives when it is told how to decide."""
+        (count,) = {len(array) for array in found.values()}
+        inside = self.within(found, range(count))
+        failed = [batch for batch in range(count) if not inside[batch]]
+        told = tell(failed)
+        if told.ties is None:
+            why_not = f"; {told.why_not}" if told.why_not else ""
+            return replace(result, detail=result.detail + why_not)
+        self.tied |= set(failed)
+        mixed = {name: array.copy() for name, array in found.items()}
+        for name, array in mixed.items():
+            array[failed] = told.outputs[name]
+        return replace(judge(result.name, self.expected, mixed, self.gates), ties=told.ties)
+
+
+def _within(expected: Array, found: Array, gate: Gate) -> bool:
+    comparison = compare(expected, found)
+    if expected.dtype.kind in "iub":
+        return comparison.relative <= gate.tolerance
+    return relative_error(comparison.max_abs, gate.scale) <= gate.tolerance

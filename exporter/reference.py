@@ -24,20 +24,15 @@ from tokexport.runtimes.base import Array
 
 @dataclass(frozen=True)
 class Reference:
-    """Eager outputs in fp32, and how far they are from float64.
+    """What eager gave in fp32.
 
     Attributes:
         outputs: By name, an array (batches, …) each.
         constants: What the model returned that was no tensor.
-        eager_error: By output, the largest |fp32 - float64| relative to the largest |float64|;
-            None where the model does not run in float64.
-        why_no_float64: The reason for that, in words.
     """
 
     outputs: dict[str, Array]
     constants: dict[str, Constant]
-    eager_error: dict[str, float] | None
-    why_no_float64: str
 
 
 def tensors_of(batch: dict[str, Array]) -> tuple[Tensor, ...]:
@@ -45,8 +40,8 @@ def tensors_of(batch: dict[str, Array]) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(np.array(array, order="C")) for array in batch.values())
 
 
-def run_reference(model: FlatModel, batches: Batches, float64_batches: int = 4) -> Reference:
-    """Runs the model on every batch, the first one twice, the first few in float64 as well.
+def run_reference(model: FlatModel, batches: Batches) -> Reference:
+    """Runs the model on every batch, the first one twice.
 
     Raises:
         NotRepeatableError: The second run of the first batch differs from the first run.
@@ -79,8 +74,7 @@ def run_reference(model: FlatModel, batches: Batches, float64_batches: int = 4) 
         )
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     _check_finite(stacked)
-    error, why = _float64_error(model, batches, stacked, float64_batches)
-    return Reference(stacked, constants, error, why)
+    return Reference(stacked, constants)
 
 
 def _run(
@@ -167,35 +161,3 @@ def _check_finite(outputs: dict[str, Array]) -> None:
                 where=f"First in batch {batch} of the inputs.",
                 fix="Give inputs, or weights, on which the model in PyTorch is finite.",
             )
-
-
-def _float64_error(
-    model: FlatModel, batches: Batches, outputs: dict[str, Array], limit: int
-) -> tuple[dict[str, float] | None, str]:
-    """Runs the first batches in float64 without copying or changing the model."""
-    doubled = {
-        name: tensor.double() if tensor.is_floating_point() else tensor
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    }
-    worst = dict.fromkeys(outputs, 0.0)
-    for position, batch in enumerate(batches):
-        if position == limit:
-            break
-        tensors = [t.double() if t.is_floating_point() else t for t in tensors_of(batch)]
-        try:
-            with evaluation(model), torch.no_grad():
-                precise = torch.func.functional_call(model, doubled, tuple(tensors))
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            return None, f"it does not run in float64: {reason}"
-        for name, tensor in zip(outputs, precise, strict=True):
-            if not tensor.is_floating_point():
-                continue
-            exact = tensor.numpy().astype(np.float64)
-            near = outputs[name][position].astype(np.float64)
-            finite = np.isfinite(exact) & np.isfinite(near)
-            if finite.any():
-                scale = float(np.abs(exact[finite]).max()) or 1.0
-                difference = float(np.abs(near[finite] - exact[finite]).max())
-                worst[name] = max(worst[name], difference / scale)
-    return worst, ""

@@ -50,6 +50,7 @@ class Report:
         source: Where the model came from: ``kind``, ``location``, ``sha256``, ``notes``.
         inputs: Where the inputs came from, a clause.
         samples: How many real samples were compared.
+        batches: In how many batches.
         hops: The steps of the model's way, in order, each compared with the reference.
         gates: The gate of every output.
         first_failure: The name of the first hop that failed; None when none did.
@@ -72,6 +73,7 @@ class Report:
     source: Mapping[str, Any]
     inputs: str
     samples: int
+    batches: int = 0
     hops: tuple[HopResult, ...] = ()
     gates: Mapping[str, Gate] = field(default_factory=dict)
     first_failure: str | None = None
@@ -111,6 +113,8 @@ def render(report: Report, console: Console) -> None:
     show(_facts(report))
     if report.hops:
         show(_parity_table(report))
+        for line in _tie_lines(report):
+            show(line)
     if report.first_failure is not None:
         console.print()
         show(_failure(report))
@@ -193,6 +197,8 @@ def _parity_table(report: Report) -> Table:
     table.add_column("")
     for hop in report.hops:
         verdict = Text("passed", "green") if hop.passed else Text("failed", "red")
+        if hop.ties is not None:
+            verdict.append(", but for ties", "yellow")
         for index, (output, found) in enumerate(hop.comparisons.items()):
             gate = report.gates.get(output)
             top1 = found.top1_agreement
@@ -210,6 +216,20 @@ def _parity_table(report: Report) -> Table:
         if not hop.comparisons:
             table.add_row(Text(hop.name), *[""] * 6, verdict)
     return table
+
+
+def _tie_lines(report: Report) -> Iterator[Text]:
+    """Yields what fell the other way, hop by hop, and why that is no error."""
+    for hop in report.hops:
+        if (ties := hop.ties) is None:
+            continue
+        count, batches = len(ties.batches), report.batches
+        yield Text.assemble(
+            (f"ties at {hop.name}  ", "yellow"),
+            f"on {count} of {batches} batches {', '.join(ties.decisions)} decided otherwise than "
+            f"eager, where both choices are as good: {ties.margin:.1e} apart, of scores that "
+            f"rounding moves by {ties.noise:.1e} of their scale. Told eager's choice, it agrees.",
+        )
 
 
 def _failure(report: Report) -> Text:

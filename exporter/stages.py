@@ -22,7 +22,7 @@ from tokexport.graph_passes.onnx_passes.source_lines import lines_by_node
 from tokexport.runtimes.errors import OperatorRefusedError, RuntimeMissingError
 
 #: What a folder of kept stages holds, and nothing else.
-_STAGES = {"captured.pt2", "rewritten.pt2", "emitted", "lowered"}
+_STAGES = {"captured.pt2", "rewritten.pt2", "emitted", "lowered", "told"}
 
 
 class StageFolder:
@@ -34,6 +34,8 @@ class StageFolder:
                                                       of the second need tokexport
         OUTPUT.stages/emitted/model.onnx              with functions of domain tokexport
         OUTPUT.stages/lowered/model.onnx              what the target builds from
+        OUTPUT.stages/told                            emitted and lowered anew, with decisions as
+                                                      inputs; only where a hop failed without
     """
 
     def __init__(self, config: CompileConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,6 +16,10 @@ from tokexport.graph_passes.torch_passes.calls import dtype_of, shape_of, value
 
 #: Where a node came from in the user's code; copied from a node to what replaces it.
 _ORIGIN = ("stack_trace", "nn_module_stack")
+
+#: Under this key a node's meta names the values that it took the place of; they hold the same
+#: numbers, possibly repeated over further axes.
+STANDS_FOR: Final = "stands_for"
 
 aten = torch.ops.aten
 
@@ -105,8 +109,14 @@ class Editor:
                 f"{old.name} {shape_of(old)} {dtype_of(old)} cannot become "
                 f"{new.name} {shape_of(new)} {dtype_of(new)}"
             )
+        self.stand_for(new, old)
         old.replace_all_uses_with(new)
         self.graph.erase_node(old)
+
+    def stand_for(self, new: Node, old: Node) -> None:
+        """Notes that a value holds the numbers of another, which goes or is spread from it."""
+        given = new.meta.get(STANDS_FOR, ())
+        new.meta[STANDS_FOR] = (*given, old.name, *old.meta.get(STANDS_FOR, ()))
 
 
 def _find_fake_mode(graph: Graph) -> FakeTensorMode:

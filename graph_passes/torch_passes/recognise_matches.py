@@ -95,6 +95,7 @@ def _replace_all(edit: Editor, nodes: list[Node], rows: Node) -> None:
         with edit.before(node):
             column = edit.view(rows, (*shape[:2], *(1 for _ in shape[2:])))
             spread = edit.expand(column, shape)
+        edit.stand_for(rows, node)
         edit.replace(node, spread)
 
 

@@ -1,0 +1,122 @@
+"""Says of a decision that fell differently whether rounding explains it.
+
+A decision is about scores. Eager decided on its scores s, a later step on its own s', which differ
+by rounding: ε = max |s' - s|. What the step chose is at most 2ε worse by eager's scores than what
+eager chose, whatever the decision: an order, an arg-max, a match. A comparison a > b falls
+differently only where |a - b| is at most the sum of both errors. So a choice beyond that is wrong,
+and so are scores that are off by more than the gate allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokexport.graph_passes.decisions import Decision, DecisionKind
+from tokexport.runtimes.base import Array
+
+
+@dataclass(frozen=True)
+class Fall:
+    """How a step decided, held against eager.
+
+    Attributes:
+        flips: How many positions or truth values differ.
+        margin: How much worse the step's choice is by eager's scores, as a share of their scale;
+            infinite where it is no choice at all, such as a row taken twice.
+        noise: The largest difference of the step's scores from eager's, as a share of their scale.
+    """
+
+    flips: int
+    margin: float
+    noise: float
+
+    def is_tie(self, tolerance: float) -> bool:
+        """Tells whether rounding, within the tolerance that arithmetic has, explains the flips."""
+        return self.noise <= tolerance and self.margin <= 2 * self.noise
+
+
+def held_against(decision: Decision, eager: Mapping[str, Array], step: Mapping[str, Array]) -> Fall:
+    """Compares a step's scores and choices with eager's.
+
+    Args:
+        decision: The decision.
+        eager: The scores of eager, and what it decided: the values under the names in ``scores``
+            and ``told``.
+        step: The scores of the step and what it would decide: under ``scores`` and ``own``.
+    """
+    scores = [eager[name].astype(np.float64) for name in decision.scores]
+    near = [step[name].astype(np.float64) for name in decision.scores]
+    finite = [np.abs(score[np.isfinite(score)]).max(initial=0.0) for score in scores]
+    scale = float(max(finite, default=0.0)) or 1.0
+    errors = [_distance(one, other) for one, other in zip(scores, near, strict=True)]
+    choices = {
+        position: (eager[name], step[decision.own[position]])
+        for position, name in decision.told.items()
+    }
+    flips = sum(int((one != other).sum()) for one, other in choices.values())
+    match decision.kind:
+        case DecisionKind.COMPARISON:
+            first, second = (*scores, np.zeros(()))[:2]
+            one, other = choices[0]
+            margin, noise = _of_comparison(first, second, one != other), sum(errors) / 2
+        case DecisionKind.ORDER:
+            ((one, other),) = choices.values()
+            margin, noise = _of_order(scores[0], one, other, decision.dim), errors[0]
+        case DecisionKind.MATCH:
+            own = [step[decision.own[position]] for position in range(3)]
+            margin, noise = _of_match(scores[0], own, decision.ordered), errors[0]
+    return Fall(flips, margin / scale, noise / scale)
+
+
+def _distance(one: Array, other: Array) -> float:
+    """Returns the largest difference; equal infinities are no distance apart."""
+    with np.errstate(invalid="ignore"):
+        apart = np.where(one == other, 0.0, np.abs(one - other))
+    return float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max(initial=0.0))
+
+
+def _of_comparison(first: Array, second: Array, flipped: Array) -> float:
+    first, second, flipped = np.broadcast_arrays(first, second, flipped)
+    return _distance(first[flipped], second[flipped])
+
+
+def _of_order(scores: Array, one: Array, other: Array, dim: int) -> float:
+    """Holds the scores in the order one chose to those in the order the other chose."""
+    if one.ndim < scores.ndim:  # of an arg-max that drops its axis
+        one, other = np.expand_dims(one, dim), np.expand_dims(other, dim)
+    if not _are_positions(other, scores.shape[dim], dim):
+        return np.inf
+    first, second = (np.take_along_axis(scores, order, dim) for order in (one, other))
+    return _distance(first, second)
+
+
+def _of_match(scores: Array, own: list[Array], ordered: str) -> float:
+    """Holds a step's match to eager's: its sources, their partners, and the rows that are left."""
+    kept, src, dst = own
+    rows = np.concatenate([src, kept], axis=1)
+    if rows.shape[1] != scores.shape[1] or not _are_positions(rows, scores.shape[1], 1):
+        return np.inf
+    if not _are_positions(dst[..., None], scores.shape[2], 2):
+        return np.inf
+    best = scores.max(axis=2)
+    reached = np.take_along_axis(scores, src[:, :, None], 1)
+    reached = np.take_along_axis(reached, dst[:, :, None], 2)[:, :, 0]
+    margin = _distance(np.take_along_axis(best, src, 1), reached)
+    if ordered == "score":
+        return max(margin, _of_order(best, np.argsort(-best, axis=1, kind="stable"), rows, 1))
+    if not (np.diff(kept, axis=1) > 0).all():
+        return np.inf
+    best_of_eager = -np.sort(-best, axis=1)[:, : src.shape[1]]
+    return max(margin, _distance(best_of_eager, np.take_along_axis(best, src, 1)))
+
+
+def _are_positions(index: Array, size: int, dim: int) -> bool:
+    """Tells whether an index holds positions along an axis, none of them twice."""
+    if index.size == 0:
+        return True
+    ordered = np.sort(index, axis=dim)
+    inside = ordered.min() >= 0 and ordered.max() < size
+    return bool(inside and (np.diff(ordered, axis=dim) > 0).all())

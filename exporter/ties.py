@@ -1,0 +1,160 @@
+"""Tells a near-tie that fell the other way from an error.
+
+A hop that leaves its gate is run once more, told what eager decided (``graph_passes.decisions``).
+It is excused on a batch where all of this holds, and on no other:
+
+* told so, its outputs lie within the gate: its arithmetic is right;
+* the scores it decides on are eager's, within the gate's tolerance;
+* some decision of its own differs from eager's, and none by a margin beyond what that difference of
+  the scores explains (``decision_margins``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.fx import GraphModule
+
+from tokexport.exporter.decision_margins import Fall, held_against
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.parity import Ties, ToldRun
+from tokexport.exporter.reference import tensors_of
+from tokexport.graph_passes.decisions import Decision, ToldGraph, show
+from tokexport.runtimes.base import Array
+
+#: Runs a told graph on batches that hold the told inputs too; gives (batches, …) by name.
+RunTold = Callable[[Batches], dict[str, Array]]
+
+
+class TieSearch:
+    """Finds out whether ties explain what a hop answers.
+
+    Args:
+        captured: The traced model, unlifted, before any pass.
+        batches: All batches of the reference.
+        within: Tells whether outputs (batches, …) of those batches lie within the gates, for each.
+        tolerance: How far scores may be off, as a share of their scale.
+    """
+
+    def __init__(
+        self,
+        captured: GraphModule,
+        batches: Batches,
+        within: Callable[[Mapping[str, Array], Sequence[int]], list[bool]],
+        tolerance: float,
+    ) -> None:
+        self._captured = captured
+        self._names = {node.name for node in captured.graph.nodes if node.op == "call_function"}
+        self._batches = batches
+        self._within = within
+        self._tolerance = tolerance
+
+    def ask(self, told: ToldGraph, run: RunTold, failed: Sequence[int]) -> ToldRun:
+        """Runs a hop told what eager decided on the batches it failed on, and judges it.
+
+        Args:
+            told: The rewritten graph whose decisions are inputs.
+            run: Runs what the hop makes of it.
+            failed: The batches.
+        """
+        if not told.decisions:
+            return ToldRun({}, None)
+        unknown = [name for name in told.sources if self._source(told, name) is None]
+        if unknown:
+            lines = [d.line or d.operator for d in told.decisions if {*d.scores} & {*unknown}]
+            return ToldRun({}, None, f"what eager decides at {lines[0] if lines else 'it'} is lost")
+        eager = self._eager_values(told, failed)
+        batches = _selected(self._batches, failed, {name: eager[name] for name in told.told})
+        found = run(batches)
+        outputs = {name: found[name] for name in told.outputs}
+        inside = self._within(outputs, failed)
+        if not all(inside):
+            return ToldRun(outputs, None, "told what eager decided, it is off as well")
+        return replace(self._judge(told, eager, found, failed), outputs=outputs)
+
+    def _judge(
+        self,
+        told: ToldGraph,
+        eager: Mapping[str, Array],
+        found: Mapping[str, Array],
+        failed: Sequence[int],
+    ) -> ToldRun:
+        """Holds every decision of every batch to eager's."""
+        ties: list[tuple[Decision, Fall]] = []
+        for row, batch in enumerate(failed):
+            inputs = {name: self._batches.arrays[name][batch] for name in self._batches.names}
+            one = inputs | {name: array[row] for name, array in eager.items()}
+            other = inputs | {name: array[row] for name, array in found.items()}
+            falls = [(d, held_against(d, one, other)) for d in told.decisions]
+            for decision, fall in falls:
+                if not fall.is_tie(self._tolerance):
+                    return ToldRun({}, None, _said(decision, fall, self._tolerance))
+            flipped = [(decision, fall) for decision, fall in falls if fall.flips]
+            if not flipped:
+                return ToldRun({}, None, f"no decision of batch {batch} falls differently")
+            ties += flipped
+        return ToldRun(
+            {},
+            Ties(
+                batches=tuple(failed),
+                flips=sum(fall.flips for _, fall in ties),
+                margin=max(fall.margin for _, fall in ties),
+                noise=max(fall.noise for _, fall in ties),
+                decisions=tuple(dict.fromkeys(_named(decision) for decision, _ in ties)),
+            ),
+        )
+
+    def _source(self, told: ToldGraph, name: str) -> str | None:
+        """Returns the value of the captured graph that a score or a decision was there."""
+        return next((one for one in told.sources[name].names if one in self._names), None)
+
+    def _eager_values(self, told: ToldGraph, failed: Sequence[int]) -> dict[str, Array]:
+        """Returns scores and decisions of eager, (batches, …) under the told graph's names."""
+        sources = {name: self._source(told, name) for name in told.sources}
+        wanted = [source for source in dict.fromkeys(sources.values()) if source is not None]
+        shown = show(self._captured, wanted)
+        rows = []
+        for batch in failed:
+            inputs = {name: self._batches.arrays[name][batch] for name in self._batches.names}
+            with torch.no_grad():
+                values = dict(zip(wanted, shown(*tensors_of(inputs)), strict=True))
+            by_name = {name: values[source].numpy() for name, source in sources.items() if source}
+            rows.append({n: _unspread(a, told.sources[n].shape) for n, a in by_name.items()})
+        return {name: np.stack([row[name] for row in rows]) for name in sources}
+
+
+def _unspread(array: Array, shape: tuple[int, ...]) -> Array:
+    """Takes away the further axes that a value was spread over."""
+    for _ in range(array.ndim - len(shape)):
+        array = array[..., 0]
+    return array
+
+
+def _selected(batches: Batches, rows: Sequence[int], told: Mapping[str, Array]) -> Batches:
+    arrays = {name: batches.arrays[name][list(rows)] for name in batches.names}
+    return replace(
+        batches,
+        names=(*batches.names, *told),
+        arrays={**arrays, **told},
+        labels=None,
+    )
+
+
+def _said(decision: Decision, fall: Fall, tolerance: float) -> str:
+    """Says why a decision is no tie."""
+    if fall.noise > tolerance:
+        return (
+            f"the scores of {_named(decision)} are off by {fall.noise:.1e} of their scale, and "
+            f"{tolerance:.1e} is allowed"
+        )
+    return (
+        f"{_named(decision)} chooses what is worse by {fall.margin:.1e} of the scale of its "
+        f"scores, which are off by {fall.noise:.1e} only"
+    )
+
+
+def _named(decision: Decision) -> str:
+    return f"{decision.operator} at {decision.line}" if decision.line else decision.operator

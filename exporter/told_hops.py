@@ -1,0 +1,134 @@
+"""Goes the model's way a second time, told what eager decided; only a hop that failed is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from tokexport.exporter import hops
+from tokexport.exporter.build import ARTIFACT, build, save_onnx
+from tokexport.exporter.capture import capture
+from tokexport.exporter.emit import emit
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.parity import Proof, ToldRun
+from tokexport.exporter.ties import RunTold, TieSearch
+from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.decisions import ToldGraph, tell, unlifted
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.loading import open_runner
+from tokexport.runtimes.manifest import Manifest, TensorSpec
+
+
+class ToldHops:
+    """The hops behind the capture, each a function of the batches that it failed on.
+
+    Args:
+        captured: The traced model, unlifted, before any pass.
+        rewritten: The same after the passes.
+        batches: All batches of the reference.
+        proof: What the hops are held to.
+        target: The target of the compile.
+        folder: Where what it writes goes; it is made when something does.
+    """
+
+    def __init__(
+        self,
+        captured: GraphModule,
+        rewritten: ExportedProgram,
+        batches: Batches,
+        proof: Proof,
+        target: str,
+        folder: Path,
+    ) -> None:
+        self._rewritten = rewritten
+        self._batches = batches
+        self._outputs = tuple(proof.expected)
+        self._target = target
+        self._folder = folder
+        tolerance = max(gate.tolerance for gate in proof.gates.values())
+        self._search = TieSearch(captured, batches, proof.within, tolerance)
+
+    def rewritten(self, failed: Sequence[int]) -> ToldRun:
+        """Tells the rewritten graph."""
+        return self._ask(
+            lambda batches: hops.run_graph(self._told.module, batches, self._results), failed
+        )
+
+    def onnx(self, failed: Sequence[int]) -> ToldRun:
+        """Tells the ONNX."""
+        return self._ask(lambda batches: hops.run_onnx(self._emitted, batches), failed)
+
+    def lowered(self, failed: Sequence[int]) -> ToldRun:
+        """Tells the lowered ONNX."""
+        return self._ask(lambda batches: hops.run_onnx(self._lowered, batches), failed)
+
+    def artifact(self, manifest: Manifest, failed: Sequence[int]) -> ToldRun:
+        """Tells an artifact built from the lowered ONNX like the one that failed.
+
+        Args:
+            manifest: That of the artifact that failed.
+            failed: The batches it failed on.
+        """
+
+        def run(batches: Batches) -> dict[str, Array]:
+            folder = self._folder / "artifact"
+            folder.mkdir(parents=True)
+            told = replace(
+                manifest,
+                runtime=build(self._target, self._lowered, folder),
+                inputs=tuple(_specs(batches.names, self._told.module, "placeholder")),
+                outputs=tuple(_specs(self._results, self._told.module, "output")),
+            )
+            with open_runner(folder, told) as runner:
+                return hops.run_artifact(runner, batches)
+
+        return self._ask(run, failed)
+
+    def _ask(self, run: RunTold, failed: Sequence[int]) -> ToldRun:
+        return self._search.ask(self._told, run, failed)
+
+    @cached_property
+    def _told(self) -> ToldGraph:
+        return tell(unlifted(self._rewritten), self._batches.names, self._outputs)
+
+    @property
+    def _results(self) -> tuple[str, ...]:
+        return (*self._told.outputs, *self._told.shown)
+
+    @cached_property
+    def _emitted(self) -> Path:
+        module = self._told.module
+        inputs = (node.meta["val"] for node in module.graph.find_nodes(op="placeholder"))
+        example = [torch.zeros(value.shape, dtype=value.dtype) for value in inputs]
+        names = (*self._told.inputs, *self._told.told)
+        return self._saved("emitted", emit(capture(module, example), names, self._results))
+
+    @cached_property
+    def _lowered(self) -> Path:
+        model = ir.load(self._emitted)
+        for onnx_pass in pipelines.LOWER[self._target]:
+            model = onnx_pass(model).model
+        return self._saved("lowered", model)
+
+    def _saved(self, stage: str, model: ir.Model) -> Path:
+        folder = self._folder / stage
+        folder.mkdir(parents=True)
+        path = folder / ARTIFACT["ort"]
+        save_onnx(model, path)
+        return path
+
+
+def _specs(names: Sequence[str], module: GraphModule, op: str) -> Iterator[TensorSpec]:
+    """Yields the specs of the inputs, or of the results, of an unlifted graph."""
+    nodes = module.graph.find_nodes(op=op)
+    for name, node in zip(names, nodes if op == "placeholder" else nodes[0].args[0], strict=True):
+        value = node.meta["val"]
+        dtype = str(value.dtype).removeprefix("torch.")
+        yield TensorSpec(name, tuple(value.shape), dtype)

@@ -1,0 +1,323 @@
+"""Finds where a graph decides, and makes a graph that is told how to decide.
+
+A decision turns numbers into positions or truth values: which tokens merge, which are kept. Where
+two of the numbers are equal up to rounding, two right programs may decide differently, and from
+there on they differ by far more than rounding. So decisions are taken out::
+
+    order = argsort(scores)          order: an input of the graph
+    y = gather(x, 1, order)     →    y = gather(x, 1, order)
+                                     further results: scores, argsort(scores)
+
+What is left is arithmetic, which two right programs agree in; and the scores with what the graph
+itself would have decided say how close every decision was.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import CodeGen
+
+from tokexport.graph_passes.torch_passes.calls import (
+    argument,
+    axis,
+    dtype_of,
+    is_call,
+    is_tensor,
+    operand,
+    operator_name,
+    shape_of,
+)
+from tokexport.graph_passes.torch_passes.editor import STANDS_FOR, Editor, aten, source_line
+
+_WITH_VALUES: Final = (
+    aten.sort.default,
+    aten.sort.stable,
+    aten.topk.default,
+    aten.max.dim,
+    aten.min.dim,
+)
+_ORDERS: Final = (
+    *_WITH_VALUES,
+    aten.argsort.default,
+    aten.argsort.stable,
+    aten.argmax.default,
+    aten.argmin.default,
+)
+_COMPARISONS: Final = tuple(
+    overload
+    for packet in (aten.gt, aten.ge, aten.lt, aten.le, aten.eq, aten.ne)
+    for overload in (packet.Tensor, packet.Scalar)
+)
+
+
+class DecisionKind(Enum):
+    """What the results of a decision mean.
+
+    ``MATCH``       kept, src and dst of ``bipartite_match``
+    ``ORDER``       positions along an axis, the best first
+    ``COMPARISON``  truth values
+    """
+
+    MATCH = "match"
+    ORDER = "order"
+    COMPARISON = "comparison"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A call that turns numbers into positions or truth values.
+
+    Attributes:
+        operator: What decides: ``tokexport.bipartite_match``.
+        line: The line of the person's code that it came from, or ''.
+        kind: What its results mean.
+        dim: The axis that is ordered; 0 where none is.
+        ordered: The order of a match's kept rows, ``index`` or ``score``; '' of anything else.
+        scores: The names of the values that hold the numbers decided on.
+        told: By result (0 for the only one), the input that holds what is decided.
+        own: By result, the value that holds what the graph itself would decide.
+    """
+
+    operator: str
+    line: str
+    kind: DecisionKind
+    dim: int
+    ordered: str
+    scores: tuple[str, ...]
+    told: dict[int, str]
+    own: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a value is found in the graph before any pass.
+
+    Attributes:
+        names: The names of the values there that hold it, possibly spread over further axes.
+        shape: Its own shape.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ToldGraph:
+    """A graph whose decisions are inputs.
+
+    Attributes:
+        module: Takes the program's inputs, then ``told``; returns its outputs, then ``shown``.
+        inputs: The names of the program's own inputs.
+        outputs: The names of the program's own outputs.
+        told: The names of the inputs that hold decisions.
+        shown: The names of the further results: scores, and what the graph itself decides.
+        decisions: The decisions, in the order of the graph.
+        sources: For every told input, and every score that is no input, where eager has it.
+    """
+
+    module: GraphModule
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    told: tuple[str, ...]
+    shown: tuple[str, ...]
+    decisions: tuple[Decision, ...]
+    sources: dict[str, Source]
+
+
+def unlifted(program: ExportedProgram) -> GraphModule:
+    """Returns a program as a module of positional tensors that gives a flat tuple of results.
+
+    Its graph is a copy, in which the values keep their names; the weights are shared.
+    """
+    module = program.module(check_guards=False)
+    assert isinstance(module, GraphModule)
+    module.graph.set_codegen(CodeGen())
+    module.recompile()
+    return module
+
+
+def show(module: GraphModule, names: Sequence[str]) -> GraphModule:
+    """Returns a copy of an unlifted program that gives the values of those names."""
+    graph = copy.deepcopy(module.graph)
+    nodes = {node.name: node for node in graph.nodes}
+    (output,) = graph.find_nodes(op="output")
+    output.args = (tuple(nodes[name] for name in names),)
+    return GraphModule(module, graph)
+
+
+def tell(module: GraphModule, inputs: Sequence[str], outputs: Sequence[str]) -> ToldGraph:
+    """Returns a copy of an unlifted program whose decisions about its inputs are inputs.
+
+    Args:
+        module: An unlifted program, rewritten or not.
+        inputs: The names of its inputs.
+        outputs: The names of its outputs.
+    """
+    own = GraphModule(module, copy.deepcopy(module.graph))
+    return _Teller(own, tuple(inputs), tuple(outputs)).tell()
+
+
+class _Teller:
+    """Turns the decisions of one module into inputs; see ``tell``."""
+
+    def __init__(
+        self, module: GraphModule, inputs: tuple[str, ...], outputs: tuple[str, ...]
+    ) -> None:
+        self._module, self._graph = module, module.graph
+        self._edit = Editor(module.graph)
+        self._inputs, self._outputs = inputs, outputs
+        placeholders = self._graph.find_nodes(op="placeholder")
+        (self._output,) = self._graph.find_nodes(op="output")
+        self._last_input = placeholders[-1]
+        self._told: list[str] = []
+        self._shown: dict[str, Node] = {}
+        self._names: dict[Node, str] = dict(zip(placeholders, inputs, strict=True))
+        for node, name in zip(self._output.args[0], outputs, strict=True):
+            self._names.setdefault(node, name)
+
+    def tell(self) -> ToldGraph:
+        """Returns the graph with its decisions taken out."""
+        found = list(find_decisions(self._graph))
+        results = {node: _results(self._edit, node) for node in found}
+        sources: dict[str, Source] = {}
+        decisions: list[Decision] = []
+        for node in found:
+            origins = {part: _source(part) for part in (*results[node].values(), *_scores(node))}
+            told: dict[int, str] = {}
+            for position, result in results[node].items():
+                readers = [user for user in result.users if user is not self._output]
+                if readers:
+                    told[position] = f"told_{len(decisions)}_{position}"
+                    sources[told[position]] = origins[result]
+                    self._tell(told[position], result, readers)
+            if not told:
+                continue
+            scores = {part: self._show(part) for part in _scores(node)}
+            own = {position: self._show(result) for position, result in results[node].items()}
+            if is_call(node, *_WITH_VALUES):
+                self._read_values_at(node, self._last_input)
+            sources |= {
+                name: origins[part] for part, name in scores.items() if name not in self._inputs
+            }
+            kind, dim, ordered = _kind(node)
+            decisions.append(
+                Decision(
+                    operator=operator_name(node),
+                    line=source_line(node),
+                    kind=kind,
+                    dim=dim,
+                    ordered=ordered,
+                    scores=tuple(scores.values()),
+                    told=told,
+                    own=own,
+                )
+            )
+        self._output.args = ((*self._output.args[0], *self._shown.values()),)
+        self._graph.lint()
+        self._module.recompile()
+        return ToldGraph(
+            module=self._module,
+            inputs=self._inputs,
+            outputs=self._outputs,
+            told=tuple(self._told),
+            shown=tuple(self._shown),
+            decisions=tuple(decisions),
+            sources=sources,
+        )
+
+    def _tell(self, name: str, result: Node, readers: list[Node]) -> None:
+        """Lets the readers of a result read a new input instead."""
+        with self._graph.inserting_after(self._last_input):
+            self._last_input = self._graph.placeholder(name)
+        self._last_input.meta["val"] = result.meta["val"]
+        for reader in readers:
+            reader.replace_input_with(result, self._last_input)
+        self._told.append(name)
+
+    def _read_values_at(self, node: Node, index: Node) -> None:
+        """Lets the values of a sort or top-k be those at the positions that are told."""
+        source, dim, edit = operand(node), axis(node), self._edit
+        for user in [user for user in node.users if user.args[1] == 0]:
+            with edit.before(user):
+                if len(shape_of(index)) == len(shape_of(source)):
+                    values = edit.call(aten.gather.default, source, dim, index)
+                else:
+                    wide = edit.call(aten.unsqueeze.default, index, dim)
+                    values = edit.call(aten.gather.default, source, dim, wide)
+                    values = edit.call(aten.squeeze.dim, values, dim)
+            if user in self._names:
+                self._names[values] = self._names.pop(user)
+            edit.replace(user, values)
+
+    def _show(self, node: Node) -> str:
+        """Makes a value a further result, once, and returns the name it is found under."""
+        if node not in self._names:
+            name = f"shown_{len(self._shown)}"
+            self._names[node], self._shown[name] = name, node
+        return self._names[node]
+
+
+def find_decisions(graph: Graph) -> Iterator[Node]:
+    """Yields the decisions about numbers that the inputs of a graph reach, in order."""
+    reached: set[Node] = set()
+    for node in list(graph.nodes):
+        if node.op == "placeholder" or any(source in reached for source in node.all_input_nodes):
+            reached.add(node)
+            if _decides(node):
+                yield node
+
+
+def _decides(node: Node) -> bool:
+    """Tells whether a call turns floating-point numbers into positions or truth values."""
+    if is_call(node, torch.ops.tokexport.bipartite_match.default):
+        return True
+    if is_call(node, *_ORDERS):
+        return argument(node, "dim") is not None and dtype_of(operand(node)).is_floating_point
+    return is_call(node, *_COMPARISONS) and bool(_scores(node))
+
+
+def _kind(node: Node) -> tuple[DecisionKind, int, str]:
+    if is_call(node, torch.ops.tokexport.bipartite_match.default):
+        return DecisionKind.MATCH, 1, argument(node, "order")
+    if is_call(node, *_COMPARISONS):
+        return DecisionKind.COMPARISON, 0, ""
+    return DecisionKind.ORDER, axis(node), ""
+
+
+def _scores(node: Node) -> list[Node]:
+    """Returns the floating-point numbers that a decision is about."""
+    return [
+        part
+        for part in node.args
+        if isinstance(part, Node) and is_tensor(part) and dtype_of(part).is_floating_point
+    ]
+
+
+def _results(edit: Editor, node: Node) -> dict[int, Node]:
+    """Returns the values that hold what a call decides, by position; inserts what nobody read."""
+    if is_tensor(node):
+        return {0: node}
+    found = {}
+    for position in (1,) if is_call(node, *_WITH_VALUES) else (0, 1, 2):
+        parts = [u for u in node.users if u.target is operator.getitem and u.args[1] == position]
+        if not parts:
+            with edit.after(node, origin=node):
+                parts = [edit.item(node, position)]
+        for twin in parts[1:]:
+            edit.replace(twin, parts[0])
+        found[position] = parts[0]
+    return found
+
+
+def _source(node: Node) -> Source:
+    """Returns where a value is found before any pass: one that none replaced keeps its name."""
+    return Source((node.name, *node.meta.get(STANDS_FOR, ())), shape_of(node))

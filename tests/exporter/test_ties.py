@@ -1,0 +1,218 @@
+"""A near-tie that falls the other way is told from an error, with the real runtimes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tokexport
+from tokexport.exporter.compile import CompileResult
+from tokexport.exporter.errors import GateError
+from tokexport.exporter.parity import FP32_FLOOR, ParityError
+from tokexport.graph_passes import pipelines
+from tokexport.runtimes.verification import verify_bundle
+
+TOKENS, CHANNELS, KEPT = 6, 4, 3
+
+
+class KeepsTheBest(nn.Module):
+    """Keeps the three tokens with the largest first channel; (1, 6, 4) → (1, 3, 4)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        index = (x[..., 0] * 1.0).topk(KEPT, dim=1).indices
+        return x.gather(1, index[..., None].expand(-1, -1, CHANNELS)) * 2
+
+
+def samples(*apart: float) -> np.ndarray:
+    """Returns an image per number: that much lies between its third and its fourth score."""
+    images = np.random.default_rng(0).standard_normal((len(apart), TOKENS, CHANNELS))
+    for image, gap in zip(images, apart, strict=True):
+        image[:, 0] = [5.0, 1.0, 3.0, 4.0, 3.0 + gap, 0.5]
+    return images.astype(np.float32)
+
+
+@dataclass
+class Nudge(ir.passes.InPlacePass):
+    """A pass that adds to the scores of a top-k; a little of it is what rounding does."""
+
+    amount: float
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Lifts the third token's score and lowers the fifth's."""
+        (top_k,) = (node for node in model.graph if node.op_type == "TopK")
+        scores = top_k.inputs[0]
+        assert scores is not None
+        nudge = np.array([0, 0, 1, 0, -1, 0], dtype=np.float32) * np.float32(self.amount)
+        constant = ir.node("Constant", [], attributes={"value": ir.tensor(nudge)})
+        add = ir.node("Add", [scores, constant.outputs[0]])
+        for value in (*constant.outputs, *add.outputs):
+            value.name = f"nudge_{id(value)}"
+        model.graph.insert_before(top_k, [constant, add])
+        top_k.replace_input_with(0, add.outputs[0])
+        # whoever else reads the scores reads them nudged: they are what is decided on
+        outputs = model.graph.outputs
+        for position, output in enumerate(outputs):
+            if output is scores:
+                add.outputs[0].dtype, add.outputs[0].shape = output.dtype, output.shape
+                add.outputs[0].name, output.name = output.name, f"{output.name}_inner"
+                outputs[position] = add.outputs[0]
+        return ir.passes.PassResult(model, modified=True)
+
+
+class SmallestFirst(ir.passes.InPlacePass):
+    """A wrong pass: the smallest take the place of the largest."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Turns the top-k round."""
+        (top_k,) = (node for node in model.graph if node.op_type == "TopK")
+        top_k.attributes["largest"] = ir.AttrInt64("largest", 0)
+        return ir.passes.PassResult(model, modified=True)
+
+
+class HalfAgain(ir.passes.InPlacePass):
+    """A wrong pass: what is multiplied by two at the end is multiplied by three."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Changes the factor of the last product."""
+        last = [node for node in model.graph if node.op_type == "Mul"][-1]
+        factor = ir.node("Constant", [], attributes={"value": ir.tensor(np.float32(3.0))})
+        factor.outputs[0].name = "factor_of_three"
+        model.graph.insert_before(last, factor)
+        last.replace_input_with(1, factor.outputs[0])
+        return ir.passes.PassResult(model, modified=True)
+
+
+def compile_with(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    images: np.ndarray,
+    *passes: Any,
+    target: str = "openvino",
+    **options: Any,
+) -> CompileResult:
+    """Compiles the model with passes put behind the target's own."""
+    lower = {**pipelines.LOWER, target: (*pipelines.LOWER[target], *passes)}
+    monkeypatch.setattr(pipelines, "LOWER", lower)
+    np.savez(folder / "x.npz", x=images)
+    example = torch.zeros(1, TOKENS, CHANNELS)
+    return tokexport.compile(
+        KeepsTheBest(),
+        example,
+        target,
+        output=folder / "bundle",
+        inputs=folder / "x.npz",
+        **options,
+    )
+
+
+def failed_with(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: Any) -> str:
+    """Compiles, expects the parity to fail, and returns what the message says."""
+    with pytest.raises(ParityError) as caught:
+        compile_with(monkeypatch, folder, *arguments)
+    assert not (folder / "bundle").exists()
+    return str(caught.value)
+
+
+def test_a_tie_is_excused_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = samples(2e-7, 0.5, 0.25)
+    result = compile_with(monkeypatch, tmp_path, images, Nudge(1e-6), keep_stages=True)
+    assert result.status == "PASSED"
+    hops = {hop.name: hop for hop in result.report.hops}
+    assert [name for name, hop in hops.items() if hop.ties] == ["lowered", "artifact"]
+    for hop in (hops["lowered"], hops["artifact"]):
+        assert hop.ties is not None
+        assert hop.ties.batches == (0,)
+        assert hop.ties.flips == 1
+        assert hop.ties.margin < 1e-7
+        assert 1e-7 < hop.ties.noise < 1e-6
+        assert "topk(KEPT, dim=1)" in hop.ties.decisions[0]
+        assert hop.comparisons["output"].relative < 1e-6
+    data = json.loads((result.bundle / "report.json").read_text())
+    assert data["hops"][-1]["ties"]["batches"] == [0]
+    stages = tmp_path / "bundle.stages"
+    assert sorted(path.name for path in (stages / "told").iterdir()) == [
+        "artifact",
+        "emitted",
+        "lowered",
+    ]
+    # the batch with the tie is not among those that verify replays
+    reference = np.load(result.bundle / "reference.npz")
+    np.testing.assert_array_equal(reference["inputs/x"][:, 0], images[1:])
+    assert verify_bundle(result.bundle).passed
+
+
+def test_for_ort_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = compile_with(monkeypatch, tmp_path, samples(2e-7, 0.5), Nudge(1e-6), target="ort")
+    (artifact,) = (hop for hop in result.report.hops if hop.name == "artifact")
+    assert artifact.ties is not None
+    assert artifact.ties.batches == (0,)
+
+
+def test_without_a_tie_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: Any = {"keep_stages": True}
+    result = compile_with(monkeypatch, tmp_path, samples(0.5, 0.25), Nudge(1e-6), **options)
+    assert all(hop.ties is None for hop in result.report.hops)
+    assert not (tmp_path / "bundle.stages" / "told").exists()
+
+
+def test_scores_that_are_wrong_are_no_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = failed_with(monkeypatch, tmp_path, samples(1e-4, 0.5), Nudge(1e-3))
+    assert "Parity failed at 'lowered'" in message
+    assert "the scores of aten.topk at " in message
+    assert "are off by 2.0e-04 of their scale, and 1.0e-05 is allowed" in message
+
+
+def test_a_wrong_choice_is_no_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = failed_with(monkeypatch, tmp_path, samples(2e-7, 0.5), SmallestFirst())
+    assert "Parity failed at 'lowered'" in message
+    assert "aten.topk at " in message
+    assert "chooses what is worse by 9.0e-01 of the scale of its scores" in message
+
+
+def test_an_error_beside_a_tie_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = failed_with(monkeypatch, tmp_path, samples(2e-7), Nudge(1e-6), HalfAgain())
+    assert "told what eager decided, it is off as well" in message
+
+
+def test_nothing_but_ties_leaves_nothing_to_verify_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GateError, match="Every batch holds a near-tie"):
+        compile_with(monkeypatch, tmp_path, samples(2e-7, 2e-7), Nudge(1e-6))
+    assert not (tmp_path / "bundle").exists()
+
+
+class Finer(nn.Module):
+    """Its third and fourth scores are equal in float32 and are not in float64."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = x[..., 0] + self.step * torch.arange(TOKENS)
+        index = scores.topk(KEPT, dim=1).indices
+        return x.gather(1, index[..., None].expand(-1, -1, CHANNELS)) * 2
+
+
+def test_a_decision_that_falls_otherwise_in_float64_does_not_widen_the_gate(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=samples(0.0, 0.5))
+    example = torch.zeros(1, TOKENS, CHANNELS)
+    x = torch.from_numpy(samples(0.0))
+    models = [Finer(step) for step in (1e-9, -1e-9)]  # which of two equal ones wins is torch's
+    moved = [float((model(x.double()).float() - model(x)).abs().max()) for model in models]
+    assert max(moved) > 0.1
+    model = models[int(np.argmax(moved))]
+    result = tokexport.compile(
+        model, example, output=tmp_path / "bundle", inputs=tmp_path / "x.npz"
+    )
+    assert result.report.gates["output"].tolerance == FP32_FLOOR
+    assert result.report.gates["output"].eager_error == pytest.approx(0.0, abs=1e-6)

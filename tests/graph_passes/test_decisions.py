@@ -1,0 +1,124 @@
+"""Graphs that are told how to decide: what is found, and what telling them changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from helpers.graphs import trace
+from models.tome_patched import match, weighted_mean
+from torch import Tensor, nn
+
+from tokexport.graph_passes import ops, pipelines
+from tokexport.graph_passes.decisions import DecisionKind, ToldGraph, show, tell, unlifted
+from tokexport.graph_passes.torch_passes.infrastructure import run_passes
+
+
+class Merges(nn.Module):
+    """One merge of tokens (2, 13, 8)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        merged, size = weighted_mean(match(x, 4, True, False), x, None)
+        return merged + size
+
+
+class Ranks(nn.Module):
+    """Keeps the best five of (2, 13, 8), scaled by their scores, and marks the positive ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        best, index = x.norm(dim=-1).topk(5, dim=1)
+        kept = x.gather(1, index[..., None].expand(-1, -1, 8)) * best[..., None]
+        return torch.where(kept > 0, kept, kept * 2)
+
+
+class Nearest(nn.Module):
+    """Adds to each token the one most like it, by an arg-max that drops its axis, and its score."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, nearest = (x @ x.transpose(1, 2) - 100 * torch.eye(13)).max(dim=-1)
+        return x + x.gather(1, nearest[..., None].expand(-1, -1, 8)) * value[..., None]
+
+
+class DecidesNothing(nn.Module):
+    """Sorts a constant, and integers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        fixed = torch.arange(13.0).flip(0).argsort()
+        return x[:, fixed] * (torch.arange(13) > 3)[None, :, None]
+
+
+def told_and_captured(model: nn.Module, x: Tensor) -> tuple[ToldGraph, nn.Module, nn.Module]:
+    """Returns the told graph of the rewritten model, and both graphs as they are."""
+    ops.register()
+    program = trace(model, x)
+    captured = unlifted(program)
+    rewritten = unlifted(run_passes(program, pipelines.REWRITE).program)
+    return tell(rewritten, ("x",), ("y",)), captured, rewritten
+
+
+def eager_choices(told: ToldGraph, captured: nn.Module, x: Tensor) -> list[Tensor]:
+    """Returns what the captured graph decides, in the shapes of the told inputs."""
+    names = {node.name for node in captured.graph.nodes}  # type: ignore[union-attr]
+    sources = [next(one for one in told.sources[name].names if one in names) for name in told.told]
+    values: Sequence[Tensor] = show(captured, sources)(x)  # type: ignore[arg-type]
+    chosen = []
+    for value, name in zip(values, told.told, strict=True):
+        while value.ndim > len(told.sources[name].shape):
+            value = value[..., 0]
+        chosen.append(value)
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("model", "kinds"),
+    [
+        (Merges(), [DecisionKind.MATCH]),
+        (Ranks(), [DecisionKind.ORDER, DecisionKind.COMPARISON]),
+        (Nearest(), [DecisionKind.ORDER]),
+        (DecidesNothing(), []),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_told_its_own_decisions_a_graph_answers_the_same(
+    model: nn.Module, kinds: list[DecisionKind]
+) -> None:
+    x = torch.randn(2, 13, 8, generator=torch.Generator().manual_seed(0))
+    told, captured, rewritten = told_and_captured(model, x)
+    assert [decision.kind for decision in told.decisions] == kinds
+    choices = eager_choices(told, captured, x)
+    results = dict(zip((*told.outputs, *told.shown), told.module(x, *choices), strict=True))
+    assert torch.equal(results["y"], model(x))
+    assert torch.equal(rewritten(x)[0], model(x))
+    for decision in told.decisions:
+        for position, name in decision.told.items():
+            own = results[decision.own[position]]
+            assert torch.equal(own, choices[told.told.index(name)])
+
+
+@pytest.mark.parametrize("model", [Merges(), Ranks(), Nearest()], ids=lambda m: type(m).__name__)
+def test_told_other_decisions_it_follows_them_and_shows_its_own(model: nn.Module) -> None:
+    x, other = torch.randn(2, 2, 13, 8, generator=torch.Generator().manual_seed(0))
+    told, captured, _ = told_and_captured(model, x)
+    choices = eager_choices(told, captured, other)
+    results = dict(zip((*told.outputs, *told.shown), told.module(x, *choices), strict=True))
+    assert not torch.equal(results["y"], model(x))
+    first = told.decisions[0]
+    own = dict(zip(told.told, eager_choices(told, captured, x), strict=True))
+    for position, name in first.told.items():
+        assert torch.equal(results[first.own[position]], own[name])
+
+
+def test_the_program_itself_stays_as_it_was() -> None:
+    x = torch.randn(2, 13, 8)
+    told, captured, rewritten = told_and_captured(Merges(), x)
+    before = [str(node) for node in rewritten.graph.nodes]  # type: ignore[union-attr]
+    tell(rewritten, ("x",), ("y",))  # type: ignore[arg-type]
+    show(captured, [told.sources[told.told[0]].names[-1]])  # type: ignore[arg-type]
+    assert [str(node) for node in rewritten.graph.nodes] == before  # type: ignore[union-attr]
+
+
+def test_a_decision_says_the_line_it_came_from() -> None:
+    told, _, _ = told_and_captured(Ranks(), torch.randn(2, 13, 8))
+    assert "x.norm(dim=-1).topk(5, dim=1)" in told.decisions[0].line
+    assert told.decisions[0].operator == "aten.topk"
