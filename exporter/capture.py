@@ -131,12 +131,20 @@ class FlatModel(nn.Module):
     def named_outputs(self, *tensors: Tensor) -> tuple[dict[str, Tensor], dict[str, Constant]]:
         """Runs the model and returns its tensors and its constants by name.
 
-        An output called like an input becomes NAME_out: ONNX has one space of names.
+        An output called like an input becomes NAME_out, or the next such name that nothing has:
+        ONNX has one space of names.
         """
         args, kwargs = self.spec.arguments(tensors)
         outputs, constants = flatten(self.model(*args, **kwargs))
-        taken = set(self.spec.names)
-        return {f"{n}_out" if n in taken else n: t for n, t in outputs.items()}, constants
+        taken = {*self.spec.names, *outputs}
+        named: dict[str, Tensor] = {}
+        for name, tensor in outputs.items():
+            free = name
+            while free in self.spec.names or (free != name and free in taken):
+                free += "_out"
+            named[free] = tensor
+            taken.add(free)
+        return named, constants
 
 
 def capture(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
@@ -161,7 +169,7 @@ def capture(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
 def _refusal(error: BaseException) -> ModelNotSupportedError:
     """Turns what torch.export raised into a message with the person's own line."""
     text = str(error)
-    line = _users_line(text) or _raised_at(error)
+    line = _users_line(text) or raised_at(error)
     where = f"At {line}" if line else ""
     if "data-dependent" in text.lower() or "DataDependent" in type(error).__name__:
         return DataDependentError(
@@ -192,8 +200,8 @@ def _users_line(text: str) -> str:
     return ""
 
 
-def _raised_at(error: BaseException) -> str:
-    """Names the deepest frame that is neither torch's nor of this package."""
+def raised_at(error: BaseException) -> str:
+    """Names the deepest frame that is neither torch's nor of this package, or ''."""
     own = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
     found = ""
     for frame in traceback.extract_tb(error.__traceback__):

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import io
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -159,7 +161,8 @@ def inspect_command(
         from tokexport.exporter.source.code_path import on_code_path
 
         options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
-        with on_code_path(options.code_path):  # forward may import the person's modules
+        # Under --json the person's own prints go to stderr; forward may import their modules.
+        with prints_aside(json), on_code_path(options.code_path):
             found = inspect(
                 load_source(options),
                 targets=(target,) if target else tuple(PRECISIONS),
@@ -244,6 +247,9 @@ def about(
 def main() -> None:
     """Runs the command; SIGTERM ends it as Ctrl-C does, so that nothing is left behind."""
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters that are printed
+            stream.reconfigure(errors="replace")
     app()
 
 

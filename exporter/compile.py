@@ -28,7 +28,7 @@ from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.float64_error import Float64Error
 from tokexport.exporter.inputs import Batches, accuracy
 from tokexport.exporter.machine import describe_machine
-from tokexport.exporter.parity import FP32_FLOOR, Gate, Proof, set_gates
+from tokexport.exporter.parity import FP32_FLOOR, PROVES_NOTHING, Gate, Proof, set_gates
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reference import Reference, run_reference, tensors_of
 from tokexport.exporter.report import FAILED, Accuracy, Report
@@ -258,7 +258,15 @@ def _gates(
     if eager.by_output is None or all(gate.tolerance <= FP32_FLOOR for gate in gates.values()):
         return gates
     kept = float64_error.with_decisions_kept(captured, batches, reference.outputs)
-    return set_gates(reference.outputs, kept or eager, config.precision, config.atol)
+    gates = set_gates(reference.outputs, kept or eager, config.precision, config.atol)
+    for name, gate in gates.items():
+        if gate.from_eager and gate.tolerance > PROVES_NOTHING:
+            raise GateError(
+                f"Output '{name}' of the model itself moves by {gate.eager_error:.1e} of its scale "
+                "between fp32 and float64, so nothing can be proven equal to it.",
+                fix="Give trained weights and real inputs, or say with --atol what is allowed.",
+            )
+    return gates
 
 
 def _steady_batches(proof: Proof, batches: Batches) -> list[int]:
@@ -279,14 +287,13 @@ def _warnings(gates: dict[str, Gate]) -> tuple[str, ...]:
     for name, gate in gates.items():
         if gate.scale == 0:
             found.append(
-                f"Output '{name}' is zero everywhere on these inputs, so its parity proves "
-                "nothing: give trained weights, or real inputs."
+                f"Output '{name}' holds no finite number but zero on these inputs, so its parity "
+                "proves nothing: give trained weights, or real inputs."
             )
-        elif gate.eager_error is not None and gate.tolerance > UNSTABLE and "4 ×" in gate.reason:
+        elif gate.from_eager and gate.tolerance > UNSTABLE:
             found.append(
                 f"Output '{name}' of the model itself moves by {gate.eager_error:.1e} of its scale "
-                "between fp32 and float64: a near-tie in its selection, most likely. Its gate is "
-                "as wide."
+                "between fp32 and float64, so its gate is wide."
             )
     return tuple(found)
 

@@ -39,8 +39,17 @@ class InputConfig:
         """Refuses numbers below the smallest."""
         if isinstance(self.inputs, str):
             object.__setattr__(self, "inputs", Path(self.inputs))
-        if self.batch is not None and self.batch < 1:
+        if not isinstance(self.inputs, Path | None):
+            raise UsageError(
+                f"The inputs are a {type(self.inputs).__name__}.", fix="Pass the path of a file."
+            )
+        if self.batch is not None and not _is_count(self.batch):
             raise UsageError(f"The batch is {self.batch}.", fix="Pass a batch of 1 or more.")
+        if self.input_shape is not None and not all(map(_is_count, self.input_shape)):
+            raise UsageError(
+                f"The input shape is {self.input_shape}.",
+                fix="Pass sizes of 1 or more: 1,3,224,224",
+            )
         if self.seed < 0:
             raise UsageError(f"The seed is {self.seed}.", fix="Pass a seed of 0 or more.")
 
@@ -90,6 +99,10 @@ class CompileConfig(InputConfig):
         """Where kept stages go."""
         output = Path(os.path.abspath(self.output))
         return output.with_name(f"{output.name}.stages")
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
 class CompileOptions(TypedDict, total=False):

@@ -35,15 +35,15 @@ def prepare(
         UsageError: Nothing says which inputs the model takes.
         InputError: The inputs do not fit the model.
     """
-    _check_device(source.model)
+    _check_weights(source.model)
     args, kwargs = _example_call(source, config)
     spec = call_spec(source.model, args, kwargs)
     leaves, _ = torch.utils._pytree.tree_flatten((args, kwargs))
     examples = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    if not examples:
+    if not examples or not all(tensor.numel() for tensor in examples):
         raise InputError(
-            "The example inputs hold no tensor.",
-            fix="Return (module, example_inputs) with tensors.",
+            "The example inputs hold no tensor." if not examples else "An example input is empty.",
+            fix="Return (module, example_inputs) with tensors that hold numbers.",
         )
     if config.batch is not None:
         examples = _rebatched(examples, config.batch)
@@ -61,14 +61,22 @@ def prepare(
     return model, specs, _with_example_integers(drawn, specs, examples)
 
 
-def _check_device(model: nn.Module) -> None:
-    """Refuses a model on an accelerator: the reference is the model in fp32 on the CPU."""
+def _check_weights(model: nn.Module) -> None:
+    """Refuses a model on an accelerator or in another precision: the reference is fp32 eager."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type != "cpu":
             raise UsageError(
                 f"The model is on {tensor.device}.",
                 where=f"Weight '{name}'.",
                 fix="Pass model.cpu(): the reference is the model on the CPU in fp32.",
+            )
+        doubled = tensor.dtype == torch.float64 and isinstance(tensor, nn.Parameter)
+        if tensor.is_floating_point() and (tensor.dtype.itemsize < 4 or doubled):
+            raise UsageError(
+                f"The model is in {str(tensor.dtype).removeprefix('torch.')}.",
+                where=f"Weight '{name}'.",
+                fix="Give model.float(): the reference is the model in fp32; --precision says what "
+                "the artifact runs in.",
             )
 
 

@@ -104,9 +104,13 @@ def _largest(
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             return Float64Error(None, f"it does not run in float64: {reason}")
         for name, tensor in zip(outputs, precise, strict=True):
-            if tensor.is_floating_point():
-                near = outputs[name][position].astype(np.float64)
-                worst[name] = max(worst[name], _distance(near, tensor.double().numpy()))
+            if not tensor.is_floating_point():
+                continue
+            near = outputs[name][position].astype(np.float64)
+            exact = tensor.detach().double().numpy()
+            if near.shape != exact.shape:
+                return Float64Error(None, f"in float64 its output '{name}' has another shape")
+            worst[name] = max(worst[name], _distance(near, exact))
     return Float64Error(worst)
 
 

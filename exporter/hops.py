@@ -20,7 +20,7 @@ def run_graph(module: GraphModule, batches: Batches, names: tuple[str, ...]) -> 
     with torch_warnings_silenced(), torch.no_grad():
         rows = [module(*tensors_of(batch)) for batch in batches]
     return {
-        name: np.stack([row[position].numpy() for row in rows])
+        name: np.stack([row[position].detach().numpy() for row in rows])
         for position, name in enumerate(names)
     }
 

@@ -49,17 +49,18 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 def _remember(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
     """Copies a container's content, and that of the containers in it, once each."""
-    if type(value) is tuple:
-        for item in value:
-            _remember(item, contents)
-        return
-    if _is_plain_object(value):
-        value = vars(value)
-    if not isinstance(value, _CONTAINERS) or id(value) in contents:
-        return
-    contents[id(value)] = (value, value.copy())
-    for item in value.values() if isinstance(value, dict) else value:
-        _remember(item, contents)
+    ahead = [value]  # however deep they nest
+    while ahead:
+        one = ahead.pop()
+        if type(one) is tuple:
+            ahead.extend(one)
+            continue
+        if _is_plain_object(one):
+            one = vars(one)
+        if not isinstance(one, _CONTAINERS) or id(one) in contents:
+            continue
+        contents[id(one)] = (one, one.copy())
+        ahead.extend(one.values() if isinstance(one, dict) else one)
 
 
 def _is_plain_object(value: Any) -> bool:

@@ -24,12 +24,14 @@ class Gate:
             ``scale``; None where the model has no float64 run.
         scale: The largest absolute value of the reference output.
         reason: One clause that says which rule gave the tolerance.
+        from_eager: Whether that rule is the model's own distance from float64.
     """
 
     tolerance: float
     eager_error: float | None
     scale: float
     reason: str
+    from_eager: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ HOPS: Final = {
 REDUCED_PRECISION_TOLERANCE: Final = {"fp16": 1e-2, "bf16": 5e-2}
 #: The smallest fp32 tolerance; below it lies the noise of a different order of summation.
 FP32_FLOOR: Final = 1e-5
+#: A gate this wide lets any answer pass.
+PROVES_NOTHING: Final = 0.1
 #: How many times its own fp32 error a model may be off after compiling.
 EAGER_ERROR_FACTOR: Final = 4.0
 
@@ -137,7 +141,8 @@ def set_gates(
         else:
             tolerance = max(FP32_FLOOR, EAGER_ERROR_FACTOR * error)
             reason = f"max(1e-5, 4 × {error:.1e}, the distance of fp32 eager from float64)"
-        gates[name] = Gate(tolerance, error, scale, reason)
+        from_eager = error is not None and tolerance == EAGER_ERROR_FACTOR * error
+        gates[name] = Gate(tolerance, error, scale, reason, from_eager)
     return gates
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.capture import FlatModel, raised_at
 from tokexport.exporter.errors import (
     DataDependentError,
+    ExporterError,
     ModelNotSupportedError,
     NotFiniteError,
     NotRepeatableError,
@@ -83,10 +84,14 @@ def _run(
     with evaluation(model), torch.no_grad():
         try:
             outputs, constants = model.named_outputs(*tensors)
+        except ExporterError:
+            raise
         except (Exception, SystemExit) as error:
+            line = raised_at(error)
+            shapes = ", ".join(_shape(name, tensor) for name, tensor in _named(model, tensors))
             raise ModelNotSupportedError(
                 f"The model fails on these inputs: {type(error).__name__}: {error}",
-                where=f"Inputs: {', '.join(_shape(n, t) for n, t in _named(model, tensors))}.",
+                where=f"Inputs: {shapes}." + (f"\nAt {line}" if line else ""),
                 fix="Give inputs that fit it: --input-shape, --inputs, or example inputs returned "
                 "by the factory.",
             ) from error
@@ -103,11 +108,16 @@ def _shape(name: str, tensor: Tensor) -> str:
 
 def _array(name: str, tensor: Tensor) -> Array:
     try:
-        return np.array(tensor.detach().numpy(), copy=True)
+        array = np.array(tensor.detach().numpy(), copy=True)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{array.dtype} is no real number")
+        return array
     except (TypeError, RuntimeError) as error:
         raise ModelNotSupportedError(
-            f"Output '{name}' is {tensor.dtype} on {tensor.device}, which has no numpy form.",
-            fix="Give the model in float32 on the CPU.",
+            f"Output '{name}' is {tensor.dtype} on {tensor.device}, and outputs are real numbers "
+            "that numpy has a form for.",
+            fix="Give the model in float32 on the CPU, and a complex output as "
+            "torch.view_as_real gives it.",
         ) from error
 
 

@@ -100,7 +100,7 @@ class Report:
     def write(self, path: Path) -> None:
         """Writes ``to_json`` into a file."""
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def render(report: Report, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -74,8 +75,12 @@ class StageFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Takes the folder away unless it is to be kept; an interrupted compile leaves nothing."""
-        if not self._keep or (kind is not None and not issubclass(kind, Exception)):
+        """Takes the folder away unless it is to be kept.
+
+        An interrupted compile leaves nothing, and neither does one that the disk has no room for.
+        """
+        ended = error is not None and not isinstance(error, Exception)
+        if not self._keep or ended or isinstance(error, OSError | WriteError):
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _make_room(self) -> None:
@@ -100,9 +105,12 @@ class StageFolder:
 
     def save_program(self, stage: str, program: ExportedProgram) -> None:
         """Writes a traced graph where the person asked for the stages."""
-        if self._keep:
-            with torch_warnings_silenced():
-                torch.export.save(program, self.path / f"{stage}.pt2")
+        if not self._keep:
+            return
+        held = io.BytesIO()  # torch's own writer ends the process where the disk is full
+        with torch_warnings_silenced():
+            torch.export.save(program, held)
+        (self.path / f"{stage}.pt2").write_bytes(held.getbuffer())
 
     def save_onnx(self, stage: str, model: ir.Model) -> Path:
         """Writes an ONNX graph, which the next comparison runs from, and returns its path."""

@@ -121,7 +121,9 @@ class TieSearch:
             inputs = {name: self._batches.arrays[name][batch] for name in self._batches.names}
             with torch.no_grad():
                 values = dict(zip(wanted, shown(*tensors_of(inputs)), strict=True))
-            by_name = {name: values[source].numpy() for name, source in sources.items() if source}
+            by_name = {
+                name: values[source].detach().numpy() for name, source in sources.items() if source
+            }
             rows.append({n: _unspread(a, told.sources[n].shape) for n, a in by_name.items()})
         return {name: np.stack([row[name] for row in rows]) for name in sources}
 

@@ -20,6 +20,7 @@ _OURS_TO_SILENCE: Final[tuple[tuple[type[Warning], str], ...]] = (
     (FutureWarning, r"'(onnx|torch\.onnx)\."),
     (DeprecationWarning, r".*onnxscript"),
     (UserWarning, r"# 'dynamic_axes' is not recommended"),
+    (UserWarning, r"Detected pickle protocol \d+ in the checkpoint"),
 )
 
 

@@ -117,7 +117,7 @@ class Manifest:
     def write(self, bundle: Path) -> Path:
         """Writes ``manifest.json`` into the folder ``bundle`` and returns its path."""
         path = bundle / MANIFEST_NAME
-        path.write_text(self.to_json() + "\n", encoding="utf-8")
+        path.write_text(self.to_json() + "\n", encoding="utf-8", errors="backslashreplace")
         return path
 
 
@@ -304,8 +304,9 @@ class _Reader:
 
     def _whole_numbers(self, data: Mapping[str, Any], key: str, within: str) -> tuple[int, ...]:
         values = self._get(data, key, list, within)
-        if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-            raise self._wrong(within + key, "a list of whole numbers", values)
+        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+        if not whole or not all(value >= 0 for value in values):
+            raise self._wrong(within + key, "a list of whole numbers of 0 or more", values)
         return tuple(values)
 
     def _constants(self, data: Mapping[str, Any]) -> dict[str, Constant]:

@@ -1,7 +1,15 @@
 import pytest
 from helpers.torchvision_ops import define_torchvision_operators
 
+from tokexport.runtimes import cuda_driver
+
 define_torchvision_operators()
+
+
+@pytest.fixture
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides the driver of a GPU, where there is one: an engine is then built and not run."""
+    monkeypatch.setattr(cuda_driver, "_LIBRARY", "libcuda-of-no-machine.so.1")
 
 
 @pytest.fixture(autouse=True)

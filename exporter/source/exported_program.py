@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokexport.exporter.errors import SourceError, UntrustedPickleError, listed
 from tokexport.exporter.source.program_check import unsafe_parts
+from tokexport.exporter.torch_warnings import torch_warnings_silenced
 
 if TYPE_CHECKING:
     from torch import nn
@@ -184,7 +185,8 @@ def _pickle_fault(data: bytes) -> Iterator[str]:
     if not data:
         return
     try:
-        torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with torch_warnings_silenced():
+            torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError) as error:
         yield _why_refused(error)
     except (TypeError, AttributeError, AssertionError, OSError, NotImplementedError) as error:

@@ -16,13 +16,11 @@ from tokexport.exporter.source.options import Source, SourceOptions
 from tokexport.exporter.source.preprocessing import (
     timm_input_size,
     timm_preprocessing,
-    transformers_preprocessing,
 )
 from tokexport.exporter.source.saved_module import load_saved_module
 from tokexport.exporter.source.timm_model import PREFIX, build_timm_model
 from tokexport.exporter.source.transformers_folder import (
     CONFIG,
-    PREPROCESSOR,
     load_transformers_folder,
 )
 
@@ -175,7 +173,6 @@ def _from_folder(folder: Path, options: SourceOptions) -> Source:
             where=str(folder),
             fix=f"Pass what model.save_pretrained(folder) wrote. {_FORMS}",
         )
-    preprocessing = transformers_preprocessing(folder / PREPROCESSOR)
     loaded = load_transformers_folder(folder, options.trust_pickle)
     return Source(
         model=loaded.model,
@@ -184,7 +181,7 @@ def _from_folder(folder: Path, options: SourceOptions) -> Source:
         kind="transformers",
         location=str(folder),
         sha256=hash_files(loaded.files),
-        preprocessing=preprocessing,
+        preprocessing=loaded.preprocessing,
         input_shapes=loaded.input_shapes,
         notes=loaded.notes,
     )

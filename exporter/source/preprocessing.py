@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -99,16 +98,17 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing | None:
     )
 
 
-def transformers_preprocessing(path: Path) -> Preprocessing | None:
-    """Reads the steps from a ``preprocessor_config.json``; None when the file is not there.
+def transformers_preprocessing(config: Mapping[str, Any], path: Path) -> Preprocessing:
+    """Reads the steps from what an image processor of transformers says of itself.
+
+    Args:
+        config: Its ``to_dict()``: a file may leave out what its class has a default for.
+        path: The file it was read from.
 
     Raises:
-        SourceError: The file is no JSON object, or has no size.
+        SourceError: It has no size, or steps that are none of these.
     """
-    if not path.is_file():
-        return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
         resize = _size(config.get("size")) if config.get("do_resize", True) else None
         crop = config.get("crop_size") if config.get("do_center_crop", False) else None
         cut = _pair(_size(crop))
@@ -124,18 +124,23 @@ def transformers_preprocessing(path: Path) -> Preprocessing | None:
             crop=cut,
             crop_pct=None,
             crop_mode=None,
-            interpolation=None if resample is None else _RESAMPLE[int(resample)],
+            interpolation=None if resample is None else dict(enumerate(_RESAMPLE))[int(resample)],
             rescale_factor=float(config.get("rescale_factor", _BYTE)) if rescale else None,
             mean=_numbers(config.get("image_mean")) if normalize else None,
             std=_numbers(config.get("image_std")) if normalize else None,
             origin=path.name,
         )
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise SourceError(
-            "The preprocessing of the model cannot be read.",
-            where=f"{path} ({error})",
-            fix="Save it again (image_processor.save_pretrained(folder)), or take the file away.",
-        ) from error
+        raise unreadable_preprocessing(path, str(error)) from error
+
+
+def unreadable_preprocessing(path: Path, why: str) -> SourceError:
+    """Returns the error for a file that says nothing that can be used."""
+    return SourceError(
+        "The preprocessing of the model cannot be read.",
+        where=f"{path} ({why})",
+        fix="Save it again (image_processor.save_pretrained(folder)), or take the file away.",
+    )
 
 
 def _size(value: Any) -> tuple[int, int] | int | None:

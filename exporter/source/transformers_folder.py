@@ -26,6 +26,11 @@ from tokexport.exporter.errors import (
     UntrustedPickleError,
     listed,
 )
+from tokexport.exporter.source.preprocessing import (
+    Preprocessing,
+    transformers_preprocessing,
+    unreadable_preprocessing,
+)
 from tokexport.exporter.source.torch_file import damaged
 
 if TYPE_CHECKING:
@@ -40,11 +45,12 @@ _LIMIT = 8
 
 
 class Loaded(NamedTuple):
-    """A model, the files it was read from, its input's shape where known, and notes."""
+    """A model, the files it was read from, its input's shape and preprocessing, and notes."""
 
     model: nn.Module
     files: tuple[Path, ...]
     input_shapes: dict[str, tuple[int, ...]] | None
+    preprocessing: Preprocessing | None
     notes: tuple[str, ...]
 
 
@@ -64,10 +70,25 @@ def load_transformers_folder(folder: Path, trust_pickle: bool) -> Loaded:
     _check_kernels(folder, config)
     safe, files = _weight_files(folder, trust_pickle)
     transformers = _import_transformers()
-    model, notes = _load(transformers, folder, config, safe)
     optional = [folder / PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
+    preprocessing = _preprocessing(transformers, optional[0]) if optional else None
+    model, notes = _load(transformers, folder, config, safe)
     used = (folder / CONFIG, *files, *optional)
-    return Loaded(model, used, _input_shapes(model), notes)
+    return Loaded(model, used, _input_shapes(model), preprocessing, notes)
+
+
+def _preprocessing(transformers: ModuleType, path: Path) -> Preprocessing:
+    """Asks the image processor of the folder, whose class has defaults for what the file omits."""
+    auto = _attribute(transformers, "AutoImageProcessor")
+    with _quiet(transformers):
+        try:
+            processor = auto.from_pretrained(
+                str(path.parent), local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise unreadable_preprocessing(path, lines[0] if lines else "") from error
+    return transformers_preprocessing(processor.to_dict(), path)
 
 
 def _check_kernels(folder: Path, config: Any) -> None:
@@ -148,6 +169,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _load(
     transformers: ModuleType, folder: Path, config: dict[str, Any], safe: bool
 ) -> tuple[nn.Module, tuple[str, ...]]:
+    import torch
     from safetensors import SafetensorError
 
     model_class = _model_class(transformers, folder, config)
@@ -158,6 +180,7 @@ def _load(
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=safe,
+                dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that all of them are named below
             )
@@ -189,19 +212,30 @@ def _load(
             fix="Correct 'architectures' in config.json, or save the whole model again: what is "
             "missing would be random.",
         )
-    unused = sorted(info["unexpected_keys"])
-    notes = (f"weights of the folder that the model does not use: {listed(unused)}",)
-    return model.eval(), notes if unused else ()
+    notes = []
+    if unused := sorted(info["unexpected_keys"]):
+        notes.append(f"weights of the folder that the model does not use: {listed(unused)}")
+    saved = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    if saved != "float32":
+        notes.append(f"weights saved in {saved} were read into float32")
+    return model.eval(), tuple(notes)
 
 
 def _model_class(transformers: ModuleType, folder: Path, config: dict[str, Any]) -> Any:
     """Returns the class that config.json names, or the one that classifies images."""
     architectures = config.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise SourceError(
+            f"'architectures' is no list but {architectures!r}.",
+            where=str(folder / CONFIG),
+            fix="Save the model again with model.save_pretrained(folder).",
+        )
     if not architectures:
-        return transformers.AutoModelForImageClassification
+        return _attribute(transformers, "AutoModelForImageClassification")
     name = str(architectures[0])
-    found = getattr(transformers, name, None)
-    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+    found = _attribute(transformers, name)
+    base = _attribute(transformers, "PreTrainedModel")
+    if isinstance(found, type) and issubclass(found, base):
         return found
     if "auto_map" in config:
         raise SourceError(
@@ -215,6 +249,24 @@ def _model_class(transformers: ModuleType, folder: Path, config: dict[str, Any])
         fix="Install the version of transformers that config.json names: "
         f"{config.get('transformers_version', 'it names none')}.",
     )
+
+
+def _attribute(transformers: ModuleType, name: str) -> Any:
+    """Returns what transformers has under a name, None for nothing; it imports that only now."""
+    try:
+        return getattr(transformers, name, None)
+    except (ImportError, RuntimeError) as error:
+        cause = next(line for each in _causes(error) for line in str(each).splitlines() if line)
+        raise PackageMissingError(
+            f"transformers cannot import {name} here: {cause}",
+            fix="Install torchvision and pillow in the versions that fit torch: "
+            "pip install 'tokexport[timm,transformers]'",
+        ) from error
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Returns what caused an error, the first cause first, and the error."""
+    return [*(_causes(error.__cause__) if error.__cause__ else ()), error]
 
 
 def _input_shapes(model: nn.Module) -> dict[str, tuple[int, ...]] | None:

@@ -66,7 +66,8 @@ def test_nan_in_the_models_own_outputs(tmp_path: Path) -> None:
 
 def test_a_model_that_fails_in_eager(tmp_path: Path) -> None:
     answer = compile_model(f"{MODELS}:Mismatched", tmp_path / "out", "--input-shape", "2,4")
-    refusal(answer, 3, tmp_path, "The model fails on these inputs", "Inputs: x (2, 4) float32.")
+    parts = ("The model fails on these inputs", "Inputs: x (2, 4) float32.")
+    refusal(answer, 3, tmp_path, line_of("mismatched here"), *parts)
 
 
 @pytest.mark.parametrize(

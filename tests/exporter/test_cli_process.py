@@ -105,13 +105,17 @@ def test_a_signal_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(
-    ("disk", "said"),
+    ("disk", "said", "options"),
     [
-        ("2m", "The disk is full"),  # while the stages are written
-        ("5m", "The bundle needs 2.1 MB, and only"),  # before the artifact is
+        ("2m", "The disk is full", ()),  # while the stages are written
+        ("5m", "The bundle needs 2.1 MB, and only", ()),  # before the artifact is
+        ("2m", "The disk is full", ("--keep-stages",)),
+        ("7m", "The disk is full", ("--keep-stages",)),
     ],
 )
-def test_no_room_on_the_disk(disk: str, said: str, tmp_path: Path) -> None:
+def test_no_room_on_the_disk(
+    disk: str, said: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
     prefix = small_disk(tmp_path, disk)
     listing = (
         "import atexit, os, sys\n"
@@ -119,7 +123,7 @@ def test_no_room_on_the_disk(disk: str, said: str, tmp_path: Path) -> None:
     )
     answer = in_own_process(
         *("compile", f"{MODELS}:Heavy", "--target", "ort", "--output", tmp_path / "out"),
-        *("--input-shape", "1,1024"),
+        *("--input-shape", "1,1024", *options),
         prefix=prefix,
         before=listing,
     )
@@ -135,6 +139,16 @@ def small_disk(folder: Path, size: str) -> tuple[str, ...]:
         if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0:
             return prefix
     pytest.skip("this user may not mount a file system of its own")
+
+
+def test_a_terminal_that_lacks_letters_is_no_bug(tmp_path: Path) -> None:
+    answer = in_own_process(
+        *("compile", f"{MODELS}:Heavy", "--target", "ort", "--output", tmp_path / "out"),
+        *("--input-shape", "1,1024"),
+        environment={"PYTHONIOENCODING": "ascii"},
+    )
+    assert answer.code == 0, answer
+    assert answer.stdout.startswith(f"PASSED  {MODELS}:Heavy ? ort")
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])

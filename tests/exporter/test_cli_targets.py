@@ -10,16 +10,8 @@ import onnx
 import pytest
 from helpers.cli import MODELS, Compiled, compile_model, refusal, tokexport
 
-from tokexport.runtimes import cuda_driver
-
 SOURCE = f"{MODELS}:with_inputs"
 TENSORRT = ("tensorrt", "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx")
-
-
-@pytest.fixture
-def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hides the driver of a GPU, where there is one."""
-    monkeypatch.setattr(cuda_driver, "_LIBRARY", "libcuda-of-no-machine.so.1")
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:

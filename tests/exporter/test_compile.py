@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from models.outputs import KeepsState, Returns, TwoInputs
+from models.outputs import KeepsState, OtherShapeInFloat64, Returns, TwoInputs, Unsteady
 from models.tiny_vit import image, tiny_tome
 from torch import nn
 
@@ -17,10 +18,13 @@ import tokexport.runtimes
 from tokexport.exporter import build
 from tokexport.exporter.errors import (
     GateError,
+    InputError,
     ModelNotSupportedError,
     OutputExistsError,
     UsageError,
 )
+from tokexport.exporter.module_state import evaluation
+from tokexport.exporter.parity import FP32_FLOOR
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, read_manifest
 from tokexport.runtimes.verification import verify_bundle
 
@@ -32,6 +36,7 @@ HOPS = {
 }
 
 
+@pytest.mark.usefixtures("without_gpu")
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_class_patched_model_goes_the_whole_way(target: str, tmp_path: Path) -> None:
     result = tokexport.compile(tiny_tome(), image(), target, output=tmp_path / "bundle")
@@ -91,6 +96,8 @@ def test_state_in_other_objects_than_dicts_is_put_back(tmp_path: Path) -> None:
         ("input", ["output_0", "output_1"], {}),
         ("constant", ["output_0", "output_1"], {}),
         ("called like the input", ["x_out", "logits"], {}),
+        ("two called like it", ["x_out_out", "x_out"], {}),
+        ("a weight", ["output_0", "output_1"], {}),
     ],
 )
 @pytest.mark.parametrize("target", ["ort", "openvino"])
@@ -107,7 +114,7 @@ def test_outputs_keep_names_and_numbers(
         found = runner.run({"x": x})
         expected = model.layer(torch.from_numpy(x)).numpy()
     assert list(found) == outputs
-    name = outputs[1] if form in ("input", "called like the input") else outputs[0]
+    name = outputs["input" in form or "like it" in form]
     np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -189,11 +196,69 @@ def test_a_required_run_fails_where_the_engine_cannot_run(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_outputs_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotSupportedError, match="would be called 'a_0'"):
-        tokexport.compile(Returns("collision"), torch.zeros(1, 6), output=tmp_path / "bundle")
-    with pytest.raises(ModelNotSupportedError, match="returns inf as 'output_1'"):
-        tokexport.compile(Returns("infinity"), torch.zeros(1, 6), output=tmp_path / "bundle")
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("collision", "Two outputs of the model would be called 'a_0'."),
+        ("infinity", "The model returns inf as 'output_1'"),
+        ("set", "The model returns a set, which is neither a tensor"),
+        ("complex", "Output 'output' is torch.complex64 on cpu, and outputs are real numbers"),
+    ],
+)
+def test_outputs_that_no_bundle_can_hold_are_refused(form: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotSupportedError) as caught:
+        tokexport.compile(Returns(form), torch.zeros(1, 6), output=tmp_path / "bundle")
+    assert caught.value.what.startswith(said)
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_in_another_precision_is_refused(precision: torch.dtype, tmp_path: Path) -> None:
+    model = Returns("tensor").to(precision)
+    with pytest.raises(UsageError, match=f"The model is in {str(precision)[6:]}") as caught:
+        tokexport.compile(model, torch.zeros(1, 6, dtype=precision), output=tmp_path / "bundle")
+    assert "model.float()" in caught.value.fix
+
+
+def test_a_model_that_rounding_decides_proves_nothing(tmp_path: Path) -> None:
+    example = torch.zeros(1, 6)
+    with pytest.raises(GateError, match="so nothing can be proven equal to it") as caught:
+        tokexport.compile(Unsteady(), example, output=tmp_path / "bundle")
+    assert "--atol" in caught.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_float64_makes_another_has_the_plain_gate(tmp_path: Path) -> None:
+    model = OtherShapeInFloat64()
+    result = tokexport.compile(model, torch.zeros(1, 6), output=tmp_path / "bundle")
+    gate = result.report.gates["output"]
+    assert gate.tolerance == FP32_FLOOR
+    assert "in float64 its output 'output' has another shape" in gate.reason
+
+
+def test_state_that_nests_deep_is_put_back() -> None:
+    model = Returns("tensor")
+    innermost: list[object] = [1]
+    nested = innermost
+    for _ in range(5000):
+        nested = [nested]
+    model.history = nested  # type: ignore[assignment]
+    with evaluation(model):
+        innermost.append(2)
+    assert innermost == [1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"batch": 2.5}, {"batch": True}, {"input_shape": (-1, 6)}, {"inputs": 5}],
+)
+def test_options_of_a_wrong_kind_are_refused(options: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        tokexport.compile(Returns("tensor"), torch.zeros(1, 6), output=tmp_path / "b", **options)
+
+
+def test_an_example_without_a_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="An example input is empty"):
+        tokexport.compile(Returns("tensor"), torch.zeros(0, 6), output=tmp_path / "bundle")
 
 
 def test_a_tolerance_does_not_loosen_whole_numbers(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.usefixtures("without_gpu")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("target", ["ort", "openvino", "trt"])
 def test_it_compiles_within_the_fp32_gate(name: str, target: str, tmp_path: Path) -> None:

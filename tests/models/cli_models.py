@@ -149,7 +149,7 @@ class Mismatched(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, 5)."""
-        return super().forward(x) + torch.ones(3, 1)[: len(x)] @ torch.ones(1, 4)
+        return super().forward(x) + torch.ones(3, 1)[: len(x)] @ torch.ones(1, 4)  # mismatched here
 
 
 class FailsInTrace(Linear):

@@ -50,9 +50,39 @@ class Returns(nn.Module):
             "input": lambda: (x, y),
             "constant": lambda: (y, torch.arange(3)),
             "called like the input": lambda: {"x": x * 2, "logits": y},
+            "two called like it": lambda: {"x": x * 2, "x_out": y},
+            "a weight": lambda: (y, self.layer.weight),
+            "complex": lambda: torch.complex(y, y),
+            "set": lambda: {y},
             "collision": lambda: {"a": (y, y + 1), "a_0": y * 3},
             "infinity": lambda: (y, float("inf")),
         }[self.form]()
+
+
+class Unsteady(nn.Module):
+    """Answers by what rounding left: fp32 and float64 have nothing in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes x (B, 6)."""
+        return torch.sin(self.layer(x) * 1e9)
+
+
+class OtherShapeInFloat64(nn.Module):
+    """Gives one column less in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes x (B, 6)."""
+        y: Tensor = self.layer(x)
+        return y[:, 1:] if y.dtype == torch.float64 else y
 
 
 class TwoInputs(nn.Module):

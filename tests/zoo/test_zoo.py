@@ -261,6 +261,7 @@ def test_a_refusal_is_an_error_and_never_an_artifact(
     assert not (tmp_path / "model.engine").exists()
 
 
+@pytest.mark.usefixtures("without_gpu")
 def test_a_whole_compile_says_what_ran(tmp_path: Path) -> None:
     for target, status in (("openvino", PASSED), ("trt", BUILT_NOT_RUN)):
         model, example = MODELS["diffrate"](0)

@@ -137,13 +137,27 @@ def test_the_hash_follows_the_files(folder: Path) -> None:
             {"size": 16, "do_normalize": False, "do_rescale": False, "resample": 2},
             {
                 "size": [16, 16],
-                "resize": 16,
+                "resize": [16, 16],
                 "crop": None,
                 "interpolation": "bilinear",
                 "rescale_factor": None,
                 "mean": None,
                 "std": None,
             },
+        ),
+        (  # what a file leaves out has the defaults of its class
+            {"image_processor_type": "CLIPImageProcessor", "size": 20, "crop_size": 16},
+            {
+                "size": [16, 16],
+                "resize": 20,
+                "crop": [16, 16],
+                "interpolation": "bicubic",
+                "mean": [0.48145466, 0.4578275, 0.40821073],
+            },
+        ),
+        (
+            {"image_processor_type": "DeiTImageProcessor", "size": 20, "crop_size": 16},
+            {"size": [16, 16], "resize": [20, 20], "crop": [16, 16], "interpolation": "bicubic"},
         ),
     ],
 )
@@ -169,7 +183,10 @@ def test_preprocessing_as_transformers_writes_it(folder: Path) -> None:
     assert found.rescale_factor == pytest.approx(1 / 255)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"size": {}}', '{"size": 16, "resample": 99}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"size": {}}', '{"size": 16, "resample": 99}', '{"size": 16, "resample": -1}'],
+)
 def test_preprocessing_that_cannot_be_read(folder: Path, text: str) -> None:
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
     message = refusal(folder)
