@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import torch
+from onnxscript import opset20 as op
 from onnxscript.values import Op, Opset
 from torch.export import ExportedProgram
 
@@ -72,12 +73,25 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         return _operator("sized_attention")(q, k, v, log_size, scale=scale)
 
     return {
+        torch.ops.aten.sort.stable: _stable_sort,
+        torch.ops.aten.prod.dim_int: _product,
         domain.gather_tokens.default: _call_gather,
         domain.scatter_tokens.default: scatter,
         domain.bipartite_match.default: match,
         domain.merge_tokens.default: merge,
         domain.sized_attention.default: attention,
     }
+
+
+def _stable_sort(self: Any, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:
+    """TopK of all: of equal values the lower index comes first (operator TopK-11)."""
+    count: Any = op.Constant(value_ints=[self.shape[dim]])
+    return op.TopK(self, count, axis=dim, largest=int(descending), sorted=1)
+
+
+def _product(self: Any, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    axes: Any = op.Constant(value_ints=[dim])
+    return op.ReduceProd(self, axes, keepdims=int(keepdim))
 
 
 def _call_gather(x: Any, index: Any) -> Any:

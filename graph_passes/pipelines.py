@@ -13,29 +13,39 @@ from onnx_ir.passes.common import (
 
 from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt
+from tokexport.graph_passes.torch_passes.count_for_search import CountForSearch
+from tokexport.graph_passes.torch_passes.distances import Distances
 from tokexport.graph_passes.torch_passes.drop_full_masks import DropFullMasks
 from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.products_as_matmul import ProductsAsMatmul
 from tokexport.graph_passes.torch_passes.recognise_attention import RecogniseAttention
 from tokexport.graph_passes.torch_passes.recognise_matches import RecogniseMatches
 from tokexport.graph_passes.torch_passes.recognise_merges import RecogniseMerges
 from tokexport.graph_passes.torch_passes.scatter_rows import ScatterRows
 from tokexport.graph_passes.torch_passes.share_repeats import ShareRepeats
-from tokexport.graph_passes.torch_passes.sort_by_top_k import SortByTopK
+from tokexport.graph_passes.torch_passes.sort_stably import SortStably
+from tokexport.graph_passes.torch_passes.write_by_where import WriteByWhere
+from tokexport.graph_passes.torch_passes.zero_blind_queries import ZeroBlindQueries
 
 #: From the functional traced graph to one that moves tokens with operators of the domain.
 REWRITE: Final[tuple[TorchPass, ...]] = (
     DropIdentities(),
     ShareRepeats(),
+    ProductsAsMatmul(),
+    Distances(),
+    CountForSearch(),
+    WriteByWhere(),
     RecogniseMatches(),
     GatherRows(),
     ScatterRows(),
     DropIdentities(),
     ShareRepeats(),
     RecogniseMerges(),
-    SortByTopK(),
+    SortStably(),
     DropFullMasks(),
+    ZeroBlindQueries(),
     RecogniseAttention(),
 )
 

@@ -6,11 +6,14 @@ what it defaults to, so a pass asks for ``axis(node, "dim")`` and never for posi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch._ops import OpOverload
 from torch.fx import Node
+
+#: Under this key the meta of an input node holds its tensor, where that never changes.
+CONSTANT: Final = "constant"
 
 
 def value(node: Node) -> Any:
@@ -32,6 +35,12 @@ def dtype_of(node: Node) -> torch.dtype:
     """Returns the dtype of a node's tensor."""
     dtype: torch.dtype = value(node).dtype
     return dtype
+
+
+def constant_of(node: object) -> torch.Tensor | None:
+    """Returns the tensor of a buffer or constant that the graph only reads, or None."""
+    found = node.meta.get(CONSTANT) if isinstance(node, Node) else None
+    return found if isinstance(found, torch.Tensor) else None
 
 
 def is_call(node: object, *targets: Any) -> bool:

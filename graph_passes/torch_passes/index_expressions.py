@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.batched_index import read_batched_index
+from tokexport.graph_passes.torch_passes.broadcast import kept_axes
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
     axis,
@@ -219,9 +220,12 @@ def _along_tokens(values: Node, along: int) -> bool:
 
 
 def _only_spread(before: Node, after: Node) -> bool:
-    """Tells whether axes 0 and 1 are the same two and the rest was of size 1."""
+    """Tells whether axes 0 and 1 stay what they are, and the rest was of size 1."""
     one, other = shape_of(before), shape_of(after)
     if len(one) < 2 or len(other) < 2 or one[:2] != other[:2]:
+        return False
+    kept = kept_axes(after)  # sizes alone do not tell (B, N) from a new axis before B = N
+    if kept is None or any(kept.get(a) != a for a in (0, 1) if one[a] > 1):
         return False
     return all(size == 1 for size in one[2:]) or one == other
 

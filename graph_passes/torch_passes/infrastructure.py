@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 from tokexport.graph_passes.errors import PassError
 from tokexport.graph_passes.ops import NAMESPACE
+from tokexport.graph_passes.torch_passes.calls import CONSTANT
 from tokexport.graph_passes.torch_passes.editor import Editor
 
 
@@ -71,6 +73,7 @@ def run_passes(program: ExportedProgram, passes: Sequence[TorchPass]) -> Rewritt
     """
     check_order(passes)
     graph = program.graph_module.graph
+    _note_constants(program, graph)
     edit = Editor(graph)
     changes: dict[str, int] = {}
     for torch_pass in passes:
@@ -86,6 +89,28 @@ def run_passes(program: ExportedProgram, passes: Sequence[TorchPass]) -> Rewritt
     _name_outputs(program, graph)
     program.graph_module.recompile()
     return Rewritten(program, changes)
+
+
+def _note_constants(program: ExportedProgram, graph: Graph) -> None:
+    """Lets the inputs that stand for buffers and constants know their tensors.
+
+    Weights are left out: a pass must not depend on what was trained.
+    """
+    signature = program.graph_signature
+    written = set(signature.buffers_to_mutate.values())
+    names = {
+        node: name
+        for node, name in (
+            *signature.inputs_to_buffers.items(),
+            *signature.inputs_to_lifted_tensor_constants.items(),
+        )
+        if name not in written
+    }
+    for node in graph.find_nodes(op="placeholder"):
+        name = names.get(node.name, "")
+        tensor = program.constants.get(name, program.state_dict.get(name))
+        if isinstance(tensor, Tensor):
+            node.meta[CONSTANT] = tensor
 
 
 def _name_outputs(program: ExportedProgram, graph: Graph) -> None:

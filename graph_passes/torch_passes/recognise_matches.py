@@ -40,7 +40,7 @@ class RecogniseMatches(TorchPass):
     """Finds the r best pairs between two token sets, in whatever order they are then used."""
 
     name: ClassVar[str] = "recognise matches"
-    comes_before: ClassVar[tuple[str, ...]] = ("gather rows", "scatter rows", "sort by top-k")
+    comes_before: ClassVar[tuple[str, ...]] = ("gather rows", "scatter rows", "sort stably")
 
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many matches there are."""

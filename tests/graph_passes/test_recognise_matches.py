@@ -284,3 +284,15 @@ def test_no_pairs_at_all() -> None:
     x = torch.randn(2, 11, 4)
     rewritten = checked(function, x)
     assert "bipartite_match" not in rewritten.recognised
+
+
+def test_a_new_axis_before_the_tokens_is_not_the_batch() -> None:
+    def function(x: Tensor) -> Tensor:
+        scores = x @ x.mT  # as many images as tokens, and as many heads
+        best, partner = scores.max(dim=-1)
+        order = best.argsort(dim=-1, descending=True).expand(3, 3, 3)
+        kept, merged = order[:, 1:], order[:, :1]
+        target = partner.expand(3, 3, 3).gather(1, merged)
+        return torch.cat([kept, merged, target], dim=1)
+
+    checked(function, torch.randn(3, 3, 4), targets=("ort",))

@@ -1,0 +1,50 @@
+"""Computes, while compiling, the values of a graph that no input and no weight reaches."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from tokexport.graph_passes.torch_passes.calls import constant_of, is_tensor, shape_of
+
+#: Elements above which a value is not computed while compiling.
+LARGEST: Final = 1 << 24
+
+
+class ConstantValues:
+    """The constant values of one graph, each computed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Node, Tensor | None] = {}
+
+    def of(self, node: object) -> Tensor | None:
+        """Returns the value of a node, or None where an input or a weight reaches it."""
+        if not isinstance(node, Node):
+            return None
+        if node not in self._known:
+            self._known[node] = None
+            self._known[node] = self._computed(node)
+        return self._known[node]
+
+    def _computed(self, node: Node) -> Tensor | None:
+        if not is_tensor(node) or prod(shape_of(node)) > LARGEST:
+            return None
+        if node.op == "placeholder":
+            return constant_of(node)
+        if node.op != "call_function" or getattr(node.target, "namespace", "") != "aten":
+            return None
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            return None
+        values = {operand: self.of(operand) for operand in node.all_input_nodes}
+        if any(value is None for value in values.values()):
+            return None
+        args, kwargs = map_arg((node.args, node.kwargs), lambda operand: values[operand])
+        target: Any = node.target
+        with torch.no_grad():
+            result = target(*args, **kwargs)
+        return result if isinstance(result, Tensor) else None

@@ -1,0 +1,307 @@
+"""Bounds the whole numbers that a value of a graph can hold.
+
+Token positions are integers that TensorRT can neither sort nor add up by index, and float32 holds
+whole numbers exactly up to 2²⁴ only. What the graph itself makes (sorts, arg-max, arange,
+constants, truth values) is bounded by shapes, and moving, selecting, adding or overwriting keeps
+bounds. Integers that come from outside may be anything.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import torch
+from torch.fx import Node
+
+from tokexport.graph_passes.torch_passes.calls import (
+    argument,
+    axis,
+    constant_of,
+    dtype_of,
+    is_call,
+    is_tensor,
+    operand,
+    shape_of,
+)
+from tokexport.graph_passes.torch_passes.editor import aten
+
+#: Integers up to here are exact in float32.
+LARGEST_EXACT: Final = 2**24
+
+Bounds = tuple[int, int]
+
+_POSITIONS = (
+    aten.argsort.default,
+    aten.argsort.stable,
+    aten.argmax.default,
+    aten.argmin.default,
+)
+_VALUES_AND_POSITIONS = (
+    aten.sort.default,
+    aten.sort.stable,
+    aten.topk.default,
+    aten.max.dim,
+    aten.min.dim,
+    aten.kthvalue.default,
+    aten.median.dim,
+)
+_ARANGES = (aten.arange.default, aten.arange.start, aten.arange.start_step)
+#: Calls whose result holds numbers of their first operand and no others.
+_MOVES = (
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.view.default,
+    aten.reshape.default,
+    aten.expand.default,
+    aten.repeat.default,
+    aten.clone.default,
+    aten.gather.default,
+    aten.take_along_dim.default,
+    aten.index_select.default,
+    aten.index.Tensor,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.flip.default,
+    aten.roll.default,
+    aten.amax.default,
+    aten.amin.default,
+    torch.ops.aten.max.default,
+    torch.ops.aten.min.default,
+)
+_SPLITS = (
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.unbind.int,
+)
+_CONVERSIONS = (aten._to_copy.default, aten.to.dtype)
+_EXACT = (torch.int32, torch.int64, torch.float32, torch.float64)
+_FULLS = (aten.full.default, aten.full_like.default, aten.new_full.default)
+_ZEROS = (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default)
+_ONES = (aten.ones.default, aten.ones_like.default, aten.new_ones.default)
+#: The arguments whose numbers a call puts together.
+_JOINS: Final[dict[Any, tuple[str, ...]]] = {
+    aten.where.self: ("self", "other"),
+    aten.where.ScalarSelf: ("self", "other"),
+    aten.where.ScalarOther: ("self", "other"),
+    aten.where.Scalar: ("self", "other"),
+    aten.scatter.src: ("self", "src"),
+    aten.scatter.value: ("self", "value"),
+    aten.select_scatter.default: ("self", "src"),
+    aten.slice_scatter.default: ("self", "src"),
+    aten.index_copy.default: ("self", "source"),
+    aten.masked_fill.Scalar: ("self", "value"),
+    aten.masked_fill.Tensor: ("self", "value"),
+    aten.maximum.default: ("self", "other"),
+    aten.minimum.default: ("self", "other"),
+}
+
+
+def fits_float32(node: object) -> bool:
+    """Tells whether a value holds whole numbers that float32 holds exactly."""
+    found = bounds_of(node)
+    return found is not None and found[0] >= -LARGEST_EXACT and found[1] <= LARGEST_EXACT
+
+
+def is_never_negative(node: object) -> bool:
+    """Tells whether a value holds whole numbers of 0 or more."""
+    found = bounds_of(node)
+    return found is not None and found[0] >= 0
+
+
+def bounds_of(node: object) -> Bounds | None:
+    """Returns the smallest and the largest whole number a value may hold, or None for unknown."""
+    return _Reader().read(node)
+
+
+def arange_bounds(node: Node) -> tuple[float, float, float]:
+    """Returns (first, stop, step) of an arange."""
+    first: float = 0 if node.target is aten.arange.default else argument(node, "start")
+    stop: float = argument(node, "end")
+    step: float = argument(node, "step") if node.target is aten.arange.start_step else 1
+    return first, stop, step
+
+
+class _Reader:
+    """Reads the bounds of values, each once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Node, Bounds | None] = {}
+
+    def read(self, given: object) -> Bounds | None:
+        """Returns the bounds of a node's value, or of a number."""
+        if isinstance(given, bool | int):
+            return int(given), int(given)
+        if isinstance(given, float) and given.is_integer():
+            return int(given), int(given)
+        if not isinstance(given, Node) or not is_tensor(given):
+            return None
+        if given not in self._known:
+            self._known[given] = None
+            self._known[given] = self._read(given)
+        return self._known[given]
+
+    def _read(self, node: Node) -> Bounds | None:
+        if dtype_of(node) == torch.bool:
+            return 0, 1
+        if node.op == "placeholder":
+            return _of_constant(node)
+        if node.op != "call_function":
+            return None
+        if is_call(node, *_POSITIONS):
+            return 0, _length(node) - 1
+        if is_call(node, *_ARANGES):
+            return _of_arange(node)
+        if is_call(node, *_MOVES):
+            return self.read(operand(node))
+        if is_call(node, *_CONVERSIONS):
+            return self.read(operand(node)) if dtype_of(node) in _EXACT else None
+        if is_call(node, *_FULLS):
+            return self.read(argument(node, "fill_value"))
+        if is_call(node, *_ZEROS, *_ONES):
+            number = int(is_call(node, *_ONES))
+            return number, number
+        if node.target in _JOINS:
+            return self._union(argument(node, name) for name in _JOINS[node.target])
+        if is_call(node, aten.cat.default, aten.stack.default):
+            return self._union(argument(node, "tensors"))
+        if is_call(node, aten.index_put.default) and not argument(node, "accumulate"):
+            return self._union((operand(node), operand(node, "values")))
+        if is_call(node, torch.ops.tokexport.gather_tokens.default):
+            return self.read(operand(node, "x"))
+        if node.target is operator.getitem:
+            return self._part(node)
+        if (compute := _ARITHMETIC.get(node.target)) is not None:
+            return compute(self, node)
+        return None
+
+    def _union(self, parts: Iterable[object]) -> Bounds | None:
+        found = [self.read(part) for part in parts]
+        known = [part for part in found if part is not None]
+        if not known or len(known) < len(found):
+            return None
+        return min(low for low, _ in known), max(high for _, high in known)
+
+    def _part(self, node: Node) -> Bounds | None:
+        """Reads one of several results."""
+        call, position = node.args[0], node.args[1]
+        if is_call(call, torch.ops.tokexport.bipartite_match.default):
+            assert isinstance(call, Node)
+            rows, columns = shape_of(operand(call, "scores"))[1:]
+            return 0, (columns if position == 2 else rows) - 1
+        if is_call(call, *_VALUES_AND_POSITIONS):
+            assert isinstance(call, Node)
+            return (0, _length(call) - 1) if position == 1 else self.read(operand(call))
+        if is_call(call, *_SPLITS):
+            assert isinstance(call, Node)
+            return self.read(operand(call))
+        return None
+
+    def added(self, node: Node, sign: int) -> Bounds | None:
+        """Reads a sum or a difference."""
+        one, other = self.read(node.args[0]), self.read(node.args[1])
+        if one is None or other is None or argument(node, "alpha") != 1:
+            return None
+        low, high = sorted((sign * other[0], sign * other[1]))
+        return one[0] + low, one[1] + high
+
+    def multiplied(self, node: Node) -> Bounds | None:
+        """Reads a product."""
+        one, other = self.read(node.args[0]), self.read(node.args[1])
+        if one is None or other is None:
+            return None
+        corners = [a * b for a in one for b in other]
+        return min(corners), max(corners)
+
+    def remainder(self, node: Node) -> Bounds | None:
+        """Reads a remainder by a positive number: torch gives it the sign of the divisor."""
+        divisor = node.args[1]
+        whole = self.read(operand(node)) is not None or not dtype_of(node).is_floating_point
+        if whole and isinstance(divisor, int) and divisor > 0:
+            return 0, divisor - 1
+        return None
+
+    def floored(self, node: Node) -> Bounds | None:
+        """Reads a division by a positive number, rounded down."""
+        one, divisor = self.read(operand(node)), node.args[1]
+        down = (
+            node.target is aten.floor_divide.default or argument(node, "rounding_mode") == "floor"
+        )
+        if one is None or not down or not isinstance(divisor, int) or divisor <= 0:
+            return None
+        return one[0] // divisor, one[1] // divisor
+
+    def summed(self, node: Node) -> Bounds | None:
+        """Reads a sum over axes, or a running one."""
+        one = self.read(operand(node))
+        if one is None:
+            return None
+        terms = 1
+        for size in shape_of(operand(node)):
+            terms *= size
+        return min(one[0] * terms, one[0]), max(one[1] * terms, one[1])
+
+    def clamped(self, node: Node) -> Bounds | None:
+        """Reads a clamp by numbers."""
+        low, high = argument(node, "min"), argument(node, "max")
+        one = self.read(operand(node))
+        if not all(isinstance(limit, int | None) for limit in (low, high)):
+            return None
+        if one is None:
+            whole = not dtype_of(node).is_floating_point
+            return (low, high) if whole and low is not None and high is not None else None
+        low, high = one[0] if low is None else low, one[1] if high is None else high
+        return min(max(one[0], low), high), min(max(one[1], low), high)
+
+
+_ARITHMETIC: Final[dict[Any, Callable[[_Reader, Node], Bounds | None]]] = {
+    aten.add.Tensor: lambda reader, node: reader.added(node, 1),
+    aten.add.Scalar: lambda reader, node: reader.added(node, 1),
+    aten.sub.Tensor: lambda reader, node: reader.added(node, -1),
+    aten.sub.Scalar: lambda reader, node: reader.added(node, -1),
+    aten.mul.Tensor: _Reader.multiplied,
+    aten.mul.Scalar: _Reader.multiplied,
+    aten.remainder.Scalar: _Reader.remainder,
+    aten.div.Tensor_mode: _Reader.floored,
+    aten.floor_divide.default: _Reader.floored,
+    aten.sum.default: _Reader.summed,
+    aten.sum.dim_IntList: _Reader.summed,
+    aten.cumsum.default: _Reader.summed,
+    aten.clamp.default: _Reader.clamped,
+}
+
+
+def _length(node: Node) -> int:
+    """Returns the number of positions that a sort or arg-max chooses from."""
+    sizes = shape_of(operand(node))
+    if argument(node, "dim") is None:
+        count = 1
+        for size in sizes:
+            count *= size
+        return count
+    return sizes[axis(node)] if sizes else 1
+
+
+def _of_arange(node: Node) -> Bounds | None:
+    first, stop, step = arange_bounds(node)
+    if not all(float(number).is_integer() for number in (first, stop, step)):
+        return None
+    positions = range(int(first), int(stop), int(step))
+    return (min(positions), max(positions)) if positions else (0, 0)
+
+
+def _of_constant(node: Node) -> Bounds | None:
+    constant = constant_of(node)
+    if (
+        constant is None
+        or constant.is_floating_point()
+        or not 0 < constant.numel() <= LARGEST_EXACT
+    ):
+        return None
+    return int(constant.min()), int(constant.max())
