@@ -20,6 +20,7 @@ from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.products_as_matmul import ProductsAsMatmul
+from tokexport.graph_passes.torch_passes.read_one_hot import ReadOneHot
 from tokexport.graph_passes.torch_passes.recognise_attention import RecogniseAttention
 from tokexport.graph_passes.torch_passes.recognise_matches import RecogniseMatches
 from tokexport.graph_passes.torch_passes.recognise_merges import RecogniseMerges
@@ -40,6 +41,7 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     RecogniseMatches(),
     GatherRows(),
     ScatterRows(),
+    ReadOneHot(),
     DropIdentities(),
     ShareRepeats(),
     RecogniseMerges(),

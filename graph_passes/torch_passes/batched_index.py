@@ -3,6 +3,7 @@
 ========================================  ==============================================
 ``x[arange(B)[:, None], rows]``            rows (B, K) of x (B, N, …)
 ``x[arange(B)[…], arange(H)[…], rows]``    rows (B, H, K) of x (B, H, N, …)
+``x[arange(B), row]``                      row (B,): one of each image
 ========================================  ==============================================
 """
 
@@ -14,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.calls import argument, operand, shape_of
-from tokexport.graph_passes.torch_passes.editor import Editor
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.row_layout import RowLayout
 from tokexport.graph_passes.torch_passes.token_indices import (
     counted_from_start,
@@ -32,16 +33,21 @@ class BatchedIndex:
         sizes: The sizes of the batch axes, then the number of rows.
         layout: The batch axes, the axis of the rows, and the channels of the data.
         tokens: The number of rows there are to index.
+        single: Whether there is one row of each image and the result has no axis for it.
     """
 
     rows: Node
     sizes: tuple[int, ...]
     layout: RowLayout
     tokens: int
+    single: bool
 
     def rows_from_start(self, edit: Editor) -> Node:
         """Inserts the rows as (B, K), counted from the start."""
-        rows = edit.expand(counted_from_start(edit, self.rows, self.tokens), self.sizes)
+        rows = counted_from_start(edit, self.rows, self.tokens)
+        if self.single:
+            rows = edit.call(aten.unsqueeze.default, rows, -1)
+        rows = edit.expand(rows, self.sizes)
         return self.layout.flatten_index(edit, rows)
 
 
@@ -56,11 +62,12 @@ def read_batched_index(node: Node) -> BatchedIndex | None:
     *counters, rows = indices
     at = len(counters)
     sizes = tuple(torch.broadcast_shapes(*(shape_of(index) for index in indices)))
-    if len(sizes) != at + 1 or sizes[:at] != data[:at]:
+    single = len(sizes) == at
+    if len(sizes) not in (at, at + 1) or sizes[:at] != data[:at]:
         return None
     for axis, counter in enumerate(counters):
         own = axis - (len(sizes) - len(shape_of(counter)))
         if own < 0 or shape_of(counter)[own] != sizes[axis] or not counts_along(counter, own):
             return None
     layout = RowLayout(tuple(range(at)), at, tuple(range(at + 1, len(data))))
-    return BatchedIndex(rows, sizes, layout, data[at])
+    return BatchedIndex(rows, (*sizes, 1) if single else sizes, layout, data[at], single)

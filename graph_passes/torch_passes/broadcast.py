@@ -41,6 +41,17 @@ _ELEMENTWISE = frozenset(
         aten.clone.default,
     }
 )
+_FILLS = (
+    aten.full.default,
+    aten.full_like.default,
+    aten.zeros.default,
+    aten.zeros_like.default,
+    aten.ones.default,
+    aten.ones_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+)
 _REGROUPS = (
     aten.squeeze.dim,
     aten.squeeze.dims,
@@ -62,6 +73,8 @@ _MOVES = (
 
 def varying_axes(node: Node) -> frozenset[int]:
     """Returns the axes along which the values may differ; of size-1 axes none does."""
+    if is_call(node, *_FILLS):
+        return frozenset()
     shape = shape_of(node)
     wide = frozenset(a for a, size in enumerate(shape) if size > 1)
     kept = kept_axes(node)

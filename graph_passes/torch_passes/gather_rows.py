@@ -5,6 +5,7 @@ Before → after::
     gather(x, 1, rows[:, :, None].expand(B, K, C))      →  gather_tokens(x, rows)
     take_along_dim(x, rows[:, :, None], 1)               →  gather_tokens(x, rows)
     x[arange(B)[:, None], rows]                          →  gather_tokens(x, rows)
+    x.flatten(0, 1)[(rows + N * arange(B)[:, None]).flatten()]  →  gather_tokens(x, rows)
     x[:, rows]                                           →  index_select(x, 1, rows)
 
 ``index_select`` takes whole rows already, the same of every image. An index that differs by channel
@@ -29,7 +30,9 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     shape_of,
 )
+from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.flat_index import read_flat_index
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.row_layout import RowLayout, layout_of_index, narrowed
 from tokexport.graph_passes.torch_passes.token_indices import counted_from_start, is_index_tensor
@@ -44,6 +47,7 @@ class GatherRows(TorchPass):
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many gathers it changed."""
         changed = 0
+        constants = ConstantValues()
         for node in list(edit.graph.nodes):
             with edit.before(node):
                 if is_call(node, aten.gather.default):
@@ -51,7 +55,13 @@ class GatherRows(TorchPass):
                 elif is_call(node, aten.take_along_dim.default):
                     new = _take_along_dim(edit, node)
                 elif is_call(node, aten.index.Tensor):
-                    new = _batched_index(edit, node) or _rows_of_every_image(edit, node)
+                    new = (
+                        _batched_index(edit, node)
+                        or _flat_index(edit, node, constants)
+                        or _rows_of_every_image(edit, node)
+                    )
+                elif is_call(node, aten.index_select.default):
+                    new = _flat_index(edit, node, constants)
                 else:
                     new = None
             if new is not None:
@@ -86,8 +96,21 @@ def _batched_index(edit: Editor, node: Node) -> Node | None:
     found = read_batched_index(node)
     if found is None:
         return None
-    rows = found.rows_from_start(edit)
-    return _gather_tokens(edit, found.layout, operand(node), rows, shape_of(node))
+    data, rows = operand(node), found.rows_from_start(edit)
+    shape = (*found.sizes, *shape_of(data)[len(found.sizes) :])
+    return edit.view(_gather_tokens(edit, found.layout, data, rows, shape), shape_of(node))
+
+
+def _flat_index(edit: Editor, node: Node, constants: ConstantValues) -> Node | None:
+    """Takes rows of all images in one axis."""
+    found = read_flat_index(node, constants)
+    if found is None:
+        return None
+    batch, count = found.sizes
+    layout = RowLayout((0,), 1, tuple(range(2, len(shape_of(found.data)))))
+    rows = edit.expand(found.rows, found.sizes)
+    shape = (batch, count, *shape_of(found.data)[2:])
+    return edit.view(_gather_tokens(edit, layout, found.data, rows, shape), shape_of(node))
 
 
 def _rows_of_every_image(edit: Editor, node: Node) -> Node | None:

@@ -8,7 +8,8 @@
 ===========================  ====================================================================
 
 argsort, sort and topk all say ``Ranked``; slices, unsqueezes and expands in any order leave the
-meaning as it is.
+meaning as it is. Numbers come ``Signed``: the smallest distance is the largest of the distances'
+negatives, and both prefer the lower index among equals.
 """
 
 from __future__ import annotations
@@ -47,10 +48,18 @@ _SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 
 
 @dataclass(frozen=True)
+class Signed:
+    """The numbers of a node, or their negatives."""
+
+    node: Node
+    negative: bool = False
+
+
+@dataclass(frozen=True)
 class Ranked:
     """Positions start…stop of the tokens by descending values (B, Na)."""
 
-    values: Node
+    values: Signed
     start: int
     stop: int
 
@@ -70,14 +79,14 @@ class Ascending:
 class Partner:
     """The best column of each row of scores (B, Na, Nb)."""
 
-    scores: Node
+    scores: Signed
 
 
 @dataclass(frozen=True)
 class PartnerOf:
     """The best columns of the ranked rows."""
 
-    scores: Node
+    scores: Signed
     at: Ranked
 
 
@@ -105,7 +114,7 @@ class IndexReader:
             return _order(node)
         if node.target is operator.getitem:
             return self._result(node)
-        if is_call(node, aten.argmax.default):
+        if is_call(node, aten.argmax.default, aten.argmin.default):
             return _partner(node)
         if is_call(node, aten.slice.Tensor):
             return self._slice(node)
@@ -131,14 +140,15 @@ class IndexReader:
         call, position = node.args[0], node.args[1]
         assert isinstance(call, Node)
         assert isinstance(position, int)
-        if is_call(call, aten.max.dim) and position == 1:
+        if is_call(call, aten.max.dim, aten.min.dim) and position == 1:
             return _partner(call)
         if is_call(call, *_SORTS):
             return _order(call) if position == 1 else self._in_order(call)
         if is_call(call, aten.topk.default) and position == 1:
             source = operand(call)
-            if argument(call, "largest") and _along_tokens(source, axis(call)):
-                return Ranked(values_of(source), 0, argument(call, "k"))
+            if _along_tokens(source, axis(call)):
+                values = values_of(source, not argument(call, "largest"))
+                return Ranked(values, 0, argument(call, "k"))
         if is_call(call, *_SPLITS) and axis(call) == 1:
             whole = self.read(operand(call))
             start = sum(int(part.shape[1]) for part in value(call)[:position])
@@ -165,43 +175,51 @@ class IndexReader:
         return _part(whole, start, stop) if along == 1 else None
 
 
-def values_of(node: Node) -> Node:
-    """Walks back from (B, Na, 1) and the like to the values that were spread."""
-    while is_call(node, *_SHAPE_ONLY) and _only_spread(operand(node), node):
-        node = operand(node)
-    return node
+def values_of(node: Node, negative: bool = False) -> Signed:
+    """Walks back from (B, Na, 1) and the like to the values that were spread or negated."""
+    while True:
+        if is_call(node, *_SHAPE_ONLY) and _only_spread(operand(node), node):
+            node = operand(node)
+        elif is_call(node, aten.neg.default):
+            node, negative = operand(node), not negative
+        else:
+            return Signed(node, negative)
 
 
-def best_of(values: Node) -> Node | None:
+def best_of(values: Signed) -> Signed | None:
     """Returns the scores (B, Na, Nb) whose best value per row the values (B, Na) are."""
-    values = values_of(values)
-    call = values.args[0] if values.target is operator.getitem else None
+    found = values_of(values.node, values.negative)
+    node = found.node
+    call = node.args[0] if node.target is operator.getitem else None
     partner = None
-    if is_call(call, aten.max.dim) and values.args[1] == 0:
+    if is_call(call, aten.max.dim, aten.min.dim) and node.args[1] == 0:
         assert isinstance(call, Node)
         partner = _partner(call)
-    elif is_call(values, aten.amax.default) and len(argument(values, "dim")) == 1:
-        partner = _partner_along(operand(values), argument(values, "dim")[0])
-    return partner.scores if partner else None
+    elif is_call(node, aten.amax.default, aten.amin.default) and len(argument(node, "dim")) == 1:
+        smallest = is_call(node, aten.amin.default)
+        partner = _partner_along(operand(node), argument(node, "dim")[0], smallest)
+    return partner.scores if partner and partner.scores.negative == found.negative else None
 
 
 def _order(node: Node) -> Ranked | None:
     """Reads the indices of a sort of all tokens."""
     source = operand(node)
-    if not argument(node, "descending") or not _along_tokens(source, axis(node)):
+    if not _along_tokens(source, axis(node)):
         return None
-    return Ranked(values_of(source), 0, shape_of(source)[1])
+    values = values_of(source, not argument(node, "descending"))
+    return Ranked(values, 0, shape_of(source)[1])
 
 
 def _partner(node: Node) -> Partner | None:
-    """Reads an arg-max over the last axis of scores (B, Na, Nb)."""
-    return _partner_along(operand(node), argument(node, "dim"))
+    """Reads an arg-max or arg-min over the last axis of scores (B, Na, Nb)."""
+    smallest = is_call(node, aten.min.dim, aten.argmin.default)
+    return _partner_along(operand(node), argument(node, "dim"), smallest)
 
 
-def _partner_along(scores: Node, along: int | None) -> Partner | None:
+def _partner_along(scores: Node, along: int | None, smallest: bool) -> Partner | None:
     if along is None or len(shape_of(scores)) != 3 or along % 3 != 2:
         return None
-    return Partner(scores)
+    return Partner(Signed(scores, smallest))
 
 
 def _part(whole: Meaning | None, start: int, stop: int) -> Meaning | None:

@@ -6,7 +6,10 @@ Before → after::
     scaled_dot_product_attention(q, k, v, bias)    →  sized_attention(q, k, v, bias, 1/√D)
 
 where ``bias`` is absent or differs only by image and key, (B, N) spread over heads and queries:
-the log of the token sizes in ToMe's proportional attention. Other biases, and probabilities or
+the log of the token sizes in ToMe's proportional attention. Several biases are added up, keys
+filled with -∞ are a bias, and a maximum taken off the logits changes nothing. Queries, keys and
+values of three axes, as without heads or with images and heads in one, and those spread over each
+other, as queries shared by all images, are laid out as four. Other biases, and probabilities or
 logits that something else reads too, stay as they are.
 """
 
@@ -19,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
+from tokexport.graph_passes.torch_passes.attention_logits import Bias, read_logits, unscaled
 from tokexport.graph_passes.torch_passes.broadcast import collapse, varying_axes
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
@@ -33,35 +37,43 @@ from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 
 _SOFTMAXES = (aten.softmax.int, aten._softmax.default)
-_DIVISIONS = (aten.div.Tensor, aten.div.Scalar)
-_FACTORS = (aten.mul.Tensor, aten.mul.Scalar, *_DIVISIONS)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """The parts of an attention.
+    """The parts of an attention, of two to four axes each.
 
     Attributes:
-        q: The queries (B, H, Nq, D).
-        k: The keys (B, H, N, D), or (B, H, D, N) where ``k_turned``.
-        v: The values (B, H, N, Dv).
-        bias: What is added to the logits; None for nothing.
+        q: The queries (…, Nq, D).
+        k: The keys (…, N, D), or (…, D, N) where ``k_turned``.
+        v: The values (…, N, Dv).
+        biases: What is added to the logits.
         scale: The factor of the products.
         k_turned: Whether k is already transposed.
+        groups: How many heads of q share one of k and v.
     """
 
     q: Node
     k: Node
     v: Node
-    bias: Node | None
+    biases: tuple[Bias, ...]
     scale: float
     k_turned: bool = False
+    groups: int = 1
 
     @property
     def keys(self) -> tuple[int, ...]:
-        """The shape of k as (B, H, N, D)."""
+        """The shape of k as (…, N, D)."""
         shape = shape_of(self.k)
         return (*shape[:-2], *shape[:-3:-1]) if self.k_turned else shape
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The axes that q, k and v have in common, spread over each other."""
+        if self.groups > 1:
+            return shape_of(self.q)[:-2]
+        parts = (shape_of(self.q), self.keys, shape_of(self.v))
+        return tuple(torch.broadcast_shapes(*(shape[:-2] for shape in parts)))
 
 
 class RecogniseAttention(TorchPass):
@@ -76,7 +88,7 @@ class RecogniseAttention(TorchPass):
             found = read_attention(node)
             if isinstance(found, Attention):
                 with edit.before(node):
-                    edit.replace(node, _insert(edit, found))
+                    edit.replace(node, _insert(edit, found, node))
                 changed += 1
         return changed
 
@@ -97,38 +109,34 @@ def read_attention(node: Node) -> Attention | str | None:
 
 def _from_fused(node: Node) -> Attention | str:
     q, k, v = (operand(node, name) for name in ("query", "key", "value"))
-    for option in ("dropout_p", "is_causal", "enable_gqa"):
+    for option in ("dropout_p", "is_causal"):
         if argument(node, option):
             return f"it is called with {option}={argument(node, option)}"
-    scale = argument(node, "scale")
+    scale, mask = argument(node, "scale"), argument(node, "attn_mask")
     if scale is None:
         scale = 1.0 / math.sqrt(shape_of(q)[-1])
-    return Attention(q, k, v, argument(node, "attn_mask"), float(scale))
+    groups = 1
+    if argument(node, "enable_gqa"):
+        groups = shape_of(q)[-3] // shape_of(k)[-3]
+    biases = () if mask is None else (Bias(mask),)
+    return Attention(q, k, v, biases, float(scale), groups=groups)
 
 
 def _from_products(node: Node) -> Attention | str:
     weights, v = operand(node), operand(node, "other")
-    logits, bias = operand(weights), None
+    logits = operand(weights)
     if len(weights.users) != 1:
         return f"its probabilities are read by {_other_readers(weights, node)} too"
     if axis(weights) != len(shape_of(weights)) - 1:
         return f"its softmax runs over axis {axis(weights)} of {shape_of(weights)}, not the keys"
     if dtype_of(logits) != dtype_of(weights):
         return f"its softmax turns {dtype_of(logits)} into {dtype_of(weights)}"
-    if len(logits.users) != 1:
-        return f"its logits are read by {_other_readers(logits, weights)} too"
-    if is_call(logits, aten.add.Tensor) and argument(logits, "alpha") == 1:
-        first, second = logits.args[:2]
-        if isinstance(first, Node) and isinstance(second, Node):
-            logits, bias = (first, second) if _is_product(first) else (second, first)
-    product, outer = _unscaled(logits)
-    if not is_call(product, aten.matmul.default):
-        return f"its logits come from {operator_name(product)}, not from q · kᵀ"
-    if len(product.users) != 1:
-        return f"its q · kᵀ is read {len(product.users)} times, and not only for the softmax"
-    q, inner = _unscaled(operand(product))
-    k, turned = _untransposed(operand(product, "other"))
-    return Attention(q, k, v, bias, outer * inner, turned)
+    read = read_logits(logits, weights)
+    if isinstance(read, str):
+        return read
+    q, inner = unscaled(operand(read.product))
+    k, turned = _untransposed(operand(read.product, "other"))
+    return Attention(q, k, v, read.biases, read.scale * inner, turned)
 
 
 def _other_readers(node: Node, known: Node) -> str:
@@ -138,48 +146,69 @@ def _other_readers(node: Node, known: Node) -> str:
 def _misfit(found: Attention) -> str:
     """Says which shape or dtype is not the operator's, or how the bias is not one of keys."""
     q, k, v = shape_of(found.q), found.keys, shape_of(found.v)
-    if not len(q) == len(k) == len(v) == 4 or not q[:2] == k[:2] == v[:2]:
-        return f"its q {q}, k {k} and v {v} are not (B, H, N, D) of the same B and H"
+    if not all(2 <= len(shape) <= 4 for shape in (q, k, v)) or not 1 <= len(found.batch) <= 2:
+        return f"its q {q}, k {k} and v {v} are not (B, H, N, D)"
     kinds = {dtype_of(part) for part in (found.q, found.k, found.v)}
     if len(kinds) != 1 or not kinds.pop().is_floating_point:
         return "its q, k and v are not of one floating-point type"
-    if found.bias is None:
-        return ""
-    if dtype_of(found.bias) != dtype_of(found.q):
-        return f"its bias is {dtype_of(found.bias)} and not {dtype_of(found.q)}"
-    bias = shape_of(found.bias)
-    if len(bias) != 4 or bias[3] != k[2] or bias[0] not in (1, q[0]):
+    for bias in found.biases:
+        if why := _misfit_of_bias(found, bias.node):
+            return why
+    return ""
+
+
+def _misfit_of_bias(found: Attention, node: Node) -> str:
+    if dtype_of(node) not in (dtype_of(found.q), torch.bool):
+        return f"its bias is {dtype_of(node)} and not {dtype_of(found.q)}"
+    rank, bias = len(found.batch) + 2, shape_of(node)
+    if len(bias) > rank or (bias and bias[-1] not in (1, found.keys[-2])):
         return f"its bias {bias} is not (B, 1, 1, N)"
-    varies = varying_axes(found.bias)
-    across = [name for axis_, name in ((1, "heads"), (2, "queries")) if axis_ in varies]
+    varies = {a + rank - len(bias) for a in varying_axes(node)}
+    places = {rank - 2: "queries"} | ({1: "heads"} if rank == 4 else {})
+    across = [name for place, name in sorted(places.items()) if place in varies]
     return f"its bias differs by {' and '.join(across)}" if across else ""
 
 
-def _insert(edit: Editor, found: Attention) -> Node:
-    log_size = None
-    if found.bias is not None:
-        log_size = edit.expand(collapse(edit, found.bias, (0, 3)), (found.keys[0], found.keys[2]))
-    k = edit.call(aten.transpose.int, found.k, 2, 3) if found.k_turned else found.k
+def _insert(edit: Editor, found: Attention, node: Node) -> Node:
+    """Inserts the operator on q, k, v of four axes, and gives its result the shape it had."""
+    k = found.k
+    if found.k_turned:
+        rank = len(shape_of(k))
+        k = edit.call(aten.transpose.int, k, rank - 2, rank - 1)
+    parts = [found.q, k, found.v]
+    if found.groups > 1:
+        parts[1:] = [_repeated(edit, part, found.groups) for part in parts[1:]]
+    heads = found.batch if len(found.batch) == 2 else (found.batch[0], 1)
+    q, k, v = (
+        edit.view(
+            edit.expand(part, (*found.batch, *shape_of(part)[-2:])), (*heads, *shape_of(part)[-2:])
+        )
+        for part in parts
+    )
+    log_size = _log_size(edit, found, heads[0])
     attention = torch.ops.tokexport.sized_attention.default
-    return edit.call(attention, found.q, k, found.v, log_size, found.scale)
+    return edit.view(edit.call(attention, q, k, v, log_size, found.scale), shape_of(node))
 
 
-def _is_product(node: Node) -> bool:
-    """Tells whether a value is a product of matrices, scaled or not."""
-    return is_call(_unscaled(node)[0], aten.matmul.default)
+def _repeated(edit: Editor, part: Node, groups: int) -> Node:
+    """Repeats each head of (B, H, N, D) for the queries' heads that share it."""
+    *batch, heads, rows, width = shape_of(part)
+    wide = edit.call(aten.unsqueeze.default, part, -3)
+    wide = edit.expand(wide, (*batch, heads, groups, rows, width))
+    return edit.view(wide, (*batch, heads * groups, rows, width))
 
 
-def _unscaled(node: Node) -> tuple[Node, float]:
-    """Splits off a factor that is a number: x · c or x / c."""
-    if is_call(node, *_FACTORS) and len(node.users) == 1:
-        x, factor = node.args[:2]
-        if (
-            isinstance(x, Node)
-            and isinstance(factor, int | float)
-            and dtype_of(x) == dtype_of(node)
-        ):
-            return x, 1.0 / factor if is_call(node, *_DIVISIONS) else float(factor)
-    return node, 1.0
+def _log_size(edit: Editor, found: Attention, images: int) -> Node | None:
+    """Inserts the sum of the biases as (B, N)."""
+    total = None
+    rank = len(found.batch) + 2
+    for bias in found.biases:
+        shape = shape_of(bias.node)
+        lifted = edit.view(bias.node, (*[1] * (rank - len(shape)), *shape))
+        keys = edit.expand(collapse(edit, lifted, (0, rank - 1)), (images, found.keys[-2]))
+        term = bias.as_numbers(edit, keys, dtype_of(found.q))
+        total = term if total is None else edit.call(aten.add.Tensor, total, term)
+    return total
 
 
 def _untransposed(node: Node) -> tuple[Node, bool]:

@@ -10,6 +10,7 @@ Before → after::
 
 Source of the algorithm: Bolya et al. 2023 (ToMe), section 3. What counts is the meaning that
 ``index_expressions`` reads, not the spelling: argsort, sort or topk, any axes of size 1 between.
+Where the best is the smallest, as of distances, the match is that of the negated scores.
 The partners of the r best rows must be read; without them it is a ranking, not a match.
 """
 
@@ -22,13 +23,14 @@ import torch
 from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.calls import dtype_of, shape_of
-from tokexport.graph_passes.torch_passes.editor import Editor
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.index_expressions import (
     Ascending,
     IndexReader,
     Meaning,
     PartnerOf,
     Ranked,
+    Signed,
     best_of,
 )
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
@@ -45,7 +47,7 @@ class RecogniseMatches(TorchPass):
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many matches there are."""
         reader = IndexReader()
-        readings: dict[Node, _Readings] = defaultdict(list)
+        readings: dict[Signed, _Readings] = defaultdict(list)
         for node in edit.graph.nodes:
             meaning = reader.read(node)
             scores = _scores(meaning)
@@ -54,18 +56,17 @@ class RecogniseMatches(TorchPass):
         return sum(_rewrite(edit, scores, found) for scores, found in readings.items())
 
 
-def _scores(meaning: Meaning | None) -> Node | None:
+def _scores(meaning: Meaning | None) -> Signed | None:
     """Returns the score matrix that a meaning speaks of."""
     if isinstance(meaning, PartnerOf):
-        own = best_of(meaning.at.values)
-        return meaning.scores if own is meaning.scores else None
+        return meaning.scores if best_of(meaning.at.values) == meaning.scores else None
     ranked = meaning.of if isinstance(meaning, Ascending) else meaning
     return best_of(ranked.values) if isinstance(ranked, Ranked) else None
 
 
-def _rewrite(edit: Editor, scores: Node, found: _Readings) -> int:
+def _rewrite(edit: Editor, scores: Signed, found: _Readings) -> int:
     """Replaces the indices of one score matrix; returns the number of matches made."""
-    rows = shape_of(scores)[1]
+    rows = shape_of(scores.node)[1]
     known = {node for node, _ in found}
     counts = {m.at.stop for _, m in found if isinstance(m, PartnerOf) and m.at.start == 0}
     matches = 0
@@ -78,8 +79,9 @@ def _rewrite(edit: Editor, scores: Node, found: _Readings) -> int:
         }
         orders = [order for order, group in kept.items() if any(_is_read(n, known) for n in group)]
         for number, order in enumerate(orders or ["score"]):
-            with edit.after(scores, origin=dst[0]):
-                match = edit.call(torch.ops.tokexport.bipartite_match.default, scores, r, order)
+            with edit.after(scores.node, origin=dst[0]):
+                best = edit.call(aten.neg.default, scores.node) if scores.negative else scores.node
+                match = edit.call(torch.ops.tokexport.bipartite_match.default, best, r, order)
                 results = [edit.item(match, position) for position in range(3)]
             groups = (kept[order], src, dst) if number == 0 else (kept[order], [], [])
             for group, result in zip(groups, results, strict=True):

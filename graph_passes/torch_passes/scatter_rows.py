@@ -11,8 +11,9 @@ An index that differs by channel is laid out with one channel a row, (B·C, N, 1
 element-wise reduction is left: the stock exporter writes ``mean`` as an overwrite, and TensorRT
 takes no scatter reduction at all. Source of the meaning: torch.Tensor.scatter_reduce.
 
-Integers have no row form. Theirs stay ``scatter_reduce``, which is exact in ONNX but for the mean;
-that becomes the sum divided, rounding down as torch does, by the number of terms.
+Integers that stay below 2²⁴, such as counts, are scattered as floats and cast back. Others have no
+row form: theirs stay ``scatter_reduce``, which is exact in ONNX but for the mean; that becomes the
+sum divided, rounding down as torch does, by the number of terms.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from tokexport.graph_passes.torch_passes.calls import (
 )
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.integer_bounds import LARGEST_EXACT, bounds_of
 from tokexport.graph_passes.torch_passes.row_layout import layout_of_index, narrowed
+from tokexport.graph_passes.torch_passes.token_indices import counted_from_start, is_index_tensor
 
 #: The names that the deprecated ``scatter(…, reduce=…)`` has for the modes.
 _OLD_NAMES: Final = {"add": "sum", "multiply": "prod"}
@@ -140,25 +143,52 @@ def _indexed(edit: Editor, node: Node, mode: str) -> Scatter:
     """Spreads the index (K,) of an index_add and the like over the other axes of its source."""
     source, along = operand(node, "source"), axis(node)
     sizes = shape_of(source)
+    return Scatter(
+        operand(node), along, _spread(edit, operand(node, "index"), sizes, along), source, mode
+    )
+
+
+def _spread(edit: Editor, index: Node, sizes: tuple[int, ...], along: int) -> Node:
+    """Spreads positions (K,) over the other axes of what they are scattered from."""
+    if dtype_of(index) != torch.int64:
+        index = edit.call(aten._to_copy.default, index, dtype=torch.int64)
     column = [1] * len(sizes)
     column[along] = sizes[along]
-    index = edit.expand(edit.view(operand(node, "index"), column), sizes)
-    return Scatter(operand(node), along, index, source, mode)
+    return edit.expand(edit.view(index, column), sizes)
 
 
 def _index_put(edit: Editor, node: Node) -> Scatter | None:
-    """Takes y[arange(B)[:, None], rows] = x, and the same with accumulate."""
+    """Takes y[arange(B)[:, None], rows] = x and y[:, rows] = x, and the same with accumulate."""
     found = read_batched_index(node)
     if found is None:
-        return None
+        return _index_put_of_every_image(edit, node)
     data, rank = operand(node), len(shape_of(operand(node)))
     sizes = (*found.sizes, *shape_of(data)[len(found.sizes) :])
     rows = edit.view(
         found.rows_from_start(edit), (*found.sizes, *(1 for _ in range(len(found.sizes), rank)))
     )
-    source = edit.expand(operand(node, "values"), sizes)
+    source = operand(node, "values")
+    if found.single and len(shape_of(source)) > rank - found.layout.rows - 1:
+        source = edit.call(aten.unsqueeze.default, source, found.layout.rows - rank)
+    source = edit.expand(source, sizes)
     mode = "sum" if argument(node, "accumulate") else "none"
     return Scatter(data, found.layout.rows, edit.expand(rows, sizes), source, mode)
+
+
+def _index_put_of_every_image(edit: Editor, node: Node) -> Scatter | None:
+    """Takes y[:, rows] = x with rows (K,)."""
+    data, indices = operand(node), list(argument(node, "indices"))
+    given = [a for a, index in enumerate(indices) if index is not None]
+    if len(given) != 1 or not is_index_tensor(indices[given[0]]):
+        return None
+    along, index = given[0], indices[given[0]]
+    if len(shape_of(index)) != 1:
+        return None
+    before = shape_of(data)
+    sizes = (*before[:along], *shape_of(index), *before[along + 1 :])
+    index = _spread(edit, counted_from_start(edit, index, before[along]), sizes, along)
+    mode = "sum" if argument(node, "accumulate") else "none"
+    return Scatter(data, along, index, edit.expand(operand(node, "values"), sizes), mode)
 
 
 _FORMS: Final[dict[Any, Callable[[Editor, Node], Scatter | None]]] = {
@@ -185,9 +215,32 @@ def _write(edit: Editor, node: Node, scatter: Scatter) -> Node | None:
         return _write_rows(edit, scatter)
     if scatter.mode == "none":
         return None
+    if _stays_exact(scatter):
+        return _write_as_floats(edit, scatter)
     if scatter.mode == "mean":
         return _write_integer_mean(edit, scatter)
     return None if is_call(node, aten.scatter_reduce.two) else _reduce(edit, scatter)
+
+
+def _stays_exact(scatter: Scatter) -> bool:
+    """Tells whether float32 holds every number on the way to the result."""
+    if scatter.mode not in ("sum", "amax", "amin"):
+        return False
+    parts = [bounds_of(part) for part in (scatter.data, scatter.source)]
+    if any(part is None for part in parts):
+        return False
+    own, given = (max(abs(low), abs(high)) for low, high in (p for p in parts if p is not None))
+    terms = shape_of(scatter.index)[scatter.axis] if scatter.mode == "sum" else 1
+    return own + terms * given <= LARGEST_EXACT
+
+
+def _write_as_floats(edit: Editor, scatter: Scatter) -> Node:
+    data, source = (
+        edit.call(aten._to_copy.default, part, dtype=torch.float32)
+        for part in (scatter.data, scatter.source)
+    )
+    result = _write_rows(edit, replace(scatter, data=data, source=source))
+    return edit.call(aten._to_copy.default, result, dtype=dtype_of(scatter.data))
 
 
 def _write_rows(edit: Editor, scatter: Scatter) -> Node:

@@ -40,7 +40,8 @@ CHAINS: dict[str, tuple[Callable[[Tensor], Tensor], set[int]]] = {
     "one row for all": (lambda r: r[:, :1].expand(2, 3), {0}),
     "slice of what does not vary": (lambda r: r[..., None].expand(2, 3, 4)[..., 1:3], {0, 1}),
     "select of an axis of one": (lambda r: r[..., None].log()[:, None, None, :, 0], {0, 3}),
-    "sum": (lambda r: r[:, :, None] + torch.zeros(4), {0, 1, 2}),
+    "sum": (lambda r: r[:, :, None] + torch.arange(4), {0, 1, 2}),
+    "sum with zeros": (lambda r: r[:, :, None] + torch.zeros(4), {0, 1}),
     "sum of two": (lambda r: r[:, :1, None] * 2 + r[:1, None, :], {0, 2}),
     "gather": (
         lambda r: (
@@ -50,7 +51,7 @@ CHAINS: dict[str, tuple[Callable[[Tensor], Tensor], set[int]]] = {
     ),
     "gather by an index that varies": (
         lambda r: (
-            r[..., None].expand(2, 3, 4).gather(1, r.argsort(1)[..., None] * torch.zeros(4).long())
+            r[..., None].expand(2, 3, 4).gather(1, r.argsort(1)[..., None] * (torch.arange(4) > 9))
         ),
         {0, 1, 2},
     ),

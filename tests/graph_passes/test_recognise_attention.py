@@ -45,6 +45,29 @@ ATTENTIONS: dict[str, Attend] = {
     "fused, own scale": lambda q, k, v, s: fused(q, k, v, scale=0.3),
     "fused, sizes": lambda q, k, v, s: fused(q, k, v, attn_mask=additive(s)),
     "fused, spread sizes": lambda q, k, v, s: fused(q, k, v, additive(s).expand(-1, 3, 5, -1)),
+    "bias of rank 2": lambda q, k, v, s: ((q @ k.mT) + s[0, :, 0].log()).softmax(-1) @ v,
+    "einsum": lambda q, k, v, s: torch.einsum(
+        "bhqk,bhkd->bhqd", torch.einsum("bhqd,bhkd->bhqk", q, k).softmax(-1), v
+    ),
+    "values for all images": lambda q, k, v, s: (q @ k.mT).softmax(-1) @ v[:1],
+    "shared keys": lambda q, k, v, s: (q @ k[:, :1].mT).softmax(-1) @ v,
+    "queries of a table": lambda q, k, v, s: (q[0, 0] @ k.mT).softmax(-1) @ v,
+    "one bias for all keys": lambda q, k, v, s: ((q @ k.mT) + s[:, :1, :, None]).softmax(-1) @ v,
+    "two biases": lambda q, k, v, s: (
+        (((q @ k.mT) + additive(s)) + s[:1, None, None, :, 0]).softmax(-1) @ v
+    ),
+    "hidden keys": lambda q, k, v, s: (
+        (q @ k.mT).masked_fill(additive(s) > 0.5, -torch.inf).softmax(-1) @ v
+    ),
+    "keys that are seen": lambda q, k, v, s: (
+        torch.where(additive(s) > 0.1, q @ k.mT, -torch.inf).softmax(-1) @ v
+    ),
+    "maximum taken off": lambda q, k, v, s: (
+        lambda x: (x - x.amax(-1, keepdim=True)).softmax(-1) @ v
+    )((q @ k.mT) * 0.5),
+    "bias spread over zeros": lambda q, k, v, s: (
+        ((q @ k.mT) + (torch.zeros(2, 1, 5, 7) + additive(s))).softmax(-1) @ v
+    ),
     "fused, full mask": lambda q, k, v, s: fused(
         q, k, v, (torch.arange(7) >= 0).expand(2, 3, 5, 7)
     ),
@@ -85,16 +108,16 @@ OTHERS: dict[str, Attend] = {
     "bias of heads": lambda q, k, v, s: (
         ((q @ k.mT) + torch.arange(3.0)[None, :, None, None] * additive(s)).softmax(-1) @ v
     ),
-    "bias of one key": lambda q, k, v, s: ((q @ k.mT) + s[:, :1, :, None]).softmax(-1) @ v,
-    "bias of rank 2": lambda q, k, v, s: ((q @ k.mT) + s[0, :, 0].log()).softmax(-1) @ v,
+    "filled with a number": lambda q, k, v, s: (
+        (q @ k.mT).masked_fill(additive(s) > 0.5, -1e9).softmax(-1) @ v
+    ),
+    "five axes": lambda q, k, v, s: ((q[None] @ k[None].mT).softmax(-1) @ v[None])[0],
+    "another maximum taken off": lambda q, k, v, s: (
+        lambda x: (x - x.amax(-2, keepdim=True)).softmax(-1) @ v
+    )(q @ k.mT),
     "fused, bias of queries": lambda q, k, v, s: fused(q, k, v, wide(q)),
-    "boolean mask": lambda q, k, v, s: fused(q, k, v, (additive(s) > 0.1)),
     "causal": lambda q, k, v, s: fused(q, k, v, is_causal=True),
     "softmax over queries": lambda q, k, v, s: (q @ k.mT).softmax(2) @ v,
-    "einsum": lambda q, k, v, s: torch.einsum("bhqk,bhkd->bhqd", (q @ k.mT).softmax(-1), v),
-    "other values": lambda q, k, v, s: (q @ k.mT).softmax(-1) @ v[:1],
-    "shared keys": lambda q, k, v, s: (q @ k[:, :1].mT).softmax(-1) @ v,
-    "three axes": lambda q, k, v, s: ((q[:, 0] @ k[:, 0].mT).softmax(-1) @ v[:, 0])[:, None],
     "weighted bias": lambda q, k, v, s: torch.add(q @ k.mT, additive(s), alpha=2).softmax(-1) @ v,
     "scaled by a tensor": lambda q, k, v, s: ((q @ k.mT) * s[0, 0, 0]).softmax(-1) @ v,
     "multiplied after": lambda q, k, v, s: ((q @ k.mT).softmax(-1) * additive(s)) @ v,
@@ -115,14 +138,50 @@ def test_what_is_no_such_attention_stays() -> None:
     assert rewritten.recognised == {}
 
 
-def test_grouped_heads_stay() -> None:
-    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return fused(q, k, v, enable_gqa=True)
+OTHER_RANKS: dict[str, Attend] = {
+    "three axes": lambda q, k, v, s: (q[:, 0] @ k[:, 0].mT).softmax(-1) @ v[:, 0],
+    "three axes, sizes": lambda q, k, v, s: (
+        (q[:, 0] @ k[:, 0].mT + s.log().mT).softmax(-1) @ v[:, 0]
+    ),
+    "images and heads in one": lambda q, k, v, s: torch.bmm(
+        torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).softmax(-1), v.flatten(0, 1)
+    ),
+    "a term of its own": lambda q, k, v, s: (
+        torch.baddbmm(s[:1].log().mT, q[:, 0], k[:, 0].mT).softmax(-1) @ v[:, 0]
+    ),
+    "fused": lambda q, k, v, s: fused(q[:, 0], k[:, 0], v[:, 0]),
+    "grouped heads": lambda q, k, v, s: fused(
+        torch.cat([q, q + 1], 1), k.contiguous(), v.contiguous(), enable_gqa=True
+    ),
+}
 
-    q, k, v, _ = inputs()
-    given = q, k[:, :1].contiguous(), v[:, :1].contiguous()
-    rewritten = checked(function, *given)
-    assert rewritten.recognised == {}
+
+@pytest.mark.parametrize("name", OTHER_RANKS)
+def test_other_axes_are_laid_out_as_four(name: str) -> None:
+    rewritten = checked(OTHER_RANKS[name], *inputs(), targets=TARGETS, tolerance=1e-5)
+    assert rewritten.recognised == {"sized_attention": 1}
+
+
+def test_a_mask_of_keys_is_a_bias_and_hides_all_of_an_image_too() -> None:
+    def function(q: Tensor, k: Tensor, v: Tensor, s: Tensor) -> Tensor:
+        return fused(q, k, v, (s[:, :, 0] > 1.5)[:, None, None])
+
+    q, k, v, s = inputs()
+    s[1] = 1.0
+    rewritten = checked(function, q, k, v, s, targets=(*TARGETS, "trt"), tolerance=1e-5)
+    assert rewritten.recognised == {"sized_attention": 1}
+    assert function(q, k, v, s)[1].abs().max() == 0.0
+
+
+def test_the_attention_of_torch_itself() -> None:
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
+
+    def function(x: Tensor) -> Tensor:
+        return attention(x, x, x)[0]  # type: ignore[no-any-return]
+
+    rewritten = checked(function, torch.randn(3, 7, 8), targets=TARGETS, tolerance=1e-5)
+    assert rewritten.recognised == {"sized_attention": 1}
 
 
 @pytest.mark.parametrize("what", ["probabilities", "logits", "product"])

@@ -168,11 +168,7 @@ def test_a_distillation_token_is_put_back_second() -> None:
 
     x = torch.randn(2, 12, 4)
     rewritten = checked(function, x, targets=TARGETS)
-    assert rewritten.recognised == {
-        "bipartite_match": 1,
-        "gather_tokens": 2,
-        "scatter_tokens": 1,
-    }
+    assert rewritten.recognised == {"bipartite_match": 1, "merge_tokens": 1}
 
 
 def test_pruning_the_sources() -> None:
@@ -210,11 +206,7 @@ def test_kept_rows_read_in_both_orders() -> None:
     x = torch.randn(2, 11, 4)
     rewritten = checked(function, x)
     # The scatter is one for both, and so stays apart from either join.
-    assert rewritten.recognised == {
-        "bipartite_match": 2,
-        "gather_tokens": 3,
-        "scatter_tokens": 1,
-    }
+    assert rewritten.recognised == {"bipartite_match": 2, "gather_tokens": 1, "merge_tokens": 1}
 
 
 def test_all_rows_merge() -> None:
@@ -296,3 +288,42 @@ def test_a_new_axis_before_the_tokens_is_not_the_batch() -> None:
         return torch.cat([kept, merged, target], dim=1)
 
     checked(function, torch.randn(3, 3, 4), targets=("ort",))
+
+
+def test_the_nearest_by_distance() -> None:
+    def function(x: Tensor) -> Tensor:
+        a, b = x[:, ::2], x[:, 1::2]
+        nearest, partner = torch.cdist(a, b).min(dim=-1)
+        ranked = nearest.argsort(dim=-1)
+        kept, src = ranked[:, 3:].sort(dim=1)[0], ranked[:, :3]
+        dst = partner.gather(1, src)
+        merged = b.scatter_reduce(1, index(dst, b), a.gather(1, index(src, a)), "mean")
+        return torch.cat([a.gather(1, index(kept, a)), merged], dim=1)
+
+    rewritten = checked(function, torch.randn(2, 12, 4), targets=TARGETS)
+    assert rewritten.recognised == {"bipartite_match": 1, "merge_tokens": 1}
+
+
+def test_the_largest_by_the_order_of_negatives() -> None:
+    def function(x: Tensor) -> Tensor:
+        a, b, scores = scores_of(x)
+        best, partner = scores.max(dim=-1)
+        ranked = (-best).argsort(dim=-1)
+        kept, src = ranked[:, 3:].sort(dim=1)[0], ranked[:, :3]
+        dst = partner.gather(1, src)
+        merged = b.scatter_reduce(1, index(dst, b), a.gather(1, index(src, a)), "mean")
+        return torch.cat([a.gather(1, index(kept, a)), merged], dim=1)
+
+    rewritten = checked(function, torch.randn(2, 11, 4), targets=TARGETS)
+    assert rewritten.recognised == {"bipartite_match": 1, "merge_tokens": 1}
+
+
+def test_the_smallest_of_the_best_is_no_match() -> None:
+    def function(x: Tensor) -> Tensor:
+        _, b, scores = scores_of(x)
+        best, partner = scores.max(dim=-1)
+        worst = best.argsort(dim=-1)[:, :3]
+        return b.gather(1, index(partner.gather(1, worst), b))
+
+    rewritten = checked(function, torch.randn(2, 11, 4), targets=("ort",))
+    assert "bipartite_match" not in rewritten.recognised

@@ -46,10 +46,41 @@ def test_every_mode_is_one_merge() -> None:
     assert calls(rewritten) == {"tokexport.merge_tokens": 5}
 
 
+def test_among_other_parts_it_is_a_merge_too() -> None:
+    def function(
+        a: Tensor, b: Tensor, kept: Tensor, src: Tensor, dst: Tensor
+    ) -> tuple[Tensor, ...]:
+        one, other = (put(b * i, dst, take(a, src)) for i in (1, 2))
+        rest = take(a, kept)
+        return torch.cat([a[:, :1], rest, one], 1), torch.cat([rest, other, b, rest], 1)
+
+    rewritten = checked(function, *inputs(), targets=TARGETS)
+    assert calls(rewritten)["tokexport.merge_tokens"] == 2
+    assert calls(rewritten)["aten.cat"] == 2
+
+
+def test_rows_of_one_match_are_a_merge_in_any_order() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        a, b = x[:, ::2], x[:, 1::2]
+        best, partner = (a @ b.mT).max(-1)
+        order = best.argsort(-1, descending=True)
+        kept, src = order[:, 2:], order[:, :2]
+        dst = partner.gather(1, src)
+        rest = take(a, kept)
+        head = rest[:, :1]
+        merged = put(b, dst, take(a, src), "mean")
+        return (
+            torch.cat([merged, rest], 1),
+            torch.cat([merged[:, 1:], head, merged[:, :1], rest[:, 1:], x], 1),
+        )
+
+    rewritten = checked(function, torch.randn(2, 11, 4), targets=TARGETS)
+    assert rewritten.recognised == {"bipartite_match": 1, "merge_tokens": 1}
+
+
 Join = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor | tuple[Tensor, ...]]
 OTHERS: dict[str, Join] = {
     "merged rows first": lambda a, b, k, s, d: torch.cat([put(b, d, take(a, s)), take(a, k)], 1),
-    "a third part": lambda a, b, k, s, d: torch.cat([take(a, k), put(b, d, take(a, s)), b], 1),
     "without the row itself": lambda a, b, k, s, d: torch.cat(
         [take(a, k), put(b, d, take(a, s), "mean", False)], 1
     ),
@@ -83,3 +114,16 @@ def test_another_join_stays() -> None:
     rewritten = checked(function, *inputs())
     assert "tokexport.merge_tokens" not in calls(rewritten)
     assert calls(rewritten)["aten.cat"] == len(OTHERS)
+
+
+def test_rows_of_one_match_that_something_else_reads_stay() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        a, b = x[:, ::2], x[:, 1::2]
+        best, partner = (a @ b.mT).max(-1)
+        order = best.argsort(-1, descending=True)
+        kept, src = order[:, 2:], order[:, :2]
+        merged = put(b, partner.gather(1, src), take(a, src), "mean")
+        return torch.cat([merged, take(a, kept)], 1), merged * 2
+
+    rewritten = checked(function, torch.randn(2, 11, 4))
+    assert "merge_tokens" not in rewritten.recognised

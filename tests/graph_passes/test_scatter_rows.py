@@ -209,14 +209,12 @@ def test_integers_stay_element_scatters_and_their_mean_is_exact() -> None:
     assert "tokexport.scatter_tokens" not in calls(rewritten)
 
 
-def test_a_masked_write_and_a_scalar_scatter_stay() -> None:
-    def function(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def test_a_scalar_scatter_stays() -> None:
+    def function(x: Tensor) -> Tensor:
         zero = torch.zeros((), dtype=torch.int64)
-        return y.index_put((y > 0,), x[0, 0, 0]), x[0, 0, 0].scatter(0, zero, x[0, 0, 1])
+        return x[0, 0, 0].scatter(0, zero, x[0, 0, 1])
 
-    inputs = torch.randn(2, 6, 4), torch.randn(2, 3, 4)
-    rewritten = checked(function, *inputs)
-    assert calls(rewritten)["aten.index_put"] == 1
+    rewritten = checked(function, torch.randn(2, 3, 4))
     assert calls(rewritten)["aten.scatter"] == 1
 
 
@@ -227,3 +225,40 @@ def test_half_precision_rows() -> None:
     inputs = torch.randn(2, 6, 4), torch.tensor([[1, 5, 1], [2, 2, 2]]), torch.randn(2, 3, 4)
     rewritten = checked(function, *inputs, targets=("ort",), tolerance=2e-3)
     assert calls(rewritten)["tokexport.scatter_tokens"] == 10
+
+
+def test_counts_are_scattered_as_floats() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        nearest = (x @ x[:, ::3].mT).argmax(-1)
+        ones = torch.ones_like(nearest)
+        count = torch.zeros(2, 2, dtype=torch.int64)
+        return (
+            count.scatter_add(1, nearest, ones),
+            count.scatter_reduce(1, nearest, nearest, "amax"),
+            count.index_add(1, nearest[0].int(), ones),
+        )
+
+    rewritten = checked(function, torch.randn(2, 6, 4), targets=(*TARGETS, "trt"))
+    assert calls(rewritten)["tokexport.scatter_tokens"] == 3
+
+
+def test_rows_of_every_image_are_written() -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        written = x.clone()
+        written[:, torch.tensor([4, -6])] = x[:, :1] * 2
+        rows = torch.tensor([1, 1, 3])
+        return written, torch.ops.aten.index_put(x, [None, rows], x[:, :3], True)
+
+    rewritten = checked(function, torch.randn(2, 6, 4), targets=TARGETS)
+    assert calls(rewritten)["tokexport.scatter_tokens"] == 2
+
+
+def test_one_row_of_each_image_is_written() -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        row, written, all_alike = x.sum(-1).argmax(1), x.clone(), x.clone()
+        written[torch.arange(2), row] = x[:, 0]
+        all_alike[torch.arange(2), row] = 7.0
+        return written, all_alike
+
+    rewritten = checked(function, torch.randn(2, 6, 4), targets=TARGETS)
+    assert calls(rewritten)["tokexport.scatter_tokens"] == 2

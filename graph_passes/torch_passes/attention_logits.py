@@ -1,0 +1,184 @@
+"""Reads the logits of an attention: a scaled product of queries and keys, and what is added to it.
+
+(q · kᵀ · scale + b₁ + b₂).masked_fill(m, -∞)       product, scale, biases b₁, b₂, m
+where(m, q · kᵀ, -∞)                                product, bias not m
+x - amax(x, -1)                                     the logits x: softmax does not see it
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from tokexport.graph_passes.torch_passes.calls import (
+    argument,
+    dtype_of,
+    is_call,
+    operand,
+    operator_name,
+    shape_of,
+)
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
+
+_DIVISIONS = (aten.div.Tensor, aten.div.Scalar)
+_FACTORS = (aten.mul.Tensor, aten.mul.Scalar, *_DIVISIONS)
+_FILLS = (aten.full.default, aten.full_like.default, aten.scalar_tensor.default)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What is added to the logits: numbers, or -∞ where a mask of truth values says so.
+
+    Attributes:
+        node: The numbers or the mask.
+        hides: For a mask, the truth value under which a key is hidden.
+    """
+
+    node: Node
+    hides: bool = False
+
+    def as_numbers(self, edit: Editor, node: Node, dtype: torch.dtype) -> Node:
+        """Inserts what makes ``node``, a layout of this bias, numbers to be added."""
+        if dtype_of(node) != torch.bool:
+            return node
+        none, hidden = (
+            edit.call(aten.full.default, [], number, dtype=dtype) for number in (0.0, -math.inf)
+        )
+        chosen = (hidden, none) if self.hides else (none, hidden)
+        return edit.call(aten.where.self, node, *chosen)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Logits taken apart.
+
+    Attributes:
+        product: The call of matmul that makes q · kᵀ.
+        scale: The number that it is multiplied by.
+        biases: What is added.
+    """
+
+    product: Node
+    scale: float
+    biases: tuple[Bias, ...]
+
+
+def read_logits(logits: Node, reader: Node) -> Logits | str:
+    """Takes logits apart, or says what they are instead.
+
+    Args:
+        logits: The logits.
+        reader: The softmax; anybody else who reads them, or a step on the way, needs them as such.
+    """
+    biases: list[Bias] = []
+    node = logits
+    while True:
+        if others := _other_readers(node, reader):
+            what = "logits are" if node is logits else f"{operator_name(node)} is"
+            return f"its {what} read by {others} too"
+        step = _step(node)
+        if step is None:
+            break
+        reader, (node, bias) = node, step
+        if bias is not None:
+            biases.append(bias)
+    product, scale = unscaled(node, read_once=False)
+    if not is_call(product, aten.matmul.default):
+        return f"its logits come from {operator_name(product)}, not from q · kᵀ"
+    if len(product.users) != 1:
+        return f"its q · kᵀ is read {len(product.users)} times, and not only for the softmax"
+    return Logits(product, scale, tuple(biases))
+
+
+def unscaled(node: Node, read_once: bool = True) -> tuple[Node, float]:
+    """Splits off a factor that is a number, x · c or x / c.
+
+    Args:
+        node: The value.
+        read_once: Whether a product that several read stays whole.
+    """
+    if is_call(node, *_FACTORS) and not (read_once and len(node.users) > 1):
+        x, factor = node.args[:2]
+        if (
+            isinstance(x, Node)
+            and isinstance(factor, int | float)
+            and dtype_of(x) == dtype_of(node)
+        ):
+            return x, 1.0 / factor if is_call(node, *_DIVISIONS) else float(factor)
+    return node, 1.0
+
+
+def _step(node: Node) -> tuple[Node, Bias | None] | None:
+    """Takes one step towards the product."""
+    if is_call(node, aten.add.Tensor) and argument(node, "alpha") == 1:
+        return _off_a_sum(node)
+    if is_call(node, aten.masked_fill.Scalar) and argument(node, "value") == -math.inf:
+        mask = operand(node, "mask")
+        return (operand(node), Bias(mask, hides=True)) if _spreads(mask, node) else None
+    if is_call(node, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf):
+        return _off_a_choice(node)
+    if is_call(node, aten.sub.Tensor) and argument(node, "alpha") == 1:
+        source, largest = node.args[:2]
+        if isinstance(source, Node) and _is_largest_of(source, largest):
+            return source, None
+    return None
+
+
+def _off_a_choice(node: Node) -> tuple[Node, Bias] | None:
+    mask, kept, other = node.args[:3]
+    assert isinstance(mask, Node)
+    if _is_minus_infinity(other) and isinstance(kept, Node) and _leads(kept):
+        return (kept, Bias(mask)) if _spreads(mask, kept) else None
+    if _is_minus_infinity(kept) and isinstance(other, Node) and _leads(other):
+        return (other, Bias(mask, hides=True)) if _spreads(mask, other) else None
+    return None
+
+
+def _off_a_sum(node: Node) -> tuple[Node, Bias] | None:
+    near, far = node.args[:2]
+    if not isinstance(near, Node) or not isinstance(far, Node):
+        return None
+    if _leads(far) and not _leads(near):
+        near, far = far, near
+    return (near, Bias(far)) if _leads(near) and _spreads(far, near) else None
+
+
+def _leads(node: Node) -> bool:
+    """Tells whether a value is a product of matrices, or made from one by such steps."""
+    step = _step(node)
+    if step is not None:
+        return _leads(step[0])
+    return is_call(unscaled(node, read_once=False)[0], aten.matmul.default)
+
+
+def _spreads(part: Node, whole: Node) -> bool:
+    """Tells whether what is added is spread over the logits, not they over it."""
+    return tuple(torch.broadcast_shapes(shape_of(part), shape_of(whole))) == shape_of(whole)
+
+
+def _is_minus_infinity(value: object) -> bool:
+    if isinstance(value, Node) and is_call(value, *_FILLS):
+        name = "s" if value.target is aten.scalar_tensor.default else "fill_value"
+        value = argument(value, name)
+    return value == -math.inf
+
+
+def _is_largest_of(source: Node, largest: object) -> bool:
+    """Tells whether a value is the maximum of each row of another."""
+    if isinstance(largest, Node) and is_call(largest, aten.amax.default):
+        last = [a % len(shape_of(source)) for a in argument(largest, "dim")]
+        return operand(largest) is source and last == [len(shape_of(source)) - 1]
+    return False
+
+
+def _other_readers(node: Node, known: Node) -> str:
+    """Names who else reads a value; its own maximum is nobody else."""
+    names = {
+        operator_name(user)
+        for user in node.users
+        if user is not known and not (is_call(known, aten.sub.Tensor) and user is known.args[1])
+    }
+    return ", ".join(sorted(names))

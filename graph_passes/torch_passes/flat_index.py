@@ -1,0 +1,72 @@
+"""Reads an index into the tokens of all images laid end to end.
+
+    x (B, N, …).flatten(0, 1)[(rows + N * arange(B)[:, None]).flatten()]      rows (B, K) of x
+
+the way many published helpers select tokens of a batch. Rows that might point into another image
+are not read so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from tokexport.graph_passes.torch_passes.calls import argument, axis, is_call, operand, shape_of
+from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
+from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.integer_bounds import bounds_of
+from tokexport.graph_passes.torch_passes.token_indices import is_index_tensor
+
+
+@dataclass(frozen=True)
+class FlatIndex:
+    """An index into tokens laid end to end.
+
+    Attributes:
+        data: The tokens (B, N, …).
+        rows: Which rows of each image, (B, K) or spread to it.
+        sizes: (B, K).
+    """
+
+    data: Node
+    rows: Node
+    sizes: tuple[int, int]
+
+
+def read_flat_index(node: Node, constants: ConstantValues) -> FlatIndex | None:
+    """Returns what an ``index`` or ``index_select`` along axis 0 says, or None otherwise."""
+    index, flat = _only_index(node), operand(node)
+    if index is None or not is_index_tensor(index) or not is_call(flat, aten.reshape.default):
+        return None
+    data = operand(flat)
+    batch, tokens, *rest = (*shape_of(data), 0, 0)[: max(2, len(shape_of(data)))]
+    if len(shape_of(data)) < 2 or shape_of(flat) != (batch * tokens, *rest):
+        return None
+    if is_call(index, aten.reshape.default):
+        index = operand(index)
+    if not is_call(index, aten.add.Tensor) or argument(index, "alpha") != 1:
+        return None
+    sizes = shape_of(index)
+    if len(sizes) != 2 or sizes[0] != batch:
+        return None
+    first = torch.arange(batch)[:, None] * tokens
+    for rows, offsets in (index.args[:2], index.args[1::-1]):
+        known = constants.of(offsets)
+        if known is None or not isinstance(rows, Node):
+            continue
+        starts = torch.equal(known.expand(sizes), first.expand(sizes))
+        bounds = bounds_of(rows)
+        if starts and bounds is not None and bounds[0] >= 0 and bounds[1] < tokens:
+            return FlatIndex(data, rows, (batch, sizes[1]))
+    return None
+
+
+def _only_index(node: Node) -> Node | None:
+    """Returns the index along axis 0, where there is no other."""
+    if is_call(node, aten.index_select.default):
+        return operand(node, "index") if axis(node) == 0 else None
+    first, *others = argument(node, "indices")
+    alone = all(other is None for other in others)
+    return first if alone and isinstance(first, Node) else None
