@@ -75,6 +75,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {
         torch.ops.aten.sort.stable: _stable_sort,
         torch.ops.aten.prod.dim_int: _product,
+        torch.ops.aten.prod.default: _product_of_all,
         domain.gather_tokens.default: _call_gather,
         domain.scatter_tokens.default: scatter,
         domain.bipartite_match.default: match,
@@ -92,6 +93,10 @@ def _stable_sort(self: Any, *, stable: bool, dim: int = -1, descending: bool = F
 def _product(self: Any, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Any:
     axes: Any = op.Constant(value_ints=[dim])
     return op.ReduceProd(self, axes, keepdims=int(keepdim))
+
+
+def _product_of_all(self: Any, *, dtype: Any = None) -> Any:
+    return op.ReduceProd(self, keepdims=0)
 
 
 def _call_gather(x: Any, index: Any) -> Any:

@@ -1,8 +1,11 @@
 """Reads the logits of an attention: a scaled product of queries and keys, and what is added to it.
 
-(q · kᵀ · scale + b₁ + b₂).masked_fill(m, -∞)       product, scale, biases b₁, b₂, m
-where(m, q · kᵀ, -∞)                                product, bias not m
-x - amax(x, -1)                                     the logits x: softmax does not see it
+========================================================  =========================================
+``(q · kᵀ · scale + b₁ + b₂).masked_fill(m, -∞)``          product, scale, biases b₁, b₂ and m
+``where(m, q · kᵀ, -∞)``                                   product, bias not m
+``x - amax(x, -1)``                                        the logits x: softmax does not see it
+``(q · kᵀ).flatten(0, 1).unflatten(0, (B, H))``            the product: its axes part and join again
+========================================================  =========================================
 """
 
 from __future__ import annotations
@@ -82,14 +85,18 @@ def read_logits(logits: Node, reader: Node) -> Logits | str:
         step = _step(node)
         if step is None:
             break
-        reader, (node, bias) = node, step
-        if bias is not None:
-            biases.append(bias)
-    product, scale = unscaled(node, read_once=False)
+        if step[1] is not None:
+            if shape_of(node) != shape_of(logits):
+                return f"something is added to its logits as {shape_of(node)}"
+            biases.append(step[1])
+        reader, node = node, step[0]
+    product, scale = _product_below(node)
     if not is_call(product, aten.matmul.default):
         return f"its logits come from {operator_name(product)}, not from q · kᵀ"
     if len(product.users) != 1:
         return f"its q · kᵀ is read {len(product.users)} times, and not only for the softmax"
+    if biases and shape_of(product) != shape_of(logits):
+        return f"its q · kᵀ {shape_of(product)} has other axes than its logits {shape_of(logits)}"
     return Logits(product, scale, tuple(biases))
 
 
@@ -151,7 +158,19 @@ def _leads(node: Node) -> bool:
     step = _step(node)
     if step is not None:
         return _leads(step[0])
-    return is_call(unscaled(node, read_once=False)[0], aten.matmul.default)
+    return is_call(_product_below(node)[0], aten.matmul.default)
+
+
+def _product_below(node: Node) -> tuple[Node, float]:
+    """Walks back through factors and a change of the axes in front; returns the product, if any."""
+    found, scale = unscaled(node, read_once=False)
+    while is_call(found, aten.reshape.default):
+        source = operand(found)
+        if shape_of(source)[-2:] != shape_of(found)[-2:] or len(source.users) != 1:
+            break
+        found, inner = unscaled(source)
+        scale *= inner
+    return found, scale
 
 
 def _spreads(part: Node, whole: Node) -> bool:

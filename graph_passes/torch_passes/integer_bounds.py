@@ -83,7 +83,15 @@ _SPLITS = (
 _CONVERSIONS = (aten._to_copy.default, aten.to.dtype)
 _EXACT = (torch.int32, torch.int64, torch.float32, torch.float64)
 _FULLS = (aten.full.default, aten.full_like.default, aten.new_full.default)
-_ZEROS = (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default)
+#: An empty tensor may hold anything, and whoever reads it before writing reads garbage.
+_ZEROS = (
+    aten.zeros.default,
+    aten.zeros_like.default,
+    aten.new_zeros.default,
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.new_empty.default,
+)
 _ONES = (aten.ones.default, aten.ones_like.default, aten.new_ones.default)
 #: The arguments whose numbers a call puts together.
 _JOINS: Final[dict[Any, tuple[str, ...]]] = {
@@ -169,6 +177,8 @@ class _Reader:
             return number, number
         if node.target in _JOINS:
             return self._union(argument(node, name) for name in _JOINS[node.target])
+        if is_call(node, aten.copy.default):
+            return self.read(operand(node, "src"))
         if is_call(node, aten.cat.default, aten.stack.default):
             return self._union(argument(node, "tensors"))
         if is_call(node, aten.index_put.default) and not argument(node, "accumulate"):
@@ -210,6 +220,11 @@ class _Reader:
             return None
         low, high = sorted((sign * other[0], sign * other[1]))
         return one[0] + low, one[1] + high
+
+    def negated(self, node: Node) -> Bounds | None:
+        """Reads a negative."""
+        one = self.read(operand(node))
+        return None if one is None else (-one[1], -one[0])
 
     def multiplied(self, node: Node) -> Bounds | None:
         """Reads a product."""
@@ -265,6 +280,7 @@ _ARITHMETIC: Final[dict[Any, Callable[[_Reader, Node], Bounds | None]]] = {
     aten.add.Scalar: lambda reader, node: reader.added(node, 1),
     aten.sub.Tensor: lambda reader, node: reader.added(node, -1),
     aten.sub.Scalar: lambda reader, node: reader.added(node, -1),
+    aten.neg.default: _Reader.negated,
     aten.mul.Tensor: _Reader.multiplied,
     aten.mul.Scalar: _Reader.multiplied,
     aten.remainder.Scalar: _Reader.remainder,

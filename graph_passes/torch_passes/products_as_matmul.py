@@ -6,6 +6,7 @@ Before → after::
     baddbmm(x, a, b, beta, alpha)       →  beta · x + alpha · matmul(a, b)
     einsum("bhid,bhjd->bhij", q, k)     →  matmul(q, kᵀ)
     einsum("bnhd,bmhd->bhnm", q, k)     →  matmul(q as (b, h, n, d), k as (b, h, d, m))
+    bmm(q.flatten(0, 1), k.flatten(0, 1))   →  matmul(q, k).flatten(0, 1)
 
 An einsum of two operands becomes (batch…, left, shared) @ (batch…, shared, right), its groups of
 several axes joined by a reshape, and the result permuted to the order asked for. Left as they are:
@@ -23,6 +24,7 @@ from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
+    axis,
     is_call,
     operand,
     operands,
@@ -56,14 +58,16 @@ class ProductsAsMatmul(TorchPass):
 
 def _as_matmul(edit: Editor, node: Node) -> Node | None:
     if is_call(node, aten.bmm.default):
-        return edit.call(aten.matmul.default, operand(node), operand(node, "mat2"))
+        return _product(edit, operand(node), operand(node, "mat2"))
+    if is_call(node, aten.matmul.default) and len(shape_of(node)) == 3:
+        return _unflattened(edit, operand(node), operand(node, "other"))
     if is_call(node, aten.baddbmm.default):
         return _added(edit, node)
     return _einsum(edit, node) if is_call(node, aten.einsum.default) else None
 
 
 def _added(edit: Editor, node: Node) -> Node:
-    product = edit.call(aten.matmul.default, operand(node, "batch1"), operand(node, "batch2"))
+    product = _product(edit, operand(node, "batch1"), operand(node, "batch2"))
     if (alpha := argument(node, "alpha")) != 1:
         product = edit.call(aten.mul.Tensor, product, alpha)
     if (beta := argument(node, "beta")) == 0:  # the tensor is ignored then, NaN and all
@@ -72,6 +76,38 @@ def _added(edit: Editor, node: Node) -> Node:
     if beta != 1:
         term = edit.call(aten.mul.Tensor, term, beta)
     return edit.call(aten.add.Tensor, product, term)
+
+
+def _product(edit: Editor, one: Node, other: Node) -> Node:
+    return _unflattened(edit, one, other) or edit.call(aten.matmul.default, one, other)
+
+
+def _unflattened(edit: Editor, one: Node, other: Node) -> Node | None:
+    """Inserts the product of four axes where both operands have images and heads in one axis."""
+    if not _is_flattened(one) or not _is_flattened(other):
+        return None
+    wide = [_widened(edit, part) for part in (one, other)]
+    if shape_of(wide[0])[:2] != shape_of(wide[1])[:2]:
+        return None
+    product = edit.call(aten.matmul.default, *wide)
+    return edit.view(product, (shape_of(one)[0], *shape_of(product)[2:]))
+
+
+def _is_flattened(node: Node) -> bool:
+    """Tells whether (B·H, N, D) was (B, H, N, D), its last axes perhaps exchanged since."""
+    if is_call(node, aten.transpose.int) and len(shape_of(node)) == 3:
+        exchanged = {axis(node, "dim0"), axis(node, "dim1")} == {1, 2}
+        return exchanged and _is_flattened(operand(node))
+    if not is_call(node, aten.reshape.default) or len(shape_of(node)) != 3:
+        return False
+    before = shape_of(operand(node))
+    return len(before) == 4 and before[2:] == shape_of(node)[1:]
+
+
+def _widened(edit: Editor, node: Node) -> Node:
+    if is_call(node, aten.reshape.default):
+        return operand(node)
+    return edit.call(aten.transpose.int, _widened(edit, operand(node)), 2, 3)
 
 
 @dataclass(frozen=True)

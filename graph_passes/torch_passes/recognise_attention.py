@@ -51,6 +51,8 @@ class Attention:
         scale: The factor of the products.
         k_turned: Whether k is already transposed.
         groups: How many heads of q share one of k and v.
+        v_shape: The shape that v is read in, where its images and heads are in one axis and those
+            of q and k are not.
     """
 
     q: Node
@@ -60,6 +62,12 @@ class Attention:
     scale: float
     k_turned: bool = False
     groups: int = 1
+    v_shape: tuple[int, ...] | None = None
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The shape of v as (…, N, Dv)."""
+        return self.v_shape or shape_of(self.v)
 
     @property
     def keys(self) -> tuple[int, ...]:
@@ -72,7 +80,7 @@ class Attention:
         """The axes that q, k and v have in common, spread over each other."""
         if self.groups > 1:
             return shape_of(self.q)[:-2]
-        parts = (shape_of(self.q), self.keys, shape_of(self.v))
+        parts = (shape_of(self.q), self.keys, self.values)
         return tuple(torch.broadcast_shapes(*(shape[:-2] for shape in parts)))
 
 
@@ -136,7 +144,13 @@ def _from_products(node: Node) -> Attention | str:
         return read
     q, inner = unscaled(operand(read.product))
     k, turned = _untransposed(operand(read.product, "other"))
-    return Attention(q, k, v, read.biases, read.scale * inner, turned)
+    found, flat = shape_of(read.product), shape_of(v)
+    v_shape = None
+    if found != shape_of(logits):
+        if len(flat) != 3 or shape_of(logits) != (flat[0], *found[-2:]):
+            return f"its q · kᵀ {found} has other axes than its values {flat}"
+        v_shape = (*found[:-2], *flat[1:])
+    return Attention(q, k, v, read.biases, read.scale * inner, turned, v_shape=v_shape)
 
 
 def _other_readers(node: Node, known: Node) -> str:
@@ -145,7 +159,7 @@ def _other_readers(node: Node, known: Node) -> str:
 
 def _misfit(found: Attention) -> str:
     """Says which shape or dtype is not the operator's, or how the bias is not one of keys."""
-    q, k, v = shape_of(found.q), found.keys, shape_of(found.v)
+    q, k, v = shape_of(found.q), found.keys, found.values
     if not all(2 <= len(shape) <= 4 for shape in (q, k, v)) or not 1 <= len(found.batch) <= 2:
         return f"its q {q}, k {k} and v {v} are not (B, H, N, D)"
     kinds = {dtype_of(part) for part in (found.q, found.k, found.v)}
@@ -175,7 +189,7 @@ def _insert(edit: Editor, found: Attention, node: Node) -> Node:
     if found.k_turned:
         rank = len(shape_of(k))
         k = edit.call(aten.transpose.int, k, rank - 2, rank - 1)
-    parts = [found.q, k, found.v]
+    parts = [found.q, k, edit.view(found.v, found.values)]
     if found.groups > 1:
         parts[1:] = [_repeated(edit, part, found.groups) for part in parts[1:]]
     heads = found.batch if len(found.batch) == 2 else (found.batch[0], 1)

@@ -146,6 +146,12 @@ OTHER_RANKS: dict[str, Attend] = {
     "images and heads in one": lambda q, k, v, s: torch.bmm(
         torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).softmax(-1), v.flatten(0, 1)
     ),
+    "images and heads in one and back": lambda q, k, v, s: torch.bmm(
+        ((torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT) / 2).unflatten(0, (2, 3)) + additive(s))
+        .softmax(-1)
+        .flatten(0, 1),
+        v.flatten(0, 1),
+    ).unflatten(0, (2, 3)),
     "a term of its own": lambda q, k, v, s: (
         torch.baddbmm(s[:1].log().mT, q[:, 0], k[:, 0].mT).softmax(-1) @ v[:, 0]
     ),

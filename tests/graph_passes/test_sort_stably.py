@@ -72,6 +72,12 @@ INDEX_SORTS: dict[str, Callable[[Tensor], Tensor]] = {
     "of written positions": lambda x: (
         torch.zeros(2, 3, dtype=torch.int64).select_scatter(x.argmax(1)[:, 0], 1, 2).sort(1)[0]
     ),
+    "of positions written one by one": lambda x: (
+        lambda kept: kept.index_fill(1, torch.tensor([0]), 3).sort(1)[0]
+    )(x.argmax(1)),
+    "of a constant": lambda x: (
+        torch.zeros(2, 6, dtype=torch.int64).scatter(1, x.argmax(1)[:, :1], -1)
+    ).argsort(dim=1),
     "of truth values": lambda x: (x > 0).int().argsort(dim=1, stable=True),
     "of flat positions": lambda x: (
         (x.argsort(1)[..., 0] + torch.arange(2)[:, None] * 6).flatten().sort()[0]
