@@ -17,6 +17,7 @@ from tokexport.graph_passes.torch_passes.count_for_search import CountForSearch
 from tokexport.graph_passes.torch_passes.distances import Distances
 from tokexport.graph_passes.torch_passes.drop_full_masks import DropFullMasks
 from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
+from tokexport.graph_passes.torch_passes.fold_transforms import FoldTransforms
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.products_as_matmul import ProductsAsMatmul
@@ -34,6 +35,7 @@ from tokexport.graph_passes.torch_passes.zero_blind_queries import ZeroBlindQuer
 REWRITE: Final[tuple[TorchPass, ...]] = (
     DropIdentities(),
     ShareRepeats(),
+    FoldTransforms(),
     ProductsAsMatmul(),
     Distances(),
     CountForSearch(),

@@ -10,10 +10,29 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from tokexport.graph_passes.torch_passes.calls import constant_of, is_tensor, shape_of
+from tokexport.graph_passes.torch_passes.calls import (
+    constant_of,
+    dtype_of,
+    is_call,
+    is_tensor,
+    shape_of,
+)
+from tokexport.graph_passes.torch_passes.editor import aten
 
 #: Elements above which a value is not computed while compiling.
 LARGEST: Final = 1 << 24
+
+
+#: Calls that take from a tensor no more than its shape and type.
+_LIKE: Final = (
+    *(aten.zeros_like.default, aten.ones_like.default, aten.full_like.default),
+    *(aten.new_zeros.default, aten.new_ones.default, aten.new_full.default),
+)
+
+
+def reads_only_shape(node: Node) -> bool:
+    """Tells whether a call's result does not depend on the values of its operand."""
+    return is_call(node, *_LIKE)
 
 
 class ConstantValues:
@@ -40,7 +59,13 @@ class ConstantValues:
             return None
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             return None
-        values = {operand: self.of(operand) for operand in node.all_input_nodes}
+        values: dict[Node, Tensor | None]
+        if reads_only_shape(node):
+            values = {
+                one: torch.zeros(shape_of(one), dtype=dtype_of(one)) for one in node.all_input_nodes
+            }
+        else:
+            values = {operand: self.of(operand) for operand in node.all_input_nodes}
         if any(value is None for value in values.values()):
             return None
         args, kwargs = map_arg((node.args, node.kwargs), lambda operand: values[operand])

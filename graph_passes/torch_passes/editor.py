@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from tokexport.graph_passes.torch_passes.calls import dtype_of, shape_of, value
+from tokexport.graph_passes.torch_passes.calls import CONSTANT, dtype_of, shape_of, value
 
 #: Where a node came from in the user's code; copied from a node to what replaces it.
 _ORIGIN = ("stack_trace", "nn_module_stack")
@@ -29,6 +30,7 @@ class Editor:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.constants: dict[str, Tensor] = {}
         self._fake_mode = _find_fake_mode(graph)
         self._origin: Node | None = None
 
@@ -68,6 +70,17 @@ class Editor:
             node.meta.update(
                 {key: self._origin.meta[key] for key in _ORIGIN if key in self._origin.meta}
             )
+        return node
+
+    def constant(self, tensor: Tensor) -> Node:
+        """Adds a constant as a new first input of the graph; ``constants`` then names it."""
+        first = next(iter(self.graph.nodes))
+        with self.graph.inserting_before(first):
+            node = self.graph.placeholder(f"c_made_{len(self.constants)}")
+        with self._fake_mode:
+            node.meta["val"] = self._fake_mode.from_tensor(tensor)
+        node.meta[CONSTANT] = tensor
+        self.constants[node.name] = tensor
         return node
 
     def item(self, node: Node, position: int) -> Node:

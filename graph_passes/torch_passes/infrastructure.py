@@ -11,6 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
 from tokexport.graph_passes.errors import PassError
@@ -86,6 +87,7 @@ def run_passes(program: ExportedProgram, passes: Sequence[TorchPass]) -> Rewritt
                     f"'{torch_pass.name}' left an operator it promises to remove",
                     where=f"{node.target} at {node.name}",
                 )
+    _add_constants(program, edit)
     _name_outputs(program, graph)
     program.graph_module.recompile()
     return Rewritten(program, changes)
@@ -111,6 +113,14 @@ def _note_constants(program: ExportedProgram, graph: Graph) -> None:
         tensor = program.constants.get(name, program.state_dict.get(name))
         if isinstance(tensor, Tensor):
             node.meta[CONSTANT] = tensor
+
+
+def _add_constants(program: ExportedProgram, edit: Editor) -> None:
+    """Lets the program hold the constants that passes made; each came before all other inputs."""
+    for name, tensor in edit.constants.items():
+        spec = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name), name)
+        program.graph_signature.input_specs.insert(0, spec)
+        program.constants[name] = tensor
 
 
 def _name_outputs(program: ExportedProgram, graph: Graph) -> None:
