@@ -53,6 +53,7 @@ FACTORS: Final[dict[Any, tuple[str, str]]] = {
     aten.baddbmm.default: ("batch1", "batch2"),
     aten.addbmm.default: ("batch1", "batch2"),
     aten.mv.default: ("self", "vec"),
+    aten.addmv.default: ("mat", "vec"),
     aten.dot.default: ("self", "tensor"),
     aten.vdot.default: ("self", "other"),
     aten.inner.default: ("self", "other"),
