@@ -238,6 +238,23 @@ def test_what_only_chooses_rows_is_matching() -> None:
     assert costs(choose, zeros(2, 8, 6)) == {"matching": 2 * 4 * 4 * 6}
 
 
+def test_a_best_score_that_weighs_is_still_of_matching() -> None:
+    def weigh(x: Tensor) -> Tensor:
+        best, partner = (x[:, :3] @ x[:, 3:].mT).max(dim=-1)
+        index = partner[..., None].expand(-1, -1, 6)
+        return x[:, 3:].scatter_add(1, index, x[:, :3] * best[..., None])
+
+    assert costs(weigh, zeros(2, 8, 6)) == {"matching": 2 * 3 * 5 * 6}
+
+
+def test_scores_that_are_read_beside_their_best_are_no_matching() -> None:
+    def answer(x: Tensor) -> Outputs:
+        scores = x @ x.mT
+        return scores.amax(-1), scores.sum(-1)
+
+    assert costs(answer, zeros(2, 8, 6)) == {"other": 2 * 8 * 8 * 6}
+
+
 def test_distances_that_choose_are_matching_and_others_are_not() -> None:
     def nearest(x: Tensor) -> Tensor:
         return x.gather(1, torch.cdist(x, x).argmin(-1)[..., None].expand(-1, -1, 6))
@@ -312,3 +329,13 @@ def test_a_node_tells_its_operator_module_and_line() -> None:
     assert (first.operator, first.module) == ("aten.linear", "model.inner.0")
     assert (second.operator, second.module) == ("aten.matmul", "model")
     assert "multiplied here" in second.line
+
+
+def test_what_is_read_for_its_shape_alone_answers_nothing() -> None:
+    def choose(x: Tensor) -> Tensor:
+        scores = x[:, :3] @ x[:, 3:].mT
+        scores[..., 0] = -torch.inf
+        best = scores.argmax(-1)
+        return x[:, 3:].gather(1, best[..., None].expand(-1, -1, 6)) + torch.ones_like(scores).sum()
+
+    assert costs(choose, zeros(2, 8, 6)) == {"matching": 2 * 3 * 5 * 6}
