@@ -26,7 +26,9 @@ from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
+    dtype_of,
     is_call,
+    is_tensor,
     operand,
     operands,
     operator_name,
@@ -183,6 +185,26 @@ class ProductKinds:
         ends = stops(node)
         compared = bool(ends) and all(is_call(end, *_COMPARISONS) for end in ends)
         return compared or self.only_selects(node)
+
+    def only_chosen(self, node: Node) -> bool:
+        """Tells whether the inputs reach a value only by what was chosen: a one-hot matrix, …."""
+        waiting, seen, chosen = [node], {node}, False
+        while waiting:
+            part = waiting.pop()
+            if not self.varies(part):
+                continue
+            if is_tensor(part) and not (
+                dtype_of(part).is_floating_point or dtype_of(part).is_complex
+            ):
+                chosen = True
+                continue
+            if part.op != "call_function":
+                return False
+            values = _value_inputs(part)
+            chosen = chosen or any(self.varies(p) for p in part.all_input_nodes if p not in values)
+            waiting += [value for value in values if value not in seen]
+            seen.update(values)
+        return chosen
 
     def becomes_softmax(self, node: Node) -> bool:
         """Tells whether a product's result becomes a softmax that a second product reads."""
