@@ -66,12 +66,12 @@ def by_one_hot(x: Tensor) -> Tensor:
 
 
 def by_compared_positions(x: Tensor) -> Tensor:
-    return torch.einsum("bkn,bnc->bkc", (best(x)[..., None] == torch.arange(N)).float(), x)
+    return (best(x)[..., None] == torch.arange(N)).float() @ x
 
 
 def by_written_ones(x: Tensor) -> Tensor:
     chosen = torch.zeros(B, 3, N).scatter(2, best(x)[..., None], 1.0)
-    return torch.bmm(chosen, x)
+    return chosen @ x
 
 
 def by_unjoined_merge(x: Tensor) -> Tensor:
@@ -122,8 +122,8 @@ LEFT: dict[Callable[..., Outputs], tuple[str, str, str]] = {
     by_integers: ("scatter", "aten.scatter", "it writes torch.int64"),
     by_sorted_integers: ("sort", "aten.sort", "orders torch.int64"),
     by_one_hot: ("one-hot", "aten.matmul", "a product with numbers that say where"),
-    by_compared_positions: ("one-hot", "aten.einsum", "a product with numbers that say where"),
-    by_written_ones: ("one-hot", "aten.bmm", "a product with numbers that say where"),
+    by_compared_positions: ("one-hot", "aten.matmul", "a product with numbers that say where"),
+    by_written_ones: ("one-hot", "aten.matmul", "a product with numbers that say where"),
     by_unjoined_merge: ("merge", "tokexport.scatter_tokens", "rows go to output, not to a join"),
     by_a_mean_without_itself: (
         "merge",
