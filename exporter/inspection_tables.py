@@ -68,7 +68,8 @@ def _table_lines(found: Inspection, console: Console) -> Iterator[Text]:
         table.add_row(*map(Text, row), Text(text))
     options = console.options.update(width=used + width)
     for segments in console.render_lines(table, options):
-        line = Text.assemble(*((part.text, part.style or "") for part in segments))
+        shown = ((part.text.replace(_HARD_SPACE, " "), part.style or "") for part in segments)
+        line = Text.assemble(*shown)
         line.rstrip()
         yield line
 
