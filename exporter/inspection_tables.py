@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -11,18 +12,24 @@ from rich.text import Text
 from tokexport.exporter.inspection import UNREDUCED_MEANS, Generic, Inspection, Part
 from tokexport.exporter.target_refusals import Verdict
 
+#: Counted apart from all other kinds: papers mostly leave it out.
+_NORMS: Final = "normalisation"
+_GAP: Final = 2
+_HARD_SPACE: Final = "\N{NO-BREAK SPACE}"
+
 
 def render_inspection(found: Inspection, console: Console) -> None:
     """Prints the blocks, the cost of the whole, what stayed generic, and the targets."""
 
-    def show(part: Text | Table) -> None:
-        console.print(part, highlight=False, soft_wrap=isinstance(part, Text))
+    def show(line: Text) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
 
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in found.inputs.items())
     show(Text.assemble((found.source, "bold"), f"  {shapes}"))
-    title = f"\nMultiply-accumulates (MACs) of a run at batch {found.batch}, block by block"
-    show(Text(title, "bold"))
-    show(_parts_table(found))
+    title = f"\nMultiply-accumulates (MACs) of a run at batch {found.batch}"
+    show(Text.assemble((title, "bold"), ", those of normalisation left out"))
+    for line in _table_lines(found, console):
+        show(line)
     for line in _cost_lines(found):
         show(line)
     generic = list(_generic_lines(found))
@@ -37,28 +44,54 @@ def render_inspection(found: Inspection, console: Console) -> None:
             show(line)
 
 
-def _parts_table(found: Inspection) -> Table:
-    table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    kinds = [kind for kind, count in found.macs.items() if count]
+def _table_lines(found: Inspection, console: Console) -> Iterator[Text]:
+    """Yields the table of the blocks; where the console is too narrow for it, its lines run on."""
+    parts = (*found.blocks, found.outside)
+    recognised = [_recognised(part) for part in parts]
+    table = Table(header_style="dim", box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    kinds = [kind for kind in found.macs if _is_column(found, kind)]
+    headings = ["tokens", *kinds, "MACs"]
+    if any(part.generic for part in parts):
+        headings.append("generic")
     table.add_column("block", no_wrap=True)
-    for heading in ("tokens in", "out", *kinds, "all"):
-        table.add_column(heading, justify="right")
-    table.add_column("recognised", overflow="fold")
-    table.add_column("generic", justify="right")
-    for part in (*found.blocks, found.outside):
-        table.add_row(*_row(part, kinds))
-    return table
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows = [_row(part, kinds)[: 1 + len(headings)] for part in parts]
+    used = sum(
+        max(map(len, column)) + _GAP for column in zip(["block", *headings], *rows, strict=True)
+    )
+    words = ["recognised", *(word for text in recognised for word in text.split(" "))]
+    wanted = max(map(len, ["recognised", *recognised]))
+    width = max(*map(len, words), min(wanted, console.width - used))
+    table.add_column("recognised", width=width)
+    for row, text in zip(rows, recognised, strict=True):
+        table.add_row(*map(Text, row), Text(text))
+    options = console.options.update(width=used + width)
+    for segments in console.render_lines(table, options):
+        shown = ((part.text.replace(_HARD_SPACE, " "), part.style or "") for part in segments)
+        line = Text.assemble(*shown)
+        line.rstrip()
+        yield line
 
 
-def _row(part: Part, kinds: list[str]) -> list[Text]:
-    tokens = ("" if count is None else str(count) for count in (part.tokens_in, part.tokens_out))
+def _is_column(found: Inspection, kind: str) -> bool:
+    return kind != _NORMS and any(part.macs[kind] for part in found.blocks)
+
+
+def _recognised(part: Part) -> str:
+    """Returns the operators of a part; only behind a comma may a line end."""
+    shown = (f"{name} × {count}" for name, count in part.recognised.items())
+    return ", ".join(one.replace(" ", _HARD_SPACE) for one in shown)
+
+
+def _row(part: Part, kinds: list[str]) -> list[str]:
+    known = part.tokens_in is not None
     return [
-        Text(part.path or "outside"),
-        *map(Text, tokens),
-        *(Text(_short(part.macs[kind])) for kind in kinds),
-        Text(_short(sum(part.macs.values()))),
-        Text(", ".join(f"{name} × {count}" for name, count in part.recognised.items())),
-        Text(str(len(part.generic) or "")),
+        part.path or "outside",
+        f"{part.tokens_in} → {part.tokens_out}" if known else "",
+        *(_short(part.macs[kind]) for kind in kinds),
+        _short(_cost(part.macs)),
+        str(len(part.generic) or ""),
     ]
 
 
@@ -72,16 +105,14 @@ def _cost_lines(found: Inspection) -> Iterator[Text]:
 
 
 def _sum(macs: Mapping[str, int]) -> str:
-    return f"{_short(_cost(macs)) or 0} MACs + {_short(_norms(macs)) or 0} of normalisation"
+    """Returns the cost, how much of it compares tokens, and beside it the normalisations."""
+    matching = f" ({_short(macs['matching'])} for matching)" if macs["matching"] else ""
+    return f"{_short(_cost(macs)) or 0} MACs{matching} + {_short(macs[_NORMS]) or 0} of {_NORMS}"
 
 
 def _cost(macs: Mapping[str, int]) -> int:
-    """Returns what is spent apart from normalisations, which papers mostly leave out."""
-    return sum(macs.values()) - _norms(macs)
-
-
-def _norms(macs: Mapping[str, int]) -> int:
-    return macs["normalisation"]
+    """Returns what is spent apart from normalisations."""
+    return sum(macs.values()) - macs[_NORMS]
 
 
 def _generic_lines(found: Inspection) -> Iterator[Text]:
@@ -115,8 +146,9 @@ def _target_lines(verdict: Verdict) -> Iterator[Text]:
 
 
 def _short(count: int) -> str:
-    """Returns a count with three decimals of the largest of G, M and k: 1.258 G; '' for 0."""
+    """Returns a count in four digits of the largest of G, M and k: 1.258 G, 61.55 G; '' for 0."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= size:
-            return f"{count / size:.3f} {unit}"
+            whole = count // size
+            return f"{count / size:.{4 - len(str(whole))}f} {unit}"
     return str(count or "")

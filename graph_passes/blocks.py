@@ -32,11 +32,13 @@ class Tokens:
         entering: Tokens of an image that enter it.
         leaving: Tokens that leave it.
         width: Channels of a token as it enters.
+        width_out: Channels of a token as it leaves.
     """
 
     entering: int
     leaving: int
     width: int
+    width_out: int
 
 
 class Blocks:
@@ -126,7 +128,7 @@ def tokens_through(
     before, after = _tokens_of(entering, widths, batch), _tokens_of(leaving, widths, batch)
     if before is None or after is None:
         return None
-    return Tokens(before[0], after[0], before[1])
+    return Tokens(before[0], after[0], before[1], after[1])
 
 
 def _tokens_of(values: set[Node], widths: set[int], batch: int) -> tuple[int, int] | None:

@@ -1,8 +1,9 @@
 """Says what of a rewritten graph is no operator of the domain, and why not.
 
 Whatever stays generic still exports and runs; it is only slower, or harder on a runtime. Looked at
-are softmax attention, selections by a product, gathers and scatters, sorts of integers, and merged
-rows that nothing joins with the kept ones.
+are softmax attention, selections by a product, gathers and scatters, products with a one-hot
+matrix, Fourier transforms, sorts of integers, searches, merged rows that nothing joins with the
+kept ones, and whatever draws random numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from tokexport.graph_passes.product_kinds import Kind, ProductKinds, is_product, stops
+from tokexport.graph_passes.product_kinds import Kind, ProductKinds, factors, is_product, stops
 from tokexport.graph_passes.torch_passes.broadcast import varying_axes
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
@@ -45,7 +46,8 @@ class LeftGeneric:
 
     Attributes:
         node: The node.
-        what: What it is, a noun: ``attention``, ``selection``, ``merge``, ``gather``, …
+        what: What it is, a noun: ``attention``, ``selection``, ``merge``, ``gather``, ``scatter``,
+            ``one-hot``, ``transform``, ``sort``, ``search`` or ``random``.
         why: Why it is no operator of the domain, a clause.
     """
 
@@ -69,7 +71,11 @@ def left_generic(program: ExportedProgram) -> tuple[LeftGeneric, ...]:
     kinds = ProductKinds(program)
     found = []
     for node in program.graph.nodes:
-        if node.op != "call_function" or not kinds.varies(node):
+        if node.op != "call_function":
+            continue
+        if _draws(node):
+            found.append(LeftGeneric(node, "random", "it draws random numbers in every run"))
+        if not kinds.varies(node):
             continue
         what, why = _reason(node, kinds)
         if why:
@@ -82,14 +88,28 @@ def _reason(node: Node, kinds: ProductKinds) -> tuple[str, str]:
         kind = Kind.ATTENTION if not is_product(node) else kinds.kind(node)
         if kind is Kind.MATCHING:
             return "selection", _no_match(node)
+        if is_product(node) and any(kinds.only_chosen(factor) for factor in factors(node)):
+            return "one-hot", "it moves rows by a product with numbers that say where, not by index"
         if kind is Kind.ATTENTION and not _is_only_logits(node, kinds):
             return "attention", _no_attention(node)
     if is_call(node, *_SORTS):
         return "sort", _no_top_k(node)
     if is_call(node, torch.ops.tokexport.scatter_tokens.default):
         return "merge", _no_merge(node)
+    if operator_name(node).startswith("aten.fft_"):
+        return "transform", "it is a Fourier transform, not a product with a constant matrix"
+    if is_call(node, aten.embedding.default) and not kinds.varies(operand(node, "weight")):
+        return "gather", ""
     what, check = _CHECKS.get(node.target, ("", _no_reason))
     return what, check(node)
+
+
+def _draws(node: Node) -> bool:
+    """Tells whether a call draws random numbers; dropout does so in training alone."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    dropout = is_call(node, aten.dropout.default, aten.native_dropout.default)
+    return not dropout or bool(argument(node, "train"))
 
 
 def _is_only_logits(node: Node, kinds: ProductKinds) -> bool:
@@ -156,28 +176,65 @@ def _no_row_index(node: Node) -> str:
         kinds = sorted({str(dtype_of(indices[a])) for a in given})
         return f"its index is {', '.join(kinds)}: a mask, or positions of another type"
     if given == [0]:
-        return "it takes rows of axis 0, the images"
+        return _OF_ALL
     return f"its indices along axes {given} are not the count of the images and then the rows"
+
+
+def _no_row_select(node: Node) -> str:
+    """Whole rows of every image are index_select's already."""
+    return _OF_ALL if axis(node) == 0 else ""
+
+
+def _no_table(node: Node) -> str:
+    return f"it looks rows up in values of the input: {_OF_ALL}"
 
 
 def _no_row_scatter(node: Node) -> str:
     if not dtype_of(node).is_floating_point:
         return f"it writes {dtype_of(node)}, and rows are of floating-point numbers"
-    return _no_row_index(node) if is_call(node, aten.index_put.default) else "its index is empty"
+    if is_call(node, aten.index_put.default):
+        return _no_row_index(node)
+    return "its index is a single number, not a row of positions"
+
+
+def _no_mask(node: Node) -> str:
+    return "it writes where a mask says, one number after the other"
+
+
+def _no_element(node: Node) -> str:
+    return "its index counts single numbers of the whole tensor, not rows"
+
+
+def _no_search(node: Node) -> str:
+    return "it finds positions by steps that it compares with, not by the best scores"
 
 
 def _no_reason(node: Node) -> str:
     return ""
 
 
+#: The images themselves, or rows whose batch was flattened away.
+_OF_ALL: Final = "it counts along axis 0, over all images at once, not the rows of each image"
+
 _CHECKS: Final[dict[Any, tuple[str, Callable[[Node], str]]]] = {
     aten.gather.default: ("gather", _no_row_gather),
     aten.take_along_dim.default: ("gather", _no_row_take),
     aten.index.Tensor: ("gather", _no_row_index),
+    aten.index_select.default: ("gather", _no_row_select),
+    aten.embedding.default: ("gather", _no_table),
+    aten.take.default: ("gather", _no_element),
+    aten.put.default: ("scatter", _no_element),
+    aten.masked_scatter.default: ("scatter", _no_mask),
     aten.index_put.default: ("scatter", _no_row_scatter),
     aten.scatter.src: ("scatter", _no_row_scatter),
     aten.scatter.value: ("scatter", _no_row_scatter),
     aten.scatter_add.default: ("scatter", _no_row_scatter),
     aten.scatter_reduce.two: ("scatter", _no_row_scatter),
+    aten.scatter.reduce: ("scatter", _no_row_scatter),
+    aten.scatter.value_reduce: ("scatter", _no_row_scatter),
     aten.index_add.default: ("scatter", _no_row_scatter),
+    aten.index_copy.default: ("scatter", _no_row_scatter),
+    aten.index_reduce.default: ("scatter", _no_row_scatter),
+    aten.searchsorted.Tensor: ("search", _no_search),
+    aten.bucketize.Tensor: ("search", _no_search),
 }

@@ -149,7 +149,7 @@ def _attention(node: Node, names: tuple[str, str, str], kinds: ProductKinds) -> 
 def _distances(node: Node, kinds: ProductKinds) -> NodeMacs:
     *batch, rows, channels = shape_of(operand(node, "x1"))
     columns = shape_of(node)[-1]
-    kind = Kind.MATCHING if kinds.only_selects(node) else Kind.OTHER
+    kind = Kind.MATCHING if kinds.only_matches(node) else Kind.OTHER
     batch_size = prod(shape_of(node)[:-2])
     return NodeMacs(node, kind, (batch_size, rows, columns, channels), token_axes=(1, 2))
 

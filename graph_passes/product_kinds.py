@@ -3,7 +3,8 @@
 ===============  ==================================================================================
 ``linear``        one factor is made of weights alone
 ``attention``     q · kᵀ, whose result becomes a softmax that weighs something; or that weighing
-``matching``      its result decides which rows are moved, and nothing else
+``matching``      its result decides which rows are moved, and nothing else reads it; or nothing is
+                  read of it but its best, which may weigh what is moved
 ``other``         the rest: linear attention, the values of a merge by matrix, …
 ===============  ==================================================================================
 
@@ -25,7 +26,9 @@ from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
+    dtype_of,
     is_call,
+    is_tensor,
     operand,
     operands,
     operator_name,
@@ -53,6 +56,7 @@ FACTORS: Final[dict[Any, tuple[str, str]]] = {
     aten.baddbmm.default: ("batch1", "batch2"),
     aten.addbmm.default: ("batch1", "batch2"),
     aten.mv.default: ("self", "vec"),
+    aten.addmv.default: ("mat", "vec"),
     aten.dot.default: ("self", "tensor"),
     aten.vdot.default: ("self", "other"),
     aten.inner.default: ("self", "other"),
@@ -93,6 +97,20 @@ _LAYOUT: Final = (
     aten.slice_scatter.default,
     aten.select_scatter.default,
 )
+#: What tells the best of a row of scores.
+_COMPARISONS: Final = (
+    aten.max.dim,
+    aten.min.dim,
+    aten.amax.default,
+    aten.amin.default,
+    aten.argmax.default,
+    aten.argmin.default,
+    aten.topk.default,
+    aten.sort.default,
+    aten.sort.stable,
+    aten.argsort.default,
+    aten.argsort.stable,
+)
 #: Heads may be mixed by weights on either side of the softmax ("talking heads").
 _MIXES: Final = (aten.linear.default, aten.conv2d.default)
 #: The arguments that say which rows or elements, of the operators that move them.
@@ -116,6 +134,21 @@ _SELECTORS: Final = {
     "tokexport.gather_tokens": ("index",),
     "tokexport.scatter_tokens": ("index",),
     "tokexport.merge_tokens": ("kept", "src", "dst"),
+}
+
+#: The arguments of which only the shape is read.
+_SHAPES: Final = {
+    "aten.fill": ("self",),
+    "aten.copy": ("self",),
+    "aten.full_like": ("self",),
+    "aten.zeros_like": ("self",),
+    "aten.ones_like": ("self",),
+    "aten.empty_like": ("self",),
+    "aten.new_full": ("self",),
+    "aten.new_zeros": ("self",),
+    "aten.new_ones": ("self",),
+    "aten.new_empty": ("self",),
+    "aten.expand_as": ("other",),
 }
 
 
@@ -147,6 +180,32 @@ class ProductKinds:
         """Tells whether a value reaches the outputs only as the choice of rows."""
         return node not in self._answering
 
+    def only_matches(self, node: Node) -> bool:
+        """Tells whether a product only selects, or nothing is read of it but the best scores."""
+        ends = stops(node)
+        compared = bool(ends) and all(is_call(end, *_COMPARISONS) for end in ends)
+        return compared or self.only_selects(node)
+
+    def only_chosen(self, node: Node) -> bool:
+        """Tells whether the inputs reach a value only by what was chosen: a one-hot matrix, …."""
+        waiting, seen, chosen = [node], {node}, False
+        while waiting:
+            part = waiting.pop()
+            if not self.varies(part):
+                continue
+            if is_tensor(part) and not (
+                dtype_of(part).is_floating_point or dtype_of(part).is_complex
+            ):
+                chosen = True
+                continue
+            if part.op != "call_function":
+                return False
+            values = _value_inputs(part)
+            chosen = chosen or any(self.varies(p) for p in part.all_input_nodes if p not in values)
+            waiting += [value for value in values if value not in seen]
+            seen.update(values)
+        return chosen
+
     def becomes_softmax(self, node: Node) -> bool:
         """Tells whether a product's result becomes a softmax that a second product reads."""
         return any(
@@ -168,8 +227,9 @@ class ProductKinds:
             return Kind.LINEAR
         if self.becomes_softmax(node) or self.reads_softmax(node):
             return Kind.ATTENTION
-        of_values = all(self.varies(factor) for factor in factors(node))
-        return Kind.OTHER if of_values else Kind.LINEAR
+        if not all(self.varies(factor) for factor in factors(node)):
+            return Kind.LINEAR
+        return Kind.MATCHING if self.only_matches(node) else Kind.OTHER
 
 
 def factors(node: Node) -> list[Node]:
@@ -194,7 +254,8 @@ def _answering(program: ExportedProgram) -> set[Node]:
 
 def _value_inputs(node: Node) -> list[Node]:
     """Returns what a node takes values from, leaving out what only tells it where."""
-    names = _SELECTORS.get(operator_name(node), ()) if node.op == "call_function" else ()
+    called = operator_name(node) if node.op == "call_function" else ""
+    names = _SELECTORS.get(called) or _SHAPES.get(called)
     if not names:
         return list(node.all_input_nodes)
     taken: list[Node] = []
@@ -219,7 +280,7 @@ def is_product(node: Node) -> bool:
 def stops(start: Node) -> set[Node]:
     """Returns who reads a value, or what pointwise operators and layout make of it."""
     found = _reached(start, _readers, _keeps_place)
-    return {node for node in found if not _keeps_place(node) and not _fills(node)}
+    return {node for node in found if not _keeps_place(node)}
 
 
 def _reached(
@@ -255,8 +316,3 @@ def _weighs(node: Node) -> bool:
     """Tells whether probabilities are still such behind a call: merged like tokens, as in MCTF."""
     moved = node.op == "call_function" and operator_name(node) in _SELECTORS
     return _is_logits(node) or moved
-
-
-def _fills(node: Node) -> bool:
-    """Tells whether a call takes the shape of its input and not its values."""
-    return is_call(node, aten.fill.Scalar, aten.fill.Tensor)

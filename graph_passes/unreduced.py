@@ -3,7 +3,8 @@
 The same graph is counted with every token axis of a block at the number of tokens that enter the
 first block of the same width: linear layers, convolutions and normalisations by their rows,
 attention by its queries and its keys. What only chooses the rows to move costs nothing then, since
-there is nothing to choose. A hierarchical model keeps the sizes its stages begin with.
+there is nothing to choose. A hierarchical model keeps the sizes its stages begin with: where tokens
+leave a block wider than they entered it, that their number falls is no reduction.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def unreduced_macs(
     """
     scales = [None if one is None else _scale(one, tokens) for one in tokens]
     last = tokens[-1] if tokens else None
-    behind = None if last is None else _Scale(last.leaving, last.leaving, _full(last, tokens))
+    behind = None
+    if last is not None and last.width == last.width_out:
+        behind = _Scale(last.leaving, last.leaving, _full(last, tokens))
     total = dict.fromkeys(Kind, 0)
     passed = False
     for one in counted:
@@ -57,7 +60,8 @@ def unreduced_macs(
 
 
 def _scale(own: Tokens, tokens: Sequence[Tokens | None]) -> _Scale:
-    low, high = sorted((own.entering, own.leaving))
+    leaving = own.leaving if own.width == own.width_out else own.entering
+    low, high = sorted((own.entering, leaving))
     return _Scale(low, high, _full(own, tokens))
 
 

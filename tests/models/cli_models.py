@@ -105,7 +105,7 @@ class Fourier(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, 5)."""
-        mixed = torch.fft.fft(x).real  # transformed here
+        mixed = torch.fft.fft(x).abs()  # transformed here
         return super().forward(mixed)
 
 

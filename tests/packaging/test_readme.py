@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,9 @@ def section(heading: str) -> str:
     return rest.partition("\n## ")[0]
 
 
+INSPECT = section("Looking before compiling")
+
+
 def test_every_exit_code_has_its_row() -> None:
     rows = re.findall(r"^\| (\d+) \| (.+) \|$", section("Exit codes"), re.MULTILINE)
     assert [int(code) for code, _ in rows] == sorted(ExitCode)
@@ -39,6 +43,38 @@ def test_every_option_it_names_exists() -> None:
     named = set(re.findall(r"--[a-z][a-z-]+", section("On the command line")))
     assert named - {"--help"} <= exists
     assert exists - {"--help"} <= named
+
+
+def test_inspect_prints_what_it_says() -> None:
+    (block,) = re.findall(
+        r"^```\n(\$ tokexport inspect .*?)^```$", INSPECT, re.DOTALL | re.MULTILINE
+    )
+    called, _, said = block.partition("\n")
+    program, *arguments = called.removeprefix("$ ").split()
+    printed = subprocess.run(
+        [Path(sys.executable).with_name(program), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "124"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert without_versions(printed) == without_versions(said)
+
+
+def without_versions(text: str) -> list[str]:
+    return re.sub(r" \d+\.\d+[.\d]* took", " took", text).splitlines()
+
+
+def test_every_option_of_inspect_exists() -> None:
+    shown = subprocess.run(
+        [Path(sys.executable).with_name("tokexport"), "inspect", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    exists = set(re.findall(r"--[a-z][a-z-]+", shown))
+    assert set(re.findall(r"--[a-z][a-z-]+", INSPECT)) == exists - {"--help"}
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

@@ -6,9 +6,11 @@ int(36 · rate) of them stay, in score order, behind the class token.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from models.zoo.vit import PATCHES, WIDTH, Vit, images
+from models.zoo.vit import Vit, images
 from torch import Tensor, nn
 
 
@@ -49,16 +51,19 @@ def batch_index_select(x: Tensor, idx: Tensor) -> Tensor:
 class DynamicVit(Vit):
     """A ViT that prunes before some of its blocks."""
 
-    def __init__(self, pruning_loc: tuple[int, ...], token_ratio: tuple[float, ...]) -> None:
-        super().__init__()
+    def __init__(
+        self, pruning_loc: tuple[int, ...], token_ratio: tuple[float, ...], **options: Any
+    ) -> None:
+        super().__init__(**options)
         self.pruning_loc = pruning_loc
         self.token_ratio = token_ratio
-        self.score_predictor = nn.ModuleList(PredictorLG(WIDTH) for _ in pruning_loc)
+        width = self.head.in_features
+        self.score_predictor = nn.ModuleList(PredictorLG(width) for _ in pruning_loc)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
         B, p_count = x.shape[0], 0
-        policy = torch.ones(B, PATCHES, 1, dtype=x.dtype)
+        policy = torch.ones(B, self.num_patches, 1, dtype=x.dtype)
         for i, block in enumerate(self.blocks):
             if i in self.pruning_loc:
                 spatial_x = x[:, 1:]
@@ -67,7 +72,7 @@ class DynamicVit(Vit):
                     policy = F.gumbel_softmax(pred_score, hard=True)[:, :, 0:1] * policy
                 else:
                     score = pred_score[:, :, 0]
-                    num_keep_node = int(PATCHES * self.token_ratio[p_count])
+                    num_keep_node = int(self.num_patches * self.token_ratio[p_count])
                     keep_policy = torch.argsort(score, dim=1, descending=True)[:, :num_keep_node]
                     cls_policy = torch.zeros(B, 1, dtype=keep_policy.dtype)
                     now_policy = torch.cat([cls_policy, keep_policy + 1], dim=1)

@@ -1,7 +1,7 @@
 """A small plain ViT with the attribute names that published patches expect of timm's.
 
 Images (B, 3, 48, 48) in patches of 8 pixels: 36 patches and a class token, with a distillation
-token behind it on request.
+token behind it on request. Other sizes, a real model's among them, are options of ``Vit``.
 """
 
 from __future__ import annotations
@@ -52,13 +52,14 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, both behind a norm and around a residual."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: int = 2) -> None:
         super().__init__()
+        hidden = mlp_ratio * dim
         self.norm1 = nn.LayerNorm(dim)
         self.attn = Attention(dim, num_heads)
         self.drop_path = nn.Identity()
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
     def forward(self, x: Tensor) -> Any:
         """Takes and returns (B, N, C)."""
@@ -67,20 +68,32 @@ class Block(nn.Module):
 
 
 class Vit(nn.Module):
-    """Images (B, 3, 48, 48) → logits (B, classes) of the class token."""
+    """Images (B, 3, image, image) → logits (B, classes) of the class token."""
 
-    def __init__(self, depth: int = DEPTH, distilled: bool = False, dim: int = WIDTH) -> None:
+    def __init__(
+        self,
+        depth: int = DEPTH,
+        distilled: bool = False,
+        dim: int = WIDTH,
+        *,
+        num_heads: int = HEADS,
+        mlp_ratio: int = 2,
+        image: int = IMAGE,
+        patch: int = PATCH,
+        classes: int = CLASSES,
+    ) -> None:
         super().__init__()
-        self.patch_embed = nn.Conv2d(3, dim, PATCH, PATCH)
+        self.num_patches = (image // patch) ** 2
+        self.patch_embed = nn.Conv2d(3, dim, patch, patch)
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim) * 0.5)
         self.dist_token = nn.Parameter(torch.randn(1, 1, dim) * 0.5) if distilled else None
-        self.pos_embed = nn.Parameter(torch.randn(1, PATCHES + 1 + distilled, dim) * 0.5)
-        self.blocks = nn.ModuleList(Block(dim, HEADS) for _ in range(depth))
+        self.pos_embed = nn.Parameter(torch.randn(1, self.num_patches + 1 + distilled, dim) * 0.5)
+        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, CLASSES)
+        self.head = nn.Linear(dim, classes)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Returns the first block's input, (B, 37, C)."""
+        """Returns the first block's input, (B, N, C): 37 tokens of the default image."""
         x = self.patch_embed(x).flatten(2).transpose(1, 2)
         special = [self.cls_token] + ([] if self.dist_token is None else [self.dist_token])
         tokens = [token.expand(x.shape[0], -1, -1) for token in special]
@@ -99,9 +112,9 @@ class Vit(nn.Module):
         return self.head(self.forward_features(x)[:, 0])
 
 
-def images(batch: int = BATCH) -> Tensor:
+def images(batch: int = BATCH, image: int = IMAGE) -> Tensor:
     """An example input."""
-    return torch.zeros(batch, 3, IMAGE, IMAGE)
+    return torch.zeros(batch, 3, image, image)
 
 
 def seeded(seed: int, **options: Any) -> Vit:
