@@ -226,16 +226,6 @@ def _check_static(program: ExportedProgram) -> None:
                 )
 
 
-def random_lines(program: ExportedProgram) -> list[str]:
-    """Returns the source lines of the operators that draw random numbers."""
-    found = []
-    for node in program.graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags:
-            found.append(f"{node.target} at {source_line(node) or node.name}")
-    return found
-
-
 def token_schedule(program: ExportedProgram) -> tuple[int, ...]:
     """Returns the number of tokens that each attention of a rewritten graph sees."""
     attention = torch.ops.tokexport.sized_attention.default

@@ -67,6 +67,7 @@ class CompileConfig(InputConfig):
         require_run: Whether an engine that could not run here is a failure.
         keep_stages: Whether every stage leaves its artifact in ``OUTPUT.stages``.
         force: Whether an earlier bundle at ``output`` may be replaced.
+        drop_noise: Whether random numbers drawn at inference become their means.
     """
 
     target: str
@@ -77,6 +78,7 @@ class CompileConfig(InputConfig):
     require_run: bool = False
     keep_stages: bool = False
     force: bool = False
+    drop_noise: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what no compile can do."""
@@ -118,3 +120,4 @@ class CompileOptions(TypedDict, total=False):
     require_run: bool
     keep_stages: bool
     force: bool
+    drop_noise: bool
