@@ -92,6 +92,9 @@ def compile_command(
         bool,
         typer.Option("--drop-noise", help="Put the mean in place of each random number."),
     ] = False,
+    token_cap: Annotated[
+        int | None, typer.Option(help="Pad token counts that depend on the data to this many.")
+    ] = None,
     keep_stages: Annotated[
         bool, typer.Option("--keep-stages", help="Leave every stage in OUTPUT.stages.")
     ] = False,
@@ -132,6 +135,7 @@ def compile_command(
                 keep_stages=keep_stages,
                 force=force,
                 drop_noise=drop_noise,
+                token_cap=token_cap,
             )
         if json:
             write_json({"exit_code": 0, "error": None, **result.report.to_json()})

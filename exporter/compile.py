@@ -37,6 +37,8 @@ from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.speed import busy_warning, time_against_eager, timed_name
 from tokexport.exporter.stages import StageFolder
+from tokexport.exporter.token_cap import under_cap
+from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.exporter.told_hops import ToldHops
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import unlifted
@@ -95,7 +97,7 @@ def compile(
         progress: Shows the stages; silent without one.
         options: Further fields of ``CompileConfig``, as ``CompileOptions`` types them:
             inputs, input_shape, batch, precision, atol, seed, min_speedup, require_run,
-            keep_stages, force, drop_noise.
+            keep_stages, force, drop_noise, token_cap.
 
     Raises:
         UsageError: The options or inputs do not fit.
@@ -117,20 +119,28 @@ def compile(
 
         with stage("reference"):
             given, inputs, batches = prepare(source, config)
+            size = inputs[0].shape[0] if inputs[0].shape else 1
+            batches, known["token_cap"] = under_cap(given, batches, size, config.token_cap)
             known |= {"inputs": batches.origin, "samples": batches.samples, "batches": len(batches)}
-            flat, known["noise"] = without_noise(given, batches, config.drop_noise)
-            reference = reference_of(flat, batches)
+            flat, known["noise"] = without_noise(
+                given, batches, config.drop_noise, config.token_cap
+            )
+            reference = reference_of(flat, batches, config.token_cap)
             names = tuple(reference.outputs)
             _accuracy(reference, reference.outputs, batches)  # labels of no class end it here
             eager_error = float64_error.of_model(flat, batches, reference.outputs)
 
         with stage("capture"):
-            program = capture_without_noise(flat, batches)
+            program = capture_without_noise(flat, batches, config.token_cap)
             kept.save_program("captured", program)
             captured = unlifted(program)
             gates = _gates(eager_error, captured, batches, reference, config)
             proof = Proof(reference.outputs, gates)
-            known |= {"gates": gates, "hops": proof.hops, "warnings": _warnings(gates)}
+            known |= {
+                "gates": gates,
+                "hops": proof.hops,
+                "warnings": _warnings(gates, known["token_cap"]),
+            }
             proof.check("captured", hops.run_graph(captured, batches, names))
 
         with stage("rewrite"):
@@ -269,9 +279,9 @@ def _steady_batches(proof: Proof, batches: Batches) -> list[int]:
     return rows
 
 
-def _warnings(gates: dict[str, Gate]) -> tuple[str, ...]:
+def _warnings(gates: dict[str, Gate], cap: TokenCapUse | None) -> tuple[str, ...]:
     """Says what makes the proof weaker than it looks."""
-    found = []
+    found = [*cap.warnings()] if cap is not None else []
     for name, gate in gates.items():
         if gate.scale == 0:
             found.append(

@@ -72,19 +72,21 @@ def random_lines(program: ExportedProgram) -> tuple[str, ...]:
     )
 
 
-def reference_of(model: FlatModel, batches: Batches) -> Reference:
+def reference_of(model: FlatModel, batches: Batches, token_cap: int | None) -> Reference:
     """Runs the model as it is; one without one answer is refused by the lines that are to blame."""
     try:
         return run_reference(model, batches)
     except (DataDependentError, NotRepeatableError) as error:
-        program = _captured(model, batches)  # names a count's own line
+        program = _captured(model, batches, token_cap)  # names a count's own line
         lines = random_lines(program)
         if not lines or isinstance(error, DataDependentError):
             raise
         raise NotRepeatableError(error.what, where=_where(lines), fix=FIX) from error
 
 
-def capture_without_noise(model: FlatModel, batches: Batches) -> ExportedProgram:
+def capture_without_noise(
+    model: FlatModel, batches: Batches, token_cap: int | None
+) -> ExportedProgram:
     """Captures a model that draws no random numbers.
 
     Raises:
@@ -93,7 +95,7 @@ def capture_without_noise(model: FlatModel, batches: Batches) -> ExportedProgram
     """
     if isinstance(model, NoiseFree):
         return model.program
-    program = _captured(model, batches)
+    program = _captured(model, batches, token_cap)
     lines = random_lines(program)
     if lines:
         raise NotRepeatableError(
@@ -104,8 +106,8 @@ def capture_without_noise(model: FlatModel, batches: Batches) -> ExportedProgram
     return program
 
 
-def _captured(model: FlatModel, batches: Batches) -> ExportedProgram:
-    return capture(model, tensors_of(next(iter(batches))))
+def _captured(model: FlatModel, batches: Batches, token_cap: int | None) -> ExportedProgram:
+    return capture(model, tensors_of(next(iter(batches))), token_cap)
 
 
 def _where(lines: tuple[str, ...]) -> str:
@@ -113,7 +115,7 @@ def _where(lines: tuple[str, ...]) -> str:
 
 
 def without_noise(
-    model: FlatModel, batches: Batches, drop: bool
+    model: FlatModel, batches: Batches, drop: bool, token_cap: int | None
 ) -> tuple[FlatModel, DroppedNoise | None]:
     """Returns the model without its noise, and what that changed.
 
@@ -121,6 +123,7 @@ def without_noise(
         model: The model as given; one that draws nothing is returned as it is.
         batches: The inputs.
         drop: Whether noise may be dropped; without that nothing is done.
+        token_cap: For how many rows a choice by the data has room.
 
     Raises:
         ModelNotSupportedError: The model cannot be traced.
@@ -128,7 +131,7 @@ def without_noise(
     """
     if not drop:
         return model, None
-    program = _captured(model, batches)
+    program = _captured(model, batches, token_cap)
     lines = random_lines(program)
     if not lines:
         return model, None

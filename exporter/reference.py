@@ -20,6 +20,7 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.module_state import evaluation, parameter_versions
 from tokexport.exporter.outputs import Constant
+from tokexport.exporter.unbacked import FIX
 from tokexport.runtimes.base import Array
 
 
@@ -163,8 +164,7 @@ def _check_shapes(first: dict[str, Array], outputs: dict[str, Array], position: 
         raise DataDependentError(
             "The shapes of the model's outputs depend on the values of the input.",
             where=f"First batch: {shapes}; batch {position}: {now}.",
-            fix="Make the count a constant (top-k with a fixed k in place of a threshold, of "
-            "nonzero or of .item()).",
+            fix=FIX,
         )
 
 

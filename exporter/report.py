@@ -18,6 +18,7 @@ from rich.text import Text
 from tokexport.exporter.benchmark import Speed
 from tokexport.exporter.dropped_noise import DroppedNoise
 from tokexport.exporter.parity import Gate, HopResult
+from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
 
 SCHEMA_VERSION = 1
@@ -58,6 +59,7 @@ class Report:
         not_run_reason: Why the artifact did not run here; None when it ran.
         accuracy: Before and after; None without labels.
         noise: What dropping the model's noise did; None where none was dropped.
+        token_cap: How the samples fit under a cap; None without one, or where none was needed.
         speed: The measurement; None when nothing could be timed.
         token_schedule: The number of tokens at each attention.
         recognised: How many of each operation the rewriting found, by its name.
@@ -82,6 +84,7 @@ class Report:
     not_run_reason: str | None = None
     accuracy: Accuracy | None = None
     noise: DroppedNoise | None = None
+    token_cap: TokenCapUse | None = None
     speed: Speed | None = None
     token_schedule: tuple[int, ...] = ()
     recognised: Mapping[str, int] = field(default_factory=dict)
@@ -166,6 +169,8 @@ def _fact_rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "tokens", " ".join(map(str, report.token_schedule))
     if report.recognised:
         yield "found", ", ".join(f"{name} × {n}" for name, n in report.recognised.items())
+    for line in report.token_cap.lines() if report.token_cap is not None else ():
+        yield "token cap", line
     if report.accuracy is not None:
         before, after = report.accuracy.before, report.accuracy.after
         yield (
