@@ -27,7 +27,8 @@ FIX: Final = (
     "torch.where(live, 0.0, -inf) to the attention logits and count only live rows in means."
 )
 _OR_CAP: Final = (
-    " Or choose rows with a mask or nonzero, and pass --token-cap N, which does the same."
+    " Or choose rows with a mask or nonzero, and pass --token-cap N to compile, which does the "
+    "same."
 )
 
 

@@ -224,6 +224,30 @@ def matmul(padded: Padded, node: Node) -> None:
     padded.set(node, padded.edit.call(node.target, a, b), found)
 
 
+def einsum(padded: Padded, node: Node) -> None:
+    """A sum of products; dead rows of a letter that is summed over count as 0."""
+    equation = argument(node, "equation").replace(" ", "")
+    parts: list[Node] = padded.new(argument(node, "tensors"))
+    terms, arrow, result = equation.partition("->")
+    letters = terms.split(",")
+    if not arrow or "." in equation or any(len(set(term)) < len(term) for term in letters):
+        raise refused(node, "its equation is implicit, has dots or takes a diagonal")
+    found: dict[str, Live | None] = {}
+    for term, part in zip(letters, parts, strict=True):
+        for axis, letter in enumerate(term):
+            live = padded.live(part).get(axis)
+            if found.setdefault(letter, live) is not live:
+                raise refused(node, "it combines rows that were chosen differently")
+    filled = []
+    for term, part in zip(letters, parts, strict=True):
+        for axis, letter in enumerate(term):
+            if letter not in result:
+                part = padded.filled(part, axis, 0.0)
+        filled.append(part)
+    after = {a: live for a, letter in enumerate(result) if (live := found[letter]) is not None}
+    padded.set(node, padded.edit.call(node.target, equation, filled), after)
+
+
 def attention(padded: Padded, node: Node) -> None:
     """Fused attention; dead keys get the bias -inf, dead values count as 0."""
     q, k, v = (padded.new(argument(node, name)) for name in ("query", "key", "value"))
@@ -305,5 +329,6 @@ RULES: Final[dict[object, Rule]] = {
     aten.matmul.default: matmul,
     aten.bmm.default: matmul,
     aten.mm.default: matmul,
+    aten.einsum.default: einsum,
     aten.scaled_dot_product_attention.default: attention,
 }

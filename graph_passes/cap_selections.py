@@ -263,3 +263,24 @@ def index(padded: Padded, node: Node, constants: Constants) -> None:
     if kept:
         after[first] = kept
     padded.set(node, new, after)
+
+
+def put(padded: Padded, node: Node, constants: Constants) -> None:
+    """Pads ``x[…, mask] = values``: where(mask, the value at the row's rank in mask, x)."""
+    x, values = padded.new(node.args[0]), padded.new(argument(node, "values"))
+    parts: list[Any] = padded.new(argument(node, "indices"))
+    given = [a for a, part in enumerate(parts) if part is not None]
+    dim, mask = given[0], parts[given[0]]
+    fits = len(given) == 1 and dtype_of(mask) == torch.bool and len(shape_of(mask)) == 1
+    if not fits or argument(node, "accumulate") or padded.live(x) or padded.live(mask):
+        raise refused(node, "it writes other than with one mask over one fixed axis")
+    _, kept = chosen(padded, node, mask, constants)
+    edit, rank = padded.edit, len(shape_of(x))
+    along = dim - (rank - len(shape_of(values)))  # leading axes of size 1 are left out of values
+    if along < 0 or padded.live(values) != ({along: kept} if kept else {}):
+        raise refused(node, "what it writes was chosen otherwise than where it goes")
+    order = edit.call(aten.sub.Tensor, edit.call(aten.cumsum.default, mask, 0), 1)
+    order = edit.call(aten.clamp.default, order, 0, max(shape_of(values)[along] - 1, 0))
+    rows = edit.call(aten.index_select.default, values, along, order)
+    wide = edit.view(mask, [-1 if a == dim else 1 for a in range(rank)])
+    padded.set(node, edit.call(aten.where.self, wide, rows, x), {})

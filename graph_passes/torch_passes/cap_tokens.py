@@ -35,10 +35,12 @@ from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 
 _SELECTIONS: Final = {
     aten.nonzero.default: cap_selections.nonzero,
+    aten.nonzero_numpy.default: cap_selections.where,
     aten.where.default: cap_selections.where,
     aten.masked_select.default: cap_selections.masked_select,
     aten._unique2.default: cap_selections.unique,
     aten.index.Tensor: cap_selections.index,
+    aten.index_put.default: cap_selections.put,
 }
 _ARITHMETIC: Final = {
     operator.add: aten.add.Tensor,
@@ -91,11 +93,7 @@ class CapTokens(TorchPass):
         return len(padded.memo)
 
     def _depends(self, padded: Padded, node: Node) -> bool:
-        values = node.meta.get("val")
-        parts = values if isinstance(values, tuple | list) else (values,)
-        sizes = [s for part in parts for s in (part.shape if isinstance(part, Tensor) else (part,))]
-        symbolic = any(isinstance(s, torch.SymInt | torch.SymBool | torch.SymFloat) for s in sizes)
-        return symbolic or any(padded.changed(source) for source in node.all_input_nodes)
+        return _is_symbolic(node) or any(padded.changed(part) for part in node.all_input_nodes)
 
     def _try(self, padded: Padded, node: Node) -> None:
         try:
@@ -133,7 +131,10 @@ class CapTokens(TorchPass):
             raise refused(node, "there is no rule for it")
         else:
             args, kwargs = padded.new(node.args), padded.named(node)
-            padded.set(node, padded.edit.call(target, *args, **kwargs), {})
+            new = padded.edit.call(target, *args, **kwargs)
+            if _is_symbolic(new):
+                raise refused(node, "there is no rule for it, and its size depends on the data")
+            padded.set(node, new, {})
 
     def _size(self, padded: Padded, node: Node) -> None:
         source = padded.new(node.args[0])
@@ -184,6 +185,13 @@ class CapTokens(TorchPass):
             target: Any = node.target
             self._known[node] = target(*args, **kwargs)
         return self._known[node]
+
+
+def _is_symbolic(node: Node) -> bool:
+    values = node.meta.get("val")
+    parts = values if isinstance(values, tuple | list) else (values,)
+    sizes = [s for part in parts for s in (part.shape if isinstance(part, Tensor) else (part,))]
+    return any(isinstance(s, torch.SymInt | torch.SymBool | torch.SymFloat) for s in sizes)
 
 
 def _only_asserted(node: Node) -> bool:

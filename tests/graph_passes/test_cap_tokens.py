@@ -32,6 +32,20 @@ def twice(x: Tensor) -> Tensor:
     return attend(y[:, y[0, :, 0] > 0])
 
 
+def written_back(x: Tensor) -> Tensor:
+    mask = (x.sum(-1) > 0)[0]
+    result = x.clone()
+    result[:, mask] = attend(x[:, mask])
+    return result
+
+
+def written_at_positions(x: Tensor) -> Tensor:
+    rows = torch.where(x[0, :, 0] > 0)[0]
+    result = x.clone()
+    result[:, rows] = x[:, rows] * 2
+    return result
+
+
 EXACT: dict[str, Rows] = {
     "mean": lambda x: chosen(x).mean(1),
     "mean over all": lambda x: chosen(x).mean(),
@@ -46,6 +60,11 @@ EXACT: dict[str, Rows] = {
     "top-k": lambda x: chosen(x).topk(2, dim=1).values,
     "place of the best": lambda x: chosen(x)[:, chosen(x)[0, :, 0].argmax()],
     "product of matrices": lambda x: chosen(x).transpose(1, 2) @ chosen(x),
+    "einsum": lambda x: torch.einsum("bnc,bnd->bcd", chosen(x), chosen(x)),
+    "einsum that keeps rows": lambda x: (
+        torch.einsum("bnc, bmc -> bnm", chosen(x), chosen(x)).softmax(2).amax((1, 2))
+    ),
+    "written back": written_back,
     "attention": lambda x: attend(chosen(x)).mean(1),
     "attention with a class token": lambda x: attend(torch.cat([x[:, :1], chosen(x)], 1))[:, 0],
     "behind the class token": lambda x: attend(torch.cat([x[:, :1], chosen(x)], 1))[:, 1:].sum(1),
@@ -55,6 +74,7 @@ EXACT: dict[str, Rows] = {
     "masked_select": lambda x: x.masked_select(x > 0).mean(),
     "nonzero": lambda x: x.index_select(1, torch.nonzero(x[0, :, 0] > 0)[:, 0]).sum(1),
     "nonzero of two axes": lambda x: x[0][torch.nonzero(x[0] > 0).unbind(1)].sum(),
+    "nonzero as a tuple": lambda x: x[:, x[0, :, 0].gt(0).nonzero(as_tuple=True)[0]].sum(1),
     "where": lambda x: x[:, torch.where(x[0, :, 0] > 0)[0]].sum(1),
     "unique": lambda x: x[:, (x[0, :, 0] * 2).long().clamp(0, 8).unique()].sum(1),
     "unique of chosen": lambda x: (chosen(x)[0, :, 0] * 2).long().unique().sum(),
@@ -62,6 +82,7 @@ EXACT: dict[str, Rows] = {
     "stack": lambda x: torch.stack([chosen(x), chosen(x).exp()]).sum(2),
 }
 REFUSED: dict[str, tuple[Rows, str]] = {
+    "written at positions": (written_at_positions, "other than with one mask"),
     "an output": (chosen, "it is an output"),
     "deviation": (lambda x: chosen(x).std(1), "there is no rule for it"),
     "the last row": (lambda x: chosen(x)[:, -1], "may be padding"),
