@@ -22,6 +22,8 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.outputs import Constant, flatten
 from tokexport.exporter.torch_warnings import torch_log_silenced, torch_warnings_silenced
+from tokexport.exporter.unbacked import FIX, SomeRows, with_fixed_sizes
+from tokexport.graph_passes.live_rows import Selection
 from tokexport.graph_passes.torch_passes.editor import innermost_line, source_line
 
 
@@ -147,23 +149,39 @@ class FlatModel(nn.Module):
         return named, constants
 
 
-def capture(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
+def capture(
+    model: nn.Module, example: Sequence[Tensor], token_cap: int | None = None
+) -> ExportedProgram:
     """Returns the functional graph of a model of tensors on inputs of these shapes.
 
     The model is left as it was, its attributes and training flags included.
+
+    Args:
+        model: Takes and gives flat tensors.
+        example: Inputs of the shapes to trace.
+        token_cap: For how many rows a choice by the data has room; None allows no such choice.
 
     Raises:
         DataDependentError: A count or a branch depends on the values of the input.
         ModelNotSupportedError: torch.export cannot trace the model for another reason.
     """
+    return capture_padded(model, example, token_cap)[0]
+
+
+def capture_padded(
+    model: nn.Module, example: Sequence[Tensor], token_cap: int | None
+) -> tuple[ExportedProgram, tuple[Selection, ...]]:
+    """Captures as ``capture`` does, and returns the choices that were padded too."""
     with evaluation(model), torch.no_grad(), torch_warnings_silenced(), torch_log_silenced():
         try:
-            traced = torch.export.export(model, tuple(example), strict=False)
+            with SomeRows():
+                traced = torch.export.export(model, tuple(example), strict=False)
             program: ExportedProgram = traced.run_decompositions({})
         except (Exception, SystemExit) as error:
             raise _refusal(error) from error
+        selections = with_fixed_sizes(program, token_cap)
     _check_static(program)
-    return program
+    return program, selections
 
 
 def _refusal(error: BaseException) -> ModelNotSupportedError:
@@ -176,8 +194,7 @@ def _refusal(error: BaseException) -> ModelNotSupportedError:
             "A number of tokens or a branch depends on the values of the input, and a static graph "
             "has no room for that.",
             where=where,
-            fix="Make the count a constant (top-k with a fixed k in place of a threshold, of "
-            "nonzero or of .item()).",
+            fix=FIX,
         )
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     return ModelNotSupportedError(
@@ -221,19 +238,8 @@ def _check_static(program: ExportedProgram) -> None:
                     f"The result of {node.target} has a size that depends on the values of the "
                     "input.",
                     where=f"At {source_line(node)}" if source_line(node) else f"Node {node.name}",
-                    fix="Make the count a constant (top-k with a fixed k in place of a threshold, "
-                    "of nonzero or of .item()).",
+                    fix=FIX,
                 )
-
-
-def random_lines(program: ExportedProgram) -> list[str]:
-    """Returns the source lines of the operators that draw random numbers."""
-    found = []
-    for node in program.graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags:
-            found.append(f"{node.target} at {source_line(node) or node.name}")
-    return found
 
 
 def token_schedule(program: ExportedProgram) -> tuple[int, ...]:

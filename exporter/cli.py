@@ -88,6 +88,13 @@ def compile_command(
     require_run: Annotated[
         bool, typer.Option("--require-run", help="Fail when the engine cannot run here.")
     ] = False,
+    drop_noise: Annotated[
+        bool,
+        typer.Option("--drop-noise", help="Put the mean in place of each random number."),
+    ] = False,
+    token_cap: Annotated[
+        int | None, typer.Option(help="Pad token counts that depend on the data to this many.")
+    ] = None,
     keep_stages: Annotated[
         bool, typer.Option("--keep-stages", help="Leave every stage in OUTPUT.stages.")
     ] = False,
@@ -127,6 +134,8 @@ def compile_command(
                 require_run=require_run,
                 keep_stages=keep_stages,
                 force=force,
+                drop_noise=drop_noise,
+                token_cap=token_cap,
             )
         if json:
             write_json({"exit_code": 0, "error": None, **result.report.to_json()})

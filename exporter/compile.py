@@ -20,22 +20,25 @@ from tokexport.exporter import float64_error, hops
 from tokexport.exporter.benchmark import require_speedup
 from tokexport.exporter.build import ARTIFACT, build
 from tokexport.exporter.bundle import BundleWriter, save_reference
-from tokexport.exporter.capture import FlatModel, capture, random_lines, token_schedule
+from tokexport.exporter.capture import token_schedule
 from tokexport.exporter.config import CompileConfig, CompileOptions
 from tokexport.exporter.emit import emit
-from tokexport.exporter.errors import DataDependentError, GateError, NotRepeatableError
+from tokexport.exporter.errors import GateError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.float64_error import Float64Error
 from tokexport.exporter.inputs import Batches, accuracy
 from tokexport.exporter.machine import describe_machine
+from tokexport.exporter.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.parity import FP32_FLOOR, PROVES_NOTHING, Gate, Proof, set_gates
 from tokexport.exporter.progress import Checklist
-from tokexport.exporter.reference import Reference, run_reference, tensors_of
+from tokexport.exporter.reference import Reference
 from tokexport.exporter.report import FAILED, Accuracy, Report
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.speed import busy_warning, time_against_eager, timed_name
 from tokexport.exporter.stages import StageFolder
+from tokexport.exporter.token_cap import under_cap
+from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.exporter.told_hops import ToldHops
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import unlifted
@@ -94,7 +97,7 @@ def compile(
         progress: Shows the stages; silent without one.
         options: Further fields of ``CompileConfig``, as ``CompileOptions`` types them:
             inputs, input_shape, batch, precision, atol, seed, min_speedup, require_run,
-            keep_stages, force.
+            keep_stages, force, drop_noise, token_cap.
 
     Raises:
         UsageError: The options or inputs do not fit.
@@ -115,20 +118,29 @@ def compile(
         stack.enter_context(_report_on_failure(known, checklist))
 
         with stage("reference"):
-            flat, inputs, batches = prepare(source, config)
+            given, inputs, batches = prepare(source, config)
+            size = inputs[0].shape[0] if inputs[0].shape else 1
+            batches, known["token_cap"] = under_cap(given, batches, size, config.token_cap)
             known |= {"inputs": batches.origin, "samples": batches.samples, "batches": len(batches)}
-            reference = _reference(flat, batches)
+            flat, known["noise"] = without_noise(
+                given, batches, config.drop_noise, config.token_cap
+            )
+            reference = reference_of(flat, batches, config.token_cap)
             names = tuple(reference.outputs)
             _accuracy(reference, reference.outputs, batches)  # labels of no class end it here
             eager_error = float64_error.of_model(flat, batches, reference.outputs)
 
         with stage("capture"):
-            program = capture(flat, tensors_of(next(iter(batches))))
+            program = capture_without_noise(flat, batches, config.token_cap)
             kept.save_program("captured", program)
             captured = unlifted(program)
             gates = _gates(eager_error, captured, batches, reference, config)
             proof = Proof(reference.outputs, gates)
-            known |= {"gates": gates, "hops": proof.hops, "warnings": _warnings(gates)}
+            known |= {
+                "gates": gates,
+                "hops": proof.hops,
+                "warnings": _warnings(gates, known["token_cap"]),
+            }
             proof.check("captured", hops.run_graph(captured, batches, names))
 
         with stage("rewrite"):
@@ -176,7 +188,7 @@ def compile(
                         "accuracy": _accuracy(reference, found, batches),
                     }
                 with stage("speed"):
-                    known["speed"] = time_against_eager(flat, runner, batches, config)
+                    known["speed"] = time_against_eager(given, runner, batches, config)
                     known["warnings"] += busy_warning()
                     if config.min_speedup is not None:
                         require_speedup(known["speed"], timed_name(config), config.min_speedup)
@@ -229,20 +241,6 @@ def _report_on_failure(known: dict[str, Any], checklist: Checklist) -> Iterator[
         raise
 
 
-def _reference(flat: FlatModel, batches: Batches) -> Reference:
-    """Runs the model as it is; one without one answer is refused by the lines that are to blame."""
-    try:
-        return run_reference(flat, batches)
-    except (DataDependentError, NotRepeatableError) as error:
-        program = capture(flat, tensors_of(next(iter(batches))))  # names a count's own line
-        lines = random_lines(program)
-        if not lines or isinstance(error, DataDependentError):
-            raise
-        raise NotRepeatableError(
-            error.what, where=f"Random numbers: {'; '.join(lines[:4])}", fix=error.fix
-        ) from error
-
-
 def _gates(
     eager: Float64Error,
     captured: GraphModule,
@@ -281,9 +279,9 @@ def _steady_batches(proof: Proof, batches: Batches) -> list[int]:
     return rows
 
 
-def _warnings(gates: dict[str, Gate]) -> tuple[str, ...]:
+def _warnings(gates: dict[str, Gate], cap: TokenCapUse | None) -> tuple[str, ...]:
     """Says what makes the proof weaker than it looks."""
-    found = []
+    found = [*cap.warnings()] if cap is not None else []
     for name, gate in gates.items():
         if gate.scale == 0:
             found.append(

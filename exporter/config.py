@@ -67,6 +67,8 @@ class CompileConfig(InputConfig):
         require_run: Whether an engine that could not run here is a failure.
         keep_stages: Whether every stage leaves its artifact in ``OUTPUT.stages``.
         force: Whether an earlier bundle at ``output`` may be replaced.
+        drop_noise: Whether random numbers drawn at inference become their means.
+        token_cap: For how many tokens a choice by the data has room; None refuses such a choice.
     """
 
     target: str
@@ -77,6 +79,8 @@ class CompileConfig(InputConfig):
     require_run: bool = False
     keep_stages: bool = False
     force: bool = False
+    drop_noise: bool = False
+    token_cap: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no compile can do."""
@@ -90,6 +94,8 @@ class CompileConfig(InputConfig):
                 f"Target '{self.target}' has no precision '{self.precision}'.",
                 fix=f"Pass one of {', '.join(PRECISIONS[self.target])}.",
             )
+        if self.token_cap is not None and not _is_count(self.token_cap):
+            raise UsageError(f"--token-cap is {self.token_cap}.", fix="Pass a cap of 1 or more.")
         for name, value in (("atol", self.atol), ("min-speedup", self.min_speedup)):
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"--{name} is {value}.", fix="Pass a number above 0.")
@@ -118,3 +124,5 @@ class CompileOptions(TypedDict, total=False):
     require_run: bool
     keep_stages: bool
     force: bool
+    drop_noise: bool
+    token_cap: int | None

@@ -32,6 +32,7 @@ _CODES: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
     (errors.WriteError, ExitCode.BUILD_FAILED),
     (errors.PackageMissingError, ExitCode.RUNTIME_MISSING),
     (graph_errors.OperatorRefusedError, ExitCode.NOT_SUPPORTED),
+    (graph_errors.TokenCountError, ExitCode.NOT_SUPPORTED),
     (runtime_errors.RuntimeMissingError, ExitCode.RUNTIME_MISSING),
     (runtime_errors.InputMismatchError, ExitCode.USAGE),
     (runtime_errors.OperatorRefusedError, ExitCode.NOT_SUPPORTED),

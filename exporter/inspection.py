@@ -21,6 +21,7 @@ from tokexport.exporter.capture import capture, token_schedule
 from tokexport.exporter.config import PRECISIONS, InputConfig
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.noise import random_lines
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.source import Source
@@ -94,6 +95,8 @@ class Inspection:
         macs: Multiply-accumulates of the whole, by kind.
         unreduced: Those of the model without its reduction, by kind, as ``UNREDUCED_MEANS``.
         token_schedule: Tokens at each attention that was recognised.
+        noise: What draws random numbers that reach an output, with its line; compile refuses it
+            without ``--drop-noise``.
         targets: What each target says.
     """
 
@@ -105,6 +108,7 @@ class Inspection:
     macs: Mapping[str, int]
     unreduced: Mapping[str, int]
     token_schedule: tuple[int, ...]
+    noise: tuple[str, ...]
     targets: tuple[Verdict, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -147,6 +151,7 @@ def inspect(
         with checklist.stage("capture"):
             flat, specs, batches = prepare(source, config)
             program = capture(flat, tensors_of(next(iter(batches))))
+            noise = random_lines(program)
         shape = specs[0].shape
         batch = shape[0] if shape else 1
         with checklist.stage("count"):
@@ -170,6 +175,7 @@ def inspect(
         macs=counted.total,
         unreduced=counted.unreduced,
         token_schedule=token_schedule(rewritten),
+        noise=noise,
         targets=tuple(verdicts),
     )
 

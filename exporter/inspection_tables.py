@@ -37,6 +37,10 @@ def render_inspection(found: Inspection, console: Console) -> None:
         show(Text("\nStayed generic", "bold"))
     for line in generic:
         show(line)
+    if found.noise:
+        show(Text("\nDraws random numbers (compile refuses it without --drop-noise)", "bold"))
+    for draw in found.noise:
+        show(Text(f"  {draw}", "yellow"))
     if found.targets:
         show(Text("\nTargets", "bold"))
     for verdict in found.targets:

@@ -16,7 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tokexport.exporter.benchmark import Speed
+from tokexport.exporter.dropped_noise import DroppedNoise
 from tokexport.exporter.parity import Gate, HopResult
+from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
 
 SCHEMA_VERSION = 1
@@ -56,6 +58,8 @@ class Report:
         first_failure: The name of the first hop that failed; None when none did.
         not_run_reason: Why the artifact did not run here; None when it ran.
         accuracy: Before and after; None without labels.
+        noise: What dropping the model's noise did; None where none was dropped.
+        token_cap: How the samples fit under a cap; None without one, or where none was needed.
         speed: The measurement; None when nothing could be timed.
         token_schedule: The number of tokens at each attention.
         recognised: How many of each operation the rewriting found, by its name.
@@ -79,6 +83,8 @@ class Report:
     first_failure: str | None = None
     not_run_reason: str | None = None
     accuracy: Accuracy | None = None
+    noise: DroppedNoise | None = None
+    token_cap: TokenCapUse | None = None
     speed: Speed | None = None
     token_schedule: tuple[int, ...] = ()
     recognised: Mapping[str, int] = field(default_factory=dict)
@@ -115,6 +121,8 @@ def render(report: Report, console: Console) -> None:
         show(_parity_table(report))
         for line in _tie_lines(report):
             show(line)
+    for line in report.noise.lines() if report.noise is not None else ():
+        show(line)
     if report.first_failure is not None:
         console.print()
         show(_failure(report))
@@ -161,6 +169,8 @@ def _fact_rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "tokens", " ".join(map(str, report.token_schedule))
     if report.recognised:
         yield "found", ", ".join(f"{name} × {n}" for name, n in report.recognised.items())
+    for line in report.token_cap.lines() if report.token_cap is not None else ():
+        yield "token cap", line
     if report.accuracy is not None:
         before, after = report.accuracy.before, report.accuracy.after
         yield (
@@ -188,7 +198,8 @@ def _machine_line(machine: Mapping[str, Any]) -> str:
 
 def _parity_table(report: Report) -> Table:
     noun = "sample" if report.samples == 1 else "samples"
-    title = f"Parity with the model as it was given, fp32 eager, {report.samples} {noun}"
+    which = "as it was given" if report.noise is None else "without its noise"
+    title = f"Parity with the model {which}, fp32 eager, {report.samples} {noun}"
     table = _titled_table(title)
     table.add_column("hop", no_wrap=True)
     table.add_column("output", overflow="fold")

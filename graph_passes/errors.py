@@ -27,5 +27,9 @@ class OperatorRefusedError(GraphError):
     """The target takes no operator of this kind; names the node, the operator and its line."""
 
 
+class TokenCountError(GraphError):
+    """A number of tokens depends on the data, and cannot be padded to a fixed one."""
+
+
 class PassError(GraphError):
     """A pass broke its own postcondition: a bug of ours."""

@@ -2,8 +2,8 @@
 
 Whatever stays generic still exports and runs; it is only slower, or harder on a runtime. Looked at
 are softmax attention, selections by a product, gathers and scatters, products with a one-hot
-matrix, Fourier transforms, sorts of integers, searches, merged rows that nothing joins with the
-kept ones, and whatever draws random numbers.
+matrix, Fourier transforms, sorts of integers, searches, and merged rows that nothing joins with the
+kept ones.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LeftGeneric:
     Attributes:
         node: The node.
         what: What it is, a noun: ``attention``, ``selection``, ``merge``, ``gather``, ``scatter``,
-            ``one-hot``, ``transform``, ``sort``, ``search`` or ``random``.
+            ``one-hot``, ``transform``, ``sort`` or ``search``.
         why: Why it is no operator of the domain, a clause.
     """
 
@@ -71,11 +71,7 @@ def left_generic(program: ExportedProgram) -> tuple[LeftGeneric, ...]:
     kinds = ProductKinds(program)
     found = []
     for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
-        if _draws(node):
-            found.append(LeftGeneric(node, "random", "it draws random numbers in every run"))
-        if not kinds.varies(node):
+        if node.op != "call_function" or not kinds.varies(node):
             continue
         what, why = _reason(node, kinds)
         if why:
@@ -102,14 +98,6 @@ def _reason(node: Node, kinds: ProductKinds) -> tuple[str, str]:
         return "gather", ""
     what, check = _CHECKS.get(node.target, ("", _no_reason))
     return what, check(node)
-
-
-def _draws(node: Node) -> bool:
-    """Tells whether a call draws random numbers; dropout does so in training alone."""
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-        return False
-    dropout = is_call(node, aten.dropout.default, aten.native_dropout.default)
-    return not dropout or bool(argument(node, "train"))
 
 
 def _is_only_logits(node: Node, kinds: ProductKinds) -> bool:

@@ -22,7 +22,11 @@ def line_of(mark: str) -> str:
 @pytest.mark.parametrize(
     ("model", "mark", "parts"),
     [
-        ("Draws", "drawn here", ("another answer when it runs again", "aten.rand_like", "eval")),
+        (
+            "Draws",
+            "drawn here",
+            ("runs again", "aten.rand_like", "--drop-noise"),
+        ),
         ("KeepsSome", "masked here", ("depends on the values of the input", COUNT)),
         ("CountsNonzero", "counted here", ("aten.nonzero", "depends on the values", COUNT)),
         ("Loops", "looped here", ("A number of tokens or a branch depends on the values", COUNT)),

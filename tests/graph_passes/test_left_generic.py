@@ -84,19 +84,6 @@ def by_a_mean_without_itself(x: Tensor) -> Tensor:
     return x.scatter_reduce(1, index, x[:, :3], "mean", include_self=False)
 
 
-def by_noise(x: Tensor) -> Tensor:
-    noisy = x.sum(-1) + torch.rand(B, N)
-    return x.gather(1, noisy.topk(3, dim=1).indices[..., None].expand(-1, -1, C))
-
-
-def by_noise_like(x: Tensor) -> Tensor:
-    return x + torch.randn_like(x) * 1e-6
-
-
-def by_training_dropout(x: Tensor) -> Tensor:
-    return F.dropout(x, 0.5, training=True)
-
-
 def by_fourier(x: Tensor) -> Tensor:
     return torch.fft.fft(x, dim=1).abs()
 
@@ -130,9 +117,6 @@ LEFT: dict[Callable[..., Outputs], tuple[str, str, str]] = {
         "tokexport.scatter_tokens",
         "its mean leaves out the row that was there",
     ),
-    by_noise: ("random", "aten.rand", "draws random numbers"),
-    by_noise_like: ("random", "aten.randn_like", "draws random numbers"),
-    by_training_dropout: ("random", "aten.native_dropout", "draws random numbers"),
     by_fourier: ("transform", "aten.fft_fft", "a Fourier transform"),
     by_a_match_without_ranks: ("selection", "aten.matmul", "its scores go to aten.argmax"),
     by_read_probabilities: ("attention", "aten.matmul", "read by aten.mean too"),

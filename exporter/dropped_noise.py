@@ -1,0 +1,34 @@
+"""What dropping the noise of a model did, as data and in words; without torch, as reports are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from tokexport.runtimes.comparison import Comparison
+
+
+@dataclass(frozen=True)
+class DroppedNoise:
+    """What dropping the noise of a model did.
+
+    Attributes:
+        draws: What drew, with its line: ``aten.rand.default at …``.
+        change: The model without its noise against the model as given, by output.
+    """
+
+    draws: tuple[str, ...]
+    change: Mapping[str, Comparison]
+
+    def lines(self) -> Iterator[Text]:
+        """Yields what it did to each output, and where the noise was drawn."""
+        yield Text("\nThe model without its noise, compared with one run as it was given", "bold")
+        for output, change in self.change.items():
+            line = f"{output}  relative {change.relative:.1e}, cosine {change.cosine:.6f}"
+            if change.top1_agreement is not None:
+                line += f", top-1 {change.top1_agreement:.1%}"
+            yield Text(line)
+        for draw in self.draws:
+            yield Text(f"dropped  {draw}", "dim")

@@ -1,0 +1,143 @@
+"""Refuses random numbers drawn at inference, or takes them out and says what that changed."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from tokexport.exporter.capture import FlatModel, capture
+from tokexport.exporter.dropped_noise import DroppedNoise
+from tokexport.exporter.errors import DataDependentError, NotRepeatableError, listed
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.outputs import Constant
+from tokexport.exporter.reference import Reference, run_reference, tensors_of
+from tokexport.graph_passes.decisions import unlifted
+from tokexport.graph_passes.draws import drop_unread_draws, find_draws
+from tokexport.graph_passes.torch_passes.drop_noise import DropNoise
+from tokexport.graph_passes.torch_passes.editor import source_line
+from tokexport.graph_passes.torch_passes.infrastructure import run_passes
+from tokexport.runtimes.comparison import compare
+
+#: The way out of a refusal.
+FIX: Final = (
+    "Take the random numbers out of eval mode, or pass --drop-noise: every draw becomes the mean "
+    "of its distribution, and the report says what that changed."
+)
+
+
+class NoiseFree(FlatModel):
+    """The captured graph of a model, without its noise, in the model's place.
+
+    Args:
+        given: The model as given.
+        program: Its graph without noise.
+        names: The names of its outputs.
+        constants: What it returned beside tensors.
+    """
+
+    def __init__(
+        self,
+        given: FlatModel,
+        program: ExportedProgram,
+        names: tuple[str, ...],
+        constants: dict[str, Constant],
+    ) -> None:
+        nn.Module.__init__(self)
+        self.model: Any = unlifted(program)
+        self.spec = given.spec
+        self.program = program
+        self._names = names
+        self._constants = constants
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Runs the graph."""
+        results: tuple[Tensor, ...] = self.model(*tensors)
+        return results
+
+    def named_outputs(self, *tensors: Tensor) -> tuple[dict[str, Tensor], dict[str, Constant]]:
+        """Runs the graph and returns its tensors by name, and the constants as they were."""
+        return dict(zip(self._names, self(*tensors), strict=True)), self._constants
+
+
+def random_lines(program: ExportedProgram) -> tuple[str, ...]:
+    """Returns the operators that draw random numbers which reach an output, with their lines.
+
+    Those that reach none are taken out of the graph.
+    """
+    drop_unread_draws(program.graph)
+    return tuple(
+        f"{node.target} at {source_line(node) or node.name}" for node in find_draws(program.graph)
+    )
+
+
+def reference_of(model: FlatModel, batches: Batches, token_cap: int | None) -> Reference:
+    """Runs the model as it is; one without one answer is refused by the lines that are to blame."""
+    try:
+        return run_reference(model, batches)
+    except (DataDependentError, NotRepeatableError) as error:
+        program = _captured(model, batches, token_cap)  # names a count's own line
+        lines = random_lines(program)
+        if not lines or isinstance(error, DataDependentError):
+            raise
+        raise NotRepeatableError(error.what, where=_where(lines), fix=FIX) from error
+
+
+def capture_without_noise(
+    model: FlatModel, batches: Batches, token_cap: int | None
+) -> ExportedProgram:
+    """Captures a model that draws no random numbers.
+
+    Raises:
+        NotRepeatableError: A draw reaches an output, however small its effect.
+        ModelNotSupportedError: The model cannot be traced.
+    """
+    if isinstance(model, NoiseFree):
+        return model.program
+    program = _captured(model, batches, token_cap)
+    lines = random_lines(program)
+    if lines:
+        raise NotRepeatableError(
+            "The model draws random numbers at inference, so it has no one answer to be held to.",
+            where=_where(lines),
+            fix=FIX,
+        )
+    return program
+
+
+def _captured(model: FlatModel, batches: Batches, token_cap: int | None) -> ExportedProgram:
+    return capture(model, tensors_of(next(iter(batches))), token_cap)
+
+
+def _where(lines: tuple[str, ...]) -> str:
+    return f"Random numbers: {listed(lines, 4)}."
+
+
+def without_noise(
+    model: FlatModel, batches: Batches, drop: bool, token_cap: int | None
+) -> tuple[FlatModel, DroppedNoise | None]:
+    """Returns the model without its noise, and what that changed.
+
+    Args:
+        model: The model as given; one that draws nothing is returned as it is.
+        batches: The inputs.
+        drop: Whether noise may be dropped; without that nothing is done.
+        token_cap: For how many rows a choice by the data has room.
+
+    Raises:
+        ModelNotSupportedError: The model cannot be traced.
+        tokexport.graph_passes.errors.OperatorRefusedError: A draw has no mean.
+    """
+    if not drop:
+        return model, None
+    program = _captured(model, batches, token_cap)
+    lines = random_lines(program)
+    if not lines:
+        return model, None
+    given = run_reference(model, batches, twice=False)
+    program = run_passes(program, (DropNoise(),)).program
+    free = NoiseFree(model, program, tuple(given.outputs), given.constants)
+    found = run_reference(free, batches).outputs
+    change = {name: compare(array, found[name]) for name, array in given.outputs.items()}
+    return free, DroppedNoise(lines, change)

@@ -1,0 +1,220 @@
+"""Keeps account of the rows of padded values that are there, while a graph gets fixed sizes.
+
+A value whose axis has a length that depends on the data is held padded::
+
+    real   (1, u, C)                    u rows, known when it runs
+    padded (1, cap, C), live (cap,)     the rows under live, in their order, are the real ones
+
+What dead rows hold is arbitrary and finite; no live row may come to depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from tokexport.graph_passes.draws import draws
+from tokexport.graph_passes.errors import TokenCountError
+from tokexport.graph_passes.torch_passes.calls import dtype_of, shape_of
+from tokexport.graph_passes.torch_passes.editor import Editor, aten, source_line
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """Which rows of a padded axis are real.
+
+    Attributes:
+        mask: Truth values (n,).
+        count: How many are true, a whole number of rank 0.
+        front: Whether the real rows come first, so that a position is the same in both.
+        sure: How many rows at the beginning are always real.
+    """
+
+    mask: Node
+    count: Node
+    front: bool
+    sure: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A choice of rows by the data.
+
+    Attributes:
+        count: How many rows are chosen, a whole number of rank 0.
+        cap: For how many there is room.
+        line: The line of the person's code, or ''.
+    """
+
+    count: Node
+    cap: int
+    line: str
+
+
+class Padded:
+    """The padded counterparts of a graph's values.
+
+    Args:
+        edit: The graph.
+        cap: The number of rows that there is room for; None allows no choice by the data.
+    """
+
+    def __init__(self, edit: Editor, cap: int | None) -> None:
+        self.edit = edit
+        self.cap = cap
+        self.selections: list[Selection] = []
+        self.memo: dict[tuple[Any, ...], Any] = {}
+        self._new: dict[Node, Any] = {}
+        self._live: dict[Node, dict[int, Live]] = {}
+        self._first: dict[Node, Node] = {}
+        self._computed: dict[tuple[Any, str, str], Node] = {}
+        self._exact: dict[str, int] = {}
+        self._of_size: dict[str, set[Live]] = {}
+
+    def set(self, old: Node, new: Any, live: Mapping[int, Live] | None = None) -> None:
+        """Notes what stands for a node: a padded node, a number, or a list of padded nodes."""
+        self._new[old] = new
+        if isinstance(new, Node) and live is not None:
+            self._live[new] = dict(live)
+        sizes = getattr(old.meta.get("val"), "shape", ())
+        for axis, one in (live or {}).items():
+            if axis < len(sizes):
+                self._of_size.setdefault(str(sizes[axis]), set()).add(one)
+
+    def first(self, node: Node) -> Node:
+        """Returns the first node that computes the same by the same calls."""
+        for one in self.edit.graph.nodes:
+            if one not in self._first:
+                self._first[one] = one
+                if one.op == "call_function" and not draws(one):
+                    args, kwargs = map_arg((one.args, one.kwargs), self._first.__getitem__)
+                    key = (one.target, repr(args), repr(kwargs))
+                    self._first[one] = self._computed.setdefault(key, one)
+            if one is node:
+                break
+        return self._first[node]
+
+    def note(self, new: Node, live: Mapping[int, Live]) -> None:
+        """Notes the padded axes of a node that was inserted."""
+        self._live[new] = dict(live)
+
+    def changed(self, node: Node) -> bool:
+        """Tells whether something else stands for a node."""
+        return node in self._new
+
+    def new(self, old: Any) -> Any:
+        """Returns what stands for an argument, with every node in it replaced."""
+        if isinstance(old, Node):
+            return self._new.get(old, old)
+        if isinstance(old, list | tuple):
+            return [self.new(part) for part in old]
+        return old
+
+    def named(self, node: Node) -> dict[str, Any]:
+        """Returns the keyword arguments of a call, with every node in them replaced."""
+        return {name: self.new(part) for name, part in node.kwargs.items()}
+
+    def positions(self, new: Node) -> Node:
+        """Returns positions whose dead rows are 0, which every axis has."""
+        for axis in self.live(new):
+            new = self.filled(new, axis, 0)
+        return new
+
+    def live(self, new: Any) -> dict[int, Live]:
+        """Returns the padded axes of a padded node."""
+        return self._live.get(new, {}) if isinstance(new, Node) else {}
+
+    def of_size(self, size: Any) -> Live | None:
+        """Returns the rows that an axis of that symbolic size has, where only one fits."""
+        found = self._of_size.get(str(size), set())
+        return next(iter(found)) if len(found) == 1 else None
+
+    def set_exact(self, size: Any, number: int) -> None:
+        """Notes what a symbolic size is."""
+        self._exact[str(size)] = number
+
+    def exact(self, size: Any) -> int | None:
+        """Returns what a symbolic size is, where that is known."""
+        return self._exact.get(str(size))
+
+    def filled(self, new: Node, axis: int, value: float | int | bool) -> Node:
+        """Returns a value with a number in its dead rows."""
+        live = self.live(new).get(axis)
+        if live is None:
+            return new
+        rank = len(shape_of(new))
+        mask = self.edit.view(live.mask, [-1 if a == axis else 1 for a in range(rank)])
+        other = self.constant((), value, dtype_of(new))
+        result = self.edit.call(aten.where.self, mask, new, other)
+        self._live[result] = self.live(new)
+        return result
+
+    def bias(self, live: Live, rank: int, axis: int, dtype: torch.dtype) -> Node:
+        """Returns 0 for live and -inf for dead rows, along one axis of a rank."""
+        mask = self.edit.view(live.mask, [-1 if a == axis else 1 for a in range(rank)])
+        zero, low = self.constant((), 0.0, dtype), self.constant((), -torch.inf, dtype)
+        return self.edit.call(aten.where.self, mask, zero, low)
+
+    def constant(self, shape: Iterable[int], value: float | int | bool, dtype: torch.dtype) -> Node:
+        """Inserts a tensor of one number."""
+        device = torch.device("cpu")
+        return self.edit.call(
+            aten.full.default, [*shape], value, dtype=dtype, device=device, pin_memory=False
+        )
+
+    def counted(self, size: int) -> Node:
+        """Inserts 0, 1, …, size - 1."""
+        device = torch.device("cpu")
+        return self.edit.call(aten.arange.default, size, device=device, pin_memory=False)
+
+    def joined(self, parts: list[Live | int]) -> Live:
+        """Returns the rows of parts laid end to end; a number stands for that many real rows."""
+        key = ("joined", *parts)
+        if key not in self.memo:
+            self.memo[key] = self._joined(parts)
+        found: Live = self.memo[key]
+        return found
+
+    def _joined(self, parts: list[Live | int]) -> Live:
+        masks, count, sure, fixed, front = [], None, 0, 0, True
+        still = True
+        for position, part in enumerate(parts):
+            if isinstance(part, int):
+                masks.append(self.constant((part,), True, torch.bool))
+                fixed += part
+                sure += part if still else 0
+                continue
+            masks.append(part.mask)
+            front &= part.front and position == len(parts) - 1
+            sure += part.sure if still else 0
+            still = False
+            count = (
+                part.count if count is None else self.edit.call(aten.add.Tensor, count, part.count)
+            )
+        count = self.edit.call(aten.add.Tensor, count, fixed) if fixed else count
+        assert count is not None
+        mask = self.edit.call(aten.cat.default, masks, 0)
+        return Live(mask, count, front, sure)
+
+    def cut(self, live: Live, start: int) -> Live:
+        """Returns the rows without the first few, which are always real or come first."""
+        key = ("cut", live, start)
+        if key not in self.memo:
+            mask = self.edit.call(aten.slice.Tensor, live.mask, 0, start, shape_of(live.mask)[0])
+            count = self.edit.call(aten.sum.default, mask)
+            self.memo[key] = Live(mask, count, live.front, max(0, live.sure - start))
+        found: Live = self.memo[key]
+        return found
+
+
+def refused(node: Node, why: str) -> TokenCountError:
+    """Returns the error for a call that cannot be made exact on padded rows."""
+    return TokenCountError(
+        f"The operator {node.target} cannot be padded to a fixed number of tokens exactly: {why}.",
+        where=f"At {source_line(node) or node.name}",
+    )

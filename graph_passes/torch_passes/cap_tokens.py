@@ -1,0 +1,214 @@
+"""Gives every value whose size depends on the data a fixed one: rows up to a cap, and a mask.
+
+Before → after::
+
+    y = x[:, mask]                 index, live = the first cap true rows of mask
+    softmax(y yᵀ, -1) y        →   softmax(y' y'ᵀ + where(live, 0, -inf), -1) where(live, y', 0)
+    mean(y, 1)                     sum(where(live, y', 0), 1) / sum(live)
+
+A mask that no input reaches has a count that is known, and needs no cap; a position read from a
+tensor, ``x[scores.argmax()]``, becomes a selection of one row. ``cap_rules`` and ``cap_shapes`` say
+for which operators this is exact; every other one that meets padded rows is refused.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from tokexport.graph_passes import cap_selections
+from tokexport.graph_passes.cap_rules import RULES, pointwise
+from tokexport.graph_passes.cap_shapes import SHAPE_RULES
+from tokexport.graph_passes.draws import draws
+from tokexport.graph_passes.errors import TokenCountError
+from tokexport.graph_passes.live_rows import Padded, Selection, refused
+from tokexport.graph_passes.torch_passes.calls import argument, is_call, is_tensor
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+
+_SELECTIONS: Final = {
+    aten.nonzero.default: cap_selections.nonzero,
+    aten.nonzero_numpy.default: cap_selections.where,
+    aten.where.default: cap_selections.where,
+    aten.masked_select.default: cap_selections.masked_select,
+    aten._unique2.default: cap_selections.unique,
+    aten.index.Tensor: cap_selections.index,
+    aten.index_put.default: cap_selections.put,
+}
+_ARITHMETIC: Final = {
+    operator.add: aten.add.Tensor,
+    operator.sub: aten.sub.Tensor,
+    operator.mul: aten.mul.Tensor,
+}
+
+
+class CapTokens(TorchPass):
+    """Pads what depends on the data.
+
+    Args:
+        program: The program whose graph is changed; its weights are constants here.
+        cap: How many rows a choice by the data has room for; None allows none.
+
+    Attributes:
+        selections: The choices that were padded.
+    """
+
+    name: ClassVar[str] = "cap tokens"
+
+    def __init__(self, program: ExportedProgram, cap: int | None) -> None:
+        self._cap = cap
+        self._weights = _weights(program)
+        self._known: dict[Node, Any] = {}
+        self._fixed: dict[Node, bool] = {}
+        self.selections: tuple[Selection, ...] = ()
+
+    def call(self, edit: Editor) -> int:
+        """Rewrites the graph in place and returns how many choices were made fixed.
+
+        Raises:
+            TokenCountError: An operator cannot be made exact on padded rows.
+        """
+        padded = Padded(edit, self._cap)
+        old = list(edit.graph.nodes)
+        for node in old:
+            if node.op == "call_function" and self._depends(padded, node):
+                with edit.before(node):
+                    self._try(padded, node)
+        (output,) = edit.graph.find_nodes(op="output")
+        for given in output.all_input_nodes:
+            if padded.live(padded.new(given)):
+                raise refused(given, "it is an output, whose size would depend on the data")
+        output.args = map_arg(output.args, padded.new)
+        for node in reversed(old):
+            if padded.changed(node) and not node.users:
+                edit.graph.erase_node(node)
+        self.selections = tuple(padded.selections)
+        return len(padded.memo)
+
+    def _depends(self, padded: Padded, node: Node) -> bool:
+        return _is_symbolic(node) or any(padded.changed(part) for part in node.all_input_nodes)
+
+    def _try(self, padded: Padded, node: Node) -> None:
+        try:
+            self._pad(padded, node)
+        except TokenCountError:
+            raise
+        except Exception as error:
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            raise refused(node, f"it does not take padded rows: {said[0]}") from error
+
+    def _pad(self, padded: Padded, node: Node) -> None:
+        target = node.target
+        if is_call(node, aten.sym_size.int):
+            self._size(padded, node)
+        elif is_call(node, aten.item.default) or is_call(node, aten._local_scalar_dense.default):
+            padded.set(node, padded.new(node.args[0]))
+        elif target is operator.getitem:
+            source = padded.new(node.args[0])
+            position: Any = node.args[1]
+            if isinstance(source, list):
+                padded.set(node, source[position], padded.live(source[position]))
+            else:
+                padded.set(node, padded.edit.item(source, position), padded.live(source))
+        elif target in _SELECTIONS:
+            _SELECTIONS[target](padded, node, self._constant)
+        elif target in SHAPE_RULES:
+            SHAPE_RULES[target](padded, node)
+        elif target in RULES:
+            RULES[target](padded, node)
+        elif isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags:
+            pointwise(padded, node)
+        elif not is_tensor(node) and not isinstance(node.meta.get("val"), tuple | list):
+            self._number(padded, node)
+        elif any(padded.live(padded.new(source)) for source in node.all_input_nodes):
+            raise refused(node, "there is no rule for it")
+        else:
+            args, kwargs = padded.new(node.args), padded.named(node)
+            new = padded.edit.call(target, *args, **kwargs)
+            if _is_symbolic(new):
+                raise refused(node, "there is no rule for it, and its size depends on the data")
+            padded.set(node, new, {})
+
+    def _size(self, padded: Padded, node: Node) -> None:
+        source = padded.new(node.args[0])
+        axis = argument(node, "dim")
+        live = padded.live(source).get(axis)
+        if live is None:
+            size = int(source.meta["val"].shape[axis])
+            padded.set_exact(node.meta["val"], size)
+            padded.set(node, size)
+        else:
+            padded.set(node, live.count)
+
+    def _number(self, padded: Padded, node: Node) -> None:
+        """Computes with sizes; what is only asserted of them was true while tracing."""
+        target: Any = node.target
+        args = padded.new(node.args)
+        if None in args or not any(isinstance(part, Node) for part in args):
+            known = None not in args and not isinstance(target, OpOverload)
+            padded.set(node, target(*args) if known else None)
+        elif target in _ARITHMETIC:
+            number, *_ = [part for part in args if isinstance(part, Node)]
+            if not isinstance(args[0], Node):  # a number first
+                args = [padded.constant((), args[0], number.meta["val"].dtype), args[1]]
+            padded.set(node, padded.edit.call(_ARITHMETIC[target], *args))
+        elif all(_only_asserted(user) for user in node.users) or not node.users:
+            padded.set(node, None)
+        else:
+            raise refused(node, "it computes with the number of tokens")
+
+    def _constant(self, node: Node) -> Tensor | None:
+        """Computes a value that no input reaches; None where one does."""
+        for one in node.graph.nodes:
+            if one not in self._fixed:
+                self._fixed[one] = one in self._weights or (
+                    one.op == "call_function"
+                    and not draws(one)
+                    and all(self._fixed[source] for source in one.all_input_nodes)
+                )
+            if one is node:
+                break
+        return self._computed(node) if self._fixed[node] else None
+
+    def _computed(self, node: Node) -> Any:
+        if node in self._weights:
+            return self._weights[node]
+        if node not in self._known:
+            args, kwargs = map_arg((node.args, node.kwargs), self._computed)
+            target: Any = node.target
+            self._known[node] = target(*args, **kwargs)
+        return self._known[node]
+
+
+def _is_symbolic(node: Node) -> bool:
+    values = node.meta.get("val")
+    parts = values if isinstance(values, tuple | list) else (values,)
+    sizes = [s for part in parts for s in (part.shape if isinstance(part, Tensor) else (part,))]
+    return any(isinstance(s, torch.SymInt | torch.SymBool | torch.SymFloat) for s in sizes)
+
+
+def _only_asserted(node: Node) -> bool:
+    return is_call(node, aten._assert_scalar.default) or all(map(_only_asserted, node.users))
+
+
+def _weights(program: ExportedProgram) -> dict[Node, Tensor]:
+    """Returns the parameters, buffers and constants of a program by their nodes."""
+    signature = program.graph_signature
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    values = {**program.constants, **program.state_dict}
+    return {
+        node: values[names[node.name]]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and names.get(node.name) in values
+    }

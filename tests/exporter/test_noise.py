@@ -1,0 +1,109 @@
+"""Random numbers at inference are refused with their line, or dropped, which is reported."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers.cli import compile_model, refusal, tokexport
+from models import noisy
+
+from tokexport.runtimes.loading import load
+
+MODELS = "models.noisy"
+(_NUMBER,) = (
+    number
+    for number, line in enumerate(inspect.getsource(noisy).splitlines(), 1)
+    if line.endswith("# drawn here")
+)
+LINE = f"{noisy.__file__}:{_NUMBER}, in forward: "
+
+
+@pytest.mark.parametrize(
+    ("model", "operator", "what"),
+    [
+        ("tie_breaking", "aten.rand.default", "draws random numbers at inf"),
+        ("gumbel", "aten.exponential.default", "another answer when it runs"),
+        ("flips", "aten.bernoulli.default", "draws random numbers at inference"),
+    ],
+)
+def test_noise_is_refused_with_its_line(
+    model: str, operator: str, what: str, tmp_path: Path
+) -> None:
+    answer = compile_model(f"{MODELS}:{model}", tmp_path / "out")
+    refusal(answer, 3, tmp_path, what, f"{operator} at {LINE}", "pass --drop-noise")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["ort", "openvino"])
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [("tie_breaking", False), ("gumbel", True)],
+)
+def test_noise_is_dropped_and_what_that_did_is_reported(
+    model: str, changes: bool, target: str, tmp_path: Path
+) -> None:
+    arguments = (f"{MODELS}:{model}", tmp_path / "out", "--drop-noise")
+    answer = compile_model(*arguments, "--json", target=target)
+    assert answer.code == 0, answer
+    noise = answer.json["noise"]
+    (draw,) = noise["draws"]
+    assert LINE in draw
+    change = noise["change"]["output"]
+    assert (change["relative"] > 1e-3) == changes
+    assert (change["relative"] == 0) == (not changes)
+    assert change["top1_agreement"] is not None
+    assert -1 <= change["cosine"] <= 1 + 1e-9
+    assert [hop["passed"] for hop in answer.json["hops"]] == [True] * len(answer.json["hops"])
+
+    shown = compile_model(*arguments, "--force", target=target)
+    assert "Parity with the model without its noise" in shown.stdout
+    assert "compared with one run as it was given" in shown.stdout
+    assert LINE in shown.stdout
+
+    x = np.random.default_rng(3).standard_normal((2, 12, 8), dtype=np.float32)
+    plain = getattr(noisy, model)()[0]
+    plain.noise = lambda scores: torch.zeros_like(scores)  # a mean shifts all scores alike
+    with load(tmp_path / "out") as runner, torch.no_grad():
+        found = runner.run({"x": x})["output"]
+        np.testing.assert_allclose(found, plain(torch.from_numpy(x)).numpy(), atol=1e-5)
+
+
+def test_a_coin_cannot_be_dropped(tmp_path: Path) -> None:
+    answer = compile_model(f"{MODELS}:flips", tmp_path / "out", "--drop-noise")
+    message = refusal(answer, 3, tmp_path, "cannot replace aten.bernoulli.default by its mean")
+    assert LINE in message
+
+
+def test_without_noise_the_option_changes_nothing(tmp_path: Path) -> None:
+    models = []
+    for name, extra in (("with", ["--drop-noise"]), ("without", [])):
+        answer = compile_model(f"{MODELS}:silent", tmp_path / name, "--json", *extra)
+        assert (answer.code, answer.json["noise"]) == (0, None)
+        models.append((tmp_path / name / "model.onnx").read_bytes())
+    assert models[0] == models[1]
+
+
+@pytest.mark.parametrize("extra", [[], ["--drop-noise"]])
+def test_what_no_output_reads_does_not_count(extra: list[str], tmp_path: Path) -> None:
+    answer = compile_model(f"{MODELS}:unread", tmp_path / "out", "--json", *extra)
+    assert (answer.code, answer.json["noise"]) == (0, None)
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert not [node.op_type for node in graph.node if node.op_type.startswith("Random")]
+
+
+def test_inspect_names_the_noise_and_refuses_nothing() -> None:
+    answer = tokexport("inspect", f"{MODELS}:tie_breaking", "--target", "ort", "--json")
+    assert answer.code == 0
+    (draw,) = json.loads(answer.stdout)["noise"]
+    assert draw.startswith(f"aten.rand.default at {LINE}")
+    shown = tokexport("inspect", f"{MODELS}:tie_breaking", "--target", "ort")
+    assert "Draws random numbers" in shown.said
+    assert LINE in shown.stdout
+    silent = tokexport("inspect", f"{MODELS}:silent", "--target", "ort")
+    assert "Draws random numbers" not in silent.said

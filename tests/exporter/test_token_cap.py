@@ -1,0 +1,134 @@
+"""Counts that depend on the image: padded to a cap and proven, refused without one, or constant."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.cli import compile_model, refusal
+from models import ragged
+
+from tokexport.runtimes.loading import load
+
+MODELS = "models.ragged"
+TARGETS = ("ort", "openvino")
+#: Per model, a cap that all 24 samples stay under, one that some exceed, and one that all do.
+CAPS = {"sampled": (5, 4, 1), "halting": (12, 10, 3)}
+MARK = {"sampled": "# sampled here", "halting": "# halted here"}
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("samples") / "x.npz"
+    x = torch.randn(24, 12, 16, generator=torch.Generator().manual_seed(1))
+    np.savez(path, x=x.numpy(), labels=np.arange(24) % 5)
+    return path
+
+
+def line_of(mark: str) -> str:
+    """Returns ``file:line`` of the line in the models that ends in a comment."""
+    source = inspect.getsource(ragged).splitlines()
+    (number,) = (i for i, line in enumerate(source, 1) if line.endswith(mark))
+    return f"{ragged.__file__}:{number}, in forward: "
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("model", CAPS)
+def test_all_samples_fit(model: str, target: str, samples: Path, tmp_path: Path) -> None:
+    cap, *_ = CAPS[model]
+    answer = compile_model(
+        *(f"{MODELS}:{model}", tmp_path / "out", "--inputs", samples),
+        *("--token-cap", cap, "--json"),
+        target=target,
+    )
+    assert answer.code == 0, answer
+    found = answer.json
+    assert found["samples"] == 24
+    assert (found["token_cap"]["cap"], found["token_cap"]["exceeding"]) == (cap, 0)
+    assert {
+        place["line"].startswith(line_of(MARK[model])) for place in found["token_cap"]["places"]
+    }
+    assert max(place["largest"] for place in found["token_cap"]["places"]) == cap
+    assert not [line for line in found["warnings"] if "token-cap" in line]
+    assert all(hop["passed"] and hop["ties"] is None for hop in found["hops"])
+
+    built, x = getattr(ragged, model)()
+    fresh = torch.randn(8, *x.shape[1:], generator=torch.Generator().manual_seed(1))
+    with load(tmp_path / "out") as runner, torch.no_grad():
+        for image in fresh[:, None]:
+            found = runner.run({"x": image.numpy()})["output"]
+            np.testing.assert_allclose(found, built(image).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", CAPS)
+def test_samples_that_exceed_are_left_out_and_counted(
+    model: str, samples: Path, tmp_path: Path
+) -> None:
+    _, cap, _ = CAPS[model]
+    arguments = (f"{MODELS}:{model}", tmp_path / "out", "--inputs", samples, "--token-cap", cap)
+    found = compile_model(*arguments, "--json").json
+    exceeding = found["token_cap"]["exceeding"]
+    assert 0 < exceeding < 24
+    assert found["samples"] == found["accuracy"]["samples"] == 24 - exceeding
+    (warning,) = [line for line in found["warnings"] if "--token-cap" in line]
+    assert warning.startswith(f"{exceeding} of 24 batches choose more than --token-cap {cap} rows")
+    assert f"up to {CAPS[model][0]}: they are not part of the proof" in warning
+    shown = compile_model(*arguments, "--force")
+    assert warning in shown.said
+    assert line_of(MARK[model]) in shown.said
+
+
+@pytest.mark.parametrize("model", CAPS)
+def test_a_cap_that_all_exceed_is_refused(model: str, samples: Path, tmp_path: Path) -> None:
+    most, _, cap = CAPS[model]
+    answer = compile_model(
+        *(f"{MODELS}:{model}", tmp_path / "out", "--inputs", samples, "--token-cap", cap)
+    )
+    refusal(
+        *(answer, 3, tmp_path, f"Every batch chooses more rows than --token-cap {cap}"),
+        *(f"Pass --token-cap {most}, or more", line_of(MARK[model])),
+    )
+
+
+@pytest.mark.parametrize("model", CAPS)
+def test_without_a_cap_the_line_is_named_and_what_to_write(model: str, tmp_path: Path) -> None:
+    answer = compile_model(f"{MODELS}:{model}", tmp_path / "out")
+    refusal(
+        *(answer, 3, tmp_path, "depends on the values of the input", line_of(MARK[model])),
+        *("keep = scores.topk(K).indices; live = mask.gather(1, keep)", "--token-cap N"),
+    )
+
+
+def test_what_padding_would_change_is_refused(tmp_path: Path) -> None:
+    answer = compile_model(f"{MODELS}:deviation", tmp_path / "out", "--token-cap", 8)
+    refusal(
+        *(answer, 3, tmp_path, "aten.median.dim cannot be padded to a fixed number of tokens"),
+        *("there is no rule for it", line_of("# mixed here")),
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("model", ["constant_mask", "one_row"])
+def test_what_only_looks_dependent_needs_no_cap(model: str, target: str, tmp_path: Path) -> None:
+    answer = compile_model(f"{MODELS}:{model}", tmp_path / "out", "--json", target=target)
+    assert answer.code == 0, answer
+    assert answer.json["token_cap"] is None
+
+
+def test_a_static_model_is_the_same_with_a_cap(tmp_path: Path) -> None:
+    graphs = []
+    for name, extra in (("with", ["--token-cap", 3]), ("without", [])):
+        answer = compile_model(
+            *("models.cli_models:with_inputs", tmp_path / name, "--json"), *extra
+        )
+        assert (answer.code, answer.json["token_cap"]) == (0, None)
+        graphs.append((tmp_path / name / "model.onnx").read_bytes())
+    assert graphs[0] == graphs[1]
+
+
+def test_a_cap_below_one_is_refused(tmp_path: Path) -> None:
+    answer = compile_model(f"{MODELS}:halting", tmp_path / "out", "--token-cap", 0)
+    refusal(answer, 2, tmp_path, "--token-cap is 0.", "a cap of 1 or more")

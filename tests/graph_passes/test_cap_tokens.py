@@ -1,0 +1,149 @@
+"""Padded rows never reach an answer: every rule against eager, and what has none is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers.graphs import Function
+from torch import Tensor
+from torch.nn import functional as f
+
+from tokexport.exporter.capture import FlatModel, call_spec, capture_padded
+from tokexport.exporter.errors import DataDependentError
+from tokexport.graph_passes.decisions import unlifted
+
+Rows = Callable[[Tensor], Tensor]
+N, C = 9, 4
+
+
+def chosen(x: Tensor) -> Tensor:
+    return x[:, (x.sum(-1) > 0)[0]]
+
+
+def attend(y: Tensor) -> Tensor:
+    q = y.reshape(1, y.shape[1], 2, 2).transpose(1, 2)
+    return f.scaled_dot_product_attention(q, q, q).transpose(1, 2).reshape(1, y.shape[1], C)
+
+
+def twice(x: Tensor) -> Tensor:
+    y = attend(chosen(x))
+    return attend(y[:, y[0, :, 0] > 0])
+
+
+def written_back(x: Tensor) -> Tensor:
+    mask = (x.sum(-1) > 0)[0]
+    result = x.clone()
+    result[:, mask] = attend(x[:, mask])
+    return result
+
+
+def written_at_positions(x: Tensor) -> Tensor:
+    rows = torch.where(x[0, :, 0] > 0)[0]
+    result = x.clone()
+    result[:, rows] = x[:, rows] * 2
+    return result
+
+
+EXACT: dict[str, Rows] = {
+    "mean": lambda x: chosen(x).mean(1),
+    "mean over all": lambda x: chosen(x).mean(),
+    "sum over the count": lambda x: chosen(x).sum(1) / chosen(x).shape[1],
+    "max": lambda x: chosen(x).amax(1),
+    "min and where": lambda x: torch.cat([*map(Tensor.float, chosen(x).min(dim=1))]),
+    "norm": lambda x: chosen(x).norm(dim=1),
+    "any": lambda x: (chosen(x) > 1).any(1),
+    "softmax": lambda x: (chosen(x).softmax(1) * chosen(x)).sum(1),
+    "cumsum": lambda x: chosen(x).cumsum(1).amax(1),
+    "sort": lambda x: chosen(x).sort(dim=1, descending=True).values[:, 0],
+    "top-k": lambda x: chosen(x).topk(2, dim=1).values,
+    "place of the best": lambda x: chosen(x)[:, chosen(x)[0, :, 0].argmax()],
+    "product of matrices": lambda x: chosen(x).transpose(1, 2) @ chosen(x),
+    "einsum": lambda x: torch.einsum("bnc,bnd->bcd", chosen(x), chosen(x)),
+    "einsum that keeps rows": lambda x: (
+        torch.einsum("bnc, bmc -> bnm", chosen(x), chosen(x)).softmax(2).amax((1, 2))
+    ),
+    "written back": written_back,
+    "attention": lambda x: attend(chosen(x)).mean(1),
+    "attention with a class token": lambda x: attend(torch.cat([x[:, :1], chosen(x)], 1))[:, 0],
+    "behind the class token": lambda x: attend(torch.cat([x[:, :1], chosen(x)], 1))[:, 1:].sum(1),
+    "a token at the end": lambda x: attend(torch.cat([chosen(x), x[:, :1]], 1)).mean(1),
+    "chosen twice": lambda x: twice(x).sum(1),
+    "logarithm of what is chosen": lambda x: (x[x > 0].log().softmax(0) * x[x > 0]).sum(),
+    "masked_select": lambda x: x.masked_select(x > 0).mean(),
+    "nonzero": lambda x: x.index_select(1, torch.nonzero(x[0, :, 0] > 0)[:, 0]).sum(1),
+    "nonzero of two axes": lambda x: x[0][torch.nonzero(x[0] > 0).unbind(1)].sum(),
+    "nonzero as a tuple": lambda x: x[:, x[0, :, 0].gt(0).nonzero(as_tuple=True)[0]].sum(1),
+    "where": lambda x: x[:, torch.where(x[0, :, 0] > 0)[0]].sum(1),
+    "unique": lambda x: x[:, (x[0, :, 0] * 2).long().clamp(0, 8).unique()].sum(1),
+    "unique of chosen": lambda x: (chosen(x)[0, :, 0] * 2).long().unique().sum(),
+    "ones of that size": lambda x: (chosen(x) * torch.ones(chosen(x).shape[1], 1)).sum(1),
+    "stack": lambda x: torch.stack([chosen(x), chosen(x).exp()]).sum(2),
+}
+REFUSED: dict[str, tuple[Rows, str]] = {
+    "written at positions": (written_at_positions, "other than with one mask"),
+    "an output": (chosen, "it is an output"),
+    "deviation": (lambda x: chosen(x).std(1), "there is no rule for it"),
+    "the last row": (lambda x: chosen(x)[:, -1], "may be padding"),
+    "flattened": (lambda x: chosen(x).reshape(-1).sort().values[0], "regroups"),
+    "flipped": (lambda x: chosen(x).flip(1).cumsum(1).sum(1), "there is no rule for it"),
+    "two choices in one sum": (
+        lambda x: (chosen(x) @ x[:, (x[0, :, 0] > 0)].transpose(1, 2)).cumprod(2).sum(),
+        "there is no rule for it",
+    ),
+    "position inside": (
+        lambda x: torch.cat([chosen(x), x[:, :1]], 1)[0, :, 0].argmax() + 0,
+        "padded inside",
+    ),
+}
+
+
+def inputs() -> list[Tensor]:
+    return [
+        torch.randn(1, N, C, generator=torch.Generator().manual_seed(i)) for i in (0, 1, 3, 4, 6)
+    ]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_live_rows_are_exact(name: str) -> None:
+    module = Function(EXACT[name])
+    first, *others = inputs()
+    flat = FlatModel(module, call_spec(module, (first,), {}))
+    program, selections = capture_padded(flat, (first,), N * C)
+    assert selections
+    graph = unlifted(program)
+    for x in (first, *others):
+        wanted, (found,) = module(x), graph(x)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_exact_is_refused(name: str) -> None:
+    function, why = REFUSED[name]
+    module = Function(function)
+    x = inputs()[0]
+    with pytest.raises(DataDependentError, match=why) as refused:
+        capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), N)
+    assert refused.value.where.startswith("At /")
+
+
+def test_rows_that_exceed_the_cap_are_the_last() -> None:
+    module = Function(lambda x: chosen(x).sum(1))
+    x = inputs()[0]
+    program, (selection,) = capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), 2)
+    kept = x[:, (x.sum(-1) > 0)[0]]
+    assert (selection.cap, kept.shape[1] > 2) == (2, True)
+    torch.testing.assert_close(unlifted(program)(x)[0], kept[:, :2].sum(1))
+
+
+@pytest.mark.parametrize(
+    "mask", [[1, 0, 1, 1, 0, 0, 1, 1, 0], [1] * 9, [0] * 8 + [1], [1, 0] * 4 + [1]]
+)
+def test_a_constant_mask_leaves_no_mask(mask: list[int]) -> None:
+    flags = torch.tensor(mask).bool()
+    module = Function(lambda x: attend(x[:, flags]))
+    x = inputs()[0]
+    program, selections = capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), None)
+    assert selections == ()
+    torch.testing.assert_close(unlifted(program)(x)[0], module(x))

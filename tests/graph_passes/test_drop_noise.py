@@ -1,0 +1,108 @@
+"""Every draw becomes the mean of what is made of it; what chooses at random is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers.graphs import calls, rewrite, run_rewritten, trace
+from torch import Tensor
+from torch.nn import functional as f
+
+from tokexport.graph_passes.draws import drop_unread_draws, find_draws
+from tokexport.graph_passes.errors import OperatorRefusedError
+from tokexport.graph_passes.torch_passes.drop_noise import DropNoise
+
+Noise = Callable[[Tensor], Tensor]
+GAMMA = 0.57721566
+
+#: What is drawn, and its mean.
+MEANS: dict[str, tuple[Noise, float]] = {
+    "rand": (lambda x: torch.rand(2, 5), 0.5),
+    "rand_like": (torch.rand_like, 0.5),
+    "scaled rand": (lambda x: torch.rand(2, 5) * 4 - 1, 1.0),
+    "uniform": (lambda x: torch.empty_like(x).uniform_(-1, 4), 1.5),
+    "randn": (lambda x: torch.randn(2, 5) + 3, 3.0),
+    "randn_like": (torch.randn_like, 0.0),
+    "normal_": (lambda x: torch.empty_like(x).normal_(2, 3), 2.0),
+    "normal": (lambda x: torch.normal(0.25, 1.0, size=(2, 5)), 0.25),
+    "normal of a spread": (lambda x: torch.normal(0.25, x.abs()), 0.25),
+    "exponential": (lambda x: torch.empty_like(x).exponential_(4.0), 0.25),
+    "half of a normal": (lambda x: torch.randn_like(x).abs(), (2 / torch.pi) ** 0.5),
+    "log": (lambda x: torch.rand_like(x).log(), -1.0),
+    "gumbel": (lambda x: -torch.empty_like(x).exponential_().log(), GAMMA),
+    "gumbel of rand": (lambda x: -torch.log(-torch.log(torch.rand_like(x))), GAMMA),
+    "guarded gumbel": (lambda x: -(-(torch.rand(5) + 1e-20).log() + 1e-20).log(), GAMMA),
+}
+CHOICES: dict[str, Noise] = {
+    "a coin": lambda x: torch.bernoulli(x.sigmoid()),
+    "whole numbers": lambda x: torch.randint(0, 9, (5,)),
+    "a permutation": lambda x: torch.randperm(5),
+    "rows": lambda x: torch.multinomial(x.abs(), 5),
+    "dropout": lambda x: f.dropout(x, 0.5),
+    "a permutation by hand": lambda x: torch.rand(5).argsort(),
+    "a coin by hand": lambda x: (torch.rand(5) < 0.3).float(),
+    "stochastic depth": lambda x: (torch.rand(2, 1) + 0.7).floor(),
+    "a distribution without mean": lambda x: torch.empty_like(x).cauchy_(),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_a_draw_becomes_its_mean(name: str) -> None:
+    noise, mean = MEANS[name]
+    x = torch.randn(2, 5)
+    rewritten = rewrite(lambda x: 2 * x + noise(x), x, passes=(DropNoise(),))
+    (found,) = run_rewritten(rewritten, x)
+    assert rewritten.changes == {"drop noise": 1}
+    assert calls(rewritten)["aten.full"] == 1
+    assert find_draws(rewritten.program.graph) == []
+    torch.testing.assert_close(found, 2 * x + mean, rtol=0, atol=3e-6)
+
+
+def test_a_mean_that_is_computed_stays_computed() -> None:
+    x = torch.randn(2, 5)
+    rewritten = rewrite(lambda x: torch.normal(x.sin(), 0.5), x, passes=(DropNoise(),))
+    torch.testing.assert_close(run_rewritten(rewritten, x)[0], x.sin(), rtol=0, atol=0)
+
+
+def test_what_two_read_keeps_the_mean_of_the_draw() -> None:
+    def function(x: Tensor) -> Tensor:
+        u = torch.rand_like(x)
+        return x + u.log() + u
+
+    x = torch.randn(2, 5)
+    (found,) = run_rewritten(rewrite(function, x, passes=(DropNoise(),)), x)
+    torch.testing.assert_close(found, x + torch.tensor(0.5).log() + 0.5)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_has_no_mean(name: str) -> None:
+    with pytest.raises(OperatorRefusedError, match=r"cannot replace aten\.\w+") as refused:
+        rewrite(lambda x: x + CHOICES[name](x), torch.randn(2, 5), passes=(DropNoise(),))
+    assert refused.value.where.startswith("At /")
+
+
+def test_scores_with_noise_may_still_decide() -> None:
+    def function(x: Tensor) -> Tensor:
+        return x.gather(1, (x + torch.rand_like(x) * 1e-6).argsort())
+
+    x = torch.randn(2, 5)
+    (found,) = run_rewritten(rewrite(function, x, passes=(DropNoise(),)), x)
+    torch.testing.assert_close(found, x.sort().values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: f.dropout(x, 0.5, training=False),
+        lambda x: f.dropout(x, 0.0, training=True),
+        lambda x: f.rrelu(x, training=False),
+        lambda x: f.scaled_dot_product_attention(x[None], x[None], x[None]),
+        lambda x: x + 0 * torch.rand(3).sum().numel(),
+    ],
+)
+def test_what_draws_nothing_or_for_nobody(function: Noise) -> None:
+    graph = trace(function, torch.randn(2, 5)).graph
+    drop_unread_draws(graph)
+    assert find_draws(graph) == []
