@@ -15,6 +15,8 @@ from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt
 from tokexport.graph_passes.torch_passes.drop_full_masks import DropFullMasks
 from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
+from tokexport.graph_passes.torch_passes.einsum_as_matmul import EinsumAsMatmul
+from tokexport.graph_passes.torch_passes.flatten_attention import FlattenAttention
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.recognise_attention import RecogniseAttention
@@ -27,6 +29,7 @@ from tokexport.graph_passes.torch_passes.sort_by_top_k import SortByTopK
 #: From the functional traced graph to one that moves tokens with operators of the domain.
 REWRITE: Final[tuple[TorchPass, ...]] = (
     DropIdentities(),
+    EinsumAsMatmul(),
     ShareRepeats(),
     RecogniseMatches(),
     GatherRows(),
@@ -36,6 +39,7 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     RecogniseMerges(),
     SortByTopK(),
     DropFullMasks(),
+    FlattenAttention(),
     RecogniseAttention(),
 )
 
