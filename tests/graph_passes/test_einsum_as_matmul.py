@@ -44,7 +44,7 @@ def tensors(equation: str) -> list[Tensor]:
     """Draws the tensors of an equation; an ellipsis stands for nothing."""
     generator = torch.Generator().manual_seed(0)
     parts = equation.replace(" ", "").replace("...", "").partition("->")[0].split(",")
-    sizes = [[2 if "aa" in part else SIZES[letter] for letter in part] for part in parts]
+    sizes = [[SIZES[letter] for letter in part] for part in parts]
     return [torch.randn(size, generator=generator) for size in sizes]
 
 
