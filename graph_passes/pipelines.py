@@ -18,6 +18,7 @@ from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTens
 from tokexport.graph_passes.onnx_passes.widen_vectors import WidenVectors
 from tokexport.graph_passes.torch_passes.drop_full_masks import DropFullMasks
 from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
+from tokexport.graph_passes.torch_passes.drop_unread_columns import DropUnreadColumns
 from tokexport.graph_passes.torch_passes.einsum_as_matmul import EinsumAsMatmul
 from tokexport.graph_passes.torch_passes.flatten_attention import FlattenAttention
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
@@ -44,6 +45,7 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     DropFullMasks(),
     FlattenAttention(),
     RecogniseAttention(),
+    DropUnreadColumns(),
 )
 
 #: What every target ends with: no traces of the person's machine in the artifact.
