@@ -41,6 +41,7 @@ ATTENTIONS: dict[str, Attend] = {
     "one size for all images": lambda q, k, v, s: (
         ((q @ k.mT) + s[:1, :, 0].log()[:, None, None]).softmax(-1) @ v
     ),
+    "einsum": lambda q, k, v, s: torch.einsum("bhqk,bhkd->bhqd", (q @ k.mT).softmax(-1), v),
     "fused": lambda q, k, v, s: fused(q, k, v),
     "fused, own scale": lambda q, k, v, s: fused(q, k, v, scale=0.3),
     "fused, sizes": lambda q, k, v, s: fused(q, k, v, attn_mask=additive(s)),
@@ -91,7 +92,6 @@ OTHERS: dict[str, Attend] = {
     "boolean mask": lambda q, k, v, s: fused(q, k, v, (additive(s) > 0.1)),
     "causal": lambda q, k, v, s: fused(q, k, v, is_causal=True),
     "softmax over queries": lambda q, k, v, s: (q @ k.mT).softmax(2) @ v,
-    "einsum": lambda q, k, v, s: torch.einsum("bhqk,bhkd->bhqd", (q @ k.mT).softmax(-1), v),
     "other values": lambda q, k, v, s: (q @ k.mT).softmax(-1) @ v[:1],
     "shared keys": lambda q, k, v, s: (q @ k[:, :1].mT).softmax(-1) @ v,
     "three axes": lambda q, k, v, s: ((q[:, 0] @ k[:, 0].mT).softmax(-1) @ v[:, 0])[:, None],
