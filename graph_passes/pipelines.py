@@ -11,12 +11,17 @@ from onnx_ir.passes.common import (
     RemoveUnusedNodesPass,
 )
 
+from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDeconvolution
 from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
+from tokexport.graph_passes.onnx_passes.part_square_transposes import PartSquareTransposes
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt
+from tokexport.graph_passes.onnx_passes.widen_vectors import WidenVectors
 from tokexport.graph_passes.torch_passes.count_for_search import CountForSearch
 from tokexport.graph_passes.torch_passes.distances import Distances
 from tokexport.graph_passes.torch_passes.drop_full_masks import DropFullMasks
 from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
+from tokexport.graph_passes.torch_passes.drop_unread_columns import DropUnreadColumns
+from tokexport.graph_passes.torch_passes.flatten_attention import FlattenAttention
 from tokexport.graph_passes.torch_passes.fold_transforms import FoldTransforms
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
@@ -50,7 +55,9 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     SortStably(),
     DropFullMasks(),
     ZeroBlindQueries(),
+    FlattenAttention(),
     RecogniseAttention(),
+    DropUnreadColumns(),
 )
 
 #: What every target ends with: no traces of the person's machine in the artifact.
@@ -60,13 +67,20 @@ _FINISH: Final = (ClearMetadataAndDocStringPass(),)
 LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (RemoveUnusedNodesPass(), *_FINISH)
 
 #: OpenVINO's front end does not know model-local functions.
-LOWER_FOR_OPENVINO: Final[tuple[PassBase, ...]] = (InlinePass(), FoldConstants(), *_FINISH)
+LOWER_FOR_OPENVINO: Final[tuple[PassBase, ...]] = (
+    InlinePass(),
+    FoldConstants(),
+    PartSquareTransposes(),
+    *_FINISH,
+)
 
 #: TensorRT wants constant axes, and no operator that its parser refuses. What is refused is known
 #: once every k of a top-k is a constant; inlined nodes keep the source line of their call.
 LOWER_FOR_TRT: Final[tuple[PassBase, ...]] = (
     InlinePass(),
     FoldConstants(),
+    FoldByDeconvolution(),
+    WidenVectors(),
     RefuseForTensorRt(),
     *_FINISH,
 )

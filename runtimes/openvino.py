@@ -205,7 +205,7 @@ def _version(openvino: ModuleType) -> str:
 
 def _spec(port: Any, where: str) -> TensorSpec:
     """The spec of a port; a size that is not fixed becomes -1."""
-    name = port.get_any_name()
+    name = _port_name(port)
     # The type's own numpy dtype would call bfloat16 a float16.
     type_name = port.get_element_type().get_type_name()
     if type_name not in _DTYPES:
@@ -217,6 +217,16 @@ def _spec(port: Any, where: str) -> TensorSpec:
     sizes = port.get_partial_shape()
     shape = tuple(size.get_length() if size.is_static else -1 for size in sizes)
     return TensorSpec(name, shape, _DTYPES[type_name])
+
+
+def _port_name(port: Any) -> str:
+    """The name that the model gives a port.
+
+    Where OpenVINO removes an operator without effect, its tensor's name joins that of the port;
+    the node of the port, or the one that its result reads, is still called as in the model.
+    """
+    own: str = port.get_node().get_friendly_name().removesuffix("/sink_port_0")
+    return own if own in port.get_names() else str(port.get_any_name())
 
 
 def _our_name(precision: str) -> str:

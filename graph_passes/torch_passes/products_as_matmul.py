@@ -10,8 +10,8 @@ Before → after::
 
 An einsum of two operands becomes (batch…, left, shared) @ (batch…, shared, right), its groups of
 several axes joined by a reshape, and the result permuted to the order asked for. Left as they are:
-other numbers of operands, a letter twice in one operand, and sums over a letter that only one
-operand has.
+other numbers of operands, a letter twice in one operand, sums over a letter that only one operand
+has, and products that sum nothing or everything.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ def _read(equation: str, first_rank: int, second_rank: int) -> _Letters | None:
         if len(set(name)) < len(name):
             return None
     alone = set(letters.first) ^ set(letters.second)
-    return letters if alone <= set(result) else None
+    sums_some = bool(letters.shared and result)
+    return letters if alone <= set(result) and sums_some else None
 
 
 def _grouped(edit: Editor, node: Node, names: str, batch: str, rows: str, columns: str) -> Node:

@@ -30,7 +30,6 @@ PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "dots in silence": lambda a, b: torch.einsum("...id, ...jd", a, b),
     "turned result": lambda a, b: torch.einsum("bhid,bhjd->jhib", a, b),
     "of all heads": lambda a, b: torch.einsum("bhid,bhjd->bij", a, b),
-    "an outer product": lambda a, b: torch.einsum("i,j->ij", a[0, 0, :, 0], b[0, 0, :, 0]),
     "of several letters": lambda a, b: torch.einsum("bhid,bhje->bijde", a, b),
     "of single letters": lambda a, b: torch.einsum("bid,bjd->bij", a[:, 0], b[:, 1]),
 }
@@ -48,6 +47,9 @@ def test_a_product_is_a_matmul(name: str) -> None:
 KEPT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a sum within one": lambda a, b: torch.einsum("bhid,bhjd->bhj", a, b),
     "a diagonal": lambda a, b: torch.einsum("ii,ij->ij", a[0, 0, :, :4], b[0, 0, :4]),
+    "an outer product": lambda a, b: torch.einsum("i,j->ij", a[0, 0, :, 0], b[0, 0, :, 0]),
+    "nothing summed": lambda a, b: torch.einsum("bhid,bhid->bhid", a, b[:, :, :4]),
+    "all summed": lambda a, b: torch.einsum("i,i->", a[0, 0, 0], b[0, 0, 0]),
     "three": lambda a, b: torch.einsum("bhid,bhjd,d->bhij", a, b, b[0, 0, 0]),
     "one": lambda a, b: torch.einsum("bhid->bdih", a),
     "an axis that is spread": lambda a, b: torch.einsum("bhid,bhjd->bhij", a[:, :1], b),

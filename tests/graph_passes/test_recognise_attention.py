@@ -41,14 +41,12 @@ ATTENTIONS: dict[str, Attend] = {
     "one size for all images": lambda q, k, v, s: (
         ((q @ k.mT) + s[:1, :, 0].log()[:, None, None]).softmax(-1) @ v
     ),
+    "einsum": lambda q, k, v, s: torch.einsum("bhqk,bhkd->bhqd", (q @ k.mT).softmax(-1), v),
     "fused": lambda q, k, v, s: fused(q, k, v),
     "fused, own scale": lambda q, k, v, s: fused(q, k, v, scale=0.3),
     "fused, sizes": lambda q, k, v, s: fused(q, k, v, attn_mask=additive(s)),
     "fused, spread sizes": lambda q, k, v, s: fused(q, k, v, additive(s).expand(-1, 3, 5, -1)),
     "bias of rank 2": lambda q, k, v, s: ((q @ k.mT) + s[0, :, 0].log()).softmax(-1) @ v,
-    "einsum": lambda q, k, v, s: torch.einsum(
-        "bhqk,bhkd->bhqd", torch.einsum("bhqd,bhkd->bhqk", q, k).softmax(-1), v
-    ),
     "values for all images": lambda q, k, v, s: (q @ k.mT).softmax(-1) @ v[:1],
     "shared keys": lambda q, k, v, s: (q @ k[:, :1].mT).softmax(-1) @ v,
     "queries of a table": lambda q, k, v, s: (q[0, 0] @ k.mT).softmax(-1) @ v,

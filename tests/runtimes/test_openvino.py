@@ -89,6 +89,26 @@ def test_names_of_several_outputs_of_one_tensor_are_kept(save_model: SaveModel) 
     np.testing.assert_array_equal(result["same"], x)
 
 
+def test_names_of_operators_without_effect_do_not_join_those_of_ports(
+    save_model: SaveModel,
+) -> None:
+    path = save_model(
+        [
+            make_node("Pad", ["x", "nothing"], ["a"]),
+            make_node("Relu", ["a"], ["b"]),
+            make_node("Pad", ["b", "nothing"], ["z"]),
+        ],
+        [float_value("x", [3])],
+        [float_value("z", [3])],
+        weights={"nothing": np.zeros(2, np.int64)},
+    )
+    convert(path, path.with_suffix(".xml"))
+    with OpenVinoRunner.from_file(path.with_suffix(".xml")) as runner:
+        assert [spec.name for spec in (*runner.inputs, *runner.outputs)] == ["x", "z"]
+        result = runner.run({"x": np.array([-1.0, 0.0, 2.0], np.float32)})
+    np.testing.assert_array_equal(result["z"], [0, 0, 2])
+
+
 def test_external_data_becomes_part_of_the_ir(
     save_model: SaveModel, classifier_model: onnx.ModelProto
 ) -> None:

@@ -99,15 +99,11 @@ RECOGNISED: dict[str, dict[str, int]] = {
 OUTPUTS: dict[str, tuple[int, ...]] = {"vtc-cls": (9, 64), "aim": (9, 64), "aim, odd": (9, 64)}
 
 
-#: What a target refuses today: a Fourier transform, a sort of integers that are not known to be
-#: token positions, and (TensorRT-RTX 1.7.1) attention whose q and k share a projection with an
-#: unread v, which its compiler fails on.
+#: What a target refuses today: a Fourier transform, and a sort of integers that are not known to be
+#: token positions.
 REFUSED = {
     ("dct, by fft", "openvino"),
     ("dct, by fft", "trt"),
-    ("mctf", "trt"),
-    ("mctf, one way", "trt"),
-    ("mctf, to the fewest", "trt"),
     ("evit, fused token", "trt"),
     ("evit, fused token, distilled", "trt"),
 }

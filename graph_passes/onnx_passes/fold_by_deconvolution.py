@@ -1,0 +1,73 @@
+"""Adds windows that overlap by a transposed convolution, where a target has no Col2Im.
+
+Before → after::
+
+    Col2Im(x (B, C·K, L), image (H, W), block (h, w))                     K = h·w, L windows
+    →  Reshape(ConvTranspose(Reshape(x, (B·C, K, rows, columns)), E), (B, C, H, W))
+
+``E`` (K, 1, h, w) holds a one where channel k is position k of the block, so that each value lands
+on its place of the image (operator Col2Im-18, torch.nn.functional.fold). TensorRT has no Col2Im. It
+takes no deconvolution with strides and dilation either: the ones of ``E`` stand as far apart.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from tokexport.graph_passes.onnx_passes.replacement import Replacement
+
+_NO_PADS: Final = (0, 0, 0, 0)
+
+
+class FoldByDeconvolution(ir.passes.InPlacePass):
+    """Rewrites Col2Im of two image axes and static shapes."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites in place."""
+        changed = False
+        for node in list(model.graph.all_nodes()):
+            if node.domain == "" and node.op_type == "Col2Im":
+                changed |= _rewrite(node)
+        return ir.passes.PassResult(model, modified=changed)
+
+
+def _rewrite(node: ir.Node) -> bool:
+    columns, image, block = node.inputs[0], _numbers(node.inputs[1]), _numbers(node.inputs[2])
+    shape = columns.shape if columns is not None else None
+    if columns is None or columns.dtype is None or shape is None or not shape.is_static():
+        return False
+    if len(image) != 2 or len(block) != 2:
+        return False
+    batch, channels, _ = shape.numpy()
+    strides = tuple(node.attributes.get_ints("strides", (1, 1)))
+    dilations = tuple(node.attributes.get_ints("dilations", (1, 1)))
+    pads = tuple(node.attributes.get_ints("pads", _NO_PADS))
+    extent = [dilations[i] * (block[i] - 1) + 1 for i in (0, 1)]
+    reach = [image[i] + pads[i] + pads[i + 2] - extent[i] for i in (0, 1)]
+    windows = [reach[i] // strides[i] + 1 for i in (0, 1)]
+    k = prod(block)
+
+    new = Replacement(node)
+    apart = new.integers(batch * channels // k, k, *windows)
+    places = np.zeros((k, 1, *extent), columns.dtype.numpy())
+    places[:, 0, :: dilations[0], :: dilations[1]] = np.eye(k).reshape(k, *block)
+    added = new.call(
+        "ConvTranspose",
+        new.call("Reshape", columns, apart),
+        new.constant(places),
+        strides=strides,
+        pads=pads,
+        output_padding=[reach[i] % strides[i] for i in (0, 1)],
+    )
+    new.put(new.call("Reshape", added, new.integers(batch, channels // k, *image)))
+    return True
+
+
+def _numbers(value: ir.Value | None) -> tuple[int, ...]:
+    """Returns the integers of a constant; () of anything else."""
+    constant = ir.convenience.get_const_tensor(value) if value is not None else None
+    return () if constant is None else tuple(int(n) for n in constant.numpy().reshape(-1))

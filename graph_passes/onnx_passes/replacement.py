@@ -1,0 +1,58 @@
+"""Puts other nodes in the place of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+
+class Replacement:
+    """Nodes that take the place of one; they keep its source line.
+
+    Args:
+        node: The node.
+    """
+
+    def __init__(self, node: ir.Node) -> None:
+        self._node = node
+        self._nodes: list[ir.Node] = []
+
+    def call(
+        self, operator: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: Any
+    ) -> ir.Value:
+        """Adds a call of a standard operator and returns its first result."""
+        node = ir.Node(
+            "",
+            operator,
+            inputs,
+            attributes=ir.convenience.convert_attributes(attributes),
+            num_outputs=outputs,
+            name=f"{self._node.name}_{len(self._nodes)}",
+            metadata_props=dict(self._node.metadata_props),
+        )
+        for position, value in enumerate(node.outputs):
+            value.name = f"{node.name}_{position}"
+        self._nodes.append(node)
+        return node.outputs[0]
+
+    def integers(self, *numbers: int) -> ir.Value:
+        """Adds a constant int64 vector."""
+        return self.constant(np.array(numbers, np.int64))
+
+    def constant(self, array: np.ndarray[Any, Any]) -> ir.Value:
+        """Adds a constant."""
+        tensor = ir.tensor(array)
+        value = self.call("Constant", value=tensor)
+        value.const_value = tensor
+        value.shape, value.dtype = ir.Shape(array.shape), tensor.dtype
+        return value
+
+    def put(self, *results: ir.Value) -> None:
+        """Takes the node out; its readers read these results, one for each of its own."""
+        graph = self._node.graph
+        assert graph is not None
+        ir.convenience.replace_nodes_and_values(
+            graph, self._node, [self._node], self._nodes, self._node.outputs, results
+        )
