@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+WORKERS ?= 2
 EXTRAS := compile,openvino,trt-rtx,timm,transformers,demo,test,lint
 
 .PHONY: demo test lint types clean
@@ -20,7 +21,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/digits_demo.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

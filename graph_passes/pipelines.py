@@ -33,6 +33,7 @@ from tokexport.graph_passes.torch_passes.recognise_merges import RecogniseMerges
 from tokexport.graph_passes.torch_passes.scatter_rows import ScatterRows
 from tokexport.graph_passes.torch_passes.share_repeats import ShareRepeats
 from tokexport.graph_passes.torch_passes.sort_stably import SortStably
+from tokexport.graph_passes.torch_passes.spell_out_transforms import SpellOutTransforms
 from tokexport.graph_passes.torch_passes.write_by_where import WriteByWhere
 from tokexport.graph_passes.torch_passes.zero_blind_queries import ZeroBlindQueries
 
@@ -41,6 +42,7 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     DropIdentities(),
     ShareRepeats(),
     FoldTransforms(),
+    SpellOutTransforms(),
     ProductsAsMatmul(),
     Distances(),
     CountForSearch(),

@@ -1,9 +1,14 @@
+import os
+
 import pytest
+import torch
 from helpers.torchvision_ops import define_torchvision_operators
 
 from tokexport.runtimes import cuda_driver
 
 define_torchvision_operators()
+if "PYTEST_XDIST_WORKER" in os.environ:  # the other workers want their cores too
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

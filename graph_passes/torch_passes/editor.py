@@ -74,6 +74,7 @@ class Editor:
 
     def constant(self, tensor: Tensor) -> Node:
         """Adds a constant as a new first input of the graph; ``constants`` then names it."""
+        tensor = tensor.contiguous()  # torch.export saves no view well
         first = next(iter(self.graph.nodes))
         with self.graph.inserting_before(first):
             node = self.graph.placeholder(f"c_made_{len(self.constants)}")

@@ -25,7 +25,8 @@ def test_json_is_one_object_that_says_all(compiled: Compiled) -> None:
     assert report["status"] == "PASSED"
     assert [hop["name"] for hop in report["hops"]] == ["captured", "rewritten", "onnx", "artifact"]
     assert all(hop["passed"] for hop in report["hops"])
-    assert report["recognised"] == {"bipartite_match": 1, "merge_tokens": 1}
+    found = {"bipartite_match": 1, "merge_tokens": 1, "sized_attention": 1}
+    assert report["recognised"] == found
     assert report["bundle"] == str(compiled.bundle)
     assert report["speed"]["baseline"].startswith("eager")
     written = json.loads((compiled.bundle / "report.json").read_text())
@@ -131,8 +132,8 @@ def test_an_absolute_tolerance_is_the_gate(tmp_path: Path) -> None:
     assert answer.code == 1
     failed = answer.json
     assert failed["status"] == "FAILED"
-    assert failed["first_failure"] == "onnx"
-    assert failed["error"]["what"].startswith("Parity failed at 'onnx'")
+    assert failed["first_failure"] == "rewritten"
+    assert failed["error"]["what"].startswith("Parity failed at 'rewritten'")
     assert failed["bundle"] is None
     assert [path.name for path in tmp_path.iterdir()] == ["wide"]
 

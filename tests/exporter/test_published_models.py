@@ -72,7 +72,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "plain DeiT-S": (plain_deit, (197,) * 12),
     "transformers ViT": (transformers_vit, (197,) * 4),
     "torchvision ViT": (torchvision_vit, (197,) * 4),
-    "vit-pytorch patch merger": (patch_merger, (196, 196, 196, 8, 8, 8)),
+    "vit-pytorch patch merger": (patch_merger, (196, 196, 196, 196, 8, 8, 8)),
 }
 
 

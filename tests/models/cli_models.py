@@ -105,8 +105,8 @@ class Fourier(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, 5)."""
-        mixed = torch.fft.fft(x).abs()  # transformed here
-        return super().forward(mixed)
+        spectrum = torch.fft.fft(x)  # transformed here
+        return super().forward(torch.fft.ifft(spectrum * spectrum).real)
 
 
 class Bessel(Linear):
