@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import onnx_ir as ir
 import pytest
-import torch
-from models.architectures import MODELS, Example, build
-from torch import Tensor
+from helpers.compiled_models import Compiled, assert_agrees, assert_builds, compile_for_ort
+from models.architectures import MODELS, build
 
 import tokexport
-from tokexport.exporter.build import build as build_artifact
-from tokexport.exporter.build import save_onnx
-from tokexport.exporter.compile import CompileResult
-from tokexport.exporter.outputs import flatten
-from tokexport.graph_passes import pipelines
-from tokexport.runtimes.base import Runner
+import tokexport.runtimes
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED
-from tokexport.runtimes.openvino import OpenVinoRunner
-from tokexport.runtimes.ort import OrtRunner
 
 #: How many attentions the rewritten graph holds as one operator.
 ATTENTIONS: Final[dict[str, int]] = {
@@ -68,23 +58,6 @@ ATTENTIONS: Final[dict[str, int]] = {
 }
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """A model and what compiling it for ONNX Runtime left.
-
-    Attributes:
-        result: The compile's result.
-        emitted: The ONNX model before any target's lowering.
-        images: An input that the compile did not see.
-        wanted: The answers to it in eager, by name.
-    """
-
-    result: CompileResult
-    emitted: Path
-    images: Tensor
-    wanted: dict[str, Tensor]
-
-
 @pytest.fixture(autouse=True)
 def _shortest_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a compile time as little as it can: there are many here."""
@@ -98,43 +71,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Compil
 
     @functools.cache
     def compile_once(name: str) -> Compiled:
-        model, example = build(name)
-        folder = tmp_path_factory.mktemp("architecture")
-        result = tokexport.compile(model, example, output=folder / "bundle", keep_stages=True)
-        generator = torch.Generator().manual_seed(7)
-        images = torch.randn(_images(example).shape, generator=generator)
-        with torch.no_grad():
-            answer = model(images) if isinstance(example, Tensor) else model(pixel_values=images)
-        wanted, _ = flatten(answer)
-        return Compiled(result, folder / "bundle.stages" / "emitted" / "model.onnx", images, wanted)
+        return compile_for_ort(*build(name), tmp_path_factory.mktemp("architecture"))
 
     return compile_once
-
-
-def _images(example: Example) -> Tensor:
-    return example if isinstance(example, Tensor) else example["pixel_values"]
-
-
-def _assert_agrees(runner: Runner, model: Compiled) -> None:
-    """Holds a runner to eager on the input that the compile did not see."""
-    (spec,) = runner.inputs
-    found = runner.run({spec.name: model.images.numpy()})
-    assert set(found) == set(model.wanted)
-    for output, wanted in model.wanted.items():
-        gate = model.result.report.gates[output]
-        torch.testing.assert_close(
-            torch.from_numpy(found[output]), wanted, rtol=0.0, atol=gate.tolerance * gate.scale
-        )
-
-
-def _lower(model: Compiled, target: str, folder: Path) -> Path:
-    """Lowers the emitted graph for a target and returns the file."""
-    graph = ir.load(model.emitted)
-    for onnx_pass in pipelines.LOWER[target]:
-        graph = onnx_pass(graph).model
-    lowered = folder / "lowered.onnx"
-    save_onnx(graph, lowered)
-    return lowered
 
 
 def test_every_model_is_held_to_a_count() -> None:
@@ -151,30 +90,16 @@ def test_it_compiles_within_the_fp32_gate(name: str, compiled: Callable[[str], C
     for gate in report.gates.values():
         assert gate.tolerance < 1e-4, gate.reason
         assert gate.scale > 0.1
-    with OrtRunner.from_file(model.result.bundle / "model.onnx") as runner:
-        _assert_agrees(runner, model)
+    with tokexport.runtimes.load(model.result.bundle) as runner:
+        assert_agrees(runner, model)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_agrees_in_openvino(
-    name: str, compiled: Callable[[str], Compiled], tmp_path: Path
+@pytest.mark.parametrize("target", ["openvino", "trt"])
+def test_it_builds_for_the_other_targets(
+    name: str, target: str, compiled: Callable[[str], Compiled], tmp_path: Path
 ) -> None:
-    model = compiled(name)
-    build_artifact("openvino", _lower(model, "openvino", tmp_path), tmp_path)
-    with OpenVinoRunner.from_file(tmp_path / "model.xml") as runner:
-        _assert_agrees(runner, model)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_it_builds_for_tensorrt(
-    name: str, compiled: Callable[[str], Compiled], tmp_path: Path
-) -> None:
-    model = compiled(name)
-    lowered = _lower(model, "trt", tmp_path)
-    with OrtRunner.from_file(lowered) as runner:
-        _assert_agrees(runner, model)
-    build_artifact("trt", lowered, tmp_path)
-    assert (tmp_path / "model.engine").stat().st_size > 10_000
+    assert_builds(compiled(name), target, tmp_path)
 
 
 @pytest.mark.usefixtures("without_gpu")

@@ -6,27 +6,18 @@ Token counts are taken from the model itself in eager.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import onnx_ir as ir
 import pytest
 import torch
+from helpers.compiled_models import Compiled, assert_agrees, assert_builds, compile_for_ort
 from models.zoo import MODELS, VARIANTS
 from torch import Tensor, nn
 
 import tokexport
 import tokexport.runtimes
-from tokexport.exporter.build import build, save_onnx
-from tokexport.exporter.compile import CompileResult
-from tokexport.exporter.outputs import flatten
-from tokexport.graph_passes import pipelines
-from tokexport.runtimes.base import Runner
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED
-from tokexport.runtimes.openvino import OpenVinoRunner
-from tokexport.runtimes.ort import OrtRunner
 
 #: Tokens at the MLP of each block, then behind the last block.
 TOKENS: dict[str, tuple[int, ...]] = {
@@ -115,36 +106,13 @@ RECOGNISED: dict[str, dict[str, int]] = {
 OUTPUTS: dict[str, tuple[int, ...]] = {"vtc-cls": (9, 64), "aim": (9, 64), "aim, odd": (9, 64)}
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """A model and what compiling it for ONNX Runtime left.
-
-    Attributes:
-        result: The compile's result.
-        emitted: The ONNX model before any target's lowering.
-        x: An input that the compile did not see.
-        wanted: The answers to it in eager, by name.
-    """
-
-    result: CompileResult
-    emitted: Path
-    x: Tensor
-    wanted: dict[str, Tensor]
-
-
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Compiled]:
     """Compiles each model once: all targets start from the same emitted graph."""
 
     @functools.cache
     def compile_once(name: str) -> Compiled:
-        model, example = MODELS[name](0)
-        folder = tmp_path_factory.mktemp("zoo")
-        result = tokexport.compile(model, example, output=folder / "bundle", keep_stages=True)
-        x = torch.randn(example.shape, generator=torch.Generator().manual_seed(7))
-        with torch.no_grad():
-            wanted, _ = flatten(model(x))
-        return Compiled(result, folder / "bundle.stages" / "emitted" / "model.onnx", x, wanted)
+        return compile_for_ort(*MODELS[name](0), tmp_path_factory.mktemp("zoo"))
 
     return compile_once
 
@@ -194,25 +162,13 @@ def test_a_variant_answers_the_same(name: str) -> None:
     torch.testing.assert_close(found, wanted, rtol=0.0, atol=2e-6)
 
 
-def _assert_agrees(runner: Runner, model: Compiled) -> None:
-    """Holds a runner to eager on the input that the compile did not see."""
-    found = runner.run({spec.name: model.x.numpy() for spec in runner.inputs})
-    assert set(found) == set(model.wanted)
-    for output, wanted in model.wanted.items():
-        gate = model.result.report.gates[output]
-        assert gate.tolerance < 1e-4, gate.reason
-        torch.testing.assert_close(
-            torch.from_numpy(found[output]), wanted, rtol=0.0, atol=gate.tolerance * gate.scale
-        )
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_it_compiles_within_the_fp32_gate(name: str, compiled: Callable[[str], Compiled]) -> None:
     model = compiled(name)
     assert model.result.status == PASSED
     assert all(hop.passed for hop in model.result.report.hops)
     with tokexport.runtimes.load(model.result.bundle) as runner:
-        _assert_agrees(runner, model)
+        assert_agrees(runner, model)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -222,33 +178,12 @@ def test_what_the_method_is_made_of_is_recognised(
     assert compiled(name).result.report.recognised == RECOGNISED[name]
 
 
-def _lower(model: Compiled, target: str, folder: Path) -> Path:
-    """Lowers the emitted graph for a target and returns the file."""
-    graph = ir.load(model.emitted)
-    for onnx_pass in pipelines.LOWER[target]:
-        graph = onnx_pass(graph).model
-    lowered = folder / "lowered.onnx"
-    save_onnx(graph, lowered)
-    return lowered
-
-
-@pytest.mark.parametrize(
-    ("name", "target"),
-    list(itertools.product(MODELS, ("openvino", "trt"))),
-)
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("target", ["openvino", "trt"])
 def test_it_builds_for_the_other_targets(
     name: str, target: str, compiled: Callable[[str], Compiled], tmp_path: Path
 ) -> None:
-    model = compiled(name)
-    lowered = _lower(model, target, tmp_path)
-    with OrtRunner.from_file(lowered) as runner:
-        _assert_agrees(runner, model)
-    build(target, lowered, tmp_path)
-    if target == "openvino":
-        with OpenVinoRunner.from_file(tmp_path / "model.xml") as runner:
-            _assert_agrees(runner, model)
-    else:
-        assert (tmp_path / "model.engine").stat().st_size > 10_000
+    assert_builds(compiled(name), target, tmp_path)
 
 
 @pytest.mark.usefixtures("without_gpu")
