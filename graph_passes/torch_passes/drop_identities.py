@@ -6,6 +6,7 @@ Before → after::
     expand, repeat, slice, permute, squeeze that change nothing  →  x
     cat([empty, x], d)                                   →  cat([x], d)  →  x
     view, _unsafe_view                                   →  reshape
+    reshape(reshape(x, s), t)                            →  reshape(x, t)
     _assert_tensor_metadata(x, …)                        →
 
 The graph is functional here, so a copy is never a second variable; without it a view may no longer
@@ -74,6 +75,9 @@ class DropIdentities(TorchPass):
                 continue
             if is_call(node, aten.view.default, aten._unsafe_view.default):
                 node.target = aten.reshape.default
+            if is_call(node, aten.reshape.default) and is_call(operand(node), aten.reshape.default):
+                node.replace_input_with(operand(node), operand(operand(node)))
+                changed += 1
             changed += _drop_empty_parts(node)
             source = _passed_on(node)
             if source is not None:

@@ -94,7 +94,9 @@ def _unflattened(edit: Editor, one: Node, other: Node) -> Node | None:
 
 
 def _is_flattened(node: Node) -> bool:
-    """Tells whether (B·H, N, D) was (B, H, N, D), its last axes perhaps exchanged since."""
+    """Tells whether (B·H, N, D) was (B, H, N, D), perhaps scaled or turned since."""
+    if _is_scaled(node):
+        return _is_flattened(operand(node))
     if is_call(node, aten.transpose.int) and len(shape_of(node)) == 3:
         exchanged = {axis(node, "dim0"), axis(node, "dim1")} == {1, 2}
         return exchanged and _is_flattened(operand(node))
@@ -107,7 +109,17 @@ def _is_flattened(node: Node) -> bool:
 def _widened(edit: Editor, node: Node) -> Node:
     if is_call(node, aten.reshape.default):
         return operand(node)
-    return edit.call(aten.transpose.int, _widened(edit, operand(node)), 2, 3)
+    wide = _widened(edit, operand(node))
+    if _is_scaled(node):
+        return edit.call(node.target, wide, node.args[1])
+    return edit.call(aten.transpose.int, wide, 2, 3)
+
+
+def _is_scaled(node: Node) -> bool:
+    """Tells whether a value is another times, or over, a number."""
+    if not is_call(node, aten.mul.Tensor, aten.div.Tensor):
+        return False
+    return isinstance(node.args[0], Node) and isinstance(node.args[1], int | float)
 
 
 @dataclass(frozen=True)

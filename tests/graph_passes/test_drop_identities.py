@@ -20,6 +20,7 @@ IDENTITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "dropout": lambda x: torch.nn.functional.dropout(x, 0.5, training=False),
     "view": lambda x: x.view(2, 6, 4),
     "reshape": lambda x: x.reshape(2, -1, 4),
+    "flat and back": lambda x: x.flatten().view(12, 4).unflatten(0, (2, 6)),
     "expand": lambda x: x.expand(2, 6, 4),
     "expand -1": lambda x: x.expand(-1, 6, -1),
     "repeat": lambda x: x.repeat(1, 1, 1),
