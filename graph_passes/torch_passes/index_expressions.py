@@ -142,6 +142,8 @@ class IndexReader:
         assert isinstance(position, int)
         if is_call(call, aten.max.dim, aten.min.dim) and position == 1:
             return _partner(call)
+        if _is_best_of_row(call) and position == 1:
+            return _partner(call)
         if is_call(call, *_SORTS):
             return _order(call) if position == 1 else self._in_order(call)
         if is_call(call, aten.topk.default) and position == 1:
@@ -192,7 +194,8 @@ def best_of(values: Signed) -> Signed | None:
     node = found.node
     call = node.args[0] if node.target is operator.getitem else None
     partner = None
-    if is_call(call, aten.max.dim, aten.min.dim) and node.args[1] == 0:
+    best = is_call(call, aten.max.dim, aten.min.dim) or _is_best_of_row(call)
+    if best and node.args[1] == 0:
         assert isinstance(call, Node)
         partner = _partner(call)
     elif is_call(node, aten.amax.default, aten.amin.default) and len(argument(node, "dim")) == 1:
@@ -213,7 +216,17 @@ def _order(node: Node) -> Ranked | None:
 def _partner(node: Node) -> Partner | None:
     """Reads an arg-max or arg-min over the last axis of scores (B, Na, Nb)."""
     smallest = is_call(node, aten.min.dim, aten.argmin.default)
+    if is_call(node, aten.topk.default):
+        smallest = not argument(node, "largest")
     return _partner_along(operand(node), argument(node, "dim"), smallest)
+
+
+def _is_best_of_row(node: object) -> bool:
+    """Tells whether a call is a top-1 of each row of scores (B, Na, Nb)."""
+    if not isinstance(node, Node) or not is_call(node, aten.topk.default):
+        return False
+    scores = operand(node)
+    return argument(node, "k") == 1 and len(shape_of(scores)) == 3 and axis(node) == 2
 
 
 def _partner_along(scores: Node, along: int | None, smallest: bool) -> Partner | None:

@@ -327,3 +327,17 @@ def test_the_smallest_of_the_best_is_no_match() -> None:
 
     rewritten = checked(function, torch.randn(2, 11, 4), targets=("ort",))
     assert "bipartite_match" not in rewritten.recognised
+
+
+def test_the_best_by_a_top_1() -> None:
+    def function(x: Tensor) -> Tensor:
+        a, b, scores = scores_of(x)
+        best, partner = scores.topk(1, dim=2)
+        ranked = best.squeeze(2).argsort(dim=-1, descending=True)
+        kept, src = ranked[:, 3:].sort(dim=1)[0], ranked[:, :3]
+        dst = partner.squeeze(2).gather(1, src)
+        merged = b.scatter_reduce(1, index(dst, b), a.gather(1, index(src, a)), "mean")
+        return torch.cat([a.gather(1, index(kept, a)), merged], dim=1)
+
+    rewritten = checked(function, torch.randn(2, 11, 4), targets=TARGETS)
+    assert rewritten.recognised == {"bipartite_match": 1, "merge_tokens": 1}
