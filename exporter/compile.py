@@ -160,8 +160,7 @@ def compile(
             proof.check("onnx", hops.run_onnx(emitted, batches), told.onnx)
 
         with stage("lower"), kept.explain():
-            for onnx_pass in pipelines.LOWER[config.target]:
-                onnx_model = onnx_pass(onnx_model).model
+            onnx_model = pipelines.lower(onnx_model, config.target)
             lowered = kept.save_onnx("lowered", onnx_model)
             if config.target != "ort":  # for ort this very file is the artifact
                 found = hops.run_onnx(lowered, batches)

@@ -112,10 +112,7 @@ class ToldHops:
 
     @cached_property
     def _lowered(self) -> Path:
-        model = ir.load(self._emitted)
-        for onnx_pass in pipelines.LOWER[self._target]:
-            model = onnx_pass(model).model
-        return self._saved("lowered", model)
+        return self._saved("lowered", pipelines.lower(ir.load(self._emitted), self._target))
 
     def _saved(self, stage: str, model: ir.Model) -> Path:
         folder = self._folder / stage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import onnx_ir as ir
 from onnx_ir.passes import PassBase
 from onnx_ir.passes.common import (
     ClearMetadataAndDocStringPass,
@@ -87,9 +88,16 @@ LOWER_FOR_TRT: Final[tuple[PassBase, ...]] = (
     *_FINISH,
 )
 
-#: The lowering of each target.
+#: The lowering of each target, in order; ``lower`` runs it.
 LOWER: Final[dict[str, tuple[PassBase, ...]]] = {
     "ort": LOWER_FOR_ORT,
     "openvino": LOWER_FOR_OPENVINO,
     "trt": LOWER_FOR_TRT,
 }
+
+
+def lower(model: ir.Model, target: str) -> ir.Model:
+    """Runs a target's passes over an emitted model, in place where a pass can."""
+    for onnx_pass in LOWER[target]:
+        model = onnx_pass(model).model
+    return model

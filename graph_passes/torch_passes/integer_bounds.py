@@ -47,7 +47,7 @@ _VALUES_AND_POSITIONS = (
     aten.kthvalue.default,
     aten.median.dim,
 )
-_ARANGES = (aten.arange.default, aten.arange.start, aten.arange.start_step)
+ARANGES = (aten.arange.default, aten.arange.start, aten.arange.start_step)
 #: Calls whose result holds numbers of their first operand and no others.
 _MOVES = (
     aten.slice.Tensor,
@@ -164,7 +164,7 @@ class _Reader:
             return None
         if is_call(node, *_POSITIONS):
             return 0, _length(node) - 1
-        if is_call(node, *_ARANGES):
+        if is_call(node, *ARANGES):
             return _of_arange(node)
         if is_call(node, *_MOVES):
             return self.read(operand(node))

@@ -15,9 +15,11 @@ from tokexport.graph_passes.torch_passes.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.integer_bounds import arange_bounds, is_never_negative
-
-_ARANGES = (aten.arange.default, aten.arange.start, aten.arange.start_step)
+from tokexport.graph_passes.torch_passes.integer_bounds import (
+    ARANGES,
+    arange_bounds,
+    is_never_negative,
+)
 
 
 def counts_along(node: Node, axis: int) -> bool:
@@ -25,7 +27,7 @@ def counts_along(node: Node, axis: int) -> bool:
     size = shape_of(node)[axis]
     place: int | None = axis
     while place is not None:
-        if is_call(node, *_ARANGES):
+        if is_call(node, *ARANGES):
             return arange_bounds(node) == (0, size, 1) and shape_of(node) == (size,)
         constant = constant_of(node)
         if constant is not None and shape_of(node) == (size,):

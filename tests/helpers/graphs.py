@@ -99,10 +99,7 @@ def emitted(rewritten: Rewritten) -> ir.Model:
 
 def lowered(model: ir.Model, target: str) -> ir.Model:
     """Lowers a copy of a model for a target."""
-    model = model.clone()
-    for onnx_pass in pipelines.LOWER[target]:
-        model = onnx_pass(model).model
-    return model
+    return pipelines.lower(model.clone(), target)
 
 
 def run_onnx(model: ir.Model, *inputs: Tensor, target: str = "ort") -> tuple[Tensor, ...]:
