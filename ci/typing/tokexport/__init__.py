@@ -1,6 +1,6 @@
 """Ships token-reduced Vision Transformers, and proves what it shipped.
 
-``tokexport.compile`` needs torch and onnx and finds them when it is first named;
+``tokexport.compile`` and ``tokexport.reduce`` need torch and onnx, and find them when first named;
 ``tokexport.runtimes`` needs numpy and the runtime of the bundle, nothing more.
 """
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokexport.exporter.compile import CompileResult, compile
+    from tokexport.exporter.reduction.reduce import reduce
 
-__all__ = ["CompileResult", "compile"]
+__all__ = ["CompileResult", "compile", "reduce"]
 __version__ = "0.1.0"
 
 
@@ -26,6 +27,7 @@ def __getattr__(name: str) -> Any:
     from tokexport.exporter.requirements import require_compile_packages
 
     require_compile_packages()
-    from tokexport.exporter import compile as module
+    from tokexport.exporter import compile as compiling
+    from tokexport.exporter.reduction import reduce as reducing
 
-    return getattr(module, name)
+    return getattr(reducing if name == "reduce" else compiling, name)

@@ -1,0 +1,1 @@
+"""Finds the blocks of a plain ViT and puts a reduction method into them."""

@@ -1,0 +1,138 @@
+"""Finds the repeated blocks of a ViT and takes them apart."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.errors import ModelNotSupportedError, UsageError, listed
+from tokexport.exporter.reduction.block_trace import trace_block
+from tokexport.exporter.reduction.observed_calls import Call, observe
+from tokexport.graph_passes.reduction.block_parts import BlockParts, take_apart
+from tokexport.graph_passes.reduction.errors import SurgeryError
+from tokexport.graph_passes.reduction.position_terms import PositionTerm, position_terms
+
+_FIX = "Name the container of the blocks with blocks=PATH."
+
+
+@dataclass(frozen=True)
+class FoundBlock:
+    """A block and what it is made of.
+
+    Attributes:
+        call: How the model calls it.
+        parts: Its pieces.
+        terms: What its other tensors are.
+    """
+
+    call: Call
+    parts: BlockParts
+    terms: tuple[PositionTerm | None, ...]
+
+
+def _candidates(model: FlatModel, inputs: Sequence[Tensor], path: str | None) -> list[list[Call]]:
+    """Returns the lists of modules that might be the blocks, the largest first.
+
+    They are of one class, follow each other in one container, take (B, N, C) and give it back, and
+    run once each.
+
+    Raises:
+        UsageError: There is no container of that name.
+    """
+    if path is not None and path not in dict(model.model.named_modules()):
+        containers = sorted({name.rpartition(".")[0] for name, _ in model.model.named_modules()})
+        raise UsageError(
+            f"The model has no module '{path}'.", fix=f"It has {listed(containers[1:])}."
+        )
+    calls = observe(model, inputs, lambda name: path is None or name.startswith(f"{path}."))
+    times = Counter(call.path for call in calls)
+    groups: dict[tuple[str, type], list[Call]] = defaultdict(list)
+    for call in calls:
+        container = call.path.rpartition(".")[0]
+        if times[call.path] == 1 and (path is None or container == path):
+            groups[container, type(call.module)].append(call)
+    found = [group for group in groups.values() if any(True for _ in group[0].module.children())]
+    if path is None:
+        found = [group for group in found if len(group) > 1]
+    return sorted(found, key=_weights, reverse=True)
+
+
+def _weights(group: list[Call]) -> int:
+    return sum(parameter.numel() for call in group for parameter in call.module.parameters())
+
+
+def find_blocks(
+    model: FlatModel, inputs: Sequence[Tensor], path: str | None
+) -> tuple[FoundBlock, ...]:
+    """Returns the blocks of a model, in the order they run.
+
+    Args:
+        model: The person's model, on flat inputs.
+        inputs: What it is run on.
+        path: The container the person named, or None.
+
+    Raises:
+        ModelNotSupportedError: No blocks can be taken apart; the message has the reason.
+        UsageError: More than one list of blocks can, or there is no container of that name.
+    """
+    reasons: list[SurgeryError] = []
+    found: list[tuple[FoundBlock, ...]] = []
+    for group in _candidates(model, inputs, path):
+        if any(_is_within(group[0], taken[0].call) for taken in found):
+            continue
+        try:
+            found.append(_taken_apart(group))
+        except SurgeryError as reason:
+            reasons.append(reason)
+    if len(found) > 1:
+        paths = [blocks[0].call.path.rpartition(".")[0] for blocks in found]
+        raise UsageError(f"The model has several rows of blocks: {listed(paths)}.", fix=_FIX)
+    if found:
+        return found[0]
+    if reasons:
+        raise reasons[0]
+    raise ModelNotSupportedError(
+        "The model has no repeated blocks that take and give tokens (batch, tokens, channels).",
+        where=f"Looked in '{path}'." if path else "",
+        fix=_FIX,
+    )
+
+
+def _is_within(call: Call, other: Call) -> bool:
+    return call.path.startswith(f"{other.path}.")
+
+
+def _taken_apart(group: list[Call]) -> tuple[FoundBlock, ...]:
+    """Takes the blocks of a list apart, one of each kind only."""
+    known: dict[object, tuple[BlockParts, tuple[PositionTerm | None, ...]]] = {}
+    blocks = []
+    for call in group:
+        kind = _kind(call)
+        if kind not in known:
+            program = trace_block(call)
+            known[kind] = take_apart(program, 0), position_terms(program)
+        blocks.append(FoundBlock(call, *known[kind]))
+    return tuple(blocks)
+
+
+def _kind(call: Call) -> object:
+    """Returns what blocks of one graph have in common: weights, submodules and their settings."""
+    weights = [(name, tuple(p.shape)) for name, p in call.module.named_parameters()]
+    settings = [
+        (name, type(module), module.extra_repr(), _plain(module))
+        for name, module in call.module.named_modules()
+    ]
+    return repr((weights, settings, call.tree, [type(leaf) for leaf in call.leaves]))
+
+
+def _plain(module: object) -> list[tuple[str, object]]:
+    """Returns a module's own numbers, flags and texts but for its number in the row."""
+    return [
+        (name, value)
+        for name, value in sorted(vars(module).items())
+        if isinstance(value, bool | float | str)
+    ]

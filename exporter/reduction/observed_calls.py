@@ -1,0 +1,105 @@
+"""Runs a model and notes how it calls the modules that take tokens and give tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.module_state import evaluation
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module on tokens.
+
+    Attributes:
+        path: The module's name in the model.
+        module: The module.
+        leaves: Its arguments, flat.
+        tree: How they nest in (args, kwargs).
+        tokens: Which leaf is the tokens, (B, N, C).
+        result: What it returned, flat.
+        result_tree: How that nests.
+        result_tokens: Which leaf of the result has the shape of the tokens.
+    """
+
+    path: str
+    module: nn.Module
+    leaves: tuple[Any, ...]
+    tree: Any
+    tokens: int
+    result: tuple[Any, ...]
+    result_tree: Any
+    result_tokens: int
+
+    @property
+    def x(self) -> Tensor:
+        """The tokens that went in."""
+        found: Tensor = self.leaves[self.tokens]
+        return found
+
+    @property
+    def extras(self) -> tuple[int, ...]:
+        """The other leaves that are tensors."""
+        return tuple(
+            position
+            for position, leaf in enumerate(self.leaves)
+            if isinstance(leaf, Tensor) and position != self.tokens
+        )
+
+
+def observe(
+    model: FlatModel, inputs: Sequence[Tensor], wanted: Callable[[str], bool]
+) -> tuple[Call, ...]:
+    """Runs a model in evaluation mode and returns the calls on tokens, in their order of return.
+
+    Args:
+        model: The person's model, on flat inputs.
+        inputs: What it is run on.
+        wanted: Which modules, by name, to look at.
+    """
+    calls: list[Call] = []
+
+    def noted(path: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+            call = _read(path, module, args, kwargs, result)
+            if call is not None:
+                calls.append(call)
+
+        return note
+
+    hooks = [
+        module.register_forward_hook(noted(path), with_kwargs=True)
+        for path, module in model.model.named_modules()
+        if path and wanted(path)
+    ]
+    try:
+        with evaluation(model), torch.no_grad():
+            model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(calls)
+
+
+def _read(path: str, module: nn.Module, args: Any, kwargs: Any, result: Any) -> Call | None:
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    results, result_tree = pytree.tree_flatten(result)
+    tokens = next((i for i, leaf in enumerate(leaves) if _is_tokens(leaf)), None)
+    if tokens is None:
+        return None
+    shape = leaves[tokens].shape
+    same = [i for i, leaf in enumerate(results) if _is_tokens(leaf) and leaf.shape == shape]
+    if not same:
+        return None
+    return Call(path, module, tuple(leaves), tree, tokens, tuple(results), result_tree, same[0])
+
+
+def _is_tokens(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()

@@ -1,0 +1,172 @@
+"""Reads which method with which options goes into a model: ``NAME:key=value,…``, TOML or JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tokexport.exporter.errors import UsageError
+from tokexport.graph_passes.reduction.errors import SurgeryError
+from tokexport.graph_passes.reduction.method import Method
+from tokexport.graph_passes.reduction.methods import METHODS
+
+#: The key of a file that names the method.
+METHOD: Final = "method"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method and where it goes.
+
+    Attributes:
+        method: The method with its options.
+        text: The recipe in one line, as a person would write it.
+        protect: How many special tokens there are at the front; None has them found.
+        blocks: The container of the blocks; None has it found.
+        restore: Whether all tokens are put back: behind the last block (True), behind the blocks of
+            these numbers too, or not at all (False).
+        weights: A file of the method's own trained parameters, or None.
+    """
+
+    method: Method
+    text: str
+    protect: int | None = None
+    blocks: str | None = None
+    restore: bool | tuple[int, ...] = False
+    weights: str | None = None
+
+
+#: What every recipe takes beside the method's own options, and what it means.
+PLACEMENT: Final[dict[str, str]] = {
+    "protect": "how many tokens at the front are special; found where it is left out",
+    "blocks": "the container of the blocks, such as encoder.layers; found where it is left out",
+    "restore": "true puts every token back behind the last block, [2,5] behind these blocks too",
+    "weights": "a .safetensors or .pt file of the method's own trained parameters",
+}
+
+
+def parse_recipe(text: str | Path | Recipe) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        text: ``tome``, ``tome:r=8``, ``evit:keep=0.7,layers=[3,6,9]``, or the path of a .toml or
+            .json file with the key ``method`` and the options beside it.
+
+    Raises:
+        UsageError: There is no such method or option, or a value is none; the message names those
+            there are.
+    """
+    if isinstance(text, Recipe):
+        return text
+    if str(text).endswith((".toml", ".json")):
+        return _read_file(Path(text))
+    name, found, options = str(text).partition(":")
+    given: dict[str, Any] = {}
+    for part in _split(options) if found else ():
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(
+                f"'{part}' in the recipe has no value.", where=str(text), fix="Write key=value."
+            )
+        if key.strip() in given:
+            raise UsageError(f"'{key.strip()}' stands twice in the recipe.", where=str(text))
+        given[key.strip()] = _literal(value.strip())
+    return _recipe(name.strip(), given, str(text))
+
+
+def _split(options: str) -> list[str]:
+    """Splits at the commas that stand outside brackets."""
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", options) if part.strip()]
+
+
+def _literal(text: str) -> Any:
+    """Reads a number, true, false, a [list] or a text; all are JSON but a bare text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _read_file(path: Path) -> Recipe:
+    try:
+        if path.suffix == ".toml":
+            given = tomllib.loads(path.read_text(encoding="utf-8"))
+        else:
+            given = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError("The recipe does not exist.", where=str(path)) from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The recipe cannot be read: {error}", where=str(path)) from error
+    if not isinstance(given, dict) or not isinstance(given.get(METHOD), str):
+        raise UsageError(
+            f"The recipe names no {METHOD}.", where=str(path), fix=f'Write {METHOD} = "tome".'
+        )
+    return _recipe(given.pop(METHOD), given, str(path))
+
+
+def _recipe(name: str, given: dict[str, Any], where: str) -> Recipe:
+    kinds = {kind.name: kind for kind in METHODS}
+    if name not in kinds:
+        raise UsageError(
+            f"There is no method '{name}'.", where=where, fix=f"Take one of {', '.join(kinds)}."
+        )
+    kind = kinds[name]
+    hints = {**typing.get_type_hints(kind), **typing.get_type_hints(Recipe)}
+    own = [field.name for field in dataclasses.fields(kind)]
+    unknown = [key for key in given if key not in own and key not in PLACEMENT]
+    if unknown:
+        raise UsageError(
+            f"Method '{name}' has no option '{unknown[0]}'.",
+            where=where,
+            fix=f"It has {', '.join(own)}; every method has {', '.join(PLACEMENT)}.",
+        )
+    values = {key: _fitted(key, value, hints[key], where) for key, value in given.items()}
+    try:
+        method = kind(**{key: value for key, value in values.items() if key in own})
+    except SurgeryError as error:
+        raise UsageError(error.what, where=where, fix=error.fix) from error
+    placement = {key: value for key, value in values.items() if key in PLACEMENT}
+    return Recipe(method, _written(name, given), **placement)
+
+
+def _fitted(key: str, value: Any, hint: Any, where: str) -> Any:
+    """Brings a value to the type of its option."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        if isinstance(value, list) and typing.get_origin(kind) is tuple:
+            inner = typing.get_args(kind)[0]
+            return tuple(_fitted(key, one, inner, where) for one in value)
+        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value) if int not in kinds or isinstance(value, float) else value
+        if isinstance(kind, type) and type(value) is kind:
+            return value
+    raise UsageError(
+        f"Option '{key}' of the recipe is {json.dumps(value)}.",
+        where=where,
+        fix=f"Give {' or '.join(_KINDS.get(kind, 'a list: [1,2,3]') for kind in kinds)}.",
+    )
+
+
+_KINDS: Final[Mapping[Any, str]] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "nothing",
+}
+
+
+def _written(name: str, given: Mapping[str, Any]) -> str:
+    options = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+        for key, value in given.items()
+    ]
+    return f"{name}:{','.join(options)}" if options else name

@@ -1,0 +1,214 @@
+"""Puts a reduction method into a plain ViT: the stage between source and capture."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.config import InputConfig
+from tokexport.exporter.errors import GateError, ModelNotSupportedError, UsageError
+from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.module_state import evaluation
+from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
+from tokexport.exporter.reduction.recipe import Recipe, parse_recipe
+from tokexport.exporter.reduction.special_tokens import count_special_tokens, other_inputs
+from tokexport.exporter.reduction.trained_weights import load_trained
+from tokexport.exporter.reference import tensors_of
+from tokexport.exporter.source import Source
+from tokexport.exporter.source.in_memory import source_in_memory
+from tokexport.graph_passes.reduction.errors import SurgeryError
+from tokexport.graph_passes.reduction.method import Layer, Method
+from tokexport.graph_passes.reduction.reduced_block import BlockCall, Flow, ReducedBlock
+
+#: How far the surgery with nothing reduced may be from the model, relative to an output's scale.
+SURGERY_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A reduced model and what was done to it.
+
+    Attributes:
+        model: The module; it shares its parameters with the person's model.
+        recipe: What went into it.
+        blocks: The names of its blocks.
+        special: How many tokens at the front are no patches.
+        error: The largest difference between the model and the surgery with nothing reduced,
+            relative to the output's scale.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    blocks: tuple[str, ...]
+    special: int
+    error: float
+
+
+def reduce(model: nn.Module, recipe: str | Path | Recipe, example_inputs: Any = None) -> nn.Module:
+    """Returns a model with a token reduction in its blocks.
+
+    It has the parameters of the given model, the very tensors, under their names: what trains one
+    trains the other, and a state dict of one fits the other. The given model is left as it was. The
+    blocks run as in evaluation mode: dropout and stochastic depth in them are off.
+
+    Args:
+        model: A plain ViT of timm, torchvision, transformers, open_clip or your own.
+        recipe: ``tome:r=8`` and the like, or a .toml or .json file.
+        example_inputs: A tensor, a tuple of them, or a dict by the names of ``forward``; needed
+            where the model does not say what it takes.
+
+    Raises:
+        UsageError: The recipe or the inputs do not fit.
+        ModelNotSupportedError: The model has no blocks that can be taken apart.
+        tokexport.graph_passes.reduction.errors.SurgeryError: Its blocks cannot, or not for this
+            method; the message has the reason.
+        GateError: The surgery alone already changes what the model computes.
+    """
+    source = source_in_memory(model, example_inputs)
+    flat, _, batches = prepare(source, InputConfig())
+    return reduce_flat(flat, tensors_of(next(iter(batches))), parse_recipe(recipe)).model
+
+
+def reduce_source(source: Source, recipe: str | Path | Recipe, config: InputConfig) -> Reduction:
+    """Reduces the model of a source; raises as ``reduce`` does."""
+    flat, _, batches = prepare(source, config)
+    return reduce_flat(flat, tensors_of(next(iter(batches))), parse_recipe(recipe))
+
+
+def reduce_flat(flat: FlatModel, inputs: Sequence[Tensor], recipe: Recipe) -> Reduction:
+    """Reduces a model of flat tensors; raises as ``reduce`` does."""
+    blocks = find_blocks(flat, inputs, recipe.blocks)
+    first = blocks[0].call
+    special = recipe.protect
+    if special is None:
+        special = count_special_tokens(flat, inputs, first.path)
+    _check(recipe.method, special, blocks)
+    turns = any(term is not None for block in blocks for term in block.terms)
+    plain = _rebuilt(flat.model, blocks, Method(), Flow(special, traced=turns))
+    error = _surgery_error(flat, plain, other_inputs(inputs, 3))
+    restore = _restored_behind(recipe.restore, len(blocks))
+    flow = Flow(special, traced=turns or bool(restore), restore=restore)
+    model = _rebuilt(flat.model, blocks, recipe.method, flow)
+    if recipe.weights is not None:
+        load_trained(model, Path(recipe.weights))
+    return Reduction(model, recipe, tuple(b.call.path for b in blocks), special, error)
+
+
+def _check(method: Method, special: int, blocks: Sequence[FoundBlock]) -> None:
+    """Refuses what the method needs and the model does not have."""
+    tokens = int(blocks[0].call.x.shape[1])
+    if special >= tokens:
+        raise UsageError(
+            f"protect={special} leaves no token to reduce.", fix=f"There are {tokens} tokens."
+        )
+    if method.needs_class_token and special == 0:
+        raise SurgeryError(
+            f"Method '{method.name}' reads the attention of a class token, and the model has none.",
+            where=f"All {tokens} tokens at '{blocks[0].call.path}' depend on the input.",
+            fix="Take a method without one, such as tome, or say protect=1 where the first token "
+            "is a class token after all.",
+        )
+    for block in blocks:
+        for term in block.terms:
+            if term is not None and term.skipped > special:
+                raise SurgeryError(
+                    f"The first {term.skipped} tokens have no rotary position, and only {special} "
+                    "are protected.",
+                    where=f"At '{block.call.path}'.",
+                    fix=f"Say protect={term.skipped}.",
+                )
+    if method.layers is not None and not set(method.layers) <= set(range(len(blocks))):
+        raise UsageError(
+            f"layers is {list(method.layers)}, and the model has {len(blocks)} blocks.",
+            fix=f"Give numbers from 0 to {len(blocks) - 1}.",
+        )
+
+
+def _restored_behind(restore: bool | tuple[int, ...], depth: int) -> frozenset[int]:
+    """Returns the blocks behind which all tokens are put back."""
+    if restore is False:
+        return frozenset()
+    behind = frozenset(restore) if isinstance(restore, tuple) else frozenset()
+    if not behind <= set(range(depth)):
+        raise UsageError(
+            f"restore is {sorted(behind)}, and the model has {depth} blocks.",
+            fix=f"Give numbers from 0 to {depth - 1}.",
+        )
+    return behind | {depth - 1}
+
+
+def _rebuilt(
+    model: nn.Module, blocks: Sequence[FoundBlock], method: Method, flow: Flow
+) -> nn.Module:
+    """Returns a copy of a model, on its own parameters, with reduced blocks in it."""
+    copied = _copy_around_tensors(model)
+    for index, block in enumerate(blocks):
+        container, _, name = block.call.path.rpartition(".")
+        parent = copied.get_submodule(container)
+        call = block.call
+        parent._modules[name] = ReducedBlock(
+            parent._modules[name] or nn.Module(),
+            block.parts,
+            block.terms,
+            BlockCall(
+                call.tree,
+                call.tokens,
+                call.extras,
+                tuple(None if isinstance(leaf, Tensor) else leaf for leaf in call.result),
+                call.result_tree,
+                call.result_tokens,
+            ),
+            method,
+            Layer(index, len(blocks)),
+            flow,
+        )
+    return copied
+
+
+def _copy_around_tensors(model: nn.Module) -> nn.Module:
+    """Copies the module tree and leaves every tensor where it is."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            memo[id(tensor)] = tensor
+        for value in vars(module).values():
+            if isinstance(value, Tensor):
+                memo[id(value)] = value
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelNotSupportedError(
+            f"The model cannot be copied: {type(error).__name__}: {error}",
+            fix="A reduced model copies the modules around the same weights: take what cannot "
+            "be copied, such as locks and open files, out of them.",
+        ) from error
+
+
+def _surgery_error(flat: FlatModel, plain: nn.Module, inputs: Sequence[Tensor]) -> float:
+    """Holds the surgery with nothing reduced to the model; returns the relative difference."""
+    worst = 0.0
+    with evaluation(flat), evaluation(plain), torch.no_grad():
+        wanted = flat(*inputs)
+        found = FlatModel(plain, flat.spec)(*inputs)
+    for one, other in zip(wanted, found, strict=True):
+        if one.shape != other.shape:
+            raise GateError("The blocks taken apart give outputs of another shape.")
+        if one.numel():
+            scale = one.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+            worst = max(worst, float((one - other).abs().max() / scale))
+    if not worst <= SURGERY_TOLERANCE:
+        raise GateError(
+            "The model's blocks, taken apart and put together with nothing reduced, give another "
+            "answer.",
+            where=f"Off by {worst:.1e} of the output's scale; {SURGERY_TOLERANCE:.0e} is allowed.",
+            fix="The blocks hold something that depends on more than their tokens. Please report "
+            "the model.",
+        )
+    return worst

@@ -1,0 +1,50 @@
+"""Finds the class, distillation and register tokens of a ViT: those that no pixel reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.errors import ModelNotSupportedError
+from tokexport.exporter.reduction.observed_calls import observe
+
+
+def other_inputs(inputs: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:
+    """Returns random inputs of the same shapes; integers stay what they are."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(one.shape, generator=generator, dtype=one.dtype)
+        if one.is_floating_point()
+        else one
+        for one in inputs
+    )
+
+
+def count_special_tokens(model: FlatModel, inputs: Sequence[Tensor], first_block: str) -> int:
+    """Returns how many tokens at the front of the first block are the same whatever the input.
+
+    Args:
+        model: The person's model, on flat inputs.
+        inputs: An example.
+        first_block: The first block's name.
+
+    Raises:
+        ModelNotSupportedError: Such tokens stand elsewhere than at the front.
+    """
+    seen = []
+    for seed in (1, 2):
+        (call,) = observe(model, other_inputs(inputs, seed), lambda name: name == first_block)
+        seen.append(call.x)
+    fixed = torch.isclose(seen[0], seen[1], rtol=0.0, atol=1e-6).all(dim=2).all(dim=0)
+    positions = fixed.nonzero()[:, 0].tolist()
+    if positions != list(range(len(positions))) or len(positions) == len(fixed):
+        raise ModelNotSupportedError(
+            f"The tokens at {positions[:8]} do not depend on the input, and special tokens are "
+            "expected at the front.",
+            where=f"At the input of '{first_block}', {len(fixed)} tokens.",
+            fix="Say how many special tokens there are at the front with protect=NUMBER.",
+        )
+    return len(positions)

@@ -1,0 +1,1 @@
+"""Token reduction put into a plain ViT, block by block, on the blocks' own graphs."""

@@ -1,0 +1,165 @@
+"""What a method decided about the tokens of a layer, ready to be applied to any value of theirs.
+
+===============  ================================================================================
+``Selection``    some tokens stay, in the order given; the others are dropped
+``Matching``     tokens of one set merge into tokens of another: bipartite soft matching
+``Chain``        one after the other
+===============  ================================================================================
+
+B batch, N tokens before, M after. Each is called with a value (B, N, C) and gives (B, M, C);
+``sources`` (B, M) says which old token a new one continues, ``places`` (B, N) where an old token is
+found now, -1 where it was dropped. Everything is plain torch, so gradients flow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tokexport.graph_passes.ops import bipartite_match, gather_tokens, merge_tokens
+
+#: Rows of a token axis: a slice, the same in all images, or positions (B, K).
+Rows = slice | Tensor
+
+
+class TokenMap(Protocol):
+    """What takes N tokens to M."""
+
+    def __call__(self, value: Tensor, mode: str = "sum") -> Tensor:
+        """Maps (B, N, C) to (B, M, C); rows that meet are reduced by ``mode`` of ``ops.MODES``."""
+
+    def sources(self) -> Tensor:
+        """Returns the old token that each new one continues, (B, M) int64."""
+
+    def places(self) -> Tensor:
+        """Returns the new position of each old token, (B, N) int64, -1 for a dropped one."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some tokens stay.
+
+    Attributes:
+        index: Their positions (B, M), in their new order.
+        tokens: N.
+    """
+
+    index: Tensor
+    tokens: int
+
+    def __call__(self, value: Tensor, mode: str = "sum") -> Tensor:
+        """Takes the rows; no rows meet."""
+        return gather_tokens(value, self.index)
+
+    def sources(self) -> Tensor:
+        """Returns the positions themselves."""
+        return self.index
+
+    def places(self) -> Tensor:
+        """Returns the new positions, -1 for dropped tokens."""
+        nowhere = self.index.new_full((self.index.shape[0], self.tokens), -1)
+        return nowhere.scatter(1, self.index, _counted(self.index))
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Tokens of a merge into tokens of b: kept and b stay.
+
+    New order: the others, then the kept of a, then b; with ``b_first`` b before the kept.
+
+    Attributes:
+        tokens: N.
+        batch: B.
+        others: Rows in neither set.
+        a: Rows that may go.
+        b: Rows that take them in.
+        kept: Positions within a, (B, Na - r).
+        src: Positions within a, (B, r).
+        dst: Positions within b, (B, r).
+        b_first: Which of the two comes first.
+    """
+
+    tokens: int
+    batch: int
+    others: Rows
+    a: Rows
+    b: Rows
+    kept: Tensor
+    src: Tensor
+    dst: Tensor
+    b_first: bool = False
+
+    def __call__(self, value: Tensor, mode: str = "sum") -> Tensor:
+        """Merges the rows."""
+        rest, merged = _rows(value, self.a), _rows(value, self.b)
+        both = merge_tokens(rest, merged, self.kept, self.src, self.dst, mode)
+        parts = [both]
+        if self.b_first:
+            kept = self.kept.shape[1]
+            parts = [both[:, kept:], both[:, :kept]]
+        return torch.cat([_rows(value, self.others), *parts], dim=1)
+
+    def pruned(self, value: Tensor) -> Tensor:
+        """Drops what would merge, with the same order: (B, N, C) to (B, M, C)."""
+        return self(value, "none")
+
+    def sources(self) -> Tensor:
+        """Returns the old positions: of a merged token that of its destination."""
+        old = torch.arange(self.tokens, device=self.kept.device).expand(self.batch, -1)
+        return self.pruned(old[..., None].float())[..., 0].long()
+
+    def places(self) -> Tensor:
+        """Returns the new positions; a merged token is where its destination is."""
+        old = torch.arange(self.tokens, device=self.kept.device).expand(self.batch, -1)
+        a = _rows(old[..., None].float(), self.a)[..., 0].long()
+        new = old.new_zeros(old.shape).scatter(1, self.sources(), _counted(self.sources()))
+        b_places = _rows(new[..., None].float(), self.b)[..., 0].long()
+        return new.scatter(1, a.gather(1, self.src), b_places.gather(1, self.dst))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Two maps, one after the other."""
+
+    first: TokenMap
+    second: TokenMap
+
+    def __call__(self, value: Tensor, mode: str = "sum") -> Tensor:
+        """Applies both; a mean of means is not the mean of all."""
+        return self.second(self.first(value, mode), mode)
+
+    def sources(self) -> Tensor:
+        """Goes back through both."""
+        return self.first.sources().gather(1, self.second.sources())
+
+    def places(self) -> Tensor:
+        """Goes forward through both."""
+        middle = self.first.places()
+        end = self.second.places().gather(1, middle.clamp_min(0))
+        return torch.where(middle < 0, middle, end)
+
+
+def even_and_odd(tokens: int, special: int) -> tuple[slice, slice, slice]:
+    """Splits N tokens behind the special ones: (special, even positions, odd positions)."""
+    even, odd = special + special % 2, special + 1 - special % 2
+    return slice(0, special), slice(even, tokens, 2), slice(odd, tokens, 2)
+
+
+def match_rows(
+    scores: Tensor, r: int, order: str, value: Tensor, others: Rows, a: Rows, b: Rows
+) -> Matching:
+    """Matches scores (B, Na, Nb) of the rows a and b of a value (B, N, C): the r best pairs."""
+    kept, src, dst = bipartite_match(scores, r, order)
+    return Matching(value.shape[1], value.shape[0], others, a, b, kept, src, dst)
+
+
+def _rows(value: Tensor, rows: Rows) -> Tensor:
+    return value[:, rows] if isinstance(rows, slice) else gather_tokens(value, rows)
+
+
+def _counted(index: Tensor) -> Tensor:
+    """Returns 0 … M - 1 in every row of (B, M)."""
+    return torch.arange(index.shape[1], device=index.device).expand_as(index)
