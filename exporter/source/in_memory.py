@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.source.hashing import hash_model
+from tokexport.exporter.source.input_shapes import known_input_shapes
 from tokexport.exporter.source.options import Source
 from tokexport.exporter.source.preprocessing import timm_preprocessing
 
@@ -18,7 +19,7 @@ def source_in_memory(model: nn.Module, example_inputs: Any) -> Source:
     Args:
         model: The module.
         example_inputs: A tensor, a tuple or list of arguments, a dict by the names of ``forward``,
-            or None where a shape is given otherwise.
+            or None where the model says its shape, or a shape is given otherwise.
 
     Raises:
         UsageError: The model is no module.
@@ -38,6 +39,7 @@ def source_in_memory(model: nn.Module, example_inputs: Any) -> Source:
         location=name,
         sha256=hash_model(model, name),
         preprocessing=timm_preprocessing(model),
+        input_shapes=known_input_shapes(model) if example_inputs is None else None,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,9 @@ from tokexport.exporter.source.exported_program import load_exported_program, re
 from tokexport.exporter.source.factory import Built, call_factory, is_factory_name
 from tokexport.exporter.source.file_kind import FileKind, file_kind
 from tokexport.exporter.source.hashing import hash_file, hash_files, hash_model
+from tokexport.exporter.source.input_shapes import known_input_shapes
 from tokexport.exporter.source.options import Source, SourceOptions
-from tokexport.exporter.source.preprocessing import (
-    timm_input_size,
-    timm_preprocessing,
-)
+from tokexport.exporter.source.preprocessing import timm_preprocessing
 from tokexport.exporter.source.saved_module import load_saved_module
 from tokexport.exporter.source.timm_model import PREFIX, build_timm_model
 from tokexport.exporter.source.transformers_folder import (
@@ -114,7 +111,7 @@ def _from_saved_module(path: Path, options: SourceOptions) -> Source:
         location=str(path),
         sha256=hash_file(path),
         preprocessing=timm_preprocessing(model),
-        input_shapes=_timm_input_shapes(model),
+        input_shapes=known_input_shapes(model),
     )
 
 
@@ -143,7 +140,7 @@ def _from_built(
         location=location,
         sha256=sha256,
         preprocessing=timm_preprocessing(built.model),
-        input_shapes=None if given else _timm_input_shapes(built.model),
+        input_shapes=None if given else known_input_shapes(built.model),
         notes=notes,
     )
 
@@ -159,7 +156,7 @@ def _from_timm(options: SourceOptions) -> Source:
         location=options.source,
         sha256=hash_model(model, options.source),
         preprocessing=timm_preprocessing(model),
-        input_shapes=_timm_input_shapes(model),
+        input_shapes=known_input_shapes(model),
         notes=notes,
     )
 
@@ -203,13 +200,3 @@ def _refuse(given: object, option: str, why: str, instead: str = "") -> None:
             f"{option} does not go with this source: {why}.",
             fix=f"Leave it out, or pass weights with {instead}." if instead else "Leave it out.",
         )
-
-
-def _timm_input_shapes(model: nn.Module) -> dict[str, tuple[int, ...]] | None:
-    """Returns the shape that timm says a model takes, under the name of forward's parameter."""
-    size = timm_input_size(model)
-    if size is None:
-        return None
-    parameters = inspect.signature(model.forward).parameters.values()
-    named = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    return {named[0] if named else "x": (1, *size)}

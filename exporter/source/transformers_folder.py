@@ -26,6 +26,7 @@ from tokexport.exporter.errors import (
     UntrustedPickleError,
     listed,
 )
+from tokexport.exporter.source.input_shapes import known_input_shapes
 from tokexport.exporter.source.preprocessing import (
     Preprocessing,
     transformers_preprocessing,
@@ -74,7 +75,7 @@ def load_transformers_folder(folder: Path, trust_pickle: bool) -> Loaded:
     preprocessing = _preprocessing(transformers, optional[0]) if optional else None
     model, notes = _load(transformers, folder, config, safe)
     used = (folder / CONFIG, *files, *optional)
-    return Loaded(model, used, _input_shapes(model), preprocessing, notes)
+    return Loaded(model, used, known_input_shapes(model), preprocessing, notes)
 
 
 def _preprocessing(transformers: ModuleType, path: Path) -> Preprocessing:
@@ -267,17 +268,6 @@ def _attribute(transformers: ModuleType, name: str) -> Any:
 def _causes(error: BaseException) -> list[BaseException]:
     """Returns what caused an error, the first cause first, and the error."""
     return [*(_causes(error.__cause__) if error.__cause__ else ()), error]
-
-
-def _input_shapes(model: nn.Module) -> dict[str, tuple[int, ...]] | None:
-    """Returns (1, channels, height, width) of ``pixel_values``, where the model has sizes."""
-    config: Any = model.config
-    config = getattr(config, "vision_config", config)
-    size = getattr(config, "image_size", None)
-    if size is None or getattr(model, "main_input_name", "") != "pixel_values":
-        return None
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    return {"pixel_values": (1, int(getattr(config, "num_channels", 3)), int(height), int(width))}
 
 
 def _import_transformers() -> ModuleType:
