@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tokexport.exporter.errors import OutputExistsError, WriteError
 from tokexport.exporter.inputs import Batches, read_inputs
+from tokexport.exporter.output_file import check_place, written_whole
 from tokexport.runtimes.loading import load
 
 
@@ -62,7 +61,7 @@ def run_bundle(bundle: Path, inputs: Path, output: Path, force: bool = False) ->
         WriteError: The file cannot be written.
         tokexport.runtimes.errors.RuntimesError: The bundle is altered, or cannot run here.
     """
-    _check_place(output, force)
+    check_place(output, force)
     with load(bundle) as runner:
         first = runner.inputs[0].shape
         batch = first[0] if first else 1
@@ -74,28 +73,6 @@ def run_bundle(bundle: Path, inputs: Path, output: Path, force: bool = False) ->
     return RunResult(bundle, output, batches.samples, shapes)
 
 
-def _check_place(output: Path, force: bool) -> None:
-    """Refuses, before anything runs, an output that could not be written at the end."""
-    if not output.parent.is_dir():
-        raise WriteError(
-            "The folder that the output goes into does not exist.",
-            where=str(output.parent),
-            fix=f"Make it first: mkdir -p {output.parent}",
-        )
-    if output.is_dir():
-        raise OutputExistsError(
-            "The output is a folder, and a file is to be written.",
-            where=str(output),
-            fix="Pass the file itself: --output y.npz",
-        )
-    if output.exists() and not force:
-        raise OutputExistsError(
-            "The output file is there already.",
-            where=str(output),
-            fix="Pass --force to replace it, or another --output.",
-        )
-
-
 def _joined(rows: list[np.ndarray], batches: Batches, batch: int) -> np.ndarray:
     """Joins the batches of one output along the samples, without what only filled up the last."""
     if rows[0].shape[:1] == (batch,):
@@ -105,20 +82,7 @@ def _joined(rows: list[np.ndarray], batches: Batches, batch: int) -> np.ndarray:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        try:
-            with zipfile.ZipFile(partial, "w") as file:  # savez has no room for an output "file"
-                for name, array in arrays.items():
-                    with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                        np.lib.format.write_array(entry, array, allow_pickle=False)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise WriteError(
-            f"The outputs cannot be written: {error.strerror or error}.",
-            where=str(path),
-            fix="Pass --output in a folder that you may write to, on a disk with room.",
-        ) from error
+    with written_whole(path, "outputs") as partial, zipfile.ZipFile(partial, "w") as file:
+        for name, array in arrays.items():  # savez has no room for an output "file"
+            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
