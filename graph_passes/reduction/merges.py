@@ -106,6 +106,13 @@ class Matching:
         """Drops what would merge, with the same order: (B, N, C) to (B, M, C)."""
         return self(value, "none")
 
+    @property
+    def dst_rows(self) -> int:
+        """How many rows take others in, Nb: the last ones, without ``b_first``."""
+        if isinstance(self.b, slice):
+            return len(range(self.tokens)[self.b])
+        return int(self.b.shape[1])
+
     def sources(self) -> Tensor:
         """Returns the old positions: of a merged token that of its destination."""
         old = torch.arange(self.tokens, device=self.kept.device).expand(self.batch, -1)
