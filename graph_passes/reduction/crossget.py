@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokexport.graph_passes.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Matching
+from tokexport.graph_passes.reduction.merges import Matching, ranking
 from tokexport.graph_passes.reduction.method import Layer, Method, check, head_mean, option
 from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
@@ -73,7 +73,7 @@ class CrossGET(Method):
         metric = head_mean(attention.k)[:, special:]
         similarity = metric @ metric.transpose(-1, -2)
         asked = layer.trained(x[:, special:])
-        ranked = (asked - _best_later(similarity)).argsort(dim=-1)
+        ranked = ranking(asked - _best_later(similarity), descending=False)
         src, rest = ranked[:, :r], ranked[:, r:].sort(dim=-1).values
         scores = gather_tokens(gather_tokens(similarity, src).transpose(1, 2), rest)
         match = bipartite_match(scores.transpose(1, 2), r, "index")
@@ -92,6 +92,6 @@ def _best_later(similarity: Tensor) -> Tensor:
     """
     itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
     masked = similarity.masked_fill(itself, -torch.inf)
-    place = masked.amax(dim=-1).argsort(dim=-1, descending=True).argsort(dim=-1)
+    place = ranking(ranking(masked.amax(dim=-1)), descending=False)
     later = place[:, None, :] > place[:, :, None]
     return torch.where(later, similarity, -1.0).amax(dim=-1)

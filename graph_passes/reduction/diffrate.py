@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokexport.graph_passes.ops import bipartite_match
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Matching, Selection
+from tokexport.graph_passes.reduction.merges import Matching, Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.method import Layer, Method, check, option
 from tokexport.graph_passes.reduction.tokens import Tokens
 
@@ -71,9 +71,8 @@ class DiffRate(Method):
         special, count = tokens.special, tokens.count
         pruned = max(min(self._left(self.prune, layer, count), count), special + 1)
         kept = max(min(self._left(self.merge, layer, pruned), pruned), special + 1)
-        ranked = attention.of_class_token[:, special:].argsort(dim=-1, descending=True) + special
-        first = torch.arange(special, device=ranked.device).expand(ranked.shape[0], -1)
-        order = torch.cat([first, ranked], dim=1)[:, :pruned]
+        ranked = ranking(attention.of_class_token[:, special:]) + special
+        order = behind_special(special, ranked)[:, :pruned]
         sizes = tokens.sizes
         tokens = tokens.with_size(sizes).kept(Selection(order, count))
         return tokens if kept == pruned else _merge_behind(tokens, kept)

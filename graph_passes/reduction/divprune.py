@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokexport.graph_passes.ops import gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Selection
+from tokexport.graph_passes.reduction.merges import Selection, behind_special
 from tokexport.graph_passes.reduction.method import Layer, Method, check, option
 from tokexport.graph_passes.reduction.schedule import at_encoder_end, at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
@@ -64,5 +64,4 @@ class DivPrune(Method):
         if kept >= count - special:
             return tokens
         index = most_diverse(tokens.x[:, special:], kept) + special
-        first = torch.arange(special, device=index.device).expand(index.shape[0], -1)
-        return tokens.kept(Selection(torch.cat([first, index], dim=1), count))
+        return tokens.kept(Selection(behind_special(special, index), count))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokexport.graph_passes.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Matching
+from tokexport.graph_passes.reduction.merges import Matching, ranking
 from tokexport.graph_passes.reduction.method import Layer, Method, check, option
 from tokexport.graph_passes.reduction.schedule import at_layer, at_quarters
 from tokexport.graph_passes.reduction.tokens import Tokens
@@ -71,7 +71,7 @@ class DPCKNN(Method):
         if clusters >= count - special:
             return tokens
         distance = distances(x[:, special:])
-        ranked = peak_scores(distance, self.neighbours).argsort(dim=-1, descending=True)
+        ranked = ranking(peak_scores(distance, self.neighbours))
         centres, rest = ranked[:, :clusters], ranked[:, clusters:]
         closeness = -gather_tokens(gather_tokens(distance, centres).transpose(1, 2), rest)
         match = bipartite_match(closeness, rest.shape[1], "index")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Selection
+from tokexport.graph_passes.reduction.merges import Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.method import Block, Layer, Method, check, option
 from tokexport.graph_passes.reduction.schedule import at_quarters
 from tokexport.graph_passes.reduction.tokens import Tokens
@@ -84,7 +84,6 @@ class DynamicViT(Method):
         if kept >= count - special:
             return tokens, block.attention(tokens)
         scores = layer.trained(tokens.x[:, special:])
-        ranked = scores.argsort(dim=1, descending=True)[:, :kept] + special
-        first = torch.arange(special, device=ranked.device).expand(ranked.shape[0], -1)
-        tokens = tokens.kept(Selection(torch.cat([first, ranked], dim=1), count))
+        ranked = ranking(scores)[:, :kept] + special
+        tokens = tokens.kept(Selection(behind_special(special, ranked), count))
         return tokens, block.attention(tokens)

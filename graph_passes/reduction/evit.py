@@ -10,7 +10,7 @@ import torch
 
 from tokexport.graph_passes.ops import gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Selection
+from tokexport.graph_passes.reduction.merges import Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.method import Layer, Method, check, option
 from tokexport.graph_passes.reduction.schedule import at_layer, at_quarters
 from tokexport.graph_passes.reduction.tokens import Tokens
@@ -53,9 +53,8 @@ class EViT(Method):
         if kept >= count - special:
             return tokens
         attended = attention.of_class_token
-        ranked = attended[:, special:].argsort(dim=-1, descending=True) + special
-        first = torch.arange(special, device=ranked.device).expand(ranked.shape[0], -1)
-        stay, rest = torch.cat([first, ranked[:, :kept]], dim=1), ranked[:, kept:]
+        ranked = ranking(attended[:, special:]) + special
+        stay, rest = behind_special(special, ranked[:, :kept]), ranked[:, kept:]
         if not self.fuse:
             return tokens.kept(Selection(stay, count))
         weights = gather_tokens(attended[..., None], rest)

@@ -163,6 +163,20 @@ def match_rows(
     return Matching(value.shape[1], value.shape[0], others, a, b, kept, src, dst)
 
 
+def ranking(values: Tensor, descending: bool = True) -> Tensor:
+    """Orders (B, N) from the largest on, or the smallest; of equal values the lower index is first.
+
+    Equals are no rarity: two tokens that are each other's nearest have one and the same similarity.
+    """
+    return values.argsort(dim=-1, descending=descending, stable=True)
+
+
+def behind_special(special: int, index: Tensor) -> Tensor:
+    """Puts the positions 0 … special - 1 before positions (B, K)."""
+    first = torch.arange(special, device=index.device).expand(index.shape[0], -1)
+    return torch.cat([first, index], dim=1)
+
+
 def _rows(value: Tensor, rows: Rows) -> Tensor:
     return value[:, rows] if isinstance(rows, slice) else gather_tokens(value, rows)
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokexport.graph_passes.ops import gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Matching, Rows, match_rows
+from tokexport.graph_passes.reduction.merges import (
+    Matching,
+    Rows,
+    behind_special,
+    match_rows,
+    ranking,
+)
 from tokexport.graph_passes.reduction.method import Layer, Method, check, head_mean, option
 from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
@@ -54,7 +59,7 @@ class PiToMe(Method):
         similarity = metric @ metric.transpose(-1, -2)
         margin = self.margin * (1 - layer.index / layer.depth)
         energy = F.elu(similarity - margin, alpha=self.alpha).mean(dim=-1)
-        ranked = energy.argsort(dim=-1, descending=True)
+        ranked = ranking(energy)
         crowded = ranked if layer.index < layer.depth // 2 else ranked[:, : 2 * r]
         protected = ranked[:, crowded.shape[1] :]
         return tokens.merged_by_size(_match(tokens, similarity, crowded, protected, r))
@@ -70,6 +75,5 @@ def _match(
     scores = gather_tokens(rows.transpose(1, 2), b).transpose(1, 2)
     others: Rows = slice(0, special)
     if protected.shape[1]:
-        first = torch.arange(special, device=protected.device).expand(protected.shape[0], -1)
-        others = torch.cat([first, protected + special], dim=1)
+        others = behind_special(special, protected + special)
     return match_rows(scores, r, "score", tokens.x, others, a + special, b + special)

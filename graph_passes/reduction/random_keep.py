@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Selection
@@ -45,12 +45,12 @@ class RandomKeep(Method):
         kept = math.ceil(at_layer(self.keep, layer) * (count - special))
         if kept >= count - special:
             return tokens
-        positions = self._positions(count - special, kept, layer.index) + special
-        index = torch.cat([torch.arange(special), positions]).to(tokens.x.device)
+        stay = self._positions(count - special, kept, layer.index)
+        positions = [*range(special), *(special + position for position in stay)]
+        index = torch.tensor(positions, device=tokens.x.device)
         return tokens.kept(Selection(index.expand(tokens.x.shape[0], -1), count))
 
-    def _positions(self, patches: int, kept: int, layer: int) -> Tensor:
+    def _positions(self, patches: int, kept: int, layer: int) -> list[int]:
         if self.strided:
-            return torch.arange(kept) * patches // kept
-        generator = torch.Generator().manual_seed(self.seed + layer)
-        return torch.randperm(patches, generator=generator)[:kept].sort().values
+            return [number * patches // kept for number in range(kept)]
+        return sorted(random.Random(f"{self.seed} {layer}").sample(range(patches), kept))

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Selection
+from tokexport.graph_passes.reduction.merges import Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.method import Layer, Method, check, option
 from tokexport.graph_passes.reduction.tokens import Tokens
 
@@ -56,6 +54,5 @@ class VtcCls(Method):
             return tokens.remember(score)
         if self.tokens >= count - special:
             return tokens
-        index = score.topk(self.tokens, dim=-1).indices.sort(dim=-1).values + special
-        first = torch.arange(special, device=index.device).expand(index.shape[0], -1)
-        return tokens.kept(Selection(torch.cat([first, index], dim=1), count))
+        index = ranking(score)[:, : self.tokens].sort(dim=-1).values + special
+        return tokens.kept(Selection(behind_special(special, index), count))
