@@ -112,6 +112,19 @@ class Vit(nn.Module):
         return self.head(self.forward_features(x)[:, 0])
 
 
+class Around(nn.Module):
+    """Runs the parts of a ViT in a way of its own, where nothing is patched."""
+
+    def __init__(self, vit: Vit) -> None:
+        super().__init__()
+        self.vit = vit
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks of the ViT."""
+        return self.vit.blocks
+
+
 def images(batch: int = BATCH, image: int = IMAGE) -> Tensor:
     """An example input."""
     return torch.zeros(batch, 3, image, image)

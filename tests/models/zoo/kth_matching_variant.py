@@ -1,0 +1,58 @@
+"""k-th matching once more: by distance, with strided slices, and summed by ``scatter_add``.
+
+On the weights of ``models.zoo.kth_matching`` it answers the same.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from models.zoo.vit import Around, Attention, Block, Vit, images, seeded
+from torch import Tensor, nn
+
+
+class EveryKth(Around):
+    """Merges between the attention and the MLP of the blocks that have a step above one."""
+
+    def __init__(self, vit: Vit, steps: tuple[int, ...]) -> None:
+        super().__init__(vit)
+        self.steps = steps
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Returns the logits."""
+        h = self.vit.embed(pixels)
+        mass = torch.ones(h.size(0), h.size(1) - 1, 1)
+        for layer, step in zip(self.vit.blocks, self.steps, strict=True):
+            assert isinstance(layer, Block)
+            mixed, keys = self.look(layer.attn, layer.norm1(h))
+            h = torch.add(mixed, h)
+            if step > 1:
+                cls, patches = torch.tensor_split(h, (1,), dim=1)
+                heavy = torch.cat((mass.mul(patches), mass), dim=2)
+                heavy = self.collect(heavy, keys[:, 1:], step)
+                patches, mass = heavy.split((heavy.size(2) - 1, 1), dim=2)
+                h = torch.cat((cls, torch.div(patches, mass)), dim=1)
+            h = torch.add(layer.mlp(layer.norm2(h)), h)
+        result: Tensor = self.vit.head(self.vit.norm(h).select(1, 0))
+        return result
+
+    @staticmethod
+    def look(mha: Attention, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the attention's result and the head mean of the keys, both (B, N, …)."""
+        query, key, value = mha.heads(h)
+        shares = torch.einsum("bhqd,bhkd->bhqk", query, key).mul(mha.scale).softmax(3)
+        return mha.join(torch.einsum("bhqk,bhkd->bhqd", shares, value)), torch.mean(key, 1)
+
+    @staticmethod
+    def collect(rows: Tensor, keys: Tensor, step: int) -> Tensor:
+        """Adds (B, N, C) to every ``step``-th of themselves: (B, N / step, C)."""
+        unit = F.normalize(keys, dim=2, eps=0.0)
+        goes = torch.tensor([place for place in range(rows.size(1)) if (place + 1) % step])
+        nearest = torch.cdist(unit[:, goes], unit[:, step - 1 :: step]).argmin(dim=2)
+        target = nearest.unsqueeze(2).repeat(1, 1, rows.size(2))
+        return rows[:, step - 1 :: step].scatter_add(1, target, rows.index_select(1, goes))
+
+
+def build(seed: int = 0) -> tuple[nn.Module, Tensor]:
+    """One in two stays in block 1, one in three in block 2."""
+    return EveryKth(seeded(seed), (1, 2, 3, 1)).eval(), images()
