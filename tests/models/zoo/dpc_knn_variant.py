@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from models.zoo.dpc_knn import NEIGHBOURS
-from models.zoo.vit import Around, Block, images, seeded
+from models.zoo.vit import Block, Vit, images, seeded
 from torch import Tensor, nn
 
 
@@ -36,8 +36,12 @@ def condense(points: Tensor, count: int) -> Tensor:
     return total / member.sum(dim=1).unsqueeze(-1)
 
 
-class Clustered(Around):
-    """Clusters between the attention and the MLP of some blocks."""
+class Clustered(nn.Module):
+    """Clusters between the attention and the MLP of every second block."""
+
+    def __init__(self, vit: Vit) -> None:
+        super().__init__()
+        self.vit = vit
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the logits."""

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from models.zoo.vit import Around, Attention, Block, Vit, images, seeded
+from models.zoo.vit import Block, Vit, attend_by_einsum, images, seeded
 from torch import Tensor, nn
 
 
-class EveryKth(Around):
+class EveryKth(nn.Module):
     """Merges between the attention and the MLP of the blocks that have a step above one."""
 
     def __init__(self, vit: Vit, steps: tuple[int, ...]) -> None:
-        super().__init__(vit)
-        self.steps = steps
+        super().__init__()
+        self.vit, self.steps = vit, steps
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the logits."""
@@ -24,24 +24,17 @@ class EveryKth(Around):
         mass = torch.ones(h.size(0), h.size(1) - 1, 1)
         for layer, step in zip(self.vit.blocks, self.steps, strict=True):
             assert isinstance(layer, Block)
-            mixed, keys = self.look(layer.attn, layer.norm1(h))
+            mixed, _, keys = attend_by_einsum(layer.attn, layer.norm1(h))
             h = torch.add(mixed, h)
             if step > 1:
                 cls, patches = torch.tensor_split(h, (1,), dim=1)
                 heavy = torch.cat((mass.mul(patches), mass), dim=2)
-                heavy = self.collect(heavy, keys[:, 1:], step)
+                heavy = self.collect(heavy, torch.mean(keys, 1)[:, 1:], step)
                 patches, mass = heavy.split((heavy.size(2) - 1, 1), dim=2)
                 h = torch.cat((cls, torch.div(patches, mass)), dim=1)
             h = torch.add(layer.mlp(layer.norm2(h)), h)
         result: Tensor = self.vit.head(self.vit.norm(h).select(1, 0))
         return result
-
-    @staticmethod
-    def look(mha: Attention, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the attention's result and the head mean of the keys, both (B, N, …)."""
-        query, key, value = mha.heads(h)
-        shares = torch.einsum("bhqd,bhkd->bhqk", query, key).mul(mha.scale).softmax(3)
-        return mha.join(torch.einsum("bhqk,bhkd->bhqd", shares, value)), torch.mean(key, 1)
 
     @staticmethod
     def collect(rows: Tensor, keys: Tensor, step: int) -> Tensor:
