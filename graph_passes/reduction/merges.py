@@ -106,6 +106,13 @@ class Matching:
         """Drops what would merge, with the same order: (B, N, C) to (B, M, C)."""
         return self(value, "none")
 
+    @property
+    def dst_rows(self) -> int:
+        """How many rows take others in, Nb: the last ones, without ``b_first``."""
+        if isinstance(self.b, slice):
+            return len(range(self.tokens)[self.b])
+        return int(self.b.shape[1])
+
     def sources(self) -> Tensor:
         """Returns the old positions: of a merged token that of its destination."""
         old = torch.arange(self.tokens, device=self.kept.device).expand(self.batch, -1)
@@ -154,6 +161,20 @@ def match_rows(
     """Matches scores (B, Na, Nb) of the rows a and b of a value (B, N, C): the r best pairs."""
     kept, src, dst = bipartite_match(scores, r, order)
     return Matching(value.shape[1], value.shape[0], others, a, b, kept, src, dst)
+
+
+def ranking(values: Tensor, descending: bool = True) -> Tensor:
+    """Orders (B, N) from the largest on, or the smallest; of equal values the lower index is first.
+
+    Equals are no rarity: two tokens that are each other's nearest have one and the same similarity.
+    """
+    return values.argsort(dim=-1, descending=descending, stable=True)
+
+
+def behind_special(special: int, index: Tensor) -> Tensor:
+    """Puts the positions 0 … special - 1 before positions (B, K)."""
+    first = torch.arange(special, device=index.device).expand(index.shape[0], -1)
+    return torch.cat([first, index], dim=1)
 
 
 def _rows(value: Tensor, rows: Rows) -> Tensor:

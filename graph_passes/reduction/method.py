@@ -59,6 +59,8 @@ class Method:
     summary: ClassVar[str] = "nothing"
     #: The paper, and the section or figure that defines it.
     source: ClassVar[str] = ""
+    #: The option that says how much is reduced.
+    strength: ClassVar[str] = "r"
     #: Whether log(size) is added to the attention's logits.
     proportional: ClassVar[bool] = True
     #: Whether it reads the attention of a class token.

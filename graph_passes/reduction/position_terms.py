@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch.fx import Node
 
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.tokens import Tokens
+
+#: No published model has more class, distillation and register tokens.
+MOST_SPECIAL: Final = 16
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def position_terms(program: ExportedProgram) -> tuple[PositionTerm | None, ...]:
     given = [s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
     by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     x, *extras = (by_name[name] for name in given)
-    tokens = x.meta["val"].shape[1].node.expr
+    tokens = x.meta["val"].shape[1]
     return tuple(_term(extra, tokens) for extra in extras)
 
 
@@ -85,8 +88,14 @@ def _term(extra: Node, tokens: Any) -> PositionTerm | None:
 
 
 def _less(size: object, tokens: Any) -> int | None:
-    """Returns by how much a size is below the number of tokens, where it follows that number."""
+    """Returns by how much a size is below the number of tokens, where it follows that number.
+
+    Where the block's code allows both to vary apart, the sizes of the example decide.
+    """
     if not isinstance(size, torch.SymInt):
         return None
-    difference = tokens - size.node.expr
-    return int(difference) if difference.is_integer and difference.is_number else None
+    difference = tokens.node.expr - size.node.expr
+    if difference.is_number:
+        return int(difference)
+    shown = int(tokens.node.hint) - int(size.node.hint)
+    return shown if 0 <= shown <= MOST_SPECIAL else None

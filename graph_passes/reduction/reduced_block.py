@@ -77,7 +77,8 @@ class Flow:
     def enter(self, layer: Layer, x: Tensor) -> Tokens:
         """Returns what enters a block whose input is x (B, N, C)."""
         if layer.index == 0:
-            return Tokens(x, self.special, trace=_first_trace(x) if self.traced else None)
+            trace = _first_trace(x) if self.traced else None
+            return Tokens(x, self.special, x.shape[1], trace=trace)
         tokens, shown = self._tokens, self._shown
         self._tokens = self._shown = None
         if tokens is None:

@@ -57,6 +57,7 @@ class Tokens:
     Attributes:
         x: (B, N, C).
         special: How many of them, at the front, are class, distillation or register tokens.
+        began: How many tokens entered the first block.
         size: How many patches each stands for, (B, N, 1); None while each stands for one.
         trace: Where they come from; None where nobody asks.
         memory: What a method carries from block to block; its own business.
@@ -64,6 +65,7 @@ class Tokens:
 
     x: Tensor
     special: int
+    began: int
     size: Tensor | None = None
     trace: Trace | None = None
     memory: Tensor | None = None
@@ -81,6 +83,10 @@ class Tokens:
     def with_x(self, x: Tensor) -> Tokens:
         """Returns the same tokens with other values (B, N, C)."""
         return replace(self, x=x)
+
+    def with_size(self, size: Tensor | None) -> Tokens:
+        """Returns the same tokens with other sizes (B, N, 1)."""
+        return replace(self, size=size)
 
     def remember(self, memory: Tensor) -> Tokens:
         """Returns the same tokens with something for the next block."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 import torch
 from models.zoo import MODELS, tome
-from models.zoo.vit import IMAGE
+from models.zoo.vit import IMAGE, seeded
 from torch import Tensor, nn
 
 import tokexport
@@ -23,6 +23,19 @@ TWINS: Final[dict[str, tuple[Build, str]]] = {
     "tome, distilled": (
         lambda: tome.small_timm(0, "deit_tiny_distilled_patch16_224"),
         "tome:r=4",
+    ),
+    "mctf": (lambda: seeded(0), "mctf:r=7"),
+    "mctf, one way": (lambda: seeded(0), "mctf:r=[0,0.2,0,0.2],bidirectional=false"),
+    "mctf, to the fewest": (lambda: seeded(0), "mctf:r=18"),
+    "pitome": (lambda: seeded(0), "pitome:keep=0.9"),
+    "tofu": (lambda: seeded(0), "tofu:keep=0.9"),
+    "dct": (lambda: seeded(0), "dct:keep=[1.0,0.8,1.0,0.8]"),
+    "diffrate": (lambda: seeded(0), "diffrate:prune=[37,33,34,26],merge=[37,30,26,24]"),
+    "evit": (lambda: seeded(0), "evit:keep=0.7,fuse=false,layers=[1,3]"),
+    "evit, fused token": (lambda: seeded(0), "evit:keep=0.7,layers=[1,3]"),
+    "evit, fused token, distilled": (
+        lambda: seeded(0, distilled=True),
+        "evit:keep=0.7,layers=[1,3],protect=1",
     ),
 }
 

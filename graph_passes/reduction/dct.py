@@ -1,0 +1,63 @@
+"""DCT: the tokens' high frequencies are dropped."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokexport.graph_passes.reduction.attention import Attention
+from tokexport.graph_passes.reduction.method import Layer, Method, check, option
+from tokexport.graph_passes.reduction.schedule import at_layer
+from tokexport.graph_passes.reduction.tokens import Tokens
+
+
+def dct_matrix(size: int) -> Tensor:
+    """Returns the orthonormal DCT-II of a length as a float64 matrix: row k is frequency k."""
+    position = torch.arange(size, dtype=torch.float64) + 0.5
+    frequency = torch.arange(size, dtype=torch.float64)[:, None]
+    matrix = torch.cos(math.pi / size * frequency * position) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+@functools.lru_cache(maxsize=64)
+def shortening(size: int, kept: int) -> Tensor:
+    """Returns the matrix (kept, size): DCT-II, the first frequencies, inverse at that length."""
+    return (dct_matrix(kept).T @ dct_matrix(size)[:kept]).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DCT(Method):
+    """Shortens the patches behind the MLP by one constant matrix; special tokens stay apart."""
+
+    name: ClassVar[str] = "dct"
+    summary: ClassVar[str] = "keep the low frequencies along the tokens"
+    source: ClassVar[str] = (
+        "He et al. 2023, Fourier Transformer: Fast Long Range Modeling by Removing Sequence "
+        "Redundancy with FFT Operator, section 3"
+    )
+    strength: ClassVar[str] = "keep"
+    proportional: ClassVar[bool] = False
+
+    keep: float | tuple[float, ...] = option(0.9, "the share of the frequencies that stay")
+
+    def __post_init__(self) -> None:
+        """Refuses shares that are none."""
+        for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
+            check(0 < share <= 1, f"keep is {share}.", "Give a share above 0, at most 1.")
+
+    def after_mlp(self, layer: Layer, tokens: Tokens, attention: Attention) -> Tokens:
+        """Keeps ⌈T·keep⌉ of the T patches' frequencies."""
+        special = tokens.special
+        patches = tokens.count - special
+        kept = math.ceil(patches * at_layer(self.keep, layer))
+        if kept >= patches:
+            return tokens
+        matrix = shortening(patches, kept).to(tokens.x.device)
+        x = torch.cat([tokens.x[:, :special], matrix @ tokens.x[:, special:]], dim=1)
+        return tokens.mixed(x, "dct")
