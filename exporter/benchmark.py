@@ -13,7 +13,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -128,19 +128,20 @@ def measure(
             rounds.append({name: _time_once(candidates[name], clock) for name in direction})
 
     times_ms = {name: np.array([each[name] for each in rounds]) / 1e6 for name in order}
-    picks = np.random.default_rng(seed).integers(0, len(rounds), (RESAMPLES, len(rounds)))
     return Speed(
         baseline=baseline,
         timings={name: _timing(times_ms[name]) for name in order},
-        ratios={
-            name: _ratio(times_ms[baseline], times_ms[name], picks)
-            for name in order
-            if name != baseline
-        },
+        ratios=_ratios(times_ms, baseline, seed),
         pairs=len(rounds),
         warm_ups=warm_ups,
         time_limited=len(rounds) < wanted,
     )
+
+
+def over(baseline: str, speed: Speed, seed: int = 0) -> Speed:
+    """Holds the same rounds against another of their candidates."""
+    times_ms = {name: np.array(timing.samples_ms) for name, timing in speed.timings.items()}
+    return replace(speed, baseline=baseline, ratios=_ratios(times_ms, baseline, seed))
 
 
 def require_speedup(speed: Speed, candidate: str, min_speedup: float) -> None:
@@ -175,6 +176,17 @@ def _timing(times_ms: np.ndarray) -> Timing:
         median_ms=float(np.median(times_ms)),
         min_ms=float(times_ms.min()),
     )
+
+
+def _ratios(times_ms: Mapping[str, np.ndarray], baseline: str, seed: int) -> dict[str, Ratio]:
+    """Returns the ratio of every candidate but the baseline, all from the same resampled rounds."""
+    rounds = len(times_ms[baseline])
+    picks = np.random.default_rng(seed).integers(0, rounds, (RESAMPLES, rounds))
+    return {
+        name: _ratio(times_ms[baseline], own, picks)
+        for name, own in times_ms.items()
+        if name != baseline
+    }
 
 
 def _ratio(baseline_ms: np.ndarray, own_ms: np.ndarray, picks: np.ndarray) -> Ratio:

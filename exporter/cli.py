@@ -9,14 +9,34 @@ import io
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tokexport.exporter.messages import describe, prints_aside, shown_to_the_person, write_json
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from tokexport.exporter.cli_options import (
+    Batch,
+    Builder,
+    Checkpoint,
+    CodePath,
+    Inputs,
+    InputShape,
+    Json,
+    ModelSource,
+    Precision,
+    Recipe,
+    Restore,
+    Seed,
+    Target,
+    TrustPickle,
+)
+from tokexport.exporter.cli_reduce import add_commands
+from tokexport.exporter.messages import (
+    console,
+    describe,
+    prints_aside,
+    shown_to_the_person,
+    write_json,
+)
 
 app = typer.Typer(
     name="tokexport",
@@ -27,38 +47,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+add_commands(app)
+
 Bundle = Annotated[Path, typer.Argument(help="The folder that compile wrote.")]
-Target = Literal["ort", "openvino", "trt"]
-ModelSource = Annotated[
-    str,
-    typer.Argument(
-        help="model.pt, model.pt2, package.module:factory, a training checkpoint (with "
-        "--builder), timm:NAME, or a transformers folder."
-    ),
-]
-CodePath = Annotated[
-    list[Path] | None, typer.Option(help="Folders searched for your Python modules.")
-]
-Inputs = Annotated[
-    Path | None,
-    typer.Option(
-        help="An .npz of real samples along the leading axis of each array; the key 'labels' "
-        "holds their classes."
-    ),
-]
-InputShape = Annotated[
-    str | None, typer.Option(help="Shape of the only input, batch first: 1,3,224,224.")
-]
-Checkpoint = Annotated[
-    Path | None, typer.Option(help="Weights for a model that a factory or timm builds.")
-]
-Builder = Annotated[
-    str | None, typer.Option(help="package.module:factory that builds a checkpoint's model.")
-]
-TrustPickle = Annotated[
-    bool, typer.Option("--trust-pickle", help="Let code inside the source run.")
-]
 
 
 @app.command("compile")
@@ -74,14 +65,16 @@ def compile_command(
     batch: Annotated[
         int | None, typer.Option(help="Samples that the artifact takes at once.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32; openvino also bf16 and fp16.")] = "fp32",
+    reduce: Recipe = None,
+    restore: Restore = False,
+    precision: Precision = "fp32",
     checkpoint: Checkpoint = None,
     builder: Builder = None,
     trust_pickle: TrustPickle = False,
     atol: Annotated[
         float | None, typer.Option(help="Absolute tolerance of the parity gate.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of synthetic inputs.")] = 0,
+    seed: Seed = 0,
     min_speedup: Annotated[
         float | None, typer.Option(help="Fail below this speed-up over eager PyTorch.")
     ] = None,
@@ -112,21 +105,23 @@ def compile_command(
         from tokexport.exporter.inputs import parse_shape
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.report import render
-        from tokexport.exporter.source import SourceOptions, load_source
+        from tokexport.exporter.source import SourceOptions, default_name, load_source
         from tokexport.exporter.source.code_path import on_code_path
 
-        checklist = Checklist(_console(stderr=True), enabled=not json)
+        checklist = Checklist(console(stderr=True), enabled=not json)
         options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
         # Under --json the person's own prints go to stderr; forward may import their modules.
         with prints_aside(json), on_code_path(options.code_path):
             result = compile(
                 load_source(options),
                 target=target,
-                output=output or Path(_default_name(source, target)),
+                output=output or Path(default_name(source, target)),
                 progress=checklist,
                 inputs=inputs,
                 input_shape=None if input_shape is None else parse_shape(input_shape, batch),
                 batch=batch,
+                reduce=reduce,
+                restore=restore,
                 precision=precision,
                 atol=atol,
                 seed=seed,
@@ -140,7 +135,7 @@ def compile_command(
         if json:
             write_json({"exit_code": 0, "error": None, **result.report.to_json()})
         else:
-            render(result.report, _console())
+            render(result.report, console())
 
 
 @app.command("inspect")
@@ -150,7 +145,8 @@ def inspect_command(
     code_path: CodePath = None,
     inputs: Inputs = None,
     input_shape: InputShape = None,
-    batch: Annotated[int | None, typer.Option(help="Samples that the model takes at once.")] = None,
+    batch: Batch = None,
+    reduce: Recipe = None,
     checkpoint: Checkpoint = None,
     builder: Builder = None,
     trust_pickle: TrustPickle = False,
@@ -175,15 +171,16 @@ def inspect_command(
             found = inspect(
                 load_source(options),
                 targets=(target,) if target else tuple(PRECISIONS),
-                progress=Checklist(_console(stderr=True), enabled=not json),
+                progress=Checklist(console(stderr=True), enabled=not json),
                 inputs=inputs,
                 input_shape=None if input_shape is None else parse_shape(input_shape, batch),
                 batch=batch,
+                reduce=reduce,
             )
         if json:
             write_json({"exit_code": 0, "error": None, **found.to_json()})
         else:
-            render_inspection(found, _console())
+            render_inspection(found, console())
 
 
 @app.command("run")
@@ -202,7 +199,7 @@ def run_command(
         if json:
             write_json({"exit_code": 0, "error": None, **done.to_json()})
         else:
-            _console().print(done.sentence(), highlight=False, markup=False, soft_wrap=True)
+            console().print(done.sentence(), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("verify")
@@ -219,7 +216,7 @@ def verify_command(bundle: Bundle, json: Json = False) -> None:
             end = passed if failed is None else describe(failed)
             write_json({**end, **verification_json(result)})
             raise typer.Exit(end["exit_code"])
-        render_verification(result, _console())
+        render_verification(result, console())
         if failed is not None:
             raise failed
 
@@ -236,7 +233,7 @@ def doctor_command(json: Json = False) -> None:
             found = [component.to_dict() for component in components]
             write_json({"exit_code": 0, "error": None, "components": found})
         else:
-            render_components(components, _console())
+            render_components(components, console())
 
 
 @app.callback(invoke_without_command=True)
@@ -264,18 +261,6 @@ def main() -> None:
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
-def _default_name(source: str, target: str) -> str:
-    """Names a bundle after its source: ``model.pt`` for ort becomes ``model-ort``."""
-    stem = Path(source.rpartition(":")[2]).stem or "model"
-    return f"{stem}-{target}"
 
 
 if __name__ == "__main__":

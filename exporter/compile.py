@@ -1,4 +1,4 @@
-"""The way of a model: source → capture → rewrite → emit → lower → build → verify → bundle."""
+"""The way of a model: source, reduce, capture, rewrite, emit, lower, build, verify, bundle."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ from tokexport.exporter.machine import describe_machine
 from tokexport.exporter.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.parity import FP32_FLOOR, PROVES_NOTHING, Gate, Proof, set_gates
 from tokexport.exporter.progress import Checklist
+from tokexport.exporter.reduction.reduced_source import reduced_source
+from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.reference import Reference
 from tokexport.exporter.report import FAILED, Accuracy, Report
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
-from tokexport.exporter.speed import busy_warning, time_against_eager, timed_name
+from tokexport.exporter.speed import busy_warning, over_unreduced, time_against_eager, timed_name
 from tokexport.exporter.stages import StageFolder
 from tokexport.exporter.token_cap import under_cap
 from tokexport.exporter.token_cap_use import TokenCapUse
@@ -89,6 +91,9 @@ def compile(
 ) -> CompileResult:
     """Compiles a model for a target, proves it against eager PyTorch and writes a bundle.
 
+    With ``reduce`` a token reduction goes into the model first, and the reduced module in eager is
+    what everything is held to.
+
     Args:
         model: The module as you use it, in any mode; it is left as it was.
         example_inputs: A tensor, a tuple of them, or a dict by the names of ``forward``.
@@ -96,13 +101,14 @@ def compile(
         output: The folder that becomes the bundle.
         progress: Shows the stages; silent without one.
         options: Further fields of ``CompileConfig``, as ``CompileOptions`` types them:
-            inputs, input_shape, batch, precision, atol, seed, min_speedup, require_run,
-            keep_stages, force, drop_noise, token_cap.
+            inputs, input_shape, batch, reduce, restore, precision, atol, seed, min_speedup,
+            require_run, keep_stages, force, drop_noise, token_cap, timed.
 
     Raises:
         UsageError: The options or inputs do not fit.
         ModelNotSupportedError: The model cannot become a static graph.
-        GateError: Parity, speed or a required run failed; there is no bundle then.
+        tokexport.graph_passes.reduction.errors.SurgeryError: The reduction cannot go into it.
+        GateError: The surgery, parity, speed or a required run failed; there is no bundle then.
         WriteError: The bundle cannot be written.
         tokexport.runtimes.errors.RuntimesError: The target's runtime is missing or failed.
     """
@@ -117,6 +123,12 @@ def compile(
         kept = stack.enter_context(StageFolder(config))
         stack.enter_context(_report_on_failure(known, checklist))
 
+        reduced = None
+        if config.reduce is not None:
+            with stage("reduce"):
+                reduced = reduced_source(source, config)
+                source, known["reduction"] = reduced.source, reduced.use
+
         with stage("reference"):
             given, inputs, batches = prepare(source, config)
             size = inputs[0].shape[0] if inputs[0].shape else 1
@@ -128,6 +140,8 @@ def compile(
             reference = reference_of(flat, batches, config.token_cap)
             names = tuple(reference.outputs)
             _accuracy(reference, reference.outputs, batches)  # labels of no class end it here
+            if reduced is not None:
+                known["reduction"] = reduced.compared(reference.outputs, batches)
             eager_error = float64_error.of_model(flat, batches, reference.outputs)
 
         with stage("capture"):
@@ -170,7 +184,9 @@ def compile(
         with stage("build"), kept.explain(lowered):
             bundle.require_space(_size(lowered.parent))
             runtime = build(config.target, lowered, bundle.path)
-            manifest = _manifest(config, source, inputs, reference, gates, schedule, runtime)
+            manifest = _manifest(
+                config, source, inputs, reference, gates, known.get("reduction"), schedule, runtime
+            )
             known |= {"runtime": runtime, "artifact_bytes": _size(bundle.path)}
 
         with _opened(bundle.path, manifest) as (runner, why_not):
@@ -186,11 +202,17 @@ def compile(
                         "runtime": runner.runtime,
                         "accuracy": _accuracy(reference, found, batches),
                     }
-                with stage("speed"):
-                    known["speed"] = time_against_eager(given, runner, batches, config)
-                    known["warnings"] += busy_warning()
-                    if config.min_speedup is not None:
-                        require_speedup(known["speed"], timed_name(config), config.min_speedup)
+                if config.timed:
+                    with stage("speed"):
+                        unreduced = None if reduced is None else reduced.unreduced
+                        speed = time_against_eager(given, runner, batches, config, unreduced)
+                        known |= {
+                            "speed": speed,
+                            "speed_over_unreduced": over_unreduced(speed, config.seed),
+                            "warnings": known["warnings"] + busy_warning(),
+                        }
+                        if config.min_speedup is not None:
+                            require_speedup(speed, timed_name(config), config.min_speedup)
 
         with stage("bundle"):
             rows = _steady_batches(proof, batches)[:REFERENCE_BATCHES]
@@ -301,6 +323,7 @@ def _manifest(
     inputs: tuple[TensorSpec, ...],
     reference: Reference,
     gates: dict[str, Gate],
+    reduction: ReductionUse | None,
     schedule: tuple[int, ...],
     runtime: RuntimeInfo,
 ) -> Manifest:
@@ -327,6 +350,7 @@ def _manifest(
         source={"kind": source.kind, "location": source.location, "sha256": source.sha256},
         preprocessing=source.preprocessing.to_json() if source.preprocessing else None,
         files={},
+        reduction=None if reduction is None else reduction.for_manifest(),
     )
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypedDict
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from tokexport.exporter.errors import UsageError
+
+if TYPE_CHECKING:
+    from tokexport.exporter.reduction.recipe import Recipe
+    from tokexport.graph_passes.reduction.method import Method
 
 #: The precisions that each target takes.
 PRECISIONS: Final[dict[str, tuple[str, ...]]] = {
@@ -54,8 +58,31 @@ class InputConfig:
             raise UsageError(f"The seed is {self.seed}.", fix="Pass a seed of 0 or more.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReduceConfig(InputConfig):
+    """What a model is run on, and the token reduction that is put into it first.
+
+    Attributes:
+        reduce: The recipe, ``tome:r=8``, a .toml or .json file, or a method object; None
+            leaves the model as it is.
+        restore: Whether every token is put back behind the last block, whatever the recipe says.
+    """
+
+    reduce: str | Path | Method | Recipe | None = None
+    restore: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses tokens to restore where none go."""
+        super().__post_init__()
+        if self.restore and self.reduce is None:
+            raise UsageError(
+                "--restore puts back the tokens that --reduce takes out, and there is no --reduce.",
+                fix="Pass --reduce too, or leave --restore out.",
+            )
+
+
 @dataclass(frozen=True)
-class CompileConfig(InputConfig):
+class CompileConfig(ReduceConfig):
     """The options of a compile.
 
     Attributes:
@@ -69,6 +96,7 @@ class CompileConfig(InputConfig):
         force: Whether an earlier bundle at ``output`` may be replaced.
         drop_noise: Whether random numbers drawn at inference become their means.
         token_cap: For how many tokens a choice by the data has room; None refuses such a choice.
+        timed: Whether the artifact is timed against eager.
     """
 
     target: str
@@ -81,6 +109,7 @@ class CompileConfig(InputConfig):
     force: bool = False
     drop_noise: bool = False
     token_cap: int | None = None
+    timed: bool = True
 
     def __post_init__(self) -> None:
         """Refuses what no compile can do."""
@@ -96,6 +125,8 @@ class CompileConfig(InputConfig):
             )
         if self.token_cap is not None and not _is_count(self.token_cap):
             raise UsageError(f"--token-cap is {self.token_cap}.", fix="Pass a cap of 1 or more.")
+        if self.min_speedup is not None and not self.timed:
+            raise UsageError("A speed-up is asked for, and nothing is to be timed.")
         for name, value in (("atol", self.atol), ("min-speedup", self.min_speedup)):
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"--{name} is {value}.", fix="Pass a number above 0.")
@@ -118,6 +149,8 @@ class CompileOptions(TypedDict, total=False):
     input_shape: tuple[int, ...] | None
     batch: int | None
     seed: int
+    reduce: str | Path | Method | Recipe | None
+    restore: bool
     precision: str
     atol: float | None
     min_speedup: float | None
@@ -126,3 +159,4 @@ class CompileOptions(TypedDict, total=False):
     force: bool
     drop_noise: bool
     token_cap: int | None
+    timed: bool

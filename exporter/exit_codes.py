@@ -7,6 +7,7 @@ from typing import Final
 
 from tokexport.exporter import errors
 from tokexport.graph_passes import errors as graph_errors
+from tokexport.graph_passes.reduction import errors as surgery_errors
 from tokexport.runtimes import errors as runtime_errors
 
 
@@ -33,6 +34,7 @@ _CODES: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
     (errors.PackageMissingError, ExitCode.RUNTIME_MISSING),
     (graph_errors.OperatorRefusedError, ExitCode.NOT_SUPPORTED),
     (graph_errors.TokenCountError, ExitCode.NOT_SUPPORTED),
+    (surgery_errors.SurgeryError, ExitCode.NOT_SUPPORTED),
     (runtime_errors.RuntimeMissingError, ExitCode.RUNTIME_MISSING),
     (runtime_errors.InputMismatchError, ExitCode.USAGE),
     (runtime_errors.OperatorRefusedError, ExitCode.NOT_SUPPORTED),

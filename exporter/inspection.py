@@ -2,7 +2,7 @@
 
 The numbers are counts over the captured graph; what was recognised, and what stayed generic and
 why, is read from the rewritten one; each target is asked what it would refuse. The model is traced
-and never run.
+and never run, but where a reduction is put into it first.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from rich.console import Console
 from torch import nn
 from torch.export import ExportedProgram
 
-from tokexport.exporter.capture import capture, token_schedule
-from tokexport.exporter.config import PRECISIONS, InputConfig
+from tokexport.exporter.capture import FlatModel, capture, token_schedule
+from tokexport.exporter.config import PRECISIONS, ReduceConfig
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.inputs import Batches
 from tokexport.exporter.noise import random_lines
 from tokexport.exporter.progress import Checklist
+from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
@@ -42,6 +44,8 @@ UNREDUCED_MEANS: Final = (
     "the same graph with every block at the token count of the first block of its width, and "
     "without matching"
 )
+#: The same where the reduction was put in here.
+GIVEN_MEANS: Final = "the model as it was given"
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,13 @@ class Inspection:
         blocks: The repeated blocks that hold attention, in order.
         outside: Everything else.
         macs: Multiply-accumulates of the whole, by kind.
-        unreduced: Those of the model without its reduction, by kind, as ``UNREDUCED_MEANS``.
+        unreduced: Those of the model without its reduction, by kind, as ``unreduced_means`` says.
         token_schedule: Tokens at each attention that was recognised.
         noise: What draws random numbers that reach an output, with its line; compile refuses it
             without ``--drop-noise``.
         targets: What each target says.
+        recipe: The reduction that was put into the model first; '' where none was.
+        unreduced_means: How ``unreduced`` comes about.
     """
 
     source: str
@@ -110,11 +116,12 @@ class Inspection:
     token_schedule: tuple[int, ...]
     noise: tuple[str, ...]
     targets: tuple[Verdict, ...]
+    recipe: str = ""
+    unreduced_means: str = UNREDUCED_MEANS
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names, with ``schema_version`` before them."""
-        fields = dataclasses.asdict(self)
-        return {"schema_version": SCHEMA_VERSION, **fields, "unreduced_means": UNREDUCED_MEANS}
+        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
 
 
 def inspect(
@@ -132,13 +139,16 @@ def inspect(
         example_inputs: A tensor, a tuple of them, or a dict by the names of ``forward``.
         targets: Which targets to ask what they would refuse.
         progress: Shows the stages; silent without one.
-        options: Further fields of ``InputConfig``: inputs, input_shape, batch, seed.
+        options: Further fields of ``ReduceConfig``: inputs, input_shape, batch, seed, reduce,
+            restore.
 
     Raises:
         UsageError: The options or inputs do not fit.
         ModelNotSupportedError: The model cannot become a static graph.
+        tokexport.graph_passes.reduction.errors.SurgeryError: The reduction cannot go into it.
+        GateError: The surgery alone already changes what the model computes.
     """
-    config = InputConfig(**options)
+    config = ReduceConfig(**options)
     for target in targets:
         if target not in PRECISIONS:
             raise UsageError(
@@ -148,6 +158,11 @@ def inspect(
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     ops.register()
     with checklist:
+        reduced = None
+        if config.reduce is not None:
+            with checklist.stage("reduce"):
+                reduced = reduced_source(source, config)
+                source = reduced.source
         with checklist.stage("capture"):
             flat, specs, batches = prepare(source, config)
             program = capture(flat, tensors_of(next(iter(batches))))
@@ -156,6 +171,9 @@ def inspect(
         batch = shape[0] if shape else 1
         with checklist.stage("count"):
             counted = _Count(program, batch)
+            unreduced = counted.unreduced
+            if reduced is not None:
+                unreduced = macs_by_kind(reduced.unreduced, batches)
         with checklist.stage("rewrite"):
             rewritten = run_passes(program, pipelines.REWRITE).program
             parts = counted.parts(rewritten)
@@ -173,11 +191,27 @@ def inspect(
         blocks=parts[:-1],
         outside=parts[-1],
         macs=counted.total,
-        unreduced=counted.unreduced,
+        unreduced=unreduced,
         token_schedule=token_schedule(rewritten),
         noise=noise,
         targets=tuple(verdicts),
+        recipe="" if reduced is None else reduced.use.recipe,
+        unreduced_means=UNREDUCED_MEANS if reduced is None else GIVEN_MEANS,
     )
+
+
+def macs_by_kind(model: FlatModel, batches: Batches) -> dict[str, int]:
+    """Captures a model and returns the multiply-accumulates of a run on one batch, by kind.
+
+    Raises:
+        ModelNotSupportedError: The model cannot become a static graph.
+    """
+    return _by_kind(_summed(count_macs(capture(model, tensors_of(next(iter(batches)))))))
+
+
+def cost(macs: Mapping[str, int]) -> int:
+    """Returns what is spent apart from normalisations, which papers mostly leave out."""
+    return sum(macs.values()) - macs[Kind.NORMALISATION]
 
 
 class _Count:

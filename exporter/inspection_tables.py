@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokexport.exporter.inspection import UNREDUCED_MEANS, Generic, Inspection, Part
+from tokexport.exporter.inspection import Generic, Inspection, Part, cost
 from tokexport.exporter.target_refusals import Verdict
 
 #: Counted apart from all other kinds: papers mostly leave it out.
@@ -25,7 +25,8 @@ def render_inspection(found: Inspection, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in found.inputs.items())
-    show(Text.assemble((found.source, "bold"), f"  {shapes}"))
+    recipe = f"  reduced by {found.recipe}" if found.recipe else ""
+    show(Text.assemble((found.source, "bold"), f"  {shapes}{recipe}"))
     title = f"\nMultiply-accumulates (MACs) of a run at batch {found.batch}"
     show(Text.assemble((title, "bold"), ", those of normalisation left out"))
     for line in _table_lines(found, console):
@@ -94,29 +95,24 @@ def _row(part: Part, kinds: list[str]) -> list[str]:
         part.path or "outside",
         f"{part.tokens_in} → {part.tokens_out}" if known else "",
         *(_short(part.macs[kind]) for kind in kinds),
-        _short(_cost(part.macs)),
+        _short(cost(part.macs)),
         str(len(part.generic) or ""),
     ]
 
 
 def _cost_lines(found: Inspection) -> Iterator[Text]:
-    now, before = _cost(found.macs), _cost(found.unreduced)
+    now, before = cost(found.macs), cost(found.unreduced)
     yield Text.assemble(("\nthe whole  ", "bold"), _sum(found.macs))
     if found.blocks:
         more = f", {before / now:.2f} times as much" if now else ""
         yield Text.assemble(("unreduced  ", "bold"), _sum(found.unreduced), more)
-        yield Text(f"           counted on {UNREDUCED_MEANS}", "dim")
+        yield Text(f"           counted on {found.unreduced_means}", "dim")
 
 
 def _sum(macs: Mapping[str, int]) -> str:
     """Returns the cost, how much of it compares tokens, and beside it the normalisations."""
     matching = f" ({_short(macs['matching'])} for matching)" if macs["matching"] else ""
-    return f"{_short(_cost(macs)) or 0} MACs{matching} + {_short(macs[_NORMS]) or 0} of {_NORMS}"
-
-
-def _cost(macs: Mapping[str, int]) -> int:
-    """Returns what is spent apart from normalisations."""
-    return sum(macs.values()) - macs[_NORMS]
+    return f"{_short(cost(macs)) or 0} MACs{matching} + {_short(macs[_NORMS]) or 0} of {_NORMS}"
 
 
 def _generic_lines(found: Inspection) -> Iterator[Text]:

@@ -9,9 +9,12 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from textwrap import indent
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @contextmanager
@@ -34,6 +37,13 @@ def shown_to_the_person(as_json: bool) -> Iterator[None]:
 def prints_aside(as_json: bool) -> AbstractContextManager[object]:
     """Sends what the person's own code prints to stderr, where stdout holds one JSON object."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def console(stderr: bool = False) -> Console:
+    """Returns the terminal, stdout or stderr."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -85,16 +95,15 @@ def _write_trace(error: BaseException) -> str:
 
 
 def _print(said: Mapping[str, str], report: Any) -> None:
-    from rich.console import Console
     from rich.text import Text
 
     if report is not None:
         from tokexport.exporter.report import render
 
-        render(report, Console())
-    console = Console(stderr=True)
-    console.print(Text.assemble(("error: ", "bold red"), said["what"]), soft_wrap=True)
+        render(report, console())
+    aside = console(stderr=True)
+    aside.print(Text.assemble(("error: ", "bold red"), said["what"]), soft_wrap=True)
     for part in ("where", "fix"):
         if said[part]:
-            console.print(Text(indent(said[part], "  ")), soft_wrap=True)
+            aside.print(Text(indent(said[part], "  ")), soft_wrap=True)
     sys.stderr.flush()

@@ -18,6 +18,7 @@ from rich.text import Text
 from tokexport.exporter.benchmark import Speed
 from tokexport.exporter.dropped_noise import DroppedNoise
 from tokexport.exporter.parity import Gate, HopResult
+from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
 
@@ -60,7 +61,9 @@ class Report:
         accuracy: Before and after; None without labels.
         noise: What dropping the model's noise did; None where none was dropped.
         token_cap: How the samples fit under a cap; None without one, or where none was needed.
+        reduction: What was put into the model, and what it costs; None where nothing was.
         speed: The measurement; None when nothing could be timed.
+        speed_over_unreduced: The same rounds held against the eager model without its reduction.
         token_schedule: The number of tokens at each attention.
         recognised: How many of each operation the rewriting found, by its name.
         stage_seconds: What every stage took, in the order they ran.
@@ -85,7 +88,9 @@ class Report:
     accuracy: Accuracy | None = None
     noise: DroppedNoise | None = None
     token_cap: TokenCapUse | None = None
+    reduction: ReductionUse | None = None
     speed: Speed | None = None
+    speed_over_unreduced: Speed | None = None
     token_schedule: tuple[int, ...] = ()
     recognised: Mapping[str, int] = field(default_factory=dict)
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -126,8 +131,9 @@ def render(report: Report, console: Console) -> None:
     if report.first_failure is not None:
         console.print()
         show(_failure(report))
-    if report.speed is not None:
-        show(_speed_table(report.speed))
+    for speed in (report.speed, report.speed_over_unreduced):
+        if speed is not None:
+            show(_speed_table(speed))
     if report.warnings or report.bundle is not None:
         console.print()
     for warning in report.warnings:
@@ -169,6 +175,8 @@ def _fact_rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "tokens", " ".join(map(str, report.token_schedule))
     if report.recognised:
         yield "found", ", ".join(f"{name} × {n}" for name, n in report.recognised.items())
+    if report.reduction is not None:
+        yield from report.reduction.rows()
     for line in report.token_cap.lines() if report.token_cap is not None else ():
         yield "token cap", line
     if report.accuracy is not None:
@@ -198,7 +206,8 @@ def _machine_line(machine: Mapping[str, Any]) -> str:
 
 def _parity_table(report: Report) -> Table:
     noun = "sample" if report.samples == 1 else "samples"
-    which = "as it was given" if report.noise is None else "without its noise"
+    which = "as it was given" if report.reduction is None else "with its reduction"
+    which = which if report.noise is None else "without its noise"
     title = f"Parity with the model {which}, fp32 eager, {report.samples} {noun}"
     table = _titled_table(title)
     table.add_column("hop", no_wrap=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import torch
+from torch import Tensor
 
-from tokexport.exporter.benchmark import Speed, measure
+from tokexport.exporter.benchmark import Speed, measure, over
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.inputs import Batches
@@ -22,39 +24,50 @@ SPEED_SECONDS = 10.0
 TRIAL_SECONDS = 5.0
 
 
+#: What the eager model without its reduction is called among the timings, before its threads.
+UNREDUCED = "unreduced eager"
+
+
 def time_against_eager(
-    flat: FlatModel, runner: Runner, batches: Batches, config: CompileConfig
+    flat: FlatModel,
+    runner: Runner,
+    batches: Batches,
+    config: CompileConfig,
+    unreduced: FlatModel | None = None,
 ) -> Speed:
     """Times the artifact against the model in eager, interleaved, on the first batch.
 
     Eager runs with the number of threads that suits it best here, all or one: beside another
     runtime's threads, or on a busy machine, one is often faster by far.
+
+    Args:
+        flat: The model that was compiled; its eager form is the baseline.
+        runner: Runs the artifact.
+        batches: The inputs.
+        config: What was asked for.
+        unreduced: The model without the reduction that was put into it, timed in the same rounds.
     """
     batch = next(iter(batches))
-    tensors = tensors_of(batch)
     threads = torch.get_num_threads()
-
-    def eager(count: int) -> Callable[[], object]:
-        def run() -> None:
-            torch.set_num_threads(count)
-            flat(*tensors)
-
-        return run
-
-    forms = {
-        f"eager, {count} thread{'s' * (count > 1)}": eager(count) for count in sorted({1, threads})
-    }
-    with evaluation(flat), torch.no_grad():
-        try:
-            baseline = _fastest(forms, config.seed)
-            return measure(
-                {baseline: forms[baseline], timed_name(config): lambda: runner.run(batch)},
-                baseline=baseline,
-                time_limit_s=SPEED_SECONDS,
-                seed=config.seed,
+    models = {"eager": flat} | ({} if unreduced is None else {UNREDUCED: unreduced})
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        stack.enter_context(torch.no_grad())
+        candidates: dict[str, Callable[[], object]] = {}
+        for name, model in models.items():
+            stack.enter_context(evaluation(model))
+            candidates |= _fastest(
+                _eager_forms(name, model, tensors_of(batch), threads), config.seed
             )
-        finally:
-            torch.set_num_threads(threads)
+        baseline = next(iter(candidates))
+        candidates[timed_name(config)] = lambda: runner.run(batch)
+        return measure(candidates, baseline=baseline, time_limit_s=SPEED_SECONDS, seed=config.seed)
+
+
+def over_unreduced(speed: Speed, seed: int) -> Speed | None:
+    """Returns the same rounds held against the unreduced model, where that was timed."""
+    names = [name for name in speed.timings if name.startswith(f"{UNREDUCED}, ")]
+    return over(names[0], speed, seed) if names else None
 
 
 def timed_name(config: CompileConfig) -> str:
@@ -62,15 +75,33 @@ def timed_name(config: CompileConfig) -> str:
     return f"{config.target} {config.precision}"
 
 
-def _fastest(forms: dict[str, Callable[[], object]], seed: int) -> str:
-    """Returns the form with the shortest run in a few interleaved rounds."""
+def _eager_forms(
+    name: str, model: FlatModel, tensors: Sequence[Tensor], threads: int
+) -> dict[str, Callable[[], object]]:
+    """Returns a model's run on one thread and on all."""
+
+    def on(count: int) -> Callable[[], object]:
+        def run() -> None:
+            torch.set_num_threads(count)
+            model(*tensors)
+
+        return run
+
+    return {
+        f"{name}, {count} thread{'s' * (count > 1)}": on(count) for count in sorted({1, threads})
+    }
+
+
+def _fastest(forms: dict[str, Callable[[], object]], seed: int) -> dict[str, Callable[[], object]]:
+    """Returns the form with the shortest median in a few interleaved rounds."""
     if len(forms) == 1:
-        return next(iter(forms))
+        return forms
     first = next(iter(forms))
     trial = measure(
         forms, baseline=first, pairs=5, warm_up=1, time_limit_s=TRIAL_SECONDS, seed=seed
     )
-    return min(trial.timings, key=lambda form: trial.timings[form].median_ms)
+    fastest = min(trial.timings, key=lambda form: trial.timings[form].median_ms)
+    return {fastest: forms[fastest]}
 
 
 def busy_warning() -> tuple[str, ...]:

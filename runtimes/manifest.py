@@ -91,6 +91,8 @@ class Manifest:
         source: Where the model came from: kind, location, sha256.
         preprocessing: What was found with the source: mean, std, size, crop; None if nothing.
         files: The SHA-256 of every other file in the bundle, by name.
+        reduction: The token reduction that was put into the model: recipe, method, options, blocks,
+            special_tokens, tokens; None where the model was compiled as given.
     """
 
     schema_version: int
@@ -109,6 +111,7 @@ class Manifest:
     source: dict[str, Any]
     preprocessing: dict[str, Any] | None
     files: dict[str, str]
+    reduction: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """The manifest as JSON text, keys in the order above."""
@@ -237,9 +240,6 @@ class _Reader:
         self._path = path
 
     def manifest(self, data: Mapping[str, Any]) -> Manifest:
-        preprocessing = data.get("preprocessing")
-        if preprocessing is not None and not isinstance(preprocessing, dict):
-            raise self._wrong("preprocessing", "an object or null", preprocessing)
         return Manifest(
             schema_version=SCHEMA_VERSION,
             tokexport_version=self._get(data, "tokexport_version", str),
@@ -255,8 +255,9 @@ class _Reader:
             token_schedule=self._whole_numbers(data, "token_schedule", ""),
             gates=self._gates(data),
             source=self._get(data, "source", dict),
-            preprocessing=preprocessing,
+            preprocessing=self._object_or_null(data, "preprocessing"),
             files=self._files(data),
+            reduction=self._object_or_null(data, "reduction"),
         )
 
     def _wrong(self, key: str, wanted: str, found: object) -> BundleError:
@@ -269,6 +270,12 @@ class _Reader:
         value = data[key]
         if not isinstance(value, kind):
             raise self._wrong(within + key, names[kind], value)
+        return value
+
+    def _object_or_null(self, data: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+        value = data.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise self._wrong(key, "an object or null", value)
         return value
 
     def _status(self, data: Mapping[str, Any]) -> str:

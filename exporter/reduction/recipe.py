@@ -9,7 +9,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ class Recipe:
         restore: Whether all tokens are put back: behind the last block (True), behind the blocks of
             these numbers too, or not at all (False).
         weights: A file of the method's own trained parameters, or None.
+        given: The options as they were written, by name.
     """
 
     method: Method
@@ -42,6 +43,7 @@ class Recipe:
     blocks: str | None = None
     restore: bool | tuple[int, ...] = False
     weights: str | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 #: What every recipe takes beside the method's own options, and what it means.
@@ -53,12 +55,13 @@ PLACEMENT: Final[dict[str, str]] = {
 }
 
 
-def parse_recipe(text: str | Path | Recipe) -> Recipe:
+def parse_recipe(text: str | Path | Method | Recipe) -> Recipe:
     """Reads a recipe.
 
     Args:
         text: ``tome``, ``tome:r=8``, ``evit:keep=0.7,layers=[3,6,9]``, or the path of a .toml or
-            .json file with the key ``method`` and the options beside it.
+            .json file with the key ``method`` and the options beside it. A method of your own may
+            stand for itself.
 
     Raises:
         UsageError: There is no such method or option, or a value is none; the message names those
@@ -66,6 +69,9 @@ def parse_recipe(text: str | Path | Recipe) -> Recipe:
     """
     if isinstance(text, Recipe):
         return text
+    if isinstance(text, Method):
+        changed = _changed(text)
+        return Recipe(text, _written(text.name, changed), given=changed)
     if str(text).endswith((".toml", ".json")):
         return _read_file(Path(text))
     name, found, options = str(text).partition(":")
@@ -80,6 +86,43 @@ def parse_recipe(text: str | Path | Recipe) -> Recipe:
             raise UsageError(f"'{key.strip()}' stands twice in the recipe.", where=str(text))
         given[key.strip()] = _literal(value.strip())
     return _recipe(name.strip(), given, str(text))
+
+
+def restoring(recipe: Recipe) -> Recipe:
+    """Returns a recipe that puts every token back behind the last block, and where it did so."""
+    if recipe.restore is not False:
+        return recipe
+    given = {**recipe.given, "restore": True}
+    text = _written(recipe.method.name, given)
+    return dataclasses.replace(recipe, restore=True, given=given, text=text)
+
+
+def with_option(recipe: Recipe, key: str, value: Any) -> Recipe:
+    """Returns a recipe with another value of one of the method's options.
+
+    Raises:
+        UsageError: The method has no such option, or the value is none.
+    """
+    method = recipe.method
+    own = [one.name for one in dataclasses.fields(method)]
+    if key not in own:
+        raise UsageError(
+            f"Method '{method.name}' has no option '{key}'.", fix=f"It has {', '.join(own)}."
+        )
+    hint = typing.get_type_hints(type(method))[key]
+    fitted = _fitted(key, value, hint, recipe.text)
+    given = {**recipe.given, key: value}
+    text = _written(method.name, given)
+    try:
+        changed = dataclasses.replace(method, **{key: fitted})
+    except SurgeryError as error:
+        raise UsageError(error.what, where=text, fix=error.fix) from error
+    return dataclasses.replace(recipe, method=changed, given=given, text=text)
+
+
+def parse_values(text: str) -> list[Any]:
+    """Reads values separated by commas: ``4,8,12`` or ``[8,8,4],[4,4,2]``."""
+    return [_literal(part) for part in _split(text)]
 
 
 def _split(options: str) -> list[str]:
@@ -120,7 +163,7 @@ def _recipe(name: str, given: dict[str, Any], where: str) -> Recipe:
         )
     kind = kinds[name]
     hints = {**typing.get_type_hints(kind), **typing.get_type_hints(Recipe)}
-    own = [field.name for field in dataclasses.fields(kind)]
+    own = [one.name for one in dataclasses.fields(kind)]
     unknown = [key for key in given if key not in own and key not in PLACEMENT]
     if unknown:
         raise UsageError(
@@ -134,7 +177,7 @@ def _recipe(name: str, given: dict[str, Any], where: str) -> Recipe:
     except SurgeryError as error:
         raise UsageError(error.what, where=where, fix=error.fix) from error
     placement = {key: value for key, value in values.items() if key in PLACEMENT}
-    return Recipe(method, _written(name, given), **placement)
+    return Recipe(method, _written(name, given), given=given, **placement)
 
 
 def _fitted(key: str, value: Any, hint: Any, where: str) -> Any:
@@ -162,6 +205,15 @@ _KINDS: Final[Mapping[Any, str]] = {
     str: "a text",
     type(None): "nothing",
 }
+
+
+def _changed(method: Method) -> dict[str, Any]:
+    """Returns the options that are not at their defaults."""
+    return {
+        field.name: getattr(method, field.name)
+        for field in dataclasses.fields(method)
+        if getattr(method, field.name) != field.default
+    }
 
 
 def _written(name: str, given: Mapping[str, Any]) -> str:

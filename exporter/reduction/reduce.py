@@ -21,7 +21,6 @@ from tokexport.exporter.reduction.recipe import Recipe, parse_recipe
 from tokexport.exporter.reduction.special_tokens import count_special_tokens, other_inputs
 from tokexport.exporter.reduction.trained_weights import load_trained
 from tokexport.exporter.reference import tensors_of
-from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Layer, Method
@@ -51,7 +50,9 @@ class Reduction:
     error: float
 
 
-def reduce(model: nn.Module, recipe: str | Path | Recipe, example_inputs: Any = None) -> nn.Module:
+def reduce(
+    model: nn.Module, recipe: str | Path | Method | Recipe, example_inputs: Any = None
+) -> nn.Module:
     """Returns a model with a token reduction in its blocks.
 
     It has the parameters of the given model, the very tensors, under their names: what trains one
@@ -60,7 +61,7 @@ def reduce(model: nn.Module, recipe: str | Path | Recipe, example_inputs: Any = 
 
     Args:
         model: A plain ViT of timm, torchvision, transformers, open_clip or your own.
-        recipe: ``tome:r=8`` and the like, or a .toml or .json file.
+        recipe: ``tome:r=8`` and the like, a .toml or .json file, or a method object.
         example_inputs: A tensor, a tuple of them, or a dict by the names of ``forward``; needed
             where the model does not say what it takes.
 
@@ -74,12 +75,6 @@ def reduce(model: nn.Module, recipe: str | Path | Recipe, example_inputs: Any = 
     source = source_in_memory(model, example_inputs)
     flat, _, batches = prepare(source, InputConfig())
     return reduce_flat(flat, tensors_of(next(iter(batches))), parse_recipe(recipe)).model
-
-
-def reduce_source(source: Source, recipe: str | Path | Recipe, config: InputConfig) -> Reduction:
-    """Reduces the model of a source; raises as ``reduce`` does."""
-    flat, _, batches = prepare(source, config)
-    return reduce_flat(flat, tensors_of(next(iter(batches))), parse_recipe(recipe))
 
 
 def reduce_flat(flat: FlatModel, inputs: Sequence[Tensor], recipe: Recipe) -> Reduction:

@@ -1,7 +1,7 @@
 """Reads a model from what a person has: a file, a folder, a factory or a name of timm's."""
 
 from tokexport.exporter.source.load import load_source
-from tokexport.exporter.source.options import Source, SourceOptions
+from tokexport.exporter.source.options import Source, SourceOptions, default_name
 from tokexport.exporter.source.preprocessing import Preprocessing
 
-__all__ = ["Preprocessing", "Source", "SourceOptions", "load_source"]
+__all__ = ["Preprocessing", "Source", "SourceOptions", "default_name", "load_source"]

@@ -58,3 +58,9 @@ class Source:
     preprocessing: Preprocessing | None = None
     input_shapes: dict[str, tuple[int, ...]] | None = None
     notes: tuple[str, ...] = field(default=())
+
+
+def default_name(source: str, ending: str) -> str:
+    """Names what is made of a source: ``model.pt`` for ort becomes ``model-ort``."""
+    stem = Path(source.rpartition(":")[2]).stem or "model"
+    return f"{stem}-{ending}"

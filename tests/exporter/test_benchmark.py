@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tokexport.exporter.benchmark import MIN_PAIRS, Speed, measure, require_speedup
+from tokexport.exporter.benchmark import MIN_PAIRS, Speed, measure, over, require_speedup
 from tokexport.exporter.errors import GateError, InternalError
 from tokexport.exporter.machine import describe_machine
 
@@ -41,6 +41,23 @@ class Clock:
 def _nothing_to_collect(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps measurements of a made-up clock from collecting the garbage of all other tests."""
     monkeypatch.setattr(gc, "collect", lambda: 0)
+
+
+def test_the_same_rounds_over_another_baseline() -> None:
+    clock = Clock()
+    candidates = {
+        "eager": clock.taking("eager", 30),
+        "unreduced": clock.taking("unreduced", 60),
+        "artifact": clock.taking("artifact", 10),
+    }
+    speed = measure(candidates, baseline="eager", pairs=5, clock=clock)
+    again = over("unreduced", speed)
+    assert again.timings == speed.timings
+    assert {name: ratio.of_medians for name, ratio in again.ratios.items()} == {
+        "eager": 2.0,
+        "artifact": 6.0,
+    }
+    assert over("eager", again) == speed
 
 
 def test_the_ratio_is_of_medians_and_of_minima() -> None:

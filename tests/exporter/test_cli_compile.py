@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers.cli import MODELS, Compiled, compile_model, tokexport
+from helpers.cli import MODELS, Compiled, compile_model, refusal, tokexport
 
 from tokexport.runtimes import load
 
@@ -157,3 +157,43 @@ def test_another_precision_has_a_gate_of_its_own(tmp_path: Path) -> None:
     assert report["precision"] == "bf16"
     assert report["gates"]["output"]["tolerance"] == 5e-2
     assert "inference_precision" in report["runtime"]["details"]
+
+
+def test_a_reduction_is_put_in_and_its_tokens_put_back(tmp_path: Path) -> None:
+    options = ("--reduce", "tome:r=4", "--restore", "--json")
+    answer = compile_model(f"{MODELS}:plain_vit", tmp_path / "out", *options)
+    assert answer.code == 0, answer
+    report = answer.json
+    assert report["reduction"]["recipe"] == "tome:r=4,restore=true"
+    assert report["speed_over_unreduced"]["baseline"].startswith("unreduced eager, ")
+    with load(tmp_path / "out") as runner:
+        shapes = {spec.name: spec.shape for spec in runner.outputs}
+        tokens = runner.run({"x": np.ones((1, 3, 24, 24), np.float32)})["tokens"]
+    assert shapes["tokens"] == (1, 37, 16)
+    assert len(np.unique(tokens[0], axis=0)) == 25
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "part"),
+    [
+        (("--restore",), 2, "there is no --reduce"),
+        (("--reduce", "tome:x=1"), 2, "has no option 'x'"),
+        (("--reduce", "tome:r=[1,2]"), 3, "the model has 3 blocks"),
+    ],
+)
+def test_a_reduction_that_does_not_fit(
+    options: tuple[str, ...], code: int, part: str, tmp_path: Path
+) -> None:
+    answer = compile_model(f"{MODELS}:plain_vit", tmp_path / "out", *options)
+    refusal(answer, code, tmp_path, part)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_surgery_that_changes_the_model_fails_its_gate(tmp_path: Path) -> None:
+    source = f"{MODELS}:plain_with_hooks"
+    answer = compile_model(source, tmp_path / "out", "--reduce", "tome", "--json")
+    assert answer.code == 1
+    assert answer.json["error"]["kind"] == "GateError"
+    assert "with nothing reduced" in answer.json["error"]["what"]
+    assert answer.json["status"] == "FAILED"
+    assert list(tmp_path.iterdir()) == []

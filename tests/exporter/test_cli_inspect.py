@@ -114,6 +114,19 @@ def test_an_unknown_target_is_a_usage_error() -> None:
     assert tokexport("inspect", SOURCE, "--target", "coreml").code == 2
 
 
+def test_a_reduction_is_counted_against_the_model_as_it_was() -> None:
+    source = f"{MODELS}:plain_vit"
+    plain = tokexport("inspect", source, "--target", "ort", "--json").json
+    given = ("--reduce", "tome:r=4", "--target", "ort")
+    found = tokexport("inspect", source, *given, "--json").json
+    assert found["unreduced"] == plain["macs"]
+    assert found["recipe"] == "tome:r=4"
+    assert [block["tokens_out"] for block in found["blocks"]] == [33, 29, 25]
+    shown = tokexport("inspect", source, *given).stdout
+    assert shown.startswith(f"{source}  x [1, 3, 24, 24]  reduced by tome:r=4\n")
+    assert "counted on the model as it was given" in shown
+
+
 def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert tokexport("inspect", SOURCE).code == 0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 WIDTH, TOKENS, CLASSES = 8, 9, 5
+PLAIN_WIDTH = 16
 
 
 class MergingVit(nn.Module):
@@ -39,6 +40,63 @@ class MergingVit(nn.Module):
         rest = even.gather(1, kept.expand(-1, -1, WIDTH))
         result: Tensor = self.head(torch.cat([rest, odd], dim=1).mean(dim=1))
         return result
+
+
+class PlainBlock(nn.Module):
+    """A block without any reduction: attention, then an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(PLAIN_WIDTH), nn.LayerNorm(PLAIN_WIDTH)
+        self.qkv = nn.Linear(PLAIN_WIDTH, 3 * PLAIN_WIDTH)
+        self.proj = nn.Linear(PLAIN_WIDTH, PLAIN_WIDTH)
+        self.mlp = nn.Sequential(
+            nn.Linear(PLAIN_WIDTH, 2 * PLAIN_WIDTH),
+            nn.GELU(),
+            nn.Linear(2 * PLAIN_WIDTH, PLAIN_WIDTH),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, N, PLAIN_WIDTH)."""
+        batch, tokens, width = x.shape
+        heads = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, 2, width // 2)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        result: Tensor = x + self.mlp(self.norm2(x))
+        return result
+
+
+class PlainVit(nn.Module):
+    """x (B, 3, 24, 24) → logits (B, 5) and tokens (B, N, C): 36 patches in three plain blocks.
+
+    Args:
+        classes: Whether there is a class token, which the logits are of then.
+        batch: The only batch that it works for; None for any.
+    """
+
+    def __init__(self, classes: bool = True, batch: int | None = None) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, PLAIN_WIDTH, 4, 4)
+        self.token = nn.Parameter(torch.zeros(1, int(classes), PLAIN_WIDTH))
+        self.positions = nn.Parameter(torch.zeros(1, 36 + classes, PLAIN_WIDTH))
+        self.blocks = nn.ModuleList(PlainBlock() for _ in range(3))
+        self.head = nn.Linear(PLAIN_WIDTH, CLASSES, bias=False)
+        self.batch = batch
+        with torch.no_grad():  # far enough from zero that images are told apart
+            for parameter in self.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Returns a dict."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        if self.batch is not None:
+            tokens = tokens.reshape(self.batch, 36, PLAIN_WIDTH)  # fixed here
+        tokens = torch.cat([self.token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        tokens = tokens + self.positions
+        for block in self.blocks:
+            tokens = block(tokens)
+        return {"logits": self.head(tokens[:, 0]), "tokens": tokens}
 
 
 class Linear(nn.Module):
@@ -215,3 +273,26 @@ def with_inputs() -> tuple[nn.Module, Tensor]:
 def two_inputs() -> tuple[nn.Module, dict[str, Tensor]]:
     torch.manual_seed(0)
     return TwoInputs(), {"pixels": torch.zeros(2, 4), "mask": torch.ones(2, 4)}
+
+
+def plain_vit() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return PlainVit().eval(), torch.zeros(1, 3, 24, 24)
+
+
+def plain_without_class_token() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return PlainVit(classes=False).eval(), torch.zeros(1, 3, 24, 24)
+
+
+def plain_of_one_batch() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return PlainVit(batch=2).eval(), torch.zeros(2, 3, 24, 24)
+
+
+def plain_with_hooks() -> tuple[nn.Module, Tensor]:
+    """Its blocks are changed by hooks, which no surgery sees."""
+    model, x = plain_vit()
+    for block in model.get_submodule("blocks").children():
+        block.register_forward_hook(lambda module, args, result: result * 1.5)
+    return model, x

@@ -21,6 +21,7 @@ ALLOWED = {
     "exporter": {
         "tokexport.graph_passes",
         "tokexport.runtimes",
+        "matplotlib",
         "numpy",
         "onnx",
         "onnx_ir",

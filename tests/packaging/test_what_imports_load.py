@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {
+    "matplotlib",
     "numpy",
     "onnx",
     "onnx_ir",
@@ -60,6 +61,9 @@ def loaded(program: str) -> set[str]:
         ["run", "--help"],
         ["verify", "--help"],
         ["doctor", "--help"],
+        ["reduce", "--help"],
+        ["methods", "--help"],
+        ["sweep", "--help"],
         ["--version"],
     ],
     ids=" ".join,

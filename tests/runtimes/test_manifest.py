@@ -73,6 +73,7 @@ manifests = st.builds(
     gates=st.dictionaries(texts, st.dictionaries(texts, st.floats(0, 1e9))),
     source=st.dictionaries(texts, texts | st.none()),
     preprocessing=st.none() | st.dictionaries(texts, st.lists(st.integers())),
+    reduction=st.none() | st.dictionaries(texts, st.lists(st.integers())),
     files=st.dictionaries(texts, st.text("0123456789abcdef", min_size=64, max_size=64)),
 )
 
@@ -139,6 +140,7 @@ def test_no_schema_version_is_refused(make_bundle: BundleMaker, version: object)
         (("gates", "logits", "relative_tolerance"), float("nan"), "relative_tolerance should be"),
         (("gates", "logits", "relative_tolerance"), float("inf"), "relative_tolerance should be"),
         (("preprocessing",), "crop", "preprocessing should be"),
+        (("reduction",), "tome:r=8", "reduction should be"),
         (("files", "model.onnx"), "abc", r"files\.model\.onnx should be a SHA-256"),
     ],
 )
@@ -151,8 +153,21 @@ def test_a_wrong_type_names_the_field(
         read_manifest(bundle)
 
 
+#: What a bundle may lack, as one of an earlier version does.
+OPTIONAL = {"preprocessing", "reduction"}
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONAL))
+def test_a_bundle_without_an_optional_field_still_loads(
+    make_bundle: BundleMaker, name: str
+) -> None:
+    bundle = make_bundle()
+    edit(bundle, lambda data: data.pop(name))
+    assert getattr(read_manifest(bundle), name) is None
+
+
 @pytest.mark.parametrize(
-    "name", [f.name for f in dataclasses.fields(Manifest) if f.name != "preprocessing"]
+    "name", [f.name for f in dataclasses.fields(Manifest) if f.name not in OPTIONAL]
 )
 def test_a_missing_field_is_named(make_bundle: BundleMaker, name: str) -> None:
     bundle = make_bundle()

@@ -1,0 +1,48 @@
+"""The arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Target = Literal["ort", "openvino", "trt"]
+ModelSource = Annotated[
+    str,
+    typer.Argument(
+        help="model.pt, model.pt2, package.module:factory, a training checkpoint (with "
+        "--builder), timm:NAME, or a transformers folder."
+    ),
+]
+CodePath = Annotated[
+    list[Path] | None, typer.Option(help="Folders searched for your Python modules.")
+]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        help="An .npz of real samples along the leading axis of each array; the key 'labels' "
+        "holds their classes."
+    ),
+]
+InputShape = Annotated[
+    str | None, typer.Option(help="Shape of the only input, batch first: 1,3,224,224.")
+]
+Batch = Annotated[int | None, typer.Option(help="Samples that the model takes at once.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Weights for a model that a factory or timm builds.")
+]
+Builder = Annotated[
+    str | None, typer.Option(help="package.module:factory that builds a checkpoint's model.")
+]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Let code inside the source run.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of synthetic inputs.")]
+Precision = Annotated[str, typer.Option(help="fp32; openvino also bf16 and fp16.")]
+RECIPE_HELP = "A token reduction to put in: tome:r=8, or a .toml or .json file."
+Recipe = Annotated[str | None, typer.Option("--reduce", help=RECIPE_HELP)]
+Restore = Annotated[
+    bool, typer.Option("--restore", help="Put every token back behind the last block.")
+]

@@ -1,0 +1,167 @@
+"""The commands around token reduction: they parse, call and print, as those of ``cli`` do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokexport.exporter.cli_options import (
+    RECIPE_HELP,
+    Batch,
+    Builder,
+    Checkpoint,
+    CodePath,
+    Inputs,
+    InputShape,
+    Json,
+    ModelSource,
+    Precision,
+    Restore,
+    Seed,
+    Target,
+    TrustPickle,
+)
+from tokexport.exporter.messages import console, prints_aside, shown_to_the_person, write_json
+
+NeededRecipe = Annotated[str, typer.Option("--reduce", help=RECIPE_HELP)]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds reduce, methods and sweep."""
+    app.command("reduce")(reduce_command)
+    app.command("methods")(methods_command)
+    app.command("sweep")(sweep_command)
+
+
+def reduce_command(
+    source: ModelSource,
+    reduce: NeededRecipe,
+    output: Annotated[Path, typer.Option(help="The exported program to write: NAME.pt2.")],
+    restore: Restore = False,
+    code_path: CodePath = None,
+    inputs: Inputs = None,
+    input_shape: InputShape = None,
+    batch: Batch = None,
+    checkpoint: Checkpoint = None,
+    builder: Builder = None,
+    trust_pickle: TrustPickle = False,
+    seed: Seed = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file at --output.")] = False,
+    json: Json = False,
+) -> None:
+    """Put a token reduction into a plain ViT and save it; torch alone loads what is written."""
+    with shown_to_the_person(json):
+        from tokexport.exporter.requirements import require_compile_packages
+
+        require_compile_packages()
+        from tokexport.exporter.config import ReduceConfig
+        from tokexport.exporter.inputs import parse_shape
+        from tokexport.exporter.progress import Checklist
+        from tokexport.exporter.reduction.reduced_file import reduce_to_file, render_reduced
+        from tokexport.exporter.source import SourceOptions, load_source
+        from tokexport.exporter.source.code_path import on_code_path
+
+        options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
+        with prints_aside(json), on_code_path(options.code_path):
+            done = reduce_to_file(
+                load_source(options),
+                output,
+                ReduceConfig(
+                    reduce=reduce,
+                    restore=restore,
+                    inputs=inputs,
+                    input_shape=None if input_shape is None else parse_shape(input_shape, batch),
+                    batch=batch,
+                    seed=seed,
+                ),
+                force=force,
+                progress=Checklist(console(stderr=True), enabled=not json),
+            )
+        if json:
+            write_json({"exit_code": 0, "error": None, **done.to_json()})
+        else:
+            render_reduced(done, console())
+
+
+def methods_command(json: Json = False) -> None:
+    """List the reduction methods with their options, defaults and papers."""
+    with shown_to_the_person(json):
+        from tokexport.exporter.requirements import require_compile_packages
+
+        require_compile_packages()
+        from tokexport.exporter.reduction.method_list import methods_json, render_methods
+
+        if json:
+            write_json({"exit_code": 0, "error": None, **methods_json()})
+        else:
+            render_methods(console())
+
+
+def sweep_command(
+    source: ModelSource,
+    reduce: NeededRecipe,
+    values: Annotated[str, typer.Option(help="The values to try: 4,8,12,16.")],
+    target: Annotated[Target, typer.Option(help="What to build for.")],
+    option: Annotated[
+        str | None, typer.Option(help="The option they go to; the method's main one by default.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder to write; NAME-sweep by default.")
+    ] = None,
+    code_path: CodePath = None,
+    inputs: Inputs = None,
+    input_shape: InputShape = None,
+    batch: Batch = None,
+    precision: Precision = "fp32",
+    checkpoint: Checkpoint = None,
+    builder: Builder = None,
+    trust_pickle: TrustPickle = False,
+    seed: Seed = 0,
+    no_plot: Annotated[bool, typer.Option("--no-plot", help="Write no plot.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files in --output.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure speed against agreement at several values of an option, and name the best."""
+    with shown_to_the_person(json):
+        from tokexport.exporter.requirements import require_compile_packages
+
+        require_compile_packages()
+        from tokexport.exporter.config import CompileConfig
+        from tokexport.exporter.inputs import parse_shape
+        from tokexport.exporter.progress import Checklist
+        from tokexport.exporter.reduction.recipe import parse_values
+        from tokexport.exporter.reduction.sweep import sweep
+        from tokexport.exporter.reduction.sweep_files import check_folder, write_sweep
+        from tokexport.exporter.reduction.sweep_tables import render_sweep, sweep_json
+        from tokexport.exporter.source import SourceOptions, default_name, load_source
+        from tokexport.exporter.source.code_path import on_code_path
+
+        folder = output or Path(default_name(source, "sweep"))
+        check_folder(folder, force, not no_plot)
+        options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
+        with prints_aside(json), on_code_path(options.code_path):
+            found = sweep(
+                load_source(options),
+                reduce,
+                parse_values(values),
+                CompileConfig(
+                    target=target,
+                    output=folder,
+                    precision=precision,
+                    inputs=inputs,
+                    input_shape=None if input_shape is None else parse_shape(input_shape, batch),
+                    batch=batch,
+                    seed=seed,
+                ),
+                option=option,
+                progress=Checklist(console(stderr=True), enabled=not json),
+            )
+        written = write_sweep(found, folder, not no_plot)
+        if json:
+            files = [str(path) for path in written]
+            write_json({"exit_code": 0, "error": None, **sweep_json(found), "files": files})
+        else:
+            render_sweep(found, console())
+            typer.echo("\n".join(("", *map(str, written))))

@@ -1,0 +1,112 @@
+"""Reduces the model of a source and saves it as an exported program that torch alone loads."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.config import ReduceConfig
+from tokexport.exporter.errors import UsageError
+from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.output_file import check_place, written_whole
+from tokexport.exporter.progress import Checklist
+from tokexport.exporter.reduction.dynamic_export import export_any_batch
+from tokexport.exporter.reduction.reduced_source import reduced_source
+from tokexport.exporter.reduction.reduction_use import ReductionUse
+from tokexport.exporter.reference import run_reference, tensors_of
+from tokexport.exporter.report import plain
+from tokexport.exporter.source import Source
+from tokexport.exporter.torch_warnings import torch_warnings_silenced
+
+
+@dataclass(frozen=True)
+class ReducedFile:
+    """What ``tokexport reduce`` did.
+
+    Attributes:
+        source: What was reduced.
+        output: The exported program.
+        inputs: Where the inputs of the agreement come from, a clause.
+        samples: How many there were.
+        reduction: What was put in, and what it costs.
+    """
+
+    source: str
+    output: Path
+    inputs: str
+    samples: int
+    reduction: ReductionUse
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values under the attributes' names."""
+        found: dict[str, Any] = plain(self)
+        return found
+
+
+def reduce_to_file(
+    source: Source,
+    output: Path,
+    config: ReduceConfig,
+    *,
+    force: bool = False,
+    progress: Checklist | None = None,
+) -> ReducedFile:
+    """Writes a program of plain ATen operators with a dynamic batch; the model is left as it was.
+
+    Args:
+        source: The model, as it was read.
+        output: The file to write, NAME.pt2.
+        config: The recipe, and what the model is run on.
+        force: Whether a file at ``output`` may be replaced.
+        progress: Shows the stages; silent without one.
+
+    Raises:
+        UsageError: The recipe, the inputs or the output do not fit.
+        ModelNotSupportedError: The model cannot be reduced, or works for one batch only.
+        tokexport.graph_passes.reduction.errors.SurgeryError: Its blocks cannot be taken apart.
+        GateError: The surgery, or the export, changes what the model computes.
+        WriteError: The file cannot be written.
+    """
+    if output.suffix != ".pt2":
+        raise UsageError(
+            f"The output is {output.name!r}, and an exported program is written.",
+            fix="Name it .pt2: --output model.pt2",
+        )
+    check_place(output, force)
+    checklist = progress or Checklist(Console(stderr=True), enabled=False)
+    with checklist:
+        with checklist.stage("reduce"):
+            reduced = reduced_source(source, config)
+        flat = FlatModel(reduced.source.model, reduced.unreduced.spec)
+        with checklist.stage("compare"):
+            _, _, batches = prepare(reduced.source, config)
+            use = reduced.compared(run_reference(flat, batches).outputs, batches)
+        with checklist.stage("export"):
+            program = export_any_batch(flat, tensors_of(next(iter(batches))))
+        with checklist.stage("save"):
+            held = io.BytesIO()  # torch's own writer ends the process where the disk is full
+            with torch_warnings_silenced():
+                torch.export.save(program, held)
+            with written_whole(output) as partial:
+                partial.write_bytes(held.getbuffer())
+    return ReducedFile(source.location, output, batches.origin, batches.samples, use)
+
+
+def render_reduced(done: ReducedFile, console: Console) -> None:
+    """Prints what was put in, what it costs, and where the program is."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in (("inputs", done.inputs), *done.reduction.rows()):
+        table.add_row(name, Text(value))
+    console.print(table, highlight=False)
+    said = f"{done.output}  (any batch; torch.export.load needs torch alone)"
+    console.print(Text.assemble(("\nprogram  ", "bold"), said), soft_wrap=True)

@@ -1,0 +1,79 @@
+"""The stage between source and reference: puts a recipe into the model of a source."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.config import ReduceConfig
+from tokexport.exporter.errors import InternalError
+from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.reduction.recipe import parse_recipe, restoring
+from tokexport.exporter.reduction.reduce import Reduction, reduce_flat
+from tokexport.exporter.reduction.reduction_use import ReductionUse
+from tokexport.exporter.reduction.tokens_per_layer import tokens_per_layer
+from tokexport.exporter.reference import run_reference, tensors_of
+from tokexport.exporter.source import Source
+from tokexport.runtimes.base import Array
+
+
+@dataclass(frozen=True)
+class ReducedSource:
+    """A source with a reduction in its model.
+
+    Attributes:
+        source: The source, its model the reduced one.
+        unreduced: The model as given, on flat inputs.
+        use: What was done.
+    """
+
+    source: Source
+    unreduced: FlatModel
+    use: ReductionUse
+
+    def compared(self, reduced: Mapping[str, Array], batches: Batches) -> ReductionUse:
+        """Runs the model as given and holds the reduced one's outputs (batches, …) to it."""
+        unreduced = run_reference(self.unreduced, batches, twice=False).outputs
+        return self.use.compared(unreduced, reduced, batches)
+
+
+def reduced_source(source: Source, config: ReduceConfig) -> ReducedSource:
+    """Puts the recipe of a configuration into the model of a source; it is left as it was.
+
+    Raises:
+        UsageError: The recipe or the inputs do not fit.
+        ModelNotSupportedError: The model has no blocks that can be taken apart.
+        tokexport.graph_passes.reduction.errors.SurgeryError: They cannot, or not for this method.
+        GateError: The surgery alone already changes what the model computes.
+    """
+    if config.reduce is None:
+        raise InternalError("A model is reduced without a recipe.")
+    recipe = parse_recipe(config.reduce)
+    recipe = restoring(recipe) if config.restore else recipe
+    flat, _, batches = prepare(source, config)
+    inputs = tensors_of(next(iter(batches)))
+    reduction = reduce_flat(flat, inputs, recipe)
+    reduced = FlatModel(reduction.model, flat.spec)
+    return ReducedSource(
+        dataclasses.replace(source, model=reduction.model),
+        flat,
+        _use(reduction, tokens_per_layer(reduced, inputs)),
+    )
+
+
+def _use(reduction: Reduction, tokens: tuple[int, ...]) -> ReductionUse:
+    method = reduction.recipe.method
+    return ReductionUse(
+        recipe=reduction.recipe.text,
+        method=method.name,
+        options={
+            option.name: getattr(method, option.name) for option in dataclasses.fields(method)
+        },
+        blocks=reduction.blocks,
+        special_tokens=reduction.special,
+        surgery_error=reduction.error,
+        tokens=tokens,
+    )

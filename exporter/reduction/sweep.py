@@ -1,0 +1,267 @@
+"""Measures what a reduction saves and what it costs, value by value of one option.
+
+For each value the reduced model is proven and built as ``compile`` does, and then timed against
+the model as given, which is compiled once for the same runtime, in interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.console import Console
+
+from tokexport.exporter.benchmark import Ratio, Speed, measure
+from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.compile import compile
+from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.errors import UsageError
+from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.inputs import Batches, accuracy
+from tokexport.exporter.inspection import cost, macs_by_kind
+from tokexport.exporter.machine import describe_machine
+from tokexport.exporter.progress import Checklist
+from tokexport.exporter.reduction.agreement import Agreement
+from tokexport.exporter.reduction.pareto import front
+from tokexport.exporter.reduction.recipe import Recipe, parse_recipe, with_option
+from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
+from tokexport.exporter.reduction.reduction_use import ReductionUse
+from tokexport.exporter.reference import run_reference
+from tokexport.exporter.source import Source
+from tokexport.exporter.speed import SPEED_SECONDS, busy_warning
+from tokexport.graph_passes.reduction.method import Method
+from tokexport.runtimes.base import Runner
+from tokexport.runtimes.loading import load
+from tokexport.runtimes.manifest import RuntimeInfo
+
+UNREDUCED: Final = "unreduced"
+ACCURACY, TOP1, COSINE = "accuracy", "top-1 agreement", "cosine"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of the option.
+
+    Attributes:
+        value: The value.
+        reduction: What was put in, and its agreement with the unreduced model.
+        macs_ratio: Multiply-accumulates over those of the unreduced model, normalisations left out.
+        speed: The rounds, the unreduced model compiled for the same runtime as baseline.
+        quality: What the front compares beside the speed, as ``Sweep.quality`` says.
+        on_front: Whether no other point, the unreduced model among them, is as good in both and
+            better in one.
+    """
+
+    value: Any
+    reduction: ReductionUse
+    macs_ratio: float
+    speed: Speed
+    quality: float
+    on_front: bool = False
+
+    @property
+    def ratio(self) -> Ratio:
+        """How many times as fast as the unreduced model it is."""
+        (found,) = self.speed.ratios.values()
+        return found
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """The agreement of the first output."""
+        return next(iter(self.reduction.agreement.values()), None)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A trade-off.
+
+    Attributes:
+        source: The model.
+        target: ``ort``, ``openvino`` or ``trt``.
+        precision: The precision that all run in.
+        method: The method.
+        option: The option whose values were tried.
+        inputs: Where the inputs come from, a clause.
+        samples: How many there were.
+        quality: What the front compares beside the speed: ``accuracy`` where there are labels, else
+            ``top-1 agreement``, else ``cosine``.
+        unreduced_quality: That of the unreduced model.
+        unreduced_on_front: Whether no reduced model beats it.
+        points: A point per value, in the order given.
+        runtime: What they ran in.
+        machine: The description of the machine.
+        warnings: What the person should know.
+    """
+
+    source: str
+    target: str
+    precision: str
+    method: str
+    option: str
+    inputs: str
+    samples: int
+    quality: str
+    unreduced_quality: float
+    unreduced_on_front: bool
+    points: tuple[Point, ...]
+    runtime: RuntimeInfo | None
+    machine: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+
+def sweep(
+    source: Source,
+    recipe: str | Path | Method | Recipe,
+    values: Sequence[Any],
+    config: CompileConfig,
+    *,
+    option: str | None = None,
+    progress: Checklist | None = None,
+) -> Sweep:
+    """Measures a reduction at several values of one option.
+
+    Args:
+        source: The model, as it was read; it is left as it was.
+        recipe: The method, and the options that stay.
+        values: The values.
+        config: The target, precision and inputs; ``output`` and what gates a compile play no part.
+        option: The option; the method's main one without it.
+        progress: Shows the stages; silent without one.
+
+    Raises:
+        UsageError: A value or the inputs do not fit.
+        ModelNotSupportedError: The model cannot be reduced, or cannot become a static graph.
+        tokexport.graph_passes.reduction.errors.SurgeryError: Its blocks cannot be taken apart.
+        GateError: A compile failed its gate, or the target cannot run here.
+        tokexport.runtimes.errors.RuntimesError: The target's runtime is missing or failed.
+    """
+    base = parse_recipe(recipe)
+    option = option or base.method.strength
+    if not values:
+        raise UsageError("There are no values to sweep.", fix="Pass --values 4,8,12,16.")
+    recipes = [with_option(base, option, value) for value in values]
+    checklist = progress or Checklist(Console(stderr=True), enabled=False)
+    with checklist, tempfile.TemporaryDirectory(prefix="tokexport-sweep-") as folder:
+        return _Sweeping(source, config, checklist, Path(folder)).over(recipes, option, values)
+
+
+class _Sweeping:
+    """Runs the sweep of one model, everything in one folder that goes away."""
+
+    def __init__(
+        self, source: Source, config: CompileConfig, checklist: Checklist, folder: Path
+    ) -> None:
+        self._source, self._config, self._checklist = source, config, checklist
+        self._folder = folder
+        self._flat, _, self._batches = prepare(source, config)
+        self._runtime: RuntimeInfo | None = None
+
+    def over(self, recipes: Sequence[Recipe], option: str, values: Sequence[Any]) -> Sweep:
+        with self._checklist.stage("reduce"):
+            reduced = [self._reduced(recipe) for recipe in recipes]
+            outputs = run_reference(self._flat, self._batches).outputs
+            macs = cost(macs_by_kind(self._flat, self._batches))
+        with self._checklist.stage(UNREDUCED):
+            bundle = self._compiled(self._source, UNREDUCED)
+        points = []
+        with load(bundle) as runner:
+            for value, recipe, one in zip(values, recipes, reduced, strict=True):
+                with self._checklist.stage(recipe.text):
+                    points.append(self._point(value, one, outputs, macs, runner))
+        quality, best = _quality_of(points, outputs, self._batches)
+        points = [replace(point, quality=_quality(point, quality)) for point in points]
+        on_front = front([(1.0, best), *((p.ratio.of_medians, p.quality) for p in points)])
+        return Sweep(
+            source=self._source.location,
+            target=self._config.target,
+            precision=self._config.precision,
+            method=recipes[0].method.name,
+            option=option,
+            inputs=self._batches.origin,
+            samples=self._batches.samples,
+            quality=quality,
+            unreduced_quality=best,
+            unreduced_on_front=on_front[0],
+            points=tuple(
+                replace(p, on_front=on) for p, on in zip(points, on_front[1:], strict=True)
+            ),
+            runtime=self._runtime,
+            machine=describe_machine({"torch": torch.get_num_threads()}),
+            warnings=busy_warning(),
+        )
+
+    def _reduced(self, recipe: Recipe) -> ReducedSource:
+        return reduced_source(self._source, replace(self._config, reduce=recipe))
+
+    def _point(
+        self,
+        value: Any,
+        reduced: ReducedSource,
+        unreduced: Mapping[str, Any],
+        macs: int,
+        baseline: Runner,
+    ) -> Point:
+        flat = FlatModel(reduced.source.model, self._flat.spec)
+        use = reduced.use.compared(
+            unreduced, run_reference(flat, self._batches).outputs, self._batches
+        )
+        share = cost(macs_by_kind(flat, self._batches)) / macs
+        bundle = self._compiled(reduced.source, "reduced")
+        batch = next(iter(self._batches))
+        with load(bundle) as runner:
+            self._runtime = runner.runtime
+            speed = measure(
+                {UNREDUCED: lambda: baseline.run(batch), use.recipe: lambda: runner.run(batch)},
+                baseline=UNREDUCED,
+                time_limit_s=SPEED_SECONDS,
+                seed=self._config.seed,
+            )
+        shutil.rmtree(bundle)
+        return Point(value, use, share, speed, quality=0.0)
+
+    def _compiled(self, source: Source, name: str) -> Path:
+        config = self._config
+        return compile(
+            source,
+            target=config.target,
+            output=self._folder / name,
+            inputs=config.inputs,
+            input_shape=config.input_shape,
+            batch=config.batch,
+            seed=config.seed,
+            precision=config.precision,
+            require_run=True,
+            timed=False,
+        ).bundle
+
+
+def _quality_of(
+    points: Sequence[Point], unreduced: Mapping[str, Any], batches: Batches
+) -> tuple[str, float]:
+    """Returns what the front compares beside the speed, and that of the unreduced model."""
+    if batches.labels is not None:
+        return ACCURACY, accuracy(next(iter(unreduced.values())), batches.labels)
+    found = [point.agreement for point in points]
+    if any(one is None for one in found):
+        raise UsageError(
+            "The reduced model's first output has another shape than the unreduced model's, so "
+            "their agreement cannot be measured.",
+            fix="Put the tokens back with restore=true in the recipe.",
+        )
+    return (TOP1 if all(one is not None and one.top1 is not None for one in found) else COSINE), 1.0
+
+
+def _quality(point: Point, name: str) -> float:
+    if name == ACCURACY:
+        assert point.reduction.accuracy_reduced is not None
+        return point.reduction.accuracy_reduced
+    assert point.agreement is not None
+    if name == TOP1:
+        assert point.agreement.top1 is not None
+        return point.agreement.top1
+    return point.agreement.cosine

@@ -1,0 +1,60 @@
+"""Draws a sweep: speed-up against quality, the front joined by a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokexport.exporter.errors import PackageMissingError
+from tokexport.exporter.reduction.sweep import Sweep
+
+
+def require_matplotlib() -> None:
+    """Raises PackageMissingError, with the install command, where matplotlib is not installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise PackageMissingError(
+            f"Drawing the plot needs {error.name or 'matplotlib'}, which is not installed.",
+            fix="pip install 'tokexport[plot]', or pass --no-plot.",
+        ) from error
+
+
+def draw_sweep(found: Sweep, path: Path, kind: str) -> None:
+    """Draws a sweep into a file.
+
+    Args:
+        found: The sweep.
+        path: The file.
+        kind: ``png`` or ``svg``.
+
+    Raises:
+        PackageMissingError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    speeds = [point.ratio.of_medians for point in found.points]
+    quality = [point.quality for point in found.points]
+    errors = [
+        [max(0.0, p.ratio.of_medians - p.ratio.low) for p in found.points],
+        [max(0.0, p.ratio.high - p.ratio.of_medians) for p in found.points],
+    ]
+    axes.errorbar(speeds, quality, xerr=errors, fmt="o", color="tab:blue", capsize=3)
+    axes.plot([1.0], [found.unreduced_quality], "s", color="black")
+    axes.annotate("unreduced", (1.0, found.unreduced_quality), (5, 5), textcoords="offset points")
+    for point in found.points:
+        label = f"{found.option}={json.dumps(point.value)}"
+        place = (point.ratio.of_medians, point.quality)
+        axes.annotate(label, place, (5, 5), textcoords="offset points")
+    best = [(p.ratio.of_medians, p.quality) for p in found.points if p.on_front]
+    best += [(1.0, found.unreduced_quality)] if found.unreduced_on_front else []
+    axes.plot(*zip(*sorted(best), strict=True), "-", color="tab:orange", label="Pareto front")
+    axes.set_xlabel("times as fast as the unreduced model (95 % interval)")
+    axes.set_ylabel(found.quality)
+    axes.set_title(f"{found.method}, {found.source}, {found.target} {found.precision}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, format=kind, dpi=150)
