@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,9 @@ class Reduction:
     error: float
 
 
-def reduce(model: nn.Module, recipe: str | Path | Recipe, example_inputs: Any = None) -> nn.Module:
+def reduce(
+    model: nn.Module, recipe: str | Path | Method | Recipe, example_inputs: Any = None
+) -> nn.Module:
     """Returns a model with a token reduction in its blocks.
 
     It has the parameters of the given model, the very tensors, under their names: what trains one
@@ -60,7 +63,7 @@ def reduce(model: nn.Module, recipe: str | Path | Recipe, example_inputs: Any = 
 
     Args:
         model: A plain ViT of timm, torchvision, transformers, open_clip or your own.
-        recipe: ``tome:r=8`` and the like, or a .toml or .json file.
+        recipe: ``tome:r=8`` and the like, a .toml or .json file, or a method object.
         example_inputs: A tensor, a tuple of them, or a dict by the names of ``forward``; needed
             where the model does not say what it takes.
 
@@ -76,7 +79,9 @@ def reduce(model: nn.Module, recipe: str | Path | Recipe, example_inputs: Any = 
     return reduce_flat(flat, tensors_of(next(iter(batches))), parse_recipe(recipe)).model
 
 
-def reduce_source(source: Source, recipe: str | Path | Recipe, config: InputConfig) -> Reduction:
+def reduce_source(
+    source: Source, recipe: str | Path | Method | Recipe, config: InputConfig
+) -> Reduction:
     """Reduces the model of a source; raises as ``reduce`` does."""
     flat, _, batches = prepare(source, config)
     return reduce_flat(flat, tensors_of(next(iter(batches))), parse_recipe(recipe))
@@ -192,7 +197,12 @@ def _copy_around_tensors(model: nn.Module) -> nn.Module:
 
 
 def _surgery_error(flat: FlatModel, plain: nn.Module, inputs: Sequence[Tensor]) -> float:
-    """Holds the surgery with nothing reduced to the model; returns the relative difference."""
+    """Holds the surgery with nothing reduced to the model; returns the relative difference.
+
+    It is not a number where the model has no values, on torch's meta device.
+    """
+    if any(parameter.is_meta for parameter in plain.parameters()):
+        return math.nan
     worst = 0.0
     with evaluation(flat), evaluation(plain), torch.no_grad():
         wanted = flat(*inputs)
