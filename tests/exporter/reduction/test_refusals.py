@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -103,12 +104,11 @@ class _Counting(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.block, self.runs = block, 0
+        self.block, self.runs = block, itertools.count()
 
     def forward(self, x: Tensor) -> Tensor:
         """Takes and returns (B, N, C)."""
-        self.runs += 1
-        result: Tensor = self.block(x) + 0.01 * self.runs
+        result: Tensor = self.block(x) + next(self.runs) * torch.linspace(0.0, 0.1, x.shape[-1])
         return result
 
 

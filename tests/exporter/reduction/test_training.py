@@ -33,7 +33,7 @@ def test_a_few_steps_bring_the_loss_down(recipe: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4]), losses
 
 
