@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +188,12 @@ def _copy_around_tensors(model: nn.Module) -> nn.Module:
 
 
 def _surgery_error(flat: FlatModel, plain: nn.Module, inputs: Sequence[Tensor]) -> float:
-    """Holds the surgery with nothing reduced to the model; returns the relative difference."""
+    """Holds the surgery with nothing reduced to the model; returns the relative difference.
+
+    It is not a number where the model has no values, on torch's meta device.
+    """
+    if any(parameter.is_meta for parameter in plain.parameters()):
+        return math.nan
     worst = 0.0
     with evaluation(flat), evaluation(plain), torch.no_grad():
         wanted = flat(*inputs)
