@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tokexport.exporter.exit_codes import ExitCode
+from tokexport.exporter.reduction.recipe import PLACEMENT, parse_recipe
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,6 +25,7 @@ def section(heading: str) -> str:
 
 
 INSPECT = section("Looking before compiling")
+REDUCE = section("Reduce a plain ViT")
 
 
 def test_every_exit_code_has_its_row() -> None:
@@ -75,6 +77,37 @@ def test_every_option_of_inspect_exists() -> None:
     ).stdout
     exists = set(re.findall(r"--[a-z][a-z-]+", shown))
     assert set(re.findall(r"--[a-z][a-z-]+", INSPECT)) == exists - {"--help"}
+
+
+def helps(command: str) -> set[str]:
+    """The options of a command."""
+    shown = subprocess.run(
+        [Path(sys.executable).with_name("tokexport"), command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return set(re.findall(r"--[a-z][a-z-]+", shown)) - {"--help"}
+
+
+def test_the_options_around_reduction_exist_and_those_of_their_own_are_named() -> None:
+    named = set(re.findall(r"--[a-z][a-z-]+", REDUCE))
+    known = helps("compile")
+    own = (helps("reduce") | helps("sweep")) - known
+    assert named <= known | own
+    assert own == {"--values", "--option", "--no-plot"}
+    assert own <= named
+
+
+def test_its_recipes_are_recipes(tmp_path: Path) -> None:
+    (written,) = re.findall(r"^```toml\n(.*?)^```$", REDUCE, re.DOTALL | re.MULTILINE)
+    (tmp_path / "recipe.toml").write_text(written, encoding="utf-8")
+    recipe = parse_recipe(tmp_path / "recipe.toml")
+    assert recipe.method.name == "tome"
+    assert recipe.restore == (5,)
+    recipes = re.findall(r"--reduce ([a-z]\S+)", REDUCE)
+    assert [parse_recipe(text).method.name for text in recipes] == ["tome", "evit", "tome"]
+    assert all(f"`{key}`" in REDUCE for key in PLACEMENT)
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])
