@@ -47,19 +47,21 @@ def export_any_batch(model: FlatModel, inputs: Sequence[Tensor]) -> ExportedProg
     size = inputs[0].shape[:1]
     batched = [bool(size) and one.shape[:1] == size for one in inputs]
     alone = _alone(model)
+    samples = [other_inputs(_at_batch(inputs, batched, count), 4) for count in CHECKED]
     example = _at_batch(inputs, batched, 2)  # a size of 1 is never free
     batch = Dim("batch", min=1)
     shapes = tuple({0: batch} if free else None for free in batched)
     with evaluation(alone), torch.no_grad(), torch_warnings_silenced(), torch_log_silenced():
-        try:
+        try:  # the answers first: a trace may leave something behind in what a method keeps
+            wanted = [pytree.tree_leaves(alone(*sample)) for sample in samples]
             traced = torch.export.export(alone, example, dynamic_shapes=shapes, strict=False)
             program: ExportedProgram = traced.run_decompositions({})
         except Exception as error:
             raise _refusal(error) from error
     _require_plain(program)
     program.example_inputs = (_at_batch(inputs, batched, 1), {})
-    for count in CHECKED:
-        _check(program, alone, other_inputs(_at_batch(inputs, batched, count), 4), count)
+    for count, sample, answer in zip(CHECKED, samples, wanted, strict=True):
+        _check(program, sample, answer, count)
     return program
 
 
@@ -136,11 +138,10 @@ def _require_plain(program: ExportedProgram) -> None:
 
 
 def _check(
-    program: ExportedProgram, model: nn.Module, inputs: Sequence[Tensor], batch: int
+    program: ExportedProgram, inputs: Sequence[Tensor], wanted: Sequence[Any], batch: int
 ) -> None:
-    """Holds the program to the module at one batch."""
-    with evaluation(model), torch.no_grad(), torch_warnings_silenced():
-        wanted = pytree.tree_leaves(model(*inputs))
+    """Holds the program to what the module answered at one batch."""
+    with torch.no_grad(), torch_warnings_silenced():
         found = pytree.tree_leaves(program.module()(*inputs))
     pairs = zip(wanted, found, strict=True)
     for one, other in ((one, other) for one, other in pairs if isinstance(one, Tensor)):
