@@ -96,6 +96,15 @@ def test_parity_in_ci(tmp_path: Path) -> None:
     assert "3 passed" in printed
 
 
+def test_fewer_features_for_a_language_model(tmp_path: Path) -> None:
+    printed = run(EXAMPLES / "llava_encoder.py", "--output", tmp_path / "bundle", cwd=tmp_path)
+    counts = dict(line.rsplit(": ", 1) for line in printed.splitlines())
+    assert counts["vtc-cls:tokens=16"] == "16"
+    assert counts["divprune:keep=0.098"] == "19"
+    assert counts["aim-merge:rounds=2"] == "49"
+    assert printed.splitlines()[-1].endswith("PASSED")
+
+
 def test_merging_keeps_the_weighted_mean_of_all_patches() -> None:
     torch.manual_seed(0)
     x, size, keys = torch.randn(2, 17, 8), torch.ones(2, 17, 1), torch.randn(2, 17, 4)
