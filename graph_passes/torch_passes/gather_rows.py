@@ -106,11 +106,11 @@ def _flat_index(edit: Editor, node: Node, constants: ConstantValues) -> Node | N
     found = read_flat_index(node, constants)
     if found is None:
         return None
-    batch, count = found.sizes
-    layout = RowLayout((0,), 1, tuple(range(2, len(shape_of(found.data)))))
-    rows = edit.expand(found.rows, found.sizes)
-    shape = (batch, count, *shape_of(found.data)[2:])
-    return edit.view(_gather_tokens(edit, layout, found.data, rows, shape), shape_of(node))
+    data, flat = found
+    layout = RowLayout((0,), 1, tuple(range(2, len(shape_of(data)))))
+    shape = (*flat.sizes, *shape_of(data)[2:])
+    taken = _gather_tokens(edit, layout, data, flat.spread(edit), shape)
+    return edit.view(taken, shape_of(node))
 
 
 def _rows_of_every_image(edit: Editor, node: Node) -> Node | None:
