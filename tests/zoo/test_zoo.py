@@ -110,7 +110,7 @@ RECOGNISED: dict[str, dict[str, int]] = {
     "evit, fused token, distilled": {"gather_tokens": 4, "sized_attention": 2},
     "evit, variant": {"gather_tokens": 2, "sized_attention": 2},
     "dynamicvit": {"gather_tokens": 3, "sized_attention": 4},
-    "dynamicvit, variant": {"gather_tokens": 2, "sized_attention": 4},
+    "dynamicvit, variant": {"gather_tokens": 3, "sized_attention": 4},
     "top-k class attention": {"gather_tokens": 2, "sized_attention": 4},
     "top-k class attention, variant": {"gather_tokens": 2, "sized_attention": 2},
     "fixed positions": {"sized_attention": 4},
