@@ -11,7 +11,8 @@ where kept is (B, 0); a scatter that leaves out the row that was there stays one
 ``gather_tokens(x, src)``. The pairs are the same in another order, so ``mode`` must not depend on
 it, and nothing else may read the partners: who does, as a nearest neighbour, wants no match.
 Sources: the second half of PiToMe (Tran et al. 2024) and the merging of DiffRate (Chen et al.
-2023). Eager ranks nothing here; ``PARTNERS`` notes what it decides.
+2023). Eager ranks nothing here; ``PARTNERS`` notes what it decides. More rows than TensorRT ranks
+are left alone: it takes their arg-max.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
+from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import LARGEST_TOP_K
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
     dtype_of,
@@ -60,9 +62,9 @@ def _rewrite(edit: Editor, scores: Signed, partners: list[Node]) -> bool:
     readers = [user for user in users if user not in alike]
     if not readers or not all(_merges(reader, partners) for reader in readers):
         return False
-    if not dtype_of(scores.node).is_floating_point:
-        return False
     rows = shape_of(scores.node)[2 if scores.turned else 1]
+    if not dtype_of(scores.node).is_floating_point or rows > LARGEST_TOP_K:
+        return False
     with edit.after(scores.node, origin=partners[0]):
         match = make_match(edit, scores, rows, "score")
         results = [edit.item(match, position) for position in range(3)]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers.graphs import TARGETS, calls, checked
+from helpers.graphs import TARGETS, calls, checked, emitted, lowered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -152,3 +152,13 @@ def test_whole_numbers_are_no_scores() -> None:
 
     rewritten = checked(function, torch.randn(2, 8, 4), targets=("ort",))
     assert rewritten.recognised == {"scatter_tokens": 1}
+
+
+def test_more_rows_than_tensorrt_ranks_stay() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        return put(y, (x @ y.mT).argmax(-1), x, "amax")
+
+    for rows, matches in ((3840, 1), (3841, 0)):
+        rewritten = checked(function, torch.randn(1, rows, 4), torch.randn(1, 2, 4))
+        assert rewritten.recognised.get("bipartite_match", 0) == matches
+        lowered(emitted(rewritten), "trt")
