@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from digits_vit import DigitsViT, build, merge_alike
+from helpers.torchvision_ops import child_environment
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -20,6 +21,7 @@ def run(*arguments: str | Path, cwd: Path) -> str:
     result = subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         cwd=cwd,
+        env=child_environment(),
         capture_output=True,
         text=True,
         check=False,
