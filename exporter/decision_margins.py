@@ -47,8 +47,8 @@ def held_against(decision: Decision, eager: Mapping[str, Array], step: Mapping[s
             and ``told``.
         step: The scores of the step and what it would decide: under ``scores`` and ``own``.
     """
-    scores = [eager[name].astype(np.float64) for name in decision.scores]
-    near = [step[name].astype(np.float64) for name in decision.scores]
+    scores = [_decided_on(decision, eager[name]) for name in decision.scores]
+    near = [_decided_on(decision, step[name]) for name in decision.scores]
     finite = [np.abs(score[np.isfinite(score)]).max(initial=0.0) for score in scores]
     scale = float(max(finite, default=0.0)) or 1.0
     errors = [_distance(one, other) for one, other in zip(scores, near, strict=True)]
@@ -69,6 +69,13 @@ def held_against(decision: Decision, eager: Mapping[str, Array], step: Mapping[s
             own = [step[decision.own[position]] for position in range(3)]
             margin, noise = _of_match(scores[0], own, decision.ordered), errors[0]
     return Fall(flips, margin / scale, noise / scale)
+
+
+def _decided_on(decision: Decision, scores: Array) -> Array:
+    """Returns scores as a decision reads them, in float64."""
+    scores = scores.astype(np.float64)
+    scores = np.swapaxes(scores, -1, -2) if decision.turned else scores
+    return -scores if decision.negative else scores
 
 
 def _distance(one: Array, other: Array) -> float:

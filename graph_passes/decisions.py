@@ -36,7 +36,14 @@ from tokexport.graph_passes.torch_passes.calls import (
     operator_name,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import STANDS_FOR, Editor, aten, source_line
+from tokexport.graph_passes.torch_passes.editor import (
+    DERIVED,
+    PARTNERS,
+    STANDS_FOR,
+    Editor,
+    aten,
+    source_line,
+)
 
 _WITH_VALUES: Final = (
     aten.sort.default,
@@ -85,6 +92,8 @@ class Decision:
         scores: The names of the values that hold the numbers decided on.
         told: By result (0 for the only one), the input that holds what is decided.
         own: By result, the value that holds what the graph itself would decide.
+        negative: Whether it decides on the negatives of the scores.
+        turned: Whether it decides on the scores with their last two axes exchanged.
     """
 
     operator: str
@@ -95,6 +104,8 @@ class Decision:
     scores: tuple[str, ...]
     told: dict[int, str]
     own: dict[int, str]
+    negative: bool = False
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,6 +197,7 @@ class _Teller:
 
     def tell(self) -> ToldGraph:
         """Returns the graph with its decisions taken out."""
+        self._decide_partners()
         found = list(find_decisions(self._graph))
         results = {node: _results(self._edit, node) for node in found}
         sources: dict[str, Source] = {}
@@ -219,6 +231,8 @@ class _Teller:
                     scores=tuple(scores.values()),
                     told=told,
                     own=own,
+                    negative=_is_derived(node, aten.neg.default),
+                    turned=_is_derived(node, aten.transpose.int),
                 )
             )
         self._output.args = ((*self._output.args[0], *self._shown.values()),)
@@ -233,6 +247,22 @@ class _Teller:
             decisions=tuple(decisions),
             sources=sources,
         )
+
+    def _decide_partners(self) -> None:
+        """Lets a match of rows that eager does not rank decide the partner of each, and no more."""
+        edit = self._edit
+        target = torch.ops.tokexport.bipartite_match.default
+        for match in self._graph.find_nodes(op="call_function", target=target):
+            if PARTNERS not in match.meta:
+                continue
+            batch, rows, _ = shape_of(operand(match, "scores"))
+            with edit.before(match):
+                dst = edit.call(aten.argmax.default, match.args[0], 2)
+                src = edit.expand(edit.call(aten.arange.default, rows), (batch, rows))
+                kept = edit.call(aten.slice.Tensor, src, 1, rows, rows)
+            dst.meta[STANDS_FOR] = match.meta[PARTNERS]
+            for result in list(match.users):
+                edit.replace(result, (kept, src, dst)[result.args[1]])
 
     def _tell(self, name: str, result: Node, readers: list[Node]) -> None:
         """Lets the readers of a result read a new input instead."""
@@ -294,12 +324,26 @@ def _kind(node: Node) -> tuple[DecisionKind, int, str]:
 
 
 def _scores(node: Node) -> list[Node]:
-    """Returns the floating-point numbers that a decision is about."""
+    """Returns the floating-point numbers that a decision is about, as eager has them."""
     return [
-        part
+        _underived(part)
         for part in node.args
         if isinstance(part, Node) and is_tensor(part) and dtype_of(part).is_floating_point
     ]
+
+
+def _underived(node: Node) -> Node:
+    return _underived(operand(node)) if node.meta.get(DERIVED) else node
+
+
+def _is_derived(decision: Node, target: object) -> bool:
+    """Tells whether a pass made what is decided on by a call of the target."""
+    node = decision.args[0]
+    while isinstance(node, Node) and node.meta.get(DERIVED):
+        if is_call(node, target):
+            return True
+        node = operand(node)
+    return False
 
 
 def _results(edit: Editor, node: Node) -> dict[int, Node]:

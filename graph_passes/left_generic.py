@@ -147,6 +147,8 @@ def _no_merge(node: Node) -> str:
 
 def _no_row_gather(node: Node) -> str:
     index, along = operand(node, "index"), axis(node)
+    if len(shape_of(index)) < 3 and dtype_of(node) == torch.int64:
+        return ""  # positions of positions: no tokens move
     if len(shape_of(index)) < 3:
         return f"its index {shape_of(index)} takes single numbers: there are no channels"
     others = sorted(varying_axes(index) - {0, along})

@@ -26,7 +26,9 @@ from tokexport.graph_passes.torch_passes.flatten_attention import FlattenAttenti
 from tokexport.graph_passes.torch_passes.fold_transforms import FoldTransforms
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.match_every_row import MatchEveryRow
 from tokexport.graph_passes.torch_passes.products_as_matmul import ProductsAsMatmul
+from tokexport.graph_passes.torch_passes.read_means import ReadMeans
 from tokexport.graph_passes.torch_passes.read_one_hot import ReadOneHot
 from tokexport.graph_passes.torch_passes.recognise_attention import RecogniseAttention
 from tokexport.graph_passes.torch_passes.recognise_matches import RecogniseMatches
@@ -54,7 +56,11 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     ReadOneHot(),
     DropIdentities(),
     ShareRepeats(),
+    ReadMeans(),
+    DropIdentities(),
     RecogniseMerges(),
+    MatchEveryRow(),
+    ShareRepeats(),
     SortStably(),
     DropFullMasks(),
     ZeroBlindQueries(),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import InputConfig
@@ -18,6 +19,7 @@ from tokexport.exporter.errors import GateError, ModelNotSupportedError, UsageEr
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
+from tokexport.exporter.reduction.observed_calls import Call
 from tokexport.exporter.reduction.recipe import Recipe, parse_recipe
 from tokexport.exporter.reduction.special_tokens import count_special_tokens, other_inputs
 from tokexport.exporter.reduction.trained_weights import load_trained
@@ -25,7 +27,13 @@ from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Layer, Method
-from tokexport.graph_passes.reduction.reduced_block import BlockCall, Flow, ReducedBlock
+from tokexport.graph_passes.reduction.reduced_block import (
+    BlockCall,
+    Flow,
+    Mark,
+    Surgery,
+    reduced_block,
+)
 
 #: How far the surgery with nothing reduced may be from the model, relative to an output's scale.
 SURGERY_TOLERANCE = 1e-5
@@ -148,24 +156,25 @@ def _rebuilt(
     for index, block in enumerate(blocks):
         container, _, name = block.call.path.rpartition(".")
         parent = copied.get_submodule(container)
-        call = block.call
-        parent._modules[name] = ReducedBlock(
-            parent._modules[name] or nn.Module(),
-            block.parts,
-            block.terms,
-            BlockCall(
-                call.tree,
-                call.tokens,
-                call.extras,
-                tuple(None if isinstance(leaf, Tensor) else leaf for leaf in call.result),
-                call.result_tree,
-                call.result_tokens,
-            ),
-            method,
-            Layer(index, len(blocks)),
-            flow,
+        own = parent.get_submodule(name)
+        surgery = Surgery(
+            block.parts, block.terms, _form(block.call), method, Layer(index, len(blocks)), flow
         )
+        parent._modules[name] = reduced_block(own, surgery)
     return copied
+
+
+def _form(call: Call) -> BlockCall:
+    """Returns how a block is called, without the values of the example."""
+    leaves, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(call.leaves, call.tree))
+    paths = [path for path, _ in leaves]
+    result: list[Any] = [None if isinstance(leaf, Tensor) else leaf for leaf in call.result]
+    result[call.result_tokens] = Mark.TOKENS
+    return BlockCall(
+        paths[call.tokens],
+        tuple(paths[position] for position in call.extras),
+        pytree.tree_unflatten(result, call.result_tree),
+    )
 
 
 def _copy_around_tensors(model: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ Before → after::
     expand, repeat, slice, permute, squeeze that change nothing  →  x
     cat([empty, x], d)                                   →  cat([x], d)  →  x
     view, _unsafe_view                                   →  reshape
+    type_as(x, y)                                        →  _to_copy(x, dtype=y.dtype)
     reshape(reshape(x, s), t)                            →  reshape(x, t)
     _assert_tensor_metadata(x, …)                        →
 
@@ -75,6 +76,10 @@ class DropIdentities(TorchPass):
                 continue
             if is_call(node, aten.view.default, aten._unsafe_view.default):
                 node.target = aten.reshape.default
+            if is_call(node, aten.type_as.default):
+                node.target, node.args = aten._to_copy.default, (operand(node),)
+                node.kwargs = {"dtype": dtype_of(node)}
+                changed += 1
             if is_call(node, aten.reshape.default) and is_call(operand(node), aten.reshape.default):
                 node.replace_input_with(operand(node), operand(operand(node)))
                 changed += 1

@@ -22,6 +22,14 @@ _ORIGIN = ("stack_trace", "nn_module_stack")
 #: numbers, possibly repeated over further axes.
 STANDS_FOR: Final = "stands_for"
 
+#: Under this key a node's meta says that a pass made it from its operand, which is not gone: a
+#: negative or a transpose of scores.
+DERIVED: Final = "derived"
+
+#: Under this key the meta of a match of every row names the values that hold the partner of each
+#: row, where nothing but the pass ranked the rows.
+PARTNERS: Final = "partners"
+
 aten = torch.ops.aten
 
 
@@ -70,6 +78,11 @@ class Editor:
             node.meta.update(
                 {key: self._origin.meta[key] for key in _ORIGIN if key in self._origin.meta}
             )
+        return node
+
+    def derived(self, node: Node) -> Node:
+        """Notes that a call inserted by a pass only shows its operand in another form."""
+        node.meta[DERIVED] = True
         return node
 
     def constant(self, tensor: Tensor) -> Node:

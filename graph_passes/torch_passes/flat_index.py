@@ -2,8 +2,8 @@
 
     x (B, N, …).flatten(0, 1)[(rows + N * arange(B)[:, None]).flatten()]      rows (B, K) of x
 
-the way many published helpers select tokens of a batch. Rows that might point into another image
-are not read so.
+the way many published helpers select tokens of a batch, and scatter into them. Rows that might
+point into another image are not read so.
 """
 
 from __future__ import annotations
@@ -15,42 +15,40 @@ from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.calls import argument, axis, is_call, operand, shape_of
 from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.integer_bounds import bounds_of
 from tokexport.graph_passes.torch_passes.token_indices import is_index_tensor
 
 
 @dataclass(frozen=True)
-class FlatIndex:
-    """An index into tokens laid end to end.
+class FlatRows:
+    """Positions in tokens laid end to end.
 
     Attributes:
-        data: The tokens (B, N, …).
         rows: Which rows of each image, (B, K) or spread to it.
         sizes: (B, K).
+        tokens: N, the tokens of an image.
     """
 
-    data: Node
     rows: Node
     sizes: tuple[int, int]
+    tokens: int
+
+    def spread(self, edit: Editor) -> Node:
+        """Inserts the rows as (B, K)."""
+        return edit.expand(self.rows, self.sizes)
 
 
-def read_flat_index(node: Node, constants: ConstantValues) -> FlatIndex | None:
-    """Returns what an ``index`` or ``index_select`` along axis 0 says, or None otherwise."""
-    index, flat = _only_index(node), operand(node)
-    if index is None or not is_index_tensor(index) or not is_call(flat, aten.reshape.default):
-        return None
-    data = operand(flat)
-    batch, tokens, *rest = (*shape_of(data), 0, 0)[: max(2, len(shape_of(data)))]
-    if len(shape_of(data)) < 2 or shape_of(flat) != (batch * tokens, *rest):
-        return None
+def read_flat_rows(index: Node, total: int, constants: ConstantValues) -> FlatRows | None:
+    """Returns what positions in ``total`` tokens of all images say, or None otherwise."""
     if is_call(index, aten.reshape.default):
         index = operand(index)
     if not is_call(index, aten.add.Tensor) or argument(index, "alpha") != 1:
         return None
     sizes = shape_of(index)
-    if len(sizes) != 2 or sizes[0] != batch:
+    if len(sizes) != 2 or 0 in sizes or total % sizes[0]:
         return None
+    batch, tokens = sizes[0], total // sizes[0]
     first = torch.arange(batch)[:, None] * tokens
     for rows, offsets in (index.args[:2], index.args[1::-1]):
         known = constants.of(offsets)
@@ -59,8 +57,23 @@ def read_flat_index(node: Node, constants: ConstantValues) -> FlatIndex | None:
         starts = torch.equal(known.expand(sizes), first.expand(sizes))
         bounds = bounds_of(rows)
         if starts and bounds is not None and bounds[0] >= 0 and bounds[1] < tokens:
-            return FlatIndex(data, rows, (batch, sizes[1]))
+            return FlatRows(rows, (batch, sizes[1]), tokens)
     return None
+
+
+def read_flat_index(node: Node, constants: ConstantValues) -> tuple[Node, FlatRows] | None:
+    """Returns the tokens (B, N, …) and their rows that an ``index`` along axis 0 takes, or None."""
+    index, flat = _only_index(node), operand(node)
+    if index is None or not is_index_tensor(index) or not is_call(flat, aten.reshape.default):
+        return None
+    data = operand(flat)
+    if len(shape_of(data)) < 2:
+        return None
+    batch, tokens, *rest = shape_of(data)
+    if shape_of(flat) != (batch * tokens, *rest):
+        return None
+    found = read_flat_rows(index, batch * tokens, constants)
+    return (data, found) if found is not None and found.tokens == tokens else None
 
 
 def _only_index(node: Node) -> Node | None:

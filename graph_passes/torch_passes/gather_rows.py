@@ -3,15 +3,17 @@
 Before → after::
 
     gather(x, 1, rows[:, :, None].expand(B, K, C))      →  gather_tokens(x, rows)
+    gather(size, 1, rows)                                →  gather_tokens(size[:, :, None], rows)
     take_along_dim(x, rows[:, :, None], 1)               →  gather_tokens(x, rows)
     x[arange(B)[:, None], rows]                          →  gather_tokens(x, rows)
     x.flatten(0, 1)[(rows + N * arange(B)[:, None]).flatten()]  →  gather_tokens(x, rows)
     x[:, rows]                                           →  index_select(x, 1, rows)
 
-``index_select`` takes whole rows already, the same of every image. An index that differs by channel
-stays an element gather. One that is smaller than its data along another axis, which torch takes and
-other runtimes do not, is made explicit by a slice (torch.gather: "index.size(d) <= input.size(d)");
-there one channel is a row, since OpenVINO loses a slice before its GatherElements.
+``index_select`` takes whole rows already, the same of every image. Numbers (B, N), of which a token
+has one, are rows of one channel. An index that differs by channel stays an element gather. One that
+is smaller than its data along another axis, which torch takes and other runtimes do not, is made
+explicit by a slice (torch.gather: "index.size(d) <= input.size(d)"); there one channel is a row,
+since OpenVINO loses a slice before its GatherElements.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from tokexport.graph_passes.torch_passes.batched_index import read_batched_index
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
     axis,
+    dtype_of,
     is_call,
     operand,
     shape_of,
@@ -74,9 +77,14 @@ def _gather(edit: Editor, node: Node) -> Node | None:
     data, along, index = operand(node), axis(node), operand(node, "index")
     cut = narrowed(edit, data, shape_of(index), along)
     layout = layout_of_index(index, along)
-    if cut is data and not layout.channels:
+    if cut is data and not layout.channels and not _takes_tokens(node):
         return None
     return _gather_tokens(edit, layout, cut, layout.rows_of(edit, index), shape_of(index))
+
+
+def _takes_tokens(node: Node) -> bool:
+    """Tells whether a gather takes what each token has one number of, (B, N)."""
+    return len(shape_of(node)) == 2 and axis(node) == 1 and dtype_of(node).is_floating_point
 
 
 def _take_along_dim(edit: Editor, node: Node) -> Node | None:
@@ -106,11 +114,11 @@ def _flat_index(edit: Editor, node: Node, constants: ConstantValues) -> Node | N
     found = read_flat_index(node, constants)
     if found is None:
         return None
-    batch, count = found.sizes
-    layout = RowLayout((0,), 1, tuple(range(2, len(shape_of(found.data)))))
-    rows = edit.expand(found.rows, found.sizes)
-    shape = (batch, count, *shape_of(found.data)[2:])
-    return edit.view(_gather_tokens(edit, layout, found.data, rows, shape), shape_of(node))
+    data, flat = found
+    layout = RowLayout((0,), 1, tuple(range(2, len(shape_of(data)))))
+    shape = (*flat.sizes, *shape_of(data)[2:])
+    taken = _gather_tokens(edit, layout, data, flat.spread(edit), shape)
+    return edit.view(taken, shape_of(node))
 
 
 def _rows_of_every_image(edit: Editor, node: Node) -> Node | None:

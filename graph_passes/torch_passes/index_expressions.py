@@ -9,7 +9,8 @@
 
 argsort, sort and topk all say ``Ranked``; slices, unsqueezes and expands in any order leave the
 meaning as it is. Numbers come ``Signed``: the smallest distance is the largest of the distances'
-negatives, and both prefer the lower index among equals.
+negatives, and both prefer the lower index among equals. The best row of each column is the best
+column of each row of the ``turned`` scores.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ _SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 
 @dataclass(frozen=True)
 class Signed:
-    """The numbers of a node, or their negatives."""
+    """The numbers of a node, or their negatives; of scores also with rows and columns exchanged."""
 
     node: Node
     negative: bool = False
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def best_of(values: Signed) -> Signed | None:
         partner = _partner(call)
     elif is_call(node, aten.amax.default, aten.amin.default) and len(argument(node, "dim")) == 1:
         smallest = is_call(node, aten.amin.default)
-        partner = _partner_along(operand(node), argument(node, "dim")[0], smallest)
+        partner = _partner_along(node, argument(node, "dim")[0], smallest)
     return partner.scores if partner and partner.scores.negative == found.negative else None
 
 
@@ -214,11 +216,11 @@ def _order(node: Node) -> Ranked | None:
 
 
 def _partner(node: Node) -> Partner | None:
-    """Reads an arg-max or arg-min over the last axis of scores (B, Na, Nb)."""
+    """Reads an arg-max or arg-min over an axis of scores (B, Na, Nb)."""
     smallest = is_call(node, aten.min.dim, aten.argmin.default)
     if is_call(node, aten.topk.default):
         smallest = not argument(node, "largest")
-    return _partner_along(operand(node), argument(node, "dim"), smallest)
+    return _partner_along(node, argument(node, "dim"), smallest)
 
 
 def _is_best_of_row(node: object) -> bool:
@@ -229,10 +231,15 @@ def _is_best_of_row(node: object) -> bool:
     return argument(node, "k") == 1 and len(shape_of(scores)) == 3 and axis(node) == 2
 
 
-def _partner_along(scores: Node, along: int | None, smallest: bool) -> Partner | None:
-    if along is None or len(shape_of(scores)) != 3 or along % 3 != 2:
+def _partner_along(node: Node, along: int | None, smallest: bool) -> Partner | None:
+    """Reads a best of each row (B, Na) or (B, Na, 1), or of each column (B, Nb)."""
+    scores = operand(node)
+    if along is None or len(shape_of(scores)) != 3 or along % 3 == 0:
         return None
-    return Partner(Signed(scores, smallest))
+    turned = along % 3 == 1
+    if turned and (is_call(node, aten.topk.default) or argument(node, "keepdim")):
+        return None  # (B, 1, Nb): the rows are not along axis 1
+    return Partner(Signed(scores, smallest, turned))
 
 
 def _part(whole: Meaning | None, start: int, stop: int) -> Meaning | None:

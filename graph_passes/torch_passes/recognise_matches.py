@@ -10,7 +10,8 @@ Before → after::
 
 Source of the algorithm: Bolya et al. 2023 (ToMe), section 3. What counts is the meaning that
 ``index_expressions`` reads, not the spelling: argsort, sort or topk, any axes of size 1 between.
-Where the best is the smallest, as of distances, the match is that of the negated scores.
+Where the best is the smallest, as of distances, the match is that of the negated scores; where it
+is the best of each column, that of the transposed ones.
 The partners of the r best rows must be read; without them it is a ranking, not a match.
 """
 
@@ -66,7 +67,7 @@ def _scores(meaning: Meaning | None) -> Signed | None:
 
 def _rewrite(edit: Editor, scores: Signed, found: _Readings) -> int:
     """Replaces the indices of one score matrix; returns the number of matches made."""
-    rows = shape_of(scores.node)[1]
+    rows = shape_of(scores.node)[2 if scores.turned else 1]
     known = {node for node, _ in found}
     counts = {m.at.stop for _, m in found if isinstance(m, PartnerOf) and m.at.start == 0}
     matches = 0
@@ -80,14 +81,23 @@ def _rewrite(edit: Editor, scores: Signed, found: _Readings) -> int:
         orders = [order for order, group in kept.items() if any(_is_read(n, known) for n in group)]
         for number, order in enumerate(orders or ["score"]):
             with edit.after(scores.node, origin=dst[0]):
-                best = edit.call(aten.neg.default, scores.node) if scores.negative else scores.node
-                match = edit.call(torch.ops.tokexport.bipartite_match.default, best, r, order)
+                match = make_match(edit, scores, r, order)
                 results = [edit.item(match, position) for position in range(3)]
             groups = (kept[order], src, dst) if number == 0 else (kept[order], [], [])
             for group, result in zip(groups, results, strict=True):
                 _replace_all(edit, group, result)
             matches += 1
     return matches
+
+
+def make_match(edit: Editor, scores: Signed, r: int, order: str) -> Node:
+    """Inserts the match of scores as they are meant."""
+    best = scores.node
+    if scores.negative:
+        best = edit.derived(edit.call(aten.neg.default, best))
+    if scores.turned:
+        best = edit.derived(edit.call(aten.transpose.int, best, 1, 2))
+    return edit.call(torch.ops.tokexport.bipartite_match.default, best, r, order)
 
 
 def _replace_all(edit: Editor, nodes: list[Node], rows: Node) -> None:

@@ -11,6 +11,13 @@ distillation token, they become parts of the merge::
 
     rest, merged  →  m = merge_tokens(…);  m[:, :K], m[:, K:]
 
+Where every row of a match merges, there are no kept rows and no join::
+
+    scatter_tokens(b, dst, gather_tokens(a, src), "sum")
+        →  merge_tokens(a, b, kept (B, 0), src, dst, "sum")
+
+and what further merges read of both, as where a second direction follows, counts as joined.
+
 Source: the merge of ToMe (Bolya et al. 2023, section 3, figure 2).
 """
 
@@ -45,9 +52,10 @@ class RecogniseMerges(TorchPass):
         for node in list(edit.graph.nodes):
             if is_call(node, aten.cat.default):
                 changed += _join_neighbours(edit, node)
-        for node in list(edit.graph.nodes):
+        # Backwards, so that what a second direction reads of the first is merges already.
+        for node in reversed(list(edit.graph.nodes)):
             if is_call(node, torch.ops.tokexport.scatter_tokens.default):
-                changed += _join_apart(edit, node)
+                changed += _merge_every_row(edit, node) or _join_apart(edit, node)
         return changed
 
 
@@ -60,7 +68,7 @@ def _join_neighbours(edit: Editor, node: Node) -> int:
         rest, merged = parts[at : at + 2]
         if _fit(rest, merged) and len(merged.users) == 1:
             with edit.before(node):
-                parts[at : at + 2] = [_merge(edit, rest, merged)]
+                parts[at : at + 2] = [_merge(edit, operand(rest, "index"), merged)]
             changed += 1
         at += 1
     if not changed:
@@ -77,7 +85,8 @@ def _join_apart(edit: Editor, merged: Node) -> bool:
     readers = _joined(merged)
     if readers is None or not _takes_sources(merged):
         return False
-    for rest in list(operand(operand(merged, "src"), "x").users):
+    source = operand(merged, "src")
+    for rest in list(operand(source, "x").users):
         others = _joined(rest)
         if others is None or not _fit(rest, merged) or not _of_one_match(rest, merged):
             continue
@@ -88,7 +97,7 @@ def _join_apart(edit: Editor, merged: Node) -> bool:
         if min(places[join] for join in joins) < places[later]:
             continue
         with edit.after(later, origin=merged):
-            merge = _merge(edit, rest, merged)
+            merge = _merge(edit, operand(rest, "index"), merged)
             kept, size = shape_of(rest)[1], shape_of(merge)[1]
             parts = edit.cut(merge, 1, 0, kept), edit.cut(merge, 1, kept, size)
         last = parts[1]
@@ -97,17 +106,37 @@ def _join_apart(edit: Editor, merged: Node) -> bool:
             last = cut
         for old, new in zip((rest, merged), parts, strict=True):
             edit.replace(old, new)
+        if not source.users:  # it would count as a reader of an earlier direction's rows
+            edit.graph.erase_node(source)
         return True
     return False
 
 
-def _merge(edit: Editor, rest: Node, merged: Node) -> Node:
+def _merge_every_row(edit: Editor, merged: Node) -> bool:
+    """Replaces the rows of a match that keeps none."""
+    if not _takes_sources(merged) or not _reduces(merged):
+        return False
+    source = operand(merged, "src")
+    match = _match_of(operand(source, "index"), operand(merged, "index"))
+    if match is None or argument(match, "r") != shape_of(operand(match, "scores"))[1]:
+        return False
+    if shape_of(operand(source, "x"))[1] != argument(match, "r"):
+        return False
+    with edit.before(merged):
+        kept = edit.item(match, 0)
+        merge = _merge(edit, kept, merged)
+    edit.replace(merged, merge)
+    return True
+
+
+def _merge(edit: Editor, kept: Node, merged: Node) -> Node:
+    source = operand(merged, "src")
     return edit.call(
         torch.ops.tokexport.merge_tokens.default,
-        operand(rest, "x"),
+        operand(source, "x"),
         operand(merged, "dst"),
-        operand(rest, "index"),
-        operand(operand(merged, "src"), "index"),
+        kept,
+        operand(source, "index"),
         operand(merged, "index"),
         argument(merged, "mode"),
     )
@@ -126,23 +155,37 @@ def _fit(rest: Node, merged: Node) -> bool:
         return False
     if operand(operand(merged, "src"), "x") is not operand(rest, "x"):
         return False
+    return _reduces(merged)
+
+
+def _reduces(merged: Node) -> bool:
+    """Tells whether a scatter reduces rows as a merge does."""
     return argument(merged, "mode") != "none" and bool(argument(merged, "include_self"))
 
 
 def _of_one_match(rest: Node, merged: Node) -> bool:
     """Tells whether kept, src and dst are the three results of one match."""
-    source = operand(merged, "src")
-    results = [operand(part, "index") for part in (rest, source, merged)]
-    if any(result.target is not operator.getitem for result in results):
-        return False
-    match = results[0].args[0]
-    if not is_call(match, torch.ops.tokexport.bipartite_match.default):
-        return False
-    return all(result.args == (match, place) for place, result in enumerate(results))
+    kept = operand(rest, "index")
+    match = _match_of(operand(operand(merged, "src"), "index"), operand(merged, "index"))
+    return match is not None and kept.target is operator.getitem and kept.args == (match, 0)
+
+
+def _match_of(src: Node, dst: Node) -> Node | None:
+    """Returns the match whose sources and destinations two indices are."""
+    if src.target is not operator.getitem:
+        return None
+    match = src.args[0]
+    if not isinstance(match, Node) or dst.args != (match, 2) or src.args[1] != 1:
+        return None
+    found = is_call(match, torch.ops.tokexport.bipartite_match.default)
+    return match if found and dst.target is operator.getitem else None
 
 
 def _joined(node: Node) -> list[Node] | None:
-    """Returns the cuts on the way of a value to joins of rows, or None where it goes elsewhere."""
+    """Returns the cuts on the way of a value to joins of rows and to further merges.
+
+    None where it goes elsewhere too.
+    """
     cuts: list[Node] = []
     ahead = list(node.users)
     while ahead:
@@ -150,6 +193,8 @@ def _joined(node: Node) -> list[Node] | None:
         if is_call(user, aten.slice.Tensor) and axis(user) == 1:
             cuts.append(user)
             ahead += user.users
+        elif is_call(user, torch.ops.tokexport.merge_tokens.default):
+            continue
         elif not is_call(user, aten.cat.default) or axis(user, of=node) != 1:
             return None
     return cuts if node.users else None

@@ -6,6 +6,7 @@ Before → after::
     scatter_add(y, 1, index, x), index_add(y, 1, rows, x)              →  scatter_tokens(y, rows, x,
     index_reduce(y, 1, rows, x, "mean")                                       mode, include_self)
     scatter(y, 1, index, x), y[arange(B)[:, None], rows] = x
+    index_add(y.flatten(0, 1), 0, (rows + N * arange(B)[:, None]).flatten(), x.flatten(0, 1))
 
 An index that differs by channel is laid out with one channel a row, (B·C, N, 1), so that no
 element-wise reduction is left: the stock exporter writes ``mean`` as an overwrite, and TensorRT
@@ -26,6 +27,7 @@ import torch
 from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.batched_index import read_batched_index
+from tokexport.graph_passes.torch_passes.broadcast import collapse, varying_axes
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
     axis,
@@ -34,7 +36,9 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     shape_of,
 )
+from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.flat_index import read_flat_rows
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.integer_bounds import LARGEST_EXACT, bounds_of
 from tokexport.graph_passes.torch_passes.row_layout import layout_of_index, narrowed
@@ -74,13 +78,14 @@ class ScatterRows(TorchPass):
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many scatters it changed."""
         changed = 0
+        constants = ConstantValues()
         for node in list(edit.graph.nodes):
             read = _FORMS.get(node.target) if node.op == "call_function" else None
             if read is None:
                 continue
             with edit.before(node):
                 scatter = read(edit, node)
-                new = None if scatter is None else _write(edit, node, scatter)
+                new = None if scatter is None else _write(edit, node, scatter, constants)
             if new is not None:
                 edit.replace(node, new)
                 changed += 1
@@ -205,12 +210,16 @@ _FORMS: Final[dict[Any, Callable[[Editor, Node], Scatter | None]]] = {
 }
 
 
-def _write(edit: Editor, node: Node, scatter: Scatter) -> Node | None:
+def _write(edit: Editor, node: Node, scatter: Scatter, constants: ConstantValues) -> Node | None:
     """Inserts the scatter in its row form, or what integers have for one."""
     if not shape_of(scatter.index):
         return None
     if 0 in shape_of(scatter.index):
         return scatter.data
+    flat = _by_image(edit, scatter, constants)
+    if flat is not None:
+        new = _write(edit, node, flat, constants)
+        return None if new is None else edit.view(new, shape_of(node))
     if dtype_of(node).is_floating_point:
         return _write_rows(edit, scatter)
     if scatter.mode == "none":
@@ -220,6 +229,27 @@ def _write(edit: Editor, node: Node, scatter: Scatter) -> Node | None:
     if scatter.mode == "mean":
         return _write_integer_mean(edit, scatter)
     return None if is_call(node, aten.scatter_reduce.two) else _reduce(edit, scatter)
+
+
+def _by_image(edit: Editor, scatter: Scatter, constants: ConstantValues) -> Scatter | None:
+    """Reads a scatter into the tokens of all images laid end to end as one into each image."""
+    total, *channels = shape_of(scatter.data)
+    if scatter.axis != 0 or varying_axes(scatter.index) != {0}:
+        return None
+    found = read_flat_rows(collapse(edit, scatter.index, (0,)), total, constants)
+    if found is None:
+        return None
+    sizes = shape_of(scatter.index)
+    source = edit.cut(narrowed(edit, scatter.source, sizes, 0), 0, 0, sizes[0])
+    wide = (*found.sizes, *sizes[1:])
+    column = edit.view(found.spread(edit), (*found.sizes, *[1] * len(channels)))
+    return replace(
+        scatter,
+        data=edit.view(scatter.data, (found.sizes[0], found.tokens, *channels)),
+        axis=1,
+        index=edit.expand(column, wide),
+        source=edit.view(source, wide),
+    )
 
 
 def _stays_exact(scatter: Scatter) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from digits_vit import DigitsViT, build, merge_alike
+from helpers.torchvision_ops import child_environment
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -20,6 +21,7 @@ def run(*arguments: str | Path, cwd: Path) -> str:
     result = subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         cwd=cwd,
+        env=child_environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -94,6 +96,15 @@ def test_parity_in_ci(tmp_path: Path) -> None:
     options = ("-p", "no:cacheprovider", "-q", "--rootdir", tmp_path, "-c", ROOT / "pyproject.toml")
     printed = run("-m", "pytest", EXAMPLES / "parity_in_ci.py", *options, cwd=tmp_path)
     assert "3 passed" in printed
+
+
+def test_fewer_features_for_a_language_model(tmp_path: Path) -> None:
+    printed = run(EXAMPLES / "llava_encoder.py", "--output", tmp_path / "bundle", cwd=tmp_path)
+    counts = dict(line.rsplit(": ", 1) for line in printed.splitlines())
+    assert counts["vtc-cls:tokens=16"] == "16"
+    assert counts["divprune:keep=0.098"] == "19"
+    assert counts["aim-merge:rounds=2"] == "49"
+    assert printed.splitlines()[-1].endswith("PASSED")
 
 
 def test_merging_keeps_the_weighted_mean_of_all_patches() -> None:

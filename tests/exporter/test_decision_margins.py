@@ -107,6 +107,19 @@ def test_a_wrong_match_is_no_tie(kept: list[Array], src: list[Array], dst: list[
     assert not found.is_tie(1e-5)
 
 
+@pytest.mark.parametrize(("negative", "turned"), [(True, False), (False, True), (True, True)])
+def test_scores_in_another_form_are_judged_as_they_are_decided_on(
+    negative: bool, turned: bool
+) -> None:
+    decision = replace(MATCH, negative=negative, turned=turned)
+    given = np.swapaxes(SCORES, 1, 2) if turned else SCORES
+    given = -given if negative else given
+    right = matched(SCORES, 2, "index")
+    assert fall(decision, given, given, right, right) == Fall(0, 0.0, 0.0)
+    own = [np.array(part) for part in ([[1]], [[0, 2]], [[0, 1]])]
+    assert fall(decision, given, given, right, own).margin == pytest.approx(0.1 / 0.9)
+
+
 def test_kept_rows_out_of_order_are_no_tie() -> None:
     scores = np.array([[[0.9], [0.1], [0.2], [0.3]]])
     right = matched(scores, 1, "index")

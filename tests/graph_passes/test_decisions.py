@@ -40,6 +40,29 @@ class Nearest(nn.Module):
         return x + x.gather(1, nearest[..., None].expand(-1, -1, 8)) * value[..., None]
 
 
+class MergesAll(nn.Module):
+    """Merges every even token of (2, 13, 8) into its best odd one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x[:, ::2], x[:, 1::2]
+        partner = (a @ b.mT).argmax(dim=-1)
+        merged = b.scatter_add(1, partner[..., None].expand_as(a), a)
+        return torch.cat([x[:, :1], merged], dim=1)
+
+
+class MergesByColumns(nn.Module):
+    """Merges the four nearest pairs of (2, 13, 8), whose distances are (B, odd, even)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x[:, ::2], x[:, 1::2]
+        nearest, partner = (b[:, :, None] - a[:, None]).square().sum(-1).min(dim=1)
+        order = nearest.argsort(dim=1)
+        kept, src = order[:, 4:], order[:, :4]
+        dst = partner.gather(1, src)[..., None].expand(-1, -1, 8)
+        merged = b.scatter_add(1, dst, a.gather(1, src[..., None].expand(-1, -1, 8)))
+        return torch.cat([a.gather(1, kept[..., None].expand(-1, -1, 8)), merged], dim=1)
+
+
 class DecidesNothing(nn.Module):
     """Sorts a constant, and integers."""
 
@@ -76,6 +99,7 @@ def eager_choices(told: ToldGraph, captured: nn.Module, x: Tensor) -> list[Tenso
         (Merges(), [DecisionKind.MATCH]),
         (Ranks(), [DecisionKind.ORDER, DecisionKind.COMPARISON]),
         (Nearest(), [DecisionKind.ORDER]),
+        (MergesByColumns(), [DecisionKind.MATCH]),
         (DecidesNothing(), []),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
@@ -94,6 +118,37 @@ def test_told_its_own_decisions_a_graph_answers_the_same(
         for position, name in decision.told.items():
             own = results[decision.own[position]]
             assert torch.equal(own, choices[told.told.index(name)])
+
+
+def test_a_match_of_every_row_decides_the_partners_that_eager_decides() -> None:
+    x = torch.randn(2, 13, 8, generator=torch.Generator().manual_seed(0))
+    told, captured, rewritten = told_and_captured(MergesAll(), x)
+    assert "bipartite_match" in str(rewritten.graph)
+    (decision,) = told.decisions
+    assert (decision.kind, decision.dim) == (DecisionKind.ORDER, 2)
+    assert "argmax(dim=-1)" in decision.line
+    (choice,) = eager_choices(told, captured, x)
+    y, *shown = told.module(x, choice)
+    results = dict(zip(told.shown, shown, strict=True))
+    torch.testing.assert_close(y, MergesAll()(x), rtol=0.0, atol=1e-6)
+    torch.testing.assert_close(rewritten(x)[0], MergesAll()(x), rtol=0.0, atol=1e-6)
+    assert torch.equal(results[decision.own[0]], choice)
+    other = told.module(x, (choice + 1) % 6)[0]
+    assert (other - y).abs().max() > 0.1
+
+
+def test_scores_that_a_pass_turned_and_negated_are_shown_as_eager_has_them() -> None:
+    x = torch.randn(2, 13, 8, generator=torch.Generator().manual_seed(0))
+    told, captured, _ = told_and_captured(MergesByColumns(), x)
+    (decision,) = told.decisions
+    assert (decision.negative, decision.turned) == (True, True)
+    names = {node.name for node in captured.graph.nodes}  # type: ignore[union-attr]
+    (source,) = (one for one in told.sources[decision.scores[0]].names if one in names)
+    results = told.module(x, *eager_choices(told, captured, x))
+    shown = dict(zip((*told.outputs, *told.shown), results, strict=True))
+    (wanted,) = show(captured, [source])(x)  # type: ignore[arg-type]
+    assert wanted.shape == (2, 6, 7)
+    assert torch.equal(shown[decision.scores[0]], wanted)
 
 
 @pytest.mark.parametrize("model", [Merges(), Ranks(), Nearest()], ids=lambda m: type(m).__name__)

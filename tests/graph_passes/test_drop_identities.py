@@ -31,6 +31,7 @@ IDENTITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "squeeze of wide axes": lambda x: x.squeeze((0, 2)),
     "to the same type": lambda x: x.to(torch.float32),
     "float": lambda x: x.float(),
+    "type_as": lambda x: x.type_as(x[:, :1]),
     "join of one": lambda x: torch.cat([x], dim=1),
     "join with nothing": lambda x: torch.cat([x[:, :0], x, x[:, 6:]], dim=1),
 }
@@ -45,6 +46,14 @@ def test_an_identity_goes() -> None:
     (x,) = rewritten.program.graph_signature.user_inputs
     assert left == dict.fromkeys(IDENTITIES, x)
     assert not calls(rewritten)
+
+
+def test_a_cast_to_the_type_of_another_is_a_cast() -> None:
+    def function(x: Tensor) -> Tensor:
+        return (x > 0).type_as(x)
+
+    rewritten = checked(function, torch.randn(2, 6, 4), passes=PASSES)
+    assert calls(rewritten) == {"aten.gt": 1, "aten._to_copy": 1}
 
 
 KEPT: dict[str, Callable[[Tensor], Tensor]] = {

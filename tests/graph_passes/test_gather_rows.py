@@ -269,3 +269,19 @@ def test_one_row_of_each_image() -> None:
     rewritten = checked(function, torch.randn(2, 6, 4), targets=TARGETS)
     assert calls(rewritten)["tokexport.gather_tokens"] == 2
     assert calls(rewritten)["aten.index"] == 0
+
+
+def test_one_number_of_each_token() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        size, rows = x.exp().sum(-1), rows_of(x, 3)
+        return (
+            size.gather(1, rows),
+            torch.take_along_dim(size * 2, rows, dim=-1),
+            size.mT.gather(0, rows.mT),  # along the first axis
+            rows_of(x, 6).gather(1, rows),  # positions
+        )
+
+    rewritten = checked(function, torch.randn(2, 6, 4), targets=(*TARGETS, "trt"))
+    assert makers(rewritten)[:2] == ["aten.reshape", "aten.reshape"]
+    assert calls(rewritten)["tokexport.gather_tokens"] == 2
+    assert calls(rewritten)["aten.gather"] == 2

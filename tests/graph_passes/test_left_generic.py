@@ -148,6 +148,14 @@ def by_best_rows_in_order(x: Tensor) -> Tensor:
     return x[torch.arange(B)[:, None], best(x).sort(dim=1).values]
 
 
+def by_rows_of_rows(x: Tensor) -> Tensor:
+    return by_positions(x, best(x).gather(1, best(x[..., :2])[:, :2].clamp(max=1)))
+
+
+def by_positions(x: Tensor, rows: Tensor) -> Tensor:
+    return x.gather(1, rows[..., None].expand(-1, -1, C))
+
+
 def by_attention(x: Tensor) -> Tensor:
     q = x.reshape(B, N, 2, 2).transpose(1, 2)
     return F.scaled_dot_product_attention(q, q, q)
@@ -169,6 +177,7 @@ def by_distance(x: Tensor) -> Tensor:
         by_batch_and_rows,
         by_fixed_rows,
         by_best_rows_in_order,
+        by_rows_of_rows,
         by_attention,
         by_weights,
         by_distance,

@@ -22,6 +22,8 @@ def positions(x: Tensor) -> Tensor:
 #: Each takes x (2, 4, 5) and index (2, 3).
 GATHERS: dict[str, Product] = {
     "one_hot": lambda x, i: one_hot(i, 4).float() @ x,
+    "type_as": lambda x, i: one_hot(i, 4).type_as(x) @ x,
+    "many casts": lambda x, i: one_hot(i, 4).bool().to(x.device).double().float() @ x,
     "comparison": lambda x, i: (i[..., None] == torch.arange(4)).to(x.dtype) @ x,
     "comparison, turned": lambda x, i: (torch.arange(4)[:, None] == i[:, None]).float().mT @ x,
     "einsum": lambda x, i: torch.einsum("bkn,bnc->bkc", one_hot(i, 4).float(), x),
@@ -29,6 +31,8 @@ GATHERS: dict[str, Product] = {
 #: Each takes x (2, 3, 5) and index (2, 3) into four rows.
 SCATTERS: dict[str, Product] = {
     "one_hot": lambda x, i: one_hot(i, 4).float().transpose(1, 2) @ x,
+    "type_as": lambda x, i: one_hot(i, 4).type_as(x).permute(0, 2, 1) @ x,
+    "type_as, einsum": lambda x, i: torch.einsum("bkn,bkc->bnc", one_hot(i, 4).type_as(x), x),
     "comparison": lambda x, i: (torch.arange(4)[None, :, None] == i[:, None]).float() @ x,
     "comparison, turned": lambda x, i: (
         (i[..., None] == torch.arange(4)).permute(0, 2, 1).float() @ x

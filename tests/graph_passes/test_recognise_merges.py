@@ -127,3 +127,57 @@ def test_rows_of_one_match_that_something_else_reads_stay() -> None:
 
     rewritten = checked(function, torch.randn(2, 11, 4))
     assert "merge_tokens" not in rewritten.recognised
+
+
+def both_ways(x: Tensor, factor: int, mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Merges a into b, then what b became into what of a was kept; (a, the best of b, b)."""
+    a, b = x[:, ::2], x[:, 1::2]
+    scores = a @ b.mT
+    best, partner = scores.max(-1)
+    order = best.argsort(-1, descending=True)
+    kept, src = order[:, 3:].sort(1)[0], order[:, :3]
+    second, back = take(scores, kept).max(1)
+    turned = second.argsort(-1, descending=True)
+    a, b = a * factor, b * factor
+    b = put(b, partner.gather(1, src), take(a, src), mode)
+    into = put(take(a, kept), back.gather(1, turned[:, :2]), take(b, turned[:, :2]), mode)
+    return into, take(b, turned[:, 2:]), b
+
+
+def test_two_directions_are_two_merges() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.cat(both_ways(x, *mode)[:2], 1) for mode in enumerate(MODES, 1))
+
+    rewritten = checked(function, torch.randn(2, 11, 4), targets=(*TARGETS, "trt"))
+    assert rewritten.recognised == {"bipartite_match": 2, "gather_tokens": 1, "merge_tokens": 10}
+
+
+def test_a_first_direction_that_something_else_reads_stays_apart() -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        into, rest, b = both_ways(x, 1, "mean")
+        return torch.cat([into, rest], 1), b * 2
+
+    rewritten = checked(function, torch.randn(2, 11, 4), targets=("ort",))
+    assert rewritten.recognised["merge_tokens"] == 1
+    assert rewritten.recognised["scatter_tokens"] == 1
+
+
+def test_a_match_that_keeps_no_row_is_a_merge_wherever_it_goes() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        a, b = x[:, ::2], x[:, 1::2]
+        best, partner = (a @ b.mT).max(-1)
+        src = best.argsort(-1, descending=True)
+        dst = partner.gather(1, src)
+        return (
+            *(put(b, dst, take(a, src), mode) * 2 for mode in MODES),
+            put(b, dst, take(a, src), "mean", False),
+            put(b, dst, take(a[:, :-1], src.clamp(max=4)), "sum"),
+        )
+
+    rewritten = checked(function, torch.randn(2, 11, 4), targets=(*TARGETS, "trt"))
+    assert rewritten.recognised == {
+        "bipartite_match": 1,
+        "gather_tokens": 2,
+        "merge_tokens": 5,
+        "scatter_tokens": 2,
+    }

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tokexport.graph_passes.torch_passes.infrastructure import Rewritten
+
 REDUCTIONS = ("sum", "mean", "prod", "amax", "amin")
 Scatter = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -262,3 +264,96 @@ def test_one_row_of_each_image_is_written() -> None:
 
     rewritten = checked(function, torch.randn(2, 6, 4), targets=TARGETS)
     assert calls(rewritten)["tokexport.scatter_tokens"] == 2
+
+
+def laid_end_to_end(rows: Tensor, tokens: int) -> Tensor:
+    """Positions of rows (B, K) in the tokens of all images."""
+    return (rows + tokens * torch.arange(len(rows))[:, None]).flatten()
+
+
+#: Each takes y (B, N, C), rows (B, K) and x (B, K, C).
+FLAT: dict[str, Scatter] = {
+    "index_add": lambda y, rows, x: (
+        y.flatten(0, 1).index_add(0, laid_end_to_end(rows, 6), x.flatten(0, 1)).unflatten(0, (2, 6))
+    ),
+    "index_add, alpha": lambda y, rows, x: (
+        y.flatten(0, 1)
+        .index_add(0, laid_end_to_end(rows, 6), x.flatten(0, 1), alpha=2)
+        .view(2, 6, 4)
+    ),
+    "scatter_add": lambda y, rows, x: (
+        y.reshape(12, 4)
+        .scatter_add(0, laid_end_to_end(rows, 6)[:, None].expand(-1, 4), x.reshape(6, 4))
+        .reshape(2, 6, 4)
+    ),
+    "fewer channels": lambda y, rows, x: (
+        y.reshape(12, 4)
+        .scatter_reduce(0, laid_end_to_end(rows, 6)[:, None].repeat(1, 3), x.reshape(6, 4), "amax")
+        .reshape(2, 6, 4)
+    ),
+    "accumulate": lambda y, rows, x: (
+        y.flatten(0, 1)
+        .index_put((laid_end_to_end(rows, 6),), x.flatten(0, 1), accumulate=True)
+        .view(2, 6, 4)
+    ),
+    "no channels": lambda y, rows, x: (
+        y[..., 0].flatten().index_add(0, laid_end_to_end(rows, 6), x[..., 0].flatten()).view(2, 6)
+    ),
+    "more axes": lambda y, rows, x: (
+        y.view(2, 6, 2, 2)
+        .flatten(0, 1)
+        .index_add(0, laid_end_to_end(rows, 6), x.view(6, 2, 2))
+        .view(2, 6, 2, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_a_scatter_into_the_tokens_of_all_images(name: str) -> None:
+    def function(y: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+        return FLAT[name](y, rows.clamp(0, 5), x)
+
+    inputs = torch.randn(2, 6, 4), torch.tensor([[1, 5, 1], [2, 2, 2]]), torch.randn(2, 3, 4)
+    rewritten = checked(function, *inputs, targets=TARGETS)
+    assert scattered_shapes(rewritten)[0][:2] == (2, 6)
+
+
+def test_counts_of_all_images() -> None:
+    def function(y: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+        count = torch.zeros(12, dtype=torch.int64)
+        at = laid_end_to_end(rows.clamp(0, 5), 6)
+        return count.index_add(0, at, torch.ones_like(at)).view(2, 6)
+
+    inputs = torch.randn(2, 6, 4), torch.tensor([[1, 5, 1], [2, 2, 2]]), torch.randn(2, 3, 4)
+    rewritten = checked(function, *inputs, targets=TARGETS)
+    assert scattered_shapes(rewritten) == [(2, 6, 1)]
+
+
+NOT_BY_IMAGE: dict[str, Scatter] = {
+    "rows of another image": lambda y, rows, x: y.flatten(0, 1).index_add(
+        0, laid_end_to_end(rows.clamp(0, 6), 6).clamp(max=11), x.flatten(0, 1)
+    ),
+    "past its image": lambda y, rows, x: y.flatten(0, 1).index_add(
+        0, laid_end_to_end(rows.clamp(0, 6), 5), x.flatten(0, 1)
+    ),
+    "rows that may be anything": lambda y, rows, x: y.flatten(0, 1).index_add(
+        0, laid_end_to_end(rows, 6), x.flatten(0, 1)
+    ),
+    "images the other way": lambda y, rows, x: y.flatten(0, 1).index_add(
+        0, (rows.clamp(0, 5) + 6 * (1 - torch.arange(2))[:, None]).flatten(), x.flatten(0, 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_BY_IMAGE)
+def test_a_scatter_that_may_leave_its_image_stays_over_all(name: str) -> None:
+    inputs = torch.randn(2, 6, 4), torch.tensor([[1, 5, 1], [2, 2, 2]]), torch.randn(2, 3, 4)
+    rewritten = checked(NOT_BY_IMAGE[name], *inputs, targets=TARGETS)
+    assert scattered_shapes(rewritten) == [(1, 12, 4)]
+
+
+def scattered_shapes(rewritten: Rewritten) -> list[tuple[int, ...]]:
+    """The shapes of what rows are scattered into."""
+    target = torch.ops.tokexport.scatter_tokens.default
+    nodes = rewritten.program.graph.find_nodes(op="call_function", target=target)
+    return [tuple(node.meta["val"].shape) for node in nodes]
