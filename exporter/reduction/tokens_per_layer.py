@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -43,9 +44,9 @@ def tokens_per_layer(model: FlatModel, inputs: Sequence[Tensor]) -> tuple[int, .
         tokexport.graph_passes.reduction.errors.SurgeryError: The method cannot work on it.
     """
     blocks = [module for module in model.modules() if isinstance(module, ReducedBlock)]
-    counting = _Counting(blocks[0]._flow)
+    counting = _Counting(blocks[0].surgery.flow)
     with evaluation(model), torch.no_grad():
         for block in blocks:
-            block._flow = counting
+            block.surgery = replace(block.surgery, flow=counting)
         model(*inputs)
         return tuple(counting.counts)

@@ -5,6 +5,7 @@ Every function here is a factory: the command names it as ``models.cli_models:NA
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from pathlib import Path
@@ -65,6 +66,18 @@ class PlainBlock(nn.Module):
         x = x + self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
         result: Tensor = x + self.mlp(self.norm2(x))
         return result
+
+
+class CountsRuns(PlainBlock):
+    """A block whose answer depends on how often it ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = itertools.count()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, N, PLAIN_WIDTH)."""
+        return super().forward(x) + next(self.runs) * torch.linspace(0.0, 0.1, PLAIN_WIDTH)
 
 
 class PlainVit(nn.Module):
@@ -290,9 +303,9 @@ def plain_of_one_batch() -> tuple[nn.Module, Tensor]:
     return PlainVit(batch=2).eval(), torch.zeros(2, 3, 24, 24)
 
 
-def plain_with_hooks() -> tuple[nn.Module, Tensor]:
-    """Its blocks are changed by hooks, which no surgery sees."""
+def plain_that_counts() -> tuple[nn.Module, Tensor]:
+    """Its blocks answer by how often they ran, which no surgery can keep."""
     model, x = plain_vit()
-    for block in model.get_submodule("blocks").children():
-        block.register_forward_hook(lambda module, args, result: result * 1.5)
-    return model, x
+    assert isinstance(model, PlainVit)
+    model.blocks = nn.ModuleList(CountsRuns() for _ in range(3))
+    return model.eval(), x
