@@ -15,7 +15,12 @@ from torch.utils import _pytree as pytree
 
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import InputConfig
-from tokexport.exporter.errors import GateError, ModelNotSupportedError, UsageError
+from tokexport.exporter.errors import (
+    GateError,
+    ModelNotSupportedError,
+    NotRepeatableError,
+    UsageError,
+)
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
@@ -128,6 +133,13 @@ def _check(method: Method, special: int, blocks: Sequence[FoundBlock]) -> None:
                     where=f"At '{block.call.path}'.",
                     fix=f"Say protect={term.skipped}.",
                 )
+    for name, value in vars(method).items():
+        if isinstance(value, tuple) and name != "layers" and len(value) != len(blocks):
+            raise UsageError(
+                f"Option '{name}' holds {len(value)} numbers, and the model has {len(blocks)} "
+                "blocks.",
+                fix="Give one number for each block, or one for all.",
+            )
     if method.layers is not None and not set(method.layers) <= set(range(len(blocks))):
         raise UsageError(
             f"layers is {list(method.layers)}, and the model has {len(blocks)} blocks.",
@@ -173,6 +185,7 @@ def _form(call: Call) -> BlockCall:
     return BlockCall(
         paths[call.tokens],
         tuple(paths[position] for position in call.extras),
+        frozenset(path for path, leaf in leaves if leaf is None),
         pytree.tree_unflatten(result, call.result_tree),
     )
 
@@ -214,6 +227,7 @@ def _surgery_error(flat: FlatModel, plain: nn.Module, inputs: Sequence[Tensor]) 
             scale = one.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
             worst = max(worst, float((one - other).abs().max() / scale))
     if not worst <= SURGERY_TOLERANCE:
+        _require_one_answer(flat, inputs, wanted)
         raise GateError(
             "The model's blocks, taken apart and put together with nothing reduced, give another "
             "answer.",
@@ -222,3 +236,15 @@ def _surgery_error(flat: FlatModel, plain: nn.Module, inputs: Sequence[Tensor]) 
             "the model.",
         )
     return worst
+
+
+def _require_one_answer(flat: FlatModel, inputs: Sequence[Tensor], first: Sequence[Tensor]) -> None:
+    """Refuses a model that differs from itself, before anything else is blamed."""
+    with evaluation(flat), torch.no_grad():
+        second = flat(*inputs)
+    if not all(torch.equal(one, other) for one, other in zip(first, second, strict=True)):
+        raise NotRepeatableError(
+            "The model gives another answer when it runs again on the same input.",
+            fix="Take the random numbers out of eval mode: what a reduction changes cannot be told "
+            "from them.",
+        )

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.method import Layer, Method, check, option
@@ -16,19 +16,22 @@ from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 
-def dct_matrix(size: int) -> Tensor:
+def dct_matrix(size: int) -> np.ndarray:
     """Returns the orthonormal DCT-II of a length as a float64 matrix: row k is frequency k."""
-    position = torch.arange(size, dtype=torch.float64) + 0.5
-    frequency = torch.arange(size, dtype=torch.float64)[:, None]
-    matrix = torch.cos(math.pi / size * frequency * position) * math.sqrt(2 / size)
+    position = np.arange(size) + 0.5
+    frequency = np.arange(size)[:, None]
+    matrix = np.cos(math.pi / size * frequency * position) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
     return matrix
 
 
 @functools.lru_cache(maxsize=64)
-def shortening(size: int, kept: int) -> Tensor:
-    """Returns the matrix (kept, size): DCT-II, the first frequencies, inverse at that length."""
-    return (dct_matrix(kept).T @ dct_matrix(size)[:kept]).float()
+def shortening(size: int, kept: int) -> np.ndarray:
+    """Returns the matrix (kept, size): DCT-II, the first frequencies, inverse at that length.
+
+    It is no tensor: one that is made while a model is traced has no values.
+    """
+    return (dct_matrix(kept).T @ dct_matrix(size)[:kept]).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,6 @@ class DCT(Method):
         kept = math.ceil(patches * at_layer(self.keep, layer))
         if kept >= patches:
             return tokens
-        matrix = shortening(patches, kept).to(tokens.x.device)
+        matrix = torch.tensor(shortening(patches, kept), device=tokens.x.device)
         x = torch.cat([tokens.x[:, :special], matrix @ tokens.x[:, special:]], dim=1)
         return tokens.mixed(x, "dct")

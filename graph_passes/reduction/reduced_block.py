@@ -36,22 +36,30 @@ class BlockCall:
     Attributes:
         tokens: Where among (args, kwargs) the tokens are.
         extras: Where the other tensors are, such as rotary positions.
+        nothing: Where None was.
         result: What a block returns, with ``Mark.TOKENS`` where the tokens are.
     """
 
     tokens: Any
     extras: tuple[Any, ...]
+    nothing: frozenset[Any]
     result: Any
 
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
         """Returns the tokens and the other tensors among a block's arguments.
+
+        While it is exported, a model may make a mask that it leaves out in eager because it masks
+        nothing; that the traced graph then agrees with eager is proven later.
 
         Raises:
             SurgeryError: There are other tensors than when the model was reduced.
         """
         leaves, _ = pytree.tree_flatten_with_path((args, kwargs))
         given = {path: leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
-        if set(given) != {self.tokens, *self.extras}:
+        new = set(given) - {self.tokens, *self.extras}
+        if torch.compiler.is_exporting():
+            new -= self.nothing
+        if new or not {self.tokens, *self.extras} <= set(given):
             raise SurgeryError(
                 "The model calls its blocks with other tensors than when it was reduced.",
                 where=f"Now: {', '.join(map(pytree.keystr, given))}.",
