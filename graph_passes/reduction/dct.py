@@ -7,8 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.method import Layer, Method, check, option
@@ -16,19 +17,23 @@ from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 
-def dct_matrix(size: int) -> Tensor:
-    """Returns the orthonormal DCT-II of a length as a float64 matrix: row k is frequency k."""
-    position = torch.arange(size, dtype=torch.float64) + 0.5
-    frequency = torch.arange(size, dtype=torch.float64)[:, None]
-    matrix = torch.cos(math.pi / size * frequency * position) * math.sqrt(2 / size)
+def dct_matrix(size: int) -> NDArray[np.float64]:
+    """Returns the orthonormal DCT-II of a length as a matrix: row k is frequency k."""
+    position = np.arange(size) + 0.5
+    frequency = np.arange(size)[:, None]
+    matrix: NDArray[np.float64] = np.cos(math.pi / size * frequency * position)
+    matrix *= math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
     return matrix
 
 
 @functools.lru_cache(maxsize=64)
-def shortening(size: int, kept: int) -> Tensor:
-    """Returns the matrix (kept, size): DCT-II, the first frequencies, inverse at that length."""
-    return (dct_matrix(kept).T @ dct_matrix(size)[:kept]).float()
+def shortening(size: int, kept: int) -> NDArray[np.float64]:
+    """Returns the matrix (kept, size): DCT-II, the first frequencies, inverse at that length.
+
+    It is no tensor, so that what a trace asks for first is no part of the trace.
+    """
+    return dct_matrix(kept).T @ dct_matrix(size)[:kept]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,8 @@ class DCT(Method):
         kept = math.ceil(patches * at_layer(self.keep, layer))
         if kept >= patches:
             return tokens
-        matrix = shortening(patches, kept).to(tokens.x.device)
+        exact = tokens.x.dtype == torch.float64
+        shorten = shortening(patches, kept).astype(np.float64 if exact else np.float32)
+        matrix = torch.from_numpy(shorten).to(tokens.x)
         x = torch.cat([tokens.x[:, :special], matrix @ tokens.x[:, special:]], dim=1)
         return tokens.mixed(x, "dct")
