@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -48,8 +49,8 @@ class MCTF(Method):
 
     def __post_init__(self) -> None:
         """Refuses what has no meaning."""
-        smallest = min(self.r, default=0) if isinstance(self.r, tuple) else self.r
-        check(smallest >= 0, f"r is {smallest}.", "Give 0 or more.")
+        for amount in self.r if isinstance(self.r, tuple) else (self.r,):
+            check(0 <= amount < math.inf, f"r is {amount}.", "Give 0 or more.")
         for name in ("tau_sim", "tau_info", "tau_size"):
             value = getattr(self, name)
             check(value > 0, f"{name} is {value}.", "Give a number above 0.")
