@@ -39,7 +39,8 @@ def main() -> int:
 
     torch.set_num_threads(1)  # more of them only wait for each other on tensors this small
     train_x, test_x, train_y, test_y = digits(options.seed)
-    model = train(train_x, train_y, options.epochs, options.seed)
+    torch.manual_seed(options.seed)
+    model = train(DigitsViT(), train_x, train_y, options.epochs)
     print(f"Test accuracy in PyTorch: {accuracy(model, test_x, test_y):.2%}\n", flush=True)
 
     options.output.mkdir(parents=True, exist_ok=True)
@@ -66,10 +67,8 @@ def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return train_x, test_x, train_y, test_y
 
 
-def train(images: Tensor, labels: Tensor, epochs: int, seed: int) -> DigitsViT:
+def train(model: DigitsViT, images: Tensor, labels: Tensor, epochs: int) -> DigitsViT:
     """Trains the model on the images, some of them moved by a pixel, and returns it for use."""
-    torch.manual_seed(seed)
-    model = DigitsViT()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     batches = -(-len(images) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * batches)

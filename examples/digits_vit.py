@@ -28,18 +28,19 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the attended tokens (B, N, C) and the head mean of the keys (B, N, C / heads).
 
         Args:
             x: Tokens, (B, N, C).
-            size: How many patches each token stands for, (B, N, 1).
+            size: How many patches each token stands for, (B, N, 1); None while each is one.
         """
         batch, tokens, width = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
         scores = queries @ keys.transpose(-2, -1) * self.scale
-        scores = scores + size.log().reshape(batch, 1, 1, tokens)
+        if size is not None:
+            scores = scores + size.log().reshape(batch, 1, 1, tokens)
         mixed = scores.softmax(dim=-1) @ values
         return self.project(mixed.transpose(1, 2).reshape(batch, tokens, width)), keys.mean(dim=1)
 
@@ -63,11 +64,12 @@ class Block(nn.Module):
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
 
-    def forward(self, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Takes and returns tokens (B, N, C) and their sizes (B, N, 1); N shrinks by ``merge``."""
         attended, keys = self.attention(self.norm1(x), size)
         x = x + attended
         if self.merge:
+            size = torch.ones_like(x[..., :1]) if size is None else size
             x, size = merge_alike(x, size, keys, self.merge)
         return x + self.mlp(self.norm2(x)), size
 
@@ -115,7 +117,7 @@ class DigitsViT(nn.Module):
     Args:
         width: Channels of a token.
         heads: Number of heads.
-        merge: How many tokens each block merges away, one number per block.
+        merge: How many tokens each block merges away, one number per block; all 0 is a plain ViT.
     """
 
     def __init__(
@@ -133,7 +135,7 @@ class DigitsViT(nn.Module):
         """Returns the logits, (B, 10)."""
         x = self.patches(image).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.positions
-        size = torch.ones_like(x[..., :1])
+        size = None
         for block in self.blocks:
             x, size = block(x, size)
         logits: Tensor = self.head(self.norm(x[:, 0]))

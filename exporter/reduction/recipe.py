@@ -53,12 +53,13 @@ PLACEMENT: Final[dict[str, str]] = {
 }
 
 
-def parse_recipe(text: str | Path | Recipe) -> Recipe:
+def parse_recipe(text: str | Path | Method | Recipe) -> Recipe:
     """Reads a recipe.
 
     Args:
         text: ``tome``, ``tome:r=8``, ``evit:keep=0.7,layers=[3,6,9]``, or the path of a .toml or
-            .json file with the key ``method`` and the options beside it.
+            .json file with the key ``method`` and the options beside it. A method of your own may
+            stand for itself.
 
     Raises:
         UsageError: There is no such method or option, or a value is none; the message names those
@@ -66,6 +67,8 @@ def parse_recipe(text: str | Path | Recipe) -> Recipe:
     """
     if isinstance(text, Recipe):
         return text
+    if isinstance(text, Method):
+        return Recipe(text, _written(text.name, _changed(text)))
     if str(text).endswith((".toml", ".json")):
         return _read_file(Path(text))
     name, found, options = str(text).partition(":")
@@ -162,6 +165,15 @@ _KINDS: Final[Mapping[Any, str]] = {
     str: "a text",
     type(None): "nothing",
 }
+
+
+def _changed(method: Method) -> dict[str, Any]:
+    """Returns the options that are not at their defaults."""
+    return {
+        field.name: getattr(method, field.name)
+        for field in dataclasses.fields(method)
+        if getattr(method, field.name) != field.default
+    }
 
 
 def _written(name: str, given: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import InputConfig
@@ -17,6 +19,7 @@ from tokexport.exporter.errors import GateError, ModelNotSupportedError, UsageEr
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
+from tokexport.exporter.reduction.observed_calls import Call
 from tokexport.exporter.reduction.recipe import Recipe, parse_recipe
 from tokexport.exporter.reduction.special_tokens import count_special_tokens, other_inputs
 from tokexport.exporter.reduction.trained_weights import load_trained
@@ -25,7 +28,13 @@ from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Layer, Method
-from tokexport.graph_passes.reduction.reduced_block import BlockCall, Flow, ReducedBlock
+from tokexport.graph_passes.reduction.reduced_block import (
+    BlockCall,
+    Flow,
+    Mark,
+    Surgery,
+    reduced_block,
+)
 
 #: How far the surgery with nothing reduced may be from the model, relative to an output's scale.
 SURGERY_TOLERANCE = 1e-5
@@ -51,7 +60,9 @@ class Reduction:
     error: float
 
 
-def reduce(model: nn.Module, recipe: str | Path | Recipe, example_inputs: Any = None) -> nn.Module:
+def reduce(
+    model: nn.Module, recipe: str | Path | Method | Recipe, example_inputs: Any = None
+) -> nn.Module:
     """Returns a model with a token reduction in its blocks.
 
     It has the parameters of the given model, the very tensors, under their names: what trains one
@@ -60,7 +71,7 @@ def reduce(model: nn.Module, recipe: str | Path | Recipe, example_inputs: Any = 
 
     Args:
         model: A plain ViT of timm, torchvision, transformers, open_clip or your own.
-        recipe: ``tome:r=8`` and the like, or a .toml or .json file.
+        recipe: ``tome:r=8`` and the like, a .toml or .json file, or a method object.
         example_inputs: A tensor, a tuple of them, or a dict by the names of ``forward``; needed
             where the model does not say what it takes.
 
@@ -76,7 +87,9 @@ def reduce(model: nn.Module, recipe: str | Path | Recipe, example_inputs: Any = 
     return reduce_flat(flat, tensors_of(next(iter(batches))), parse_recipe(recipe)).model
 
 
-def reduce_source(source: Source, recipe: str | Path | Recipe, config: InputConfig) -> Reduction:
+def reduce_source(
+    source: Source, recipe: str | Path | Method | Recipe, config: InputConfig
+) -> Reduction:
     """Reduces the model of a source; raises as ``reduce`` does."""
     flat, _, batches = prepare(source, config)
     return reduce_flat(flat, tensors_of(next(iter(batches))), parse_recipe(recipe))
@@ -152,24 +165,25 @@ def _rebuilt(
     for index, block in enumerate(blocks):
         container, _, name = block.call.path.rpartition(".")
         parent = copied.get_submodule(container)
-        call = block.call
-        parent._modules[name] = ReducedBlock(
-            parent._modules[name] or nn.Module(),
-            block.parts,
-            block.terms,
-            BlockCall(
-                call.tree,
-                call.tokens,
-                call.extras,
-                tuple(None if isinstance(leaf, Tensor) else leaf for leaf in call.result),
-                call.result_tree,
-                call.result_tokens,
-            ),
-            method,
-            Layer(index, len(blocks)),
-            flow,
+        own = parent.get_submodule(name)
+        surgery = Surgery(
+            block.parts, block.terms, _form(block.call), method, Layer(index, len(blocks)), flow
         )
+        parent._modules[name] = reduced_block(own, surgery)
     return copied
+
+
+def _form(call: Call) -> BlockCall:
+    """Returns how a block is called, without the values of the example."""
+    leaves, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(call.leaves, call.tree))
+    paths = [path for path, _ in leaves]
+    result: list[Any] = [None if isinstance(leaf, Tensor) else leaf for leaf in call.result]
+    result[call.result_tokens] = Mark.TOKENS
+    return BlockCall(
+        paths[call.tokens],
+        tuple(paths[position] for position in call.extras),
+        pytree.tree_unflatten(result, call.result_tree),
+    )
 
 
 def _copy_around_tensors(model: nn.Module) -> nn.Module:
@@ -192,7 +206,12 @@ def _copy_around_tensors(model: nn.Module) -> nn.Module:
 
 
 def _surgery_error(flat: FlatModel, plain: nn.Module, inputs: Sequence[Tensor]) -> float:
-    """Holds the surgery with nothing reduced to the model; returns the relative difference."""
+    """Holds the surgery with nothing reduced to the model; returns the relative difference.
+
+    It is not a number where the model has no values, on torch's meta device.
+    """
+    if any(parameter.is_meta for parameter in plain.parameters()):
+        return math.nan
     worst = 0.0
     with evaluation(flat), evaluation(plain), torch.no_grad():
         wanted = flat(*inputs)

@@ -16,7 +16,7 @@ def other_inputs(inputs: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:
     """Returns random inputs of the same shapes; integers stay what they are."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(
-        torch.randn(one.shape, generator=generator, dtype=one.dtype)
+        torch.randn(one.shape, generator=generator, dtype=one.dtype, device="cpu").to(one.device)
         if one.is_floating_point()
         else one
         for one in inputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch.fx import Node
 
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.tokens import Tokens
+
+#: No published model has more class, distillation and register tokens.
+MOST_SPECIAL: Final = 16
 
 
 @dataclass(frozen=True)
@@ -62,31 +65,32 @@ def position_terms(program: ExportedProgram) -> tuple[PositionTerm | None, ...]:
     given = [s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
     by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     x, *extras = (by_name[name] for name in given)
-    tokens = x.meta["val"].shape[1].node.expr
+    tokens = x.meta["val"].shape[1]
     return tuple(_term(extra, tokens) for extra in extras)
 
 
-def _term(extra: Node, tokens: Any) -> PositionTerm | None:
+def _term(extra: Node, tokens: torch.SymInt) -> PositionTerm | None:
+    """Reads one tensor: the axis of tokens is the last but one.
+
+    Where the block's code lets its size and the number of tokens vary apart, those of the example
+    decide.
+    """
     shape = extra.meta["val"].shape
-    found = {
-        axis - len(shape): difference
-        for axis, size in enumerate(shape)
-        if (difference := _less(size, tokens)) is not None
-    }
-    if not found:
+    following = {}
+    for axis, size in enumerate(shape):
+        if isinstance(size, torch.SymInt):
+            difference = tokens.node.expr - size.node.expr
+            if difference.is_number:
+                following[axis - len(shape)] = int(difference)
+    if not following and len(shape) > 1 and isinstance(shape[-2], torch.SymInt):
+        skipped = int(tokens.node.hint) - int(shape[-2].node.hint)
+        following = {-2: skipped} if 0 <= skipped <= MOST_SPECIAL else {}
+    if not following:
         return None
-    if list(found) != [-2] or len(shape) > 4 or found[-2] < 0:
+    if list(following) != [-2] or len(shape) > 4 or following[-2] < 0:
         raise SurgeryError(
             f"The block takes a tensor {tuple(shape)} with the number of tokens among its sizes, "
             "and which row belongs to which token is not known.",
             fix="Only terms of one row for each token, such as rotary positions, can be followed.",
         )
-    return PositionTerm(found[-2])
-
-
-def _less(size: object, tokens: Any) -> int | None:
-    """Returns by how much a size is below the number of tokens, where it follows that number."""
-    if not isinstance(size, torch.SymInt):
-        return None
-    difference = tokens - size.node.expr
-    return int(difference) if difference.is_integer and difference.is_number else None
+    return PositionTerm(following[-2])

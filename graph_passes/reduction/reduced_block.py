@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import enum
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -23,41 +23,45 @@ TRAINED: Final = "reduction"
 _NOTHING = Method()
 
 
+class Mark(enum.Enum):
+    """Stands for something that each run has anew."""
+
+    TOKENS = enum.auto()
+
+
 @dataclass(frozen=True)
 class BlockCall:
     """How the model around them calls its blocks.
 
     Attributes:
-        tree: How the arguments nest in (args, kwargs).
-        tokens: Which of the leaves are the tokens.
-        extras: Which are the other tensors, such as rotary positions.
-        result: The leaves of what a block returns; the tokens' is replaced.
-        result_tree: How these nest.
-        result_tokens: Which of these are the tokens.
+        tokens: Where among (args, kwargs) the tokens are.
+        extras: Where the other tensors are, such as rotary positions.
+        result: What a block returns, with ``Mark.TOKENS`` where the tokens are.
     """
 
-    tree: Any
-    tokens: int
-    extras: tuple[int, ...]
-    result: tuple[Any, ...]
-    result_tree: Any
-    result_tokens: int
+    tokens: Any
+    extras: tuple[Any, ...]
+    result: Any
 
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
-        """Returns the tokens and the other tensors among a block's arguments."""
-        leaves, tree = pytree.tree_flatten((args, kwargs))
-        if tree != self.tree:
+        """Returns the tokens and the other tensors among a block's arguments.
+
+        Raises:
+            SurgeryError: There are other tensors than when the model was reduced.
+        """
+        leaves, _ = pytree.tree_flatten_with_path((args, kwargs))
+        given = {path: leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
+        if set(given) != {self.tokens, *self.extras}:
             raise SurgeryError(
-                "The model calls its blocks in another way than when it was reduced.",
+                "The model calls its blocks with other tensors than when it was reduced.",
+                where=f"Now: {', '.join(map(pytree.keystr, given))}.",
                 fix="Reduce it on example inputs of the kind it will run on.",
             )
-        return leaves[self.tokens], [leaves[position] for position in self.extras]
+        return given[self.tokens], [given[path] for path in self.extras]
 
     def answer(self, x: Tensor) -> Any:
         """Returns tokens in the form that a block returns them."""
-        leaves = list(self.result)
-        leaves[self.result_tokens] = x
-        return pytree.tree_unflatten(leaves, self.result_tree)
+        return pytree.tree_map(lambda leaf: x if leaf is Mark.TOKENS else leaf, self.result)
 
 
 class Flow:
@@ -110,67 +114,81 @@ def _first_trace(x: Tensor) -> Trace:
     return Trace(everyone, everyone)
 
 
-class ReducedBlock(nn.Module):
-    """Stands where the block stood, with its parameters under their names.
+@dataclass(frozen=True)
+class Surgery:
+    """What a reduced block runs from.
 
-    Args:
-        block: The block; its parameters, buffers and children become this module's own.
+    Attributes:
         parts: The pieces of its kind.
         terms: What the block's other tensors are.
         call: How it is called.
         method: What reduces the tokens.
         layer: Which block it is.
-        flow: What the blocks hand on.
+        flow: What the blocks hand on; one object for all of a model.
     """
 
-    def __init__(
-        self,
-        block: nn.Module,
-        parts: BlockParts,
-        terms: Sequence[PositionTerm | None],
-        call: BlockCall,
-        method: Method,
-        layer: Layer,
-        flow: Flow,
-    ) -> None:
-        super().__init__()
-        self._parameters = block._parameters
-        self._buffers = block._buffers
-        self._non_persistent_buffers_set = block._non_persistent_buffers_set
-        self._modules = dict(block._modules)
-        self.training = block.training
-        trained = method.trained(layer, parts.width) if method.acts_in(layer) else None
-        if trained is not None:
-            self.add_module(TRAINED, trained)
-        self._held = (block,)  # in a tuple, so that it is no child
-        self._parts, self._terms, self._call = parts, tuple(terms), call
-        self._method, self._layer, self._flow = method, layer, flow
+    parts: BlockParts
+    terms: tuple[PositionTerm | None, ...]
+    call: BlockCall
+    method: Method
+    layer: Layer
+    flow: Flow
 
-    def __getattr__(self, name: str) -> Any:
-        """Reads what the model around it may ask a block for."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            held = self.__dict__.get("_held")
-            if held is None or name.startswith("_"):
-                raise
-            return getattr(held[0], name)
+
+class ReducedBlock(nn.Module):
+    """Runs a block from its pieces, with fewer tokens from the method's place on."""
+
+    surgery: Surgery
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes and returns what the block does, with fewer tokens from the method's place on."""
-        x, extras = self._call.tensors(args, kwargs)
-        tokens = self._flow.enter(self._layer, x)
-        layer, run = (
-            replace(self._layer, trained=self._modules.get(TRAINED)),
-            _Run(self, extras),
-        )
-        method = self._method if self._method.acts_in(layer) else _NOTHING
-        tokens, attention = method.before_attention(layer, tokens, run)
-        (summed,) = self._parts.residual.run(self, tokens.x, attention.result())
+        """Takes and returns what the block does."""
+        did = self.surgery
+        x, extras = did.call.tensors(args, kwargs)
+        tokens = did.flow.enter(did.layer, x)
+        layer = replace(did.layer, trained=self._modules.get(TRAINED))
+        method = did.method if did.method.acts_in(layer) else _NOTHING
+        tokens, attention = method.before_attention(layer, tokens, _Run(self, extras))
+        (summed,) = did.parts.residual.run(self, tokens.x, attention.result())
         tokens = method.after_attention(layer, tokens.with_x(summed), attention)
-        (out,) = self._parts.mlp.run(self, tokens.x)
+        (out,) = did.parts.mlp.run(self, tokens.x)
         tokens = method.after_mlp(layer, tokens.with_x(out), attention)
-        return self._call.answer(self._flow.leave(layer, tokens))
+        return did.call.answer(did.flow.leave(layer, tokens))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles by the block's own class: that of the reduced one is made here."""
+        return _blank, (type(self).__mro__[2],), self.__dict__
+
+
+def reduced_block(block: nn.Module, surgery: Surgery) -> ReducedBlock:
+    """Returns a block of the same class, attributes, hooks and parameters that runs reduced.
+
+    It is a subclass of the block's class, so that a model that looks for its blocks finds them.
+    """
+    reduced = _blank(type(block))
+    reduced.__dict__.update(block.__dict__)
+    reduced._modules = dict(block._modules)
+    reduced.surgery = surgery
+    if surgery.method.acts_in(surgery.layer):
+        trained = surgery.method.trained(surgery.layer, surgery.parts.width)
+        if trained is not None:
+            reduced.add_module(TRAINED, trained)
+    return reduced
+
+
+def _blank(kind: type[nn.Module]) -> ReducedBlock:
+    """Returns an empty block of the reduced subclass of a class of blocks."""
+    made: type[ReducedBlock] = _subclass(kind)
+    return made.__new__(made)
+
+
+def _subclass(kind: type[nn.Module]) -> Any:
+    if kind not in _SUBCLASSES:
+        named = f"Reduced{kind.__name__}"
+        _SUBCLASSES[kind] = type(named, (ReducedBlock, kind), {"__module__": kind.__module__})
+    return _SUBCLASSES[kind]
+
+
+_SUBCLASSES: dict[type[nn.Module], Any] = {}
 
 
 @dataclass(frozen=True)
@@ -182,13 +200,13 @@ class _Run:
 
     def attention(self, tokens: Tokens) -> Attention:
         """Computes the heads of the tokens, with the block's position terms at their origins."""
-        block = self.block
+        did = self.block.surgery
         extras = [
             extra if term is None else term.at(extra, tokens)
-            for extra, term in zip(self.extras, block._terms, strict=True)
+            for extra, term in zip(self.extras, did.terms, strict=True)
         ]
-        q, k, v = block._parts.heads.run(block, tokens.x, *extras)
+        q, k, v = did.parts.heads.run(self.block, tokens.x, *extras)
         log_size = None
-        if tokens.size is not None and block._method.adds_sizes():
+        if tokens.size is not None and did.method.adds_sizes():
             log_size = tokens.size[..., 0].log()
-        return Attention(q, k, v, block._parts.scale, log_size)
+        return Attention(q, k, v, did.parts.scale, log_size)

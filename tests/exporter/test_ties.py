@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
+from helpers.near_ties import (
+    CHANNELS,
+    KEPT,
+    TOKENS,
+    HalfAgain,
+    KeepsTheBest,
+    Nudge,
+    SmallestFirst,
+    samples,
+)
 from torch import Tensor, nn
 
 import tokexport
@@ -19,75 +27,6 @@ from tokexport.exporter.errors import GateError
 from tokexport.exporter.parity import FP32_FLOOR, ParityError
 from tokexport.graph_passes import pipelines
 from tokexport.runtimes.verification import verify_bundle
-
-TOKENS, CHANNELS, KEPT = 6, 4, 3
-
-
-class KeepsTheBest(nn.Module):
-    """Keeps the three tokens with the largest first channel; (1, 6, 4) → (1, 3, 4)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        index = (x[..., 0] * 1.0).topk(KEPT, dim=1).indices
-        return x.gather(1, index[..., None].expand(-1, -1, CHANNELS)) * 2
-
-
-def samples(*apart: float) -> np.ndarray:
-    """Returns an image per number: that much lies between its third and its fourth score."""
-    images = np.random.default_rng(0).standard_normal((len(apart), TOKENS, CHANNELS))
-    for image, gap in zip(images, apart, strict=True):
-        image[:, 0] = [5.0, 1.0, 3.0, 4.0, 3.0 + gap, 0.5]
-    return images.astype(np.float32)
-
-
-@dataclass
-class Nudge(ir.passes.InPlacePass):
-    """A pass that adds to the scores of a top-k; a little of it is what rounding does."""
-
-    amount: float
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Lifts the third token's score and lowers the fifth's."""
-        (top_k,) = (node for node in model.graph if node.op_type == "TopK")
-        scores = top_k.inputs[0]
-        assert scores is not None
-        nudge = np.array([0, 0, 1, 0, -1, 0], dtype=np.float32) * np.float32(self.amount)
-        constant = ir.node("Constant", [], attributes={"value": ir.tensor(nudge)})
-        add = ir.node("Add", [scores, constant.outputs[0]])
-        for value in (*constant.outputs, *add.outputs):
-            value.name = f"nudge_{id(value)}"
-        model.graph.insert_before(top_k, [constant, add])
-        top_k.replace_input_with(0, add.outputs[0])
-        # whoever else reads the scores reads them nudged: they are what is decided on
-        outputs = model.graph.outputs
-        for position, output in enumerate(outputs):
-            if output is scores:
-                add.outputs[0].dtype, add.outputs[0].shape = output.dtype, output.shape
-                add.outputs[0].name, output.name = output.name, f"{output.name}_inner"
-                outputs[position] = add.outputs[0]
-        return ir.passes.PassResult(model, modified=True)
-
-
-class SmallestFirst(ir.passes.InPlacePass):
-    """A wrong pass: the smallest take the place of the largest."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Turns the top-k round."""
-        (top_k,) = (node for node in model.graph if node.op_type == "TopK")
-        top_k.attributes["largest"] = ir.AttrInt64("largest", 0)
-        return ir.passes.PassResult(model, modified=True)
-
-
-class HalfAgain(ir.passes.InPlacePass):
-    """A wrong pass: what is multiplied by two at the end is multiplied by three."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Changes the factor of the last product."""
-        last = [node for node in model.graph if node.op_type == "Mul"][-1]
-        factor = ir.node("Constant", [], attributes={"value": ir.tensor(np.float32(3.0))})
-        factor.outputs[0].name = "factor_of_three"
-        model.graph.insert_before(last, factor)
-        last.replace_input_with(1, factor.outputs[0])
-        return ir.passes.PassResult(model, modified=True)
 
 
 def compile_with(

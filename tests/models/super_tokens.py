@@ -16,6 +16,40 @@ from torch import Tensor, nn
 AROUND = 9
 
 
+def sample(x: Tensor, window: int, rounds: int) -> tuple[Tensor, Tensor]:
+    """Samples the super tokens of a grid (B, C, H, W).
+
+    Returns:
+        The super tokens (B, C, H / window, W / window), and how much of each token of a window
+        went to the nine around it, (B, windows, tokens of a window, 9).
+    """
+    B, C, H, W = x.shape
+    rows, columns = H // window, W // window
+    tokens = x.reshape(B, C, rows, window, columns, window).permute(0, 2, 4, 3, 5, 1)
+    tokens = tokens.reshape(B, rows * columns, window * window, C)
+    centres = F.adaptive_avg_pool2d(x, (rows, columns))
+    for _ in range(rounds):
+        affinity = (tokens @ _around(centres) * C**-0.5).softmax(-1)
+        centres = _gathered(tokens.transpose(-1, -2) @ affinity, rows, columns)
+        total = _gathered(affinity.sum(2, keepdim=True), rows, columns)
+        centres = centres / (total + 1e-12)
+    return centres, affinity
+
+
+def _around(centres: Tensor) -> Tensor:
+    """Returns the super tokens around each window, (B, windows, C, 9)."""
+    B, C, rows, columns = centres.shape
+    spread = F.unfold(centres, kernel_size=3, padding=1)
+    return spread.reshape(B, C, AROUND, rows * columns).permute(0, 3, 1, 2)
+
+
+def _gathered(parts: Tensor, rows: int, columns: int) -> Tensor:
+    """Adds what all windows (B, windows, C, 9) give to each super token: (B, C, h, w)."""
+    B, N, C, _ = parts.shape
+    parts = parts.permute(0, 2, 3, 1).reshape(B, C * AROUND, N)
+    return F.fold(parts, output_size=(rows, columns), kernel_size=3, padding=1)
+
+
 class SuperTokenAttention(nn.Module):
     """(B, C, H, W) → the same, through (H / window) · (W / window) super tokens."""
 
@@ -23,7 +57,6 @@ class SuperTokenAttention(nn.Module):
         super().__init__()
         self.window = window
         self.rounds = rounds
-        self.scale = dim**-0.5
         self.heads = heads
         self.qkv = nn.Conv2d(dim, 3 * dim, 1)
         self.proj = nn.Conv2d(dim, dim, 1)
@@ -32,33 +65,11 @@ class SuperTokenAttention(nn.Module):
         B, C, H, W = x.shape
         size = self.window
         rows, columns = H // size, W // size
-        tokens = x.reshape(B, C, rows, size, columns, size).permute(0, 2, 4, 3, 5, 1)
-        tokens = tokens.reshape(B, rows * columns, size * size, C)
-        centres = F.adaptive_avg_pool2d(x, (rows, columns))
-        for _ in range(self.rounds):
-            around = self._around(centres)
-            affinity = (tokens @ around * self.scale).softmax(-1)
-            centres = self._gathered(tokens.transpose(-1, -2) @ affinity, rows, columns)
-            total = self._gathered(affinity.sum(2, keepdim=True), rows, columns)
-            centres = centres / (total + 1e-12)
-        around = self._around(self._attend(centres))
+        centres, affinity = sample(x, size, self.rounds)
+        around = _around(self._attend(centres))
         shared = (around @ affinity.transpose(-1, -2)).transpose(-1, -2)
         shared = shared.reshape(B, rows, columns, size, size, C).permute(0, 5, 1, 3, 2, 4)
         return shared.reshape(B, C, H, W)
-
-    @staticmethod
-    def _around(centres: Tensor) -> Tensor:
-        """Returns the super tokens around each window, (B, windows, C, 9)."""
-        B, C, rows, columns = centres.shape
-        spread = F.unfold(centres, kernel_size=3, padding=1)
-        return spread.reshape(B, C, AROUND, rows * columns).permute(0, 3, 1, 2)
-
-    @staticmethod
-    def _gathered(parts: Tensor, rows: int, columns: int) -> Tensor:
-        """Adds what all windows (B, windows, C, 9) give to each super token: (B, C, h, w)."""
-        B, N, C, _ = parts.shape
-        parts = parts.permute(0, 2, 3, 1).reshape(B, C * AROUND, N)
-        return F.fold(parts, output_size=(rows, columns), kernel_size=3, padding=1)
 
     def _attend(self, centres: Tensor) -> Tensor:
         """Self-attention among the super tokens, (B, C, h, w) → the same."""

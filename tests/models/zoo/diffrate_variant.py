@@ -34,11 +34,6 @@ class Compressed(nn.Module):
         self.vit = vit
         self.gates = list(zip(pass_first, pass_second, strict=True))
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The blocks of the ViT."""
-        return self.vit.blocks
-
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the logits."""
         h = self.vit.embed(pixels)

@@ -28,11 +28,6 @@ class Pruned(nn.Module):
         super().__init__()
         self.vit = vit
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The blocks of the ViT."""
-        return self.vit.blocks
-
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the logits."""
         net = self.vit

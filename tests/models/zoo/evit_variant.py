@@ -6,7 +6,7 @@ On the weights of ``models.zoo.evit`` it answers the same.
 from __future__ import annotations
 
 import torch
-from models.zoo.vit import Attention, Block, Vit, images, seeded
+from models.zoo.vit import Block, Vit, attend_by_einsum, images, seeded
 from torch import Tensor, nn
 
 
@@ -17,33 +17,20 @@ class Attentive(nn.Module):
         super().__init__()
         self.vit, self.share = vit, share
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The blocks of the ViT."""
-        return self.vit.blocks
-
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the logits."""
         h = self.vit.embed(pixels)
         for number, layer in enumerate(self.vit.blocks):
             assert isinstance(layer, Block)
-            mixed, seen = self.look(layer.attn, layer.norm1(h))
+            mixed, shares, _ = attend_by_einsum(layer.attn, layer.norm1(h))
             h = torch.add(h, mixed)
             if number in self.share:
                 patches = h.size(1) - 1
+                seen = shares.mean(1).select(1, 0).narrow(1, 1, patches)
                 h = self.shorten(h, seen, -int(-patches * self.share[number] // 1))
             h = torch.add(layer.mlp(layer.norm2(h)), h)
         result: Tensor = self.vit.head(self.vit.norm(h)[:, 0, :])
         return result
-
-    @staticmethod
-    def look(mha: Attention, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the attention's result and what the class token saw, (B, N - 1)."""
-        query, key, value = mha.heads(h)
-        logits = torch.einsum("bhqd,bhkd->bhqk", query * mha.scale, key)
-        shares = torch.nn.functional.softmax(logits, -1)
-        mixed = mha.join(torch.einsum("bhqk,bhkd->bhqd", shares, value))
-        return mixed, shares.mean(1).select(1, 0).narrow(1, 1, h.size(1) - 1)
 
     @staticmethod
     def shorten(h: Tensor, seen: Tensor, count: int) -> Tensor:

@@ -109,11 +109,6 @@ class Condensing(nn.Module):
         self.vit, self.per_layer = vit, per_layer
         self.choose = fold_both if both else fold_one
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The blocks of the ViT."""
-        return self.vit.blocks
-
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the logits."""
         h = self.vit.embed(pixels)

@@ -48,11 +48,6 @@ class EnergyMerging(nn.Module):
         super().__init__()
         self.vit, self.share = vit, share
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The blocks of the ViT."""
-        return self.vit.blocks
-
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the logits."""
         tokens = self.vit.embed(pixels)

@@ -9,17 +9,14 @@ import torch
 import torch.nn.functional as F
 from models.zoo import projector
 from models.zoo.projector import Aim, VtcCls
-from models.zoo.vit import Block, images
+from models.zoo.vit import Block, attend_by_einsum, images
 from torch import Tensor, nn
 
 
 def look(layer: Block, h: Tensor) -> tuple[Tensor, Tensor]:
     """Runs a block; returns its attention probabilities (B, H, N, N) too."""
-    mha = layer.attn
-    query, key, value = mha.heads(layer.norm1(h))
-    logits = torch.einsum("bhqd,bhkd->bhqk", mha.scale * query, key)
-    shares = F.softmax(logits, dim=3)
-    h = torch.add(h, mha.join(torch.einsum("bhqk,bhkd->bhqd", shares, value)))
+    mixed, shares, _ = attend_by_einsum(layer.attn, layer.norm1(h))
+    h = torch.add(h, mixed)
     return torch.add(h, layer.mlp(layer.norm2(h))), shares
 
 

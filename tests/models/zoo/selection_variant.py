@@ -20,11 +20,6 @@ class Attended(nn.Module):
         super().__init__()
         self.vit, self.counts = vit, counts
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The blocks of the ViT."""
-        return self.vit.blocks
-
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the logits."""
         h = self.vit.embed(pixels)
@@ -67,11 +62,6 @@ class Thinned(nn.Module):
     def __init__(self, vit: FixedVit) -> None:
         super().__init__()
         self.vit = vit
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The blocks of the ViT."""
-        return self.vit.blocks
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the logits."""

@@ -51,11 +51,6 @@ class Fusing(nn.Module):
         super().__init__()
         self.vit, self.keep = vit, keep
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The blocks of the ViT."""
-        return self.vit.blocks
-
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the logits."""
         h = self.vit.embed(pixels)

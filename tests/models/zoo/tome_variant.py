@@ -50,12 +50,6 @@ class Shrinking(nn.Module):
         self.vit = vit
         self.per_layer = per_layer
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The blocks of the ViT."""
-        found: nn.ModuleList = self.vit.blocks
-        return found
-
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the logits."""
         net = self.vit

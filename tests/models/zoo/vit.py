@@ -112,6 +112,18 @@ class Vit(nn.Module):
         return self.head(self.forward_features(x)[:, 0])
 
 
+def attend_by_einsum(mha: Attention, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The attention of (B, N, C) spelled with einsum.
+
+    Returns:
+        Its result (B, N, C), its probabilities (B, H, N, N) and its keys (B, H, N, D).
+    """
+    query, key, value = mha.heads(h)
+    logits = torch.einsum("bhqd,bhkd->bhqk", query * mha.scale, key)
+    shares = torch.nn.functional.softmax(logits, -1)
+    return mha.join(torch.einsum("bhqk,bhkd->bhqd", shares, value)), shares, key
+
+
 def images(batch: int = BATCH, image: int = IMAGE) -> Tensor:
     """An example input."""
     return torch.zeros(batch, 3, image, image)

@@ -1,0 +1,104 @@
+"""What a reduction put into a plain ViT costs, held to the figures of the papers.
+
+Models are built at their real size on torch's meta device, without values, and traced, never run.
+What nothing reads is left out, as on every target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import timm
+import torch
+from helpers.graphs import trace
+from helpers.published_macs import (
+    BASE,
+    DIFFRATE,
+    DYNAMIC_VIT,
+    EVIT,
+    LARGE,
+    MCTF,
+    PITOME,
+    SMALL,
+    TINY,
+    TOME,
+    WITHIN,
+    Size,
+    falling,
+    formula,
+    of_blocks_at_their_inputs,
+    total,
+)
+from models.zoo.vit import images
+from torch.export import ExportedProgram
+
+from tokexport.exporter.capture import FlatModel, call_spec
+from tokexport.exporter.reduction.recipe import parse_recipe
+from tokexport.exporter.reduction.reduce import reduce_flat
+from tokexport.graph_passes.macs import NodeMacs, count_macs
+from tokexport.graph_passes.product_kinds import Kind
+from tokexport.graph_passes.torch_passes.drop_unread_columns import DropUnreadColumns
+from tokexport.graph_passes.torch_passes.infrastructure import run_passes
+
+NAMES = {
+    TINY: "deit_tiny_patch16_224",
+    SMALL: "deit_small_patch16_224",
+    BASE: "vit_base_patch16_224",
+    LARGE: "vit_large_patch16_224",
+}
+
+
+def counted(name: str, recipe: str, size: Size) -> tuple[ExportedProgram, Sequence[NodeMacs]]:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=1000).eval()
+        x = images(1, size.image)
+        flat = FlatModel(model, call_spec(model, (x,), {}))
+        reduced = reduce_flat(flat, (x,), parse_recipe(f"{recipe},protect=1")).model
+        program = run_passes(trace(reduced, x), (DropUnreadColumns(),)).program
+    return program, count_macs(program)
+
+
+@pytest.mark.parametrize(("name", "r"), TOME)
+def test_tome(name: str, r: int) -> None:
+    size, published = TOME[name, r]
+    _, nodes = counted(name, f"tome:r={r}", size)
+    found = total(nodes, Kind.NORMALISATION, Kind.MATCHING)
+    tokens = falling(size.patches + 1, r, size.depth)
+    assert found == formula(size, tokens[:-1], tokens[1:])
+    assert found == pytest.approx(published * 1e9, rel=WITHIN)
+
+
+@pytest.mark.parametrize(("size", "r", "published"), MCTF)
+def test_mctf(size: Size, r: dict[int, float], published: float) -> None:
+    schedule = ",".join(str(r.get(layer, 0)) for layer in range(size.depth))
+    _, nodes = counted(NAMES[size], f"mctf:r=[{schedule}]", size)
+    assert total(nodes) == pytest.approx(published * 1e9, rel=WITHIN)
+
+
+@pytest.mark.parametrize(("keep", "fused"), EVIT)
+def test_evit(keep: float, fused: bool) -> None:
+    _, nodes = counted(NAMES[SMALL], f"evit:keep={keep},fuse={str(fused).lower()}", SMALL)
+    found = total(nodes, Kind.NORMALISATION)
+    assert found == pytest.approx(EVIT[keep, fused] * 1e9, rel=WITHIN)
+
+
+@pytest.mark.parametrize(("keep", "published"), DYNAMIC_VIT.items())
+def test_dynamic_vit_with_its_predictors(keep: float, published: float) -> None:
+    _, nodes = counted(NAMES[SMALL], f"dynamicvit:keep={keep}", SMALL)
+    found = total(nodes, Kind.NORMALISATION)
+    assert found == pytest.approx(published * 1e9, rel=WITHIN)
+
+
+@pytest.mark.parametrize(("size", "prune", "merge", "published"), DIFFRATE)
+def test_diffrate(size: Size, prune: list[int], merge: list[int], published: float) -> None:
+    _, nodes = counted(NAMES[size], f"diffrate:prune={prune},merge={merge}", size)
+    found = total(nodes, Kind.NORMALISATION, Kind.MATCHING)
+    assert found == pytest.approx(published * 1e9, rel=WITHIN)
+
+
+@pytest.mark.parametrize(("keep", "published"), PITOME.items())
+def test_pitome(keep: float, published: float) -> None:
+    program, nodes = counted(NAMES[SMALL], f"pitome:keep={keep}", SMALL)
+    found = of_blocks_at_their_inputs(program, nodes, SMALL.depth)
+    assert found == pytest.approx(published * 1e9, rel=WITHIN)

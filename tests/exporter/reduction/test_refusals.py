@@ -1,0 +1,133 @@
+"""What cannot be reduced is refused with the reason, and a wrong recipe with what there is."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from models.plain_vits import build, image
+from torch import Tensor, nn
+
+import tokexport
+from tokexport.exporter.errors import ExporterError, GateError, ModelNotSupportedError, UsageError
+from tokexport.graph_passes.reduction.errors import SurgeryError
+
+
+def _timm(name: str, **options: object) -> nn.Module:
+    import timm
+
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    return model.eval()
+
+
+def test_relative_positions_are_refused() -> None:
+    model = _timm("beit_base_patch16_224", img_size=48, embed_dim=48, num_heads=3, depth=2)
+    with pytest.raises(SurgeryError, match="bias or a mask between pairs of tokens") as error:
+        tokexport.reduce(model, "tome", torch.zeros(1, 3, 48, 48))
+    assert "absolute or rotary positions" in error.value.fix
+
+
+def test_windows_are_refused() -> None:
+    model = _timm("swin_tiny_patch4_window7_224", embed_dim=24, depths=(2, 2), num_heads=(1, 2))
+    with pytest.raises(ModelNotSupportedError, match="no repeated blocks"):
+        tokexport.reduce(model, "tome", torch.zeros(1, 3, 224, 224))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("tom:r=8", r"no method 'tom'.*Take one of tome, mctf"),
+        ("tome:k=8", r"no option 'k'.*It has layers, r, inflection, prop_attn"),
+        ("tome:r=many", r"'r' of the recipe is \"many\".*whole number or a list"),
+        ("tome:r=-1", r"r is -1"),
+        ("tome:r", r"'r' in the recipe has no value"),
+        ("tome:r=1,r=2", r"'r' stands twice"),
+        ("tome:r=[1,2]", r"holds 2 numbers, and the model has 4 blocks"),
+        ("tome:layers=[9]", r"layers is \[9\].*0 to 3"),
+        ("tome:protect=99", r"protect=99 leaves no token"),
+        ("tome:blocks=encoder", r"no module 'encoder'"),
+        ("tome:restore=[7]", r"restore is \[7\]"),
+        ("tome:weights=w.pt", r"no trained parameters"),
+        ("evit:keep=1.5", r"keep is 1.5"),
+        ("diffrate", r"needs its learned schedule"),
+        ("missing.toml", r"recipe does not exist"),
+    ],
+)
+def test_a_wrong_recipe_is_told_what_there_is(recipe: str, said: str) -> None:
+    model, x = build("timm DeiT"), image()
+    with pytest.raises((ExporterError, SurgeryError)) as error:
+        tokexport.reduce(model, recipe, x)(x)
+    assert re.search(said, str(error.value), re.DOTALL), str(error.value)
+
+
+def test_a_method_of_the_class_token_needs_one() -> None:
+    with pytest.raises(SurgeryError, match="reads the attention of a class token"):
+        tokexport.reduce(build("timm SigLIP"), "evit", image())
+
+
+def test_blocks_can_be_named() -> None:
+    model, x = build("timm DeiT"), image()
+    named = tokexport.reduce(model, "tome:r=4,blocks=blocks", x)
+    with torch.no_grad():
+        assert torch.equal(named(x), tokexport.reduce(model, "tome:r=4", x)(x))
+
+
+class _TwoTrunks(nn.Module):
+    """Two rows of blocks, one behind the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = build("timm DeiT", 1), build("timm DeiT", 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the sum of both trunks' logits."""
+        result: Tensor = self.one(x) + self.two(x)
+        return result
+
+
+def test_several_rows_of_blocks_want_a_name() -> None:
+    model, x = _TwoTrunks().eval(), image()
+    with pytest.raises(UsageError, match=r"several rows of blocks: one\.blocks, two\.blocks"):
+        tokexport.reduce(model, "tome", x)
+    reduced = tokexport.reduce(model, "tome:r=4,blocks=two.blocks", x)
+    with torch.no_grad():
+        wanted = model.one(x) + tokexport.reduce(model.two, "tome:r=4", x)(x)
+        torch.testing.assert_close(reduced(x), wanted, rtol=0.0, atol=1e-6)
+
+
+class _Counting(nn.Module):
+    """A block whose answer depends on how often it ran."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self.runs = block, itertools.count()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes and returns (B, N, C)."""
+        result: Tensor = self.block(x) + next(self.runs) * torch.linspace(0.0, 0.1, x.shape[-1])
+        return result
+
+
+def test_a_surgery_that_changes_the_answer_fails_its_gate() -> None:
+    model, x = build("timm DeiT"), image()
+    model.blocks = nn.Sequential(*map(_Counting, model.blocks))  # type: ignore[attr-defined]
+    with pytest.raises(GateError, match="nothing reduced, give another answer"):
+        tokexport.reduce(model, "tome", x)
+
+
+def test_a_recipe_comes_from_a_file(tmp_path: Path) -> None:
+    toml, json = tmp_path / "recipe.toml", tmp_path / "recipe.json"
+    toml.write_text('method = "mctf"\nr = [0, 5, 3, 2]\nleast = 4\n')
+    json.write_text('{"method": "mctf", "r": [0, 5, 3, 2], "least": 4}')
+    model, x = build("timm DeiT"), image()
+    with torch.no_grad():
+        wanted = tokexport.reduce(model, "mctf:r=[0,5,3,2],least=4", x)(x)
+        for file in (toml, json):
+            assert torch.equal(tokexport.reduce(model, file, x)(x), wanted)
+    toml.write_text("r = 3\n")
+    with pytest.raises(UsageError, match="names no method"):
+        tokexport.reduce(model, toml, x)
