@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 import torch
-from models.zoo import MODELS, dynamicvit, projector, tome
+from models.zoo import MODELS, divprune, dpc_knn, dynamicvit, projector, pyra, tome
 from models.zoo.vit import IMAGE, Vit, seeded
 from torch import Tensor, nn
 
@@ -82,6 +82,27 @@ def test_dynamicvit_equals_the_patched_model_of_the_same_predictors(tmp_path: Pa
     assert (unreduced - wanted).abs().max() > 1e-4
 
 
+def test_pyra_equals_the_patched_model_of_the_same_vectors(tmp_path: Path) -> None:
+    patched, _ = pyra.build(0)
+    assert isinstance(patched, Vit)
+    names = {"adapt_norm.weight": "norm.weight", "adapt_norm.bias": "norm.bias"}
+    names |= {"w_r": "a", "w_d": "b"}
+    weights = {
+        f"blocks.{number}.reduction.{names[name]}": tensor
+        for number, block in enumerate(patched.blocks)
+        for name, tensor in block.get_submodule("modulation").state_dict().items()
+    }
+    torch.save(weights, tmp_path / "vectors.pt")
+    plain, x = seeded(0), _images()
+    recipe = f"pyra:r=4,weights={tmp_path / 'vectors.pt'}"
+    reduced, tome_only = (tokexport.reduce(plain, one, x[:1]) for one in (recipe, "tome:r=4"))
+    with torch.no_grad():
+        found, unmodulated = (model(x).log_softmax(dim=-1) for model in (reduced, tome_only))
+        wanted = patched(x)
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-5)
+    assert (unmodulated - wanted).abs().max() > 1e-4
+
+
 def _features(recipe: str, weights: dict[str, Tensor], x: Tensor) -> Tensor:
     """What leaves the second-to-last block of a reduced ViT, without the class token."""
     plain = seeded(0)
@@ -116,3 +137,23 @@ def test_aim_equals_the_patched_models_merging(rounds: int) -> None:
             wanted = projector.merge_half(wanted)
     assert found.shape[1] == 36 // 2**rounds
     torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-5)
+
+
+def test_divprune_equals_the_patched_model() -> None:
+    model, _ = divprune.build(0)
+    assert isinstance(model, divprune.DivPrune)
+    x = _images()
+    features = _features("divprune:keep=0.25", model.vision_tower.state_dict(), x)
+    assert features.shape[1] == 9
+    with torch.no_grad():
+        found, wanted = model.mm_projector(features), model(x)
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-5)
+
+
+def test_dpcknn_equals_the_patched_models_clustering() -> None:
+    tower, x = projector.Tower().eval(), _images()
+    found = _features("dpcknn:keep=0.5,layers=[2]", tower.state_dict(), x)
+    with torch.no_grad():
+        tokens = {"x": tower(x).hidden_states[-2][:, 1:]}
+        dpc_knn.merge_tokens(tokens, dpc_knn.cluster_dpc_knn(tokens["x"], 18), 18)
+    torch.testing.assert_close(found, tokens["x"], rtol=0.0, atol=1e-5)
