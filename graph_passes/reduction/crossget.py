@@ -99,6 +99,8 @@ def _best_later(similarity: Tensor) -> Tensor:
     """
     itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
     masked = similarity.masked_fill(itself, -torch.inf)
-    place = ranking(ranking(masked.amax(dim=-1)), descending=False)
-    later = place[:, None, :] > place[:, :, None]
+    best = masked.amax(dim=-1)
+    one, other = best[:, :, None], best[:, None, :]
+    tied_later = torch.ones_like(itself).triu(1) & (one == other)
+    later = (one > other) | tied_later
     return torch.where(later, similarity, -1.0).amax(dim=-1)

@@ -11,7 +11,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from tokexport.graph_passes.reduction.attention import Attention
@@ -122,4 +121,4 @@ def inner_products(x: Tensor) -> Tensor:
     other's nearest then tie, and the lower index decides, in every runtime.
     """
     product = x @ x.transpose(-1, -2)
-    return torch.maximum(product, product.transpose(-1, -2))
+    return product.triu() + product.triu(1).transpose(-1, -2)
