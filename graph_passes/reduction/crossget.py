@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from tokexport.graph_passes.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Matching, ranking
-from tokexport.graph_passes.reduction.method import Layer, Method, check, head_mean, option
+from tokexport.graph_passes.reduction.method import (
+    Layer,
+    Method,
+    check,
+    head_mean,
+    inner_products,
+    option,
+)
 from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
 
@@ -41,7 +48,7 @@ class CrossGET(Method):
     The patches are sorted by their best similarity, and each may merge only into a later one, so
     that no two choose each other. The r of lowest cosine to the cross token minus best allowed
     similarity go, each into the most similar patch that stays; a group's weights are the softmax of
-    its cosines to the cross token.
+    its inner_products to the cross token.
     """
 
     name: ClassVar[str] = "crossget"
@@ -56,7 +63,7 @@ class CrossGET(Method):
 
     def __post_init__(self) -> None:
         """Refuses a schedule that goes below nothing."""
-        smallest = min(self.r) if isinstance(self.r, tuple) else self.r
+        smallest = min(self.r, default=0) if isinstance(self.r, tuple) else self.r
         check(smallest >= 0, f"r is {smallest}.", "Give 0 or more tokens.")
 
     def trained(self, layer: Layer, width: int) -> nn.Module:
@@ -71,7 +78,7 @@ class CrossGET(Method):
         if r <= 0:
             return tokens
         metric = head_mean(attention.k)[:, special:]
-        similarity = metric @ metric.transpose(-1, -2)
+        similarity = inner_products(metric)
         asked = layer.trained(x[:, special:])
         ranked = ranking(asked - _best_later(similarity), descending=False)
         src, rest = ranked[:, :r], ranked[:, r:].sort(dim=-1).values
@@ -92,6 +99,8 @@ def _best_later(similarity: Tensor) -> Tensor:
     """
     itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
     masked = similarity.masked_fill(itself, -torch.inf)
-    place = ranking(ranking(masked.amax(dim=-1)), descending=False)
-    later = place[:, None, :] > place[:, :, None]
+    best = masked.amax(dim=-1)
+    one, other = best[:, :, None], best[:, None, :]
+    tied_later = torch.ones_like(itself).triu(1) & (one == other)
+    later = (one > other) | tied_later
     return torch.where(later, similarity, -1.0).amax(dim=-1)

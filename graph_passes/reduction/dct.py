@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.method import Layer, Method, check, option
@@ -16,22 +17,23 @@ from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 
-def dct_matrix(size: int) -> np.ndarray:
-    """Returns the orthonormal DCT-II of a length as a float64 matrix: row k is frequency k."""
+def dct_matrix(size: int) -> NDArray[np.float64]:
+    """Returns the orthonormal DCT-II of a length as a matrix: row k is frequency k."""
     position = np.arange(size) + 0.5
     frequency = np.arange(size)[:, None]
-    matrix = np.cos(math.pi / size * frequency * position) * math.sqrt(2 / size)
+    matrix: NDArray[np.float64] = np.cos(math.pi / size * frequency * position)
+    matrix *= math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
     return matrix
 
 
 @functools.lru_cache(maxsize=64)
-def shortening(size: int, kept: int) -> np.ndarray:
+def shortening(size: int, kept: int) -> NDArray[np.float64]:
     """Returns the matrix (kept, size): DCT-II, the first frequencies, inverse at that length.
 
-    It is no tensor: one that is made while a model is traced has no values.
+    It is no tensor, so that what a trace asks for first is no part of the trace.
     """
-    return (dct_matrix(kept).T @ dct_matrix(size)[:kept]).astype(np.float32)
+    return dct_matrix(kept).T @ dct_matrix(size)[:kept]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,8 @@ class DCT(Method):
         kept = math.ceil(patches * at_layer(self.keep, layer))
         if kept >= patches:
             return tokens
-        matrix = torch.tensor(shortening(patches, kept), device=tokens.x.device)
+        exact = tokens.x.dtype == torch.float64
+        shorten = shortening(patches, kept).astype(np.float64 if exact else np.float32)
+        matrix = torch.from_numpy(shorten).to(tokens.x)
         x = torch.cat([tokens.x[:, :special], matrix @ tokens.x[:, special:]], dim=1)
         return tokens.mixed(x, "dct")

@@ -52,7 +52,7 @@ class DiffRate(Method):
             object.__setattr__(self, "merge", merge)
         for name in ("prune", "merge"):
             check(
-                getattr(self, name) is None or min(getattr(self, name)) >= 1,
+                getattr(self, name) is None or min(getattr(self, name), default=1) >= 1,
                 f"{name} goes below one token.",
                 "Give the numbers of tokens that are left.",
             )

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokexport.graph_passes.ops import gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Selection, behind_special
-from tokexport.graph_passes.reduction.method import Layer, Method, check, option
+from tokexport.graph_passes.reduction.method import Layer, Method, check, inner_products, option
 from tokexport.graph_passes.reduction.schedule import at_encoder_end, at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
 
@@ -21,8 +21,7 @@ def most_diverse(x: Tensor, count: int) -> Tensor:
 
     Distance is 1 - cosine. The first choice is the patch whose nearest other is farthest.
     """
-    metric = x / x.norm(dim=-1, keepdim=True)
-    distance = 1 - metric @ metric.transpose(-1, -2)
+    distance = 1 - inner_products(x / x.norm(dim=-1, keepdim=True))
     nearest_other = distance.topk(2, dim=-1, largest=False).values[..., 1]
     chosen = [nearest_other.argmax(dim=-1, keepdim=True)]
     least = gather_tokens(distance, chosen[0])[:, 0]

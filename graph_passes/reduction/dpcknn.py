@@ -12,14 +12,20 @@ from torch import Tensor
 from tokexport.graph_passes.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Matching, ranking
-from tokexport.graph_passes.reduction.method import Layer, Method, check, option
+from tokexport.graph_passes.reduction.method import Layer, Method, check, inner_products, option
 from tokexport.graph_passes.reduction.schedule import at_layer, at_quarters
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 
 def distances(x: Tensor) -> Tensor:
-    """Returns Euclidean distances of patches (B, T, C) over √C: (B, T, T)."""
-    return torch.cdist(x, x) / math.sqrt(x.shape[-1])
+    """Returns Euclidean distances of patches (B, T, C) over √C: (B, T, T).
+
+    Of itself a patch is 0 away, and the matrix is symmetric: two nearest patches are equally dense.
+    """
+    square = (x * x).sum(dim=-1)
+    squares = square[:, :, None] + square[:, None, :] - 2 * inner_products(x)
+    itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+    return (squares.masked_fill(itself, 0).clamp_min(0) / x.shape[-1]).sqrt()
 
 
 def peak_scores(distance: Tensor, neighbours: int) -> Tensor:

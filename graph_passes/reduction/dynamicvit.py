@@ -76,11 +76,11 @@ class DynamicViT(Method):
     def before_attention(
         self, layer: Layer, tokens: Tokens, block: Block
     ) -> tuple[Tokens, Attention]:
-        """Keeps ⌊T0·keepᵏ⌋ of the patches at the k-th time."""
+        """Keeps ⌊T0·keepᵏ⌋ of the patches at the k-th time, at least one."""
         assert layer.trained is not None
         special, count = tokens.special, tokens.count
         times = sum(self.acts_in(Layer(index, layer.depth)) for index in range(layer.index + 1))
-        kept = int((tokens.began - special) * self.keep**times)
+        kept = max(int((tokens.began - special) * self.keep**times), 1)
         if kept >= count - special:
             return tokens, block.attention(tokens)
         scores = layer.trained(tokens.x[:, special:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -48,14 +49,15 @@ class MCTF(Method):
 
     def __post_init__(self) -> None:
         """Refuses what has no meaning."""
-        smallest = min(self.r) if isinstance(self.r, tuple) else self.r
-        check(smallest >= 0, f"r is {smallest}.", "Give 0 or more.")
+        for amount in self.r if isinstance(self.r, tuple) else (self.r,):
+            check(0 <= amount < math.inf, f"r is {amount}.", "Give 0 or more.")
         for name in ("tau_sim", "tau_info", "tau_size"):
             value = getattr(self, name)
             check(value > 0, f"{name} is {value}.", "Give a number above 0.")
         ahead, pooling = self.one_step_ahead, self.pooling
         check(ahead in range(3), f"one_step_ahead is {ahead}.", "Give 0, 1 or 2.")
         check(pooling in range(4), f"pooling is {pooling}.", "Give 0, 1, 2 or 3.")
+        check(self.least >= 1, f"least is {self.least}.", "Give 1 or more.")
 
     def acts_in(self, layer: Layer) -> bool:
         """Acts in all blocks but the first, where no others are named."""
@@ -125,7 +127,8 @@ class MCTF(Method):
         """Matches half of r in one direction and the rest in the other, or all in one."""
         others, a, b = even_and_odd(tokens.count, tokens.special)
         batch, count, special = tokens.x.shape[0], tokens.count, tokens.special
-        forth = min(r // 2 if self.bidirectional else r, scores.shape[1])
+        even = scores.shape[1]  # the way back needs one of them
+        forth = min(r // 2, even - 1) if self.bidirectional else min(r, even)
         kept, src, dst = bipartite_match(scores, forth, "index")
         first = Matching(count, batch, others, a, b, kept, src, dst)
         back = r - forth if self.bidirectional else 0

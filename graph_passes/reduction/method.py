@@ -112,3 +112,13 @@ def head_mean(keys: Tensor) -> Tensor:
     mean = keys.mean(dim=1)
     normalised: Tensor = mean / mean.norm(dim=-1, keepdim=True)
     return normalised
+
+
+def inner_products(x: Tensor) -> Tensor:
+    """Returns the inner product of each pair of tokens x (B, N, D): (B, N, N).
+
+    It is symmetric to the bit, which a matrix product alone is not: two tokens that are each
+    other's nearest then tie, and the lower index decides, in every runtime.
+    """
+    product = x @ x.transpose(-1, -2)
+    return product.triu() + product.triu(1).transpose(-1, -2)

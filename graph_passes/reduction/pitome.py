@@ -47,6 +47,8 @@ class PiToMe(Method):
         """Refuses shares that are none."""
         for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
             check(0 < share <= 1, f"keep is {share}.", "Give a share above 0, at most 1.")
+        check(abs(self.margin) <= 1, f"margin is {self.margin}.", "Give a cosine: -1 … 1.")
+        check(self.alpha >= 0, f"alpha is {self.alpha}.", "Give 0 or more.")
 
     def after_attention(self, layer: Layer, tokens: Tokens, attention: Attention) -> Tokens:
         """Merges ⌊T - T·keep⌋ of the T patches."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Matching
+from tokexport.graph_passes.reduction.merges import Matching, Selection
 from tokexport.graph_passes.reduction.method import Layer, Method, check, head_mean, option
 from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
@@ -52,9 +52,10 @@ class ToFu(Method):
         r = min(r, (count - tokens.special) // 2)
         if r <= 0:
             return tokens
-        matching = match_even_and_odd(head_mean(attention.k), r, tokens, order="index")
+        matching = match_even_and_odd(head_mean(attention.k), r, tokens)
         if layer.index <= layer.depth // 2:
-            return tokens.kept(matching)
+            stay = Selection(matching.sources(), count)
+            return tokens.kept(stay, matching.pruned(tokens.x))
         return tokens.merged(matching, self._mlerp(matching, tokens.x), None)
 
     def _mlerp(self, matching: Matching, x: Tensor) -> Tensor:

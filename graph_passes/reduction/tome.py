@@ -14,9 +14,7 @@ from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 
-def match_even_and_odd(
-    metric: Tensor, r: int, tokens: Tokens, order: str | None = None
-) -> Matching:
+def match_even_and_odd(metric: Tensor, r: int, tokens: Tokens) -> Matching:
     """Matches even tokens to odd ones by the cosine of a normalised metric (B, N, D).
 
     Special tokens stay out of it. What is left of the even ones stays in index order where there is
@@ -24,7 +22,7 @@ def match_even_and_odd(
     """
     others, a, b = even_and_odd(tokens.count, tokens.special)
     scores = metric[:, a] @ metric[:, b].transpose(-1, -2)
-    order = order or ("index" if tokens.special else "score")
+    order = "index" if tokens.special else "score"
     return match_rows(scores, r, order, tokens.x, others, a, b)
 
 
@@ -44,9 +42,14 @@ class ToMe(Method):
 
     def __post_init__(self) -> None:
         """Refuses a schedule that goes below nothing."""
-        smallest = min(self.r) if isinstance(self.r, tuple) else self.r
+        smallest = min(self.r, default=0) if isinstance(self.r, tuple) else self.r
         check(smallest >= 0, f"r is {smallest}.", "Give 0 or more tokens.")
         check(abs(self.inflection) <= 1, f"inflection is {self.inflection}.", "Give -1 … 1.")
+        check(
+            self.inflection == 0 or not isinstance(self.r, tuple),
+            "inflection bends one number r, and r is a list.",
+            "Leave one of them out.",
+        )
 
     def adds_sizes(self) -> bool:
         """Follows prop_attn."""

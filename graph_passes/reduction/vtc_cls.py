@@ -41,8 +41,13 @@ class VtcCls(Method):
     def acts_in(self, layer: Layer) -> bool:
         """Acts from the first block that counts to the second-to-last."""
         last = max(layer.depth - 2, 0)
-        start = 2 * layer.depth // 3 if self.start is None else self.start
-        return min(start, last) <= layer.index <= last
+        start = min(2 * layer.depth // 3, last) if self.start is None else self.start
+        check(
+            start <= last,
+            f"start is {start}, and the patches are selected behind block {last}.",
+            f"Give a block up to {last}.",
+        )
+        return start <= layer.index <= last
 
     def after_mlp(self, layer: Layer, tokens: Tokens, attention: Attention) -> Tokens:
         """Adds this block's attention up, and selects behind the last."""

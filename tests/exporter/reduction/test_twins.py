@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import torch
-from models.zoo import MODELS, tome
-from models.zoo.vit import IMAGE, seeded
+from models.zoo import MODELS, divprune, dpc_knn, dynamicvit, projector, pyra, tome
+from models.zoo.vit import IMAGE, Vit, seeded
 from torch import Tensor, nn
 
 import tokexport
@@ -37,6 +38,8 @@ TWINS: Final[dict[str, tuple[Build, str]]] = {
         lambda: seeded(0, distilled=True),
         "evit:keep=0.7,layers=[1,3],protect=1",
     ),
+    # The patched model leaves the patches in their own order: that changes no logit.
+    "top-k class attention": (lambda: seeded(0), "topk:keep=[1.0,0.69,0.66,1.0],layers=[1,2]"),
 }
 
 
@@ -45,13 +48,112 @@ def _first(result: Any) -> Tensor:
     return found
 
 
+def _images() -> Tensor:
+    return torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("name", TWINS)
 def test_it_equals_the_patched_model(name: str) -> None:
     build, recipe = TWINS[name]
-    x = torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(0))
+    x = _images()
     plain = build()
     reduced, patched = tokexport.reduce(plain, recipe, x[:1]), MODELS[name](0)[0]
     with torch.no_grad():
         found, wanted, unreduced = (_first(model(x)) for model in (reduced, patched, plain))
     torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-5)
     assert (unreduced - wanted).abs().max() > 1e-4  # the method did something
+
+
+def test_dynamicvit_equals_the_patched_model_of_the_same_predictors(tmp_path: Path) -> None:
+    patched = dynamicvit.build(0)[0]
+    assert isinstance(patched, dynamicvit.DynamicVit)
+    weights = {
+        f"blocks.{block}.reduction.{name}": tensor
+        for block, predictor in zip((1, 3), patched.score_predictor, strict=True)
+        for name, tensor in predictor.state_dict().items()
+    }
+    torch.save(weights, tmp_path / "predictors.pt")
+    plain, x = seeded(0), _images()
+    recipe = f"dynamicvit:keep=0.7,layers=[1,3],weights={tmp_path / 'predictors.pt'}"
+    reduced = tokexport.reduce(plain, recipe, x[:1])
+    with torch.no_grad():
+        found, wanted, unreduced = reduced(x), patched(x), plain(x)
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-5)
+    assert (unreduced - wanted).abs().max() > 1e-4
+
+
+def test_pyra_equals_the_patched_model_of_the_same_vectors(tmp_path: Path) -> None:
+    patched, _ = pyra.build(0)
+    assert isinstance(patched, Vit)
+    names = {"adapt_norm.weight": "norm.weight", "adapt_norm.bias": "norm.bias"}
+    names |= {"w_r": "a", "w_d": "b"}
+    weights = {
+        f"blocks.{number}.reduction.{names[name]}": tensor
+        for number, block in enumerate(patched.blocks)
+        for name, tensor in block.get_submodule("modulation").state_dict().items()
+    }
+    torch.save(weights, tmp_path / "vectors.pt")
+    plain, x = seeded(0), _images()
+    recipe = f"pyra:r=4,weights={tmp_path / 'vectors.pt'}"
+    reduced, tome_only = (tokexport.reduce(plain, one, x[:1]) for one in (recipe, "tome:r=4"))
+    with torch.no_grad():
+        found, unmodulated = (model(x).log_softmax(dim=-1) for model in (reduced, tome_only))
+        wanted = patched(x)
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-5)
+    assert (unmodulated - wanted).abs().max() > 1e-4
+
+
+def _features(recipe: str, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """What leaves the second-to-last block of a reduced ViT, without the class token."""
+    plain = seeded(0)
+    plain.load_state_dict(weights)
+    reduced = tokexport.reduce(plain, recipe, x[:1])
+    assert isinstance(reduced, Vit)
+    seen: list[Tensor] = []
+    reduced.blocks[-2].register_forward_hook(lambda block, args, out: seen.append(out))
+    with torch.no_grad():
+        reduced(x)
+    return seen[-1][:, 1:]
+
+
+def test_vtc_cls_equals_the_patched_model() -> None:
+    model, _ = projector.build_vtc_cls(0)
+    assert isinstance(model, projector.VtcCls)
+    x = _images()
+    features = _features("vtc-cls:tokens=9,start=1", model.vision_tower.state_dict(), x)
+    assert features.shape[1] == 9
+    with torch.no_grad():
+        found, wanted = model.mm_projector(features), model(x)
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_aim_equals_the_patched_models_merging(rounds: int) -> None:
+    tower, x = projector.Tower().eval(), _images()
+    found = _features(f"aim-merge:rounds={rounds}", tower.state_dict(), x)
+    with torch.no_grad():
+        wanted = tower(x).hidden_states[-2][:, 1:]
+        for _ in range(rounds):
+            wanted = projector.merge_half(wanted)
+    assert found.shape[1] == 36 // 2**rounds
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-5)
+
+
+def test_divprune_equals_the_patched_model() -> None:
+    model, _ = divprune.build(0)
+    assert isinstance(model, divprune.DivPrune)
+    x = _images()
+    features = _features("divprune:keep=0.25", model.vision_tower.state_dict(), x)
+    assert features.shape[1] == 9
+    with torch.no_grad():
+        found, wanted = model.mm_projector(features), model(x)
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-5)
+
+
+def test_dpcknn_equals_the_patched_models_clustering() -> None:
+    tower, x = projector.Tower().eval(), _images()
+    found = _features("dpcknn:keep=0.5,layers=[2]", tower.state_dict(), x)
+    with torch.no_grad():
+        tokens = {"x": tower(x).hidden_states[-2][:, 1:]}
+        dpc_knn.merge_tokens(tokens, dpc_knn.cluster_dpc_knn(tokens["x"], 18), 18)
+    torch.testing.assert_close(found, tokens["x"], rtol=0.0, atol=1e-5)
