@@ -12,7 +12,13 @@ from models.plain_vits import build, image
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.exporter.errors import ExporterError, GateError, ModelNotSupportedError, UsageError
+from tokexport.exporter.errors import (
+    ExporterError,
+    GateError,
+    ModelNotSupportedError,
+    NotRepeatableError,
+    UsageError,
+)
 from tokexport.graph_passes.reduction.errors import SurgeryError
 
 
@@ -99,24 +105,35 @@ def test_several_rows_of_blocks_want_a_name() -> None:
         torch.testing.assert_close(reduced(x), wanted, rtol=0.0, atol=1e-6)
 
 
-class _Counting(nn.Module):
-    """A block whose answer depends on how often it ran."""
+class _TwoFaced(nn.Module):
+    """A block that answers otherwise while it is traced, or every time."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, steady: bool) -> None:
         super().__init__()
-        self.block, self.runs = block, itertools.count()
+        self.block, self.steady, self.runs = block, steady, itertools.count()
 
     def forward(self, x: Tensor) -> Tensor:
         """Takes and returns (B, N, C)."""
-        result: Tensor = self.block(x) + next(self.runs) * torch.linspace(0.0, 0.1, x.shape[-1])
+        by = float(torch.compiler.is_exporting()) if self.steady else next(self.runs)
+        result: Tensor = self.block(x) + by * torch.linspace(0.0, 0.1, x.shape[-1])
         return result
 
 
+def _two_faced(steady: bool) -> nn.Module:
+    model = build("timm DeiT")
+    blocks = [_TwoFaced(block, steady) for block in model.blocks]  # type: ignore[union-attr,operator]
+    model.blocks = nn.Sequential(*blocks)
+    return model
+
+
 def test_a_surgery_that_changes_the_answer_fails_its_gate() -> None:
-    model, x = build("timm DeiT"), image()
-    model.blocks = nn.Sequential(*map(_Counting, model.blocks))  # type: ignore[attr-defined]
     with pytest.raises(GateError, match="nothing reduced, give another answer"):
-        tokexport.reduce(model, "tome", x)
+        tokexport.reduce(_two_faced(steady=True), "tome", image())
+
+
+def test_a_model_without_one_answer_is_told_so() -> None:
+    with pytest.raises(NotRepeatableError, match="another answer when it runs again"):
+        tokexport.reduce(_two_faced(steady=False), "tome", image())
 
 
 def test_a_recipe_comes_from_a_file(tmp_path: Path) -> None:
