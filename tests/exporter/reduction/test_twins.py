@@ -38,9 +38,11 @@ TWINS: Final[dict[str, tuple[Build, str]]] = {
         lambda: seeded(0, distilled=True),
         "evit:keep=0.7,layers=[1,3],protect=1",
     ),
-    # The patched model leaves the patches in their own order: that changes no logit.
     "top-k class attention": (lambda: seeded(0), "topk:keep=[1.0,0.69,0.66,1.0],layers=[1,2]"),
 }
+
+#: The patched model leaves the patches in their own order here; that changes no logit.
+OTHER_ORDER: Final = ("top-k class attention",)
 
 
 def _first(result: Any) -> Tensor:
@@ -58,10 +60,33 @@ def test_it_equals_the_patched_model(name: str) -> None:
     x = _images()
     plain = build()
     reduced, patched = tokexport.reduce(plain, recipe, x[:1]), MODELS[name](0)[0]
-    with torch.no_grad():
-        found, wanted, unreduced = (_first(model(x)) for model in (reduced, patched, plain))
+    (found, mine), (wanted, theirs), (unreduced, _) = (
+        _run(model, x) for model in (reduced, patched, plain)
+    )
     torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-5)
     assert (unreduced - wanted).abs().max() > 1e-4  # the method did something
+    assert [one.shape for one in mine] == [one.shape for one in theirs]
+    if name not in OTHER_ORDER:
+        for own, other in zip(mine, theirs, strict=True):  # the same decisions, in the same order
+            atol = 1e-5 * max(1.0, other.abs().max().item())
+            torch.testing.assert_close(own, other, rtol=0.0, atol=atol)
+
+
+def _run(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Returns a model's first output, and the tokens behind each block and at the last norm."""
+    seen: list[Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda norm, inputs: seen.append(inputs[0]))
+        for name, module in model.named_modules()
+        if name == "norm"
+    ]
+    blocks: Any = model.blocks
+    hooks += [block.register_forward_hook(lambda b, i, out: seen.append(out)) for block in blocks]
+    with torch.no_grad():
+        result = _first(model(x))
+    for hook in hooks:
+        hook.remove()
+    return result, seen
 
 
 def test_dynamicvit_equals_the_patched_model_of_the_same_predictors(tmp_path: Path) -> None:
