@@ -190,7 +190,7 @@ def test_a_reduction_that_does_not_fit(
 
 
 def test_surgery_that_changes_the_model_fails_its_gate(tmp_path: Path) -> None:
-    source = f"{MODELS}:plain_that_counts"
+    source = f"{MODELS}:plain_of_two_faces"
     answer = compile_model(source, tmp_path / "out", "--reduce", "tome", "--json")
     assert answer.code == 1
     assert answer.json["error"]["kind"] == "GateError"

@@ -5,7 +5,6 @@ Every function here is a factory: the command names it as ``models.cli_models:NA
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from pathlib import Path
@@ -68,16 +67,13 @@ class PlainBlock(nn.Module):
         return result
 
 
-class CountsRuns(PlainBlock):
-    """A block whose answer depends on how often it ran."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runs = itertools.count()
+class AnswersOtherwiseWhenTraced(PlainBlock):
+    """A block that a trace does not tell about."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, N, PLAIN_WIDTH)."""
-        return super().forward(x) + next(self.runs) * torch.linspace(0.0, 0.1, PLAIN_WIDTH)
+        """Takes and returns (B, N, C)."""
+        by = float(torch.compiler.is_exporting())
+        return super().forward(x) + by * torch.linspace(0.0, 0.1, x.shape[-1])
 
 
 class PlainVit(nn.Module):
@@ -303,9 +299,9 @@ def plain_of_one_batch() -> tuple[nn.Module, Tensor]:
     return PlainVit(batch=2).eval(), torch.zeros(2, 3, 24, 24)
 
 
-def plain_that_counts() -> tuple[nn.Module, Tensor]:
-    """Its blocks answer by how often they ran, which no surgery can keep."""
+def plain_of_two_faces() -> tuple[nn.Module, Tensor]:
+    """Its blocks answer otherwise while they are traced, which no surgery can keep."""
     model, x = plain_vit()
     assert isinstance(model, PlainVit)
-    model.blocks = nn.ModuleList(CountsRuns() for _ in range(3))
+    model.blocks = nn.ModuleList(AnswersOtherwiseWhenTraced() for _ in range(3))
     return model.eval(), x

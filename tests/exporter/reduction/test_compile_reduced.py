@@ -17,7 +17,6 @@ from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.inspection import GIVEN_MEANS, inspect
 from tokexport.exporter.report import render
-from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.runtimes import load
 from tokexport.runtimes.manifest import read_manifest
 from tokexport.runtimes.verification import verify_bundle
@@ -152,7 +151,7 @@ def test_inspect_counts_the_given_model_itself() -> None:
 
 def test_a_schedule_of_another_length_is_refused(tmp_path: Path) -> None:
     model, example = plain_vit()
-    with pytest.raises(SurgeryError, match="2 numbers, and the model has 3 blocks"):
+    with pytest.raises(UsageError, match="2 numbers, and the model has 3 blocks"):
         tokexport.compile(model, example, output=tmp_path / "out", reduce="tome:r=[4,4]")
     assert list(tmp_path.iterdir()) == []
 
