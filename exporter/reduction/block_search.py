@@ -37,8 +37,8 @@ class FoundBlock:
 def _candidates(model: FlatModel, inputs: Sequence[Tensor], path: str | None) -> list[list[Call]]:
     """Returns the lists of modules that might be the blocks, the largest first.
 
-    They are of one class, follow each other in one container, take (B, N, C) and give it back, and
-    run once each.
+    They follow each other in one container, take (B, N, C) and give it back, and run once each; at
+    least two are of one class. What has no parts of its own, such as a norm, is none of them.
 
     Raises:
         UsageError: There is no container of that name.
@@ -50,15 +50,18 @@ def _candidates(model: FlatModel, inputs: Sequence[Tensor], path: str | None) ->
         )
     calls = observe(model, inputs, lambda name: path is None or name.startswith(f"{path}."))
     times = Counter(call.path for call in calls)
-    groups: dict[tuple[str, type], list[Call]] = defaultdict(list)
+    groups: dict[str, list[Call]] = defaultdict(list)
     for call in calls:
         container = call.path.rpartition(".")[0]
-        if times[call.path] == 1 and (path is None or container == path):
-            groups[container, type(call.module)].append(call)
-    found = [group for group in groups.values() if any(True for _ in group[0].module.children())]
-    if path is None:
-        found = [group for group in found if len(group) > 1]
+        has_parts = next(call.module.children(), None) is not None
+        if times[call.path] == 1 and has_parts and (path is None or container == path):
+            groups[container].append(call)
+    found = [group for group in groups.values() if path is not None or _repeats(group)]
     return sorted(found, key=_weights, reverse=True)
+
+
+def _repeats(group: list[Call]) -> bool:
+    return max(Counter(type(call.module) for call in group).values()) > 1
 
 
 def _weights(group: list[Call]) -> int:

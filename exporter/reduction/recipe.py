@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import tomllib
 import types
@@ -132,10 +133,12 @@ def _split(options: str) -> list[str]:
 
 def _literal(text: str) -> Any:
     """Reads a number, true, false, a [list] or a text; all are JSON but a bare text."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    for read in (json.loads, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _read_file(path: Path) -> Recipe:
@@ -187,12 +190,14 @@ def _fitted(key: str, value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, list) and typing.get_origin(kind) is tuple:
             inner = typing.get_args(kind)[0]
             return tuple(_fitted(key, one, inner, where) for one in value)
+        if isinstance(value, float) and not math.isfinite(value):
+            break
         if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value) if int not in kinds or isinstance(value, float) else value
         if isinstance(kind, type) and type(value) is kind:
             return value
     raise UsageError(
-        f"Option '{key}' of the recipe is {json.dumps(value)}.",
+        f"Option '{key}' of the recipe is {json.dumps(value, default=str)}.",
         where=where,
         fix=f"Give {' or '.join(_KINDS.get(kind, 'a list: [1,2,3]') for kind in kinds)}.",
     )

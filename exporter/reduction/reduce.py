@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import InputConfig
-from tokexport.exporter.errors import (
-    GateError,
-    ModelNotSupportedError,
-    NotRepeatableError,
-    UsageError,
-)
+from tokexport.exporter.errors import ModelNotSupportedError, UsageError
 from tokexport.exporter.example_inputs import prepare
-from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
 from tokexport.exporter.reduction.observed_calls import Call
 from tokexport.exporter.reduction.recipe import Recipe, parse_recipe
 from tokexport.exporter.reduction.special_tokens import count_special_tokens, other_inputs
+from tokexport.exporter.reduction.surgery_gate import require_runs, surgery_error
 from tokexport.exporter.reduction.trained_weights import load_trained
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.source.in_memory import source_in_memory
@@ -39,9 +32,6 @@ from tokexport.graph_passes.reduction.reduced_block import (
     Surgery,
     reduced_block,
 )
-
-#: How far the surgery with nothing reduced may be from the model, relative to an output's scale.
-SURGERY_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -100,19 +90,27 @@ def reduce_flat(flat: FlatModel, inputs: Sequence[Tensor], recipe: Recipe) -> Re
         special = count_special_tokens(flat, inputs, first.path)
     _check(recipe.method, special, blocks)
     turns = any(term is not None for block in blocks for term in block.terms)
-    plain = _rebuilt(flat.model, blocks, Method(), Flow(special, traced=turns))
-    error = _surgery_error(flat, plain, other_inputs(inputs, 3))
+    error = surgery_error(
+        flat,
+        lambda method, flow: _rebuilt(flat.model, blocks, method, flow),
+        Flow(special, traced=turns),
+        len(blocks),
+        other_inputs(inputs, 3),
+    )
     restore = _restored_behind(recipe.restore, len(blocks))
     flow = Flow(special, traced=turns or bool(restore), restore=restore)
     model = _rebuilt(flat.model, blocks, recipe.method, flow)
     if recipe.weights is not None:
         load_trained(model, Path(recipe.weights))
+    require_runs(flat, model, inputs)
     return Reduction(model, recipe, tuple(b.call.path for b in blocks), special, error)
 
 
 def _check(method: Method, special: int, blocks: Sequence[FoundBlock]) -> None:
     """Refuses what the method needs and the model does not have."""
     tokens = int(blocks[0].call.x.shape[1])
+    if special < 0:
+        raise UsageError(f"protect={special}.", fix="Give 0 or more special tokens.")
     if special >= tokens:
         raise UsageError(
             f"protect={special} leaves no token to reduce.", fix=f"There are {tokens} tokens."
@@ -166,13 +164,15 @@ def _rebuilt(
     """Returns a copy of a model, on its own parameters, with reduced blocks in it."""
     copied = _copy_around_tensors(model)
     for index, block in enumerate(blocks):
-        container, _, name = block.call.path.rpartition(".")
-        parent = copied.get_submodule(container)
-        own = parent.get_submodule(name)
+        own = copied.get_submodule(block.call.path)
         surgery = Surgery(
             block.parts, block.terms, _form(block.call), method, Layer(index, len(blocks)), flow
         )
-        parent._modules[name] = reduced_block(own, surgery)
+        reduced = reduced_block(own, surgery)
+        for parent in list(copied.modules()):  # a block may be registered twice
+            for name, child in parent._modules.items():
+                if child is own:
+                    parent._modules[name] = reduced
     return copied
 
 
@@ -180,12 +180,12 @@ def _form(call: Call) -> BlockCall:
     """Returns how a block is called, without the values of the example."""
     leaves, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(call.leaves, call.tree))
     paths = [path for path, _ in leaves]
-    result: list[Any] = [None if isinstance(leaf, Tensor) else leaf for leaf in call.result]
+    result = [Mark.NOT_COMPUTED if isinstance(leaf, Tensor) else leaf for leaf in call.result]
     result[call.result_tokens] = Mark.TOKENS
     return BlockCall(
         paths[call.tokens],
         tuple(paths[position] for position in call.extras),
-        frozenset(path for path, leaf in leaves if leaf is None),
+        {path: leaf for path, leaf in leaves if not isinstance(leaf, Tensor)},
         pytree.tree_unflatten(result, call.result_tree),
     )
 
@@ -207,44 +207,3 @@ def _copy_around_tensors(model: nn.Module) -> nn.Module:
             fix="A reduced model copies the modules around the same weights: take what cannot "
             "be copied, such as locks and open files, out of them.",
         ) from error
-
-
-def _surgery_error(flat: FlatModel, plain: nn.Module, inputs: Sequence[Tensor]) -> float:
-    """Holds the surgery with nothing reduced to the model; returns the relative difference.
-
-    It is not a number where the model has no values, on torch's meta device.
-    """
-    if any(parameter.is_meta for parameter in plain.parameters()):
-        return math.nan
-    worst = 0.0
-    with evaluation(flat), evaluation(plain), torch.no_grad():
-        wanted = flat(*inputs)
-        found = FlatModel(plain, flat.spec)(*inputs)
-    for one, other in zip(wanted, found, strict=True):
-        if one.shape != other.shape:
-            raise GateError("The blocks taken apart give outputs of another shape.")
-        if one.numel():
-            scale = one.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-            worst = max(worst, float((one - other).abs().max() / scale))
-    if not worst <= SURGERY_TOLERANCE:
-        _require_one_answer(flat, inputs, wanted)
-        raise GateError(
-            "The model's blocks, taken apart and put together with nothing reduced, give another "
-            "answer.",
-            where=f"Off by {worst:.1e} of the output's scale; {SURGERY_TOLERANCE:.0e} is allowed.",
-            fix="The blocks hold something that depends on more than their tokens. Please report "
-            "the model.",
-        )
-    return worst
-
-
-def _require_one_answer(flat: FlatModel, inputs: Sequence[Tensor], first: Sequence[Tensor]) -> None:
-    """Refuses a model that differs from itself, before anything else is blamed."""
-    with evaluation(flat), torch.no_grad():
-        second = flat(*inputs)
-    if not all(torch.equal(one, other) for one, other in zip(first, second, strict=True)):
-        raise NotRepeatableError(
-            "The model gives another answer when it runs again on the same input.",
-            fix="Take the random numbers out of eval mode: what a reduction changes cannot be told "
-            "from them.",
-        )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import ReduceConfig
-from tokexport.exporter.errors import InternalError
+from tokexport.exporter.errors import InternalError, UsageError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reduction.recipe import parse_recipe, restoring
@@ -53,6 +53,13 @@ def reduced_source(source: Source, config: ReduceConfig) -> ReducedSource:
         raise InternalError("A model is reduced without a recipe.")
     recipe = parse_recipe(config.reduce)
     recipe = restoring(recipe) if config.restore else recipe
+    if recipe.method.needs_training and recipe.weights is None:
+        raise UsageError(
+            f"Method '{recipe.method.name}' has parameters of its own that only training gives.",
+            where=recipe.text,
+            fix="Pass weights=FILE with them: train tokexport.reduce(model, …) in Python, and save "
+            "its state dict.",
+        )
     flat, _, batches = prepare(source, config)
     inputs = tensors_of(next(iter(batches)))
     reduction = reduce_flat(flat, inputs, recipe)

@@ -13,11 +13,13 @@ from tokexport.exporter.reduction.observed_calls import observe
 
 
 def other_inputs(inputs: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:
-    """Returns random inputs of the same shapes; integers stay what they are."""
+    """Returns random inputs of the same shapes; integers other than pixels stay what they are."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(
         torch.randn(one.shape, generator=generator, dtype=one.dtype, device="cpu").to(one.device)
         if one.is_floating_point()
+        else torch.randint(0, 256, one.shape, generator=generator, dtype=one.dtype)
+        if one.dtype == torch.uint8
         else one
         for one in inputs
     )

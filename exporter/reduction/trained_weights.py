@@ -32,6 +32,8 @@ def load_trained(model: nn.Module, path: Path) -> None:
     names = trained_names(model)
     if not names:
         raise UsageError("The method has no trained parameters.", fix="Leave weights=… out.")
+    if not path.is_file():
+        raise UsageError("The method's weights are no file.", where=str(path))
     given = read_state_dict(path).tensors
     own = model.state_dict()
     misfits = [n for n in names if n not in given or given[n].shape != own[n].shape]

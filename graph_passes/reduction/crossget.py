@@ -48,7 +48,7 @@ class CrossGET(Method):
     The patches are sorted by their best similarity, and each may merge only into a later one, so
     that no two choose each other. The r of lowest cosine to the cross token minus best allowed
     similarity go, each into the most similar patch that stays; a group's weights are the softmax of
-    its inner_products to the cross token.
+    its cosines to the cross token.
     """
 
     name: ClassVar[str] = "crossget"

@@ -52,7 +52,7 @@ def find_attention(graph: Graph, x: Node) -> FoundAttention:
         SurgeryError: There is none, or more than one, or one with a mask or a bias.
     """
     fused = [node for node in graph.nodes if node.target is _FUSED]
-    by_hand = [node for node in graph.nodes if node.target in _SOFTMAX]
+    by_hand = [] if fused else [node for node in graph.nodes if node.target in _SOFTMAX]
     if len(fused) + len(by_hand) != 1:
         count = len(fused) + len(by_hand)
         raise SurgeryError(
@@ -113,9 +113,10 @@ def _by_hand(graph: Graph, softmax: Node) -> FoundAttention:
     """Reads matmul, scale, softmax, matmul."""
     result = softmax
     while result is softmax or result.target in _PASSED:
-        if len(result.users) != 1:
+        readers = [user for user in result.users if user.users or user.op == "output"]
+        if len(readers) != 1:
             raise _unread(softmax, "its probabilities are read by more than the values' product")
-        (result,) = result.users
+        (result,) = readers
     if result.target not in _PRODUCTS:
         raise _unread(softmax, f"{result.target} follows its softmax")
     v = result.args[1]

@@ -31,11 +31,11 @@ class PositionTerm:
         """Returns the rows of the tokens there are, where they come from known.
 
         Args:
-            term: (…, N0 - skipped, D).
+            term: (N0 - skipped, D), with heads or a batch and heads before it where it has them.
             tokens: N of them.
 
         Returns:
-            The term itself where nothing says that tokens moved, else (B, 1, N - skipped, D).
+            The term itself where nothing says that tokens moved, else (B, 1 or H, N - skipped, D).
         """
         if tokens.trace is None:
             return term
@@ -46,11 +46,10 @@ class PositionTerm:
                 fix="Take a method that selects or merges tokens.",
             )
         rows = origins[:, self.skipped :] - self.skipped
-        batch, kept = rows.shape
-        whole = term if term.dim() > 2 else term[None]
-        whole = whole.expand(batch, *whole.shape[-2:]) if whole.dim() == 3 else whole[:, 0]
-        whole = whole.expand(batch, -1, -1)
-        return whole.gather(1, rows[..., None].expand(batch, kept, whole.shape[-1]))[:, None]
+        whole = term[(None,) * (4 - term.dim())]  # (1 or B, 1 or H, N0 - skipped, D)
+        heads, width = whole.shape[1], whole.shape[3]
+        whole = whole.expand(rows.shape[0], -1, -1, -1)
+        return whole.gather(2, rows[:, None, :, None].expand(-1, heads, -1, width))
 
 
 def position_terms(program: ExportedProgram) -> tuple[PositionTerm | None, ...]:
@@ -65,11 +64,11 @@ def position_terms(program: ExportedProgram) -> tuple[PositionTerm | None, ...]:
     given = [s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
     by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     x, *extras = (by_name[name] for name in given)
-    tokens = x.meta["val"].shape[1]
-    return tuple(_term(extra, tokens) for extra in extras)
+    batch, tokens, _ = x.meta["val"].shape
+    return tuple(_term(extra, batch, tokens) for extra in extras)
 
 
-def _term(extra: Node, tokens: torch.SymInt) -> PositionTerm | None:
+def _term(extra: Node, batch: torch.SymInt, tokens: torch.SymInt) -> PositionTerm | None:
     """Reads one tensor: the axis of tokens is the last but one.
 
     Where the block's code lets its size and the number of tokens vary apart, those of the example
@@ -82,7 +81,8 @@ def _term(extra: Node, tokens: torch.SymInt) -> PositionTerm | None:
             difference = tokens.node.expr - size.node.expr
             if difference.is_number:
                 following[axis - len(shape)] = int(difference)
-    if not following and len(shape) > 1 and isinstance(shape[-2], torch.SymInt):
+    free = len(shape) > 1 and isinstance(shape[-2], torch.SymInt)
+    if not following and free and shape[-2].node.expr != batch.node.expr:
         skipped = int(tokens.node.hint) - int(shape[-2].node.hint)
         following = {-2: skipped} if 0 <= skipped <= MOST_SPECIAL else {}
     if not following:

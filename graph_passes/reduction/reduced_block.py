@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -24,9 +26,10 @@ _NOTHING = Method()
 
 
 class Mark(enum.Enum):
-    """Stands for something that each run has anew."""
+    """Stands for a tensor of a block's result: one that each run has anew, or none has any more."""
 
     TOKENS = enum.auto()
+    NOT_COMPUTED = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,13 @@ class BlockCall:
     Attributes:
         tokens: Where among (args, kwargs) the tokens are.
         extras: Where the other tensors are, such as rotary positions.
-        nothing: Where None was.
+        settings: What was no tensor, by its place: numbers, flags, None.
         result: What a block returns, with ``Mark.TOKENS`` where the tokens are.
     """
 
     tokens: Any
     extras: tuple[Any, ...]
-    nothing: frozenset[Any]
+    settings: Mapping[Any, Any]
     result: Any
 
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
@@ -58,13 +61,22 @@ class BlockCall:
         given = {path: leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
         new = set(given) - {self.tokens, *self.extras}
         if torch.compiler.is_exporting():
-            new -= self.nothing
+            new -= {path for path, setting in self.settings.items() if setting is None}
         if new or not {self.tokens, *self.extras} <= set(given):
             raise SurgeryError(
                 "The model calls its blocks with other tensors than when it was reduced.",
                 where=f"Now: {', '.join(map(pytree.keystr, given))}.",
                 fix="Reduce it on example inputs of the kind it will run on.",
             )
+        for path, leaf in leaves:
+            setting = self.settings.get(path)
+            if isinstance(setting, bool | int | float | str) and leaf != setting:
+                raise SurgeryError(
+                    f"The model calls its blocks with {leaf!r}, and with {setting!r} when it was "
+                    "reduced.",
+                    where=f"At {pytree.keystr(path)} of (args, kwargs).",
+                    fix="Reduce it as it will run: what is no tensor is fixed by the example.",
+                )
         return given[self.tokens], [given[path] for path in self.extras]
 
     def answer(self, x: Tensor) -> Any:
@@ -83,18 +95,25 @@ class Flow:
 
     def __init__(self, special: int, traced: bool, restore: frozenset[int] = frozenset()) -> None:
         self.special, self.traced, self.restore = special, traced, restore
-        self._tokens: Tokens | None = None
-        self._shown: Tensor | None = None
+        self._between: dict[int, tuple[Tokens, Tensor | None]] = {}  # by thread
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what a run that was cut short left between two blocks."""
+        return {**self.__dict__, "_between": {}}
 
     def enter(self, layer: Layer, x: Tensor) -> Tokens:
         """Returns what enters a block whose input is x (B, N, C)."""
+        tokens, shown = self._between.pop(threading.get_ident(), (None, None))
         if layer.index == 0:
             trace = _first_trace(x) if self.traced else None
             return Tokens(x, self.special, x.shape[1], trace=trace)
-        tokens, shown = self._tokens, self._shown
-        self._tokens = self._shown = None
         if tokens is None:
-            raise SurgeryError("A block ran without the one before it.")
+            raise SurgeryError(
+                "A block ran without the one before it.",
+                where=f"Block {layer.index}.",
+                fix="Run the whole model: blocks alone, and checkpointed ones that run again, have "
+                "no tokens handed on to them.",
+            )
         if x is shown:
             return tokens
         if x.shape != tokens.x.shape:
@@ -102,19 +121,18 @@ class Flow:
                 f"Between two blocks the model itself made tokens {tuple(x.shape)} of "
                 f"{tuple(tokens.x.shape)}.",
                 where=f"Before block {layer.index}.",
-                fix="Reduce only blocks that follow each other directly, with layers=[…].",
+                fix="Reduce a model whose blocks hand their tokens to each other as they are.",
             )
         return tokens.with_x(x)
 
     def leave(self, layer: Layer, tokens: Tokens) -> Tensor:
         """Keeps what leaves a block for the next, and returns what the model sees of it."""
-        last = layer.index == layer.depth - 1
-        self._tokens = None if last else tokens
-        if layer.index not in self.restore or tokens.trace is None:
-            return tokens.x
-        shown = tokens.trace.restored(tokens.x)
-        self._shown = None if last else shown
-        return shown
+        shown = None
+        if layer.index in self.restore and tokens.trace is not None:
+            shown = tokens.trace.restored(tokens.x)
+        if layer.index < layer.depth - 1:
+            self._between[threading.get_ident()] = tokens, shown
+        return tokens.x if shown is None else shown
 
 
 def _first_trace(x: Tensor) -> Trace:
@@ -174,6 +192,7 @@ def reduced_block(block: nn.Module, surgery: Surgery) -> ReducedBlock:
     """
     reduced = _blank(type(block))
     reduced.__dict__.update(block.__dict__)
+    reduced.__dict__.pop("forward", None)  # one that was set on the block is traced already
     reduced._modules = dict(block._modules)
     reduced.surgery = surgery
     if surgery.method.acts_in(surgery.layer):

@@ -1,0 +1,165 @@
+"""Holds the surgery itself to the model as given, before any token is reduced.
+
+With nothing reduced the blocks, taken apart and put together, must give the model's answer. And
+with the patches in another order from the first block on, and back in their own behind the last,
+they must give it too: a block that computes positions from where a token stands would mix them up
+as soon as tokens go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from tokexport.exporter.capture import FlatModel, raised_at
+from tokexport.exporter.errors import ExporterError, GateError, NotRepeatableError
+from tokexport.exporter.module_state import evaluation
+from tokexport.graph_passes.reduction.attention import Attention
+from tokexport.graph_passes.reduction.errors import SurgeryError
+from tokexport.graph_passes.reduction.merges import Selection, behind_special
+from tokexport.graph_passes.reduction.method import Block, Layer, Method
+from tokexport.graph_passes.reduction.reduced_block import Flow, ReducedBlock
+from tokexport.graph_passes.reduction.tokens import Tokens
+
+#: How far the surgery with nothing reduced may be from the model, relative to an output's scale.
+SURGERY_TOLERANCE: Final = 1e-5
+#: Builds the model with a method in its blocks.
+Rebuild = Callable[[Method, Flow], nn.Module]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shuffled(Method):
+    """Puts the patches in another order before the first block."""
+
+    def before_attention(
+        self, layer: Layer, tokens: Tokens, block: Block
+    ) -> tuple[Tokens, Attention]:
+        if layer.index == 0:
+            patches = tokens.count - tokens.special
+            order = torch.randperm(patches, generator=torch.Generator().manual_seed(0))
+            index = order.to(tokens.x.device).expand(tokens.x.shape[0], -1) + tokens.special
+            by = Selection(behind_special(tokens.special, index), tokens.count)
+            tokens = tokens.merged(by, by(tokens.x), None)
+        return tokens, block.attention(tokens)
+
+
+def surgery_error(
+    flat: FlatModel, rebuild: Rebuild, flow: Flow, depth: int, inputs: Sequence[Tensor]
+) -> float:
+    """Returns the largest difference to the model, relative to an output's scale.
+
+    It is not a number where the model has no values, on torch's meta device.
+
+    Raises:
+        GateError: The answer is another one.
+        NotRepeatableError: The model differs from itself.
+        SurgeryError: The blocks are reached by another path, or tell tokens by where they stand.
+    """
+    if any(parameter.is_meta for parameter in flat.parameters()):
+        return math.nan
+    with evaluation(flat), torch.no_grad():
+        wanted = flat(*inputs)
+    plain = _distance(flat, rebuild(Method(), flow), depth, inputs, wanted)
+    if not plain <= SURGERY_TOLERANCE:
+        _require_one_answer(flat, inputs, wanted)
+        raise GateError(
+            "The model's blocks, taken apart and put together with nothing reduced, give another "
+            "answer.",
+            where=f"Off by {plain:.1e} of the output's scale; {SURGERY_TOLERANCE:.0e} is allowed.",
+            fix="The blocks hold something that depends on more than their tokens. Please report "
+            "the model.",
+        )
+    followed = Flow(flow.special, traced=True, restore=frozenset({depth - 1}))
+    shuffled = _distance(flat, rebuild(_Shuffled(), followed), depth, inputs, wanted)
+    if not shuffled <= SURGERY_TOLERANCE:
+        raise SurgeryError(
+            "The model tells its tokens apart by where they stand, in its blocks or between them, "
+            "and a reduction moves them.",
+            where=f"With the patches in another order its answer is off by {shuffled:.1e} of its "
+            "scale.",
+            fix="Reduce a model whose positions are added before the blocks, or enter each block "
+            "as a tensor with a row for each token.",
+        )
+    return max(plain, shuffled)
+
+
+def require_runs(flat: FlatModel, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Runs a reduced model once, so that what fails with fewer tokens is told at once.
+
+    Raises:
+        SurgeryError: The method cannot work on it, or what follows the blocks needs all tokens.
+    """
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        _run(FlatModel(model, flat.spec), inputs, "With fewer tokens the model fails")
+
+
+def _run(model: FlatModel, inputs: Sequence[Tensor], what: str) -> tuple[Tensor, ...]:
+    try:
+        with evaluation(model), torch.no_grad():
+            results: tuple[Tensor, ...] = model(*inputs)
+            return results
+    except (ExporterError, SurgeryError):
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise SurgeryError(
+            f"{what}: {type(error).__name__}: {first}",
+            where=raised_at(error),
+            fix="Where what follows the blocks needs every token, put them back with restore=true, "
+            "or with restore=[…] behind each block whose output is read.",
+        ) from error
+
+
+def _distance(
+    flat: FlatModel,
+    rebuilt: nn.Module,
+    depth: int,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+) -> float:
+    runs: Counter[int] = Counter()
+
+    def count(block: nn.Module, args: Any, result: Any) -> None:
+        runs[id(block)] += 1
+
+    blocks = [module for module in rebuilt.modules() if isinstance(module, ReducedBlock)]
+    hooks = [block.register_forward_hook(count) for block in blocks]
+    found = _run(FlatModel(rebuilt, flat.spec), inputs, "Taken apart, the model fails")
+    for hook in hooks:
+        hook.remove()
+    if len(blocks) != depth or any(runs[id(block)] != 1 for block in blocks):
+        raise SurgeryError(
+            f"Of the model's {depth} blocks {sum(map(bool, runs.values()))} run where they are "
+            "registered: it reaches them by another path, such as a plain list.",
+            fix="Let forward call the blocks of one nn.ModuleList or nn.Sequential.",
+        )
+    if [one.shape for one in found] != [one.shape for one in wanted]:
+        raise GateError("The blocks taken apart give outputs of another shape.")
+    return max(map(_relative, wanted, found), default=0.0)
+
+
+def _relative(wanted: Tensor, found: Tensor) -> float:
+    if not wanted.numel():
+        return 0.0
+    if not wanted.is_floating_point():
+        return 0.0 if torch.equal(wanted, found) else math.inf
+    scale = wanted.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((wanted - found).abs().max() / scale)
+
+
+def _require_one_answer(flat: FlatModel, inputs: Sequence[Tensor], first: Sequence[Tensor]) -> None:
+    """Refuses a model that differs from itself, before anything else is blamed."""
+    with evaluation(flat), torch.no_grad():
+        second = flat(*inputs)
+    if not all(torch.equal(one, other) for one, other in zip(first, second, strict=True)):
+        raise NotRepeatableError(
+            "The model gives another answer when it runs again on the same input.",
+            fix="Take the random numbers out of eval mode: what a reduction changes cannot be told "
+            "from them.",
+        )
