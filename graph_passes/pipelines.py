@@ -22,6 +22,7 @@ from tokexport.graph_passes.torch_passes.distances import Distances
 from tokexport.graph_passes.torch_passes.drop_full_masks import DropFullMasks
 from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
 from tokexport.graph_passes.torch_passes.drop_unread_columns import DropUnreadColumns
+from tokexport.graph_passes.torch_passes.drop_unread_rows import DropUnreadRows
 from tokexport.graph_passes.torch_passes.flatten_attention import FlattenAttention
 from tokexport.graph_passes.torch_passes.fold_transforms import FoldTransforms
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
@@ -66,6 +67,7 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     ZeroBlindQueries(),
     FlattenAttention(),
     RecogniseAttention(),
+    DropUnreadRows(),
     DropUnreadColumns(),
 )
 
