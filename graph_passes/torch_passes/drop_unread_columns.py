@@ -103,6 +103,14 @@ class DropUnreadColumns(TorchPass):
         return changed
 
 
+def columns_read(linear: Node) -> int:
+    """Returns how many columns of a linear layer are computed once nothing unread is."""
+    columns, found = shape_of(linear)[-1], _find(linear)
+    if found is None or not found.read:
+        return columns
+    return columns // found.parts * len(found.read)
+
+
 def own_projection(edit: Editor, node: Node) -> Node | None:
     """Computes one of several parts of a projection by a layer of its own.
 
@@ -126,6 +134,8 @@ def own_projection(edit: Editor, node: Node) -> Node | None:
 
 def _find(linear: Node) -> Projection | None:
     """Returns how a layer is read, or None where some reader is not understood."""
+    if len(shape_of(operand(linear, "weight"))) != 2:
+        return None
     shape = shape_of(linear)
     source, view, permute, along, parts = linear, None, None, len(shape) - 1, shape[-1]
     if follower := _only_reader(source, *_VIEWS):
