@@ -240,13 +240,3 @@ def _check_static(program: ExportedProgram) -> None:
                     where=f"At {source_line(node)}" if source_line(node) else f"Node {node.name}",
                     fix=FIX,
                 )
-
-
-def token_schedule(program: ExportedProgram) -> tuple[int, ...]:
-    """Returns the number of tokens that each attention of a rewritten graph sees."""
-    attention = torch.ops.tokexport.sized_attention.default
-    return tuple(
-        int(node.args[1].meta["val"].shape[2])
-        for node in program.graph.nodes
-        if node.target is attention
-    )

@@ -20,7 +20,6 @@ from tokexport.exporter import float64_error, hops
 from tokexport.exporter.benchmark import require_speedup
 from tokexport.exporter.build import ARTIFACT, build
 from tokexport.exporter.bundle import BundleWriter, save_reference
-from tokexport.exporter.capture import token_schedule
 from tokexport.exporter.config import CompileConfig, CompileOptions
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import GateError
@@ -44,7 +43,6 @@ from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.exporter.told_hops import ToldHops
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import unlifted
-from tokexport.graph_passes.torch_passes.infrastructure import run_passes
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import NoDeviceError
 from tokexport.runtimes.loading import open_runner
@@ -158,8 +156,8 @@ def compile(
             proof.check("captured", hops.run_graph(captured, batches, names))
 
         with stage("rewrite"):
-            rewritten = run_passes(program, pipelines.REWRITE)
-            schedule = token_schedule(rewritten.program)
+            rewritten = pipelines.rewrite(program)
+            schedule = rewritten.token_schedule
             known |= {"token_schedule": schedule, "recognised": rewritten.recognised}
             kept.save_program("rewritten", rewritten.program)
             told = ToldHops(

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 from torch.export import ExportedProgram
 
-from tokexport.exporter.capture import FlatModel, capture, token_schedule
+from tokexport.exporter.capture import FlatModel, capture
 from tokexport.exporter.config import PRECISIONS, ReduceConfig
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.example_inputs import prepare
@@ -35,7 +35,6 @@ from tokexport.graph_passes.left_generic import left_generic
 from tokexport.graph_passes.macs import NodeMacs, count_macs
 from tokexport.graph_passes.product_kinds import Kind, ProductKinds
 from tokexport.graph_passes.torch_passes.calls import operator_name
-from tokexport.graph_passes.torch_passes.infrastructure import run_passes
 from tokexport.graph_passes.unreduced import unreduced_macs
 
 SCHEMA_VERSION: Final = 1
@@ -175,12 +174,11 @@ def inspect(
             if reduced is not None:
                 unreduced = macs_by_kind(reduced.unreduced, batches)
         with checklist.stage("rewrite"):
-            rewritten = run_passes(program, pipelines.REWRITE).program
-            parts = counted.parts(rewritten)
+            rewritten = pipelines.rewrite(program, counted.look)
         verdicts = []
         if targets:
             with checklist.stage("emit"):
-                onnx_model = emitted(rewritten, flat.spec.names)
+                onnx_model = emitted(rewritten.program, flat.spec.names)
         for target in targets:
             with checklist.stage(target):
                 verdicts.append(ask(target, onnx_model))
@@ -188,11 +186,11 @@ def inspect(
         source=source.location,
         inputs={spec.name: spec.shape for spec in specs},
         batch=batch,
-        blocks=parts[:-1],
-        outside=parts[-1],
+        blocks=counted.parts[:-1],
+        outside=counted.parts[-1],
         macs=counted.total,
         unreduced=unreduced,
-        token_schedule=token_schedule(rewritten),
+        token_schedule=rewritten.token_schedule,
         noise=noise,
         targets=tuple(verdicts),
         recipe="" if reduced is None else reduced.use.recipe,
@@ -220,7 +218,14 @@ class _Count:
     Args:
         program: The captured program.
         batch: Images in a run.
+
+    Attributes:
+        total: Multiply-accumulates of the whole, by kind.
+        unreduced: Those without the reduction.
+        parts: A part per block, and last what lies outside all; there once ``look`` was called.
     """
+
+    parts: tuple[Part, ...]
 
     def __init__(self, program: ExportedProgram, batch: int) -> None:
         nodes = count_macs(program)
@@ -236,8 +241,8 @@ class _Count:
         self.total = _by_kind(_summed(nodes))
         self.unreduced = _by_kind(unreduced_macs(nodes, blocks, self._tokens, batch))
 
-    def parts(self, rewritten: ExportedProgram) -> tuple[Part, ...]:
-        """Returns a part per block, and last what lies outside all."""
+    def look(self, rewritten: ExportedProgram) -> None:
+        """Finds the parts in the rewritten program before what nothing reads is dropped."""
         blocks = Blocks(rewritten, self._paths)
         recognised: dict[int | None, Counter[str]] = {}
         for node in rewritten.graph.nodes:
@@ -263,7 +268,7 @@ class _Count:
                     generic=tuple(generic.get(position, ())),
                 )
             )
-        return tuple(parts)
+        self.parts = tuple(parts)
 
 
 def _summed(nodes: Sequence[NodeMacs]) -> Counter[str]:

@@ -302,11 +302,11 @@ def find_decisions(graph: Graph) -> Iterator[Node]:
     for node in list(graph.nodes):
         if node.op == "placeholder" or any(source in reached for source in node.all_input_nodes):
             reached.add(node)
-            if _decides(node):
+            if decides(node):
                 yield node
 
 
-def _decides(node: Node) -> bool:
+def decides(node: Node) -> bool:
     """Tells whether a call turns floating-point numbers into positions or truth values."""
     if is_call(node, torch.ops.tokexport.bipartite_match.default):
         return True

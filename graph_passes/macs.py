@@ -2,7 +2,8 @@
 
 A product of (m, k) and (k, n) costs m · n · k, a convolution its outputs times the inputs that each
 of them reads, an attention both of its products. Biases, activations and softmax cost nothing, and
-moving rows costs nothing: the convention of the papers. Normalisations are counted apart, as fvcore
+moving rows costs nothing: the convention of the papers. Columns of a linear layer that nothing
+reads cost nothing either: no target computes them. Normalisations are counted apart, as fvcore
 counts them (``fvcore.nn.jit_handles.norm_flop_counter``): 5 operations for each element with a
 scale and a shift, 4 without; a batch normalisation with fixed statistics 2 or 1.
 
@@ -34,6 +35,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     shape_of,
     value,
 )
+from tokexport.graph_passes.torch_passes.drop_unread_columns import columns_read
 from tokexport.graph_passes.torch_passes.editor import aten, source_line
 
 
@@ -108,9 +110,13 @@ def _count(node: Node, kinds: ProductKinds) -> NodeMacs | None:
 
 
 def _linear(node: Node, kinds: ProductKinds) -> NodeMacs:
-    *outputs, inputs = shape_of(operand(node, "weight"))
+    inputs = shape_of(operand(node, "weight"))[-1]
     rows = prod(shape_of(operand(node, "input"))[:-1])
-    return NodeMacs(node, kinds.kind(node), (rows, prod(outputs), inputs), rows_axis=0)
+    return NodeMacs(node, kinds.kind(node), (rows, _outputs(node), inputs), rows_axis=0)
+
+
+def _outputs(linear: Node) -> int:
+    return columns_read(linear) if len(shape_of(operand(linear, "weight"))) > 1 else 1
 
 
 def _bilinear(node: Node, kinds: ProductKinds) -> NodeMacs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import onnx_ir as ir
@@ -11,6 +13,7 @@ from onnx_ir.passes.common import (
     InlinePass,
     RemoveUnusedNodesPass,
 )
+from torch.export import ExportedProgram
 
 from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDeconvolution
 from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
@@ -22,10 +25,11 @@ from tokexport.graph_passes.torch_passes.distances import Distances
 from tokexport.graph_passes.torch_passes.drop_full_masks import DropFullMasks
 from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
 from tokexport.graph_passes.torch_passes.drop_unread_columns import DropUnreadColumns
+from tokexport.graph_passes.torch_passes.drop_unread_rows import DropUnreadRows
 from tokexport.graph_passes.torch_passes.flatten_attention import FlattenAttention
 from tokexport.graph_passes.torch_passes.fold_transforms import FoldTransforms
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.infrastructure import Rewritten, TorchPass, run_passes
 from tokexport.graph_passes.torch_passes.match_every_row import MatchEveryRow
 from tokexport.graph_passes.torch_passes.products_as_matmul import ProductsAsMatmul
 from tokexport.graph_passes.torch_passes.read_means import ReadMeans
@@ -66,8 +70,10 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     ZeroBlindQueries(),
     FlattenAttention(),
     RecogniseAttention(),
-    DropUnreadColumns(),
 )
+
+#: Behind it, for every target: what nothing reads is not computed.
+TRIM: Final[tuple[TorchPass, ...]] = (DropUnreadRows(), DropUnreadColumns())
 
 #: What every target ends with: no traces of the person's machine in the artifact.
 _FINISH: Final = (ClearMetadataAndDocStringPass(),)
@@ -100,6 +106,27 @@ LOWER: Final[dict[str, tuple[PassBase, ...]]] = {
     "openvino": LOWER_FOR_OPENVINO,
     "trt": LOWER_FOR_TRT,
 }
+
+
+def rewrite(
+    program: ExportedProgram, look: Callable[[ExportedProgram], object] | None = None
+) -> Rewritten:
+    """Runs ``REWRITE`` and then ``TRIM`` over a functional program, in place.
+
+    Args:
+        program: The captured program.
+        look: Reads the program in between, when it is still all that the model is made of.
+
+    Returns:
+        What is shipped; what it says was recognised is what was there before ``TRIM``.
+    """
+    recognised = run_passes(program, REWRITE)
+    if look is not None:
+        look(recognised.program)
+    trimmed = run_passes(recognised.program, TRIM)
+    return replace(
+        recognised, program=trimmed.program, changes=recognised.changes | trimmed.changes
+    )
 
 
 def lower(model: ir.Model, target: str) -> ir.Model:

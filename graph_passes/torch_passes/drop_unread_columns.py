@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 from typing import Any, ClassVar, Final
@@ -103,8 +103,39 @@ class DropUnreadColumns(TorchPass):
         return changed
 
 
+def columns_read(linear: Node) -> int:
+    """Returns how many columns of a linear layer are computed once nothing unread is."""
+    columns, found = shape_of(linear)[-1], _find(linear)
+    if found is None or not found.read:
+        return columns
+    return columns // found.parts * len(found.read)
+
+
+def own_projection(edit: Editor, node: Node) -> Node | None:
+    """Computes one of several parts of a projection by a layer of its own.
+
+    Returns:
+        What takes the place of the part, or None where it is none, or the only one.
+    """
+    linear = node
+    while not is_call(linear, aten.linear.default):
+        if not is_call(linear, operator.getitem, aten.permute.default, *_VIEWS, *_SELECTIONS):
+            return None
+        linear = linear.all_input_nodes[0]
+    found = _find(linear) if linear is not node else None
+    if found is None or len(found.reads) < 2:
+        return None
+    for one in found.reads:
+        if one.node is node and one.start < one.stop:
+            alone = replace(found, reads=(one,))
+            return _part(edit, alone, one, _narrowed(edit, alone))
+    return None
+
+
 def _find(linear: Node) -> Projection | None:
     """Returns how a layer is read, or None where some reader is not understood."""
+    if len(shape_of(operand(linear, "weight"))) != 2:
+        return None
     shape = shape_of(linear)
     source, view, permute, along, parts = linear, None, None, len(shape) - 1, shape[-1]
     if follower := _only_reader(source, *_VIEWS):
@@ -163,23 +194,29 @@ def _items(node: Node) -> list[tuple[Node, int]]:
 
 
 def _narrow(edit: Editor, found: Projection) -> None:
-    linear, kept = found.linear, found.read
-    columns = shape_of(linear)[-1] // found.parts
-    weight, bias = operand(linear, "weight"), argument(linear, "bias")
-    with edit.before(linear):
-        weight = _taken(edit, weight, kept, columns)
-        bias = _taken(edit, bias, kept, columns) if is_tensor(bias) else None
-        result = edit.call(aten.linear.default, operand(linear, "input"), weight, bias)
-        if found.view is not None:
-            place = len(shape_of(linear)) - 1
-            behind = shape_of(found.view)[place + 1 :]
-            assert prod(behind) == columns
-            result = edit.view(result, (*shape_of(linear)[:-1], len(kept), *behind))
-        if found.permute is not None:
-            result = edit.permute(result, argument(found.permute, "dims"))
+    with edit.before(found.linear):
+        result = _narrowed(edit, found)
     for one in found.reads:
         with edit.before(one.node):
             edit.replace(one.node, _part(edit, found, one, result))
+
+
+def _narrowed(edit: Editor, found: Projection) -> Node:
+    """Inserts the layer with the columns that are read, and its view and permutation."""
+    linear, kept = found.linear, found.read
+    columns = shape_of(linear)[-1] // found.parts
+    weight, bias = operand(linear, "weight"), argument(linear, "bias")
+    weight = _taken(edit, weight, kept, columns)
+    bias = _taken(edit, bias, kept, columns) if is_tensor(bias) else None
+    result = edit.call(aten.linear.default, operand(linear, "input"), weight, bias)
+    if found.view is not None:
+        place = len(shape_of(linear)) - 1
+        behind = shape_of(found.view)[place + 1 :]
+        assert prod(behind) == columns
+        result = edit.view(result, (*shape_of(linear)[:-1], len(kept), *behind))
+    if found.permute is not None:
+        result = edit.permute(result, argument(found.permute, "dims"))
+    return result
 
 
 def _taken(edit: Editor, weight: Node, kept: Sequence[int], columns: int) -> Node:

@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 
 from tokexport.graph_passes.errors import PassError
 from tokexport.graph_passes.ops import NAMESPACE
-from tokexport.graph_passes.torch_passes.calls import CONSTANT
+from tokexport.graph_passes.torch_passes.calls import CONSTANT, operand, operator_name, shape_of
 from tokexport.graph_passes.torch_passes.editor import Editor
 
 
@@ -40,21 +40,19 @@ class TorchPass(ABC):
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A rewritten program and how many places each pass changed."""
+    """A rewritten program, and what its model is made of.
+
+    Attributes:
+        program: The program.
+        changes: How many places each pass changed.
+        recognised: How many calls of each operator of the domain were found.
+        token_schedule: The number of tokens that each attention found sees.
+    """
 
     program: ExportedProgram
     changes: dict[str, int]
-
-    @property
-    def recognised(self) -> dict[str, int]:
-        """How many calls of each operator of the domain the graph holds."""
-        targets = [node.target for node in self.program.graph.nodes if node.op == "call_function"]
-        names = Counter(
-            target.name().removeprefix(f"{NAMESPACE}::")
-            for target in targets
-            if isinstance(target, OpOverload) and target.namespace == NAMESPACE
-        )
-        return dict(sorted(names.items()))
+    recognised: dict[str, int]
+    token_schedule: tuple[int, ...]
 
 
 def check_order(passes: Sequence[TorchPass]) -> None:
@@ -90,7 +88,25 @@ def run_passes(program: ExportedProgram, passes: Sequence[TorchPass]) -> Rewritt
     _add_constants(program, edit)
     _name_outputs(program, graph)
     program.graph_module.recompile()
-    return Rewritten(program, changes)
+    return Rewritten(program, changes, _recognised(graph), _token_schedule(graph))
+
+
+def _recognised(graph: Graph) -> dict[str, int]:
+    targets = [node.target for node in graph.nodes if node.op == "call_function"]
+    names = Counter(
+        target.name().removeprefix(f"{NAMESPACE}::")
+        for target in targets
+        if isinstance(target, OpOverload) and target.namespace == NAMESPACE
+    )
+    return dict(sorted(names.items()))
+
+
+def _token_schedule(graph: Graph) -> tuple[int, ...]:
+    return tuple(
+        shape_of(operand(node, "k"))[2]
+        for node in graph.nodes
+        if node.op == "call_function" and operator_name(node) == f"{NAMESPACE}.sized_attention"
+    )
 
 
 def _note_constants(program: ExportedProgram, graph: Graph) -> None:

@@ -208,7 +208,7 @@ def test_a_bug_of_ours_leaves_its_trace(
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr("tokexport.exporter.compile.run_passes", fail)
+    monkeypatch.setattr("tokexport.graph_passes.pipelines.run_passes", fail)
     answer = compile_model(SOURCE, tmp_path / "out")
     (trace,) = traces.iterdir()
     refusal(

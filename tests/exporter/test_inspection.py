@@ -12,12 +12,15 @@ import pytest
 import timm
 import torch
 from models.outputs import Returns
+from models.plain_vits import build
+from models.plain_vits import image as plain_image
 from models.tiny_vit import image, tiny_tome
 from models.zoo import MODELS
 from models.zoo.vit import Block, Vit, images, seeded
 from rich.console import Console
 from torch import Tensor, nn
 
+import tokexport
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError
 from tokexport.exporter.inspection import Inspection, Part, inspect
 from tokexport.exporter.inspection_tables import render_inspection
@@ -74,6 +77,14 @@ def test_the_whole_is_the_sum_and_is_compared_with_the_unreduced_model() -> None
         assert count == sum(part.macs[kind] for part in parts), kind
     assert reduced.unreduced == whole.macs == whole.unreduced
     assert sum(reduced.macs.values()) < sum(whole.macs.values())
+
+
+def test_columns_that_nothing_reads_cost_nothing() -> None:
+    plain = build("timm DeiT")
+    found = look(tokexport.reduce(plain, "mctf:r=4", x := plain_image()), x)
+    whole = look(plain, x)
+    assert found.unreduced["linear"] == whole.macs["linear"]
+    assert sum(found.macs.values()) < sum(whole.macs.values())
 
 
 def test_a_batch_multiplies_the_cost_and_not_the_tokens() -> None:

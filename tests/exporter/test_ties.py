@@ -16,6 +16,7 @@ from helpers.near_ties import (
     HalfAgain,
     KeepsTheBest,
     Nudge,
+    ReadsTheFirst,
     SmallestFirst,
     samples,
 )
@@ -35,6 +36,7 @@ def compile_with(
     images: np.ndarray,
     *passes: Any,
     target: str = "openvino",
+    model: nn.Module | None = None,
     **options: Any,
 ) -> CompileResult:
     """Compiles the model with passes put behind the target's own."""
@@ -43,7 +45,7 @@ def compile_with(
     np.savez(folder / "x.npz", x=images)
     example = torch.zeros(1, TOKENS, CHANNELS)
     return tokexport.compile(
-        KeepsTheBest(),
+        model or KeepsTheBest(),
         example,
         target,
         output=folder / "bundle",
@@ -52,10 +54,12 @@ def compile_with(
     )
 
 
-def failed_with(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: Any) -> str:
+def failed_with(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: Any, **options: Any
+) -> str:
     """Compiles, expects the parity to fail, and returns what the message says."""
     with pytest.raises(ParityError) as caught:
-        compile_with(monkeypatch, folder, *arguments)
+        compile_with(monkeypatch, folder, *arguments, **options)
     assert not (folder / "bundle").exists()
     return str(caught.value)
 
@@ -93,6 +97,24 @@ def test_for_ort_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (artifact,) = (hop for hop in result.report.hops if hop.name == "artifact")
     assert artifact.ties is not None
     assert artifact.ties.batches == (0,)
+
+
+def test_beside_a_decision_that_nothing_reads_a_tie_is_excused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, model = samples(2e-7, 0.5), ReadsTheFirst()
+    result = compile_with(monkeypatch, tmp_path, images, Nudge(1e-6), model=model)
+    ties = [hop.ties for hop in result.report.hops if hop.ties]
+    assert [(one.batches, one.flips) for one in ties] == [((0,), 1)] * 2
+    assert all("topk(KEPT, dim=1)" in named for one in ties for named in one.decisions)
+
+
+def test_a_tie_that_nothing_reads_excuses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, model = samples(0.5), ReadsTheFirst()
+    message = failed_with(monkeypatch, tmp_path, images, HalfAgain(), model=model)
+    assert "told what eager decided, it is off as well" in message
 
 
 def test_without_a_tie_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

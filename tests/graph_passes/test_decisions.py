@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import DecisionKind, ToldGraph, show, tell, unlifted
-from tokexport.graph_passes.torch_passes.infrastructure import run_passes
 
 
 class Merges(nn.Module):
@@ -63,6 +62,28 @@ class MergesByColumns(nn.Module):
         return torch.cat([a.gather(1, kept[..., None].expand(-1, -1, 8)), merged], dim=1)
 
 
+class ReadsOneRow(nn.Module):
+    """Scales the positive numbers of (2, 13, 8), merges beside the first token and returns that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.where(x > 0.1, x, x * 2)
+        first = x[:, :1] + weighted_mean(match(x[:, 1:], 4, False, False), x[:, 1:], None)[0].amax(
+            1, keepdim=True
+        )
+        rest, size = weighted_mean(match(x[:, 1:], 3, False, False), x[:, 1:], None)
+        read = torch.cat([first, rest * size], dim=1).sin()[:, 0]
+        return torch.where(read[:, :4] > 0, read[:, :4], read[:, 4:])
+
+
+class GatesOneRow(nn.Module):
+    """Scales the positive numbers of (2, 13, 8) and returns two rows of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.sin()
+        gated = torch.where(y > 0.1, y, y * 2)
+        return gated[:, 0] * gated[:, 2]
+
+
 class DecidesNothing(nn.Module):
     """Sorts a constant, and integers."""
 
@@ -76,7 +97,7 @@ def told_and_captured(model: nn.Module, x: Tensor) -> tuple[ToldGraph, nn.Module
     ops.register()
     program = trace(model, x)
     captured = unlifted(program)
-    rewritten = unlifted(run_passes(program, pipelines.REWRITE).program)
+    rewritten = unlifted(pipelines.rewrite(program).program)
     return tell(rewritten, ("x",), ("y",)), captured, rewritten
 
 
@@ -100,6 +121,8 @@ def eager_choices(told: ToldGraph, captured: nn.Module, x: Tensor) -> list[Tenso
         (Ranks(), [DecisionKind.ORDER, DecisionKind.COMPARISON]),
         (Nearest(), [DecisionKind.ORDER]),
         (MergesByColumns(), [DecisionKind.MATCH]),
+        (ReadsOneRow(), [DecisionKind.COMPARISON, DecisionKind.MATCH, DecisionKind.COMPARISON]),
+        (GatesOneRow(), [DecisionKind.COMPARISON]),
         (DecidesNothing(), []),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",

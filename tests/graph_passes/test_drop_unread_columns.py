@@ -97,6 +97,12 @@ OTHERS: dict[str, Callable[[Tensor], Outputs]] = {
 }
 
 
+def test_a_weight_without_columns_stays() -> None:
+    w = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
+    rewritten = checked(lambda x, w: linear(x, w)[:, :2], drawn(), w, passes=PASSES)
+    assert rewritten.changes == {"drop unread columns": 0}
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_stays(name: str) -> None:
     rewritten = checked(Projected(OTHERS[name]), drawn(), passes=PASSES)

@@ -77,14 +77,17 @@ def test_a_pass_behind_one_that_needs_it_is_an_error() -> None:
 
 
 def test_the_pipeline_is_in_order_and_reversed_it_is_not() -> None:
-    check_order(pipelines.REWRITE)
+    check_order((*pipelines.REWRITE, *pipelines.TRIM))
     with pytest.raises(PassError):
         check_order(pipelines.REWRITE[::-1])
+    with pytest.raises(PassError):
+        check_order(pipelines.TRIM[::-1])
 
 
 def test_every_pass_has_a_name_that_others_can_order_by() -> None:
-    names = {torch_pass.name for torch_pass in pipelines.REWRITE}
-    for torch_pass in pipelines.REWRITE:
+    passes = (*pipelines.REWRITE, *pipelines.TRIM)
+    names = {torch_pass.name for torch_pass in passes}
+    for torch_pass in passes:
         assert set(torch_pass.comes_before) <= names
 
 

@@ -34,9 +34,34 @@ def zeros(*shape: int) -> Tensor:
     return torch.zeros(shape)
 
 
+class FirstTwoThirds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, _ = self.qkv(x).chunk(3, -1)
+        return q * k
+
+
+class ByAVector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)[:, :1]
+
+
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], Costs]] = {
     "linear": (nn.Linear(5, 7), (2, 3, 5), {"linear": 2 * 3 * 5 * 7}),
     "linear of one row": (nn.Linear(5, 7), (5,), {"linear": 5 * 7}),
+    "linear whose last third nothing reads": (
+        FirstTwoThirds(),
+        (2, 3, 5),
+        {"linear": 2 * 3 * 5 * 4},
+    ),
+    "linear with a vector": (ByAVector(), (2, 3, 5), {"linear": 2 * 3 * 5}),
     "linear of nothing": (nn.Linear(5, 7), (0, 5), {}),
     "convolution": (nn.Conv2d(3, 8, 4, 4), (2, 3, 8, 12), {"convolution": 2 * 8 * 6 * 48}),
     "padded, strided": (nn.Conv2d(3, 8, 3, 2, 1), (1, 3, 9, 9), {"convolution": 8 * 25 * 27}),

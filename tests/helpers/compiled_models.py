@@ -29,7 +29,6 @@ from tokexport.exporter.source.in_memory import split_arguments
 from tokexport.exporter.told_hops import ToldHops
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import unlifted
-from tokexport.graph_passes.torch_passes.infrastructure import run_passes
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.manifest import read_manifest
 from tokexport.runtimes.openvino import OpenVinoRunner
@@ -126,7 +125,7 @@ def _told(
     """Goes the way to a target anew, told what eager decided about the unseen input."""
     program = capture(model.model, tensors_of(next(iter(model.unseen))))
     captured = unlifted(program)
-    rewritten = run_passes(program, pipelines.REWRITE).program
+    rewritten = pipelines.rewrite(program).program
     told = ToldHops(captured, rewritten, model.unseen, proof, target, Path(folder) / "told")
     if hop == "lowered":
         return told.lowered(failed)

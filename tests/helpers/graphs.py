@@ -47,11 +47,12 @@ def trace(function: Callable[..., Outputs], *inputs: Tensor) -> ExportedProgram:
 def rewrite(
     function: Callable[..., Outputs],
     *inputs: Tensor,
-    passes: Sequence[TorchPass] = pipelines.REWRITE,
+    passes: Sequence[TorchPass] | None = None,
 ) -> Rewritten:
-    """Traces a function and runs the passes over its graph."""
+    """Traces a function and runs the passes over its graph, those of every compile without any."""
     ops.register()
-    return run_passes(trace(function, *inputs), passes)
+    program = trace(function, *inputs)
+    return pipelines.rewrite(program) if passes is None else run_passes(program, passes)
 
 
 def calls(rewritten: Rewritten) -> Counter[str]:
@@ -113,7 +114,7 @@ def run_onnx(model: ir.Model, *inputs: Tensor, target: str = "ort") -> tuple[Ten
 def checked(
     function: Callable[..., Outputs],
     *inputs: Tensor,
-    passes: Sequence[TorchPass] = pipelines.REWRITE,
+    passes: Sequence[TorchPass] | None = None,
     targets: Sequence[str] = (),
     tolerance: float = 1e-6,
 ) -> Rewritten:
@@ -122,7 +123,7 @@ def checked(
     Args:
         function: A function or module.
         inputs: What it is traced and run on.
-        passes: The passes.
+        passes: The passes; those of every compile without any.
         targets: The targets whose lowered model must agree as well.
         tolerance: How far values may lie apart, relative to the largest of an output.
     """

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import Tensor, nn
 
 TOKENS, CHANNELS, KEPT = 6, 4, 3
@@ -17,6 +18,17 @@ class KeepsTheBest(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         index = (x[..., 0] * 1.0).topk(KEPT, dim=1).indices
         return x.gather(1, index[..., None].expand(-1, -1, CHANNELS)) * 2
+
+
+class ReadsTheFirst(KeepsTheBest):
+    """Decides once more, between equal scores, about tokens that nothing reads; → (1, 4)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = super().forward(x)
+        first, rest = kept[:, :1] + kept.mean(1, keepdim=True), kept[:, 1:]
+        index = (rest[..., 1] * 0.0).topk(1, dim=1).indices
+        rest = rest.gather(1, index[..., None].expand(-1, -1, CHANNELS))
+        return torch.cat([first, rest], dim=1).tanh()[:, 0]
 
 
 def samples(*apart: float) -> np.ndarray:
