@@ -30,6 +30,6 @@ def test_a_gate_that_no_arithmetic_meets_fails(tmp_path: Path) -> None:
     """A gate of your own is an absolute tolerance; one that fails writes no bundle."""
     torch.manual_seed(0)
     model = DigitsViT().eval()
-    with pytest.raises(GateError, match="Parity failed at 'onnx'"):
+    with pytest.raises(GateError, match="Parity failed at"):
         tokexport.compile(model, torch.rand(1, 1, 8, 8), output=tmp_path / "bundle", atol=1e-12)
     assert not (tmp_path / "bundle").exists()

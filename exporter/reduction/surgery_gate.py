@@ -75,8 +75,11 @@ def surgery_error(
             fix="The blocks hold something that depends on more than their tokens. Please report "
             "the model.",
         )
-    followed = Flow(flow.special, traced=True, restore=frozenset({depth - 1}))
-    shuffled = _distance(flat, rebuild(_Shuffled(), followed), depth, inputs, wanted)
+    shuffled = math.inf
+    for behind in ({depth - 1}, set(range(depth))):  # the latter where outputs in between are read
+        followed = Flow(flow.special, traced=True, restore=frozenset(behind))
+        if not shuffled <= SURGERY_TOLERANCE:
+            shuffled = _distance(flat, rebuild(_Shuffled(), followed), depth, inputs, wanted)
     if not shuffled <= SURGERY_TOLERANCE:
         raise SurgeryError(
             "The model tells its tokens apart by where they stand, in its blocks or between them, "

@@ -73,13 +73,9 @@ FIRES: dict[str, tuple[Callable[[Tensor], Outputs], Any, tuple[int, ...]]] = {
         (2, 2, 8),
     ),
     "a clamp": (lambda x: x.clamp(x[:, 1:2], x[..., 1:2] + 1)[:, :3], aten.clamp.Tensor, (2, 3, 8)),
-    "a fused sum": (lambda x: torch.addcmul(x[0], x, x[:, :, :1])[:, 1], aten.addcmul, (2, 1, 8)),
+    "a fused sum": (lambda x: x.addcmul(x, x[..., :1])[:, 1], aten.addcmul.default, (2, 1, 8)),
     "integers": (lambda x: (torch.arange(6) * 3)[2:4] + x[:, :2, 0].long(), aten.mul.Tensor, (2,)),
-    "truth values": (
-        lambda x: (torch.arange(6) > 2).logical_not()[2:4],
-        aten.logical_not.default,
-        (2,),
-    ),
+    "truth values": (lambda x: x.isnan().logical_not()[0, 2], aten.logical_not.default, (1, 1, 8)),
     "another dtype": (lambda x: (x.double() * 2)[:, 1], aten.mul.Tensor, (2, 1, 8)),
     "a norm": (lambda x: F.layer_norm(x, (8,))[:, 0], aten.layer_norm.default, (2, 1, 8)),
     "a root mean square": (lambda x: F.rms_norm(x, (8,))[:, 0], aten.rms_norm.default, (2, 1, 8)),
@@ -138,7 +134,7 @@ FIRES: dict[str, tuple[Callable[[Tensor], Outputs], Any, tuple[int, ...]]] = {
         (1, 2, 8),
     ),
     "an axis of more not dropped": (
-        lambda x: x.exp().squeeze(1)[:, 1:2].sin(),
+        lambda x: x.exp().squeeze(1)[:, 1],
         aten.exp.default,
         (2, 1, 8),
     ),
@@ -191,8 +187,7 @@ FIRES: dict[str, tuple[Callable[[Tensor], Outputs], Any, tuple[int, ...]]] = {
 def test_what_is_read_is_computed(name: str) -> None:
     function, target, shape = FIRES[name]
     rewritten = checked(function, drawn(2, 6, 8), passes=PASSES)
-    overloads = [target] if hasattr(target, "_schema") else [target.default]
-    found = shapes(rewritten, *overloads)
+    found = shapes(rewritten, target)
     assert shape in found, found
     assert rewritten.changes["drop unread rows"] > 0
     twice = rewrite(function, drawn(2, 6, 8), passes=PASSES * 2)

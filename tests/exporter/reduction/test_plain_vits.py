@@ -141,16 +141,27 @@ def test_a_method_reduces_as_it_says(name: str, method: str) -> None:
         torch.testing.assert_close(alone, together, rtol=0.0, atol=1e-4)
 
 
-#: Each method meets two architectures, and each architecture two methods or three.
-COMPILED: Final = [
-    pair
-    for position, method in enumerate(RECIPES)
-    for pair in [(model, method) for model in PLAIN if _fits(model, method)][position % 5 :: 5][:2]
-]
+#: Which architecture each method is compiled in; all pairs at their real sizes are a script of ci.
+COMPILED: Final = {
+    "tome": "timm EVA-02",
+    "mctf": "timm DeiT, distilled",
+    "pitome": "timm ViT",
+    "tofu": "timm DINOv2 with registers",
+    "dct": "timm SigLIP",
+    "diffrate": "torchvision ViT",
+    "evit": "transformers ViT",
+    "topk": "open_clip ViT",
+    "random": "transformers CLIP",
+    "dpcknn": "transformers DINOv2",
+    "divprune": "transformers DINOv3",
+    "vtc-cls": "transformers CLIP",
+    "aim-merge": "timm DeiT",
+}
 
 
-@pytest.mark.parametrize(("name", "method"), COMPILED)
-def test_it_compiles_for_every_target(name: str, method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", COMPILED)
+def test_it_compiles_for_every_target(method: str, tmp_path: Path) -> None:
+    name = COMPILED[method]
     batch = 1 if PLAIN.index(name) % 2 else 4
     reduced = tokexport.reduce(build(name), RECIPES[method][0], image(batch))
     compiled = compile_for_ort(reduced, image(batch), tmp_path)
