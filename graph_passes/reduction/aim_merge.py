@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import match_rows
-from tokexport.graph_passes.reduction.method import Layer, Method, check, option
+from tokexport.graph_passes.reduction.method import Layer, Method, check, normalised, option
 from tokexport.graph_passes.reduction.schedule import at_encoder_end
 from tokexport.graph_passes.reduction.tokens import Tokens
 
@@ -43,7 +43,7 @@ class AimMerge(Method):
             if r == 0:
                 return tokens
             others, a, b = _split(tokens)
-            metric = x / x.norm(dim=-1, keepdim=True)
+            metric = normalised(x)
             scores = metric[:, a] @ metric[:, b].transpose(-1, -2)
             matching = match_rows(scores, r, "score", x, others, a, b)
             tokens = tokens.merged(matching, matching(x, "mean"), None)

@@ -17,6 +17,7 @@ from tokexport.graph_passes.reduction.method import (
     check,
     head_mean,
     inner_products,
+    normalised,
     option,
 )
 from tokexport.graph_passes.reduction.schedule import at_layer
@@ -37,7 +38,7 @@ class CrossToken(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the cosine of each patch (B, T, C) to the token: (B, T)."""
         token = self.token / self.token.norm()
-        cosine: Tensor = (x / x.norm(dim=-1, keepdim=True)) @ token
+        cosine: Tensor = normalised(x) @ token
         return cosine
 
 

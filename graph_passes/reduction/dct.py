@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.method import Layer, Method, check, option
+from tokexport.graph_passes.reduction.method import Layer, Method, check_shares, option
 from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
 
@@ -53,8 +53,7 @@ class DCT(Method):
 
     def __post_init__(self) -> None:
         """Refuses shares that are none."""
-        for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
-            check(0 < share <= 1, f"keep is {share}.", "Give a share above 0, at most 1.")
+        check_shares("keep", self.keep)
 
     def after_mlp(self, layer: Layer, tokens: Tokens, attention: Attention) -> Tokens:
         """Keeps ⌈T·keep⌉ of the T patches' frequencies."""

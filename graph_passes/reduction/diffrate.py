@@ -13,7 +13,7 @@ from torch import Tensor
 from tokexport.graph_passes.ops import bipartite_match
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Matching, Selection, behind_special, ranking
-from tokexport.graph_passes.reduction.method import Layer, Method, check, option
+from tokexport.graph_passes.reduction.method import Layer, Method, check, normalised, option
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 
@@ -92,7 +92,7 @@ def _merge_behind(tokens: Tokens, kept: int) -> Tokens:
     """Merges the tokens behind the first ``kept`` into the patches among these."""
     x, special, count = tokens.x, tokens.special, tokens.count
     a, b = slice(kept, count), slice(special, kept)
-    metric = x / x.norm(dim=-1, keepdim=True)
+    metric = normalised(x)
     scores = metric[:, a] @ metric[:, b].transpose(-1, -2)
     matching = Matching(
         count,

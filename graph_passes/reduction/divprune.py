@@ -11,8 +11,15 @@ from torch import Tensor
 from tokexport.graph_passes.ops import gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Selection, behind_special
-from tokexport.graph_passes.reduction.method import Layer, Method, check, inner_products, option
-from tokexport.graph_passes.reduction.schedule import at_encoder_end, at_layer
+from tokexport.graph_passes.reduction.method import (
+    Layer,
+    Method,
+    check_shares,
+    inner_products,
+    normalised,
+    option,
+)
+from tokexport.graph_passes.reduction.schedule import at_encoder_end
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 
@@ -21,7 +28,7 @@ def most_diverse(x: Tensor, count: int) -> Tensor:
 
     Distance is 1 - cosine. The first choice is the patch whose nearest other is farthest.
     """
-    distance = 1 - inner_products(x / x.norm(dim=-1, keepdim=True))
+    distance = 1 - inner_products(normalised(x))
     nearest_other = distance.topk(2, dim=-1, largest=False).values[..., 1]
     chosen = [nearest_other.argmax(dim=-1, keepdim=True)]
     least = gather_tokens(distance, chosen[0])[:, 0]
@@ -50,7 +57,7 @@ class DivPrune(Method):
 
     def __post_init__(self) -> None:
         """Refuses a share that is none."""
-        check(0 < self.keep <= 1, f"keep is {self.keep}.", "Give a share above 0, at most 1.")
+        check_shares("keep", self.keep)
 
     def acts_in(self, layer: Layer) -> bool:
         """Acts behind the second-to-last block, where no others are named."""
@@ -59,7 +66,7 @@ class DivPrune(Method):
     def after_mlp(self, layer: Layer, tokens: Tokens, attention: Attention) -> Tokens:
         """Keeps round(T·keep) of the T patches, at least one."""
         special, count = tokens.special, tokens.count
-        kept = max(round(at_layer(self.keep, layer) * (count - special)), 1)
+        kept = max(round(self.keep * (count - special)), 1)
         if kept >= count - special:
             return tokens
         index = most_diverse(tokens.x[:, special:], kept) + special

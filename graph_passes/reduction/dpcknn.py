@@ -12,7 +12,14 @@ from torch import Tensor
 from tokexport.graph_passes.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Matching, ranking
-from tokexport.graph_passes.reduction.method import Layer, Method, check, inner_products, option
+from tokexport.graph_passes.reduction.method import (
+    Layer,
+    Method,
+    check,
+    check_shares,
+    inner_products,
+    option,
+)
 from tokexport.graph_passes.reduction.schedule import at_layer, at_quarters
 from tokexport.graph_passes.reduction.tokens import Tokens
 
@@ -62,8 +69,7 @@ class DPCKNN(Method):
 
     def __post_init__(self) -> None:
         """Refuses what is no share and no neighbourhood."""
-        for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
-            check(0 < share <= 1, f"keep is {share}.", "Give a share above 0, at most 1.")
+        check_shares("keep", self.keep)
         check(self.neighbours >= 1, f"neighbours is {self.neighbours}.", "Give 1 or more.")
 
     def acts_in(self, layer: Layer) -> bool:

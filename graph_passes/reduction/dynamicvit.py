@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Selection, behind_special, ranking
-from tokexport.graph_passes.reduction.method import Block, Layer, Method, check, option
+from tokexport.graph_passes.reduction.method import Block, Layer, Method, check_shares, option
 from tokexport.graph_passes.reduction.schedule import at_quarters
 from tokexport.graph_passes.reduction.tokens import Tokens
 
@@ -63,7 +63,7 @@ class DynamicViT(Method):
 
     def __post_init__(self) -> None:
         """Refuses a share that is none."""
-        check(0 < self.keep <= 1, f"keep is {self.keep}.", "Give a share above 0, at most 1.")
+        check_shares("keep", self.keep)
 
     def acts_in(self, layer: Layer) -> bool:
         """Acts at a quarter, a half and three quarters of the depth, where no blocks are named."""

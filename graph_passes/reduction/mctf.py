@@ -12,7 +12,7 @@ from torch import Tensor
 from tokexport.graph_passes.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Chain, Matching, TokenMap, even_and_odd
-from tokexport.graph_passes.reduction.method import Block, Layer, Method, check, option
+from tokexport.graph_passes.reduction.method import Block, Layer, Method, check, normalised, option
 from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
 
@@ -115,7 +115,7 @@ class MCTF(Method):
     def _scores(self, tokens: Tokens, received: Tensor) -> Tensor:
         """Returns how much each even patch and each odd one should merge, (B, Na, Nb)."""
         _, a, b = even_and_odd(tokens.count, tokens.special)
-        x = tokens.x / tokens.x.norm(dim=-1, keepdim=True)
+        x = normalised(tokens.x)
         scores: Tensor = ((x[:, a] @ x[:, b].transpose(-1, -2) + 1) / 2) ** (1 / self.tau_sim)
         for term, tau in ((received, self.tau_info), (tokens.sizes[..., 0], self.tau_size)):
             rare = 1 / term

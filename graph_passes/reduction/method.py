@@ -107,11 +107,25 @@ def check(good: bool, what: str, fix: str) -> None:
         raise SurgeryError(what, fix=fix)
 
 
+def check_shares(name: str, shares: float | tuple[float, ...]) -> None:
+    """Refuses a share, or one of several, that keeps nothing or more than all.
+
+    Raises:
+        SurgeryError: It is none.
+    """
+    for share in shares if isinstance(shares, tuple) else (shares,):
+        check(0 < share <= 1, f"{name} is {share}.", "Give a share above 0, at most 1.")
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Brings each token of (B, N, D) to length 1, so that inner products are cosines."""
+    unit: Tensor = x / x.norm(dim=-1, keepdim=True)
+    return unit
+
+
 def head_mean(keys: Tensor) -> Tensor:
     """Averages (B, H, N, D) over heads and normalises each token: (B, N, D)."""
-    mean = keys.mean(dim=1)
-    normalised: Tensor = mean / mean.norm(dim=-1, keepdim=True)
-    return normalised
+    return normalised(keys.mean(dim=1))
 
 
 def inner_products(x: Tensor) -> Tensor:

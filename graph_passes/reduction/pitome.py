@@ -17,7 +17,14 @@ from tokexport.graph_passes.reduction.merges import (
     match_rows,
     ranking,
 )
-from tokexport.graph_passes.reduction.method import Layer, Method, check, head_mean, option
+from tokexport.graph_passes.reduction.method import (
+    Layer,
+    Method,
+    check,
+    check_shares,
+    head_mean,
+    option,
+)
 from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
 
@@ -45,8 +52,7 @@ class PiToMe(Method):
 
     def __post_init__(self) -> None:
         """Refuses shares that are none."""
-        for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
-            check(0 < share <= 1, f"keep is {share}.", "Give a share above 0, at most 1.")
+        check_shares("keep", self.keep)
         check(abs(self.margin) <= 1, f"margin is {self.margin}.", "Give a cosine: -1 … 1.")
         check(self.alpha >= 0, f"alpha is {self.alpha}.", "Give 0 or more.")
 

@@ -11,7 +11,7 @@ import torch
 
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Selection
-from tokexport.graph_passes.reduction.method import Layer, Method, check, option
+from tokexport.graph_passes.reduction.method import Layer, Method, check_shares, option
 from tokexport.graph_passes.reduction.schedule import at_layer, at_quarters
 from tokexport.graph_passes.reduction.tokens import Tokens
 
@@ -32,8 +32,7 @@ class RandomKeep(Method):
 
     def __post_init__(self) -> None:
         """Refuses shares that are none."""
-        for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
-            check(0 < share <= 1, f"keep is {share}.", "Give a share above 0, at most 1.")
+        check_shares("keep", self.keep)
 
     def acts_in(self, layer: Layer) -> bool:
         """Acts at a quarter, a half and three quarters of the depth, where no blocks are named."""

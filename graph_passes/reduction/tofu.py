@@ -10,7 +10,14 @@ from torch import Tensor
 
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Matching, Selection
-from tokexport.graph_passes.reduction.method import Layer, Method, check, head_mean, option
+from tokexport.graph_passes.reduction.method import (
+    Layer,
+    Method,
+    check,
+    check_shares,
+    head_mean,
+    option,
+)
 from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
 from tokexport.graph_passes.reduction.tome import match_even_and_odd
@@ -41,8 +48,7 @@ class ToFu(Method):
 
     def __post_init__(self) -> None:
         """Refuses shares that are none."""
-        for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
-            check(0 < share <= 1, f"keep is {share}.", "Give a share above 0, at most 1.")
+        check_shares("keep", self.keep)
         check(self.norm in NORMS, f"norm is '{self.norm}'.", f"Give {' or '.join(NORMS)}.")
 
     def after_attention(self, layer: Layer, tokens: Tokens, attention: Attention) -> Tokens:
