@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
 from tokexport.graph_passes import onnx_functions as functions
+from tokexport.graph_passes.onnx_passes.add_functions import AddFunctions
 from tokexport.graph_passes.torch_passes.editor import innermost_line, source_line
 
 _FLOATS = ["tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"]
@@ -50,8 +51,7 @@ def emit(
     model = exported.model
     _rename(model.graph.inputs, input_names, model)
     _rename(model.graph.outputs, output_names, model)
-    _add_functions(model)
-    return model
+    return AddFunctions()(model).model
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -137,15 +137,6 @@ def _rename(values: Sequence[ir.Value], names: Sequence[str], model: ir.Model) -
             )
     for value, name in zip(values, names, strict=True):
         value.name = name
-
-
-def _add_functions(model: ir.Model) -> None:
-    called = {node.op_type for node in model.graph if node.domain == functions.DOMAIN}
-    for proto in functions.with_callees(called):
-        function = ir.serde.deserialize_function(proto)
-        model.functions[function.identifier()] = function
-    if called:
-        model.opset_imports[functions.DOMAIN] = functions.DOMAIN_VERSION
 
 
 def _refusal(error: Exception) -> ModelNotSupportedError:

@@ -11,37 +11,24 @@ Rows are reduced with a one-hot matrix instead::
 
 A row that holds an infinity makes a sum or mean NaN in every destination of its image (0·inf);
 finite rows are exact. Names say the variant, since a function body cannot branch on an attribute.
+``fused_functions`` holds those that only the lowering for ONNX Runtime calls.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
 import onnx
 import onnx.parser
 
+from tokexport.graph_passes.function_signature import Signature
+from tokexport.graph_passes.fused_functions import FUSED
 from tokexport.graph_passes.ops import MODES, NAMESPACE
 
 DOMAIN: Final = NAMESPACE
 DOMAIN_VERSION: Final = 1
 OPSET: Final = 20
-
-
-@dataclass(frozen=True)
-class Signature:
-    """The inputs, outputs and attributes of a function.
-
-    Attributes:
-        inputs: Name and kind of each input: T a float tensor, I an int64 tensor.
-        outputs: The same of each output.
-        attributes: Name and type of each attribute: ``ints`` or ``float``.
-    """
-
-    inputs: tuple[tuple[str, str], ...]
-    outputs: tuple[tuple[str, str], ...]
-    attributes: tuple[tuple[str, str], ...] = ()
 
 
 _GATHER = Signature((("x", "T"), ("index", "I")), (("y", "T"),))
@@ -261,7 +248,7 @@ def _definitions() -> dict[str, tuple[Signature, str]]:
         found[scatter_name(mode, include_self)] = (_SCATTER, body)
     for mode in MODES:
         found[merge_name(mode)] = (_MERGE, _merge_body(mode))
-    return found
+    return found | FUSED
 
 
 @cache

@@ -15,8 +15,14 @@ from onnx_ir.passes.common import (
 )
 from torch.export import ExportedProgram
 
+from tokexport.graph_passes.onnx_passes.add_functions import AddFunctions
+from tokexport.graph_passes.onnx_passes.attention_on_rows import AttentionOnRows
 from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDeconvolution
 from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
+from tokexport.graph_passes.onnx_passes.match_by_cosine import MatchByCosine
+from tokexport.graph_passes.onnx_passes.merge_by_size import MergeBySize
+from tokexport.graph_passes.onnx_passes.norms_on_rows import NormsOnRows
+from tokexport.graph_passes.onnx_passes.pack_linears import PackLinears
 from tokexport.graph_passes.onnx_passes.part_square_transposes import PartSquareTransposes
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt
 from tokexport.graph_passes.onnx_passes.widen_vectors import WidenVectors
@@ -79,7 +85,16 @@ TRIM: Final[tuple[TorchPass, ...]] = (DropUnreadRows(), DropUnreadColumns())
 _FINISH: Final = (ClearMetadataAndDocStringPass(),)
 
 #: ONNX Runtime inlines the functions itself, where it has no kernel for them.
-LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (RemoveUnusedNodesPass(), *_FINISH)
+LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
+    MatchByCosine(),
+    MergeBySize(),
+    AttentionOnRows(),
+    PackLinears(),
+    NormsOnRows(),
+    RemoveUnusedNodesPass(),
+    AddFunctions(),
+    *_FINISH,
+)
 
 #: OpenVINO's front end does not know model-local functions.
 LOWER_FOR_OPENVINO: Final[tuple[PassBase, ...]] = (

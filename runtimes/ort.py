@@ -16,6 +16,7 @@ from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RunError
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.manifest import RuntimeInfo, TensorSpec
+from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, native_library
 
 FLAVOUR = "onnxruntime-cpu"
 
@@ -75,12 +76,14 @@ class OrtRunner(Runner):
         self._names = [spec.name for spec in self.outputs]
 
     @classmethod
-    def from_file(cls, path: Path, *, threads: int | None = None) -> Self:
+    def from_file(cls, path: Path, *, threads: int | None = None, native: bool = True) -> Self:
         """Loads an ONNX file; its external data is looked for beside it.
 
         Args:
             path: The model.
             threads: Threads within an operator; None leaves the choice to ORT (one a core).
+            native: Whether the project's kernels run, where they are installed; without them the
+                bodies of the functions do.
 
         Raises:
             RuntimeMissingError: onnxruntime is not installed.
@@ -89,38 +92,55 @@ class OrtRunner(Runner):
         """
         if not path.is_file():
             raise BuildError("There is no such model file.", where=str(path))
-        return cls._load(str(path), str(path), threads)
+        return cls._load(str(path), str(path), threads, native)
 
     @classmethod
-    def from_bytes(cls, model: bytes, *, threads: int | None = None) -> Self:
+    def from_bytes(cls, model: bytes, *, threads: int | None = None, native: bool = True) -> Self:
         """Loads a serialised ONNX model, of less than 2 GB and without external data.
 
         Args:
             model: The serialised ModelProto.
             threads: Threads within an operator; None leaves the choice to ORT (one a core).
+            native: Whether the project's kernels run, where they are installed.
 
         Raises:
             RuntimeMissingError: onnxruntime is not installed.
             OperatorRefusedError: ORT has no such operator.
             BuildError: ORT cannot load the model.
         """
-        return cls._load(model, "a model in memory", threads)
+        return cls._load(model, "a model in memory", threads, native)
 
     @classmethod
-    def _load(cls, model: str | bytes, where: str, threads: int | None) -> Self:
+    def _load(cls, model: str | bytes, where: str, threads: int | None, native: bool) -> Self:
         ort = import_runtime("onnxruntime", extra="ort")
-        options = ort.SessionOptions()
-        options.log_severity_level = _FATAL
-        if threads is not None:
-            options.intra_op_num_threads = threads
+
+        def session(library: Path | None) -> Any:
+            options = ort.SessionOptions()
+            options.log_severity_level = _FATAL
+            if threads is not None:
+                options.intra_op_num_threads = threads
+            if library is not None:
+                options.register_custom_ops_library(str(library))
+            return ort.InferenceSession(model, options, providers=_PROVIDERS)
+
+        library = native_library() if native else None
         try:
-            session = ort.InferenceSession(model, options, providers=_PROVIDERS)
+            try:
+                made = session(library)
+            except Exception:
+                # The kernels take float32 only; the bodies take any type. They run everywhere.
+                if library is None:
+                    raise
+                library, made = None, session(None)
         except Exception as error:  # ORT's errors share no base class but this
             raise _load_error(str(error), where) from error
-        details: dict[str, str | int | list[str]] = {"providers": list(session.get_providers())}
+        details: dict[str, str | int | list[str]] = {
+            "providers": list(made.get_providers()),
+            "kernels": NO_KERNELS if library is None else kernels_of(library),
+        }
         if threads is not None:
             details["threads"] = threads
-        return cls(session, where, RuntimeInfo("ort", FLAVOUR, ort.__version__, details))
+        return cls(made, where, RuntimeInfo("ort", FLAVOUR, ort.__version__, details))
 
     def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
         try:

@@ -20,11 +20,16 @@ class Replacement:
         self._nodes: list[ir.Node] = []
 
     def call(
-        self, operator: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: Any
+        self,
+        operator: str,
+        *inputs: ir.Value | None,
+        domain: str = "",
+        outputs: int = 1,
+        **attributes: Any,
     ) -> ir.Value:
-        """Adds a call of a standard operator and returns its first result."""
+        """Adds a call of an operator, a standard one by default; returns its first result."""
         node = ir.Node(
-            "",
+            domain,
             operator,
             inputs,
             attributes=ir.convenience.convert_attributes(attributes),

@@ -12,6 +12,7 @@ from onnx import TensorProto
 from onnx.helper import make_node, make_tensor_value_info
 
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError
+from tokexport.runtimes.native_library import kernels_of, native_library
 from tokexport.runtimes.ort import OrtRunner
 
 SaveModel = Callable[..., Path]
@@ -48,7 +49,13 @@ def test_a_model_in_memory_runs(function_model: onnx.ModelProto) -> None:
 def test_the_runtime_is_described(classifier_model: onnx.ModelProto) -> None:
     with OrtRunner.from_bytes(classifier_model.SerializeToString(), threads=2) as runner:
         assert (runner.runtime.name, runner.runtime.flavour) == ("ort", "onnxruntime-cpu")
-        assert runner.runtime.details == {"providers": ["CPUExecutionProvider"], "threads": 2}
+        library = native_library()
+        assert library is not None
+        assert runner.runtime.details == {
+            "providers": ["CPUExecutionProvider"],
+            "kernels": kernels_of(library),
+            "threads": 2,
+        }
 
 
 def test_external_data_beside_the_file_is_read(

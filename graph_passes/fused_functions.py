@@ -1,0 +1,184 @@
+"""Functions that join what a block of a ViT computes, each one native kernel of ONNX Runtime.
+
+The lowering for ONNX Runtime puts them in; without the library of kernels their bodies run, the
+same computation in standard operators. ``runtimes/native`` holds the kernels.
+
+==========================  =====================================================================
+``linear``                  x w + bias; the weights lie in panels of 32 columns
+``linear_gelu``             GELU (exact) of it
+``linear_add``              a residual added to it
+``layer_norm``              LayerNormalization over the last axis
+``rows_attention``          attention on heads that lie side by side in rows
+``rows_sized_attention``    the same with a bias for each key
+``cosine_match``            the match of ToMe: the cosine of two halves of the tokens
+``merge_by_size``           the mean of what is merged, weighted with the sizes
+==========================  =====================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tokexport.graph_passes.function_signature import Signature
+
+#: Columns of a panel of packed weights.
+PANEL: Final = 32
+
+_X_PANELS_BIAS = (("x", "T"), ("panels", "T"), ("bias", "T"))
+_LINEAR = Signature(_X_PANELS_BIAS, (("y", "T"),))
+_LINEAR_ADD = Signature((*_X_PANELS_BIAS, ("residual", "T")), (("y", "T"),))
+_NORM = Signature(
+    (("x", "T"), ("weight", "T"), ("bias", "T")), (("y", "T"),), (("epsilon", "float"),)
+)
+_HEADS = (("scale", "float"), ("heads", "ints"), ("depth", "ints"))
+_STARTS = (("q_start", "ints"), ("k_start", "ints"), ("v_start", "ints"))
+_ROWS = Signature((("q", "T"), ("k", "T"), ("v", "T")), (("y", "T"),), _HEADS + _STARTS)
+_SIZED_ROWS = Signature((*_ROWS.inputs, ("log_size", "T")), (("y", "T"),), _HEADS + _STARTS)
+_SETS = (("a_start", "ints"), ("b_start", "ints"), ("step", "ints"))
+_COSINE = Signature(
+    (("rows", "T"),),
+    (("kept", "I"), ("src", "I"), ("dst", "I")),
+    (("heads", "ints"), ("depth", "ints"), ("start", "ints"), *_SETS, ("blocked", "ints"))
+    + (("r", "ints"),),
+)
+_BY_SIZE = Signature(
+    (("x", "T"), ("size", "T"), ("kept", "I"), ("src", "I"), ("dst", "I")),
+    (("y", "T"), ("y_size", "T")),
+    (("protected", "ints"), *_SETS),
+)
+
+# panels (P, K, 32) hold w (K, C) with zeros behind its last column.
+_PRODUCT = """
+  turned = Transpose <perm = [1, 0, 2]> (panels)
+  flat = Constant <value_ints = [0, -1]> ()
+  padded = Reshape (turned, flat)
+  first = Constant <value_ints = [0]> ()
+  columns = Shape (bias)
+  column_axis = Constant <value_ints = [1]> ()
+  weights = Slice (padded, first, columns, column_axis)
+  product = MatMul (x, weights)
+"""
+_LINEAR_BODY = _PRODUCT + "  y = Add (product, bias)\n"
+_LINEAR_GELU_BODY = _PRODUCT + "  sum = Add (product, bias)\n  y = Gelu (sum)\n"
+_LINEAR_ADD_BODY = _PRODUCT + "  sum = Add (product, bias)\n  y = Add (residual, sum)\n"
+_NORM_BODY = """
+  y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (x, weight, bias)
+"""
+
+
+def _heads_of(name: str) -> str:
+    """Takes the heads (B, H, N, D) of q, k or v out of its rows."""
+    return f"""
+  {name}_first = Constant <value_ints: ints = @{name}_start> ()
+  {name}_end = Add ({name}_first, width)
+  {name}_part = Slice ({name}, {name}_first, {name}_end, last)
+  {name}_split = Reshape ({name}_part, split)
+  {name}_heads = Transpose <perm = [0, 2, 1, 3]> ({name}_split)
+"""
+
+
+_SPLIT = """
+  head_count = Constant <value_ints: ints = @heads> ()
+  head_depth = Constant <value_ints: ints = @depth> ()
+  width = Mul (head_count, head_depth)
+  last = Constant <value_ints = [2]> ()
+  same = Constant <value_ints = [0, 0]> ()
+  split = Concat <axis = 0> (same, head_count, head_depth)
+"""
+_ROWS_HEAD = _SPLIT + "".join(_heads_of(name) for name in "qkv")
+_ROWS_TAIL = """
+  turned = Transpose <perm = [0, 2, 1, 3]> (attended)
+  joined = Constant <value_ints = [0, 0, -1]> ()
+  y = Reshape (turned, joined)
+"""
+_ROWS_BODY = (
+    _ROWS_HEAD
+    + "  attended = tokexport.attention <scale: float = @scale> (q_heads, k_heads, v_heads)\n"
+    + _ROWS_TAIL
+)
+_SIZED_ROWS_BODY = (
+    _ROWS_HEAD
+    + "  attended = tokexport.sized_attention <scale: float = @scale>"
+    + " (q_heads, k_heads, v_heads, log_size)\n"
+    + _ROWS_TAIL
+)
+
+_SET_BOUNDS = """
+  a_first = Constant <value_ints: ints = @a_start> ()
+  b_first = Constant <value_ints: ints = @b_start> ()
+  apart = Constant <value_ints: ints = @step> ()
+  token_axis = Constant <value_ints = [1]> ()
+  end = Constant <value_ints = [9223372036854775807]> ()
+"""
+
+
+def _sets_of(name: str) -> str:
+    """Takes the sets a and b out of tokens."""
+    return f"""
+  {name}_a = Slice ({name}, a_first, end, token_axis, apart)
+  {name}_b = Slice ({name}, b_first, end, token_axis, apart)
+"""
+
+
+# The first `blocked` rows of a find no partner: class tokens stay.
+_COSINE_BODY = (
+    _SPLIT
+    + _SET_BOUNDS
+    + """
+  from = Constant <value_ints: ints = @start> ()
+  to = Add (from, width)
+  part = Slice (rows, from, to, last)
+  heads_apart = Reshape (part, split)
+  metric = ReduceMean <keepdims = 0> (heads_apart, last)
+  norm = ReduceL2 <keepdims = 1> (metric, last)
+  unit = Div (metric, norm)
+"""
+    + _sets_of("unit")
+    + """
+  unit_b_turned = Transpose <perm = [0, 2, 1]> (unit_b)
+  cosines = MatMul (unit_a, unit_b_turned)
+  zero = Constant <value_int = 0> ()
+  one = Constant <value_int = 1> ()
+  rows_of_a = Shape <start = 1, end = 2> (cosines)
+  count = Squeeze (rows_of_a)
+  ids = Range (zero, count, one)
+  column = Unsqueeze (ids, token_axis)
+  blocked_count = Constant <value_ints: ints = @blocked> ()
+  is_blocked = Less (column, blocked_count)
+  never_number = Constant <value_float = -inf> ()
+  never = CastLike (never_number, cosines)
+  scores = Where (is_blocked, never, cosines)
+  kept, src, dst = tokexport.bipartite_match <r: ints = @r> (scores)
+"""
+)
+_BY_SIZE_BODY = (
+    _SET_BOUNDS
+    + """
+  weighted = Mul (x, size)
+  first = Constant <value_ints = [0]> ()
+  protected_count = Constant <value_ints: ints = @protected> ()
+  weighted_stay = Slice (weighted, first, protected_count, token_axis)
+  size_stay = Slice (size, first, protected_count, token_axis)
+"""
+    + _sets_of("weighted")
+    + _sets_of("size")
+    + """
+  weighted_merged = tokexport.merge_tokens_sum (weighted_a, weighted_b, kept, src, dst)
+  size_merged = tokexport.merge_tokens_sum (size_a, size_b, kept, src, dst)
+  total = Concat <axis = 1> (weighted_stay, weighted_merged)
+  y_size = Concat <axis = 1> (size_stay, size_merged)
+  y = Div (total, y_size)
+"""
+)
+
+#: Signature and body of each function, by name.
+FUSED: Final[dict[str, tuple[Signature, str]]] = {
+    "linear": (_LINEAR, _LINEAR_BODY),
+    "linear_gelu": (_LINEAR, _LINEAR_GELU_BODY),
+    "linear_add": (_LINEAR_ADD, _LINEAR_ADD_BODY),
+    "layer_norm": (_NORM, _NORM_BODY),
+    "rows_attention": (_ROWS, _ROWS_BODY),
+    "rows_sized_attention": (_SIZED_ROWS, _SIZED_ROWS_BODY),
+    "cosine_match": (_COSINE, _COSINE_BODY),
+    "merge_by_size": (_BY_SIZE, _BY_SIZE_BODY),
+}

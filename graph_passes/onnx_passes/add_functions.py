@@ -1,0 +1,31 @@
+"""Adds the functions of domain ``tokexport`` that the graph calls, and drops those it does not."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from tokexport.graph_passes import onnx_functions as functions
+
+
+class AddFunctions(ir.passes.InPlacePass):
+    """Makes the model's functions those that its nodes call, and what their bodies call."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Changes the model in place."""
+        called = {node.op_type for node in model.graph.all_nodes() if _is_ours(node)}
+        wanted = {
+            function.identifier(): function
+            for function in map(ir.serde.deserialize_function, functions.with_callees(called))
+        }
+        before = {key for key in model.functions if key[0] == functions.DOMAIN}
+        for key in before - set(wanted):
+            del model.functions[key]
+        for key in set(wanted) - before:
+            model.functions[key] = wanted[key]
+        if called:
+            model.opset_imports[functions.DOMAIN] = functions.DOMAIN_VERSION
+        return ir.passes.PassResult(model, modified=before != set(wanted))
+
+
+def _is_ours(node: ir.Node) -> bool:
+    return node.domain == functions.DOMAIN

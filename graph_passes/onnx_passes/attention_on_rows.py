@@ -1,0 +1,86 @@
+"""Lets attention read queries, keys and values where the projections wrote them.
+
+Before → after, for q, k and v that are only moved between a projection and the attention::
+
+    Reshape(Transpose(attention(q, k, v)))      q, k, v (B, H, N, D), views of (B, N, ·)
+    →  rows_attention(qkv, qkv, qkv; q_start=0, k_start=H·D, v_start=2·H·D)
+
+The heads lie side by side in the rows, as every projection of a ViT writes them, packed in one
+product or in three. The kernel of ``rows_attention`` reads them by strides and writes rows again,
+so that neither the split into heads nor the way back is a copy. Its body in standard operators
+slices and transposes as the model did.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx_ir as ir
+
+from tokexport.graph_passes.onnx_functions import DOMAIN
+from tokexport.graph_passes.onnx_passes.heads_in_rows import heads_in_rows
+from tokexport.graph_passes.onnx_passes.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.strided_views import shape_of
+
+_NAMES: Final = {"attention": "rows_attention", "sized_attention": "rows_sized_attention"}
+
+
+class AttentionOnRows(ir.passes.InPlacePass):
+    """Rewrites attention whose heads lie side by side in rows."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites in place."""
+        changed = False
+        for node in list(model.graph):
+            if node.domain == DOMAIN and node.op_type in _NAMES:
+                changed |= _rewrite(node)
+        return ir.passes.PassResult(model, modified=changed)
+
+
+def _rewrite(node: ir.Node) -> bool:
+    last = _joined_heads(node.outputs[0])
+    heads = [heads_in_rows(value) for value in node.inputs[:3]]
+    if last is None or node.outputs[0].dtype != ir.DataType.FLOAT or None in heads:
+        return False
+    q, k, v = (found for found in heads if found is not None)
+    if len({(found.heads, found.depth) for found in (q, k, v)}) != 1:
+        return False
+    new = Replacement(last)
+    rows = new.call(
+        _NAMES[node.op_type],
+        q.rows,
+        k.rows,
+        v.rows,
+        *node.inputs[3:],
+        domain=DOMAIN,
+        scale=node.attributes.get_float("scale"),
+        heads=[q.heads],
+        depth=[q.depth],
+        q_start=[q.start],
+        k_start=[k.start],
+        v_start=[v.start],
+    )
+    new.put(rows)
+    return True
+
+
+def _joined_heads(value: ir.Value) -> ir.Node | None:
+    """Returns the Reshape that joins the heads (B, H, N, D) to rows, their only reader."""
+    shape = shape_of(value)
+    turned = _only_reader(value, "Transpose")
+    if shape is None or turned is None:
+        return None
+    if tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1, 3):
+        return None
+    joined = _only_reader(turned.outputs[0], "Reshape")
+    wanted = (shape[0], shape[2], shape[1] * shape[3])
+    return joined if joined is not None and shape_of(joined.outputs[0]) == wanted else None
+
+
+def _only_reader(value: ir.Value, operator: str) -> ir.Node | None:
+    """Returns the only node that reads a value, where it is of a standard operator."""
+    readers = [use.node for use in value.uses()]
+    if len(readers) != 1 or value.is_graph_output():
+        return None
+    (reader,) = readers
+    return reader if reader.domain == "" and reader.op_type == operator else None

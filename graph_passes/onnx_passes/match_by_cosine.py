@@ -1,0 +1,122 @@
+"""Joins what ToMe computes up to its match.
+
+Before → after, k (B, H, N, D) the keys, which lie in rows (B, N, ·)::
+
+    m = ReduceMean(k, 1);  u = m / ‖m‖;  a = u[:, i::s];  b = u[:, j::s]
+    bipartite_match(a bᵀ)      →  cosine_match(rows; heads=H, depth=D, start, a_start=i, b_start=j)
+
+The first rows of a may be held back, as ToMe holds back its class token, by scores that are written
+over with -∞. Source: ToMe (Bolya et al. 2023), section 3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from tokexport.graph_passes.onnx_functions import DOMAIN
+from tokexport.graph_passes.onnx_passes.heads_in_rows import HeadsInRows, heads_in_rows
+from tokexport.graph_passes.onnx_passes.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.strided_views import integers_of, shape_of
+from tokexport.graph_passes.onnx_passes.token_sets import to_the_end, token_set
+
+
+class MatchByCosine(ir.passes.InPlacePass):
+    """Rewrites matches on the cosine between two sets of the mean keys."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites in place."""
+        changed = False
+        for node in list(model.graph):
+            if node.domain == DOMAIN and node.op_type == "bipartite_match":
+                changed |= _rewrite(node)
+        return ir.passes.PassResult(model, modified=changed)
+
+
+def _rewrite(node: ir.Node) -> bool:
+    scores = node.inputs[0]
+    if scores is None or scores.dtype != ir.DataType.FLOAT:
+        return False
+    scores, blocked = _without_blocked(scores)
+    product = _made_by(scores, "MatMul")
+    turned = _made_by(product.inputs[1], "Transpose") if product is not None else None
+    if product is None or turned is None:
+        return False
+    if tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1):
+        return False
+    a, b = token_set(product.inputs[0]), token_set(turned.inputs[0])
+    if a is None or b is None or a.tokens is not b.tokens or a.step != b.step:
+        return False
+    heads = _mean_of_heads(_divided_by_length(a.tokens))
+    if heads is None or not (to_the_end(a) and to_the_end(b)):
+        return False
+    new = Replacement(node)
+    first = new.call(
+        "cosine_match",
+        heads.rows,
+        domain=DOMAIN,
+        outputs=3,
+        heads=[heads.heads],
+        depth=[heads.depth],
+        start=[heads.start],
+        a_start=[a.start],
+        b_start=[b.start],
+        step=[a.step],
+        blocked=[blocked],
+        r=list(node.attributes.get_ints("r")),
+    )
+    made = first.producer()
+    assert made is not None
+    new.put(*made.outputs)
+    return True
+
+
+def _without_blocked(scores: ir.Value) -> tuple[ir.Value, int]:
+    """Returns the scores before their first rows were written over with -∞, and how many were."""
+    node = _made_by(scores, "ScatterElements")
+    if node is None or node.attributes.get_string("reduction", "none") != "none":
+        return scores, 0
+    before, where, what = node.inputs
+    shape = shape_of(before) if before is not None else None
+    index = ir.convenience.get_const_tensor(where) if where is not None else None
+    values = ir.convenience.get_const_tensor(what) if what is not None else None
+    if before is None or shape is None or index is None or values is None:
+        return scores, 0
+    rows = index.numpy()
+    count = rows.shape[1] if rows.ndim == 3 else 0
+    full = (shape[0], count, shape[2])
+    in_order = np.arange(count)[None, :, None]
+    if (
+        node.attributes.get_int("axis", 0) % len(shape) != 1
+        or rows.shape != full
+        or not np.array_equal(rows, np.broadcast_to(in_order, full))
+        or not np.all(np.isneginf(values.numpy()))
+    ):
+        return scores, 0
+    return before, count
+
+
+def _divided_by_length(value: ir.Value) -> ir.Value | None:
+    """Returns m of m / ‖m‖ over the last axis."""
+    quotient = _made_by(value, "Div")
+    length = _made_by(quotient.inputs[1], "ReduceL2") if quotient is not None else None
+    if quotient is None or length is None or length.inputs[0] is not quotient.inputs[0]:
+        return None
+    axes = integers_of(length.inputs[1]) if len(length.inputs) > 1 else None
+    if axes not in ((-1,), (2,)) or length.attributes.get_int("keepdims", 1) == 0:
+        return None
+    return quotient.inputs[0]
+
+
+def _mean_of_heads(value: ir.Value | None) -> HeadsInRows | None:
+    """Returns where the heads lie that a value (B, N, D) is the mean of."""
+    mean = _made_by(value, "ReduceMean")
+    if mean is None or mean.attributes.get_int("keepdims", 1) != 0:
+        return None
+    axes = integers_of(mean.inputs[1]) if len(mean.inputs) > 1 else None
+    return heads_in_rows(mean.inputs[0]) if axes == (1,) else None
+
+
+def _made_by(value: ir.Value | None, operator: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and (node.domain, node.op_type) == ("", operator) else None

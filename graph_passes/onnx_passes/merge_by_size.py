@@ -1,0 +1,158 @@
+"""Joins the mean of merged tokens, weighted with their sizes.
+
+Before → after, s (B, N, 1) the sizes::
+
+    t = merged(x · s);  n = merged(s);  t / n       →  merge_by_size(x, s, kept, src, dst)
+
+where ``merged(v)`` is ``merge_tokens(v[:, i::k], v[:, j::k], …, sum)``, behind the first tokens of
+v where some are protected. Both results are used: the tokens and their sizes. Source: ToMe (Bolya
+et al. 2023), section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from tokexport.graph_passes.onnx_functions import DOMAIN
+from tokexport.graph_passes.onnx_passes.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.strided_views import shape_of
+from tokexport.graph_passes.onnx_passes.token_sets import to_the_end, token_set
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """What is merged, and how."""
+
+    tokens: ir.Value
+    protected: int
+    a_start: int
+    b_start: int
+    step: int
+    indices: tuple[ir.Value | None, ...]
+
+
+class MergeBySize(ir.passes.InPlacePass):
+    """Rewrites quotients of merged weighted tokens and merged sizes."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites in place."""
+        changed = False
+        for node in list(model.graph):
+            if node.domain == "" and node.op_type == "Div":
+                changed |= _rewrite(node)
+        if changed:
+            model.graph.sort()  # some readers of the sizes came before what gives them now
+        return ir.passes.PassResult(model, modified=changed)
+
+
+def _rewrite(node: ir.Node) -> bool:
+    total, count = node.inputs
+    if total is None or count is None or total.dtype != ir.DataType.FLOAT:
+        return False
+    found = _merged(total)
+    weighted = found.tokens.producer() if found is not None else None
+    if found is None or weighted is None or (weighted.domain, weighted.op_type) != ("", "Mul"):
+        return False
+    shape = shape_of(found.tokens)
+    factors = [value for value in weighted.inputs if value is not None]
+    assert shape is not None
+    for x, size in (factors, factors[::-1]):
+        if (
+            shape_of(x) == shape
+            and shape_of(size) == (*shape[:2], 1)
+            and _counts(count, size, found)
+        ):
+            return _put(node, count, x, size, found)
+    return False
+
+
+def _put(node: ir.Node, count: ir.Value, x: ir.Value, size: ir.Value, found: _Merged) -> bool:
+    if count.is_graph_output():
+        return False
+    new = Replacement(node)
+    tokens = new.call(
+        "merge_by_size",
+        x,
+        size,
+        *found.indices,
+        domain=DOMAIN,
+        outputs=2,
+        protected=[found.protected],
+        a_start=[found.a_start],
+        b_start=[found.b_start],
+        step=[found.step],
+    )
+    call = tokens.producer()
+    assert call is not None
+    sizes = call.outputs[1]
+    sizes.shape, sizes.type = count.shape, count.type
+    new.put(tokens)
+    for use in list(count.uses()):
+        use.node.replace_input_with(use.idx, sizes)
+    return True
+
+
+def _merged(value: ir.Value) -> _Merged | None:
+    """Returns what a value is the merging of, with its protected tokens first."""
+    protected, rest = 0, value
+    joined = value.producer()
+    tokens = None
+    if joined is not None and (joined.domain, joined.op_type) == ("", "Concat"):
+        if len(joined.inputs) != 2 or joined.attributes.get_int("axis") != 1:
+            return None
+        first, second = joined.inputs
+        stay = token_set(first)
+        if stay is None or second is None or (stay.start, stay.step) != (0, 1):
+            return None
+        protected, rest, tokens = stay.count, second, stay.tokens
+    merge = rest.producer()
+    if merge is None or (merge.domain, merge.op_type) != (DOMAIN, "merge_tokens_sum"):
+        return None
+    a, b = token_set(merge.inputs[0]), token_set(merge.inputs[1])
+    if a is None or b is None or a.tokens is not b.tokens or a.step != b.step:
+        return None
+    if tokens not in (None, a.tokens) or not (to_the_end(a) and to_the_end(b)):
+        return None
+    return _Merged(a.tokens, protected, a.start, b.start, a.step, tuple(merge.inputs[2:]))
+
+
+def _counts(count: ir.Value, size: ir.Value, found: _Merged) -> bool:
+    """Tells whether a value is the sizes merged the same way."""
+    if ir.convenience.get_const_tensor(size) is None:
+        same = _merged(count)
+        return same is not None and same == _Merged(
+            size, found.protected, found.a_start, found.b_start, found.step, found.indices
+        )
+    return _counts_constant(count, size, found)
+
+
+def _counts_constant(count: ir.Value, size: ir.Value, found: _Merged) -> bool:
+    """The same where the sizes are a constant: its slices are constants by now."""
+    parts = [count]
+    joined = count.producer()
+    if found.protected and joined is not None and joined.op_type == "Concat":
+        parts = [value for value in joined.inputs if value is not None]
+    merge = parts[-1].producer()
+    if merge is None or (merge.domain, merge.op_type) != (DOMAIN, "merge_tokens_sum"):
+        return False
+    if tuple(merge.inputs[2:]) != found.indices or len(parts) != 1 + (found.protected > 0):
+        return False
+    sizes = _array(size)
+    wanted = [
+        sizes[:, found.a_start :: found.step],
+        sizes[:, found.b_start :: found.step],
+        sizes[:, : found.protected],
+    ]
+    given = [merge.inputs[0], merge.inputs[1], *parts[:-1]]
+    return all(
+        value is not None and np.array_equal(_array(value), right)
+        for value, right in zip(given, wanted, strict=False)
+    )
+
+
+def _array(value: ir.Value) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    constant = ir.convenience.get_const_tensor(value)
+    return np.zeros(0, np.float32) if constant is None else constant.numpy()

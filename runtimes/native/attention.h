@@ -1,0 +1,119 @@
+// softmax(q kᵀ scale + log_size) v for every image and head, a block of queries at a time.
+#pragma once
+
+
+#include "buffer.h"
+#include "elementary.h"
+#include "product.h"
+
+namespace tokexport::TOKEXPORT_ISA {
+
+// Writes rows (count, width) as panels (⌈count / 32⌉, width, 32) of their transpose.
+inline void pack_turned(const float* rows, size_t stride, size_t count, size_t width,
+                        float* panels) {
+  for (size_t first = 0; first < count; first += kPanel) {
+    const size_t present = smaller(kPanel, count - first);
+    for (size_t j = 0; j < kPanel; ++j) {
+      const float* row = rows + (first + j) * stride;
+      for (size_t d = 0; d < width; ++d) panels[d * kPanel + j] = j < present ? row[d] : 0.0f;
+    }
+    panels += width * kPanel;
+  }
+}
+
+// Writes rows (count, width) as panels (⌈width / 32⌉, count, 32).
+inline void pack_straight(const float* rows, size_t stride, size_t count, size_t width,
+                          float* panels) {
+  for (size_t first = 0; first < width; first += kPanel) {
+    const size_t present = smaller(kPanel, width - first);
+    for (size_t i = 0; i < count; ++i) {
+      const float* row = rows + i * stride + first;
+      for (size_t j = 0; j < kPanel; ++j) panels[j] = j < present ? row[j] : 0.0f;
+      panels += kPanel;
+    }
+  }
+}
+
+// Packs the keys and values of one image and head.
+inline void attention_pack_task(const AttentionArgs& args, size_t task) {
+  const size_t image = task / args.heads;
+  const size_t head = task % args.heads;
+  pack_turned(args.k.at(image, head), args.k.row, args.keys, args.depth,
+              args.packed_k + task * packed_k_floats(args));
+  pack_straight(args.v.at(image, head), args.v.row, args.keys, args.value_depth,
+                args.packed_v + task * packed_v_floats(args));
+}
+
+// Turns a row of logits into weights that still have to be divided by what it returns.
+inline float soften(float* row, size_t count, float scale, const float* bias) {
+  const float lowest = -__builtin_inff();
+  const size_t whole = count / kWidth * kWidth;
+  const size_t rest = count - whole;
+  Floats most = all(lowest);
+  for (size_t i = 0; i < whole; i += kWidth) {
+    Floats value = load(row + i) * scale;
+    if (bias != nullptr) value += load(bias + i);
+    store(row + i, value);
+    most = larger(most, value);
+  }
+  if (rest > 0) {
+    Floats value = load_first(row + whole, rest) * scale;
+    if (bias != nullptr) value += load_first(bias + whole, rest);
+    store_first(row + whole, value, rest);
+    most = larger(most, load_first(row + whole, rest, lowest));
+  }
+  const float top = largest_of(most);
+  if (top == lowest) return __builtin_nanf("");
+  Floats total{};
+  for (size_t i = 0; i < whole; i += kWidth) {
+    const Floats value = exp_of(load(row + i) - top);
+    store(row + i, value);
+    total += value;
+  }
+  if (rest > 0) {
+    store_first(row + whole, exp_of(load_first(row + whole, rest, lowest) - top), rest);
+    total += load_first(row + whole, rest);
+  }
+  return sum_of(total);
+}
+
+// Computes a block of queries of one image and head.
+inline void attention_task(const AttentionArgs& args, size_t task) {
+  const size_t chunks = (args.queries + args.queries_per_task - 1) / args.queries_per_task;
+  const size_t begin = task % chunks * args.queries_per_task;
+  const size_t pair = task / chunks;
+  const size_t image = pair / args.heads;
+  const size_t head = pair % args.heads;
+  const float* keys = args.packed_k + pair * packed_k_floats(args);
+  const float* values = args.packed_v + pair * packed_v_floats(args);
+  const float* bias = args.log_size == nullptr ? nullptr : args.log_size + image * args.keys;
+  const size_t width = panel_count(args.keys) * kPanel;
+  thread_local Buffer<float> scratch;
+  float* logits = scratch.of(kRows * width);
+  float tile[kRows][kColumns];
+  float sums[kRows];
+  in_blocks(smaller(args.queries_per_task, args.queries - begin), [&](size_t first, size_t count) {
+    const size_t row = begin + first;
+    const float* q = args.q.at(image, head) + row * args.q.row;
+    for (size_t key = 0; key < args.keys; key += kColumns)
+      multiply_rows(count, q, args.q.row, args.depth,
+                    keys + key / kPanel * kPanel * args.depth + key % kPanel, logits + key,
+                    width);
+    for (size_t r = 0; r < count; ++r)
+      sums[r] = soften(logits + r * width, args.keys, args.scale, bias);
+    for (size_t column = 0; column < args.value_depth; column += kColumns) {
+      multiply_rows(count, logits, width, args.keys,
+                    values + column / kPanel * kPanel * args.keys + column % kPanel, tile[0],
+                    kColumns);
+      const size_t columns = smaller(kColumns, args.value_depth - column);
+      for (size_t r = 0; r < count; ++r) {
+        float* y = args.y.at(image, head) + (row + r) * args.y.row + column;
+        const float share = 1.0f / sums[r];
+        for (size_t from = 0; from < columns; from += kWidth)
+          store_first(y + from, load(tile[r] + from) * share, smaller(kWidth, columns - from));
+      }
+    }
+  });
+}
+
+}  // namespace tokexport::TOKEXPORT_ISA

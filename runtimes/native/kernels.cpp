@@ -1,0 +1,27 @@
+// The kernels of one instruction set; compiled once for each.
+#include "attention.h"
+#include "linear.h"
+#include "norm.h"
+#include "tokens.h"
+#include "tome.h"
+
+namespace tokexport::TOKEXPORT_ISA {
+
+#define TOKEXPORT_TEXT(name) #name
+#define TOKEXPORT_NAME(name) TOKEXPORT_TEXT(name)
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    TOKEXPORT_NAME(TOKEXPORT_ISA),
+    linear_task,
+    attention_pack_task,
+    attention_task,
+    norm_task,
+    match_task,
+    cosine_match_task,
+    merge_by_size_task,
+    gather_task,
+    scatter_task,
+};
+
+}  // namespace tokexport::TOKEXPORT_ISA

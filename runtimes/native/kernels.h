@@ -1,0 +1,201 @@
+// What a kernel is given, plain pointers and sizes, and the table of the kernels of a processor.
+//
+// A kernel does one task of a loop whose tasks are independent. All tensors are float32 or int64.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tokexport {
+
+// Columns of a panel of packed weights.
+inline constexpr size_t kPanel = 32;
+
+static inline size_t panel_count(size_t columns) { return (columns + kPanel - 1) / kPanel; }
+
+// y (rows, columns) = activation(x (rows, depth) · w (depth, columns) + bias) + residual.
+struct LinearArgs {
+  const float* x;
+  const float* panels;    // (⌈columns / 32⌉, depth, 32), the last panel padded
+  const float* bias;      // (columns) or null
+  const float* residual;  // (rows, columns) or null
+  float* y;
+  size_t rows;
+  size_t depth;
+  size_t columns;
+  size_t rows_per_task;
+  bool gelu;
+};
+
+// A tensor of rows for every image and head; strides in floats, the channels side by side.
+template <typename Float>
+struct Rows {
+  Float* data;
+  size_t image;
+  size_t head;
+  size_t row;
+
+  Float* at(size_t i, size_t h) const { return data + i * image + h * head; }
+};
+
+// y = softmax(q kᵀ scale + log_size) v.
+struct AttentionArgs {
+  Rows<const float> q;
+  Rows<const float> k;
+  Rows<const float> v;
+  Rows<float> y;
+  const float* log_size;  // (images, keys) or null
+  float* packed_k;        // packed_k_floats for every image and head
+  float* packed_v;
+  size_t images;
+  size_t heads;
+  size_t queries;
+  size_t keys;
+  size_t depth;
+  size_t value_depth;
+  size_t queries_per_task;
+  float scale;
+};
+
+static inline size_t packed_k_floats(const AttentionArgs& args) {
+  return panel_count(args.keys) * kPanel * args.depth;
+}
+
+static inline size_t packed_v_floats(const AttentionArgs& args) {
+  return panel_count(args.value_depth) * kPanel * args.keys;
+}
+
+// Layer normalisation of x (rows, columns).
+struct NormArgs {
+  const float* x;
+  const float* weight;
+  const float* bias;  // or null
+  float* y;
+  size_t rows;
+  size_t columns;
+  size_t rows_per_task;
+  float epsilon;
+};
+
+// The best partner of each row of scores (images, rows, columns), and the `taken` best pairs.
+struct MatchArgs {
+  const float* scores;
+  int64_t* kept;  // (images, rows - taken)
+  int64_t* src;   // (images, taken)
+  int64_t* dst;   // (images, taken)
+  size_t images;
+  size_t rows;
+  size_t columns;
+  size_t taken;
+  bool by_score;
+};
+
+// How rows that meet at one destination are reduced.
+enum class Reduce { kNone, kSum, kMean, kProduct, kLargest, kSmallest };
+
+// Channels that one task reduces.
+inline constexpr size_t kChannels = 256;
+
+// y (images, taken, channels) = the rows of x that index names; strides of images in floats.
+struct GatherArgs {
+  const float* x;
+  const int64_t* index;
+  float* y;
+  size_t x_image;
+  size_t y_image;
+  size_t images;
+  size_t taken;
+  size_t channels;
+};
+
+// y (images, rows, channels) = dst, with rows of src reduced into the rows that index names.
+struct ScatterArgs {
+  const float* dst;
+  const int64_t* index;   // (images, taken)
+  const float* src;
+  const int64_t* source;  // (images, taken), which row of src each is; null for one after another
+  float* y;
+  size_t src_image;
+  size_t y_image;
+  size_t images;
+  size_t rows;
+  size_t taken;
+  size_t channels;
+  Reduce mode;
+  bool include_self;
+};
+
+static inline size_t scatter_tasks(const ScatterArgs& args) {
+  return args.images * ((args.channels + kChannels - 1) / kChannels);
+}
+
+// Every `step`-th token from `start`.
+struct TokenSet {
+  size_t start;
+  size_t step;
+  size_t count;
+
+  size_t token(size_t i) const { return start + i * step; }
+};
+
+// The match by the cosine between the tokens of a and b, of the mean of a token's heads.
+struct CosineArgs {
+  const float* rows;  // (images, count, width), from the channel of the first head
+  size_t images;
+  size_t count;
+  size_t width;
+  size_t heads;
+  size_t depth;
+  TokenSet a;
+  TokenSet b;
+  size_t blocked;   // so many of the first of a find no partner
+  MatchArgs match;  // its scores are computed here
+};
+
+// The mean of the tokens that merge, weighted with their sizes, and the sums of the sizes.
+struct BySizeArgs {
+  const float* x;     // (images, count, channels)
+  const float* size;  // (images, count)
+  const int64_t* kept;
+  const int64_t* src;
+  const int64_t* dst;
+  float* y;       // (images, by_size_rows, channels)
+  float* y_size;  // (images, by_size_rows)
+  size_t images;
+  size_t count;
+  size_t channels;
+  TokenSet a;
+  TokenSet b;
+  size_t stay;  // so many of the first tokens come first, as they are
+  size_t kept_count;
+  size_t taken;
+};
+
+static inline size_t by_size_rows(const BySizeArgs& args) {
+  return args.stay + args.kept_count + args.b.count;
+}
+
+// Channels that one task merges.
+inline constexpr size_t kMergedChannels = 96;
+
+static inline size_t by_size_tasks(const BySizeArgs& args) {
+  return args.images * ((args.channels + kMergedChannels - 1) / kMergedChannels);
+}
+
+struct Kernels {
+  const char* name;
+  void (*linear_task)(const LinearArgs&, size_t);
+  void (*attention_pack_task)(const AttentionArgs&, size_t);
+  void (*attention_task)(const AttentionArgs&, size_t);
+  void (*norm_task)(const NormArgs&, size_t);
+  void (*match_task)(const MatchArgs&, size_t);
+  void (*cosine_match_task)(const CosineArgs&, size_t);
+  void (*merge_by_size_task)(const BySizeArgs&, size_t);
+  void (*gather_task)(const GatherArgs&, size_t);
+  void (*scatter_task)(const ScatterArgs&, size_t);
+};
+
+// The kernels for the processor at hand, its widest vectors used.
+const Kernels& kernels();
+
+}  // namespace tokexport

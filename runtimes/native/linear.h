@@ -1,0 +1,47 @@
+// y = activation(x w + bias) + residual, on weights that lie in panels of 32 columns.
+#pragma once
+
+#include "elementary.h"
+#include "product.h"
+
+namespace tokexport::TOKEXPORT_ISA {
+
+// Adds what is added to a product, and writes it.
+inline void finish_block(const LinearArgs& args, const float (*tile)[kColumns], size_t row,
+                         size_t rows, size_t column, size_t columns) {
+  for (size_t from = 0; from < columns; from += kWidth) {
+    const size_t count = smaller(kWidth, columns - from);
+    const Floats bias =
+        args.bias == nullptr ? Floats{} : load_first(args.bias + column + from, count);
+    for (size_t r = 0; r < rows; ++r) {
+      const size_t place = (row + r) * args.columns + column + from;
+      Floats value = load(tile[r] + from) + bias;
+      if (args.gelu) value = gelu_of(value);
+      if (args.residual != nullptr) value = load_first(args.residual + place, count) + value;
+      store_first(args.y + place, value, count);
+    }
+  }
+}
+
+// Computes the columns of one panel for the rows of one chunk.
+inline void linear_task(const LinearArgs& args, size_t task) {
+  const size_t panels = panel_count(args.columns);
+  const size_t panel = task % panels;
+  const size_t begin = task / panels * args.rows_per_task;
+  const size_t rows = smaller(args.rows_per_task, args.rows - begin);
+  float tile[kRows][kColumns];
+  for (size_t inner = 0; inner < kPanel; inner += kColumns) {
+    const size_t column = panel * kPanel + inner;
+    if (column >= args.columns) break;
+    const size_t columns = smaller(kColumns, args.columns - column);
+    const float* weights = args.panels + panel * kPanel * args.depth + inner;
+    in_blocks(rows, [&](size_t first, size_t count) {
+      const size_t row = begin + first;
+      multiply_rows(count, args.x + row * args.depth, args.depth, args.depth, weights, tile[0],
+                    kColumns);
+      finish_block(args, tile, row, count, column, columns);
+    });
+  }
+}
+
+}  // namespace tokexport::TOKEXPORT_ISA

@@ -1,0 +1,82 @@
+// The product of a few rows and a panel of 32 columns: what linear and attention are made of.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace tokexport::TOKEXPORT_ISA {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr size_t kRegisters = 32;
+#else
+inline constexpr size_t kRegisters = 16;
+#endif
+
+// Columns that are computed together: two vectors of them.
+inline constexpr size_t kColumns = 2 * kWidth;
+static_assert(kPanel % kColumns == 0);
+// Rows that are computed together: their accumulators, two vectors a row, fill the registers.
+inline constexpr size_t kRows = kRegisters == 32 ? 14 : 6;
+// How many steps of the depth a panel is fetched ahead.
+inline constexpr size_t kAhead = 32;
+
+// out (Rows, kColumns) = x (Rows, depth) · panel (depth, kColumns of 32); strides in floats.
+template <size_t Rows>
+[[gnu::noinline]] void multiply_block(const float* x, size_t x_stride, size_t depth,
+                                      const float* panel, float* out, size_t out_stride) {
+  Floats first[Rows];
+  Floats second[Rows];
+#pragma GCC unroll 14
+  for (size_t r = 0; r < Rows; ++r) first[r] = second[r] = Floats{};
+  // Three rows share a pointer, so that all of them stay in registers: p, p + s, p + 2 s.
+  constexpr size_t kPointers = (Rows + 2) / 3;
+  const float* rows[kPointers];
+#pragma GCC unroll 5
+  for (size_t p = 0; p < kPointers; ++p) rows[p] = x + 3 * p * x_stride;
+  for (const float* end = panel + depth * kPanel; panel != end; panel += kPanel) {
+    __builtin_prefetch(panel + kAhead * kPanel);
+    __builtin_prefetch(panel + kAhead * kPanel + kWidth);
+    const Floats left = load(panel);
+    const Floats right = load(panel + kWidth);
+#pragma GCC unroll 14
+    for (size_t r = 0; r < Rows; ++r) {
+      const Floats factor = all(rows[r / 3][r % 3 * x_stride]);
+      first[r] += factor * left;
+      second[r] += factor * right;
+    }
+#pragma GCC unroll 5
+    for (size_t p = 0; p < kPointers; ++p) {
+      ++rows[p];
+      asm("" : "+r"(rows[p]));  // keeps the compiler from a pointer for each row
+    }
+  }
+#pragma GCC unroll 14
+  for (size_t r = 0; r < Rows; ++r) {
+    store(out + r * out_stride, first[r]);
+    store(out + r * out_stride + kWidth, second[r]);
+  }
+}
+
+// The same for any number of rows up to Rows.
+template <size_t Rows = kRows>
+inline void multiply_rows(size_t rows, const float* x, size_t x_stride, size_t depth,
+                          const float* panel, float* out, size_t out_stride) {
+  if constexpr (Rows > 0) {
+    if (rows == Rows)
+      multiply_block<Rows>(x, x_stride, depth, panel, out, out_stride);
+    else
+      multiply_rows<Rows - 1>(rows, x, x_stride, depth, panel, out, out_stride);
+  }
+}
+
+// Calls `body(first, count)` for blocks of nearly equal height that cover `rows`.
+template <typename Body>
+inline void in_blocks(size_t rows, Body body) {
+  const size_t blocks = (rows + kRows - 1) / kRows;
+  for (size_t block = 0; block < blocks; ++block) {
+    const size_t from = rows * block / blocks;
+    body(from, rows * (block + 1) / blocks - from);
+  }
+}
+
+}  // namespace tokexport::TOKEXPORT_ISA

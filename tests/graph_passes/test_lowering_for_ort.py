@@ -1,0 +1,156 @@
+"""What ONNX Runtime is given for a ViT: one call for each thing that a block computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+import torch
+from helpers.graphs import assert_close, checked, emitted, lowered, rewrite, run_onnx
+from models.plain_vits import DEPTH, PLAIN, build, image
+from models.tome_patched import patched
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import tokexport
+from tokexport.exporter.build import save_onnx
+from tokexport.graph_passes.onnx_functions import DOMAIN
+from tokexport.runtimes.ort import OrtRunner
+
+SMALL = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
+
+
+def calls(model: ir.Model) -> Counter[str]:
+    """Counts the calls of the domain."""
+    return Counter(node.op_type for node in model.graph if node.domain == DOMAIN)
+
+
+def lowered_and_checked(model: nn.Module, x: Tensor, folder: Path) -> Counter[str]:
+    """Lowers a model, holds bodies and kernels to eager, and counts its calls."""
+    found = lowered(emitted(rewrite(model, x)), "ort")
+    with torch.no_grad():
+        answer = model(x)
+    wanted = (answer,) if isinstance(answer, Tensor) else tuple(answer.values())
+    assert_close(run_onnx(found, x), wanted, 1e-5)
+    save_onnx(found, folder / "model.onnx")
+    with OrtRunner.from_file(folder / "model.onnx") as runner:
+        assert runner.runtime.details["kernels"] != "none"
+        arrays = runner.run({"in0": x.numpy()}).values()
+    assert_close(tuple(map(torch.from_numpy, arrays)), wanted, 1e-5)
+    return calls(found)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_class_patched_tome_is_one_call_a_step(batch: int, tmp_path: Path) -> None:
+    found = lowered_and_checked(patched("vit_tiny_patch16_224", 4, **SMALL), image(batch), tmp_path)
+    assert found["cosine_match"] == found["linear_gelu"] == 3
+    assert found["rows_attention"] + found["rows_sized_attention"] == 3
+    # The last block is computed for the class token alone, and merges nothing it is not read for.
+    assert found["merge_by_size"] >= 2
+    assert found["linear_add"] == 6
+    assert found["layer_norm"] == 7
+
+
+#: The models whose attention does not lie in rows, and why.
+APART = {
+    "timm EVA-02": "its rotary positions change queries and keys head by head",
+    "transformers DINOv3": "its rotary positions change queries and keys head by head",
+    "torchvision ViT": "nn.MultiheadAttention puts the tokens before the images",
+    "open_clip ViT": "nn.MultiheadAttention puts the tokens before the images",
+    "timm ViT": "it normalises queries and keys head by head",
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_reduced_plain_vit(name: str, tmp_path: Path) -> None:
+    x = image(2)
+    model = build(name)
+    found = lowered_and_checked(tokexport.reduce(model, "tome:r=4", x), x, tmp_path)
+    on_rows = found["rows_attention"] + found["rows_sized_attention"]
+    assert (on_rows == 0) == (name in APART), found
+    assert found["layer_norm"] >= DEPTH
+    assert found["linear"] + found["linear_gelu"] + found["linear_add"] >= 3 * DEPTH
+
+
+class Projection(nn.Module):
+    """A product with a scale for each channel behind it, and a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(24, 40)
+        self.scale = nn.Parameter(torch.randn(40))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + self.linear(x) * self.scale
+
+
+def test_a_scale_of_each_channel_goes_into_the_weights() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 7, 24), torch.randn(2, 7, 40)
+    rewritten = checked(Projection(), x, y, targets=("ort",))
+    found = lowered(emitted(rewritten), "ort")
+    assert calls(found) == {"linear_add": 1}
+    assert {node.op_type for node in found.graph} == {"linear_add"}
+
+
+def test_what_is_read_twice_is_not_joined() -> None:
+    linear = nn.Linear(24, 40)
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        product = linear(x)
+        return product, F.gelu(product)
+
+    found = lowered(emitted(checked(both, torch.randn(2, 7, 24), targets=("ort",))), "ort")
+    assert calls(found) == {"linear": 1}
+
+
+def test_tanh_gelu_stays_apart() -> None:
+    linear = nn.Linear(24, 40)
+
+    def forward(x: Tensor) -> Tensor:
+        return F.gelu(linear(x), approximate="tanh")
+
+    found = lowered(emitted(checked(forward, torch.randn(2, 7, 24), targets=("ort",))), "ort")
+    assert calls(found) == {"linear": 1}
+
+
+def test_shared_weights_are_packed_once() -> None:
+    linear = nn.Linear(24, 24)
+
+    def twice(x: Tensor) -> Tensor:
+        return linear(linear(x))
+
+    found = lowered(emitted(checked(twice, torch.randn(2, 7, 24), targets=("ort",))), "ort")
+    assert calls(found) == {"linear": 2}
+    assert len([name for name in found.graph.initializers if "panels" in name]) == 1
+
+
+def test_doubles_stay_standard_operators() -> None:
+    linear = nn.Linear(24, 40).double()
+    x = torch.randn(2, 7, 24, dtype=torch.float64)
+    found = lowered(emitted(checked(linear, x, targets=("ort",), tolerance=1e-12)), "ort")
+    assert not calls(found)
+
+
+def test_heads_that_do_not_lie_side_by_side_stay_apart() -> None:
+    def attend(x: Tensor) -> Tensor:
+        # (B, N, D, H): the heads are interleaved, channel by channel.
+        q, k, v = x.view(2, 9, 3, 8, 4).permute(2, 0, 4, 1, 3)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 9, 32)
+
+    rewritten = checked(attend, torch.randn(2, 9, 96), targets=("ort",))
+    assert calls(lowered(emitted(rewritten), "ort")) == {"attention": 1}
+
+
+@pytest.mark.parametrize("chosen", [slice(None), slice(0, 1), slice(2, 7)])
+def test_queries_of_some_rows_lie_in_rows_too(chosen: slice) -> None:
+    def attend(x: Tensor) -> Tensor:
+        q, k, v = x.view(2, 9, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        q = q[:, :, chosen]
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    rewritten = checked(attend, torch.randn(2, 9, 96), targets=("ort",))
+    found = calls(lowered(emitted(rewritten), "ort"))
+    assert found == {"rows_attention": 1} if chosen == slice(None) else {"attention": 1}

@@ -1,0 +1,282 @@
+"""The native kernels against the bodies of their functions, both in ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from helpers.function_models import Call, all_inputs, model_of
+from helpers.token_cases import Array, rows, values
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokexport.graph_passes import ops
+from tokexport.graph_passes.fused_functions import PANEL
+from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
+from tokexport.runtimes.errors import RunError
+from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, native_library
+from tokexport.runtimes.ort import OrtRunner
+
+FUZZ = settings(deadline=None, max_examples=int(os.environ.get("TOKEXPORT_FUZZ", "12")))
+BATCH = st.integers(1, 9)
+SEED = st.integers(0, 2**20)
+NARROWER = ("avx2", "baseline")
+
+
+def run(calls: list[Call], native: bool) -> dict[str, Array]:
+    """Runs calls with the kernels or with the bodies."""
+    model = ir.to_proto(model_of(calls)).SerializeToString()
+    with OrtRunner.from_bytes(model, threads=2, native=native) as runner:
+        assert (runner.runtime.details["kernels"] == NO_KERNELS) is not native
+        return runner.run({f"in{i}": array for i, array in enumerate(all_inputs(calls))})
+
+
+def assert_same(*calls: Call, tolerance: float = 2e-6) -> None:
+    """Holds the kernels to the bodies: indices equal, floats within a part of the largest."""
+    wanted, found = run(list(calls), native=False), run(list(calls), native=True)
+    for name, array in wanted.items():
+        if array.dtype == np.int64:
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+        elif array.size:
+            scale = np.abs(array[np.isfinite(array)]).max(initial=1.0)
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=tolerance * scale)
+
+
+def linear_calls(seed: int, batch: int, count: int, depth: int, columns: int) -> list[Call]:
+    x, w = values(seed, batch, count, depth), values(seed + 1, depth, columns)
+    bias, residual = values(seed + 2, columns), values(seed + 3, batch, count, columns)
+    inputs = (x, packed_panels(w), bias)
+    shapes = [(batch, count, columns)]
+    return [
+        Call("linear", inputs, shapes),
+        Call("linear_gelu", inputs, shapes),
+        Call("linear_add", (*inputs, residual), shapes),
+    ]
+
+
+@FUZZ
+@given(SEED, BATCH, st.integers(1, 61), st.integers(1, 97), st.integers(1, 131))
+def test_linear(seed: int, batch: int, count: int, depth: int, columns: int) -> None:
+    assert_same(*linear_calls(seed, batch, count, depth, columns), tolerance=1e-5)
+
+
+def test_linear_with_more_rows_than_a_task_takes() -> None:
+    assert_same(*linear_calls(0, 3, 400, 256, 70), tolerance=1e-5)
+
+
+def test_gelu_far_from_zero() -> None:
+    x = np.linspace(-40, 40, 2001, dtype=np.float32)[None, :, None]
+    panels = packed_panels(np.ones((1, 1), np.float32))
+    bias = np.zeros(1, np.float32)
+    assert_same(Call("linear_gelu", (x, panels, bias), [x.shape]), tolerance=5e-8)
+
+
+def test_weights_packed_for_another_depth_are_refused() -> None:
+    x, bias = values(0, 1, 4, 8), values(1, 3)
+    panels = packed_panels(values(2, 9, 3))
+    with pytest.raises(RunError, match="not packed for this input"):
+        run([Call("linear", (x, panels, bias), [(1, 4, 3)])], native=True)
+
+
+@FUZZ
+@given(SEED, BATCH, st.integers(1, 4), st.integers(1, 40), st.integers(1, 75), st.integers(1, 40))
+def test_attention(seed: int, batch: int, heads: int, queries: int, keys: int, depth: int) -> None:
+    q = values(seed, batch, heads, queries, depth)
+    k, v = values(seed + 1, batch, heads, keys, depth), values(seed + 2, batch, heads, keys, 5)
+    size = values(seed + 3, batch, keys)
+    size[:, 1::3] = -np.inf
+    shapes, scale = [(batch, heads, queries, 5)], {"scale": 0.3}
+    assert_same(
+        Call("attention", (q, k, v), shapes, scale),
+        Call("sized_attention", (q, k, v, size), shapes, scale),
+    )
+
+
+def test_attention_to_no_key_is_no_number_in_both() -> None:
+    q, size = values(0, 1, 2, 3, 4), np.full((1, 3), -np.inf, np.float32)
+    call = Call("sized_attention", (q, q, q, size), [q.shape], {"scale": 1.0})
+    for native in (False, True):
+        assert np.isnan(run([call], native)["y_0"]).all()
+
+
+@FUZZ
+@given(SEED, BATCH, st.integers(1, 4), st.integers(1, 60), st.integers(1, 40))
+def test_attention_on_rows(seed: int, batch: int, heads: int, count: int, depth: int) -> None:
+    width = heads * depth
+    qkv, size = values(seed, batch, count, 3 * width + 2), values(seed + 1, batch, count)
+    q = values(seed + 2, batch, 7, width)
+    shared = {"scale": 0.4, "heads": [heads], "depth": [depth]}
+    packed = {**shared, "q_start": [0], "k_start": [width], "v_start": [2 * width + 2]}
+    apart = {**shared, "q_start": [0], "k_start": [1], "v_start": [width]}
+    assert_same(
+        Call("rows_attention", (qkv, qkv, qkv), [(batch, count, width)], packed),
+        Call("rows_sized_attention", (q, qkv, qkv, size), [(batch, 7, width)], apart),
+    )
+
+
+@FUZZ
+@given(SEED, BATCH, st.integers(1, 40), st.integers(1, 70))
+def test_layer_norm(seed: int, batch: int, count: int, channels: int) -> None:
+    x = values(seed, batch, count, channels) * 3 + 1
+    inputs = (x, values(seed + 1, channels), values(seed + 2, channels))
+    assert_same(Call("layer_norm", inputs, [x.shape], {"epsilon": 1e-5}))
+
+
+@FUZZ
+@given(SEED, BATCH, st.integers(1, 70), st.integers(1, 70), st.integers(0, 3), st.data())
+def test_match(seed: int, batch: int, na: int, nb: int, levels: int, data: Any) -> None:
+    scores = values(seed, batch, na, nb, levels=levels)  # few levels make ties
+    scores[:, 0] = -np.inf
+    r = data.draw(st.integers(1, na))
+    shapes = [(batch, na - r), (batch, r), (batch, r)]
+    read = (0, 1, 2) if r < na else (1, 2)
+    names = ("bipartite_match", "bipartite_match_by_score")
+    assert_same(*(Call(name, (scores,), shapes, {"r": [r]}, read) for name in names))
+
+
+def test_no_number_is_the_best_score_as_in_torch() -> None:
+    tokens = values(0, 1, 10, 4)
+    tokens[0, 6] = 0  # the third of a: it has no direction, so every score is 0 / 0
+    attributes = {"heads": [1], "depth": [4], "start": [0], "blocked": [0]}
+    sets = {"a_start": [0], "b_start": [1], "step": [2], "r": [1]}
+    shapes = [(1, 4), (1, 1), (1, 1)]
+    found = run([Call("cosine_match", (tokens,), shapes, {**attributes, **sets})], native=True)
+    metric = torch.from_numpy(tokens)
+    unit = metric / metric.norm(dim=-1, keepdim=True)
+    wanted = ops.bipartite_match(unit[:, ::2] @ unit[:, 1::2].mT, 1, "index")
+    for array, tensor in zip(found.values(), wanted, strict=True):
+        np.testing.assert_array_equal(array, tensor.numpy())
+
+
+SCATTERS = [
+    f"scatter_tokens_{mode}{own}"
+    for mode in ("sum", "mean", "prod", "amax", "amin")
+    for own in ("", "_exclude_self")
+]
+MERGES = [f"merge_tokens_{mode}" for mode in ("none", "sum", "mean", "prod", "amax", "amin")]
+
+
+@FUZZ
+@given(SEED, BATCH, st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 37, 300]))
+def test_scatters_and_gather(seed: int, batch: int, tokens: int, count: int, channels: int) -> None:
+    dst, src = values(seed, batch, tokens, channels), values(seed + 1, batch, count, channels)
+    index = rows(seed + 2, batch, count, tokens)  # with duplicates
+    few = min(count, tokens)
+    once = rows(seed + 3, batch, few, tokens, unique=True)
+    assert_same(
+        Call("gather_tokens", (dst, index), [src.shape]),
+        Call("scatter_tokens_none", (dst, once, src[:, :few].copy()), [dst.shape]),
+        *(Call(name, (dst, index, src), [dst.shape]) for name in SCATTERS),
+        tolerance=1e-5,
+    )
+
+
+@FUZZ
+@given(SEED, BATCH, st.integers(2, 50), st.integers(1, 50), st.sampled_from([1, 5, 300]), st.data())
+def test_merges(seed: int, batch: int, na: int, nb: int, channels: int, data: Any) -> None:
+    r = data.draw(st.integers(1, na))
+    a, b = values(seed, batch, na, channels), values(seed + 1, batch, nb, channels)
+    ranked, dst = rows(seed + 2, batch, na, na, unique=True), rows(seed + 3, batch, r, nb)
+    inputs = (a, b, ranked[:, r:].copy(), ranked[:, :r].copy(), dst)
+    shape = (batch, na - r + nb, channels)
+    assert_same(*(Call(name, inputs, [shape]) for name in MERGES), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gather_tokens", "merge_tokens_sum"])
+def test_an_index_outside_is_refused(name: str) -> None:
+    x, far = values(0, 1, 4, 3), np.array([[0, 4]])
+    inputs = (x, far) if name == "gather_tokens" else (x, x, far, far, far)
+    with pytest.raises(RunError, match="An index names a row that is not there"):
+        run([Call(name, inputs, [(1, 6 if len(inputs) > 2 else 2, 3)])], native=True)
+
+
+@FUZZ
+@given(SEED, BATCH, st.integers(1, 3), st.integers(6, 90), st.sampled_from([4, 19, 64]), st.data())
+def test_the_match_of_tome(
+    seed: int, batch: int, heads: int, count: int, depth: int, data: Any
+) -> None:
+    tokens = values(seed, batch, count, heads * depth + 3)
+    protected = data.draw(st.integers(0, 2))
+    first = data.draw(st.integers(0, 1))
+    a_start, b_start = protected + first, protected + 1 - first
+    na = len(range(a_start, count, 2))
+    blocked = data.draw(st.integers(0, 1))
+    r = data.draw(st.integers(1, na - blocked))
+    sets = {"a_start": [a_start], "b_start": [b_start], "step": [2]}
+    attributes = {"heads": [heads], "depth": [depth], "start": [3], "blocked": [blocked], **sets}
+    call = Call(
+        "cosine_match",
+        (tokens,),
+        [(batch, na - r), (batch, r), (batch, r)],
+        {**attributes, "r": [r]},
+        (0, 1, 2) if r < na else (1, 2),
+    )
+    wanted, found = run([call], native=False), run([call], native=True)
+    # Scores are rounded differently, and so a near-tie may fall the other way: it is looked at.
+    unit = tokens[..., 3:].reshape(batch, count, heads, depth).astype(np.float64).mean(2)
+    unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
+    scores = unit[:, a_start::2] @ unit[:, b_start::2].swapaxes(1, 2)
+    scores[:, :blocked] = -np.inf
+    for image in range(batch):
+        pairs = [
+            sum(scores[image, src, dst] for src, dst in zip(*ends, strict=True))
+            for ends in ((one["src_0"][image], one["dst_0"][image]) for one in (wanted, found))
+        ]
+        assert pairs[0] == pytest.approx(pairs[1], abs=1e-5 * r)
+        taken = [*found["src_0"][image], *(found["kept_0"][image] if r < na else ())]
+        assert sorted(taken) == list(range(na))
+
+
+@FUZZ
+@given(SEED, BATCH, st.integers(6, 60), st.sampled_from([1, 64, 97, 200]), st.data())
+def test_the_merge_of_tome(seed: int, batch: int, count: int, channels: int, data: Any) -> None:
+    protected = data.draw(st.integers(0, 2))
+    na, nb = len(range(protected + 1, count, 2)), len(range(protected, count, 2))
+    r = data.draw(st.integers(1, na))
+    x = values(seed, batch, count, channels)
+    size = 1 + np.abs(values(seed + 1, batch, count, 1)).round()
+    ranked, dst = rows(seed + 2, batch, na, na, unique=True), rows(seed + 3, batch, r, nb)
+    inputs = (x, size, ranked[:, r:].copy(), ranked[:, :r].copy(), dst)
+    left = protected + na - r + nb
+    sets = {"a_start": [protected + 1], "b_start": [protected], "step": [2]}
+    assert_same(
+        Call(
+            "merge_by_size",
+            inputs,
+            [(batch, left, channels), (batch, left, 1)],
+            {"protected": [protected], **sets},
+        )
+    )
+
+
+def test_panels_hold_the_columns_in_order() -> None:
+    w = values(0, 5, 70)
+    panels = packed_panels(w)
+    assert panels.shape == (3, 5, PANEL)
+    unpacked = panels.transpose(1, 0, 2).reshape(5, -1)
+    np.testing.assert_array_equal(unpacked[:, :70], w)
+    assert not unpacked[:, 70:].any()
+
+
+def test_the_library_is_installed() -> None:
+    library = native_library()
+    assert library is not None, "A compile error can hide: build it with pip install -v"
+    sets = ("baseline", "avx2", "avx512")
+    widest = os.environ.get("TOKEXPORT_MAX_ISA", sets[-1])
+    assert kernels_of(library) in sets[: sets.index(widest) + 1]
+
+
+@pytest.mark.skipif("TOKEXPORT_MAX_ISA" in os.environ, reason="this is that run")
+@pytest.mark.parametrize("isa", NARROWER)
+def test_narrower_vectors_compute_the_same(isa: str) -> None:
+    environment = {**os.environ, "TOKEXPORT_MAX_ISA": isa, "TOKEXPORT_FUZZ": "4"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
