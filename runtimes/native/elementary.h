@@ -33,8 +33,8 @@ inline Floats exp_of(Floats x) {
 }
 
 // erf(x) as a quotient of two polynomials in x²; relative error of the fit 2.1e-8.
-inline Floats erf_of(Floats x) {
-  x = smaller(larger(x, all(-3.95f)), all(3.95f));
+inline Floats erf_of(Floats wanted) {
+  const Floats x = smaller(larger(wanted, all(-3.95f)), all(3.95f));
   const Floats square = x * x;
   Floats over = all(2.02589617e-6f);
   over = over * square + 0.000284688125f;
@@ -48,7 +48,9 @@ inline Floats erf_of(Floats x) {
   under = under * square + 0.114559971f;
   under = under * square + 0.503090481f;
   under = under * square + 1.0f;
-  return x * over / under;
+  // Behind 3.95 it is ±1 to the last place, which the quotient may miss by one.
+  const Floats value = x * over / under;
+  return wanted > 3.95f ? all(1.0f) : (wanted < -3.95f ? all(-1.0f) : value);
 }
 
 // x Φ(x), GELU in its exact form.
