@@ -2,6 +2,7 @@
 # make test    the whole test suite
 # make lint    ruff, and its formatting
 # make types   mypy --strict
+# make sanitize   the native kernels' tests under AddressSanitizer
 # make clean   removes what these made, .venv included
 #
 # Each of them first sets up .venv in this folder, with the versions of constraints.txt.
@@ -14,13 +15,14 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 WORKERS ?= 2
 EXTRAS := compile,openvino,trt-rtx,timm,transformers,plot,demo,test,lint
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits_demo.py
 
 test: $(INSTALLED)
+	-@test -e /usr/include/onnxruntime/onnxruntime_c_api.h || ci/ort_headers.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(INSTALLED)
@@ -31,19 +33,28 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/mypy examples ci/measure_compile.py ci/results.py ci/digits_reduction.py ci/reduction_matrix.py
 
+# The library is built anew with -fsanitize=address, and found by its variable; the leaks that it
+# would report are those of the interpreter.
+sanitize: $(INSTALLED)
+	@$(BIN)/cmake -S runtimes/native -B build/sanitized -DTOKEXPORT_SANITIZE=ON > /dev/null
+	@$(BIN)/cmake --build build/sanitized > /dev/null
+	TOKEXPORT_NATIVE=build/sanitized/tokexport_native.so ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	  $(BIN)/python -m pytest -q tests/runtimes/test_native_kernels.py
+
 clean:
 	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch goes first and by its exact version, so that no other package's wish chooses another build;
 # the build backend is installed too, so that no build fetches one of its own.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard runtimes/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "tokexport needs Python 3.11 or newer, and '$(PYTHON)' is not." >&2; \
 	  echo "Name another one: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Setting up $(VENV) (a few minutes the first time) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@$(PIP) install -c constraints.txt scikit-build-core \
+	@$(PIP) install -c constraints.txt scikit-build-core cmake ninja \
 	  "$$(sed -n 's/^torch==/&/p' constraints.txt)"
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	@touch $@

@@ -23,7 +23,6 @@ namespace tokexport::abi {
 inline constexpr uint32_t kVersion = 17;
 
 inline constexpr int kFail = 1;             // OrtErrorCode
-inline constexpr int kInvalidArgument = 2;  // OrtErrorCode
 inline constexpr int kFloat = 1;            // ONNXTensorElementDataType
 inline constexpr int kInt64 = 7;            // ONNXTensorElementDataType
 inline constexpr int kRequired = 0;         // OrtCustomOpInputOutputCharacteristic

@@ -66,7 +66,8 @@ inline void rank_pairs(const MatchArgs& args, size_t image, const float* best,
     std::partial_sort(ranked, middle, end, before);
     std::sort(middle, end, [](int64_t i, int64_t j) { return i < j; });
   }
-  std::memcpy(args.kept + image * (rows - args.taken), middle, 8 * (rows - args.taken));
+  int64_t* kept = args.kept + image * (rows - args.taken);
+  for (size_t i = 0; i < rows - args.taken; ++i) kept[i] = middle[i];
   for (size_t i = 0; i < args.taken; ++i) {
     args.src[image * args.taken + i] = ranked[i];
     args.dst[image * args.taken + i] = partner[static_cast<size_t>(ranked[i])];
