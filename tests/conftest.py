@@ -22,3 +22,4 @@ def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets every compile time fewer pairs: no test reads a time."""
     monkeypatch.setattr("tokexport.exporter.speed.SPEED_SECONDS", 0.5)
     monkeypatch.setattr("tokexport.exporter.speed.TRIAL_SECONDS", 0.2)
+    monkeypatch.setattr("tokexport.exporter.benchmark.SETTLE_S", 0.0)

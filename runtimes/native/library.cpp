@@ -6,6 +6,16 @@ namespace {
 
 using namespace tokexport;
 
+const std::vector<Operator>& operators() {
+  static const std::vector<Operator> all = [] {
+    std::vector<Operator> found;
+    add_dense_operators(&found);
+    add_token_operators(&found);
+    return found;
+  }();
+  return all;
+}
+
 OrtStatus* add_operators(OrtSessionOptions* options, const abi::Api* api) {
   OrtCustomOpDomain* domain = nullptr;
   if (OrtStatus* status = abi::CreateCustomOpDomain::of(api)("tokexport", &domain)) return status;

@@ -198,3 +198,12 @@ def test_the_machine_is_described_in_plain_values() -> None:
     assert machine["memory_bytes"] > 1 << 28
     assert machine["packages"]["numpy"] == np.__version__
     assert machine["threads"] == {"torch": 2}
+
+
+def test_each_timed_run_follows_one_that_is_not_timed() -> None:
+    clock = Clock()
+    candidates = {"a": clock.taking("a", 1, 7, 2), "b": clock.taking("b", 1, 9, 3)}
+    speed = measure(candidates, baseline="a", pairs=5, warm_up=1, clock=clock, settle_s=1e-4)
+    assert speed.timings["a"].samples_ms == (2,) * 5
+    assert speed.timings["b"].samples_ms == (3,) * 5
+    assert clock.runs[:6] == ["a", "b", "a", "a", "b", "b"]

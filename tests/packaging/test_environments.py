@@ -202,7 +202,8 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
         for path in (ROOT / room).rglob("*.py")
     }
     own = {name for name in names if name.startswith("tokexport/")}
-    assert own == modules | {"tokexport/__init__.py", "tokexport/py.typed"}
+    library = "tokexport/runtimes/native/tokexport_native.so"
+    assert own == modules | {"tokexport/__init__.py", "tokexport/py.typed", library}
 
 
 def test_warnings_are_errors_for_every_command(tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ def test_ci_runs_what_the_readme_says() -> None:
     assert [line for line in script.splitlines() if line.startswith("make ")] == [
         "make lint",
         "make types",
+        "make sanitize",
         "make test",
     ]
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111

@@ -1,0 +1,215 @@
+// Linear layers, attention and layer norm: each operator reads its tensors, and hands its tasks to
+// the threads.
+#include <algorithm>
+#include <vector>
+
+#include "kernels.h"
+#include "operators.h"
+
+namespace tokexport {
+namespace {
+
+// Rows that a task of a product takes, so that they stay in the second cache.
+size_t rows_per_task(size_t rows, size_t depth) {
+  const size_t most = std::max<size_t>(28, 131072 / std::max<size_t>(depth, 1));
+  const size_t chunks = (rows + most - 1) / most;
+  return (rows + chunks - 1) / std::max<size_t>(chunks, 1);
+}
+
+// linear(x (B, N, K), panels (P, K, 32), bias (C) [, residual (B, N, C)]) -> (B, N, C)
+template <bool Gelu, bool Residual>
+class Linear final : public Kernel {
+ public:
+  explicit Linear(const Attributes&) {}
+
+  void run(const Run& run) const override {
+    const auto x = run.floats(0, 3);
+    const auto panels = run.floats(1, 3);
+    const auto bias = run.floats(2, 1);
+    const size_t columns = bias.size(0);
+    require(panels.size(0) == panel_count(columns) && panels.size(1) == x.size(2) &&
+                panels.size(2) == kPanel,
+            "linear: the weights are not packed for this input and bias.");
+    LinearArgs args{};
+    args.x = x.data;
+    args.panels = panels.data;
+    args.bias = bias.data;
+    args.rows = x.size(0) * x.size(1);
+    args.depth = x.size(2);
+    args.columns = columns;
+    args.gelu = Gelu;
+    if constexpr (Residual) {
+      const auto residual = run.floats(3, 3);
+      require(residual.size(0) == x.size(0) && residual.size(1) == x.size(1) &&
+                  residual.size(2) == columns,
+              "linear: what is added has another shape than the product.");
+      args.residual = residual.data;
+    }
+    args.y = run.output<float>(0, {x.size(0), x.size(1), columns});
+    if (args.rows == 0 || columns == 0) return;
+    args.rows_per_task = rows_per_task(args.rows, args.depth);
+    const size_t chunks = (args.rows + args.rows_per_task - 1) / args.rows_per_task;
+    run.in_parallel(chunks * panel_count(columns),
+                    [&](size_t task) { kernels().linear_task(args, task); });
+  }
+};
+
+// Room for floats that the thread keeps from run to run.
+float* scratch(size_t count) {
+  thread_local std::vector<float> kept;
+  if (kept.size() < count) kept.resize(count);
+  return kept.data();
+}
+
+// Packs, and then computes blocks of queries.
+void attend(const Run& run, AttentionArgs& args) {
+  const size_t pairs = args.images * args.heads;
+  if (pairs * args.queries * args.value_depth == 0) return;
+  require(args.keys > 0, "attention: there is no key.");
+  args.packed_k = scratch(pairs * (packed_k_floats(args) + packed_v_floats(args)));
+  args.packed_v = args.packed_k + pairs * packed_k_floats(args);
+  args.queries_per_task = std::min<size_t>(args.queries, 56);
+  const size_t chunks = (args.queries + args.queries_per_task - 1) / args.queries_per_task;
+  run.in_parallel(pairs, [&](size_t task) { kernels().attention_pack_task(args, task); });
+  run.in_parallel(pairs * chunks, [&](size_t task) { kernels().attention_task(args, task); });
+}
+
+void take_sizes(const Run& run, AttentionArgs& args) {
+  const auto log_size = run.floats(3, 2);
+  require(log_size.size(0) == args.images && log_size.size(1) == args.keys,
+          "attention: the sizes are not one for each key.");
+  args.log_size = log_size.data;
+}
+
+// attention(q (B, H, Nq, D), k (B, H, N, D), v (B, H, N, Dv) [, log_size (B, N)]) -> (B, H, Nq, Dv)
+template <bool Sized>
+class Attention final : public Kernel {
+ public:
+  explicit Attention(const Attributes& attributes) : scale_(attributes.number("scale")) {}
+
+  void run(const Run& run) const override {
+    const auto q = run.floats(0, 4);
+    const auto k = run.floats(1, 4);
+    const auto v = run.floats(2, 4);
+    for (size_t axis : {0, 1})
+      require(q.size(axis) == k.size(axis) && k.size(axis) == v.size(axis),
+              "attention: images or heads of q, k and v differ in number.");
+    require(q.size(3) == k.size(3) && k.size(2) == v.size(2),
+            "attention: q and k differ in depth, or k and v in number.");
+    AttentionArgs args{};
+    args.images = q.size(0);
+    args.heads = q.size(1);
+    args.queries = q.size(2);
+    args.depth = q.size(3);
+    args.keys = k.size(2);
+    args.value_depth = v.size(3);
+    args.scale = scale_;
+    float* y = run.output<float>(0, {args.images, args.heads, args.queries, args.value_depth});
+    args.q = by_head(q.data, args.heads, args.queries, args.depth);
+    args.k = by_head(k.data, args.heads, args.keys, args.depth);
+    args.v = by_head(v.data, args.heads, args.keys, args.value_depth);
+    args.y = by_head(y, args.heads, args.queries, args.value_depth);
+    if constexpr (Sized) take_sizes(run, args);
+    attend(run, args);
+  }
+
+ private:
+  template <typename Float>
+  static Rows<Float> by_head(Float* data, size_t heads, size_t rows, size_t depth) {
+    return {data, heads * rows * depth, rows * depth, depth};
+  }
+
+  float scale_;
+};
+
+// rows_attention(q (B, Nq, ·), k (B, N, ·), v (B, N, ·) [, log_size (B, N)]) -> (B, Nq, H · D):
+// the heads lie side by side in each row, from the channel that starts each of the three.
+template <bool Sized>
+class RowsAttention final : public Kernel {
+ public:
+  explicit RowsAttention(const Attributes& attributes)
+      : scale_(attributes.number("scale")),
+        heads_(attributes.only("heads")),
+        depth_(attributes.only("depth")),
+        q_start_(attributes.only("q_start")),
+        k_start_(attributes.only("k_start")),
+        v_start_(attributes.only("v_start")) {}
+
+  void run(const Run& run) const override {
+    const auto q = run.floats(0, 3);
+    const auto k = run.floats(1, 3);
+    const auto v = run.floats(2, 3);
+    require(q.size(0) == k.size(0) && k.size(0) == v.size(0) && k.size(1) == v.size(1),
+            "attention: images or keys of q, k and v differ in number.");
+    AttentionArgs args{};
+    args.images = q.size(0);
+    args.heads = heads_;
+    args.queries = q.size(1);
+    args.keys = k.size(1);
+    args.depth = args.value_depth = depth_;
+    args.scale = scale_;
+    args.q = in_rows(q, q_start_);
+    args.k = in_rows(k, k_start_);
+    args.v = in_rows(v, v_start_);
+    const size_t width = heads_ * depth_;
+    args.y = {run.output<float>(0, {args.images, args.queries, width}), args.queries * width,
+              depth_, width};
+    if constexpr (Sized) take_sizes(run, args);
+    attend(run, args);
+  }
+
+ private:
+  Rows<const float> in_rows(const Tensor<const float>& rows, size_t start) const {
+    require(start + heads_ * depth_ <= rows.size(2), "attention: the rows hold fewer heads.");
+    return {rows.data + start, rows.size(1) * rows.size(2), depth_, rows.size(2)};
+  }
+
+  float scale_;
+  size_t heads_;
+  size_t depth_;
+  size_t q_start_;
+  size_t k_start_;
+  size_t v_start_;
+};
+
+// layer_norm(x (B, N, C), weight (C), bias (C)) -> (B, N, C)
+class LayerNorm final : public Kernel {
+ public:
+  explicit LayerNorm(const Attributes& attributes) : epsilon_(attributes.number("epsilon")) {}
+
+  void run(const Run& run) const override {
+    const auto x = run.floats(0, 3);
+    const auto weight = run.floats(1, 1);
+    const auto bias = run.floats(2, 1);
+    NormArgs args{};
+    args.columns = x.size(2);
+    require(weight.size(0) == args.columns && bias.size(0) == args.columns,
+            "layer_norm: weight or bias has another size than the rows.");
+    args.x = x.data;
+    args.weight = weight.data;
+    args.bias = bias.data;
+    args.epsilon = epsilon_;
+    args.rows = x.size(0) * x.size(1);
+    args.y = run.output<float>(0, {x.size(0), x.size(1), args.columns});
+    args.rows_per_task = 16;
+    run.in_parallel((args.rows + 15) / 16, [&](size_t task) { kernels().norm_task(args, task); });
+  }
+
+ private:
+  float epsilon_;
+};
+
+}  // namespace
+
+void add_dense_operators(std::vector<Operator>* to) {
+  to->emplace_back("linear", "fff", "f", make<Linear<false, false>>);
+  to->emplace_back("linear_gelu", "fff", "f", make<Linear<true, false>>);
+  to->emplace_back("linear_add", "ffff", "f", make<Linear<false, true>>);
+  to->emplace_back("attention", "fff", "f", make<Attention<false>>);
+  to->emplace_back("sized_attention", "ffff", "f", make<Attention<true>>);
+  to->emplace_back("rows_attention", "fff", "f", make<RowsAttention<false>>);
+  to->emplace_back("rows_sized_attention", "ffff", "f", make<RowsAttention<true>>);
+  to->emplace_back("layer_norm", "fff", "f", make<LayerNorm>);
+}
+
+}  // namespace tokexport

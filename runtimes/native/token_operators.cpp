@@ -1,0 +1,298 @@
+// Matches and merges: each operator reads its tensors, and hands its tasks to the threads.
+#include <algorithm>
+#include <vector>
+
+#include "kernels.h"
+#include "operators.h"
+
+namespace tokexport {
+namespace {
+
+void require_rows(const Tensor<const int64_t>& index, size_t rows) {
+  const size_t count = index.size(0) * index.size(1);
+  const bool inside = std::all_of(index.data, index.data + count, [rows](int64_t i) {
+    return i >= 0 && static_cast<size_t>(i) < rows;
+  });
+  require(inside, "An index names a row that is not there.");
+}
+
+// The two sets that tokens are split into: every `step`-th from a start.
+class Sets {
+ public:
+  explicit Sets(const Attributes& attributes)
+      : a_start_(attributes.only("a_start")),
+        b_start_(attributes.only("b_start")),
+        step_(attributes.only("step")) {
+    require(step_ > 0, "The tokens of a set are no step apart.");
+  }
+
+  TokenSet a(size_t tokens) const { return of(a_start_, tokens); }
+  TokenSet b(size_t tokens) const { return of(b_start_, tokens); }
+
+ private:
+  TokenSet of(size_t start, size_t tokens) const {
+    return {start, step_, start < tokens ? (tokens - start + step_ - 1) / step_ : 0};
+  }
+
+  size_t a_start_;
+  size_t b_start_;
+  size_t step_;
+};
+
+// bipartite_match(scores (B, Na, Nb)) -> kept (B, Na - r), src (B, r), dst (B, r)
+template <bool ByScore>
+class Match final : public Kernel {
+ public:
+  explicit Match(const Attributes& attributes) : taken_(attributes.only("r")) {}
+
+  void run(const Run& run) const override {
+    const auto scores = run.floats(0, 3);
+    MatchArgs args{};
+    args.scores = scores.data;
+    args.images = scores.size(0);
+    args.rows = scores.size(1);
+    args.columns = scores.size(2);
+    args.taken = taken_;
+    args.by_score = ByScore;
+    require(args.columns > 0 && taken_ <= args.rows, "bipartite_match: r is more than the rows.");
+    args.kept = run.output<int64_t>(0, {args.images, args.rows - taken_});
+    args.src = run.output<int64_t>(1, {args.images, taken_});
+    args.dst = run.output<int64_t>(2, {args.images, taken_});
+    run.in_parallel(args.images, [&](size_t task) { kernels().match_task(args, task); });
+  }
+
+ private:
+  size_t taken_;
+};
+
+// gather_tokens(x (B, N, C), index (B, K)) -> (B, K, C)
+class Gather final : public Kernel {
+ public:
+  explicit Gather(const Attributes&) {}
+
+  void run(const Run& run) const override {
+    const auto x = run.floats(0, 3);
+    const auto index = run.indices(1, 2);
+    require(x.size(0) == index.size(0), "gather_tokens: x and index differ in images.");
+    require_rows(index, x.size(1));
+    GatherArgs args{};
+    args.x = x.data;
+    args.index = index.data;
+    args.images = x.size(0);
+    args.taken = index.size(1);
+    args.channels = x.size(2);
+    args.x_image = x.size(1) * args.channels;
+    args.y_image = args.taken * args.channels;
+    args.y = run.output<float>(0, {args.images, args.taken, args.channels});
+    run.in_parallel(args.images, [&](size_t task) { kernels().gather_task(args, task); });
+  }
+};
+
+// scatter_tokens(dst (B, N, C), index (B, K), src (B, K, C)) -> (B, N, C)
+template <Reduce Mode, bool IncludeSelf>
+class Scatter final : public Kernel {
+ public:
+  explicit Scatter(const Attributes&) {}
+
+  void run(const Run& run) const override {
+    const auto dst = run.floats(0, 3);
+    const auto index = run.indices(1, 2);
+    const auto src = run.floats(2, 3);
+    require(dst.size(0) == index.size(0) && src.size(0) == index.size(0) &&
+                src.size(1) == index.size(1) && src.size(2) == dst.size(2),
+            "scatter_tokens: the shapes do not fit.");
+    require_rows(index, dst.size(1));
+    ScatterArgs args{};
+    args.dst = dst.data;
+    args.index = index.data;
+    args.src = src.data;
+    args.images = dst.size(0);
+    args.rows = dst.size(1);
+    args.taken = index.size(1);
+    args.channels = dst.size(2);
+    args.src_image = args.taken * args.channels;
+    args.y_image = args.rows * args.channels;
+    args.mode = Mode;
+    args.include_self = IncludeSelf;
+    args.y = run.output<float>(0, {args.images, args.rows, args.channels});
+    run.in_parallel(scatter_tasks(args), [&](size_t task) { kernels().scatter_task(args, task); });
+  }
+};
+
+// merge_tokens(a (B, Na, C), b (B, Nb, C), kept (B, Na - r), src (B, r), dst (B, r))
+// -> (B, Na - r + Nb, C)
+template <Reduce Mode>
+class Merge final : public Kernel {
+ public:
+  explicit Merge(const Attributes&) {}
+
+  void run(const Run& run) const override {
+    const auto a = run.floats(0, 3);
+    const auto b = run.floats(1, 3);
+    const auto kept = run.indices(2, 2);
+    const auto src = run.indices(3, 2);
+    const auto dst = run.indices(4, 2);
+    const size_t images = a.size(0);
+    const size_t channels = a.size(2);
+    require(b.size(0) == images && kept.size(0) == images && src.size(0) == images &&
+                dst.size(0) == images && b.size(2) == channels && src.size(1) == dst.size(1),
+            "merge_tokens: the shapes do not fit.");
+    require_rows(kept, a.size(1));
+    require_rows(src, a.size(1));
+    require_rows(dst, b.size(1));
+    const size_t rows = kept.size(1) + b.size(1);
+    float* y = run.output<float>(0, {images, rows, channels});
+    GatherArgs gather{};
+    gather.x = a.data;
+    gather.index = kept.data;
+    gather.images = images;
+    gather.taken = kept.size(1);
+    gather.channels = channels;
+    gather.x_image = a.size(1) * channels;
+    gather.y_image = rows * channels;
+    gather.y = y;
+    ScatterArgs scatter{};
+    scatter.dst = b.data;
+    scatter.index = dst.data;
+    scatter.src = a.data;
+    scatter.source = src.data;
+    scatter.images = images;
+    scatter.rows = b.size(1);
+    scatter.taken = Mode == Reduce::kNone ? 0 : src.size(1);
+    scatter.channels = channels;
+    scatter.src_image = gather.x_image;
+    scatter.y_image = gather.y_image;
+    scatter.mode = Mode;
+    scatter.include_self = true;
+    scatter.y = y + gather.taken * channels;
+    const size_t scatters = scatter_tasks(scatter);
+    run.in_parallel(scatters + images, [&](size_t task) {
+      if (task < scatters)
+        kernels().scatter_task(scatter, task);
+      else
+        kernels().gather_task(gather, task - scatters);
+    });
+  }
+};
+
+// cosine_match(rows (B, N, ·)) -> kept (B, Na - r), src (B, r), dst (B, r)
+class CosineMatch final : public Kernel {
+ public:
+  explicit CosineMatch(const Attributes& attributes)
+      : heads_(attributes.only("heads")),
+        depth_(attributes.only("depth")),
+        start_(attributes.only("start")),
+        sets_(attributes),
+        blocked_(attributes.only("blocked")),
+        taken_(attributes.only("r")) {}
+
+  void run(const Run& run) const override {
+    const auto rows = run.floats(0, 3);
+    require(start_ + heads_ * depth_ <= rows.size(2), "cosine_match: the rows hold fewer heads.");
+    CosineArgs args{};
+    args.rows = rows.data + start_;
+    args.images = rows.size(0);
+    args.count = rows.size(1);
+    args.width = rows.size(2);
+    args.heads = heads_;
+    args.depth = depth_;
+    args.a = sets_.a(args.count);
+    args.b = sets_.b(args.count);
+    args.blocked = blocked_;
+    args.match.rows = args.a.count;
+    args.match.columns = args.b.count;
+    args.match.images = args.images;
+    args.match.taken = taken_;
+    require(args.b.count > 0 && taken_ <= args.a.count, "cosine_match: r is more than the rows.");
+    args.match.kept = run.output<int64_t>(0, {args.images, args.a.count - taken_});
+    args.match.src = run.output<int64_t>(1, {args.images, taken_});
+    args.match.dst = run.output<int64_t>(2, {args.images, taken_});
+    run.in_parallel(args.images, [&](size_t task) { kernels().cosine_match_task(args, task); });
+  }
+
+ private:
+  size_t heads_;
+  size_t depth_;
+  size_t start_;
+  Sets sets_;
+  size_t blocked_;
+  size_t taken_;
+};
+
+// merge_by_size(x (B, N, C), size (B, N, 1), kept (B, Na - r), src (B, r), dst (B, r))
+// -> (B, P + Na - r + Nb, C), (B, P + Na - r + Nb, 1)
+class MergeBySize final : public Kernel {
+ public:
+  explicit MergeBySize(const Attributes& attributes)
+      : protected_(attributes.only("protected")), sets_(attributes) {}
+
+  void run(const Run& run) const override {
+    const auto x = run.floats(0, 3);
+    const auto size = run.floats(1, 3);
+    const auto kept = run.indices(2, 2);
+    const auto src = run.indices(3, 2);
+    const auto dst = run.indices(4, 2);
+    BySizeArgs args{};
+    args.images = x.size(0);
+    args.count = x.size(1);
+    args.channels = x.size(2);
+    args.a = sets_.a(args.count);
+    args.b = sets_.b(args.count);
+    args.stay = protected_;
+    args.kept_count = kept.size(1);
+    args.taken = src.size(1);
+    require(size.size(0) == args.images && size.size(1) == args.count && size.size(2) == 1 &&
+                kept.size(0) == args.images && src.size(0) == args.images &&
+                dst.size(0) == args.images && dst.size(1) == args.taken &&
+                protected_ <= args.count,
+            "merge_by_size: the shapes do not fit.");
+    require_rows(kept, args.a.count);
+    require_rows(src, args.a.count);
+    require_rows(dst, args.b.count);
+    args.x = x.data;
+    args.size = size.data;
+    args.kept = kept.data;
+    args.src = src.data;
+    args.dst = dst.data;
+    const size_t rows = by_size_rows(args);
+    args.y = run.output<float>(0, {args.images, rows, args.channels});
+    args.y_size = run.output<float>(1, {args.images, rows, 1});
+    run.in_parallel(by_size_tasks(args),
+                    [&](size_t task) { kernels().merge_by_size_task(args, task); });
+  }
+
+ private:
+  size_t protected_;
+  Sets sets_;
+};
+
+template <Reduce Mode>
+void add_scatters(std::vector<Operator>* to, const char* name, const char* excluding) {
+  to->emplace_back(name, "fif", "f", make<Scatter<Mode, true>>);
+  to->emplace_back(excluding, "fif", "f", make<Scatter<Mode, false>>);
+}
+
+}  // namespace
+
+void add_token_operators(std::vector<Operator>* to) {
+  to->emplace_back("cosine_match", "f", "iii", make<CosineMatch>);
+  to->emplace_back("merge_by_size", "ffiii", "ff", make<MergeBySize>);
+  to->emplace_back("bipartite_match", "f", "iii", make<Match<false>>);
+  to->emplace_back("bipartite_match_by_score", "f", "iii", make<Match<true>>);
+  to->emplace_back("gather_tokens", "fi", "f", make<Gather>);
+  to->emplace_back("scatter_tokens_none", "fif", "f", make<Scatter<Reduce::kNone, true>>);
+  add_scatters<Reduce::kSum>(to, "scatter_tokens_sum", "scatter_tokens_sum_exclude_self");
+  add_scatters<Reduce::kMean>(to, "scatter_tokens_mean", "scatter_tokens_mean_exclude_self");
+  add_scatters<Reduce::kProduct>(to, "scatter_tokens_prod", "scatter_tokens_prod_exclude_self");
+  add_scatters<Reduce::kLargest>(to, "scatter_tokens_amax", "scatter_tokens_amax_exclude_self");
+  add_scatters<Reduce::kSmallest>(to, "scatter_tokens_amin",
+                                  "scatter_tokens_amin_exclude_self");
+  to->emplace_back("merge_tokens_none", "ffiii", "f", make<Merge<Reduce::kNone>>);
+  to->emplace_back("merge_tokens_sum", "ffiii", "f", make<Merge<Reduce::kSum>>);
+  to->emplace_back("merge_tokens_mean", "ffiii", "f", make<Merge<Reduce::kMean>>);
+  to->emplace_back("merge_tokens_prod", "ffiii", "f", make<Merge<Reduce::kProduct>>);
+  to->emplace_back("merge_tokens_amax", "ffiii", "f", make<Merge<Reduce::kLargest>>);
+  to->emplace_back("merge_tokens_amin", "ffiii", "f", make<Merge<Reduce::kSmallest>>);
+}
+
+}  // namespace tokexport
