@@ -127,8 +127,11 @@ def test_the_parameters_are_the_models_own_and_the_model_stays_as_it_was(name: s
 def test_a_method_reduces_as_it_says(name: str, method: str) -> None:
     recipe, counts = RECIPES[method]
     model, x = build(name), image()
-    reduced = tokexport.reduce(model, recipe, x)
-    found = patches_behind(reduced, x, SPECIAL[name])
+    flat = FlatModel(model, call_spec(model, (x,), {}))
+    reduction = reduce_flat(flat, (x,), parse_recipe(recipe))
+    reduced, special = reduction.model, SPECIAL[name]
+    found = patches_behind(reduced, x, special)
+    assert reduction.tokens == tuple(special + patches for patches in (36, *found))
     if counts:
         assert found == counts
     else:
