@@ -216,9 +216,13 @@ def _timm(name: str, **options: Any) -> Any:
 
 
 def _torchvision() -> Any:
+    import torch
     import torchvision
 
-    return torchvision.models.vit_b_16()
+    model = torchvision.models.vit_b_16()
+    # torchvision starts the head with zeros, and what is zero proves nothing.
+    torch.nn.init.trunc_normal_(model.heads[-1].weight, std=0.02)
+    return model
 
 
 def _transformers(kind: str) -> Any:

@@ -147,6 +147,7 @@ def inspect_command(
     input_shape: InputShape = None,
     batch: Batch = None,
     reduce: Recipe = None,
+    restore: Restore = False,
     checkpoint: Checkpoint = None,
     builder: Builder = None,
     trust_pickle: TrustPickle = False,
@@ -176,6 +177,7 @@ def inspect_command(
                 input_shape=None if input_shape is None else parse_shape(input_shape, batch),
                 batch=batch,
                 reduce=reduce,
+                restore=restore,
             )
         if json:
             write_json({"exit_code": 0, "error": None, **found.to_json()})

@@ -1,7 +1,10 @@
+import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers.onnx_library import read_once
 from helpers.torchvision_ops import define_torchvision_operators
 
 from tokexport.runtimes import cuda_driver
@@ -23,3 +26,13 @@ def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokexport.exporter.speed.SPEED_SECONDS", 0.5)
     monkeypatch.setattr("tokexport.exporter.speed.TRIAL_SECONDS", 0.2)
     monkeypatch.setattr("tokexport.exporter.benchmark.SETTLE_S", 0.0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_library() -> Iterator[None]:
+    """Lets the exports share torch's ONNX library, and collections pass over what is imported."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        read_once(monkeypatch)
+        gc.collect()
+        gc.freeze()
+        yield

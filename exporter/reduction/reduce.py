@@ -19,7 +19,8 @@ from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
 from tokexport.exporter.reduction.observed_calls import Call
 from tokexport.exporter.reduction.recipe import Recipe, parse_recipe
 from tokexport.exporter.reduction.special_tokens import count_special_tokens, other_inputs
-from tokexport.exporter.reduction.surgery_gate import require_runs, surgery_error
+from tokexport.exporter.reduction.surgery_gate import surgery_error
+from tokexport.exporter.reduction.tokens_per_layer import tokens_per_layer
 from tokexport.exporter.reduction.trained_weights import load_trained
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.source.in_memory import source_in_memory
@@ -45,6 +46,8 @@ class Reduction:
         special: How many tokens at the front are no patches.
         error: The largest difference between the model and the surgery with nothing reduced,
             relative to the output's scale.
+        tokens: Tokens of an image that enter the first block, and that leave each; none on torch's
+            meta device.
     """
 
     model: nn.Module
@@ -52,6 +55,7 @@ class Reduction:
     blocks: tuple[str, ...]
     special: int
     error: float
+    tokens: tuple[int, ...]
 
 
 def reduce(
@@ -102,8 +106,8 @@ def reduce_flat(flat: FlatModel, inputs: Sequence[Tensor], recipe: Recipe) -> Re
     model = _rebuilt(flat.model, blocks, recipe.method, flow)
     if recipe.weights is not None:
         load_trained(model, Path(recipe.weights))
-    require_runs(flat, model, inputs)
-    return Reduction(model, recipe, tuple(b.call.path for b in blocks), special, error)
+    tokens = tokens_per_layer(FlatModel(model, flat.spec), inputs)
+    return Reduction(model, recipe, tuple(b.call.path for b in blocks), special, error, tokens)
 
 
 def _check(method: Method, special: int, blocks: Sequence[FoundBlock]) -> None:

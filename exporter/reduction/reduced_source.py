@@ -14,7 +14,6 @@ from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reduction.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduce import Reduction, reduce_flat
 from tokexport.exporter.reduction.reduction_use import ReductionUse
-from tokexport.exporter.reduction.tokens_per_layer import tokens_per_layer
 from tokexport.exporter.reference import run_reference, tensors_of
 from tokexport.exporter.source import Source
 from tokexport.runtimes.base import Array
@@ -61,17 +60,11 @@ def reduced_source(source: Source, config: ReduceConfig) -> ReducedSource:
             "its state dict.",
         )
     flat, _, batches = prepare(source, config)
-    inputs = tensors_of(next(iter(batches)))
-    reduction = reduce_flat(flat, inputs, recipe)
-    reduced = FlatModel(reduction.model, flat.spec)
-    return ReducedSource(
-        dataclasses.replace(source, model=reduction.model),
-        flat,
-        _use(reduction, tokens_per_layer(reduced, inputs)),
-    )
+    reduction = reduce_flat(flat, tensors_of(next(iter(batches))), recipe)
+    return ReducedSource(dataclasses.replace(source, model=reduction.model), flat, _use(reduction))
 
 
-def _use(reduction: Reduction, tokens: tuple[int, ...]) -> ReductionUse:
+def _use(reduction: Reduction) -> ReductionUse:
     method = reduction.recipe.method
     return ReductionUse(
         recipe=reduction.recipe.text,
@@ -82,5 +75,5 @@ def _use(reduction: Reduction, tokens: tuple[int, ...]) -> ReductionUse:
         blocks=reduction.blocks,
         special_tokens=reduction.special,
         surgery_error=reduction.error,
-        tokens=tokens,
+        tokens=reduction.tokens,
     )

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -92,21 +93,15 @@ def surgery_error(
     return max(plain, shuffled)
 
 
-def require_runs(flat: FlatModel, model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Runs a reduced model once, so that what fails with fewer tokens is told at once.
+@contextmanager
+def failures_told(what: str) -> Iterator[None]:
+    """Words what a model with reduced blocks raises; ``what`` begins the message.
 
     Raises:
-        SurgeryError: The method cannot work on it, or what follows the blocks needs all tokens.
+        SurgeryError: Something failed in the model: what follows the blocks may need all tokens.
     """
-    if not any(parameter.is_meta for parameter in model.parameters()):
-        _run(FlatModel(model, flat.spec), inputs, "With fewer tokens the model fails")
-
-
-def _run(model: FlatModel, inputs: Sequence[Tensor], what: str) -> tuple[Tensor, ...]:
     try:
-        with evaluation(model), torch.no_grad():
-            results: tuple[Tensor, ...] = model(*inputs)
-            return results
+        yield
     except (ExporterError, SurgeryError):
         raise
     except Exception as error:
@@ -133,7 +128,9 @@ def _distance(
 
     blocks = [module for module in rebuilt.modules() if isinstance(module, ReducedBlock)]
     hooks = [block.register_forward_hook(count) for block in blocks]
-    found = _run(FlatModel(rebuilt, flat.spec), inputs, "Taken apart, the model fails")
+    model = FlatModel(rebuilt, flat.spec)
+    with failures_told("Taken apart, the model fails"), evaluation(model), torch.no_grad():
+        found = model(*inputs)
     for hook in hooks:
         hook.remove()
     if len(blocks) != depth or any(runs[id(block)] != 1 for block in blocks):

@@ -96,6 +96,7 @@ def test_a_batch_and_samples_of_a_file(tmp_path: Path) -> None:
         ("models.nowhere:build", (), 2, ("models.nowhere",)),
         (f"{MODELS}:merging_vit", (), 2, ("--input-shape",)),
         (f"{MODELS}:with_inputs", ("--batch", "0"), 2, ("batch",)),
+        (f"{MODELS}:plain_vit", ("--restore",), 2, ("there is no --reduce",)),
         (f"{MODELS}:KeepsSome", ("--input-shape", "2,4"), 3, ("depends on the values", "masked")),
         (f"{MODELS}:LeavesTorch", ("--input-shape", "2,4"), 3, ("left here",)),
     ],
@@ -125,6 +126,13 @@ def test_a_reduction_is_counted_against_the_model_as_it_was() -> None:
     shown = tokexport("inspect", source, *given).stdout
     assert shown.startswith(f"{source}  x [1, 3, 24, 24]  reduced by tome:r=4\n")
     assert "counted on the model as it was given" in shown
+
+
+def test_restored_tokens_leave_the_last_block() -> None:
+    given = ("--reduce", "tome:r=4", "--restore", "--target", "trt", "--json")
+    found = tokexport("inspect", f"{MODELS}:plain_vit", *given).json
+    assert found["recipe"] == "tome:r=4,restore=true"
+    assert [block["tokens_out"] for block in found["blocks"]] == [33, 29, 37]
 
 
 def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,17 @@ TOME: Final[dict[tuple[str, int], tuple[Size, float]]] = {
 }
 
 
+#: Every size and patch, no and every reduction, and one that comes to its limit of a half.
+TOME_TRACED: Final = (
+    ("deit_small_patch16_224", 13),
+    ("deit_tiny_patch16_224", 16),
+    ("vit_base_patch16_224", 0),
+    ("vit_base_patch16_224", 13),
+    ("vit_large_patch16_384", 23),
+    ("vit_huge_patch14_224", 7),
+)
+
+
 #: With normalisation and with matching.
 MCTF: Final[list[tuple[Size, dict[int, float], float]]] = [
     (TINY, dict.fromkeys(range(1, 12), 16), 0.709),

@@ -1,6 +1,7 @@
 """What a reduction put into a plain ViT costs, held to the figures of the papers.
 
 Models are built at their real size on torch's meta device, without values, and traced, never run.
+A few schedules of each method are: ``tests/graph_passes/test_published_macs.py`` has all of them.
 Columns that nothing reads are left out, as on every target; rows are not.
 """
 
@@ -23,6 +24,7 @@ from helpers.published_macs import (
     SMALL,
     TINY,
     TOME,
+    TOME_TRACED,
     WITHIN,
     Size,
     falling,
@@ -57,7 +59,7 @@ def counted(name: str, recipe: str, size: Size) -> tuple[ExportedProgram, Sequen
     return program, count_macs(program)
 
 
-@pytest.mark.parametrize(("name", "r"), TOME)
+@pytest.mark.parametrize(("name", "r"), TOME_TRACED)
 def test_tome(name: str, r: int) -> None:
     size, published = TOME[name, r]
     _, nodes = counted(name, f"tome:r={r}", size)
@@ -67,36 +69,36 @@ def test_tome(name: str, r: int) -> None:
     assert found == pytest.approx(published * 1e9, rel=WITHIN)
 
 
-@pytest.mark.parametrize(("size", "r", "published"), MCTF)
+@pytest.mark.parametrize(("size", "r", "published"), MCTF[3:5])
 def test_mctf(size: Size, r: dict[int, float], published: float) -> None:
     schedule = ",".join(str(r.get(layer, 0)) for layer in range(size.depth))
     _, nodes = counted(NAMES[size], f"mctf:r=[{schedule}]", size)
     assert total(nodes) == pytest.approx(published * 1e9, rel=WITHIN)
 
 
-@pytest.mark.parametrize(("keep", "fused"), EVIT)
+@pytest.mark.parametrize(("keep", "fused"), [(0.9, True), (0.5, True), (0.7, False)])
 def test_evit(keep: float, fused: bool) -> None:
     _, nodes = counted(NAMES[SMALL], f"evit:keep={keep},fuse={str(fused).lower()}", SMALL)
     found = total(nodes, Kind.NORMALISATION)
     assert found == pytest.approx(EVIT[keep, fused] * 1e9, rel=WITHIN)
 
 
-@pytest.mark.parametrize(("keep", "published"), DYNAMIC_VIT.items())
-def test_dynamic_vit_with_its_predictors(keep: float, published: float) -> None:
+@pytest.mark.parametrize("keep", [0.7])
+def test_dynamic_vit_with_its_predictors(keep: float) -> None:
     _, nodes = counted(NAMES[SMALL], f"dynamicvit:keep={keep}", SMALL)
     found = total(nodes, Kind.NORMALISATION)
-    assert found == pytest.approx(published * 1e9, rel=WITHIN)
+    assert found == pytest.approx(DYNAMIC_VIT[keep] * 1e9, rel=WITHIN)
 
 
-@pytest.mark.parametrize(("size", "prune", "merge", "published"), DIFFRATE)
+@pytest.mark.parametrize(("size", "prune", "merge", "published"), DIFFRATE[:1])
 def test_diffrate(size: Size, prune: list[int], merge: list[int], published: float) -> None:
     _, nodes = counted(NAMES[size], f"diffrate:prune={prune},merge={merge}", size)
     found = total(nodes, Kind.NORMALISATION, Kind.MATCHING)
     assert found == pytest.approx(published * 1e9, rel=WITHIN)
 
 
-@pytest.mark.parametrize(("keep", "published"), PITOME.items())
-def test_pitome(keep: float, published: float) -> None:
+@pytest.mark.parametrize("keep", [0.9, 0.975])
+def test_pitome(keep: float) -> None:
     program, nodes = counted(NAMES[SMALL], f"pitome:keep={keep}", SMALL)
     found = of_blocks_at_their_inputs(program, nodes, SMALL.depth)
-    assert found == pytest.approx(published * 1e9, rel=WITHIN)
+    assert found == pytest.approx(PITOME[keep] * 1e9, rel=WITHIN)
