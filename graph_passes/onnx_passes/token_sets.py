@@ -1,4 +1,4 @@
-"""Reads the sets that tokens are split into: every so manieth from a start."""
+"""Reads the sets that tokens are split into, each of every second token, or third, or so."""
 
 from __future__ import annotations
 
