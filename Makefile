@@ -29,7 +29,7 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
-	$(BIN)/mypy examples ci/measure_compile.py ci/results.py ci/digits_reduction.py ci/reduction_matrix.py
+	$(BIN)/mypy examples ci/measure_compile.py ci/results.py ci/digits_reduction.py ci/reduction_matrix.py ci/bench.py
 
 clean:
 	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis
