@@ -31,7 +31,7 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
-	$(BIN)/mypy examples ci/measure_compile.py ci/results.py ci/digits_reduction.py ci/reduction_matrix.py
+	$(BIN)/mypy examples ci/measure_compile.py ci/results.py ci/digits_reduction.py ci/reduction_matrix.py ci/bench.py
 
 # The library is built anew with -fsanitize=address, and found by its variable; the leaks that it
 # would report are those of the interpreter.

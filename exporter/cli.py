@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from tokexport.exporter import cli_bench, cli_reduce
 from tokexport.exporter.cli_options import (
     Batch,
     Builder,
@@ -29,7 +30,6 @@ from tokexport.exporter.cli_options import (
     Target,
     TrustPickle,
 )
-from tokexport.exporter.cli_reduce import add_commands
 from tokexport.exporter.messages import (
     console,
     describe,
@@ -47,7 +47,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-add_commands(app)
+cli_reduce.add_commands(app)
+cli_bench.add_commands(app)
 
 Bundle = Annotated[Path, typer.Argument(help="The folder that compile wrote.")]
 

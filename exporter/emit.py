@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx
@@ -17,7 +14,7 @@ from onnxscript.values import Op, Opset
 from torch.export import ExportedProgram
 
 from tokexport.exporter.errors import ModelNotSupportedError
-from tokexport.exporter.torch_warnings import torch_warnings_silenced
+from tokexport.exporter.torch_warnings import exporter_silenced, torch_warnings_silenced
 from tokexport.graph_passes import onnx_functions as functions
 from tokexport.graph_passes.onnx_passes.add_functions import AddFunctions
 from tokexport.graph_passes.torch_passes.editor import innermost_line, source_line
@@ -35,7 +32,7 @@ def emit(
     Raises:
         ModelNotSupportedError: An operator of the graph has no ONNX form.
     """
-    with torch_warnings_silenced(), _exporter_quiet(), torch.no_grad():
+    with torch_warnings_silenced(), exporter_silenced(), torch.no_grad():
         try:
             exported = torch.onnx.export(
                 program,
@@ -73,7 +70,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         return _operator("sized_attention")(q, k, v, log_size, scale=scale)
 
     return {
-        torch.ops.aten.sort.stable: _stable_sort,
+        torch.ops.aten.sort.stable: stable_sort,
         torch.ops.aten.prod.dim_int: _product,
         torch.ops.aten.prod.default: _product_of_all,
         domain.gather_tokens.default: _call_gather,
@@ -84,7 +81,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def _stable_sort(self: Any, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:
+def stable_sort(self: Any, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:
     """TopK of all: of equal values the lower index comes first (operator TopK-11)."""
     count: Any = op.Constant(value_ints=[self.shape[dim]])
     return op.TopK(self, count, axis=dim, largest=int(descending), sorted=1)
@@ -174,18 +171,3 @@ def _failed_node(error: BaseException) -> torch.fx.Node | None:
 def _causes(error: BaseException) -> list[BaseException]:
     """Returns an error and what caused it, the first cause last."""
     return [error, *(_causes(error.__cause__) if error.__cause__ else ())]
-
-
-@contextlib.contextmanager
-def _exporter_quiet() -> Iterator[None]:
-    """Keeps the exporter's own progress lines off the person's terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Says which packages a compile needs and does not find, before any of them is imported."""
+"""Says which packages a command needs and does not find, before it does anything."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ def require_compile_packages() -> None:
             f"Compiling a model needs {', '.join(missing)}, which this Python does not have.",
             fix="pip install 'tokexport[compile]'",
         )
+
+
+def require_matplotlib() -> None:
+    """Raises PackageMissingError, with the install command, where matplotlib is not installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise PackageMissingError(
+            f"Drawing the plot needs {error.name or 'matplotlib'}, which is not installed.",
+            fix="pip install 'tokexport[plot]', or pass --no-plot.",
+        ) from error

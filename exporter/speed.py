@@ -56,9 +56,7 @@ def time_against_eager(
         candidates: dict[str, Callable[[], object]] = {}
         for name, model in models.items():
             stack.enter_context(evaluation(model))
-            candidates |= _fastest(
-                _eager_forms(name, model, tensors_of(batch), threads), config.seed
-            )
+            candidates |= eager_at_its_best(name, model, tensors_of(batch), threads, config.seed)
         baseline = next(iter(candidates))
         candidates[timed_name(config)] = lambda: runner.run(batch)
         return measure(candidates, baseline=baseline, time_limit_s=SPEED_SECONDS, seed=config.seed)
@@ -73,6 +71,23 @@ def over_unreduced(speed: Speed, seed: int) -> Speed | None:
 def timed_name(config: CompileConfig) -> str:
     """Returns what the artifact is called among the timings."""
     return f"{config.target} {config.precision}"
+
+
+def eager_at_its_best(
+    name: str, model: FlatModel, tensors: Sequence[Tensor], threads: int, seed: int
+) -> dict[str, Callable[[], object]]:
+    """Returns a model's run on one thread or on all, whichever is faster in a few rounds.
+
+    The run sets torch's number of threads for the whole process, and leaves it so.
+
+    Args:
+        name: What it is called, before its threads.
+        model: The model, in evaluation mode and without gradients.
+        tensors: Its inputs.
+        threads: How many threads all are.
+        seed: The seed of the bootstrap.
+    """
+    return _fastest(_eager_forms(name, model, tensors, threads), seed)
 
 
 def _eager_forms(

@@ -6,10 +6,11 @@ that fails is answered with one message of ours, beside which torch's log has no
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, Final
 
 #: Category and the beginning of the message, as a regular expression.
@@ -55,6 +56,21 @@ def torch_log_silenced() -> Iterator[None]:
         names.pop("print", None)
         for handler in handlers:
             handler.removeFilter(drop)
+
+
+@contextmanager
+def exporter_silenced() -> Iterator[None]:
+    """Keeps the ONNX exporter's own progress lines off the person's terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _torch_handlers() -> list[logging.Handler]:

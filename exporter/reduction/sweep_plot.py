@@ -5,19 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokexport.exporter.errors import PackageMissingError
 from tokexport.exporter.reduction.sweep import Sweep
-
-
-def require_matplotlib() -> None:
-    """Raises PackageMissingError, with the install command, where matplotlib is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise PackageMissingError(
-            f"Drawing the plot needs {error.name or 'matplotlib'}, which is not installed.",
-            fix="pip install 'tokexport[plot]', or pass --no-plot.",
-        ) from error
+from tokexport.exporter.requirements import require_matplotlib
 
 
 def draw_sweep(found: Sweep, path: Path, kind: str) -> None:

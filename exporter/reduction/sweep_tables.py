@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from tokexport.exporter.reduction.sweep import ACCURACY, Point, Sweep
 from tokexport.exporter.report import plain
+from tokexport.exporter.wide_table import unbroken_lines
 
 SCHEMA_VERSION = 1
-_WIDEST = 500
 
 
 def sweep_json(found: Sweep) -> dict[str, Any]:
@@ -36,7 +34,7 @@ def render_sweep(found: Sweep, console: Console) -> None:
         ),
         soft_wrap=True,
     )
-    for line in _lines(_table(found), console):
+    for line in unbroken_lines(_table(found), console):
         console.print(line, soft_wrap=True)
     values = [
         *(["unreduced"] if found.unreduced_on_front else []),
@@ -50,15 +48,6 @@ def render_sweep(found: Sweep, console: Console) -> None:
     )
     for warning in found.warnings:
         console.print(Text.assemble(("warning  ", "yellow"), warning), soft_wrap=True)
-
-
-def _lines(table: Table, console: Console) -> Iterator[Text]:
-    """Yields the lines of a table; where the console is too narrow for it, they run on."""
-    needed = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
-    for segments in console.render_lines(table, console.options.update(width=needed)):
-        line = Text.assemble(*((segment.text, segment.style or "") for segment in segments))
-        line.rstrip()
-        yield line
 
 
 def _table(found: Sweep) -> Table:

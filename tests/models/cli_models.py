@@ -42,6 +42,18 @@ class MergingVit(nn.Module):
         return result
 
 
+class UnmergedVit(MergingVit):
+    """The same without merging."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, classes)."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
+        tokens = tokens + (q @ k.transpose(1, 2) * WIDTH**-0.5).softmax(dim=-1) @ v
+        result: Tensor = self.head(tokens.mean(dim=1))
+        return result
+
+
 class PlainBlock(nn.Module):
     """A block without any reduction: attention, then an MLP."""
 
@@ -269,6 +281,11 @@ class TwoInputs(nn.Module):
 def merging_vit() -> nn.Module:
     torch.manual_seed(0)
     return MergingVit().eval()
+
+
+def unmerged_vit() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return UnmergedVit().eval(), torch.zeros(1, 3, 12, 12)
 
 
 def wide_vit() -> nn.Module:

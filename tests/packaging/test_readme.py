@@ -99,6 +99,13 @@ def test_the_options_around_reduction_exist_and_those_of_their_own_are_named() -
     assert own <= named
 
 
+def test_the_options_of_bench_exist_and_those_of_its_own_are_named() -> None:
+    named = set(re.findall(r"--[a-z][a-z-]+", section("How fast, beside what")))
+    known = helps("bench")
+    assert named <= known
+    assert known - helps("compile") - helps("sweep") <= named
+
+
 def test_its_recipes_are_recipes(tmp_path: Path) -> None:
     (written,) = re.findall(r"^```toml\n(.*?)^```$", REDUCE, re.DOTALL | re.MULTILINE)
     (tmp_path / "recipe.toml").write_text(written, encoding="utf-8")

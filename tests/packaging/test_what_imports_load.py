@@ -64,6 +64,7 @@ def loaded(program: str) -> set[str]:
         ["reduce", "--help"],
         ["methods", "--help"],
         ["sweep", "--help"],
+        ["bench", "--help"],
         ["--version"],
     ],
     ids=" ".join,

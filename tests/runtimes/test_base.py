@@ -124,3 +124,17 @@ def test_a_closed_runner_refuses_to_run_and_closes_again_quietly(
         runner.run(arrays)
     with pytest.raises(RunError, match="runner is closed"), runner:
         pass
+
+
+def test_what_is_bound_is_checked_once_and_runs_again_and_again(
+    runner: Runner, arrays: dict[str, np.ndarray]
+) -> None:
+    run = runner.bound(arrays)
+    np.testing.assert_array_equal(run()["y"], [[[6.0, 8.0, 10.0]]])
+    arrays["image"] += 1
+    np.testing.assert_array_equal(run()["y"], runner.run(arrays)["y"])
+    with pytest.raises(InputMismatchError, match="missing gain"):
+        runner.bound({name: array for name, array in arrays.items() if name != "gain"})
+    runner.close()
+    with pytest.raises(RunError, match="closed"):
+        run()

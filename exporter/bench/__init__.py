@@ -1,0 +1,1 @@
+"""Holds a compiled model against everything that it could be run as instead."""

@@ -1,0 +1,90 @@
+"""What a benchmark is asked to do, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tokexport.exporter.config import PRECISIONS, ReduceConfig
+from tokexport.exporter.errors import UsageError
+
+#: The targets that run on the processor, beside eager; an engine for a GPU has no peer here.
+TIMED_TARGETS: Final = ("ort", "openvino")
+#: Fewer rounds than this leave the ratio of medians in the noise.
+ENOUGH_ROUNDS: Final = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(ReduceConfig):
+    """The options of a benchmark; ``batch`` plays no part.
+
+    Attributes:
+        targets: ``ort``, ``openvino`` or both.
+        precisions: The precisions to compile in; one that a target does not take is skipped there.
+        batches: How many samples at once, a measurement each.
+        rounds: The most interleaved rounds of a measurement.
+        time_limit_s: After how many seconds a measurement begins no further round; five are run
+            in any case.
+        torch_compile: Whether ``torch.compile`` is a candidate.
+    """
+
+    targets: tuple[str, ...] = ("ort",)
+    precisions: tuple[str, ...] = ("fp32",)
+    batches: tuple[int, ...] = (1,)
+    rounds: int = ENOUGH_ROUNDS
+    time_limit_s: float = 300.0
+    torch_compile: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be timed."""
+        super().__post_init__()
+        known = tuple(dict.fromkeys(name for names in PRECISIONS.values() for name in names))
+        for what, given, those in (
+            ("target", self.targets, TIMED_TARGETS),
+            ("precision", self.precisions, known),
+        ):
+            unknown = [name for name in given if name not in those]
+            if unknown:
+                raise UsageError(
+                    f"There is no {what} '{unknown[0]}' to time.",
+                    fix=f"Pass some of {','.join(those)}.",
+                )
+        for what, values in (
+            ("targets", self.targets),
+            ("precisions", self.precisions),
+            ("batches", self.batches),
+        ):
+            if not values or len(set(values)) < len(values):
+                raise UsageError(
+                    f"There are no {what} to time."
+                    if not values
+                    else f"One of the {what} is given twice.",
+                    fix=f"Pass --{what} with each of them once.",
+                )
+        if min(self.batches) < 1:
+            raise UsageError(f"A batch is {min(self.batches)}.", fix="Pass batches of 1 or more.")
+        if self.rounds < 1:
+            raise UsageError(f"--rounds is {self.rounds}.", fix="Pass a number of 1 or more.")
+        if not 0 < self.time_limit_s < float("inf"):
+            raise UsageError(
+                f"--time-limit is {self.time_limit_s}.", fix="Pass a number of seconds above 0."
+            )
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Reads ``ort,openvino``."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """Reads ``1,8``.
+
+    Raises:
+        UsageError: A part is no whole number.
+    """
+    try:
+        return tuple(int(part) for part in parse_names(text))
+    except ValueError as error:
+        raise UsageError(
+            f"The batches are '{text}', and a batch is a whole number.", fix="Pass --batches 1,8."
+        ) from error

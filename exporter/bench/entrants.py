@@ -1,0 +1,295 @@
+"""Makes every candidate of a measurement ready, and holds it to eager before it is timed.
+
+A candidate that cannot be made ready says why; one that answers otherwise than eager says by how
+much, and is timed all the same.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from tokexport.exporter.bench.candidate import Candidate, Entrant, Way
+from tokexport.exporter.bench.config import BenchConfig
+from tokexport.exporter.bench.floor import floor_model
+from tokexport.exporter.bench.plain_export import export_plainly, reason_of
+from tokexport.exporter.bench.subject import GraphFacts, Subject
+from tokexport.exporter.build import ARTIFACT, save_onnx
+from tokexport.exporter.compile import CompileResult, compile
+from tokexport.exporter.config import PRECISIONS
+from tokexport.exporter.errors import GateError
+from tokexport.exporter.exit_codes import ExitCode, exit_code_of
+from tokexport.exporter.module_state import evaluation
+from tokexport.exporter.progress import Checklist
+from tokexport.exporter.reference import tensors_of
+from tokexport.exporter.speed import eager_at_its_best
+from tokexport.runtimes.base import Array, Runner
+from tokexport.runtimes.errors import InputMismatchError
+from tokexport.runtimes.loading import load
+from tokexport.runtimes.openvino import OpenVinoRunner, convert
+from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.ort_optimizer import optimise_vit
+
+#: In what a plain export runs: what a runtime computes in by itself, or when it is asked to.
+PLAIN_PRECISIONS: Final = {"ort": ("fp32",), "openvino": ("fp32", "bf16", "fp16")}
+#: How much further off than compile found it an artifact may be, on the very same inputs.
+_SLACK: Final = 1.001
+
+
+class Entrants:
+    """Makes the candidates of one batch size ready.
+
+    Args:
+        config: What was asked for.
+        folder: Takes files meanwhile.
+        stack: Closes every runner at its end.
+        checklist: Shows what is made ready.
+    """
+
+    def __init__(
+        self, config: BenchConfig, folder: Path, stack: ExitStack, checklist: Checklist
+    ) -> None:
+        self._config, self._folder = config, folder
+        self._stack, self._checklist = stack, checklist
+        self._threads = torch.get_num_threads()
+        stack.callback(torch.set_num_threads, self._threads)
+
+    def all(self, model: Subject, unreduced: Subject | None, facts: GraphFacts) -> list[Entrant]:
+        """Returns every candidate, in the order of the table.
+
+        Args:
+            model: The model.
+            unreduced: The model without its reduction, where that is known.
+            facts: What the graph of the model says.
+        """
+        ours = list(self._ours(model, unreduced=False))
+        eager, run_eager = self._eager(model)
+        found = [eager, *self._compiled_by_torch(model, run_eager)]
+        torch.set_num_threads(self._threads)
+        found += [*self._plain(model, facts, unreduced=False), *ours]
+        if unreduced is not None:
+            ours = list(self._ours(unreduced, unreduced=True))
+            found += [*self._plain(unreduced, facts, unreduced=True), *ours]
+        return [*found, self._floor(facts)]
+
+    def _eager(self, model: Subject) -> tuple[Entrant, Callable[[], object]]:
+        with self._checklist.stage(Way.EAGER):
+            self._stack.enter_context(evaluation(model.flat))
+            tensors = tensors_of(next(iter(model.batches)))
+            forms = eager_at_its_best(
+                Way.EAGER, model.flat, tensors, self._threads, self._config.seed
+            )
+        ((name, run),) = forms.items()
+        entrant = Entrant(Candidate(Way.EAGER), run, note=name.removeprefix(f"{Way.EAGER}, "))
+        return entrant, run
+
+    def _compiled_by_torch(self, model: Subject, eager: Callable[[], object]) -> Iterator[Entrant]:
+        """Compiles for as many threads as eager is the fastest with: they are fixed in its code."""
+        if not self._config.torch_compile:
+            return
+        candidate = Candidate(Way.TORCH_COMPILE)
+        first = tensors_of(next(iter(model.batches)))
+        eager()
+        threads = torch.get_num_threads()
+
+        def answers() -> dict[str, Array]:
+            rows = [compiled(*tensors_of(batch)) for batch in model.batches]
+            names = tuple(model.expected)
+            return {
+                name: np.stack([row[i].numpy() for row in rows]) for i, name in enumerate(names)
+            }
+
+        def run() -> None:
+            torch.set_num_threads(threads)
+            compiled(*first)
+
+        with self._checklist.stage(Way.TORCH_COMPILE):
+            self._stack.callback(torch._dynamo.reset)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the compiler's own
+                    compiled = torch.compile(model.flat)
+                    found = answers()
+            except Exception as error:  # what the compiler raises is what it answers
+                yield Entrant(candidate, note=reason_of(error))
+                return
+            yield _held(Entrant(candidate, run), model, found)
+
+    def _plain(self, model: Subject, facts: GraphFacts, *, unreduced: bool) -> Iterator[Entrant]:
+        """Exports once, and gives the file to every runtime."""
+        candidates = plain_candidates(self._config, unreduced=unreduced)
+        folder = self._made("plain")
+        path = folder / "model.onnx"
+        with self._checklist.stage(f"{'unreduced: ' * unreduced}{Way.PLAIN}"):
+            try:
+                helped = export_plainly(model, path)
+            except Exception as error:  # whatever torch raises is its refusal
+                why = f"torch.onnx.export: {reason_of(error)}"
+                yield from (Entrant(candidate, note=why) for candidate in candidates)
+                return
+        for candidate in candidates:
+            with self._checklist.stage(candidate.name):
+                entrant = self._opened(
+                    candidate, model, partial(_open_plain, candidate, path, facts)
+                )
+                yield replace(entrant, note=entrant.note or helped)
+        shutil.rmtree(folder)
+
+    def _ours(self, model: Subject, *, unreduced: bool) -> Iterator[Entrant]:
+        for target in self._config.targets:
+            for precision in self._config.precisions:
+                candidate = Candidate(Way.OURS, target, precision, unreduced)
+                with self._checklist.stage(candidate.name):
+                    yield self._compiled_by_us(candidate, model)
+
+    def _compiled_by_us(self, candidate: Candidate, model: Subject) -> Entrant:
+        taken = PRECISIONS[candidate.target]
+        if candidate.precision not in taken:
+            return Entrant(
+                candidate, note=f"skipped: the target '{candidate.target}' takes {', '.join(taken)}"
+            )
+        folder = self._made("ours")
+        try:
+            result = compile(
+                model.source,
+                target=candidate.target,
+                output=folder / "bundle",
+                inputs=model.config.inputs,
+                input_shape=model.config.input_shape,
+                batch=model.config.batch,
+                seed=model.config.seed,
+                precision=candidate.precision,
+                require_run=True,
+                timed=False,
+            )
+        except Exception as error:
+            if exit_code_of(error) is ExitCode.INTERNAL:
+                raise
+            if isinstance(error, GateError) and error.report is not None:
+                model.learn(candidate.precision, error.report.gates)
+            return Entrant(candidate, note=getattr(error, "what", str(error)))
+        model.learn(candidate.precision, result.report.gates)
+        entrant = self._opened(candidate, model, lambda: load(result.bundle))
+        shutil.rmtree(folder)
+        return _as_proven(entrant, result)
+
+    def _floor(self, facts: GraphFacts) -> Entrant:
+        candidate = Candidate(Way.FLOOR, "ort")
+        if not facts.products:
+            return Entrant(candidate, note=facts.why_not)
+        with self._checklist.stage(Way.FLOOR):
+            folder = self._made("floor")
+            path = folder / "floor.onnx"
+            model, arrays = floor_model(facts.products, self._config.seed)
+            save_onnx(model, path)
+            runner = self._stack.enter_context(OrtRunner.from_file(path))
+            shutil.rmtree(folder)
+            return Entrant(candidate, runner.bound(arrays))
+
+    def _opened(
+        self, candidate: Candidate, model: Subject, opened: Callable[[], Runner]
+    ) -> Entrant:
+        """Opens a runner, runs it on every batch and holds its answers to eager."""
+        try:
+            runner = self._stack.enter_context(opened())
+            found = _answers(runner, model)
+            run = runner.bound(_arrays(runner, next(iter(model.batches))))
+        except Exception as error:
+            if candidate.way is Way.OURS and exit_code_of(error) is ExitCode.INTERNAL:
+                raise
+            return Entrant(candidate, note=getattr(error, "what", "") or reason_of(error))
+        entrant = Entrant(candidate, run)
+        if len(found) != len(model.expected):
+            return replace(
+                entrant,
+                error=float("inf"),
+                wrong=True,
+                note=f"{len(found)} outputs, eager gives {len(model.expected)}",
+            )
+        return _held(entrant, model, dict(zip(model.expected, found, strict=True)))
+
+    def _made(self, name: str) -> Path:
+        folder = self._folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder
+
+
+def plain_candidates(config: BenchConfig, *, unreduced: bool = False) -> list[Candidate]:
+    """Returns how a plain export is run: on ONNX Runtime always, on other targets where asked to.
+
+    On each target it runs in the precisions that were asked for and that it has, and in fp32 where
+    it lacks one of them.
+    """
+    found = []
+    for target in dict.fromkeys(("ort", *config.targets)):
+        if unreduced and target not in config.targets:
+            continue
+        asked = config.precisions if target in config.targets else ("fp32",)
+        own = {plain_precision(target, precision): None for precision in asked}
+        found += [Candidate(Way.PLAIN, target, precision, unreduced) for precision in own]
+        if target == "ort" and target in config.targets and not unreduced:
+            found.append(Candidate(Way.OPTIMIZER, target))
+    return found
+
+
+def plain_precision(target: str, precision: str) -> str:
+    """Returns what the plain export runs in that a candidate of a precision is held against."""
+    return precision if precision in PLAIN_PRECISIONS[target] else "fp32"
+
+
+def _open_plain(candidate: Candidate, path: Path, facts: GraphFacts) -> Runner:
+    if candidate.way is Way.OPTIMIZER:
+        output = path.with_name("optimised.onnx")
+        optimise_vit(path, output, heads=facts.heads, hidden=facts.hidden)
+        return OrtRunner.from_file(output)
+    if candidate.target == "ort":
+        return OrtRunner.from_file(path)
+    converted = path.with_name(ARTIFACT["openvino"])
+    if not converted.exists():
+        convert(path, converted)
+    return OpenVinoRunner.from_file(converted, precision=candidate.precision)
+
+
+def _arrays(runner: Runner, batch: dict[str, Array]) -> dict[str, Array]:
+    """Names a batch as the runner does: an export has names of its own, in the model's order."""
+    if len(runner.inputs) != len(batch):
+        raise InputMismatchError(
+            f"It takes {len(runner.inputs)} inputs, and the model {len(batch)}."
+        )
+    return {spec.name: array for spec, array in zip(runner.inputs, batch.values(), strict=True)}
+
+
+def _answers(runner: Runner, model: Subject) -> list[Array]:
+    """Runs every batch; returns (batches, …) for each output of the runner."""
+    rows = [list(runner.run(_arrays(runner, batch)).values()) for batch in model.batches]
+    return [np.stack(parts) for parts in zip(*rows, strict=True)]
+
+
+def _held(entrant: Entrant, model: Subject, found: dict[str, Array]) -> Entrant:
+    """Says how far a candidate's answers (batches, …) are from eager's."""
+    hop = model.judged(found, entrant.candidate.precision)
+    errors = [one.relative for one in hop.comparisons.values()]
+    error = max(errors) if len(errors) == len(model.expected) else float("inf")
+    return replace(entrant, error=error, wrong=not hop.passed, note=hop.detail)
+
+
+def _as_proven(entrant: Entrant, result: CompileResult) -> Entrant:
+    """Excuses what the gates of the compile have let pass: near-ties, and gates of other kinds."""
+    if not entrant.wrong or entrant.error is None:
+        return entrant
+    artifact = result.report.hops[-1]
+    if artifact.ties is not None:
+        return replace(entrant, wrong=False, note="near-ties fell the other way, as compile proved")
+    proven = max(one.relative for one in artifact.comparisons.values())
+    passed = artifact.passed and entrant.error <= proven * _SLACK
+    return replace(entrant, wrong=False, note="") if passed else entrant

@@ -1,0 +1,138 @@
+"""A model that is timed: its inputs, its answers in eager, and what its graph says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import onnx_ir as ir
+from torch.export import ExportedProgram
+
+from tokexport.exporter.bench.floor import Product, weight_products
+from tokexport.exporter.capture import capture
+from tokexport.exporter.config import InputConfig
+from tokexport.exporter.emit import emit
+from tokexport.exporter.errors import ExporterError
+from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.float64_error import of_model
+from tokexport.exporter.parity import REDUCED_PRECISION_TOLERANCE, Gate, HopResult, judge, set_gates
+from tokexport.exporter.reference import run_reference, tensors_of
+from tokexport.exporter.source import Source
+from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.errors import GraphError
+from tokexport.graph_passes.macs import count_macs
+from tokexport.graph_passes.onnx_functions import DOMAIN
+from tokexport.graph_passes.product_kinds import Kind
+from tokexport.runtimes.base import Array
+
+#: Where no compile has set the gates, none is wider than this in fp32: a model whose own decisions
+#: fall differently in float64 would let any answer pass.
+WIDEST: Final = 1e-3
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What the graph of a model says.
+
+    Attributes:
+        macs: Multiply-accumulates of a run on one batch, normalisations left out; None where the
+            model cannot be traced.
+        products: The products with weights that are left when it is rewritten.
+        heads: Attention heads; 0 where none were found.
+        hidden: Channels of a token; 0 where no attention was found.
+        why_not: Why there are no products, or no count; '' where there are.
+    """
+
+    macs: int | None = None
+    products: tuple[Product, ...] = ()
+    heads: int = 0
+    hidden: int = 0
+    why_not: str = ""
+
+
+class Subject:
+    """A model and what every way to run it is held to.
+
+    Args:
+        source: The model, as it was read.
+        config: What it is prepared with; its ``batch`` is the one measured.
+
+    Attributes:
+        source: The model.
+        config: What it was prepared with.
+        flat: The model over flat tensors.
+        specs: Its inputs.
+        batches: What they hold.
+        expected: The answers of eager, (batches, …) by name.
+
+    Raises:
+        UsageError: The options or inputs do not fit.
+        ModelNotSupportedError: It fails in eager, or has no one answer to be held to.
+    """
+
+    def __init__(self, source: Source, config: InputConfig) -> None:
+        self.source, self.config = source, config
+        self.flat, self.specs, self.batches = prepare(source, config)
+        self.expected = run_reference(self.flat, self.batches).outputs
+        self._gates: dict[str, Mapping[str, Gate]] = {}
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of ``forward`` on the first batch."""
+        return self.flat.spec.arguments(tensors_of(next(iter(self.batches))))
+
+    def learn(self, precision: str, gates: Mapping[str, Gate]) -> None:
+        """Takes the gates that a compile set for a precision, to hold every other way to them."""
+        if gates:
+            self._gates[precision] = gates
+
+    def judged(self, found: Mapping[str, Array], precision: str) -> HopResult:
+        """Holds the outputs (batches, …) of a way to run the model to eager."""
+        if precision not in self._gates:
+            error = of_model(self.flat, self.batches, self.expected)
+            gates = set_gates(self.expected, error, precision, None)
+            widest = REDUCED_PRECISION_TOLERANCE.get(precision, WIDEST)
+            self._gates[precision] = {
+                name: replace(gate, tolerance=min(gate.tolerance, widest))
+                for name, gate in gates.items()
+            }
+        return judge("bench", self.expected, found, self._gates[precision])
+
+    def count(self) -> int | None:
+        """Traces the model and counts it, as ``GraphFacts.macs``."""
+        try:
+            return _cost(capture(self.flat, tensors_of(next(iter(self.batches)))))
+        except ExporterError:
+            return None
+
+    def read_graph(self) -> GraphFacts:
+        """Traces the model, counts it, and rewrites it as ``compile`` does."""
+        facts = GraphFacts()
+        try:
+            program = capture(self.flat, tensors_of(next(iter(self.batches))))
+            facts = GraphFacts(_cost(program))
+            program = pipelines.rewrite(program).program
+            model = emit(program, self.flat.spec.names, tuple(self.expected))
+        except (ExporterError, GraphError) as error:
+            return replace(facts, why_not=error.what)
+        heads, hidden = _attention_sizes(model)
+        products = weight_products(model)
+        why_not = "" if products else "The graph has no product with a weight."
+        return replace(facts, products=products, heads=heads, hidden=hidden, why_not=why_not)
+
+
+def _cost(program: ExportedProgram) -> int:
+    """Returns the multiply-accumulates of a captured program, normalisations left out."""
+    return sum(n.macs for n in count_macs(program) if n.kind is not Kind.NORMALISATION)
+
+
+def _attention_sizes(model: ir.Model) -> tuple[int, int]:
+    """Returns heads and channels of the first attention of queries (B, heads, N, C)."""
+    for node in model.graph:
+        if node.domain == DOMAIN and node.op_type in ("attention", "sized_attention"):
+            query = node.inputs[0]
+            if query is not None and query.shape is not None and len(query.shape) == 4:
+                _, heads, _, channels = query.shape.numpy()
+                return heads, heads * channels
+    return 0, 0
