@@ -22,17 +22,22 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets every compile time fewer pairs: no test reads a time."""
-    monkeypatch.setattr("tokexport.exporter.speed.SPEED_SECONDS", 0.5)
-    monkeypatch.setattr("tokexport.exporter.speed.TRIAL_SECONDS", 0.2)
+    """Lets every compile time as few pairs as it can: no test reads a time."""
+    monkeypatch.setattr("tokexport.exporter.speed.SPEED_SECONDS", 0.01)
+    monkeypatch.setattr("tokexport.exporter.speed.TRIAL_SECONDS", 0.01)
     monkeypatch.setattr("tokexport.exporter.benchmark.SETTLE_S", 0.0)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_library() -> Iterator[None]:
-    """Lets the exports share torch's ONNX library, and collections pass over what is imported."""
+    """Lets all exports share torch's ONNX library."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         read_once(monkeypatch)
-        gc.collect()
-        gc.freeze()
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_stays_is_not_collected() -> None:
+    """Lets the collection before each timing pass over what was imported before the file."""
+    gc.collect()
+    gc.freeze()

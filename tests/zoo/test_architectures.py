@@ -58,13 +58,6 @@ ATTENTIONS: Final[dict[str, int]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _shortest_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a compile time as little as it can: there are many here."""
-    monkeypatch.setattr("tokexport.exporter.speed.SPEED_SECONDS", 0.01)
-    monkeypatch.setattr("tokexport.exporter.speed.TRIAL_SECONDS", 0.01)
-
-
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Compiled]:
     """Compiles each model once: all targets start from the same emitted graph."""
