@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.heads_in_rows import heads_in_rows
+from tokexport.graph_passes.onnx_passes.neighbours import only_reader
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
 
@@ -67,20 +68,13 @@ def _rewrite(node: ir.Node) -> bool:
 def _joined_heads(value: ir.Value) -> ir.Node | None:
     """Returns the Reshape that joins the heads (B, H, N, D) to rows, their only reader."""
     shape = shape_of(value)
-    turned = _only_reader(value, "Transpose")
-    if shape is None or turned is None:
+    turned = only_reader(value)
+    if shape is None or turned is None or turned.op_type != "Transpose":
         return None
     if tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1, 3):
         return None
-    joined = _only_reader(turned.outputs[0], "Reshape")
-    wanted = (shape[0], shape[2], shape[1] * shape[3])
-    return joined if joined is not None and shape_of(joined.outputs[0]) == wanted else None
-
-
-def _only_reader(value: ir.Value, operator: str) -> ir.Node | None:
-    """Returns the only node that reads a value, where it is of a standard operator."""
-    readers = [use.node for use in value.uses()]
-    if len(readers) != 1 or value.is_graph_output():
+    joined = only_reader(turned.outputs[0])
+    if joined is None or joined.op_type != "Reshape":
         return None
-    (reader,) = readers
-    return reader if reader.domain == "" and reader.op_type == operator else None
+    wanted = (shape[0], shape[2], shape[1] * shape[3])
+    return joined if shape_of(joined.outputs[0]) == wanted else None

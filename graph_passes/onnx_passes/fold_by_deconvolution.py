@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.strided_views import integers_of
 
 _NO_PADS: Final = (0, 0, 0, 0)
 
@@ -36,11 +37,11 @@ class FoldByDeconvolution(ir.passes.InPlacePass):
 
 
 def _rewrite(node: ir.Node) -> bool:
-    columns, image, block = node.inputs[0], _numbers(node.inputs[1]), _numbers(node.inputs[2])
+    columns, image, block = node.inputs[0], integers_of(node.inputs[1]), integers_of(node.inputs[2])
     shape = columns.shape if columns is not None else None
     if columns is None or columns.dtype is None or shape is None or not shape.is_static():
         return False
-    if len(image) != 2 or len(block) != 2:
+    if image is None or block is None or len(image) != 2 or len(block) != 2:
         return False
     batch, channels, _ = shape.numpy()
     strides = tuple(node.attributes.get_ints("strides", (1, 1)))
@@ -65,9 +66,3 @@ def _rewrite(node: ir.Node) -> bool:
     )
     new.put(new.call("Reshape", added, new.integers(batch, channels // k, *image)))
     return True
-
-
-def _numbers(value: ir.Value | None) -> tuple[int, ...]:
-    """Returns the integers of a constant; () of anything else."""
-    constant = ir.convenience.get_const_tensor(value) if value is not None else None
-    return () if constant is None else tuple(int(n) for n in constant.numpy().reshape(-1))

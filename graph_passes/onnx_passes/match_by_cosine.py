@@ -16,9 +16,10 @@ import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.heads_in_rows import HeadsInRows, heads_in_rows
+from tokexport.graph_passes.onnx_passes.neighbours import made_by
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import integers_of, shape_of
-from tokexport.graph_passes.onnx_passes.token_sets import to_the_end, token_set
+from tokexport.graph_passes.onnx_passes.token_sets import two_sets
 
 
 class MatchByCosine(ir.passes.InPlacePass):
@@ -38,18 +39,17 @@ def _rewrite(node: ir.Node) -> bool:
     if scores is None or scores.dtype != ir.DataType.FLOAT:
         return False
     scores, blocked = _without_blocked(scores)
-    product = _made_by(scores, "MatMul")
-    turned = _made_by(product.inputs[1], "Transpose") if product is not None else None
+    product = made_by(scores, "MatMul")
+    turned = made_by(product.inputs[1], "Transpose") if product is not None else None
     if product is None or turned is None:
         return False
     if tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1):
         return False
-    a, b = token_set(product.inputs[0]), token_set(turned.inputs[0])
-    if a is None or b is None or a.tokens is not b.tokens or a.step != b.step:
+    sets = two_sets(product.inputs[0], turned.inputs[0])
+    heads = _mean_of_heads(_divided_by_length(sets[0].tokens)) if sets is not None else None
+    if sets is None or heads is None:
         return False
-    heads = _mean_of_heads(_divided_by_length(a.tokens))
-    if heads is None or not (to_the_end(a) and to_the_end(b)):
-        return False
+    a, b = sets
     new = Replacement(node)
     first = new.call(
         "cosine_match",
@@ -73,7 +73,7 @@ def _rewrite(node: ir.Node) -> bool:
 
 def _without_blocked(scores: ir.Value) -> tuple[ir.Value, int]:
     """Returns the scores before their first rows were written over with -∞, and how many were."""
-    node = _made_by(scores, "ScatterElements")
+    node = made_by(scores, "ScatterElements")
     if node is None or node.attributes.get_string("reduction", "none") != "none":
         return scores, 0
     before, where, what = node.inputs
@@ -98,8 +98,8 @@ def _without_blocked(scores: ir.Value) -> tuple[ir.Value, int]:
 
 def _divided_by_length(value: ir.Value) -> ir.Value | None:
     """Returns m of m / ‖m‖ over the last axis."""
-    quotient = _made_by(value, "Div")
-    length = _made_by(quotient.inputs[1], "ReduceL2") if quotient is not None else None
+    quotient = made_by(value, "Div")
+    length = made_by(quotient.inputs[1], "ReduceL2") if quotient is not None else None
     if quotient is None or length is None or length.inputs[0] is not quotient.inputs[0]:
         return None
     axes = integers_of(length.inputs[1]) if len(length.inputs) > 1 else None
@@ -110,13 +110,8 @@ def _divided_by_length(value: ir.Value) -> ir.Value | None:
 
 def _mean_of_heads(value: ir.Value | None) -> HeadsInRows | None:
     """Returns where the heads lie that a value (B, N, D) is the mean of."""
-    mean = _made_by(value, "ReduceMean")
+    mean = made_by(value, "ReduceMean")
     if mean is None or mean.attributes.get_int("keepdims", 1) != 0:
         return None
     axes = integers_of(mean.inputs[1]) if len(mean.inputs) > 1 else None
     return heads_in_rows(mean.inputs[0]) if axes == (1,) else None
-
-
-def _made_by(value: ir.Value | None, operator: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and (node.domain, node.op_type) == ("", operator) else None

@@ -17,9 +17,10 @@ import numpy as np
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
+from tokexport.graph_passes.onnx_passes.neighbours import made_by
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
-from tokexport.graph_passes.onnx_passes.token_sets import to_the_end, token_set
+from tokexport.graph_passes.onnx_passes.token_sets import token_set, two_sets
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def _rewrite(node: ir.Node) -> bool:
     if total is None or count is None or total.dtype != ir.DataType.FLOAT:
         return False
     found = _merged(total)
-    weighted = found.tokens.producer() if found is not None else None
-    if found is None or weighted is None or (weighted.domain, weighted.op_type) != ("", "Mul"):
+    weighted = made_by(found.tokens, "Mul") if found is not None else None
+    if found is None or weighted is None:
         return False
     shape = shape_of(found.tokens)
     factors = [value for value in weighted.inputs if value is not None]
@@ -98,9 +99,9 @@ def _put(node: ir.Node, count: ir.Value, x: ir.Value, size: ir.Value, found: _Me
 def _merged(value: ir.Value) -> _Merged | None:
     """Returns what a value is the merging of, with its protected tokens first."""
     protected, rest = 0, value
-    joined = value.producer()
+    joined = made_by(value, "Concat")
     tokens = None
-    if joined is not None and (joined.domain, joined.op_type) == ("", "Concat"):
+    if joined is not None:
         if len(joined.inputs) != 2 or joined.attributes.get_int("axis") != 1:
             return None
         first, second = joined.inputs
@@ -108,14 +109,11 @@ def _merged(value: ir.Value) -> _Merged | None:
         if stay is None or second is None or (stay.start, stay.step) != (0, 1):
             return None
         protected, rest, tokens = stay.count, second, stay.tokens
-    merge = rest.producer()
-    if merge is None or (merge.domain, merge.op_type) != (DOMAIN, "merge_tokens_sum"):
+    merge = made_by(rest, "merge_tokens_sum", DOMAIN)
+    sets = two_sets(merge.inputs[0], merge.inputs[1]) if merge is not None else None
+    if merge is None or sets is None or tokens not in (None, sets[0].tokens):
         return None
-    a, b = token_set(merge.inputs[0]), token_set(merge.inputs[1])
-    if a is None or b is None or a.tokens is not b.tokens or a.step != b.step:
-        return None
-    if tokens not in (None, a.tokens) or not (to_the_end(a) and to_the_end(b)):
-        return None
+    a, b = sets
     return _Merged(a.tokens, protected, a.start, b.start, a.step, tuple(merge.inputs[2:]))
 
 
@@ -135,8 +133,8 @@ def _counts_constant(count: ir.Value, size: ir.Value, found: _Merged) -> bool:
     joined = count.producer()
     if found.protected and joined is not None and joined.op_type == "Concat":
         parts = [value for value in joined.inputs if value is not None]
-    merge = parts[-1].producer()
-    if merge is None or (merge.domain, merge.op_type) != (DOMAIN, "merge_tokens_sum"):
+    merge = made_by(parts[-1], "merge_tokens_sum", DOMAIN)
+    if merge is None:
         return False
     if tuple(merge.inputs[2:]) != found.indices or len(parts) != 1 + (found.protected > 0):
         return False

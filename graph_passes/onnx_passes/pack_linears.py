@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from tokexport.graph_passes.fused_functions import PANEL
 from tokexport.graph_passes.onnx_functions import DOMAIN
+from tokexport.graph_passes.onnx_passes.neighbours import only_reader
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
 
@@ -76,7 +77,7 @@ def _rewrite(node: ir.Node, graph: ir.Graph, packed: dict[ir.Value, ir.Value]) -
         last, _, scale = found
         bias_value, bias = None, bias * scale
     name, further = "linear", []
-    gelu = _only_reader(last)
+    gelu = only_reader(last.outputs[0])
     residual = _residual(last)
     if gelu is not None and gelu.op_type == "Gelu" and _is_exact(gelu):
         name, last = "linear_gelu", gelu
@@ -98,7 +99,7 @@ def _rewrite(node: ir.Node, graph: ir.Graph, packed: dict[ir.Value, ir.Value]) -
 
 def _follows(node: ir.Node, operator: str, columns: int) -> tuple[ir.Node, ir.Value, Floats] | None:
     """Returns the only reader, where it adds or multiplies a constant for each column."""
-    reader = _only_reader(node)
+    reader = only_reader(node.outputs[0])
     if reader is None or reader.op_type != operator:
         return None
     for value in reader.inputs:
@@ -110,7 +111,7 @@ def _follows(node: ir.Node, operator: str, columns: int) -> tuple[ir.Node, ir.Va
 
 def _residual(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     """Returns the only reader and what it adds, a computed tensor of the same shape."""
-    reader = _only_reader(node)
+    reader = only_reader(node.outputs[0])
     if reader is None or reader.op_type != "Add":
         return None
     others = [value for value in reader.inputs if value is not node.outputs[0]]
@@ -122,14 +123,6 @@ def _residual(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
 
 def _is_exact(gelu: ir.Node) -> bool:
     return gelu.attributes.get_string("approximate", "none") == "none"
-
-
-def _only_reader(node: ir.Node) -> ir.Node | None:
-    (value,) = node.outputs
-    readers = [use.node for use in value.uses()]
-    if len(readers) != 1 or value.is_graph_output() or readers[0].domain != "":
-        return None
-    return readers[0]
 
 
 def _constant(value: ir.Value) -> Floats | None:

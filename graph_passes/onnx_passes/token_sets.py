@@ -40,7 +40,16 @@ def token_set(value: ir.Value | None) -> TokenSet | None:
     return TokenSet(tokens, max(0, start), steps[0], sliced[1])
 
 
-def to_the_end(found: TokenSet) -> bool:
+def two_sets(a: ir.Value | None, b: ir.Value | None) -> tuple[TokenSet, TokenSet] | None:
+    """Returns two sets of the same tokens, equally far apart and to the last; None of others."""
+    first, second = token_set(a), token_set(b)
+    if first is None or second is None or first.tokens is not second.tokens:
+        return None
+    whole = _to_the_end(first) and _to_the_end(second)
+    return (first, second) if whole and first.step == second.step else None
+
+
+def _to_the_end(found: TokenSet) -> bool:
     """Tells whether a set goes on to the last token."""
     shape = shape_of(found.tokens)
     return shape is not None and found.count == -(-(shape[1] - found.start) // found.step)

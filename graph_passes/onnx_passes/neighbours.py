@@ -1,0 +1,19 @@
+"""What makes a value, and what alone reads it."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def made_by(value: ir.Value | None, operator: str, domain: str = "") -> ir.Node | None:
+    """Returns the node that makes a value, where it is of that operator."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and (node.domain, node.op_type) == (domain, operator) else None
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """Returns the only node that reads a value, where it is of a standard operator."""
+    readers = [use.node for use in value.uses()]
+    if len(readers) != 1 or value.is_graph_output() or readers[0].domain != "":
+        return None
+    return readers[0]
