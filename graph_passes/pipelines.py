@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 import onnx_ir as ir
@@ -15,9 +15,12 @@ from onnx_ir.passes.common import (
 )
 from torch.export import ExportedProgram
 
+from tokexport.graph_passes.onnx_passes.cast_to_half import CastToHalf
 from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDeconvolution
 from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
 from tokexport.graph_passes.onnx_passes.part_square_transposes import PartSquareTransposes
+from tokexport.graph_passes.onnx_passes.quantise_dynamically import QuantiseDynamically
+from tokexport.graph_passes.onnx_passes.quantise_statically import QuantiseStatically
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt
 from tokexport.graph_passes.onnx_passes.widen_vectors import WidenVectors
 from tokexport.graph_passes.torch_passes.count_for_search import CountForSearch
@@ -108,6 +111,43 @@ LOWER: Final[dict[str, tuple[PassBase, ...]]] = {
 }
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a lowered graph computes in.
+
+    Attributes:
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        ranges: The range of every input of a block's linear, by its name, for static int8; None
+            lets the runtime measure them anew for each input.
+        weight_bits: Of int8 weights: 8, or 7 for a processor whose sums of products saturate.
+    """
+
+    precision: str = "fp32"
+    ranges: Mapping[str, tuple[float, float]] | None = None
+    weight_bits: int = 8
+
+
+FP32: Final = Arithmetic()
+
+
+def narrowing(target: str, arithmetic: Arithmetic) -> tuple[PassBase, ...]:
+    """Returns the passes that come behind a target's lowering, where the graph holds the types.
+
+    OpenVINO takes a graph of float32: its builder narrows that.
+    """
+    match target, arithmetic.precision:
+        case "ort", "int8":
+            bits = arithmetic.weight_bits
+            if arithmetic.ranges is None:
+                return QuantiseDynamically(bits), RemoveUnusedNodesPass()
+            return QuantiseStatically(arithmetic.ranges, bits), RemoveUnusedNodesPass()
+        case "trt", "fp16":
+            return CastToHalf(ir.DataType.FLOAT16), RemoveUnusedNodesPass()
+        case "trt", "bf16":
+            return CastToHalf(ir.DataType.BFLOAT16), RemoveUnusedNodesPass()
+    return ()
+
+
 def rewrite(
     program: ExportedProgram, look: Callable[[ExportedProgram], object] | None = None
 ) -> Rewritten:
@@ -129,8 +169,8 @@ def rewrite(
     )
 
 
-def lower(model: ir.Model, target: str) -> ir.Model:
+def lower(model: ir.Model, target: str, arithmetic: Arithmetic = FP32) -> ir.Model:
     """Runs a target's passes over an emitted model, in place where a pass can."""
-    for onnx_pass in LOWER[target]:
+    for onnx_pass in (*LOWER[target], *narrowing(target, arithmetic)):
         model = onnx_pass(model).model
     return model
