@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,12 @@ from torch import nn
 
 import tokexport
 from tokexport.exporter.compile import CompileResult
+from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gates import require_accuracy
 from tokexport.exporter.machine import sums_saturate
 from tokexport.exporter.parity import ParityError
+from tokexport.exporter.precision import precision_warnings
 from tokexport.exporter.report import Accuracy
 from tokexport.runtimes.verification import verify_bundle
 
@@ -169,6 +171,15 @@ def test_the_share_of_right_answers_is_a_gate_of_its_own(
         compiled(*broken, "ort", tmp_path / "out", "int8")
     assert "and 100.00% in fp32: 0.5%" in caught.value.what
     assert not (tmp_path / "out").exists()
+
+
+def test_ranges_of_synthetic_inputs_are_warned_of(trained: Digits) -> None:
+    drawn = CompileConfig(target="openvino", output=Path("out"), precision="int8")
+    (warning,) = precision_warnings(drawn)
+    assert "synthetic" in warning
+    assert "--inputs" in warning
+    assert precision_warnings(replace(drawn, inputs=trained.few)) == ()
+    assert precision_warnings(replace(drawn, target="ort")) == ()
 
 
 @pytest.mark.parametrize(
