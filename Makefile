@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 WORKERS ?= 2
-EXTRAS := compile,openvino,trt-rtx,timm,transformers,plot,demo,test,lint
+EXTRAS := compile,openvino,int8,trt-rtx,timm,transformers,plot,demo,test,lint
 
 .PHONY: demo test lint types sanitize clean
 .DELETE_ON_ERROR:

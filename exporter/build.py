@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
 
+from tokexport.exporter.inputs import Batches
 from tokexport.runtimes.manifest import RuntimeInfo
 from tokexport.runtimes.openvino import convert
 from tokexport.runtimes.ort import OrtRunner
@@ -31,13 +33,21 @@ def save_onnx(model: ir.Model, path: Path) -> None:
     ir.save(model, path, external_data=beside)
 
 
-def build(target: str, lowered: Path, folder: Path) -> RuntimeInfo:
+def build(
+    target: str,
+    lowered: Path,
+    folder: Path,
+    precision: str = "fp32",
+    calibration: Batches | None = None,
+) -> RuntimeInfo:
     """Builds the artifact of a target from its lowered ONNX file.
 
     Args:
         target: ``ort``, ``openvino`` or ``trt``.
         lowered: The ONNX file, called as the artifact of ``ort`` is, its external data beside it.
         folder: Where the artifact goes, under the name that ``ARTIFACT`` gives.
+        precision: What it is to compute in, where the graph does not hold the types: for openvino.
+        calibration: The samples that int8 for openvino measures its ranges on.
 
     Returns:
         What built it.
@@ -52,6 +62,25 @@ def build(target: str, lowered: Path, folder: Path) -> RuntimeInfo:
             with OrtRunner.from_file(artifact) as runner:
                 return runner.runtime
         case "openvino":
-            return convert(lowered, artifact)
+            return _build_openvino(lowered, artifact, precision, calibration)
         case _:
             return build_engine(lowered, artifact)
+
+
+def _build_openvino(
+    lowered: Path, artifact: Path, precision: str, calibration: Batches | None
+) -> RuntimeInfo:
+    """Converts, and narrows what is not of fp32 behind it."""
+    if precision == "fp32":
+        return convert(lowered, artifact)
+    from tokexport.exporter import openvino_half, openvino_int8
+
+    with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
+        converted = Path(folder) / artifact.name
+        runtime = convert(lowered, converted)
+        if precision == "int8":
+            assert calibration is not None
+            openvino_int8.quantise(converted, artifact, calibration)
+        else:
+            openvino_half.keep_selection_wide(converted, artifact)
+        return runtime

@@ -40,7 +40,13 @@ TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Let code inside the source run.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of synthetic inputs.")]
-Precision = Annotated[str, typer.Option(help="fp32; openvino also bf16 and fp16.")]
+Precision = Annotated[
+    str, typer.Option(help="fp32; ort int8; openvino bf16, fp16, int8; trt fp16, bf16.")
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(help="Ranges of int8 for ort: dynamic, or static as measured on --inputs."),
+]
 RECIPE_HELP = "A token reduction to put in: tome:r=8, or a .toml or .json file."
 Recipe = Annotated[str | None, typer.Option("--reduce", help=RECIPE_HELP)]
 Restore = Annotated[

@@ -13,7 +13,6 @@ from typing import Any, Unpack
 import torch
 from rich.console import Console
 from torch import nn
-from torch.fx import GraphModule
 
 import tokexport
 from tokexport.exporter import float64_error, hops
@@ -21,14 +20,22 @@ from tokexport.exporter.benchmark import require_speedup
 from tokexport.exporter.build import ARTIFACT, build
 from tokexport.exporter.bundle import BundleWriter, save_reference
 from tokexport.exporter.config import CompileConfig, CompileOptions
+from tokexport.exporter.eager_gates import fp32_gates
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.example_inputs import prepare
-from tokexport.exporter.float64_error import Float64Error
+from tokexport.exporter.gates import (
+    Gate,
+    gate_warnings,
+    narrowed_hops,
+    require_accuracy,
+    set_gates,
+)
 from tokexport.exporter.inputs import Batches, accuracy
 from tokexport.exporter.machine import describe_machine
 from tokexport.exporter.noise import capture_without_noise, reference_of, without_noise
-from tokexport.exporter.parity import FP32_FLOOR, PROVES_NOTHING, Gate, Proof, set_gates
+from tokexport.exporter.parity import Proof
+from tokexport.exporter.precision import arithmetic_of, precision_warnings, with_quantisation
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.reduction.reduction_use import ReductionUse
@@ -39,7 +46,6 @@ from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.speed import busy_warning, over_unreduced, time_against_eager, timed_name
 from tokexport.exporter.stages import StageFolder
 from tokexport.exporter.token_cap import under_cap
-from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.exporter.told_hops import ToldHops
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import unlifted
@@ -59,8 +65,6 @@ from tokexport.runtimes.verification import REFERENCE_NAME
 REPORT_NAME = "report.json"
 #: How many batches of the reference the bundle carries for ``verify``.
 REFERENCE_BATCHES = 4
-#: A gate wider than this says more about the model than about the compile.
-UNSTABLE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,8 @@ def compile(
         output: The folder that becomes the bundle.
         progress: Shows the stages; silent without one.
         options: Further fields of ``CompileConfig``, as ``CompileOptions`` types them:
-            inputs, input_shape, batch, reduce, restore, precision, atol, seed, min_speedup,
-            require_run, keep_stages, force, drop_noise, token_cap, timed.
+            inputs, input_shape, batch, reduce, restore, precision, quantization, atol, seed,
+            min_speedup, require_run, keep_stages, force, drop_noise, token_cap, timed.
 
     Raises:
         UsageError: The options or inputs do not fit.
@@ -146,13 +150,12 @@ def compile(
             program = capture_without_noise(flat, batches, config.token_cap)
             kept.save_program("captured", program)
             captured = unlifted(program)
-            gates = _gates(eager_error, captured, batches, reference, config)
-            proof = Proof(reference.outputs, gates)
-            known |= {
-                "gates": gates,
-                "hops": proof.hops,
-                "warnings": _warnings(gates, known["token_cap"]),
-            }
+            outputs = reference.outputs
+            gates, error = fp32_gates(eager_error, captured, batches, outputs, config.atol)
+            warnings = gate_warnings(gates, known["token_cap"]) + precision_warnings(config)
+            narrowed = set_gates(outputs, error, config.precision, config.atol)
+            proof = Proof(outputs, gates, dict.fromkeys(narrowed_hops(config), narrowed))
+            known |= {"gates": narrowed, "hops": proof.hops, "warnings": warnings}
             proof.check("captured", hops.run_graph(captured, batches, names))
 
         with stage("rewrite"):
@@ -161,7 +164,13 @@ def compile(
             known |= {"token_schedule": schedule, "recognised": rewritten.recognised}
             kept.save_program("rewritten", rewritten.program)
             told = ToldHops(
-                captured, rewritten.program, batches, proof, config.target, kept.path / "told"
+                captured,
+                rewritten.program,
+                batches,
+                proof,
+                config.target,
+                kept.path / "told",
+                config.precision,
             )
             found = hops.run_graph(unlifted(rewritten.program), batches, names)
             proof.check("rewritten", found, told.rewritten)
@@ -172,18 +181,28 @@ def compile(
             proof.check("onnx", hops.run_onnx(emitted, batches), told.onnx)
 
         with stage("lower"), kept.explain():
-            onnx_model = pipelines.lower(onnx_model, config.target)
+            arithmetic = arithmetic_of(config, onnx_model, batches)
+            onnx_model = pipelines.lower(onnx_model, config.target, arithmetic)
             lowered = kept.save_onnx("lowered", onnx_model)
             if config.target != "ort":  # for ort this very file is the artifact
-                found = hops.run_onnx(lowered, batches)
+                found = hops.run_lowered(lowered, batches, arithmetic)
                 proof.check("lowered", found, told.lowered)
                 known["accuracy"] = _accuracy(reference, found, batches)
+                require_accuracy(known["accuracy"], config.precision)
 
         with stage("build"), kept.explain(lowered):
             bundle.require_space(_size(lowered.parent))
-            runtime = build(config.target, lowered, bundle.path)
+            runtime = build(config.target, lowered, bundle.path, config.precision, batches)
+            runtime = with_quantisation(runtime, config, arithmetic)
             manifest = _manifest(
-                config, source, inputs, reference, gates, known.get("reduction"), schedule, runtime
+                config,
+                source,
+                inputs,
+                reference,
+                narrowed,
+                known.get("reduction"),
+                schedule,
+                runtime,
             )
             known |= {"runtime": runtime, "artifact_bytes": _size(bundle.path)}
 
@@ -197,9 +216,10 @@ def compile(
                     proof.check("artifact", found, partial(told.artifact, manifest))
                     manifest = replace(manifest, status=PASSED)
                     known |= {
-                        "runtime": runner.runtime,
+                        "runtime": with_quantisation(runner.runtime, config, arithmetic),
                         "accuracy": _accuracy(reference, found, batches),
                     }
+                    require_accuracy(known["accuracy"], config.precision)
                 if config.timed:
                     with stage("speed"):
                         unreduced = None if reduced is None else reduced.unreduced
@@ -260,35 +280,9 @@ def _report_on_failure(known: dict[str, Any], checklist: Checklist) -> Iterator[
         raise
 
 
-def _gates(
-    eager: Float64Error,
-    captured: GraphModule,
-    batches: Batches,
-    reference: Reference,
-    config: CompileConfig,
-) -> dict[str, Gate]:
-    """Sets the gates; what a decision that falls differently in float64 adds to them is left out.
-
-    A gate at its floor has nothing to leave out.
-    """
-    gates = set_gates(reference.outputs, eager, config.precision, config.atol)
-    if eager.by_output is None or all(gate.tolerance <= FP32_FLOOR for gate in gates.values()):
-        return gates
-    kept = float64_error.with_decisions_kept(captured, batches, reference.outputs)
-    gates = set_gates(reference.outputs, kept or eager, config.precision, config.atol)
-    for name, gate in gates.items():
-        if gate.from_eager and gate.tolerance > PROVES_NOTHING:
-            raise GateError(
-                f"Output '{name}' of the model itself moves by {gate.eager_error:.1e} of its scale "
-                "between fp32 and float64, so nothing can be proven equal to it.",
-                fix="Give trained weights and real inputs, or say with --atol what is allowed.",
-            )
-    return gates
-
-
 def _steady_batches(proof: Proof, batches: Batches) -> list[int]:
     """Returns the batches on which no near-tie fell differently: ``verify`` replays only those."""
-    rows = [row for row in range(len(batches)) if row not in proof.tied]
+    rows = [row for row in range(len(batches)) if row not in proof.unsteady]
     if not rows:
         raise GateError(
             "Every batch holds a near-tie that fell the other way, so nothing is left to verify "
@@ -296,23 +290,6 @@ def _steady_batches(proof: Proof, batches: Batches) -> list[int]:
             fix="Give more samples with --inputs, or another --seed.",
         )
     return rows
-
-
-def _warnings(gates: dict[str, Gate], cap: TokenCapUse | None) -> tuple[str, ...]:
-    """Says what makes the proof weaker than it looks."""
-    found = [*cap.warnings()] if cap is not None else []
-    for name, gate in gates.items():
-        if gate.scale == 0:
-            found.append(
-                f"Output '{name}' holds no finite number but zero on these inputs, so its parity "
-                "proves nothing: give trained weights, or real inputs."
-            )
-        elif gate.from_eager and gate.tolerance > UNSTABLE:
-            found.append(
-                f"Output '{name}' of the model itself moves by {gate.eager_error:.1e} of its scale "
-                "between fp32 and float64, so its gate is wide."
-            )
-    return tuple(found)
 
 
 def _manifest(
@@ -341,10 +318,7 @@ def _manifest(
         ),
         constant_outputs=reference.constants,
         token_schedule=schedule,
-        gates={
-            name: {"relative_tolerance": gate.tolerance, "scale": gate.scale}
-            for name, gate in gates.items()
-        },
+        gates={name: gate.for_manifest() for name, gate in gates.items()},
         source={"kind": source.kind, "location": source.location, "sha256": source.sha256},
         preprocessing=source.preprocessing.to_json() if source.preprocessing else None,
         files={},

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 #: The precisions that each target takes.
 PRECISIONS: Final[dict[str, tuple[str, ...]]] = {
-    "ort": ("fp32",),
-    "openvino": ("fp32", "bf16", "fp16"),
-    "trt": ("fp32",),
+    "ort": ("fp32", "int8"),
+    "openvino": ("fp32", "bf16", "fp16", "int8"),
+    "trt": ("fp32", "fp16", "bf16"),
 }
+#: How ``ort`` finds the ranges of int8 activations: anew for each input, or once on the samples.
+QUANTIZATIONS: Final = ("dynamic", "static")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,7 @@ class CompileConfig(ReduceConfig):
         target: ``ort``, ``openvino`` or ``trt``.
         output: The folder that becomes the bundle.
         precision: The precision the artifact runs in.
+        quantization: For ort in int8, ``dynamic`` or ``static``; None is ``dynamic``.
         atol: An absolute tolerance that replaces the default gate.
         min_speedup: The least speed-up over eager, as a ratio of medians; None does not gate.
         require_run: Whether an engine that could not run here is a failure.
@@ -102,6 +105,7 @@ class CompileConfig(ReduceConfig):
     target: str
     output: Path
     precision: str = "fp32"
+    quantization: str | None = None
     atol: float | None = None
     min_speedup: float | None = None
     require_run: bool = False
@@ -123,6 +127,7 @@ class CompileConfig(ReduceConfig):
                 f"Target '{self.target}' has no precision '{self.precision}'.",
                 fix=f"Pass one of {', '.join(PRECISIONS[self.target])}.",
             )
+        self._check_quantization()
         if self.token_cap is not None and not _is_count(self.token_cap):
             raise UsageError(f"--token-cap is {self.token_cap}.", fix="Pass a cap of 1 or more.")
         if self.min_speedup is not None and not self.timed:
@@ -130,6 +135,33 @@ class CompileConfig(ReduceConfig):
         for name, value in (("atol", self.atol), ("min-speedup", self.min_speedup)):
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"--{name} is {value}.", fix="Pass a number above 0.")
+
+    def _check_quantization(self) -> None:
+        """Refuses a choice that there is not, or that has nothing to measure on."""
+        if self.quantization is None:
+            return
+        if self.quantization not in QUANTIZATIONS:
+            raise UsageError(
+                f"There is no quantization '{self.quantization}'.",
+                fix=f"Pass one of {', '.join(QUANTIZATIONS)}.",
+            )
+        if (self.target, self.precision) != ("ort", "int8"):
+            raise UsageError(
+                "--quantization is a choice of --target ort --precision int8.",
+                fix="Leave it out: int8 for openvino is always static.",
+            )
+        if self.quantization == "static" and self.inputs is None:
+            raise UsageError(
+                "Static ranges are measured on real samples, and there are none.",
+                fix="Pass some with --inputs, or --quantization dynamic.",
+            )
+
+    @property
+    def quantization_used(self) -> str | None:
+        """How int8 finds its ranges; None in another precision."""
+        if self.precision != "int8":
+            return None
+        return "static" if self.target == "openvino" else self.quantization or "dynamic"
 
     @property
     def stages_folder(self) -> Path:
@@ -152,6 +184,7 @@ class CompileOptions(TypedDict, total=False):
     reduce: str | Path | Method | Recipe | None
     restore: bool
     precision: str
+    quantization: str | None
     atol: float | None
     min_speedup: float | None
     require_run: bool

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch.fx import GraphModule
 
+from tokexport.exporter.build import save_onnx
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
+from tokexport.graph_passes.onnx_passes.compute_half_wide import ComputeHalfWide
+from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.ort import OrtRunner
 
@@ -32,6 +37,20 @@ def run_onnx(path: Path, batches: Batches) -> dict[str, Array]:
     """
     with OrtRunner.from_file(path, native=False) as runner:
         return run_artifact(runner, batches)
+
+
+def run_lowered(path: Path, batches: Batches, arithmetic: Arithmetic) -> dict[str, Array]:
+    """Runs a lowered ONNX file in ONNX Runtime; returns (batches, …) by output name.
+
+    It has few kernels for half precisions: each operator of one is computed in float32 then, on
+    operands and to a result in half.
+    """
+    if arithmetic.precision not in ("fp16", "bf16"):
+        return run_onnx(path, batches)
+    with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
+        widened = Path(folder) / path.name
+        save_onnx(ComputeHalfWide()(ir.load(path)).model, widened)
+        return run_onnx(widened, batches)
 
 
 def run_artifact(runner: Runner, batches: Batches) -> dict[str, Array]:

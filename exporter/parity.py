@@ -1,37 +1,15 @@
-"""What parity is judged by and what it found: a gate per output, a result per hop."""
+"""Holds every step of the model's way to the gates of its outputs: a result per hop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from tokexport.exporter.errors import GateError
+from tokexport.exporter.gates import Gate
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import Comparison, compare, relative_error
-
-if TYPE_CHECKING:
-    from tokexport.exporter.float64_error import Float64Error
-
-
-@dataclass(frozen=True)
-class Gate:
-    """How far an output may lie from the reference, and why that far.
-
-    Attributes:
-        tolerance: The largest difference allowed, as a share of ``scale``.
-        eager_error: The difference of the fp32 eager model from itself in float64, as a share of
-            ``scale``; None where the model has no float64 run.
-        scale: The largest absolute value of the reference output.
-        reason: One clause that says which rule gave the tolerance.
-        from_eager: Whether that rule is the model's own distance from float64.
-    """
-
-    tolerance: float
-    eager_error: float | None
-    scale: float
-    reason: str
-    from_eager: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +61,7 @@ class HopResult:
         passed: Whether every output lies within its gate.
         detail: What failed and by how much; empty when the hop passed.
         ties: The near-ties that fell the other way; None where there were none.
+        gates: The gate of every output at this step.
     """
 
     name: str
@@ -90,6 +69,7 @@ class HopResult:
     passed: bool
     detail: str
     ties: Ties | None = None
+    gates: Mapping[str, Gate] = field(default_factory=dict)
 
 
 #: The hops in order, and what an error first seen at one of them means.
@@ -100,50 +80,6 @@ HOPS: Final = {
     "lowered": "The lowered ONNX differs from the emitted one: an ONNX pass is wrong.",
     "artifact": "The artifact differs from the ONNX it was built from: the runtime is off.",
 }
-#: The largest relative difference allowed by default when the precision is not fp32.
-REDUCED_PRECISION_TOLERANCE: Final = {"fp16": 1e-2, "bf16": 5e-2}
-#: The smallest fp32 tolerance; below it lies the noise of a different order of summation.
-FP32_FLOOR: Final = 1e-5
-#: A gate this wide lets any answer pass.
-PROVES_NOTHING: Final = 0.1
-#: How many times its own fp32 error a model may be off after compiling.
-EAGER_ERROR_FACTOR: Final = 4.0
-
-
-def set_gates(
-    outputs: Mapping[str, Array], eager: Float64Error, precision: str, atol: float | None
-) -> dict[str, Gate]:
-    """Returns the gate of every output: max(1e-5, 4 × the fp32 error of eager itself) in fp32.
-
-    Args:
-        outputs: What the model answered, (batches, …) by name.
-        eager: How far that is from float64.
-        precision: The precision the artifact is to run in.
-        atol: An absolute tolerance that the person asked for; it replaces the default of floating
-            outputs. Whole numbers and booleans must be equal.
-    """
-    gates = {}
-    for name, expected in outputs.items():
-        error = None if eager.by_output is None else eager.by_output[name]
-        scale = compare(expected, expected).scale
-        if expected.dtype.kind in "iub":
-            tolerance, reason = 0.0, "whole numbers are equal or they are not"
-        elif atol is not None:
-            tolerance, reason = atol / (scale or 1.0), f"--atol {atol:g}"
-        elif precision != "fp32":
-            tolerance, reason = (
-                REDUCED_PRECISION_TOLERANCE[precision],
-                f"the default of {precision}",
-            )
-        elif error is None:
-            tolerance = FP32_FLOOR
-            reason = f"the fp32 default; no float64 run, {eager.why_not}"
-        else:
-            tolerance = max(FP32_FLOOR, EAGER_ERROR_FACTOR * error)
-            reason = f"max(1e-5, 4 × {error:.1e}, the distance of fp32 eager from float64)"
-        from_eager = error is not None and tolerance == EAGER_ERROR_FACTOR * error
-        gates[name] = Gate(tolerance, error, scale, reason, from_eager)
-    return gates
 
 
 def judge(
@@ -174,7 +110,12 @@ def judge(
                 f"output '{output}' is off by {comparison.relative:.2e} of its scale "
                 f"{gate.scale:.3g}, and {gate.tolerance:.2e} is allowed"
             )
-    return HopResult(name, comparisons, not failures, "; ".join(failures))
+        elif not gate.lets(comparison):
+            failures.append(
+                f"output '{output}' has a cosine of {comparison.cosine:.4f} to eager's, and "
+                f"{gate.least_cosine:g} is the least"
+            )
+    return HopResult(name, comparisons, not failures, "; ".join(failures), gates=dict(gates))
 
 
 class ParityError(GateError):
@@ -183,10 +124,12 @@ class ParityError(GateError):
     def __init__(self, hops: Sequence[HopResult]) -> None:
         failed = hops[-1]
         passed = ", ".join(hop.name for hop in hops[:-1])
+        advice = next((gate.advice for gate in failed.gates.values()), "")
         super().__init__(
             f"Parity failed at '{failed.name}': {failed.detail}.",
             where=f"{HOPS[failed.name]}" + (f" Passed before it: {passed}." if passed else ""),
-            fix="No bundle was written. --keep-stages leaves every stage for a closer look.",
+            fix="No bundle was written. "
+            + (advice or "--keep-stages leaves every stage for a closer look."),
         )
         self.hops = tuple(hops)
 
@@ -197,17 +140,29 @@ class Proof:
     Args:
         expected: The reference outputs, (batches, …) each.
         gates: The gate of every output.
+        narrowed: The gates of the hops that compute in a reduced precision, by hop.
 
     Attributes:
         hops: The hops compared so far.
-        tied: The batches on which some hop decided a near-tie the other way.
+        unsteady: The batches on which some hop decided a near-tie the other way, or that lie
+            outside a gate which holds over all of them.
     """
 
-    def __init__(self, expected: Mapping[str, Array], gates: Mapping[str, Gate]) -> None:
+    def __init__(
+        self,
+        expected: Mapping[str, Array],
+        gates: Mapping[str, Gate],
+        narrowed: Mapping[str, Mapping[str, Gate]] | None = None,
+    ) -> None:
         self.expected = expected
-        self.gates = gates
         self.hops: list[HopResult] = []
-        self.tied: set[int] = set()
+        self.unsteady: set[int] = set()
+        self._gates = gates
+        self._narrowed = narrowed or {}
+
+    def gates_of(self, hop: str) -> Mapping[str, Gate]:
+        """Returns the gate of every output at a hop."""
+        return self._narrowed.get(hop, self._gates)
 
     def check(self, hop: str, found: Mapping[str, Array], tell: TellHop | None = None) -> None:
         """Compares one hop.
@@ -215,24 +170,32 @@ class Proof:
         Args:
             hop: Its name.
             found: What it gave, (batches, …) by name.
-            tell: Runs it again, told how to decide; asked only where it leaves its gate.
+            tell: Runs it again, told how to decide; asked only where it leaves its gate, and that
+                is one of single numbers.
 
         Raises:
             ParityError: An output lies outside its gate, and no near-tie explains it.
         """
-        result = judge(hop, self.expected, found, self.gates)
-        if not result.passed and tell is not None and len(result.comparisons) == len(self.gates):
+        gates = self.gates_of(hop)
+        result = judge(hop, self.expected, found, gates)
+        overall = any(gate.least_cosine is not None for gate in gates.values())
+        if result.passed and overall:
+            batches = range(len(next(iter(found.values()))))
+            inside = self.within(hop, found, batches)
+            self.unsteady |= {batch for batch in batches if not inside[batch]}
+        compared = len(result.comparisons) == len(gates)
+        if not result.passed and tell is not None and compared and not overall:
             result = self._told(result, found, tell)
         self.hops.append(result)
         if not result.passed:
             raise ParityError(self.hops)
 
-    def within(self, found: Mapping[str, Array], batches: Sequence[int]) -> list[bool]:
+    def within(self, hop: str, found: Mapping[str, Array], batches: Sequence[int]) -> list[bool]:
         """Tells for each of some batches whether the outputs (batches, …) lie within the gates."""
         return [
             all(
                 _within(self.expected[name][batch], found[name][row], gate)
-                for name, gate in self.gates.items()
+                for name, gate in self.gates_of(hop).items()
             )
             for row, batch in enumerate(batches)
         ]
@@ -240,21 +203,23 @@ class Proof:
     def _told(self, result: HopResult, found: Mapping[str, Array], tell: TellHop) -> HopResult:
         """Judges a hop that failed by what it gives when it is told how to decide."""
         (count,) = {len(array) for array in found.values()}
-        inside = self.within(found, range(count))
+        inside = self.within(result.name, found, range(count))
         failed = [batch for batch in range(count) if not inside[batch]]
         told = tell(failed)
         if told.ties is None:
             why_not = f"; {told.why_not}" if told.why_not else ""
             return replace(result, detail=result.detail + why_not)
-        self.tied |= set(failed)
+        self.unsteady |= set(failed)
         mixed = {name: array.copy() for name, array in found.items()}
         for name, array in mixed.items():
             array[failed] = told.outputs[name]
-        return replace(judge(result.name, self.expected, mixed, self.gates), ties=told.ties)
+        judged = judge(result.name, self.expected, mixed, result.gates)
+        return replace(judged, ties=told.ties)
 
 
 def _within(expected: Array, found: Array, gate: Gate) -> bool:
     comparison = compare(expected, found)
-    if expected.dtype.kind in "iub":
-        return comparison.relative <= gate.tolerance
-    return relative_error(comparison.max_abs, gate.scale) <= gate.tolerance
+    if expected.dtype.kind not in "iub":
+        relative = relative_error(comparison.max_abs, gate.scale)
+        comparison = replace(comparison, relative=relative)
+    return gate.lets(comparison)

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from tokexport.exporter.benchmark import Speed
 from tokexport.exporter.dropped_noise import DroppedNoise
-from tokexport.exporter.parity import Gate, HopResult
+from tokexport.exporter.gates import Gate
+from tokexport.exporter.parity import HopResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
@@ -55,7 +56,7 @@ class Report:
         samples: How many real samples were compared.
         batches: In how many batches.
         hops: The steps of the model's way, in order, each compared with the reference.
-        gates: The gate of every output.
+        gates: The gate of every output of the artifact.
         first_failure: The name of the first hop that failed; None when none did.
         not_run_reason: Why the artifact did not run here; None when it ran.
         accuracy: Before and after; None without labels.
@@ -146,7 +147,7 @@ def _headline(report: Report) -> Text:
     location = str(report.source.get("location", "the model"))
     line = Text.assemble(
         (report.status, _STYLES.get(report.status, "bold")),
-        f"  {location} → {report.target}, {report.precision}",
+        f"  {location} → {report.target}, {report.precision}{_ranges(report)}",
     )
     if report.status == BUILT_NOT_RUN:
         reason = (report.not_run_reason or "nothing here can run it").splitlines()[0].rstrip(".")
@@ -155,6 +156,12 @@ def _headline(report: Report) -> Text:
             "ONNX Runtime."
         )
     return line
+
+
+def _ranges(report: Report) -> str:
+    """Says how int8 found its ranges."""
+    found = report.runtime.details.get("quantization") if report.runtime is not None else None
+    return f" with {found} ranges" if found else ""
 
 
 def _facts(report: Report) -> Table:
@@ -220,15 +227,15 @@ def _parity_table(report: Report) -> Table:
         if hop.ties is not None:
             verdict.append(", but for ties", "yellow")
         for index, (output, found) in enumerate(hop.comparisons.items()):
-            gate = report.gates.get(output)
+            gate = _gates(report, hop).get(output)
             top1 = found.top1_agreement
-            outside = gate is not None and not found.relative <= gate.tolerance
+            outside = gate is not None and not gate.lets(found)
             table.add_row(
                 Text("" if index else hop.name),
                 Text(output),
                 f"{found.max_abs:.1e}",
                 Text(f"{found.relative:.1e}", "red" if outside else ""),
-                "" if gate is None else f"{gate.tolerance:.1e}",
+                "" if gate is None else gate.text,
                 f"{found.cosine:.6f}",
                 "" if top1 is None else f"{top1:.1%}",
                 Text("") if index else verdict,
@@ -244,6 +251,13 @@ def _tie_lines(report: Report) -> Iterator[Text]:
         if (ties := hop.ties) is None:
             continue
         count, batches = len(ties.batches), report.batches
+        if not ties.flips:
+            yield Text.assemble(
+                (f"ties at {hop.name}  ", "yellow"),
+                f"on {count} of {batches} batches rounding moved a decision: told eager's choices, "
+                "it agrees.",
+            )
+            continue
         yield Text.assemble(
             (f"ties at {hop.name}  ", "yellow"),
             f"on {count} of {batches} batches {', '.join(ties.decisions)} decided otherwise than "
@@ -258,9 +272,16 @@ def _failure(report: Report) -> Text:
     for hop in report.hops:
         if hop.name == report.first_failure and hop.detail:
             line.append(f": {hop.detail}")
-    for output, gate in report.gates.items():
-        line.append(f"\ngate of {output}: {gate.tolerance:.1e} of {gate.scale:.3g} ({gate.reason})")
+    failed = next((hop for hop in report.hops if hop.name == report.first_failure), None)
+    for output, gate in (report.gates if failed is None else _gates(report, failed)).items():
+        allowed = gate.text + ("" if gate.least_cosine else f" of {gate.scale:.3g}")
+        line.append(f"\ngate of {output}: {allowed} ({gate.reason})")
     return line
+
+
+def _gates(report: Report, hop: HopResult) -> Mapping[str, Gate]:
+    """Returns the gates of a hop; those of the report where it has none of its own."""
+    return hop.gates or report.gates
 
 
 def _speed_table(speed: Speed) -> Table:

@@ -13,7 +13,7 @@ from rich.text import Text
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.report import plain
 from tokexport.runtimes.doctor import Component
-from tokexport.runtimes.verification import VerifyResult
+from tokexport.runtimes.verification import OutputResult, VerifyResult
 
 
 def verification_json(result: VerifyResult) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def verification_json(result: VerifyResult) -> dict[str, Any]:
                 "passed": output.passed,
                 "relative_error": output.relative_error,
                 "relative_tolerance": output.relative_tolerance,
+                "least_cosine": output.least_cosine,
                 "max_abs": output.comparison.max_abs,
                 "mean_abs": output.comparison.mean_abs,
                 "cosine": output.comparison.cosine,
@@ -50,7 +51,7 @@ def render_verification(result: VerifyResult, console: Console) -> None:
             output.name,
             f"{output.comparison.max_abs:.2e}",
             f"{output.relative_error:.2e}",
-            f"{output.relative_tolerance:.2e}",
+            _allowed(output),
             f"{output.comparison.cosine:.7f}",
             "–" if top1 is None else f"{top1:.2%}",
             Text("passed", "green") if output.passed else Text("FAILED", "bold red"),
@@ -60,6 +61,12 @@ def render_verification(result: VerifyResult, console: Console) -> None:
     runtime = f"{result.runtime.flavour} {result.runtime.version}"
     batches = "1 batch" if result.batches == 1 else f"{result.batches} batches"
     console.print(Text.assemble(status, f"  {batches} on {runtime}"))
+
+
+def _allowed(output: OutputResult) -> str:
+    if output.relative_tolerance is None:
+        return f"cosine {output.least_cosine:g}"
+    return f"{output.relative_tolerance:.2e}"
 
 
 def failed_gate(result: VerifyResult) -> GateError | None:

@@ -6,7 +6,8 @@ It is excused on a batch where all of this holds, and on no other:
 * told so, its outputs lie within the gate: its arithmetic is right;
 * the scores it decides on are eager's, within the gate's tolerance;
 * some decision of its own differs from eager's, and none by a margin beyond what that difference of
-  the scores explains (``decision_margins``).
+  the scores explains (``decision_margins``). In a half precision none needs to differ: told, it
+  rounds other numbers than before, and a choice on the edge may fall right.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class TieSearch:
         batches: All batches of the reference.
         within: Tells whether outputs (batches, …) of those batches lie within the gates, for each.
         tolerance: How far scores may be off, as a share of their scale.
+        half: Whether the hop computes in a half precision.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class TieSearch:
         batches: Batches,
         within: Callable[[Mapping[str, Array], Sequence[int]], list[bool]],
         tolerance: float,
+        half: bool = False,
     ) -> None:
         self._captured = captured
         self._names = {node.name for node in captured.graph.nodes if node.op == "call_function"}
         self._batches = batches
         self._within = within
         self._tolerance = tolerance
+        self._half = half
 
     def ask(self, told: ToldGraph, run: RunTold, failed: Sequence[int]) -> ToldRun:
         """Runs a hop told what eager decided on the batches it failed on, and judges it.
@@ -93,7 +97,7 @@ class TieSearch:
                 if not fall.is_tie(self._tolerance):
                     return ToldRun({}, None, _said(decision, fall, self._tolerance))
             flipped = [(decision, fall) for decision, fall in falls if fall.flips]
-            if not flipped:
+            if not flipped and not self._half:
                 return ToldRun({}, None, f"no decision of batch {batch} falls differently")
             ties += flipped
         return ToldRun(
@@ -101,8 +105,8 @@ class TieSearch:
             Ties(
                 batches=tuple(failed),
                 flips=sum(fall.flips for _, fall in ties),
-                margin=max(fall.margin for _, fall in ties),
-                noise=max(fall.noise for _, fall in ties),
+                margin=max((fall.margin for _, fall in ties), default=0.0),
+                noise=max((fall.noise for _, fall in ties), default=0.0),
                 decisions=tuple(dict.fromkeys(_named(decision) for decision, _ in ties)),
             ),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -21,6 +21,7 @@ from tokexport.exporter.parity import Proof, ToldRun
 from tokexport.exporter.ties import RunTold, TieSearch
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import ToldGraph, tell, unlifted
+from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.loading import open_runner
 from tokexport.runtimes.manifest import Manifest, TensorSpec
@@ -35,6 +36,7 @@ class ToldHops:
         batches: All batches of the reference.
         proof: What the hops are held to.
         target: The target of the compile.
+        precision: The precision of it.
         folder: Where what it writes goes; it is made when something does.
     """
 
@@ -46,28 +48,36 @@ class ToldHops:
         proof: Proof,
         target: str,
         folder: Path,
+        precision: str = "fp32",
     ) -> None:
         self._rewritten = rewritten
         self._batches = batches
         self._outputs = tuple(proof.expected)
         self._target = target
         self._folder = folder
-        tolerance = max(gate.tolerance for gate in proof.gates.values())
-        self._search = TieSearch(captured, batches, proof.within, tolerance)
+        self._arithmetic = Arithmetic(precision)
+        self._captured = captured
+        self._proof = proof
 
     def rewritten(self, failed: Sequence[int]) -> ToldRun:
         """Tells the rewritten graph."""
         return self._ask(
-            lambda batches: hops.run_graph(self._told.module, batches, self._results), failed
+            "rewritten",
+            lambda batches: hops.run_graph(self._told.module, batches, self._results),
+            failed,
         )
 
     def onnx(self, failed: Sequence[int]) -> ToldRun:
         """Tells the ONNX."""
-        return self._ask(lambda batches: hops.run_onnx(self._emitted, batches), failed)
+        return self._ask("onnx", lambda batches: hops.run_onnx(self._emitted, batches), failed)
 
     def lowered(self, failed: Sequence[int]) -> ToldRun:
         """Tells the lowered ONNX."""
-        return self._ask(lambda batches: hops.run_onnx(self._lowered, batches), failed)
+        return self._ask(
+            "lowered",
+            lambda batches: hops.run_lowered(self._lowered, batches, self._arithmetic),
+            failed,
+        )
 
     def artifact(self, manifest: Manifest, failed: Sequence[int]) -> ToldRun:
         """Tells an artifact built from the lowered ONNX like the one that failed.
@@ -82,17 +92,21 @@ class ToldHops:
             folder.mkdir(parents=True)
             told = replace(
                 manifest,
-                runtime=build(self._target, self._lowered, folder),
+                runtime=build(self._target, self._lowered, folder, self._arithmetic.precision),
                 inputs=tuple(_specs(batches.names, self._told.module, "placeholder")),
                 outputs=tuple(_specs(self._results, self._told.module, "output")),
             )
             with open_runner(folder, told) as runner:
                 return hops.run_artifact(runner, batches)
 
-        return self._ask(run, failed)
+        return self._ask("artifact", run, failed)
 
-    def _ask(self, run: RunTold, failed: Sequence[int]) -> ToldRun:
-        return self._search.ask(self._told, run, failed)
+    def _ask(self, hop: str, run: RunTold, failed: Sequence[int]) -> ToldRun:
+        tolerance = max(gate.tolerance for gate in self._proof.gates_of(hop).values())
+        within = partial(self._proof.within, hop)
+        half = self._proof.gates_of(hop) is not self._proof.gates_of("onnx")
+        search = TieSearch(self._captured, self._batches, within, tolerance, half)
+        return search.ask(self._told, run, failed)
 
     @cached_property
     def _told(self) -> ToldGraph:
@@ -112,7 +126,8 @@ class ToldHops:
 
     @cached_property
     def _lowered(self) -> Path:
-        return self._saved("lowered", pipelines.lower(ir.load(self._emitted), self._target))
+        lowered = pipelines.lower(ir.load(self._emitted), self._target, self._arithmetic)
+        return self._saved("lowered", lowered)
 
     def _saved(self, stage: str, model: ir.Model) -> Path:
         folder = self._folder / stage

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 from tokexport.graph_passes.onnx_passes.add_functions import AddFunctions
 from tokexport.graph_passes.onnx_passes.attention_on_rows import AttentionOnRows
+from tokexport.graph_passes.onnx_passes.cast_to_half import CastToHalf
 from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDeconvolution
 from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
 from tokexport.graph_passes.onnx_passes.match_by_cosine import MatchByCosine
@@ -24,6 +25,8 @@ from tokexport.graph_passes.onnx_passes.merge_by_size import MergeBySize
 from tokexport.graph_passes.onnx_passes.norms_on_rows import NormsOnRows
 from tokexport.graph_passes.onnx_passes.pack_linears import PackLinears
 from tokexport.graph_passes.onnx_passes.part_square_transposes import PartSquareTransposes
+from tokexport.graph_passes.onnx_passes.quantise_dynamically import QuantiseDynamically
+from tokexport.graph_passes.onnx_passes.quantise_statically import QuantiseStatically
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt
 from tokexport.graph_passes.onnx_passes.widen_vectors import WidenVectors
 from tokexport.graph_passes.torch_passes.count_for_search import CountForSearch
@@ -123,6 +126,46 @@ LOWER: Final[dict[str, tuple[PassBase, ...]]] = {
 }
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a lowered graph computes in.
+
+    Attributes:
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        ranges: The range of every input of a block's linear, by its name, for static int8; None
+            lets the runtime measure them anew for each input.
+        weight_bits: Of int8 weights: 8, or 7 for a processor whose sums of products saturate.
+    """
+
+    precision: str = "fp32"
+    ranges: Mapping[str, tuple[float, float]] | None = None
+    weight_bits: int = 8
+
+
+FP32: Final = Arithmetic()
+
+
+def lowering(target: str, arithmetic: Arithmetic = FP32) -> tuple[PassBase, ...]:
+    """Returns the passes of a target for what it is to compute in, in order.
+
+    Integers go in before the passes of ``ort``, which join what is left in float32; half precisions
+    behind those of ``trt``, once all is inlined and folded. OpenVINO takes a graph of float32: its
+    builder narrows that.
+    """
+    passes = LOWER[target]
+    match target, arithmetic.precision:
+        case "ort", "int8":
+            bits = arithmetic.weight_bits
+            if arithmetic.ranges is None:
+                return QuantiseDynamically(bits), *passes
+            return QuantiseStatically(arithmetic.ranges, bits), *passes
+        case "trt", "fp16":
+            return *passes, CastToHalf(ir.DataType.FLOAT16), RemoveUnusedNodesPass()
+        case "trt", "bf16":
+            return *passes, CastToHalf(ir.DataType.BFLOAT16), RemoveUnusedNodesPass()
+    return passes
+
+
 def rewrite(
     program: ExportedProgram, look: Callable[[ExportedProgram], object] | None = None
 ) -> Rewritten:
@@ -144,8 +187,8 @@ def rewrite(
     )
 
 
-def lower(model: ir.Model, target: str) -> ir.Model:
+def lower(model: ir.Model, target: str, arithmetic: Arithmetic = FP32) -> ir.Model:
     """Runs a target's passes over an emitted model, in place where a pass can."""
-    for onnx_pass in LOWER[target]:
+    for onnx_pass in lowering(target, arithmetic):
         model = onnx_pass(model).model
     return model

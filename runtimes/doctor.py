@@ -70,6 +70,7 @@ _COMPILE_PACKAGES = {
     "onnx_ir": ("onnx-ir", "compile"),
     "onnxscript": ("onnxscript", "compile"),
     "safetensors": ("safetensors", "compile"),
+    "nncf": ("nncf", "int8"),
     "timm": ("timm", "timm"),
     "transformers": ("transformers", "transformers"),
 }

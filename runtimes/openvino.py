@@ -29,6 +29,9 @@ FLAVOUR = "openvino-cpu"
 # A precision in this project's words and in OpenVINO's.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
+# What is asked for: the integers of an int8 model are in its graph, and the rest of it is float32.
+_HINTS = {**PRECISIONS, "int8": "f32"}
+
 _DTYPES = {
     "f16": "float16",
     "f32": "float32",
@@ -112,25 +115,26 @@ class OpenVinoRunner(Runner):
 
         Args:
             path: The ``.xml`` of an IR whose ``.bin`` lies beside it.
-            precision: ``fp32``, ``bf16`` or ``fp16``: what to compute in. A processor without it
-                computes in another; ``runtime.details["inference_precision"]`` is what ran.
+            precision: ``fp32``, ``bf16`` or ``fp16``: what to compute in; ``int8`` for a quantised
+                model. A processor without it computes in another:
+                ``runtime.details["inference_precision"]`` is what ran.
             threads: Number of threads; None leaves the choice to OpenVINO (one a core).
 
         Raises:
             RuntimeMissingError: openvino is not installed.
             BuildError: The model cannot be read or compiled, or the precision is unknown.
         """
-        if precision not in PRECISIONS:
+        if precision not in _HINTS:
             raise BuildError(
                 f"OpenVINO has no inference precision {precision!r}.",
                 where=str(path),
-                fix=f"Use one of {', '.join(PRECISIONS)}.",
+                fix=f"Use one of {', '.join(_HINTS)}.",
             )
         if not path.is_file():
             raise BuildError("There is no such model file.", where=str(path))
         openvino = import_openvino()
         options: dict[str, str | int] = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
         }
         if threads is not None:
@@ -168,15 +172,15 @@ class OpenVinoRunner(Runner):
 
 def import_openvino() -> ModuleType:
     """Imports openvino, without the usage statistics that its import would send."""
-    with _import_lock, _no_telemetry():
+    with _import_lock, no_telemetry():
         openvino = import_runtime("openvino", extra="openvino")
         import_runtime("openvino.frontend", extra="openvino")
     return openvino
 
 
 @contextmanager
-def _no_telemetry() -> Iterator[None]:
-    """Lets ``import openvino_telemetry`` fail meanwhile: openvino then takes its own stub."""
+def no_telemetry() -> Iterator[None]:
+    """Lets ``import openvino_telemetry`` fail meanwhile: what wants it then takes its own stub."""
     if _TELEMETRY in sys.modules:
         yield
         return

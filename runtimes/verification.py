@@ -4,7 +4,8 @@
                     outputs/<name>  (batches, *the output's shape), of the model as its user gave it
 
 An output passes when its largest difference, over the gate's scale, is at most the gate's
-``relative_tolerance``; an output of whole numbers when at most that fraction of it differs.
+``relative_tolerance``; an output of whole numbers when at most that fraction of it differs; an
+output whose gate has a ``least_cosine``, when its cosine over all batches is no smaller.
 """
 
 from __future__ import annotations
@@ -42,14 +43,16 @@ class OutputResult:
         comparison: Its distance from the reference, over all batches.
         relative_error: The error that is held to the gate: the largest difference over the gate's
             scale, or the fraction of differing elements of an output of whole numbers.
-        relative_tolerance: What the gate allows.
+        relative_tolerance: What the gate allows; None where it is one of the cosine.
+        least_cosine: The smallest cosine that the gate allows; None where it asks for none.
         passed: Whether it is within the gate.
     """
 
     name: str
     comparison: Comparison
     relative_error: float
-    relative_tolerance: float
+    relative_tolerance: float | None
+    least_cosine: float | None
     passed: bool
 
 
@@ -89,7 +92,7 @@ def verify_bundle(bundle: str | os.PathLike[str], *, threads: int | None = None)
     folder = Path(bundle)
     manifest = read_manifest(folder)
     for spec in manifest.outputs:
-        if "relative_tolerance" not in manifest.gates.get(spec.name, {}):
+        if not {"relative_tolerance", "least_cosine"} & manifest.gates.get(spec.name, {}).keys():
             raise BundleError(
                 f"The manifest has no gate for output {spec.name}.",
                 where=str(folder / MANIFEST_NAME),
@@ -118,8 +121,11 @@ def _judge(name: str, reference: Array, candidate: Array, manifest: Manifest) ->
     error = comparison.relative
     if reference.dtype.kind == "f" and "scale" in gate:
         error = relative_error(comparison.max_abs, gate["scale"])
-    tolerance = gate["relative_tolerance"]
-    return OutputResult(name, comparison, error, tolerance, error <= tolerance)
+    tolerance, cosine = gate.get("relative_tolerance"), gate.get("least_cosine")
+    passed = (tolerance is None or error <= tolerance) and (
+        cosine is None or comparison.cosine >= cosine
+    )
+    return OutputResult(name, comparison, error, tolerance, cosine, passed)
 
 
 def _replay(runner: Runner, inputs: dict[str, Array], batches: int) -> dict[str, Array]:

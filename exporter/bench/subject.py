@@ -16,7 +16,8 @@ from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import ExporterError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.float64_error import of_model
-from tokexport.exporter.parity import REDUCED_PRECISION_TOLERANCE, Gate, HopResult, judge, set_gates
+from tokexport.exporter.gates import REDUCED_PRECISION_TOLERANCE, Gate, set_gates
+from tokexport.exporter.parity import HopResult, judge
 from tokexport.exporter.reference import run_reference, tensors_of
 from tokexport.exporter.source import Source
 from tokexport.graph_passes import pipelines

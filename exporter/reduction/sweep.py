@@ -235,6 +235,7 @@ class _Sweeping:
             batch=config.batch,
             seed=config.seed,
             precision=config.precision,
+            quantization=config.quantization,
             require_run=True,
             timed=False,
         ).bundle

@@ -17,6 +17,7 @@ class Replacement:
 
     def __init__(self, node: ir.Node) -> None:
         self._node = node
+        self._name = node.name or node.outputs[0].name  # names of nodes differ, or are left out
         self._nodes: list[ir.Node] = []
 
     def call(
@@ -34,11 +35,11 @@ class Replacement:
             inputs,
             attributes=ir.convenience.convert_attributes(attributes),
             num_outputs=outputs,
-            name=f"{self._node.name}_{len(self._nodes)}",
+            name=f"{self._name}/{len(self._nodes)}",
             metadata_props=dict(self._node.metadata_props),
         )
         for position, value in enumerate(node.outputs):
-            value.name = f"{node.name}_{position}"
+            value.name = f"{node.name}/{position}"
         self._nodes.append(node)
         return node.outputs[0]
 

@@ -76,7 +76,26 @@ def test_files_that_hold_no_arrays(tmp_path: Path) -> None:
         ("with_inputs", ("--atol", "-1"), ("--atol is -1.0.", "above 0")),
         ("with_inputs", ("--min-speedup", "nan"), ("--min-speedup is nan.",)),
         ("with_inputs", ("--seed", "-3"), ("The seed is -3.", "0 or more")),
-        ("with_inputs", ("--precision", "int8"), ("has no precision 'int8'.", "one of fp32.")),
+        (
+            "with_inputs",
+            ("--precision", "fp16"),
+            ("has no precision 'fp16'.", "one of fp32, int8."),
+        ),
+        (
+            "with_inputs",
+            ("--quantization", "dynamic"),
+            ("a choice of --target ort --precision int8",),
+        ),
+        (
+            "with_inputs",
+            ("--precision", "int8", "--quantization", "static"),
+            ("measured on real samples, and there are none.", "Pass some with --inputs"),
+        ),
+        (
+            "with_inputs",
+            ("--precision", "int8", "--quantization", "entropy"),
+            ("no quantization 'entropy'.", "dynamic, static"),
+        ),
     ],
 )
 def test_values_that_cannot_be(

@@ -157,6 +157,11 @@ def test_another_precision_has_a_gate_of_its_own(tmp_path: Path) -> None:
     assert report["precision"] == "bf16"
     assert report["gates"]["output"]["tolerance"] == 5e-2
     assert "inference_precision" in report["runtime"]["details"]
+    # only what computes in it may be off by as much
+    hops = {hop["name"]: hop["gates"]["output"]["tolerance"] for hop in report["hops"]}
+    assert hops.pop("artifact") == 5e-2
+    assert set(hops) == {"captured", "rewritten", "onnx", "lowered"}
+    assert all(tolerance < 1e-3 for tolerance in hops.values()), hops
 
 
 def test_a_reduction_is_put_in_and_its_tokens_put_back(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from tokexport.exporter.errors import (
     OutputExistsError,
     UsageError,
 )
+from tokexport.exporter.gates import FP32_FLOOR
 from tokexport.exporter.module_state import evaluation
-from tokexport.exporter.parity import FP32_FLOOR
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, read_manifest
 from tokexport.runtimes.verification import verify_bundle
 

@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from tokexport.exporter.benchmark import measure
+from tokexport.exporter.gates import Gate
 from tokexport.exporter.machine import describe_machine
-from tokexport.exporter.parity import Gate, HopResult
+from tokexport.exporter.parity import HopResult
 from tokexport.exporter.report import FAILED, Accuracy, Report, render
 from tokexport.runtimes.comparison import compare
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo

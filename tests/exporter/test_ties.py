@@ -25,7 +25,8 @@ from torch import Tensor, nn
 import tokexport
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.parity import FP32_FLOOR, ParityError
+from tokexport.exporter.gates import FP32_FLOOR
+from tokexport.exporter.parity import ParityError
 from tokexport.graph_passes import pipelines
 from tokexport.runtimes.verification import verify_bundle
 

@@ -38,6 +38,7 @@ def test_every_component_is_listed(components: dict[str, Component]) -> None:
         "onnx_ir",
         "onnxscript",
         "safetensors",
+        "nncf",
         "timm",
         "transformers",
     ]
@@ -85,6 +86,7 @@ def test_a_bare_environment_gets_every_install_command(run_python: RunPython) ->
         "tensorrt",
         "tensorrt_rtx_bindings",
         "safetensors",
+        "nncf",
         "timm",
         "transformers",
     ]
@@ -105,6 +107,7 @@ def test_a_bare_environment_gets_every_install_command(run_python: RunPython) ->
         "onnx_ir": "compile",
         "onnxscript": "compile",
         "safetensors": "compile",
+        "nncf": "int8",
         "timm": "timm",
         "transformers": "transformers",
     }

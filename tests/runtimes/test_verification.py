@@ -61,6 +61,27 @@ def test_the_scale_of_the_gate_decides(make_bundle: BundleMaker) -> None:
     assert result.outputs[0].relative_error == pytest.approx(1e-9, rel=1e-2)
 
 
+def test_a_gate_of_the_cosine_takes_large_errors_of_single_numbers(
+    make_bundle: BundleMaker,
+) -> None:
+    gates = {"logits": {"least_cosine": 0.99, "scale": 1.0}, "label": {"relative_tolerance": 0.0}}
+    result = verify_bundle(make_bundle(error=1e-3, gates=gates))
+    logits = result.outputs[0]
+    assert result.passed
+    assert (logits.relative_tolerance, logits.least_cosine) == (None, 0.99)
+    assert logits.relative_error > 1e-5
+
+
+def test_a_gate_of_the_cosine_fails_another_direction(make_bundle: BundleMaker) -> None:
+    gates = {"logits": {"least_cosine": 0.99, "scale": 1.0}, "label": {"relative_tolerance": 0.0}}
+    bundle = make_bundle(gates=gates)
+    with np.load(bundle / REFERENCE_NAME) as archive:
+        logits = archive["outputs/logits"].copy()
+    rewrite_reference(bundle, outputs__logits=logits + 2 * np.abs(logits).max())
+    result = verify_bundle(bundle)
+    assert [output.passed for output in result.outputs] == [False, True]
+
+
 def test_one_differing_decision_fails_a_gate_of_zero(make_bundle: BundleMaker) -> None:
     bundle = make_bundle()
     with np.load(bundle / REFERENCE_NAME) as archive:

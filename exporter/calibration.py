@@ -1,0 +1,55 @@
+"""Measures the ranges of what a model's linears read, on the samples of a compile."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from tokexport.exporter.build import save_onnx
+from tokexport.exporter.inputs import Batches
+from tokexport.graph_passes.linears import block_linears
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.ort import OrtRunner
+
+#: How many samples the ranges are measured on, at most.
+CALIBRATION_SAMPLES: Final = 300
+
+
+def calibration_batches(batches: Batches) -> Iterator[dict[str, Array]]:
+    """Yields the batches that hold the first ``CALIBRATION_SAMPLES`` samples."""
+    size = max(1, batches.samples // len(batches))
+    yield from islice(batches, -(-CALIBRATION_SAMPLES // size))
+
+
+def linear_ranges(emitted: ir.Model, batches: Batches) -> dict[str, tuple[float, float]]:
+    """Runs a model in ONNX Runtime; returns the least and the largest value by the input's name.
+
+    Args:
+        emitted: The model; it stays as it is.
+        batches: The samples.
+    """
+    model = emitted.clone()
+    read = dict.fromkeys(linear.rows for linear in block_linears(model))
+    given = {value.name for value in model.graph.inputs}
+    for value in read:
+        if value.name not in given and not value.is_graph_output():
+            model.graph.outputs.append(value)
+    names = [value.name for value in read if value.name is not None]
+    ranges: dict[str, tuple[float, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
+        path = Path(folder) / "model.onnx"
+        save_onnx(model, path)
+        with OrtRunner.from_file(path) as runner:
+            for batch in calibration_batches(batches):
+                found = {**batch, **runner.run(batch)}
+                for name in names:
+                    low, high = ranges.get(name, (np.inf, -np.inf))
+                    array = found[name]
+                    ranges[name] = min(low, float(array.min())), max(high, float(array.max()))
+    return ranges

@@ -1,0 +1,95 @@
+"""Quantises an OpenVINO model to 8-bit integers with NNCF.
+
+Post-training quantisation with the transformer preset: symmetric weights with a scale for each
+channel, asymmetric activations, smoothing and bias correction. What selects, counts and moves
+tokens, the head, and the patch embedding are left out by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tokexport.exporter.calibration import CALIBRATION_SAMPLES, calibration_batches
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.openvino_roles import operators_and_roles
+from tokexport.runtimes.errors import BuildError
+from tokexport.runtimes.importing import import_runtime
+from tokexport.runtimes.openvino import import_openvino, no_telemetry
+
+EXTRA = "int8"
+
+
+def quantise(converted: Path, artifact: Path, calibration: Batches) -> None:
+    """Quantises a converted model on samples.
+
+    Args:
+        converted: The ``.xml`` of the IR, its ``.bin`` beside it.
+        artifact: Where the quantised one goes; another folder.
+        calibration: The samples.
+
+    Raises:
+        RuntimeMissingError: NNCF is not installed.
+        BuildError: NNCF cannot quantise the model.
+    """
+    openvino = import_openvino()
+    nncf = import_nncf()
+    model = openvino.Core().read_model(converted)
+    samples = list(calibration_batches(calibration))
+    scope = nncf.IgnoredScope(names=left_out(model), validate=False)
+    try:
+        with _quiet():
+            quantised = nncf.quantize(
+                model,
+                nncf.Dataset(samples),
+                preset=nncf.QuantizationPreset.MIXED,
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=min(CALIBRATION_SAMPLES, len(samples)),
+                ignored_scope=scope,
+            )
+    except Exception as error:  # NNCF raises classes of its own and what OpenVINO raises
+        said = str(error).strip() or repr(error)
+        raise BuildError(
+            f"NNCF cannot quantise the model: {said.splitlines()[0]}", where=str(converted)
+        ) from error
+    openvino.save_model(quantised, str(artifact), compress_to_fp16=False)
+
+
+def import_nncf() -> ModuleType:
+    """Imports NNCF, without the usage statistics that it would send."""
+    with no_telemetry(), _quiet():
+        return import_runtime("nncf", extra=EXTRA)
+
+
+def left_out(model: Any) -> list[str]:
+    """Returns the names of the operators of an ``openvino.Model`` that stay in float32."""
+    operators, roles = operators_and_roles(model)
+    kept = roles.exact | roles.heads | roles.first
+    return [
+        operators[i].get_friendly_name()
+        for i in sorted(kept)
+        if operators[i].get_type_name() != "Constant"
+    ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps NNCF's log and its progress bars off the person's terminal."""
+    logger = logging.getLogger("nncf")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(action="ignore"),
+        ):
+            yield
+    finally:
+        logger.setLevel(before)

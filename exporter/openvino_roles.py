@@ -1,0 +1,52 @@
+"""Reads an OpenVINO model as steps, to find what selects and counts tokens in it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tokexport.graph_passes.precision_roles import Roles, Step, roles_of
+
+_FLOATS: Final = ("f16", "bf16", "f32", "f64")
+_CONVOLUTIONS: Final = ("Convolution", "ConvolutionBackpropData", "GroupConvolution")
+#: Operators whose later inputs give a type or a shape, and no numbers.
+_READS_ONE: Final = ("ConvertLike", "ShapeOf")
+
+
+def operators_and_roles(model: Any) -> tuple[list[Any], Roles]:
+    """Returns the operators of an ``openvino.Model`` in order, and their roles by position."""
+    operators = list(model.get_ordered_ops())
+    places = {name(operator): i for i, operator in enumerate(operators)}
+    return operators, roles_of([_step(operator, places) for operator in operators])
+
+
+def name(operator: Any) -> str:
+    """The name that is the operator's alone within its model."""
+    unique: str = operator.get_name()
+    return unique
+
+
+def _step(operator: Any, places: dict[str, int]) -> Step:
+    kind = operator.get_type_name()
+    sources = [port.get_source_output() for port in operator.inputs()]
+    if kind in _READS_ONE:
+        sources = sources[:1]
+    return Step(
+        reads=tuple((places[name(one.get_node())], one.get_index()) for one in sources),
+        decides=tuple(
+            port.get_element_type().get_type_name() not in _FLOATS for port in operator.outputs()
+        ),
+        constant=kind == "Constant",
+        given=kind == "Parameter",
+        answers=kind == "Result",
+        linear=kind == "MatMul" and any(_is_weight(one) for one in sources),
+        convolves=kind in _CONVOLUTIONS,
+    )
+
+
+def _is_weight(source: Any) -> bool:
+    """Tells whether a constant matrix comes out of a port, maybe turned or decompressed."""
+    node = source.get_node()
+    while node.get_type_name() in ("Convert", "Transpose", "Reshape", "FakeQuantize"):
+        node = node.input_value(0).get_node()
+    axes: int = source.get_partial_shape().rank.get_length()
+    return node.get_type_name() == "Constant" and axes == 2
