@@ -207,7 +207,7 @@ class _Teller:
             told: dict[int, str] = {}
             for position, result in results[node].items():
                 readers = [user for user in result.users if user is not self._output]
-                if readers:
+                if readers and 0 not in shape_of(result):  # nothing is left to decide
                     told[position] = f"told_{len(decisions)}_{position}"
                     sources[told[position]] = origins[result]
                     self._tell(told[position], result, readers)

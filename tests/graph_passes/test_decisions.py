@@ -50,13 +50,17 @@ class MergesAll(nn.Module):
 
 
 class MergesByColumns(nn.Module):
-    """Merges the four nearest pairs of (2, 13, 8), whose distances are (B, odd, even)."""
+    """Merges the nearest pairs of (2, 13, 8), whose distances are (B, odd, even)."""
+
+    def __init__(self, r: int = 4) -> None:
+        super().__init__()
+        self.r = r
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = x[:, ::2], x[:, 1::2]
         nearest, partner = (b[:, :, None] - a[:, None]).square().sum(-1).min(dim=1)
         order = nearest.argsort(dim=1)
-        kept, src = order[:, 4:], order[:, :4]
+        kept, src = order[:, self.r :], order[:, : self.r]
         dst = partner.gather(1, src)[..., None].expand(-1, -1, 8)
         merged = b.scatter_add(1, dst, a.gather(1, src[..., None].expand(-1, -1, 8)))
         return torch.cat([a.gather(1, kept[..., None].expand(-1, -1, 8)), merged], dim=1)
@@ -158,6 +162,19 @@ def test_a_match_of_every_row_decides_the_partners_that_eager_decides() -> None:
     assert torch.equal(results[decision.own[0]], choice)
     other = told.module(x, (choice + 1) % 6)[0]
     assert (other - y).abs().max() > 0.1
+
+
+def test_of_a_ranked_match_that_keeps_no_row_the_merged_ones_are_told() -> None:
+    x = torch.randn(2, 13, 8, generator=torch.Generator().manual_seed(0))
+    told, captured, _ = told_and_captured(MergesByColumns(7), x)
+    (decision,) = told.decisions
+    assert decision.kind == DecisionKind.MATCH
+    assert sorted(decision.told) == [1, 2]
+    src, dst = eager_choices(told, captured, x)
+    torch.testing.assert_close(
+        told.module(x, src, dst)[0], MergesByColumns(7)(x), rtol=0.0, atol=1e-6
+    )
+    assert (told.module(x, src, (dst + 1) % 6)[0] - MergesByColumns(7)(x)).abs().max() > 0.1
 
 
 def test_scores_that_a_pass_turned_and_negated_are_shown_as_eager_has_them() -> None:
