@@ -97,7 +97,7 @@ class Inspection:
         outside: Everything else.
         macs: Multiply-accumulates of the whole, by kind.
         unreduced: Those of the model without its reduction, by kind, as ``unreduced_means`` says.
-        token_schedule: Tokens at each attention that was recognised.
+        token_schedule: Tokens at each attention.
         noise: What draws random numbers that reach an output, with its line; compile refuses it
             without ``--drop-noise``.
         targets: What each target says.

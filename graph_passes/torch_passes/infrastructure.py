@@ -16,8 +16,9 @@ from torch.fx import Graph, Node
 
 from tokexport.graph_passes.errors import PassError
 from tokexport.graph_passes.ops import NAMESPACE
-from tokexport.graph_passes.torch_passes.calls import CONSTANT, operand, operator_name, shape_of
+from tokexport.graph_passes.torch_passes.calls import CONSTANT
 from tokexport.graph_passes.torch_passes.editor import Editor
+from tokexport.graph_passes.torch_passes.token_schedule import token_schedule
 
 
 class TorchPass(ABC):
@@ -46,7 +47,7 @@ class Rewritten:
         program: The program.
         changes: How many places each pass changed.
         recognised: How many calls of each operator of the domain were found.
-        token_schedule: The number of tokens that each attention found sees.
+        token_schedule: The number of tokens that each attention sees.
     """
 
     program: ExportedProgram
@@ -88,7 +89,7 @@ def run_passes(program: ExportedProgram, passes: Sequence[TorchPass]) -> Rewritt
     _add_constants(program, edit)
     _name_outputs(program, graph)
     program.graph_module.recompile()
-    return Rewritten(program, changes, _recognised(graph), _token_schedule(graph))
+    return Rewritten(program, changes, _recognised(graph), token_schedule(graph))
 
 
 def _recognised(graph: Graph) -> dict[str, int]:
@@ -99,14 +100,6 @@ def _recognised(graph: Graph) -> dict[str, int]:
         if isinstance(target, OpOverload) and target.namespace == NAMESPACE
     )
     return dict(sorted(names.items()))
-
-
-def _token_schedule(graph: Graph) -> tuple[int, ...]:
-    return tuple(
-        shape_of(operand(node, "k"))[2]
-        for node in graph.nodes
-        if node.op == "call_function" and operator_name(node) == f"{NAMESPACE}.sized_attention"
-    )
 
 
 def _note_constants(program: ExportedProgram, graph: Graph) -> None:
