@@ -10,7 +10,7 @@ class Signature:
     """The inputs, outputs and attributes of a function.
 
     Attributes:
-        inputs: Name and kind of each input: T a float tensor, I an int64 tensor.
+        inputs: Name and kind of each input: T a float tensor, I an int64 and B an int8 one.
         outputs: The same of each output.
         attributes: Name and type of each attribute: ``ints`` or ``float``.
     """

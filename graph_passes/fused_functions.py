@@ -7,6 +7,7 @@ same computation in standard operators. ``runtimes/native`` holds the kernels.
 ``linear``                  x w + bias; the weights lie in panels of 32 columns
 ``linear_gelu``             GELU (exact) of it
 ``linear_add``              a residual added to it
+``integer_linear``          the same product in 8-bit integers, and with ``_gelu`` and ``_add``
 ``layer_norm``              LayerNormalization over the last axis
 ``rows_attention``          attention on heads that lie side by side in rows
 ``rows_sized_attention``    the same with a bias for each key
@@ -27,6 +28,9 @@ PANEL: Final = 32
 _X_PANELS_BIAS = (("x", "T"), ("panels", "T"), ("bias", "T"))
 _LINEAR = Signature(_X_PANELS_BIAS, (("y", "T"),))
 _LINEAR_ADD = Signature((*_X_PANELS_BIAS, ("residual", "T")), (("y", "T"),))
+_X_BYTES_BIAS = (("x", "T"), ("panels", "B"), ("scales", "T"), ("bias", "T"))
+_INTEGER_LINEAR = Signature(_X_BYTES_BIAS, (("y", "T"),))
+_INTEGER_LINEAR_ADD = Signature((*_X_BYTES_BIAS, ("residual", "T")), (("y", "T"),))
 _NORM = Signature(
     (("x", "T"), ("weight", "T"), ("bias", "T")), (("y", "T"),), (("epsilon", "float"),)
 )
@@ -58,9 +62,24 @@ _PRODUCT = """
   weights = Slice (padded, first, columns, column_axis)
   product = MatMul (x, weights)
 """
-_LINEAR_BODY = _PRODUCT + "  y = Add (product, bias)\n"
-_LINEAR_GELU_BODY = _PRODUCT + "  sum = Add (product, bias)\n  y = Gelu (sum)\n"
-_LINEAR_ADD_BODY = _PRODUCT + "  sum = Add (product, bias)\n  y = Add (residual, sum)\n"
+# panels (P, G, 32, 4) hold w (K, C) with zeros behind its last row and column.
+_INTEGER_PRODUCT = """
+  turned = Transpose <perm = [1, 3, 0, 2]> (panels)
+  padded = Flatten <axis = 2> (turned)
+  depth = Shape <start = -1> (x)
+  columns = Shape (bias)
+  sizes = Concat <axis = 0> (depth, columns)
+  first = Constant <value_ints = [0, 0]> ()
+  weights = Slice (padded, first, sizes)
+  integers, scale, zero = DynamicQuantizeLinear (x)
+  sums = MatMulInteger (integers, weights, zero)
+  numbers = Cast <to = 1> (sums)
+  factor = Mul (scale, scales)
+  product = Mul (numbers, factor)
+"""
+_WITH_BIAS = "  y = Add (product, bias)\n"
+_WITH_GELU = "  sum = Add (product, bias)\n  y = Gelu (sum)\n"
+_WITH_RESIDUAL = "  sum = Add (product, bias)\n  y = Add (residual, sum)\n"
 _NORM_BODY = """
   y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (x, weight, bias)
 """
@@ -173,9 +192,12 @@ _BY_SIZE_BODY = (
 
 #: Signature and body of each function, by name.
 FUSED: Final[dict[str, tuple[Signature, str]]] = {
-    "linear": (_LINEAR, _LINEAR_BODY),
-    "linear_gelu": (_LINEAR, _LINEAR_GELU_BODY),
-    "linear_add": (_LINEAR_ADD, _LINEAR_ADD_BODY),
+    "linear": (_LINEAR, _PRODUCT + _WITH_BIAS),
+    "linear_gelu": (_LINEAR, _PRODUCT + _WITH_GELU),
+    "linear_add": (_LINEAR_ADD, _PRODUCT + _WITH_RESIDUAL),
+    "integer_linear": (_INTEGER_LINEAR, _INTEGER_PRODUCT + _WITH_BIAS),
+    "integer_linear_gelu": (_INTEGER_LINEAR, _INTEGER_PRODUCT + _WITH_GELU),
+    "integer_linear_add": (_INTEGER_LINEAR_ADD, _INTEGER_PRODUCT + _WITH_RESIDUAL),
     "layer_norm": (_NORM, _NORM_BODY),
     "rows_attention": (_ROWS, _ROWS_BODY),
     "rows_sized_attention": (_SIZED_ROWS, _SIZED_ROWS_BODY),

@@ -23,6 +23,7 @@ from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
 from tokexport.graph_passes.onnx_passes.match_by_cosine import MatchByCosine
 from tokexport.graph_passes.onnx_passes.merge_by_size import MergeBySize
 from tokexport.graph_passes.onnx_passes.norms_on_rows import NormsOnRows
+from tokexport.graph_passes.onnx_passes.pack_integer_linears import PackIntegerLinears
 from tokexport.graph_passes.onnx_passes.pack_linears import PackLinears
 from tokexport.graph_passes.onnx_passes.part_square_transposes import PartSquareTransposes
 from tokexport.graph_passes.onnx_passes.quantise_dynamically import QuantiseDynamically
@@ -93,6 +94,7 @@ LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
     MergeBySize(),
     AttentionOnRows(),
     PackLinears(),
+    PackIntegerLinears(),
     NormsOnRows(),
     RemoveUnusedNodesPass(),
     AddFunctions(),

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from tokexport.graph_passes.integer_weights import per_channel
 from tokexport.graph_passes.linears import Linear, block_linears
+from tokexport.graph_passes.onnx_passes.initializers import add_initializer
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 
 
@@ -64,21 +64,6 @@ def held(model: ir.Model, linear: Linear, bits: int) -> tuple[ir.Value, ir.Value
     integers, scale = per_channel(linear.matrix(), bits)
     names = f"{linear.weight.name}_{linear.node.outputs[0].name}"
     return (
-        initializer(model, f"{names}_int8", integers),
-        initializer(model, f"{names}_scale", scale),
+        add_initializer(model.graph, f"{names}_int8", integers),
+        add_initializer(model.graph, f"{names}_scale", scale),
     )
-
-
-def initializer(
-    model: ir.Model, name: str, array: np.ndarray[tuple[int, ...], np.dtype]
-) -> ir.Value:
-    """Adds a weight to a model."""
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
-    model.graph.register_initializer(value)
-    return value

@@ -21,7 +21,8 @@ import numpy as np
 import onnx_ir as ir
 
 from tokexport.graph_passes.linears import Linear, block_linears
-from tokexport.graph_passes.onnx_passes.quantise_dynamically import held, initializer
+from tokexport.graph_passes.onnx_passes.initializers import add_initializer
+from tokexport.graph_passes.onnx_passes.quantise_dynamically import held
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 
 #: The domain of ONNX Runtime's own operators.
@@ -82,8 +83,8 @@ def _scale_and_zero(
     scale = np.float32((high - low) / _LEVELS if high > low else 1.0)
     zero = np.uint8(np.clip(np.rint(-low / scale), 0, _LEVELS))
     return (
-        initializer(model, f"{rows.name}_scale", np.array(scale)),
-        initializer(model, f"{rows.name}_zero", np.array(zero)),
+        add_initializer(model.graph, f"{rows.name}_scale", np.array(scale)),
+        add_initializer(model.graph, f"{rows.name}_zero", np.array(zero)),
     )
 
 

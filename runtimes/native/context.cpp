@@ -81,7 +81,9 @@ OrtStatus* guarded(const abi::Api* api, const Body& body) {
   }
 }
 
-int element_type(char letter) { return letter == 'f' ? abi::kFloat : abi::kInt64; }
+int element_type(char letter) {
+  return letter == 'f' ? abi::kFloat : letter == 'b' ? abi::kInt8 : abi::kInt64;
+}
 
 const Operator& cast(const abi::CustomOp* op) { return *static_cast<const Operator*>(op); }
 

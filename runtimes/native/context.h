@@ -54,6 +54,7 @@ class Run {
   Run(const abi::Api* api, OrtKernelContext* context) : api_(api), context_(context) {}
 
   Tensor<const float> floats(size_t input, size_t rank) const { return in<float>(input, rank); }
+  Tensor<const int8_t> bytes(size_t input, size_t rank) const { return in<int8_t>(input, rank); }
   Tensor<const int64_t> indices(size_t input, size_t rank) const { return in<int64_t>(input, rank); }
 
   template <typename Element>
@@ -93,7 +94,8 @@ class Kernel {
   virtual void run(const Run& run) const = 0;
 };
 
-// An operator of the domain: `f` in a signature is a float32 tensor, `i` an int64 one.
+// An operator of the domain: in a signature `f` is a float32 tensor, `i` an int64 and `b` an int8
+// one.
 struct Operator : abi::CustomOp {
   using Make = std::unique_ptr<Kernel> (*)(const Attributes&);
 

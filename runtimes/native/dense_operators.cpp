@@ -1,20 +1,12 @@
 // Linear layers, attention and layer norm: each operator reads its tensors, and hands its tasks to
 // the threads.
 #include <algorithm>
-#include <vector>
 
 #include "kernels.h"
 #include "operators.h"
 
 namespace tokexport {
 namespace {
-
-// Rows that a task of a product takes, so that they stay in the second cache.
-size_t rows_per_task(size_t rows, size_t depth) {
-  const size_t most = std::max<size_t>(28, 131072 / std::max<size_t>(depth, 1));
-  const size_t chunks = (rows + most - 1) / most;
-  return (rows + chunks - 1) / std::max<size_t>(chunks, 1);
-}
 
 // linear(x (B, N, K), panels (P, K, 32), bias (C) [, residual (B, N, C)]) -> (B, N, C)
 template <bool Gelu, bool Residual>
@@ -47,26 +39,20 @@ class Linear final : public Kernel {
     }
     args.y = run.output<float>(0, {x.size(0), x.size(1), columns});
     if (args.rows == 0 || columns == 0) return;
-    args.rows_per_task = rows_per_task(args.rows, args.depth);
+    args.rows_per_task = rows_per_task(args.rows, args.depth * sizeof(float));
     const size_t chunks = (args.rows + args.rows_per_task - 1) / args.rows_per_task;
     run.in_parallel(chunks * panel_count(columns),
                     [&](size_t task) { kernels().linear_task(args, task); });
   }
 };
 
-// Room for floats that the thread keeps from run to run.
-float* scratch(size_t count) {
-  thread_local std::vector<float> kept;
-  if (kept.size() < count) kept.resize(count);
-  return kept.data();
-}
-
 // Packs, and then computes blocks of queries.
 void attend(const Run& run, AttentionArgs& args) {
   const size_t pairs = args.images * args.heads;
   if (pairs * args.queries * args.value_depth == 0) return;
   require(args.keys > 0, "attention: there is no key.");
-  args.packed_k = scratch(pairs * (packed_k_floats(args) + packed_v_floats(args)));
+  const size_t floats = pairs * (packed_k_floats(args) + packed_v_floats(args));
+  args.packed_k = static_cast<float*>(scratch(floats * sizeof(float)));
   args.packed_v = args.packed_k + pairs * packed_k_floats(args);
   args.queries_per_task = std::min<size_t>(args.queries, 56);
   const size_t chunks = (args.queries + args.queries_per_task - 1) / args.queries_per_task;

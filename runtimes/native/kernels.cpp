@@ -1,5 +1,6 @@
 // The kernels of one instruction set; compiled once for each.
 #include "attention.h"
+#include "integer_linear.h"
 #include "linear.h"
 #include "norm.h"
 #include "tokens.h"
@@ -13,6 +14,7 @@ namespace tokexport::TOKEXPORT_ISA {
 extern const Kernels kernels;
 const Kernels kernels = {
     TOKEXPORT_NAME(TOKEXPORT_ISA),
+    integer_kernels,
     linear_task,
     attention_pack_task,
     attention_task,

@@ -1,6 +1,6 @@
 // What a kernel is given, plain pointers and sizes, and the table of the kernels of a processor.
 //
-// A kernel does one task of a loop whose tasks are independent. All tensors are float32 or int64.
+// A kernel does one task of a loop whose tasks are independent.
 #pragma once
 
 #include <cstddef>
@@ -25,6 +25,38 @@ struct LinearArgs {
   size_t columns;
   size_t rows_per_task;
   bool gelu;
+};
+
+// The least and the largest of `count` numbers and 0, one of each for every task.
+struct RangeArgs {
+  const float* x;
+  float* least;
+  float* largest;
+  size_t count;
+  size_t per_task;
+};
+
+// q (rows, row_bytes) = x (rows, depth) / scale + zero, with zeros behind each row.
+struct QuantiseArgs {
+  const float* x;
+  uint8_t* q;
+  size_t rows;
+  size_t depth;
+  size_t row_bytes;
+  size_t rows_per_task;
+  float scale;
+  int32_t zero;
+};
+
+// The product of (q - zero) · scale and w · scales, in place of that of x and panels in `to`.
+struct IntegerLinearArgs {
+  LinearArgs to;
+  const uint8_t* q;      // (rows, row_bytes)
+  const int8_t* panels;  // (⌈columns / 32⌉, row_bytes / 4, 32, 4), padded with zeros
+  const float* scales;   // (columns)
+  size_t row_bytes;
+  float scale;
+  int32_t zero;
 };
 
 // A tensor of rows for every image and head; strides in floats, the channels side by side.
@@ -182,8 +214,16 @@ static inline size_t by_size_tasks(const BySizeArgs& args) {
   return args.images * ((args.channels + kMergedChannels - 1) / kMergedChannels);
 }
 
+// The kernels of integers; null where the processor has no product of bytes.
+struct IntegerKernels {
+  void (*range_task)(const RangeArgs&, size_t);
+  void (*quantise_task)(const QuantiseArgs&, size_t);
+  void (*linear_task)(const IntegerLinearArgs&, size_t);
+};
+
 struct Kernels {
   const char* name;
+  IntegerKernels integers;
   void (*linear_task)(const LinearArgs&, size_t);
   void (*attention_pack_task)(const AttentionArgs&, size_t);
   void (*attention_task)(const AttentionArgs&, size_t);

@@ -10,6 +10,7 @@ const std::vector<Operator>& operators() {
   static const std::vector<Operator> all = [] {
     std::vector<Operator> found;
     add_dense_operators(&found);
+    add_integer_operators(&found);
     add_token_operators(&found);
     return found;
   }();

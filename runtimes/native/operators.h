@@ -4,6 +4,7 @@
 // fused_functions.py.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -16,7 +17,19 @@ std::unique_ptr<Kernel> make(const Attributes& attributes) {
   return std::make_unique<Made>(attributes);
 }
 
+// Rows of so many bytes that a task of a product takes, so that they stay in the second cache.
+inline size_t rows_per_task(size_t rows, size_t row_bytes) {
+  const size_t most = std::max<size_t>(28, 524288 / std::max<size_t>(row_bytes, 1));
+  const size_t chunks = (rows + most - 1) / most;
+  return (rows + chunks - 1) / std::max<size_t>(chunks, 1);
+}
+
+// Room for so many bytes that the thread keeps from run to run, aligned for any type.
+void* scratch(size_t bytes);
+
 void add_dense_operators(std::vector<Operator>* to);
+// None, where the processor has no kernels for them.
+void add_integer_operators(std::vector<Operator>* to);
 void add_token_operators(std::vector<Operator>* to);
 
 }  // namespace tokexport

@@ -24,6 +24,7 @@ inline constexpr uint32_t kVersion = 17;
 
 inline constexpr int kFail = 1;             // OrtErrorCode
 inline constexpr int kFloat = 1;            // ONNXTensorElementDataType
+inline constexpr int kInt8 = 3;             // ONNXTensorElementDataType
 inline constexpr int kInt64 = 7;            // ONNXTensorElementDataType
 inline constexpr int kRequired = 0;         // OrtCustomOpInputOutputCharacteristic
 

@@ -113,12 +113,12 @@ def test_a_wrong_artifact_is_blamed(
 ) -> None:
     right = compile_module.build
 
-    def from_another_graph(name: str, lowered: Path, folder: Path) -> Any:
+    def from_another_graph(name: str, lowered: Path, *others: Any) -> Any:
         """Builds, with the real runtime, from a file with one weight changed."""
         model = ir.load(lowered)
         ForgetOneWeight()(model)
         ir.save(model, lowered)
-        return right(name, lowered, folder)
+        return right(name, lowered, *others)
 
     monkeypatch.setattr(compile_module, "build", from_another_graph)
     assert "Parity failed at 'artifact'" in blamed(tmp_path, target).what

@@ -13,7 +13,11 @@ from onnx import TensorProto, helper
 
 from tokexport.graph_passes import onnx_functions as functions
 
-_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "int64": TensorProto.INT64,
+    "int8": TensorProto.INT8,
+}
 
 
 @dataclass(frozen=True)

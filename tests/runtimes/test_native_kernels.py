@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from tokexport.graph_passes import ops
 from tokexport.graph_passes.fused_functions import PANEL
+from tokexport.graph_passes.integer_weights import per_channel
+from tokexport.graph_passes.onnx_passes.pack_integer_linears import packed_bytes
 from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
 from tokexport.runtimes.errors import RunError
 from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, native_library
@@ -27,7 +29,8 @@ from tokexport.runtimes.ort import OrtRunner
 FUZZ = settings(deadline=None, max_examples=int(os.environ.get("TOKEXPORT_FUZZ", "12")))
 BATCH = st.integers(1, 9)
 SEED = st.integers(0, 2**20)
-NARROWER = ("avx2", "baseline")
+#: From the plainest to the best; those that end in vnni multiply bytes.
+SETS = ("baseline", "avx2", "avxvnni", "avx512", "avx512vnni")
 
 
 def run(calls: list[Call], native: bool) -> dict[str, Array]:
@@ -65,6 +68,49 @@ def linear_calls(seed: int, batch: int, count: int, depth: int, columns: int) ->
 @given(SEED, BATCH, st.integers(1, 61), st.integers(1, 97), st.integers(1, 131))
 def test_linear(seed: int, batch: int, count: int, depth: int, columns: int) -> None:
     assert_same(*linear_calls(seed, batch, count, depth, columns), tolerance=1e-5)
+
+
+def integer_calls(seed: int, batch: int, count: int, depth: int, columns: int) -> list[Call]:
+    x, w = values(seed, batch, count, depth), values(seed + 1, depth, columns)
+    bias, residual = values(seed + 2, columns), values(seed + 3, batch, count, columns)
+    integers, scales = per_channel(w)
+    inputs = (x + bias.mean(), packed_bytes(integers), scales, bias)
+    shapes = [(batch, count, columns)]
+    return [
+        Call("integer_linear", inputs, shapes),
+        Call("integer_linear_gelu", inputs, shapes),
+        Call("integer_linear_add", (*inputs, residual), shapes),
+    ]
+
+
+@FUZZ
+@given(SEED, BATCH, st.integers(1, 61), st.integers(1, 97), st.integers(1, 131))
+def test_linear_in_integers(seed: int, batch: int, count: int, depth: int, columns: int) -> None:
+    assert_same(*integer_calls(seed, batch, count, depth, columns))
+
+
+def test_linear_in_integers_with_more_rows_than_a_task_takes() -> None:
+    assert_same(*integer_calls(0, 3, 2200, 256, 70))
+
+
+@pytest.mark.parametrize("x", [0.0, 3.0, -2.0])
+def test_integers_of_one_number(x: float) -> None:
+    panels = packed_bytes(np.array([[5], [-7]], np.int8))
+    one = np.ones(1, np.float32)
+    assert_same(
+        Call("integer_linear", (np.full((1, 4, 2), x, np.float32), panels, one, one), [(1, 4, 1)])
+    )
+
+
+def test_integers_packed_for_another_depth_are_refused() -> None:
+    x, bias = values(0, 1, 4, 8), values(1, 3)
+    panels = packed_bytes(np.ones((9, 3), np.int8))
+    library = native_library()
+    assert library is not None
+    # The body multiplies what does not fit, or refuses it in words of its own.
+    if kernels_of(library).endswith("vnni"):
+        with pytest.raises(RunError, match="not packed for this input"):
+            run([Call("integer_linear", (x, panels, bias, bias), [(1, 4, 3)])], native=True)
 
 
 def test_linear_with_more_rows_than_a_task_takes() -> None:
@@ -268,13 +314,12 @@ def test_panels_hold_the_columns_in_order() -> None:
 def test_the_library_is_installed() -> None:
     library = native_library()
     assert library is not None, "A compile error can hide: build it with pip install -v"
-    sets = ("baseline", "avx2", "avx512")
-    widest = os.environ.get("TOKEXPORT_MAX_ISA", sets[-1])
-    assert kernels_of(library) in sets[: sets.index(widest) + 1]
+    widest = os.environ.get("TOKEXPORT_MAX_ISA", SETS[-1])
+    assert kernels_of(library) in SETS[: SETS.index(widest) + 1]
 
 
 @pytest.mark.skipif("TOKEXPORT_MAX_ISA" in os.environ, reason="this is that run")
-@pytest.mark.parametrize("isa", NARROWER)
+@pytest.mark.parametrize("isa", SETS[:-1])
 def test_narrower_vectors_compute_the_same(isa: str) -> None:
     environment = {**os.environ, "TOKEXPORT_MAX_ISA": isa, "TOKEXPORT_FUZZ": "4"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]

@@ -1,0 +1,110 @@
+// Linear layers in 8-bit integers, and the memory that operators share.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels.h"
+#include "operators.h"
+
+namespace tokexport {
+namespace {
+
+// Numbers whose range, or rows whose integers, one task finds.
+constexpr size_t kNumbersPerTask = 16384;
+
+size_t tasks_for(size_t count, size_t per_task) { return (count + per_task - 1) / per_task; }
+
+struct Range {
+  float scale;
+  int32_t zero;
+};
+
+// The range of DynamicQuantizeLinear: 0 is in it, and is a whole number of steps from its ends.
+Range range_of(const Run& run, const float* x, size_t count) {
+  const size_t tasks = tasks_for(count, kNumbersPerTask);
+  auto* least = static_cast<float*>(scratch(2 * tasks * sizeof(float)));
+  const RangeArgs args{x, least, least + tasks, count, kNumbersPerTask};
+  run.in_parallel(tasks, [&](size_t task) { kernels().integers.range_task(args, task); });
+  const float low = *std::min_element(args.least, args.least + tasks);
+  const float high = *std::max_element(args.largest, args.largest + tasks);
+  const float scale = low == high ? 1.0f : (high - low) / 255.0f;
+  const float zero = std::nearbyint(std::clamp(-low / scale, 0.0f, 255.0f));
+  return {scale, static_cast<int32_t>(zero)};
+}
+
+// integer_linear(x (B, N, K), panels (P, ⌈K / 4⌉, 32, 4), scales (C), bias (C) [, residual]) ->
+// (B, N, C)
+template <bool Gelu, bool Residual>
+class IntegerLinear final : public Kernel {
+ public:
+  explicit IntegerLinear(const Attributes&) {}
+
+  void run(const Run& run) const override {
+    const auto x = run.floats(0, 3);
+    const auto panels = run.bytes(1, 4);
+    const auto scales = run.floats(2, 1);
+    const auto bias = run.floats(3, 1);
+    IntegerLinearArgs args{};
+    LinearArgs& to = args.to;
+    to.rows = x.size(0) * x.size(1);
+    to.depth = x.size(2);
+    to.columns = bias.size(0);
+    require(panels.size(0) == panel_count(to.columns) && panels.size(1) == (to.depth + 3) / 4 &&
+                panels.size(2) == kPanel && panels.size(3) == 4 && scales.size(0) == to.columns,
+            "integer_linear: the weights are not packed for this input and bias.");
+    to.bias = bias.data;
+    to.gelu = Gelu;
+    if constexpr (Residual) {
+      const auto residual = run.floats(4, 3);
+      require(residual.size(0) == x.size(0) && residual.size(1) == x.size(1) &&
+                  residual.size(2) == to.columns,
+              "integer_linear: what is added has another shape than the product.");
+      to.residual = residual.data;
+    }
+    to.y = run.output<float>(0, {x.size(0), x.size(1), to.columns});
+    if (to.rows == 0 || to.columns == 0) return;
+    args.panels = panels.data;
+    args.scales = scales.data;
+    args.row_bytes = panels.size(1) * 4;
+    const Range range = range_of(run, x.data, to.rows * to.depth);
+    args.scale = range.scale;
+    args.zero = range.zero;
+    quantise(run, x.data, &args);
+    to.rows_per_task = rows_per_task(to.rows, args.row_bytes);
+    run.in_parallel(tasks_for(to.rows, to.rows_per_task) * panel_count(to.columns),
+                    [&](size_t task) { kernels().integers.linear_task(args, task); });
+  }
+
+ private:
+  static void quantise(const Run& run, const float* x, IntegerLinearArgs* args) {
+    QuantiseArgs from{};
+    from.x = x;
+    from.q = static_cast<uint8_t*>(scratch(args->to.rows * args->row_bytes));
+    from.rows = args->to.rows;
+    from.depth = args->to.depth;
+    from.row_bytes = args->row_bytes;
+    from.rows_per_task = std::max<size_t>(1, kNumbersPerTask / std::max<size_t>(from.depth, 1));
+    from.scale = args->scale;
+    from.zero = args->zero;
+    run.in_parallel(tasks_for(from.rows, from.rows_per_task),
+                    [&](size_t task) { kernels().integers.quantise_task(from, task); });
+    args->q = from.q;
+  }
+};
+
+}  // namespace
+
+void* scratch(size_t bytes) {
+  thread_local std::vector<double> kept;
+  const size_t numbers = (bytes + sizeof(double) - 1) / sizeof(double);
+  if (kept.size() < numbers) kept.resize(numbers);
+  return kept.data();
+}
+
+void add_integer_operators(std::vector<Operator>* to) {
+  if (kernels().integers.linear_task == nullptr) return;
+  to->emplace_back("integer_linear", "fbff", "f", make<IntegerLinear<false, false>>);
+  to->emplace_back("integer_linear_gelu", "fbff", "f", make<IntegerLinear<true, false>>);
+  to->emplace_back("integer_linear_add", "fbfff", "f", make<IntegerLinear<false, true>>);
+}
+
+}  // namespace tokexport
