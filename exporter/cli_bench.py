@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -68,16 +69,17 @@ def bench_command(
 
         require_compile_packages()
         from tokexport.exporter.bench.config import BenchConfig, parse_batches, parse_names
-        from tokexport.exporter.bench.files import check_folder, write_bench
+        from tokexport.exporter.bench.plot import draw_bench
         from tokexport.exporter.bench.run import bench
         from tokexport.exporter.bench.tables import bench_json, render_bench
         from tokexport.exporter.inputs import parse_shape
         from tokexport.exporter.progress import Checklist
+        from tokexport.exporter.result_files import ResultFiles
         from tokexport.exporter.source import SourceOptions, default_name, load_source
         from tokexport.exporter.source.code_path import on_code_path
 
-        folder = output or Path(default_name(source, "bench"))
-        check_folder(folder, force, not no_plot)
+        files = ResultFiles(output or Path(default_name(source, "bench")), "bench", not no_plot)
+        files.check(force)
         config = BenchConfig(
             targets=parse_names(targets),
             precisions=parse_names(precisions),
@@ -103,10 +105,11 @@ def bench_command(
                 unreduced=other,
                 progress=Checklist(console(stderr=True), enabled=not json),
             )
-        written = write_bench(found, folder, not no_plot)
+        data = bench_json(found)
+        written = files.write(partial(render_bench, found), data, partial(draw_bench, found))
+        paths = [str(path) for path in written]
         if json:
-            files = [str(path) for path in written]
-            write_json({"exit_code": 0, "error": None, **bench_json(found), "files": files})
+            write_json({"exit_code": 0, "error": None, **data, "files": paths})
         else:
             render_bench(found, console())
-            typer.echo("\n".join(("", *map(str, written))))
+            typer.echo("\n".join(("", *paths)))

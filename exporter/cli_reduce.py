@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -135,13 +136,14 @@ def sweep_command(
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.reduction.recipe import parse_values
         from tokexport.exporter.reduction.sweep import sweep
-        from tokexport.exporter.reduction.sweep_files import check_folder, write_sweep
+        from tokexport.exporter.reduction.sweep_plot import draw_sweep
         from tokexport.exporter.reduction.sweep_tables import render_sweep, sweep_json
+        from tokexport.exporter.result_files import ResultFiles
         from tokexport.exporter.source import SourceOptions, default_name, load_source
         from tokexport.exporter.source.code_path import on_code_path
 
-        folder = output or Path(default_name(source, "sweep"))
-        check_folder(folder, force, not no_plot)
+        files = ResultFiles(output or Path(default_name(source, "sweep")), "sweep", not no_plot)
+        files.check(force)
         options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
         with prints_aside(json), on_code_path(options.code_path):
             found = sweep(
@@ -150,7 +152,7 @@ def sweep_command(
                 parse_values(values),
                 CompileConfig(
                     target=target,
-                    output=folder,
+                    output=files.folder,
                     precision=precision,
                     quantization=quantization,
                     inputs=inputs,
@@ -161,10 +163,11 @@ def sweep_command(
                 option=option,
                 progress=Checklist(console(stderr=True), enabled=not json),
             )
-        written = write_sweep(found, folder, not no_plot)
+        data = sweep_json(found)
+        written = files.write(partial(render_sweep, found), data, partial(draw_sweep, found))
+        paths = [str(path) for path in written]
         if json:
-            files = [str(path) for path in written]
-            write_json({"exit_code": 0, "error": None, **sweep_json(found), "files": files})
+            write_json({"exit_code": 0, "error": None, **data, "files": paths})
         else:
             render_sweep(found, console())
-            typer.echo("\n".join(("", *map(str, written))))
+            typer.echo("\n".join(("", *paths)))
