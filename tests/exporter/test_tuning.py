@@ -76,6 +76,19 @@ def test_every_form_of_a_call_is_timed(name: str, target: str, tmp_path: Path) -
     assert trial.chosen.form in forms
 
 
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [("ort", "int8"), ("openvino", "int8"), ("openvino", "bf16"), ("openvino", "fp16")],
+)
+def test_in_a_reduced_precision_no_form_is_lost(
+    target: str, precision: str, tmp_path: Path
+) -> None:
+    forms = candidates(MERGE.operator, kernels=False)
+    trial = try_forms(MERGE, forms, target, precision, tmp_path)
+    assert trial.chosen is not None
+    assert set(trial.chosen.times_us) == set(forms)
+
+
 def test_merges_by_size_are_timed_with_and_without_the_kernel(tmp_path: Path) -> None:
     forms = candidates(BY_SIZE.operator, kernels=True)
     assert forms[0] == NATIVE
