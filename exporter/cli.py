@@ -91,6 +91,9 @@ def compile_command(
     token_cap: Annotated[
         int | None, typer.Option(help="Pad token counts that depend on the data to this many.")
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Time the forms of the token operators; keep the best.")
+    ] = False,
     keep_stages: Annotated[
         bool, typer.Option("--keep-stages", help="Leave every stage in OUTPUT.stages.")
     ] = False,
@@ -135,6 +138,7 @@ def compile_command(
                 force=force,
                 drop_noise=drop_noise,
                 token_cap=token_cap,
+                tune=tune,
             )
         if json:
             write_json({"exit_code": 0, "error": None, **result.report.to_json()})

@@ -47,6 +47,8 @@ from tokexport.exporter.speed import busy_warning, over_unreduced, time_against_
 from tokexport.exporter.stages import StageFolder
 from tokexport.exporter.token_cap import under_cap
 from tokexport.exporter.told_hops import ToldHops
+from tokexport.exporter.tuned_forms import Tuning
+from tokexport.exporter.tuning import tune
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.runtimes.base import Array, Runner
@@ -104,7 +106,7 @@ def compile(
         progress: Shows the stages; silent without one.
         options: Further fields of ``CompileConfig``, as ``CompileOptions`` types them:
             inputs, input_shape, batch, reduce, restore, precision, quantization, atol, seed,
-            min_speedup, require_run, keep_stages, force, drop_noise, token_cap, timed.
+            min_speedup, require_run, keep_stages, force, drop_noise, token_cap, timed, tune.
 
     Raises:
         UsageError: The options or inputs do not fit.
@@ -182,7 +184,11 @@ def compile(
 
         with stage("lower"), kept.explain():
             arithmetic = arithmetic_of(config, onnx_model, batches)
-            onnx_model = pipelines.lower(onnx_model, config.target, arithmetic)
+            if config.tune:
+                with stage("tune"):
+                    known["tuning"], told.forms = tune(onnx_model, config, arithmetic)
+                    known["warnings"] += known["tuning"].warnings
+            onnx_model = pipelines.lower(onnx_model, config.target, arithmetic, told.forms)
             lowered = kept.save_onnx("lowered", onnx_model)
             if config.target != "ort":  # for ort this very file is the artifact
                 found = hops.run_lowered(lowered, batches, arithmetic)
@@ -201,6 +207,7 @@ def compile(
                 reference,
                 narrowed,
                 known.get("reduction"),
+                known.get("tuning"),
                 schedule,
                 runtime,
             )
@@ -299,6 +306,7 @@ def _manifest(
     reference: Reference,
     gates: dict[str, Gate],
     reduction: ReductionUse | None,
+    tuning: Tuning | None,
     schedule: tuple[int, ...],
     runtime: RuntimeInfo,
 ) -> Manifest:
@@ -323,6 +331,7 @@ def _manifest(
         preprocessing=source.preprocessing.to_json() if source.preprocessing else None,
         files={},
         reduction=None if reduction is None else reduction.for_manifest(),
+        forms=None if tuning is None else tuning.for_manifest(),
     )
 
 

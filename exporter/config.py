@@ -100,6 +100,7 @@ class CompileConfig(ReduceConfig):
         drop_noise: Whether random numbers drawn at inference become their means.
         token_cap: For how many tokens a choice by the data has room; None refuses such a choice.
         timed: Whether the artifact is timed against eager.
+        tune: Whether the forms of the token operators are timed, and the fastest are built.
     """
 
     target: str
@@ -114,6 +115,7 @@ class CompileConfig(ReduceConfig):
     drop_noise: bool = False
     token_cap: int | None = None
     timed: bool = True
+    tune: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what no compile can do."""
@@ -130,6 +132,12 @@ class CompileConfig(ReduceConfig):
         self._check_quantization()
         if self.token_cap is not None and not _is_count(self.token_cap):
             raise UsageError(f"--token-cap is {self.token_cap}.", fix="Pass a cap of 1 or more.")
+        if self.tune and self.target == "trt":
+            raise UsageError(
+                "--tune times operators in the target's runtime, and no engine is timed.",
+                fix="Leave it out: TensorRT times its own kernels when it builds an engine. Or "
+                "compile for ort or openvino.",
+            )
         if self.min_speedup is not None and not self.timed:
             raise UsageError("A speed-up is asked for, and nothing is to be timed.")
         for name, value in (("atol", self.atol), ("min-speedup", self.min_speedup)):
@@ -193,3 +201,4 @@ class CompileOptions(TypedDict, total=False):
     drop_noise: bool
     token_cap: int | None
     timed: bool
+    tune: bool

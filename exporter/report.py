@@ -21,6 +21,7 @@ from tokexport.exporter.gates import Gate
 from tokexport.exporter.parity import HopResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.token_cap_use import TokenCapUse
+from tokexport.exporter.tuned_forms import Tuning
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
 
 SCHEMA_VERSION = 1
@@ -63,6 +64,7 @@ class Report:
         noise: What dropping the model's noise did; None where none was dropped.
         token_cap: How the samples fit under a cap; None without one, or where none was needed.
         reduction: What was put into the model, and what it costs; None where nothing was.
+        tuning: Which forms of the token operators were chosen by measurement; None without tuning.
         speed: The measurement; None when nothing could be timed.
         speed_over_unreduced: The same rounds held against the eager model without its reduction.
         token_schedule: The number of tokens at each attention.
@@ -90,6 +92,7 @@ class Report:
     noise: DroppedNoise | None = None
     token_cap: TokenCapUse | None = None
     reduction: ReductionUse | None = None
+    tuning: Tuning | None = None
     speed: Speed | None = None
     speed_over_unreduced: Speed | None = None
     token_schedule: tuple[int, ...] = ()
@@ -132,6 +135,10 @@ def render(report: Report, console: Console) -> None:
     if report.first_failure is not None:
         console.print()
         show(_failure(report))
+    if report.tuning is not None:
+        tuned = _titled_table(f"Token operators: {report.tuning.sentence()}")
+        report.tuning.fill(tuned)
+        show(tuned)
     for speed in (report.speed, report.speed_over_unreduced):
         if speed is not None:
             show(_speed_table(speed))

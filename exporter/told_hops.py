@@ -21,6 +21,7 @@ from tokexport.exporter.parity import Proof, ToldRun
 from tokexport.exporter.ties import RunTold, TieSearch
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import ToldGraph, tell, unlifted
+from tokexport.graph_passes.onnx_passes.choose_forms import Forms
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.loading import open_runner
@@ -38,6 +39,9 @@ class ToldHops:
         target: The target of the compile.
         precision: The precision of it.
         folder: Where what it writes goes; it is made when something does.
+
+    Attributes:
+        forms: The forms that the token operators are lowered to, set once they are chosen.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class ToldHops:
         self._arithmetic = Arithmetic(precision)
         self._captured = captured
         self._proof = proof
+        self.forms: Forms = {}
 
     def rewritten(self, failed: Sequence[int]) -> ToldRun:
         """Tells the rewritten graph."""
@@ -126,7 +131,8 @@ class ToldHops:
 
     @cached_property
     def _lowered(self) -> Path:
-        lowered = pipelines.lower(ir.load(self._emitted), self._target, self._arithmetic)
+        emitted = ir.load(self._emitted)
+        lowered = pipelines.lower(emitted, self._target, self._arithmetic, self.forms)
         return self._saved("lowered", lowered)
 
     def _saved(self, stage: str, model: ir.Model) -> Path:

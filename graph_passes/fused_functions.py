@@ -170,25 +170,30 @@ _COSINE_BODY = (
   kept, src, dst = tokexport.bipartite_match <r: ints = @r> (scores)
 """
 )
-_BY_SIZE_BODY = (
-    _SET_BOUNDS
-    + """
+
+
+def by_size_body(merge: str) -> str:
+    """Returns the body of ``merge_by_size`` that sums rows with this function of the domain."""
+    return (
+        _SET_BOUNDS
+        + """
   weighted = Mul (x, size)
   first = Constant <value_ints = [0]> ()
   protected_count = Constant <value_ints: ints = @protected> ()
   weighted_stay = Slice (weighted, first, protected_count, token_axis)
   size_stay = Slice (size, first, protected_count, token_axis)
 """
-    + _sets_of("weighted")
-    + _sets_of("size")
-    + """
-  weighted_merged = tokexport.merge_tokens_sum (weighted_a, weighted_b, kept, src, dst)
-  size_merged = tokexport.merge_tokens_sum (size_a, size_b, kept, src, dst)
+        + _sets_of("weighted")
+        + _sets_of("size")
+        + f"""
+  weighted_merged = tokexport.{merge} (weighted_a, weighted_b, kept, src, dst)
+  size_merged = tokexport.{merge} (size_a, size_b, kept, src, dst)
   total = Concat <axis = 1> (weighted_stay, weighted_merged)
   y_size = Concat <axis = 1> (size_stay, size_merged)
   y = Div (total, y_size)
 """
-)
+    )
+
 
 #: Signature and body of each function, by name.
 FUSED: Final[dict[str, tuple[Signature, str]]] = {
@@ -202,5 +207,5 @@ FUSED: Final[dict[str, tuple[Signature, str]]] = {
     "rows_attention": (_ROWS, _ROWS_BODY),
     "rows_sized_attention": (_SIZED_ROWS, _SIZED_ROWS_BODY),
     "cosine_match": (_COSINE, _COSINE_BODY),
-    "merge_by_size": (_BY_SIZE, _BY_SIZE_BODY),
+    "merge_by_size": (_BY_SIZE, by_size_body("merge_tokens_sum")),
 }

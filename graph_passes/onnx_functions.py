@@ -11,7 +11,8 @@ Rows are reduced with a one-hot matrix instead::
 
 A row that holds an infinity makes a sum or mean NaN in every destination of its image (0·inf);
 finite rows are exact. Names say the variant, since a function body cannot branch on an attribute.
-``fused_functions`` holds those that only the lowering for ONNX Runtime calls.
+``fused_functions`` holds those that only the lowering for ONNX Runtime calls, ``token_forms`` other
+bodies of the same operators, which a measurement may choose.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import onnx.parser
 from tokexport.graph_passes.function_signature import Signature
 from tokexport.graph_passes.fused_functions import FUSED
 from tokexport.graph_passes.ops import MODES, NAMESPACE
+from tokexport.graph_passes.token_forms import FORMS, form_name
 
 DOMAIN: Final = NAMESPACE
 DOMAIN_VERSION: Final = 1
@@ -248,7 +250,13 @@ def _definitions() -> dict[str, tuple[Signature, str]]:
         found[scatter_name(mode, include_self)] = (_SCATTER, body)
     for mode in MODES:
         found[merge_name(mode)] = (_MERGE, _merge_body(mode))
-    return found | FUSED
+    found |= FUSED
+    for operator, forms in FORMS.items():
+        signature, standard = found[operator]
+        for form, other in forms.items():
+            body = standard if other is None else other
+            found[form_name(operator, form)] = (signature, body)
+    return found
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -18,6 +19,12 @@ from torch.export import ExportedProgram
 from tokexport.graph_passes.onnx_passes.add_functions import AddFunctions
 from tokexport.graph_passes.onnx_passes.attention_on_rows import AttentionOnRows
 from tokexport.graph_passes.onnx_passes.cast_to_half import CastToHalf
+from tokexport.graph_passes.onnx_passes.choose_forms import (
+    ChooseForms,
+    Forms,
+    TokenCall,
+    token_calls,
+)
 from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDeconvolution
 from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
 from tokexport.graph_passes.onnx_passes.match_by_cosine import MatchByCosine
@@ -97,12 +104,15 @@ LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
     PackIntegerLinears(),
     NormsOnRows(),
     RemoveUnusedNodesPass(),
+    ChooseForms(),
     AddFunctions(),
     *_FINISH,
 )
 
 #: OpenVINO's front end does not know model-local functions.
 LOWER_FOR_OPENVINO: Final[tuple[PassBase, ...]] = (
+    ChooseForms(),
+    AddFunctions(),
     InlinePass(),
     FoldConstants(),
     PartSquareTransposes(),
@@ -147,14 +157,20 @@ class Arithmetic:
 FP32: Final = Arithmetic()
 
 
-def lowering(target: str, arithmetic: Arithmetic = FP32) -> tuple[PassBase, ...]:
+def lowering(
+    target: str, arithmetic: Arithmetic = FP32, forms: Forms | None = None
+) -> tuple[PassBase, ...]:
     """Returns the passes of a target for what it is to compute in, in order.
+
+    ``ChooseForms`` takes the forms that were measured; without any it changes nothing.
 
     Integers go in before the passes of ``ort``, which join what is left in float32; half precisions
     behind those of ``trt``, once all is inlined and folded. OpenVINO takes a graph of float32: its
     builder narrows that.
     """
-    passes = LOWER[target]
+    passes = tuple(
+        ChooseForms(forms) if isinstance(each, ChooseForms) else each for each in LOWER[target]
+    )
     match target, arithmetic.precision:
         case "ort", "int8":
             bits = arithmetic.weight_bits
@@ -189,8 +205,21 @@ def rewrite(
     )
 
 
-def lower(model: ir.Model, target: str, arithmetic: Arithmetic = FP32) -> ir.Model:
+def lower(
+    model: ir.Model, target: str, arithmetic: Arithmetic = FP32, forms: Forms | None = None
+) -> ir.Model:
     """Runs a target's passes over an emitted model, in place where a pass can."""
-    for onnx_pass in lowering(target, arithmetic):
+    for onnx_pass in lowering(target, arithmetic, forms):
         model = onnx_pass(model).model
     return model
+
+
+def calls_to_choose(
+    model: ir.Model, target: str, arithmetic: Arithmetic = FP32
+) -> Counter[TokenCall]:
+    """Counts what ``ChooseForms`` meets on the way of a target, which takes the model along."""
+    for onnx_pass in lowering(target, arithmetic):
+        if isinstance(onnx_pass, ChooseForms):
+            break
+        model = onnx_pass(model).model
+    return token_calls(model)

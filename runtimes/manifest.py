@@ -93,6 +93,8 @@ class Manifest:
         files: The SHA-256 of every other file in the bundle, by name.
         reduction: The token reduction that was put into the model: recipe, method, options, blocks,
             special_tokens, tokens; None where the model was compiled as given.
+        forms: Which form the token operators have, by what the calls look like: ``form``,
+            ``standard``, ``speedup`` and ``of_minima`` as measured, ``nodes``; None without tuning.
     """
 
     schema_version: int
@@ -112,6 +114,7 @@ class Manifest:
     preprocessing: dict[str, Any] | None
     files: dict[str, str]
     reduction: dict[str, Any] | None = None
+    forms: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """The manifest as JSON text, keys in the order above."""
@@ -258,6 +261,7 @@ class _Reader:
             preprocessing=self._object_or_null(data, "preprocessing"),
             files=self._files(data),
             reduction=self._object_or_null(data, "reduction"),
+            forms=self._object_or_null(data, "forms"),
         )
 
     def _wrong(self, key: str, wanted: str, found: object) -> BundleError:

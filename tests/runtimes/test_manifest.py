@@ -74,6 +74,10 @@ manifests = st.builds(
     source=st.dictionaries(texts, texts | st.none()),
     preprocessing=st.none() | st.dictionaries(texts, st.lists(st.integers())),
     reduction=st.none() | st.dictionaries(texts, st.lists(st.integers())),
+    forms=st.none()
+    | st.dictionaries(
+        texts, st.dictionaries(texts, texts | st.integers(0, 99) | st.floats(0.01, 1e3))
+    ),
     files=st.dictionaries(texts, st.text("0123456789abcdef", min_size=64, max_size=64)),
 )
 
@@ -141,6 +145,7 @@ def test_no_schema_version_is_refused(make_bundle: BundleMaker, version: object)
         (("gates", "logits", "relative_tolerance"), float("inf"), "relative_tolerance should be"),
         (("preprocessing",), "crop", "preprocessing should be"),
         (("reduction",), "tome:r=8", "reduction should be"),
+        (("forms",), ["one-hot"], "forms should be"),
         (("files", "model.onnx"), "abc", r"files\.model\.onnx should be a SHA-256"),
     ],
 )
@@ -154,7 +159,7 @@ def test_a_wrong_type_names_the_field(
 
 
 #: What a bundle may lack, as one of an earlier version does.
-OPTIONAL = {"preprocessing", "reduction"}
+OPTIONAL = {"preprocessing", "reduction", "forms"}
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONAL))

@@ -1,0 +1,102 @@
+"""Chooses by measurement which form of each token operator a model is lowered with.
+
+What is fastest depends on the shapes, so on the layer and the batch, and on runtime and processor:
+every distinct kind of call in the lowered graph is timed in all its forms, in the target's runtime
+on this machine (``tuning_trials``). The choice is remembered (``tuning_cache``) under all that it
+depends on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.machine import describe_machine, usable_cores
+from tokexport.exporter.tuned_forms import TunedForm, Tuning
+from tokexport.exporter.tuning_cache import FormCache
+from tokexport.exporter.tuning_trials import try_forms
+from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.onnx_passes.choose_forms import Forms, TokenCall
+from tokexport.graph_passes.pipelines import Arithmetic
+from tokexport.graph_passes.token_forms import candidates
+from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, native_library
+
+#: The package of the runtime of each target whose forms can be timed.
+_PACKAGES = {"ort": "onnxruntime", "openvino": "openvino"}
+
+
+def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tuple[Tuning, Forms]:
+    """Times the forms of every kind of call that the lowered graph will hold.
+
+    Args:
+        emitted: The emitted model; it stays as it is.
+        config: What was asked for.
+        arithmetic: What the lowered graph computes in.
+
+    Returns:
+        What was chosen and why, and what ``ChooseForms`` takes of it.
+
+    Raises:
+        tokexport.runtimes.errors.RuntimeMissingError: The target's runtime is not installed.
+        UsageError: There is no folder for the cache.
+    """
+    calls = pipelines.calls_to_choose(emitted.clone(), config.target, arithmetic)
+    cache = FormCache(environment(config.target, config.precision))
+    kernels = _kernels(config.target) != NO_KERNELS
+    warnings: dict[str, None] = {}
+    forms: dict[TokenCall, TunedForm] = {}
+    timed = 0
+    for call in sorted(calls):
+        names = candidates(call.operator, kernels=kernels)
+        found = cache.get(str(call), names)
+        if found is None:
+            with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
+                trial = try_forms(call, names, config.target, config.precision, Path(folder))
+            for form, why in trial.refused.items():
+                warnings[f"Form {form} of {call.operator} was left out: {why}"] = None
+            if trial.chosen is None:
+                continue
+            found = trial.chosen
+            cache.put(str(call), found)
+            timed += 1
+        forms[call] = found
+    cache.save()
+    tuning = Tuning(
+        {str(call): found for call, found in forms.items()},
+        {str(call): calls[call] for call in forms},
+        timed,
+        str(cache.path),
+        (*cache.warnings, *warnings),
+    )
+    return tuning, {
+        call: found.form for call, found in forms.items() if found.form != found.standard
+    }
+
+
+def environment(target: str, precision: str) -> dict[str, str | int]:
+    """Returns all that the times depend on beside the call."""
+    machine = describe_machine()
+    package = _PACKAGES[target]
+    return {
+        "processor": machine["processor"],
+        "threads": usable_cores(),
+        "target": target,
+        "precision": precision,
+        "runtime": f"{package} {machine['packages'].get(package, '')}",
+        "tokexport": machine["packages"].get("tokexport", ""),
+        "kernels": _kernels(target),
+    }
+
+
+def _kernels(target: str) -> str:
+    """Returns the instruction set of the native kernels that will run, or that none will."""
+    library = native_library() if target == "ort" else None
+    if library is None:
+        return NO_KERNELS
+    try:
+        return kernels_of(library)
+    except OSError:  # then ONNX Runtime cannot load it either
+        return NO_KERNELS
