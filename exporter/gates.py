@@ -141,8 +141,8 @@ def require_accuracy(accuracy: Accuracy | None, precision: str) -> None:
     """Raises GateError where a reduced precision costs more than half a point of accuracy."""
     if accuracy is None or precision == "fp32":
         return
-    lost = accuracy.before - accuracy.after
-    if lost > ACCURACY_LOSS:
+    lost = round((accuracy.before - accuracy.after) * accuracy.samples)
+    if lost > round(ACCURACY_LOSS * accuracy.samples, 6):
         raise GateError(
             f"In {precision} {accuracy.after:.2%} of {accuracy.samples} labelled samples are "
             f"right, and {accuracy.before:.2%} in fp32: {ACCURACY_LOSS:.1%} may be lost.",

@@ -21,7 +21,8 @@ from tokexport.graph_passes.torch_passes.calls import (
 from tokexport.graph_passes.torch_passes.editor import aten
 
 _SOFTMAXES = (aten.softmax.int, aten._softmax.default)
-_PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.linear.default, aten.addmm.default)
+_LAYERS = (aten.linear.default, aten.addmm.default, aten.bmm.default)
+_BY_HEADS = 4  # axes: batch, heads, queries, keys
 
 
 def token_schedule(graph: Graph) -> tuple[int, ...]:
@@ -33,11 +34,11 @@ def token_schedule(graph: Graph) -> tuple[int, ...]:
             continue
         if operator_name(node) == f"{NAMESPACE}.sized_attention":
             counts.append(shape_of(operand(node, "k"))[2])
-        elif is_call(node, *_PRODUCTS):
-            weights = node.args[0]
-            if weights in shares and len(shape_of(weights)) == 4:
+        elif is_call(node, aten.matmul.default):
+            weights, values = node.args[:2]
+            if weights in shares and len(shape_of(weights)) == len(shape_of(values)) == _BY_HEADS:
                 counts.append(shape_of(weights)[-1])
-        elif is_tensor(node) and not dtype_of(node).is_floating_point:
+        elif is_call(node, *_LAYERS) or is_tensor(node) and not dtype_of(node).is_floating_point:
             continue
         elif is_call(node, *_SOFTMAXES) or any(part in shares for part in node.all_input_nodes):
             shares.add(node)

@@ -51,17 +51,20 @@ inline Ints all_four(const uint8_t* from) {
 
 inline void store(int32_t* to, Ints value) { std::memcpy(to, &value, sizeof value); }
 
-// The least and the largest number of one chunk, and 0.
+// The least and the largest number of one chunk, and 0; infinite where one is not finite.
 inline void range_task(const RangeArgs& args, size_t task) {
   const size_t begin = task * args.per_task;
   const size_t end = smaller(args.count, begin + args.per_task);
   Floats least{};
   Floats largest{};
+  Floats sum{};  // of x - x: 0, or no number
   for (size_t i = begin; i < end; i += kWidth) {
     const Floats value = load_first(args.x + i, smaller(kWidth, end - i));
     least = smaller(value, least);
     largest = larger(value, largest);
+    sum += value - value;
   }
+  if (sum_of(sum) != 0.0f) largest = all(__builtin_inff());
   args.least[task] = -largest_of(-least);
   args.largest[task] = largest_of(largest);
 }

@@ -18,14 +18,17 @@ struct Range {
   int32_t zero;
 };
 
-// The range of DynamicQuantizeLinear: 0 is in it, and is a whole number of steps from its ends.
+// The range of DynamicQuantizeLinear: 0 is in it, and is a whole number of steps from its ends. Where
+// a number is not finite, neither is the scale, and no result of the product is.
 Range range_of(const Run& run, const float* x, size_t count) {
+  if (count == 0) return {1.0f, 0};
   const size_t tasks = tasks_for(count, kNumbersPerTask);
   auto* least = static_cast<float*>(scratch(2 * tasks * sizeof(float)));
   const RangeArgs args{x, least, least + tasks, count, kNumbersPerTask};
   run.in_parallel(tasks, [&](size_t task) { kernels().integers.range_task(args, task); });
   const float low = *std::min_element(args.least, args.least + tasks);
   const float high = *std::max_element(args.largest, args.largest + tasks);
+  if (!std::isfinite(high - low)) return {std::nanf(""), 0};
   const float scale = low == high ? 1.0f : (high - low) / 255.0f;
   const float zero = std::nearbyint(std::clamp(-low / scale, 0.0f, 255.0f));
   return {scale, static_cast<int32_t>(zero)};

@@ -70,6 +70,12 @@ def test_linear(seed: int, batch: int, count: int, depth: int, columns: int) -> 
     assert_same(*linear_calls(seed, batch, count, depth, columns), tolerance=1e-5)
 
 
+def multiplies_bytes() -> bool:
+    library = native_library()
+    assert library is not None
+    return kernels_of(library).endswith("vnni")
+
+
 def integer_calls(seed: int, batch: int, count: int, depth: int, columns: int) -> list[Call]:
     x, w = values(seed, batch, count, depth), values(seed + 1, depth, columns)
     bias, residual = values(seed + 2, columns), values(seed + 3, batch, count, columns)
@@ -102,15 +108,33 @@ def test_integers_of_one_number(x: float) -> None:
     )
 
 
+def test_rows_without_depth_in_integers() -> None:
+    deep, one = packed_bytes(np.ones((0, 3), np.int8)), np.ones(3, np.float32)
+    call = Call("integer_linear", (values(0, 1, 4, 0), deep, one, one), [(1, 4, 3)])
+    if not multiplies_bytes():  # the body reads what nobody wrote
+        pytest.skip("no kernel for this processor")
+    np.testing.assert_array_equal(run([call], native=True)["y_0"], np.ones((1, 4, 3)))
+
+
+@pytest.mark.parametrize("x", [np.inf, -np.inf])
+def test_what_is_not_finite_stays_so_in_integers(x: float) -> None:
+    if not multiplies_bytes():
+        pytest.skip("no kernel for this processor")
+    rows = values(0, 1, 4, 40)
+    rows[0, 2, 39] = x
+    integers, scales = per_channel(values(1, 40, 3))
+    inputs = (rows, packed_bytes(integers), scales, np.ones(3, np.float32))
+    found = run([Call("integer_linear", inputs, [(1, 4, 3)])], native=True)
+    assert not np.isfinite(found["y_0"]).any()
+
+
 def test_integers_packed_for_another_depth_are_refused() -> None:
     x, bias = values(0, 1, 4, 8), values(1, 3)
     panels = packed_bytes(np.ones((9, 3), np.int8))
-    library = native_library()
-    assert library is not None
-    # The body multiplies what does not fit, or refuses it in words of its own.
-    if kernels_of(library).endswith("vnni"):
-        with pytest.raises(RunError, match="not packed for this input"):
-            run([Call("integer_linear", (x, panels, bias, bias), [(1, 4, 3)])], native=True)
+    if not multiplies_bytes():
+        pytest.skip("no kernel for this processor")
+    with pytest.raises(RunError, match="not packed for this input"):
+        run([Call("integer_linear", (x, panels, bias, bias), [(1, 4, 3)])], native=True)
 
 
 def test_linear_with_more_rows_than_a_task_takes() -> None:
