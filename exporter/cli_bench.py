@@ -21,7 +21,7 @@ from tokexport.exporter.cli_options import (
     Seed,
     TrustPickle,
 )
-from tokexport.exporter.messages import console, prints_aside, shown_to_the_person, write_json
+from tokexport.exporter.messages import console, prints_aside, show_result, shown_to_the_person
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -105,11 +105,5 @@ def bench_command(
                 unreduced=other,
                 progress=Checklist(console(stderr=True), enabled=not json),
             )
-        data = bench_json(found)
-        written = files.write(partial(render_bench, found), data, partial(draw_bench, found))
-        paths = [str(path) for path in written]
-        if json:
-            write_json({"exit_code": 0, "error": None, **data, "files": paths})
-        else:
-            render_bench(found, console())
-            typer.echo("\n".join(("", *paths)))
+        data, render = bench_json(found), partial(render_bench, found)
+        show_result(data, render, files.write(render, data, partial(draw_bench, found)), json)

@@ -25,7 +25,13 @@ from tokexport.exporter.cli_options import (
     Target,
     TrustPickle,
 )
-from tokexport.exporter.messages import console, prints_aside, shown_to_the_person, write_json
+from tokexport.exporter.messages import (
+    console,
+    prints_aside,
+    show_result,
+    shown_to_the_person,
+    write_json,
+)
 
 NeededRecipe = Annotated[str, typer.Option("--reduce", help=RECIPE_HELP)]
 
@@ -163,11 +169,5 @@ def sweep_command(
                 option=option,
                 progress=Checklist(console(stderr=True), enabled=not json),
             )
-        data = sweep_json(found)
-        written = files.write(partial(render_sweep, found), data, partial(draw_sweep, found))
-        paths = [str(path) for path in written]
-        if json:
-            write_json({"exit_code": 0, "error": None, **data, "files": paths})
-        else:
-            render_sweep(found, console())
-            typer.echo("\n".join(("", *paths)))
+        data, render = sweep_json(found), partial(render_sweep, found)
+        show_result(data, render, files.write(render, data, partial(draw_sweep, found)), json)

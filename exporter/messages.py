@@ -1,4 +1,4 @@
-"""Shows an error as a message and ends the process with its exit code; a bug leaves its trace."""
+"""Shows a result, or an error as a message with its exit code; a bug leaves its trace."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,21 @@ def describe(error: BaseException) -> dict[str, Any]:
 def write_json(data: Mapping[str, Any]) -> None:
     """Prints one JSON object on stdout."""
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def show_result(
+    data: Mapping[str, Any],
+    render: Callable[[Console], None],
+    written: Sequence[Path],
+    as_json: bool,
+) -> None:
+    """Prints what a measurement found, its files with it: as one JSON object, or as tables."""
+    paths = [str(path) for path in written]
+    if as_json:
+        write_json({"exit_code": 0, "error": None, **data, "files": paths})
+    else:
+        render(console())
+        typer.echo("\n".join(("", *paths)))
 
 
 def _said(error: BaseException, is_bug: bool) -> dict[str, str]:

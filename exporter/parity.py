@@ -164,6 +164,10 @@ class Proof:
         """Returns the gate of every output at a hop."""
         return self._narrowed.get(hop, self._gates)
 
+    def is_narrowed(self, hop: str) -> bool:
+        """Tells whether a hop computes in a reduced precision."""
+        return hop in self._narrowed
+
     def check(self, hop: str, found: Mapping[str, Array], tell: TellHop | None = None) -> None:
         """Compares one hop.
 

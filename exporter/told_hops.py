@@ -109,7 +109,7 @@ class ToldHops:
     def _ask(self, hop: str, run: RunTold, failed: Sequence[int]) -> ToldRun:
         tolerance = max(gate.tolerance for gate in self._proof.gates_of(hop).values())
         within = partial(self._proof.within, hop)
-        half = self._proof.gates_of(hop) is not self._proof.gates_of("onnx")
+        half = self._proof.is_narrowed(hop)
         search = TieSearch(self._captured, self._batches, within, tolerance, half)
         return search.ask(self._told, run, failed)
 

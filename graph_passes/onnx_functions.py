@@ -26,7 +26,7 @@ import onnx.parser
 from tokexport.graph_passes.function_signature import Signature
 from tokexport.graph_passes.fused_functions import FUSED
 from tokexport.graph_passes.ops import MODES, NAMESPACE
-from tokexport.graph_passes.token_forms import FORMS, form_name
+from tokexport.graph_passes.token_forms import FORMS, HITS, form_name
 
 DOMAIN: Final = NAMESPACE
 DOMAIN_VERSION: Final = 1
@@ -51,21 +51,8 @@ _GATHER_BODY = """
   y = GatherND <batch_dims = 1> (x, rows)
 """
 
-# hits (B, N, K): hits[b, n, k] says whether row k goes to destination n.
-_HITS = """
-  one_axis = Constant <value_ints = [1]> ()
-  last_axis = Constant <value_ints = [2]> ()
-  zero = Constant <value_int = 0> ()
-  one = Constant <value_int = 1> ()
-  n_rows = Shape <start = 1, end = 2> (dst)
-  count = Squeeze (n_rows)
-  ids = Range (zero, count, one)
-  column = Unsqueeze (ids, one_axis)
-  wanted = Unsqueeze (index, one_axis)
-  hits = Equal (wanted, column)
-"""
 _ONE_HOT = (
-    _HITS
+    HITS
     + """
   one_hot = CastLike (hits, src)
   total = MatMul (one_hot, src)
@@ -81,7 +68,7 @@ _WRITTEN = """
 """
 # masked (B, N, K, C): the row where it goes to n, else what the reduction ignores.
 _MASKED = (
-    _HITS
+    HITS
     + """
   three = Constant <value_ints = [3]> ()
   two = Constant <value_ints = [2]> ()

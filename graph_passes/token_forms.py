@@ -87,9 +87,10 @@ _NEUTRAL_ROWS = """
   neutral = Expand (neutral_one, dst_shape)
 """
 
-# The last row that goes to a destination stands in its place; nobody's stays.
-_OVERWRITE_BY_GATHER = f"""
+# hits (B, N, K): hits[b, n, k] says whether row k goes to destination n.
+HITS: Final = """
   one_axis = Constant <value_ints = [1]> ()
+  last_axis = Constant <value_ints = [2]> ()
   zero = Constant <value_int = 0> ()
   one = Constant <value_int = 1> ()
   n_rows = Shape <start = 1, end = 2> (dst)
@@ -98,13 +99,14 @@ _OVERWRITE_BY_GATHER = f"""
   column = Unsqueeze (ids, one_axis)
   wanted = Unsqueeze (index, one_axis)
   hits = Equal (wanted, column)
-  k_rows = Shape <start = 1, end = 2> (index)
+"""
+# The last row that goes to a destination stands in its place; nobody's stays.
+_OVERWRITE_BY_GATHER = f"""{HITS}  k_rows = Shape <start = 1, end = 2> (index)
   k_count = Squeeze (k_rows)
   moved = Range (zero, k_count, one)
   places_moved = Add (moved, n_rows)
   nowhere = Constant <value_int = -1> ()
   writer_of = Where (hits, places_moved, nowhere)
-  last_axis = Constant <value_ints = [2]> ()
   last_writer = ReduceMax <keepdims = 0> (writer_of, last_axis)
   stays = Less (last_writer, zero)
   places = Where (stays, ids, last_writer)

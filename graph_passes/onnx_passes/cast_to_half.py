@@ -23,6 +23,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from tokexport.graph_passes.linears import roles_of_nodes
+from tokexport.graph_passes.onnx_passes.initializers import add_initializer
 
 #: Operators that sum over an axis or leave the range of half on the way.
 _SENSITIVE: Final = frozenset(
@@ -146,15 +147,7 @@ class _Caster:
         array: np.ndarray[Any, Any] = constant.numpy()
         array = np.where(np.isfinite(array), np.clip(array, -largest, largest), array).astype(dtype)
         name = f"{value.name}_{self._half.name.lower()}"
-        tensor = ir.tensor(array, dtype=self._half, name=name)
-        narrow = ir.Value(
-            name=name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(self._half),
-            const_value=tensor,
-        )
-        self._model.graph.register_initializer(narrow)
-        return narrow
+        return add_initializer(self._model.graph, name, array)
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Node:
         name = f"{value.name}_{dtype.name.lower()}"

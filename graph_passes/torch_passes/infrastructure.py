@@ -89,7 +89,7 @@ def run_passes(program: ExportedProgram, passes: Sequence[TorchPass]) -> Rewritt
     _add_constants(program, edit)
     _name_outputs(program, graph)
     program.graph_module.recompile()
-    return Rewritten(program, changes, _recognised(graph), token_schedule(graph))
+    return Rewritten(program, changes, _recognised(graph), token_schedule(program))
 
 
 def _recognised(graph: Graph) -> dict[str, int]:

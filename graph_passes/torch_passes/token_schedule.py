@@ -7,39 +7,27 @@ attention (Lee et al., CVPR 2024, section 3.3); then those that are left are cou
 
 from __future__ import annotations
 
-from torch.fx import Graph, Node
+from torch.export import ExportedProgram
 
 from tokexport.graph_passes.ops import NAMESPACE
-from tokexport.graph_passes.torch_passes.calls import (
-    dtype_of,
-    is_call,
-    is_tensor,
-    operand,
-    operator_name,
-    shape_of,
-)
+from tokexport.graph_passes.product_kinds import ProductKinds, factors
+from tokexport.graph_passes.torch_passes.calls import is_call, operand, operator_name, shape_of
 from tokexport.graph_passes.torch_passes.editor import aten
 
-_SOFTMAXES = (aten.softmax.int, aten._softmax.default)
-_LAYERS = (aten.linear.default, aten.addmm.default, aten.bmm.default)
 _BY_HEADS = 4  # axes: batch, heads, queries, keys
 
 
-def token_schedule(graph: Graph) -> tuple[int, ...]:
+def token_schedule(program: ExportedProgram) -> tuple[int, ...]:
     """Returns the number of keys of each attention, in the order of the graph."""
-    shares: set[Node] = set()  # what is still made of a softmax's results, and of no product
+    kinds = ProductKinds(program)
     counts = []
-    for node in graph.nodes:
+    for node in program.graph.nodes:
         if node.op != "call_function":
             continue
         if operator_name(node) == f"{NAMESPACE}.sized_attention":
             counts.append(shape_of(operand(node, "k"))[2])
         elif is_call(node, aten.matmul.default):
-            weights, values = node.args[:2]
-            if weights in shares and len(shape_of(weights)) == len(shape_of(values)) == _BY_HEADS:
-                counts.append(shape_of(weights)[-1])
-        elif is_call(node, *_LAYERS) or is_tensor(node) and not dtype_of(node).is_floating_point:
-            continue
-        elif is_call(node, *_SOFTMAXES) or any(part in shares for part in node.all_input_nodes):
-            shares.add(node)
+            weights, values = (shape_of(factor) for factor in factors(node))
+            if len(weights) == len(values) == _BY_HEADS and kinds.reads_softmax(node):
+                counts.append(weights[-1])
     return tuple(counts)

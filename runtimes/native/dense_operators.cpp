@@ -40,8 +40,7 @@ class Linear final : public Kernel {
     args.y = run.output<float>(0, {x.size(0), x.size(1), columns});
     if (args.rows == 0 || columns == 0) return;
     args.rows_per_task = rows_per_task(args.rows, args.depth * sizeof(float));
-    const size_t chunks = (args.rows + args.rows_per_task - 1) / args.rows_per_task;
-    run.in_parallel(chunks * panel_count(columns),
+    run.in_parallel(tasks_for(args.rows, args.rows_per_task) * panel_count(columns),
                     [&](size_t task) { kernels().linear_task(args, task); });
   }
 };
@@ -55,7 +54,7 @@ void attend(const Run& run, AttentionArgs& args) {
   args.packed_k = static_cast<float*>(scratch(floats * sizeof(float)));
   args.packed_v = args.packed_k + pairs * packed_k_floats(args);
   args.queries_per_task = std::min<size_t>(args.queries, 56);
-  const size_t chunks = (args.queries + args.queries_per_task - 1) / args.queries_per_task;
+  const size_t chunks = tasks_for(args.queries, args.queries_per_task);
   run.in_parallel(pairs, [&](size_t task) { kernels().attention_pack_task(args, task); });
   run.in_parallel(pairs * chunks, [&](size_t task) { kernels().attention_task(args, task); });
 }
@@ -178,7 +177,8 @@ class LayerNorm final : public Kernel {
     args.rows = x.size(0) * x.size(1);
     args.y = run.output<float>(0, {x.size(0), x.size(1), args.columns});
     args.rows_per_task = 16;
-    run.in_parallel((args.rows + 15) / 16, [&](size_t task) { kernels().norm_task(args, task); });
+    run.in_parallel(tasks_for(args.rows, args.rows_per_task),
+                    [&](size_t task) { kernels().norm_task(args, task); });
   }
 
  private:

@@ -11,8 +11,6 @@ namespace {
 // Numbers whose range, or rows whose integers, one task finds.
 constexpr size_t kNumbersPerTask = 16384;
 
-size_t tasks_for(size_t count, size_t per_task) { return (count + per_task - 1) / per_task; }
-
 struct Range {
   float scale;
   int32_t zero;

@@ -17,10 +17,15 @@ std::unique_ptr<Kernel> make(const Attributes& attributes) {
   return std::make_unique<Made>(attributes);
 }
 
+// How many tasks cover `count`, each taking so many.
+inline size_t tasks_for(size_t count, size_t per_task) {
+  return (count + per_task - 1) / per_task;
+}
+
 // Rows of so many bytes that a task of a product takes, so that they stay in the second cache.
 inline size_t rows_per_task(size_t rows, size_t row_bytes) {
   const size_t most = std::max<size_t>(28, 524288 / std::max<size_t>(row_bytes, 1));
-  const size_t chunks = (rows + most - 1) / most;
+  const size_t chunks = tasks_for(rows, most);
   return (rows + chunks - 1) / std::max<size_t>(chunks, 1);
 }
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from helpers import token_cases as cases
+from helpers.eager_tokens import MERGES, SCATTERS, moved, tensors
 from helpers.function_models import Call, all_inputs, model_of
 from helpers.graphs import TARGETS, assert_close, lowered, run_onnx
 from hypothesis import given, settings
@@ -21,13 +22,6 @@ from tokexport.graph_passes.token_forms import FORMS, form_name
 from tokexport.runtimes.trt import build_engine
 
 tensor = torch.from_numpy
-SCATTERS = {
-    functions.scatter_name(mode, own): (mode, own)
-    for mode in ops.MODES
-    for own in (True, False)
-    if mode != "none" or own
-}
-MERGES = {functions.merge_name(mode): mode for mode in ops.MODES}
 MATCHES = {functions.match_name(order): order for order in ops.ORDERS}
 ATTENTIONS = ("attention", "sized_attention")
 FORM_NAMES = {form_name(operator, form) for operator, forms in FORMS.items() for form in forms}
@@ -73,16 +67,13 @@ def attention_call(name: str, seed: int, batch: int, queries: int, keys: int) ->
 
 def eager(call: Call) -> list[torch.Tensor]:
     """What the operator itself gives on the arguments of a call."""
-    inputs = [tensor(array) for array in call.inputs]
-    if call.name == "gather_tokens":
-        return [ops.gather_tokens(*inputs)]
-    if call.name in SCATTERS:
-        return [ops.scatter_tokens(*inputs, *SCATTERS[call.name])]
-    if call.name in MERGES:
-        return [ops.merge_tokens(*inputs, MERGES[call.name])]
+    found = moved(call)
+    if found is not None:
+        return found
+    inputs = tensors(call)
     if call.name in MATCHES:
-        found = ops.bipartite_match(*inputs, call.attributes["r"][0], MATCHES[call.name])
-        return [found[i] for i in call.read]
+        matched = ops.bipartite_match(*inputs, call.attributes["r"][0], MATCHES[call.name])
+        return [matched[i] for i in call.read]
     q, k, v, *size = inputs
     return [ops.sized_attention(q, k, v, size[0] if size else None, call.attributes["scale"])]
 

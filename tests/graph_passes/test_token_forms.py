@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import token_cases as cases
+from helpers.eager_tokens import MERGES, SCATTERS, moved, tensors
 from helpers.function_models import Call, model_of
 from helpers.graphs import TARGETS, assert_close, lowered, run_onnx
 from hypothesis import given, settings
@@ -18,25 +19,15 @@ from tokexport.graph_passes import ops
 from tokexport.graph_passes.token_forms import FORMS, NATIVE, candidates, form_name
 
 tensor = torch.from_numpy
-SCATTERS = {
-    functions.scatter_name(mode, own): (mode, own)
-    for mode in ops.MODES
-    for own in (True, False)
-    if mode != "none" or own
-}
-MERGES = {functions.merge_name(mode): mode for mode in ops.MODES}
 SETS = {"a_start": [1], "b_start": [2], "step": [2]}
 
 
 def eager(call: Call) -> list[torch.Tensor]:
     """What the operator itself gives."""
-    inputs = [tensor(array) for array in call.inputs]
-    if call.name == "gather_tokens":
-        return [ops.gather_tokens(*inputs)]
-    if call.name in SCATTERS:
-        return [ops.scatter_tokens(*inputs, *SCATTERS[call.name])]
-    if call.name in MERGES:
-        return [ops.merge_tokens(*inputs, MERGES[call.name])]
+    found = moved(call)
+    if found is not None:
+        return found
+    inputs = tensors(call)
     x, size, *indices = inputs
     merged = [
         torch.cat([part[:, :1], ops.merge_tokens(part[:, 1::2], part[:, 2::2], *indices, "sum")], 1)
