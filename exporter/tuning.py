@@ -23,6 +23,7 @@ from tokexport.graph_passes.onnx_passes.choose_forms import Forms, TokenCall
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.graph_passes.token_forms import candidates
 from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, native_library
+from tokexport.runtimes.openvino import kernels_here
 
 #: The package of the runtime of each target whose forms can be timed.
 _PACKAGES = {"ort": "onnxruntime", "openvino": "openvino"}
@@ -93,10 +94,10 @@ def environment(target: str, precision: str) -> dict[str, str | int]:
 
 def _kernels(target: str) -> str:
     """Returns the instruction set of the native kernels that will run, or that none will."""
-    library = native_library() if target == "ort" else None
+    library = kernels_here() if target == "openvino" else native_library()
     if library is None:
         return NO_KERNELS
     try:
         return kernels_of(library)
-    except OSError:  # then ONNX Runtime cannot load it either
+    except OSError:  # then the runtime cannot load it either
         return NO_KERNELS

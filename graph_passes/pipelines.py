@@ -29,6 +29,7 @@ from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDecon
 from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
 from tokexport.graph_passes.onnx_passes.match_by_cosine import MatchByCosine
 from tokexport.graph_passes.onnx_passes.merge_by_size import MergeBySize
+from tokexport.graph_passes.onnx_passes.name_kernel_calls import NameKernelCalls
 from tokexport.graph_passes.onnx_passes.norms_on_rows import NormsOnRows
 from tokexport.graph_passes.onnx_passes.pack_integer_linears import PackIntegerLinears
 from tokexport.graph_passes.onnx_passes.pack_linears import PackLinears
@@ -92,7 +93,7 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
 #: Behind it, for every target: what nothing reads is not computed.
 TRIM: Final[tuple[TorchPass, ...]] = (DropUnreadRows(), DropUnreadColumns())
 
-#: What every target ends with: no traces of the person's machine in the artifact.
+#: What every target has behind it: no traces of the person's machine in the artifact.
 _FINISH: Final = (ClearMetadataAndDocStringPass(),)
 
 #: ONNX Runtime inlines the functions itself, where it has no kernel for them.
@@ -109,14 +110,19 @@ LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
     *_FINISH,
 )
 
-#: OpenVINO's front end does not know model-local functions.
+#: OpenVINO's front end does not know model-local functions; where the model is loaded, kernels may
+#: take over the calls that are named in its metadata.
 LOWER_FOR_OPENVINO: Final[tuple[PassBase, ...]] = (
+    MatchByCosine(),
+    MergeBySize(),
+    RemoveUnusedNodesPass(),
     ChooseForms(),
+    *_FINISH,
+    NameKernelCalls(),
     AddFunctions(),
     InlinePass(),
     FoldConstants(),
     PartSquareTransposes(),
-    *_FINISH,
 )
 
 #: TensorRT wants constant axes, and no operator that its parser refuses. What is refused is known

@@ -1,7 +1,8 @@
-"""Finds the library of native kernels for ONNX Runtime, where the installation has one.
+"""Finds the libraries of native kernels, where the installation has them.
 
-It is built with the package wherever there is a C++ compiler. A bundle runs without it too: ONNX
-Runtime then takes the bodies of the functions, and is slower.
+They are built with the package wherever there is a C++ compiler: one for ONNX Runtime, and one for
+the OpenVINO that was there, which fits that version alone. A bundle runs without them too: the
+runtime then takes the bodies of the functions, and is slower.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final
 
-#: Names another library, or with ``off`` none.
+#: Names another library for ONNX Runtime, beside which that for OpenVINO is looked for; with
+#: ``off`` there is neither.
 VARIABLE: Final = "TOKEXPORT_NATIVE"
 #: What the manifest says where the bodies of the functions ran.
 NO_KERNELS: Final = "none"
@@ -21,7 +23,7 @@ _PLACE: Final = "tokexport/runtimes/native/tokexport_native.so"
 
 
 def native_library() -> Path | None:
-    """Returns the library of kernels; None where there is none, or none is wanted."""
+    """Returns the kernels for ONNX Runtime; None where there are none, or none are wanted."""
     wanted = os.environ.get(VARIABLE)
     if wanted == "off":
         return None
@@ -34,9 +36,24 @@ def native_library() -> Path | None:
     return path if path.is_file() else None
 
 
+def openvino_library(version: str) -> Path | None:
+    """Returns the kernels for OpenVINO of a version; None where there are none of that version."""
+    beside = native_library()
+    if beside is None:
+        return None
+    path = beside.with_name(f"tokexport_openvino-{version}.so")
+    return path if path.is_file() else None
+
+
 @cache
 def kernels_of(library: Path) -> str:
-    """Returns the instruction set whose kernels a library has chosen on this processor."""
+    """Returns the instruction set whose kernels a library has chosen on this processor.
+
+    That for OpenVINO needs OpenVINO to be imported before.
+
+    Raises:
+        OSError: The library cannot be loaded.
+    """
     function = ctypes.CDLL(str(library)).tokexport_kernels
     function.restype = ctypes.c_char_p
     name: bytes = function()

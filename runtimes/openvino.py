@@ -23,6 +23,8 @@ from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RunError
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.manifest import RuntimeInfo, TensorSpec
+from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, openvino_library
+from tokexport.runtimes.openvino_kernels import put_kernels
 
 FLAVOUR = "openvino-cpu"
 
@@ -110,7 +112,14 @@ class OpenVinoRunner(Runner):
         self._where = where
 
     @classmethod
-    def from_file(cls, path: Path, *, precision: str = "fp32", threads: int | None = None) -> Self:
+    def from_file(
+        cls,
+        path: Path,
+        *,
+        precision: str = "fp32",
+        threads: int | None = None,
+        native: bool = True,
+    ) -> Self:
         """Compiles a model for this CPU, one request at a time as fast as it goes.
 
         Args:
@@ -119,6 +128,8 @@ class OpenVinoRunner(Runner):
                 model. A processor without it computes in another:
                 ``runtime.details["inference_precision"]`` is what ran.
             threads: Number of threads; None leaves the choice to OpenVINO (one a core).
+            native: Whether the project's kernels run, where they are installed for this version
+                of OpenVINO.
 
         Raises:
             RuntimeMissingError: openvino is not installed.
@@ -140,8 +151,10 @@ class OpenVinoRunner(Runner):
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         front_end = _front_end(openvino, "ir")
+        library = kernels_here() if native else None
         try:
             model = front_end.convert(front_end.load(str(path)))
+            calls = 0 if library is None else put_kernels(openvino, model, library)
             compiled = openvino.Core().compile_model(model, "CPU", options)
         except Exception as error:  # OpenVINO raises classes of its own and plain RuntimeError
             raise BuildError(
@@ -153,6 +166,8 @@ class OpenVinoRunner(Runner):
             ),
             "layer_precisions": _layer_precisions(compiled),
             "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
+            "kernels": NO_KERNELS if library is None else kernels_of(library),
+            "kernel_calls": calls,
         }
         runtime = RuntimeInfo("openvino", FLAVOUR, _version(openvino), details)
         return cls(compiled, str(path), runtime)
@@ -176,6 +191,15 @@ def import_openvino() -> ModuleType:
         openvino = import_runtime("openvino", extra="openvino")
         import_runtime("openvino.frontend", extra="openvino")
     return openvino
+
+
+def kernels_here() -> Path | None:
+    """Returns the native kernels for the installed OpenVINO; None where there are none.
+
+    Raises:
+        RuntimeMissingError: openvino is not installed.
+    """
+    return openvino_library(_version(import_openvino()))
 
 
 @contextmanager

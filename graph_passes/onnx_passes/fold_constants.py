@@ -16,6 +16,8 @@ from typing import Final
 import onnx_ir as ir
 from onnxscript import optimizer
 
+from tokexport.graph_passes.onnx_passes.name_kernel_calls import call_names_kept
+
 #: Elements above which a constant is not folded.
 LARGEST_FOLDED: Final = 64 * 1024
 
@@ -26,12 +28,12 @@ class FoldConstants(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds in place."""
         before = model.graph.num_nodes()
-        while True:
-            nodes = model.graph.num_nodes()
-            optimizer.fold_constants(
-                model, input_size_limit=LARGEST_FOLDED, output_size_limit=LARGEST_FOLDED
-            )
-            optimizer.remove_unused_nodes(model)
-            if model.graph.num_nodes() == nodes:
-                break
+        nodes = -1
+        with call_names_kept(model):
+            while model.graph.num_nodes() != nodes:
+                nodes = model.graph.num_nodes()
+                optimizer.fold_constants(
+                    model, input_size_limit=LARGEST_FOLDED, output_size_limit=LARGEST_FOLDED
+                )
+                optimizer.remove_unused_nodes(model)
         return ir.passes.PassResult(model, modified=model.graph.num_nodes() != before)

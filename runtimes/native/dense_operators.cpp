@@ -188,14 +188,14 @@ class LayerNorm final : public Kernel {
 }  // namespace
 
 void add_dense_operators(std::vector<Operator>* to) {
-  to->emplace_back("linear", "fff", "f", make<Linear<false, false>>);
-  to->emplace_back("linear_gelu", "fff", "f", make<Linear<true, false>>);
-  to->emplace_back("linear_add", "ffff", "f", make<Linear<false, true>>);
-  to->emplace_back("attention", "fff", "f", make<Attention<false>>);
-  to->emplace_back("sized_attention", "ffff", "f", make<Attention<true>>);
-  to->emplace_back("rows_attention", "fff", "f", make<RowsAttention<false>>);
-  to->emplace_back("rows_sized_attention", "ffff", "f", make<RowsAttention<true>>);
-  to->emplace_back("layer_norm", "fff", "f", make<LayerNorm>);
+  to->push_back({"linear", "fff", "f", make<Linear<false, false>>});
+  to->push_back({"linear_gelu", "fff", "f", make<Linear<true, false>>});
+  to->push_back({"linear_add", "ffff", "f", make<Linear<false, true>>});
+  to->push_back({"attention", "fff", "f", make<Attention<false>>});
+  to->push_back({"sized_attention", "ffff", "f", make<Attention<true>>});
+  to->push_back({"rows_attention", "fff", "f", make<RowsAttention<false>>});
+  to->push_back({"rows_sized_attention", "ffff", "f", make<RowsAttention<true>>});
+  to->push_back({"layer_norm", "fff", "f", make<LayerNorm>});
 }
 
 }  // namespace tokexport

@@ -78,3 +78,8 @@ const Kernels& kernels() {
 }
 
 }  // namespace tokexport
+
+// Says which kernels were chosen.
+extern "C" __attribute__((visibility("default"))) const char* tokexport_kernels() {
+  return tokexport::kernels().name;
+}

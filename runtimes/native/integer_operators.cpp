@@ -103,9 +103,9 @@ void* scratch(size_t bytes) {
 
 void add_integer_operators(std::vector<Operator>* to) {
   if (kernels().integers.linear_task == nullptr) return;
-  to->emplace_back("integer_linear", "fbff", "f", make<IntegerLinear<false, false>>);
-  to->emplace_back("integer_linear_gelu", "fbff", "f", make<IntegerLinear<true, false>>);
-  to->emplace_back("integer_linear_add", "fbfff", "f", make<IntegerLinear<false, true>>);
+  to->push_back({"integer_linear", "fbff", "f", make<IntegerLinear<false, false>>});
+  to->push_back({"integer_linear_gelu", "fbff", "f", make<IntegerLinear<true, false>>});
+  to->push_back({"integer_linear_add", "fbfff", "f", make<IntegerLinear<false, true>>});
 }
 
 }  // namespace tokexport

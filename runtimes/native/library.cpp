@@ -1,18 +1,18 @@
-// What ONNX Runtime calls when it loads the library, and what says which kernels were chosen.
-#include "kernels.h"
+// What ONNX Runtime calls when it loads the library.
 #include "operators.h"
+#include "ort_operator.h"
 
 namespace {
 
 using namespace tokexport;
 
-const std::vector<Operator>& operators() {
-  static const std::vector<Operator> all = [] {
+const std::vector<OrtOperator>& operators() {
+  static const std::vector<OrtOperator> all = [] {
     std::vector<Operator> found;
     add_dense_operators(&found);
     add_integer_operators(&found);
     add_token_operators(&found);
-    return found;
+    return std::vector<OrtOperator>(found.begin(), found.end());
   }();
   return all;
 }
@@ -20,21 +20,17 @@ const std::vector<Operator>& operators() {
 OrtStatus* add_operators(OrtSessionOptions* options, const abi::Api* api) {
   OrtCustomOpDomain* domain = nullptr;
   if (OrtStatus* status = abi::CreateCustomOpDomain::of(api)("tokexport", &domain)) return status;
-  for (const Operator& one : operators())
+  for (const OrtOperator& one : operators())
     if (OrtStatus* status = abi::CustomOpDomainAdd::of(api)(domain, &one)) return status;
   return abi::AddCustomOpDomain::of(api)(options, domain);
 }
 
 }  // namespace
 
-#define TOKEXPORT_EXPORT extern "C" __attribute__((visibility("default")))
-
-TOKEXPORT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
-                                              const tokexport::abi::ApiBase* base) {
+extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
+    OrtSessionOptions* options, const tokexport::abi::ApiBase* base) {
   // A runtime too old for this interface has no table for it, and nothing to say so with either:
   // it runs the bodies of the functions.
   const abi::Api* api = base->GetApi(abi::kVersion);
   return api == nullptr ? nullptr : add_operators(options, api);
 }
-
-TOKEXPORT_EXPORT const char* tokexport_kernels() { return tokexport::kernels().name; }

@@ -1,4 +1,4 @@
-// The operators of domain `tokexport` for ONNX Runtime.
+// The operators of domain `tokexport`.
 //
 // Their meaning is that of the functions of the same name: graph_passes/onnx_functions.py and
 // fused_functions.py.
@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "context.h"
+#include "run.h"
 
 namespace tokexport {
 

@@ -268,31 +268,31 @@ class MergeBySize final : public Kernel {
 
 template <Reduce Mode>
 void add_scatters(std::vector<Operator>* to, const char* name, const char* excluding) {
-  to->emplace_back(name, "fif", "f", make<Scatter<Mode, true>>);
-  to->emplace_back(excluding, "fif", "f", make<Scatter<Mode, false>>);
+  to->push_back({name, "fif", "f", make<Scatter<Mode, true>>});
+  to->push_back({excluding, "fif", "f", make<Scatter<Mode, false>>});
 }
 
 }  // namespace
 
 void add_token_operators(std::vector<Operator>* to) {
-  to->emplace_back("cosine_match", "f", "iii", make<CosineMatch>);
-  to->emplace_back("merge_by_size", "ffiii", "ff", make<MergeBySize>);
-  to->emplace_back("bipartite_match", "f", "iii", make<Match<false>>);
-  to->emplace_back("bipartite_match_by_score", "f", "iii", make<Match<true>>);
-  to->emplace_back("gather_tokens", "fi", "f", make<Gather>);
-  to->emplace_back("scatter_tokens_none", "fif", "f", make<Scatter<Reduce::kNone, true>>);
+  to->push_back({"cosine_match", "f", "iii", make<CosineMatch>});
+  to->push_back({"merge_by_size", "ffiii", "ff", make<MergeBySize>});
+  to->push_back({"bipartite_match", "f", "iii", make<Match<false>>});
+  to->push_back({"bipartite_match_by_score", "f", "iii", make<Match<true>>});
+  to->push_back({"gather_tokens", "fi", "f", make<Gather>});
+  to->push_back({"scatter_tokens_none", "fif", "f", make<Scatter<Reduce::kNone, true>>});
   add_scatters<Reduce::kSum>(to, "scatter_tokens_sum", "scatter_tokens_sum_exclude_self");
   add_scatters<Reduce::kMean>(to, "scatter_tokens_mean", "scatter_tokens_mean_exclude_self");
   add_scatters<Reduce::kProduct>(to, "scatter_tokens_prod", "scatter_tokens_prod_exclude_self");
   add_scatters<Reduce::kLargest>(to, "scatter_tokens_amax", "scatter_tokens_amax_exclude_self");
   add_scatters<Reduce::kSmallest>(to, "scatter_tokens_amin",
                                   "scatter_tokens_amin_exclude_self");
-  to->emplace_back("merge_tokens_none", "ffiii", "f", make<Merge<Reduce::kNone>>);
-  to->emplace_back("merge_tokens_sum", "ffiii", "f", make<Merge<Reduce::kSum>>);
-  to->emplace_back("merge_tokens_mean", "ffiii", "f", make<Merge<Reduce::kMean>>);
-  to->emplace_back("merge_tokens_prod", "ffiii", "f", make<Merge<Reduce::kProduct>>);
-  to->emplace_back("merge_tokens_amax", "ffiii", "f", make<Merge<Reduce::kLargest>>);
-  to->emplace_back("merge_tokens_amin", "ffiii", "f", make<Merge<Reduce::kSmallest>>);
+  to->push_back({"merge_tokens_none", "ffiii", "f", make<Merge<Reduce::kNone>>});
+  to->push_back({"merge_tokens_sum", "ffiii", "f", make<Merge<Reduce::kSum>>});
+  to->push_back({"merge_tokens_mean", "ffiii", "f", make<Merge<Reduce::kMean>>});
+  to->push_back({"merge_tokens_prod", "ffiii", "f", make<Merge<Reduce::kProduct>>});
+  to->push_back({"merge_tokens_amax", "ffiii", "f", make<Merge<Reduce::kLargest>>});
+  to->push_back({"merge_tokens_amin", "ffiii", "f", make<Merge<Reduce::kSmallest>>});
 }
 
 }  // namespace tokexport

@@ -94,7 +94,7 @@ def test_a_merging_vit_in_another_form_answers_the_same(target: str, form: str) 
     with torch.no_grad():
         wanted = (model(x),)
     found = pipelines.calls_to_choose(onnx_model.clone(), target)
-    merge = "merge_by_size" if target == "ort" else "merge_tokens_sum"
+    merge = "merge_by_size"
     calls = {call: form for call in found if call.operator == merge}
     assert calls
     lowered = pipelines.lower(onnx_model.clone(), target, forms=calls)

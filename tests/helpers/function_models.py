@@ -41,7 +41,7 @@ class Call:
 
 def model_of(calls: Sequence[Call]) -> ir.Model:
     """Returns a model whose inputs are ``in0, in1, …``, counted over all calls."""
-    nodes, inputs, outputs = [], [], []
+    nodes, inputs, outputs, unread = [], [], [], []
     for position, call in enumerate(calls):
         names = []
         for array in call.inputs:
@@ -54,11 +54,13 @@ def model_of(calls: Sequence[Call]) -> ir.Model:
             call.name, names, given, f"call{position}", domain=functions.DOMAIN, **call.attributes
         )
         nodes.append(node)
-        for i in call.read or range(len(results)):
-            kind = TensorProto.INT64 if results[i][1] == "I" else TensorProto.FLOAT
-            outputs.append(helper.make_tensor_value_info(given[i], kind, call.shapes[i]))
+        read = call.read or range(len(results))
+        for i, (_, letter) in enumerate(results):
+            kind = TensorProto.INT64 if letter == "I" else TensorProto.FLOAT
+            described = helper.make_tensor_value_info(given[i], kind, call.shapes[i])
+            (outputs if i in read else unread).append(described)
     model = helper.make_model(
-        helper.make_graph(nodes, "calls", inputs, outputs),
+        helper.make_graph(nodes, "calls", inputs, outputs, value_info=unread),
         functions=functions.with_callees({call.name for call in calls}),
         opset_imports=[
             helper.make_opsetid("", functions.OPSET),

@@ -1,11 +1,17 @@
-"""The native kernels against the bodies of their functions, both in ONNX Runtime."""
+"""The native kernels against the bodies of their functions in ONNX Runtime.
+
+OpenVINO runs bodies too, but puts ties in an order of its own.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,13 +23,21 @@ from helpers.token_cases import Array, rows, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokexport.graph_passes import ops
+from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.fused_functions import PANEL
 from tokexport.graph_passes.integer_weights import per_channel
 from tokexport.graph_passes.onnx_passes.pack_integer_linears import packed_bytes
 from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
+from tokexport.runtimes.base import Runner
 from tokexport.runtimes.errors import RunError
-from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, native_library
+from tokexport.runtimes.native_library import (
+    NO_KERNELS,
+    VARIABLE,
+    kernels_of,
+    native_library,
+    openvino_library,
+)
+from tokexport.runtimes.openvino import OpenVinoRunner, convert, kernels_here
 from tokexport.runtimes.ort import OrtRunner
 
 FUZZ = settings(deadline=None, max_examples=int(os.environ.get("TOKEXPORT_FUZZ", "12")))
@@ -33,17 +47,37 @@ SEED = st.integers(0, 2**20)
 SETS = ("baseline", "avx2", "avxvnni", "avx512", "avx512vnni")
 
 
-def run(calls: list[Call], native: bool) -> dict[str, Array]:
+#: Those that have kernels for what moves tokens; narrower vectors are the same in both.
+RUNTIMES = ("ort",) if "TOKEXPORT_MAX_ISA" in os.environ else ("ort", "openvino")
+
+
+@contextmanager
+def opened(calls: list[Call], native: bool, runtime: str) -> Iterator[Runner]:
+    """Opens a model of calls with the kernels or with the bodies."""
+    if runtime == "ort":
+        model = ir.to_proto(model_of(calls)).SerializeToString()
+        with OrtRunner.from_bytes(model, threads=2, native=native) as runner:
+            yield runner
+        return
+    with TemporaryDirectory() as folder:
+        lowered, converted = Path(folder, "model.onnx"), Path(folder, "model.xml")
+        ir.save(pipelines.lower(model_of(calls), "openvino"), lowered)
+        convert(lowered, converted)
+        with OpenVinoRunner.from_file(converted, threads=2, native=native) as openvino_runner:
+            assert openvino_runner.runtime.details["kernel_calls"] == (len(calls) if native else 0)
+            yield openvino_runner
+
+
+def run(calls: list[Call], native: bool, runtime: str = "ort") -> dict[str, Array]:
     """Runs calls with the kernels or with the bodies."""
-    model = ir.to_proto(model_of(calls)).SerializeToString()
-    with OrtRunner.from_bytes(model, threads=2, native=native) as runner:
+    with opened(calls, native, runtime) as runner:
         assert (runner.runtime.details["kernels"] == NO_KERNELS) is not native
         return runner.run({f"in{i}": array for i, array in enumerate(all_inputs(calls))})
 
 
-def assert_same(*calls: Call, tolerance: float = 2e-6) -> None:
+def assert_same(*calls: Call, tolerance: float = 2e-6, runtime: str = "ort") -> None:
     """Holds the kernels to the bodies: indices equal, floats within a part of the largest."""
-    wanted, found = run(list(calls), native=False), run(list(calls), native=True)
+    wanted, found = run(list(calls), native=False), run(list(calls), True, runtime)
     for name, array in wanted.items():
         if array.dtype == np.int64:
             np.testing.assert_array_equal(found[name], array, err_msg=name)
@@ -199,16 +233,21 @@ def test_layer_norm(seed: int, batch: int, count: int, channels: int) -> None:
     assert_same(Call("layer_norm", inputs, [x.shape], {"epsilon": 1e-5}))
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @FUZZ
 @given(SEED, BATCH, st.integers(1, 70), st.integers(1, 70), st.integers(0, 3), st.data())
-def test_match(seed: int, batch: int, na: int, nb: int, levels: int, data: Any) -> None:
+def test_match(
+    runtime: str, seed: int, batch: int, na: int, nb: int, levels: int, data: Any
+) -> None:
     scores = values(seed, batch, na, nb, levels=levels)  # few levels make ties
     scores[:, 0] = -np.inf
     r = data.draw(st.integers(1, na))
     shapes = [(batch, na - r), (batch, r), (batch, r)]
     read = (0, 1, 2) if r < na else (1, 2)
     names = ("bipartite_match", "bipartite_match_by_score")
-    assert_same(*(Call(name, (scores,), shapes, {"r": [r]}, read) for name in names))
+    assert_same(
+        *(Call(name, (scores,), shapes, {"r": [r]}, read) for name in names), runtime=runtime
+    )
 
 
 def test_no_number_is_the_best_score_as_in_torch() -> None:
@@ -233,9 +272,12 @@ SCATTERS = [
 MERGES = [f"merge_tokens_{mode}" for mode in ("none", "sum", "mean", "prod", "amax", "amin")]
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @FUZZ
 @given(SEED, BATCH, st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 37, 300]))
-def test_scatters_and_gather(seed: int, batch: int, tokens: int, count: int, channels: int) -> None:
+def test_scatters_and_gather(
+    runtime: str, seed: int, batch: int, tokens: int, count: int, channels: int
+) -> None:
     dst, src = values(seed, batch, tokens, channels), values(seed + 1, batch, count, channels)
     index = rows(seed + 2, batch, count, tokens)  # with duplicates
     few = min(count, tokens)
@@ -245,32 +287,38 @@ def test_scatters_and_gather(seed: int, batch: int, tokens: int, count: int, cha
         Call("scatter_tokens_none", (dst, once, src[:, :few].copy()), [dst.shape]),
         *(Call(name, (dst, index, src), [dst.shape]) for name in SCATTERS),
         tolerance=1e-5,
+        runtime=runtime,
     )
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @FUZZ
 @given(SEED, BATCH, st.integers(2, 50), st.integers(1, 50), st.sampled_from([1, 5, 300]), st.data())
-def test_merges(seed: int, batch: int, na: int, nb: int, channels: int, data: Any) -> None:
+def test_merges(
+    runtime: str, seed: int, batch: int, na: int, nb: int, channels: int, data: Any
+) -> None:
     r = data.draw(st.integers(1, na))
     a, b = values(seed, batch, na, channels), values(seed + 1, batch, nb, channels)
     ranked, dst = rows(seed + 2, batch, na, na, unique=True), rows(seed + 3, batch, r, nb)
     inputs = (a, b, ranked[:, r:].copy(), ranked[:, :r].copy(), dst)
     shape = (batch, na - r + nb, channels)
-    assert_same(*(Call(name, inputs, [shape]) for name in MERGES), tolerance=1e-5)
+    assert_same(*(Call(name, inputs, [shape]) for name in MERGES), tolerance=1e-5, runtime=runtime)
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", ["gather_tokens", "merge_tokens_sum"])
-def test_an_index_outside_is_refused(name: str) -> None:
+def test_an_index_outside_is_refused(name: str, runtime: str) -> None:
     x, far = values(0, 1, 4, 3), np.array([[0, 4]])
     inputs = (x, far) if name == "gather_tokens" else (x, x, far, far, far)
     with pytest.raises(RunError, match="An index names a row that is not there"):
-        run([Call(name, inputs, [(1, 6 if len(inputs) > 2 else 2, 3)])], native=True)
+        run([Call(name, inputs, [(1, 6 if len(inputs) > 2 else 2, 3)])], True, runtime)
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @FUZZ
 @given(SEED, BATCH, st.integers(1, 3), st.integers(6, 90), st.sampled_from([4, 19, 64]), st.data())
 def test_the_match_of_tome(
-    seed: int, batch: int, heads: int, count: int, depth: int, data: Any
+    runtime: str, seed: int, batch: int, heads: int, count: int, depth: int, data: Any
 ) -> None:
     tokens = values(seed, batch, count, heads * depth + 3)
     protected = data.draw(st.integers(0, 2))
@@ -288,7 +336,7 @@ def test_the_match_of_tome(
         {**attributes, "r": [r]},
         (0, 1, 2) if r < na else (1, 2),
     )
-    wanted, found = run([call], native=False), run([call], native=True)
+    wanted, found = run([call], native=False), run([call], True, runtime)
     # Scores are rounded differently, and so a near-tie may fall the other way: it is looked at.
     unit = tokens[..., 3:].reshape(batch, count, heads, depth).astype(np.float64).mean(2)
     unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
@@ -304,9 +352,12 @@ def test_the_match_of_tome(
         assert sorted(taken) == list(range(na))
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @FUZZ
 @given(SEED, BATCH, st.integers(6, 60), st.sampled_from([1, 64, 97, 200]), st.data())
-def test_the_merge_of_tome(seed: int, batch: int, count: int, channels: int, data: Any) -> None:
+def test_the_merge_of_tome(
+    runtime: str, seed: int, batch: int, count: int, channels: int, data: Any
+) -> None:
     protected = data.draw(st.integers(0, 2))
     na, nb = len(range(protected + 1, count, 2)), len(range(protected, count, 2))
     r = data.draw(st.integers(1, na))
@@ -322,7 +373,8 @@ def test_the_merge_of_tome(seed: int, batch: int, count: int, channels: int, dat
             inputs,
             [(batch, left, channels), (batch, left, 1)],
             {"protected": [protected], **sets},
-        )
+        ),
+        runtime=runtime,
     )
 
 
@@ -340,6 +392,19 @@ def test_the_library_is_installed() -> None:
     assert library is not None, "A compile error can hide: build it with pip install -v"
     widest = os.environ.get("TOKEXPORT_MAX_ISA", SETS[-1])
     assert kernels_of(library) in SETS[: SETS.index(widest) + 1]
+
+
+@pytest.mark.skipif(VARIABLE in os.environ, reason="beside that library there is no other")
+def test_the_library_for_openvino_is_installed_and_fits_one_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library, beside = kernels_here(), native_library()
+    assert library is not None, "Install openvino first, and build with pip install -v"
+    assert beside is not None
+    assert kernels_of(library) == kernels_of(beside)
+    assert openvino_library("2000.0.0") is None
+    monkeypatch.setenv(VARIABLE, "off")
+    assert kernels_here() is None
 
 
 @pytest.mark.skipif("TOKEXPORT_MAX_ISA" in os.environ, reason="this is that run")

@@ -1,14 +1,14 @@
-// What an operator sees of ONNX Runtime: tensors, attributes and its pool of threads.
+// What a kernel sees of the runtime that runs it: attributes, tensors and a pool of threads.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <initializer_list>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
-
-#include "ort_abi.h"
 
 namespace tokexport {
 
@@ -22,9 +22,6 @@ inline void require(bool holds, const char* what) {
   if (!holds) throw Refusal(what);
 }
 
-// Turns a status of ONNX Runtime into a Refusal.
-void check(const abi::Api* api, OrtStatus* status, const char* what);
-
 template <typename Element>
 struct Tensor {
   Element* data;
@@ -33,25 +30,21 @@ struct Tensor {
   size_t size(size_t axis) const { return static_cast<size_t>(shape.at(axis)); }
 };
 
-// Attributes of a node, read when its session is made.
+// Attributes of a node, read when its kernel is made.
 class Attributes {
  public:
-  Attributes(const abi::Api* api, const OrtKernelInfo* info) : api_(api), info_(info) {}
+  virtual ~Attributes() = default;
 
-  float number(const char* name) const;
-  size_t count(const char* name) const;
+  virtual float number(const char* name) const = 0;
+  virtual size_t count(const char* name) const = 0;
   // The only element of a list.
-  size_t only(const char* name) const;
-
- private:
-  const abi::Api* api_;
-  const OrtKernelInfo* info_;
+  virtual size_t only(const char* name) const = 0;
 };
 
 // One run of a node.
 class Run {
  public:
-  Run(const abi::Api* api, OrtKernelContext* context) : api_(api), context_(context) {}
+  virtual ~Run() = default;
 
   Tensor<const float> floats(size_t input, size_t rank) const { return in<float>(input, rank); }
   Tensor<const int8_t> bytes(size_t input, size_t rank) const { return in<int8_t>(input, rank); }
@@ -62,29 +55,27 @@ class Run {
     return static_cast<Element*>(output_data(place, shape));
   }
 
-  // Runs body(0) … body(tasks - 1) on the threads of the session.
+  // Runs body(0) … body(tasks - 1) on the threads of the runtime.
   template <typename Body>
   void in_parallel(size_t tasks, const Body& body) const {
     if (tasks == 1) return body(0);
     const auto call = [](void* data, size_t task) { (*static_cast<const Body*>(data))(task); };
-    check(api_,
-          abi::KernelContextParallelFor::of(api_)(context_, call, tasks, 0,
-                                                  const_cast<Body*>(&body)),
-          "no threads");
+    run_tasks(call, tasks, const_cast<Body*>(&body));
   }
+
+ protected:
+  virtual const void* input_data(size_t input, std::vector<int64_t>* shape) const = 0;
+  virtual void* output_data(size_t place, std::initializer_list<size_t> shape) const = 0;
+  virtual void run_tasks(void (*call)(void*, size_t), size_t tasks, void* data) const = 0;
 
  private:
   template <typename Element>
   Tensor<const Element> in(size_t input, size_t rank) const {
     std::vector<int64_t> shape;
-    const void* data = input_data(input, rank, &shape);
+    const void* data = input_data(input, &shape);
+    require(shape.size() == rank, "An input has another number of axes than the operator takes.");
     return {static_cast<const Element*>(data), std::move(shape)};
   }
-  const void* input_data(size_t input, size_t rank, std::vector<int64_t>* shape) const;
-  void* output_data(size_t place, std::initializer_list<size_t> shape) const;
-
-  const abi::Api* api_;
-  OrtKernelContext* context_;
 };
 
 // A node of a session; may be run by several threads at once.
@@ -94,12 +85,10 @@ class Kernel {
   virtual void run(const Run& run) const = 0;
 };
 
-// An operator of the domain: in a signature `f` is a float32 tensor, `i` an int64 and `b` an int8
-// one.
-struct Operator : abi::CustomOp {
+// An operator of the domain: in a signature `f` is a float32 tensor, `i` one of indices and `b` an
+// int8 one.
+struct Operator {
   using Make = std::unique_ptr<Kernel> (*)(const Attributes&);
-
-  Operator(const char* name, const char* inputs, const char* outputs, Make make);
 
   const char* name;
   const char* inputs;

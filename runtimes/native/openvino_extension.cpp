@@ -1,0 +1,173 @@
+// The operators that move tokens, as one operator of OpenVINO that is told which it is.
+//
+// A graph holds no such operator on disk: runtimes/openvino_kernels.py puts them in where it is
+// loaded, so that it runs without this library too. Indices are int32 here, as in the CPU plugin.
+#include <tbb/parallel_for.h>
+
+#include <algorithm>
+#include <map>
+#include <openvino/core/extension.hpp>
+#include <openvino/core/op_extension.hpp>
+#include <openvino/op/op.hpp>
+#include <utility>
+
+#include "kernels.h"
+#include "operators.h"
+
+namespace tokexport {
+namespace {
+
+using Numbers = std::map<std::string, int64_t>;
+
+class NamedAttributes final : public Attributes {
+ public:
+  explicit NamedAttributes(const Numbers& numbers) : numbers_(numbers) {}
+
+  float number(const char*) const override { throw Refusal("No attribute here is a fraction."); }
+  size_t count(const char* name) const override { return only(name); }
+
+  size_t only(const char* name) const override {
+    const auto found = numbers_.find(name);
+    if (found == numbers_.end() || found->second < 0)
+      throw Refusal(std::string("The attribute ") + name + " is not given, or negative.");
+    return static_cast<size_t>(found->second);
+  }
+
+ private:
+  const Numbers& numbers_;
+};
+
+// One run; it widens indices for the kernel, and narrows those that the kernel gives.
+class OpenVinoRun final : public Run {
+ public:
+  OpenVinoRun(ov::TensorVector& outputs, const ov::TensorVector& inputs)
+      : outputs_(outputs), inputs_(inputs), read_(inputs.size()), written_(outputs.size()) {}
+
+  // Puts the indices that the kernel gave into the tensors.
+  void finish() const {
+    for (size_t place = 0; place < outputs_.size(); ++place)
+      std::transform(written_[place].begin(), written_[place].end(),
+                     narrow(outputs_[place], written_[place].size()),
+                     [](int64_t index) { return static_cast<int32_t>(index); });
+  }
+
+ private:
+  static int32_t* narrow(ov::Tensor& tensor, size_t count) {
+    return count == 0 ? nullptr : tensor.data<int32_t>();
+  }
+
+  const void* input_data(size_t input, std::vector<int64_t>* shape) const override {
+    const ov::Tensor& tensor = inputs_.at(input);
+    const ov::Shape& sizes = tensor.get_shape();
+    shape->assign(sizes.begin(), sizes.end());
+    if (tensor.get_element_type() != ov::element::i32) return tensor.data();
+    const auto* indices = tensor.data<const int32_t>();
+    read_[input].assign(indices, indices + tensor.get_size());
+    return read_[input].data();
+  }
+
+  void* output_data(size_t place, std::initializer_list<size_t> shape) const override {
+    ov::Tensor& tensor = outputs_.at(place);
+    require(tensor.get_shape() == ov::Shape(shape), "An output has another shape than was said.");
+    if (tensor.get_element_type() != ov::element::i32) return tensor.data();
+    written_[place].resize(tensor.get_size());
+    return written_[place].data();
+  }
+
+  // The CPU plugin runs a graph in an arena of its threads, which these tasks stay in.
+  void run_tasks(void (*call)(void*, size_t), size_t tasks, void* data) const override {
+    tbb::parallel_for(size_t{0}, tasks, [=](size_t task) { call(data, task); });
+  }
+
+  ov::TensorVector& outputs_;
+  const ov::TensorVector& inputs_;
+  mutable std::vector<std::vector<int64_t>> read_;
+  mutable std::vector<std::vector<int64_t>> written_;
+};
+
+const Operator& operator_named(const std::string& name) {
+  static const std::vector<Operator> all = [] {
+    std::vector<Operator> found;
+    add_token_operators(&found);
+    return found;
+  }();
+  const auto found = std::find_if(all.begin(), all.end(),
+                                  [&name](const Operator& one) { return name == one.name; });
+  OPENVINO_ASSERT(found != all.end(), "There is no kernel ", name, ".");
+  return *found;
+}
+
+class TokenOperator final : public ov::op::Op {
+ public:
+  OPENVINO_OP("TokenOperator", "tokexport");
+
+  TokenOperator() = default;
+
+  bool visit_attributes(ov::AttributeVisitor& visitor) override {
+    visitor.on_attribute("operator", name_);
+    visitor.on_attribute("attributes", attributes_);
+    visitor.on_attribute("numbers", numbers_);
+    visitor.on_attribute("output_shapes", shapes_);
+    return true;
+  }
+
+  void validate_and_infer_types() override {
+    const Operator& what = operator_named(name_);
+    const std::string inputs = what.inputs;
+    const std::string outputs = what.outputs;
+    NODE_VALIDATION_CHECK(this, get_input_size() == inputs.size(), name_, " takes ",
+                          inputs.size(), " inputs.");
+    for (size_t i = 0; i < inputs.size(); ++i)
+      NODE_VALIDATION_CHECK(this, get_input_element_type(i) == type_of(inputs[i]), "Input ", i,
+                            " of ", name_, " has another type than it takes.");
+    NODE_VALIDATION_CHECK(this, attributes_.size() == numbers_.size(),
+                          "There is no number for each attribute.");
+    auto next = shapes_.begin();  // the rank of an output, and then its sizes
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      NODE_VALIDATION_CHECK(this, next != shapes_.end() && shapes_.end() - next > *next,
+                            "There is no shape for each output.");
+      set_output_type(i, type_of(outputs[i]), ov::Shape(next + 1, next + 1 + *next));
+      next += 1 + *next;
+    }
+    Numbers numbers;
+    for (size_t i = 0; i < attributes_.size(); ++i) numbers[attributes_[i]] = numbers_[i];
+    kernel_ = what.make(NamedAttributes(numbers));
+  }
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    auto made = std::make_shared<TokenOperator>();
+    made->name_ = name_;
+    made->attributes_ = attributes_;
+    made->numbers_ = numbers_;
+    made->shapes_ = shapes_;
+    made->set_arguments(inputs);
+    made->constructor_validate_and_infer_types();
+    return made;
+  }
+
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    const OpenVinoRun run(outputs, inputs);
+    kernel_->run(run);
+    run.finish();
+    return true;
+  }
+
+ private:
+  static ov::element::Type type_of(char letter) {
+    return letter == 'f' ? ov::element::f32 : ov::element::i32;
+  }
+
+  std::string name_;
+  std::vector<std::string> attributes_;
+  std::vector<int64_t> numbers_;
+  std::vector<int64_t> shapes_;
+  std::shared_ptr<const Kernel> kernel_;
+};
+
+}  // namespace
+}  // namespace tokexport
+
+OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
+    {std::make_shared<ov::OpExtension<tokexport::TokenOperator>>()}));

@@ -1,0 +1,143 @@
+#include "ort_operator.h"
+
+#include <cstring>
+#include <exception>
+
+namespace tokexport {
+
+namespace {
+
+// Turns a status of ONNX Runtime into a Refusal.
+void check(const abi::Api* api, OrtStatus* status, const char* what) {
+  if (status == nullptr) return;
+  abi::ReleaseStatus::of(api)(status);
+  throw Refusal(std::string("ONNX Runtime gave ") + what + ".");
+}
+
+class OrtAttributes final : public Attributes {
+ public:
+  OrtAttributes(const abi::Api* api, const OrtKernelInfo* info) : api_(api), info_(info) {}
+
+  float number(const char* name) const override {
+    float value = 0;
+    check(api_, abi::KernelInfoGetAttributeFloat::of(api_)(info_, name, &value), name);
+    return value;
+  }
+
+  size_t count(const char* name) const override {
+    int64_t value = 0;
+    check(api_, abi::KernelInfoGetAttributeInt64::of(api_)(info_, name, &value), name);
+    require(value >= 0, "An attribute that counts is negative.");
+    return static_cast<size_t>(value);
+  }
+
+  size_t only(const char* name) const override {
+    int64_t value = 0;
+    size_t size = 1;
+    check(api_, abi::KernelInfoGetAttributeArrayInt64::of(api_)(info_, name, &value, &size), name);
+    require(size == 1 && value >= 0, "An attribute that counts is no list of one number.");
+    return static_cast<size_t>(value);
+  }
+
+ private:
+  const abi::Api* api_;
+  const OrtKernelInfo* info_;
+};
+
+class OrtRun final : public Run {
+ public:
+  OrtRun(const abi::Api* api, OrtKernelContext* context) : api_(api), context_(context) {}
+
+ private:
+  const void* input_data(size_t input, std::vector<int64_t>* shape) const override {
+    const OrtValue* value = nullptr;
+    check(api_, abi::KernelContextGetInput::of(api_)(context_, input, &value), "no input");
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    check(api_, abi::GetTensorTypeAndShape::of(api_)(value, &info), "no shape");
+    size_t found = 0;
+    OrtStatus* status = abi::GetDimensionsCount::of(api_)(info, &found);
+    if (status == nullptr) {
+      shape->resize(found);
+      status = abi::GetDimensions::of(api_)(info, shape->data(), found);
+    }
+    abi::ReleaseTensorTypeAndShapeInfo::of(api_)(info);
+    check(api_, status, "no sizes");
+    void* data = nullptr;
+    check(api_, abi::GetTensorMutableData::of(api_)(const_cast<OrtValue*>(value), &data),
+          "no data");
+    return data;
+  }
+
+  void* output_data(size_t place, std::initializer_list<size_t> shape) const override {
+    std::vector<int64_t> sizes(shape.begin(), shape.end());
+    OrtValue* value = nullptr;
+    check(api_,
+          abi::KernelContextGetOutput::of(api_)(context_, place, sizes.data(), sizes.size(),
+                                                &value),
+          "no output");
+    void* data = nullptr;
+    check(api_, abi::GetTensorMutableData::of(api_)(value, &data), "no data");
+    return data;
+  }
+
+  void run_tasks(void (*call)(void*, size_t), size_t tasks, void* data) const override {
+    check(api_, abi::KernelContextParallelFor::of(api_)(context_, call, tasks, 0, data),
+          "no threads");
+  }
+
+  const abi::Api* api_;
+  OrtKernelContext* context_;
+};
+
+// A node with the interface that it was made with.
+struct Node {
+  const abi::Api* api;
+  std::unique_ptr<Kernel> kernel;
+};
+
+// Calls the body; what it throws becomes a status.
+template <typename Body>
+OrtStatus* guarded(const abi::Api* api, const Body& body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    return abi::CreateStatus::of(api)(abi::kFail, error.what());
+  }
+}
+
+int element_type(char letter) {
+  return letter == 'f' ? abi::kFloat : letter == 'b' ? abi::kInt8 : abi::kInt64;
+}
+
+const Operator& cast(const abi::CustomOp* op) { return static_cast<const OrtOperator*>(op)->what; }
+
+}  // namespace
+
+OrtOperator::OrtOperator(const Operator& what) : abi::CustomOp{}, what(what) {
+  version = abi::kVersion;
+  GetName = [](const abi::CustomOp* op) { return cast(op).name; };
+  GetExecutionProviderType = [](const abi::CustomOp*) -> const char* { return nullptr; };
+  GetInputTypeCount = [](const abi::CustomOp* op) { return std::strlen(cast(op).inputs); };
+  GetInputType = [](const abi::CustomOp* op, size_t i) { return element_type(cast(op).inputs[i]); };
+  GetOutputTypeCount = [](const abi::CustomOp* op) { return std::strlen(cast(op).outputs); };
+  GetOutputType = [](const abi::CustomOp* op, size_t i) {
+    return element_type(cast(op).outputs[i]);
+  };
+  GetInputCharacteristic = [](const abi::CustomOp*, size_t) { return abi::kRequired; };
+  GetOutputCharacteristic = [](const abi::CustomOp*, size_t) { return abi::kRequired; };
+  GetInputMemoryType = [](const abi::CustomOp*, size_t) { return 0; };  // OrtMemTypeDefault
+  CreateKernelV2 = [](const abi::CustomOp* op, const abi::Api* api, const OrtKernelInfo* info,
+                      void** kernel) {
+    return guarded(api, [&] {
+      *kernel = new Node{api, cast(op).make(OrtAttributes(api, info))};
+    });
+  };
+  KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+    const Node& node = *static_cast<const Node*>(kernel);
+    return guarded(node.api, [&] { node.kernel->run(OrtRun(node.api, context)); });
+  };
+  KernelDestroy = [](void* kernel) { delete static_cast<Node*>(kernel); };
+}
+
+}  // namespace tokexport
