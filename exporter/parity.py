@@ -18,7 +18,8 @@ class Ties:
 
     Attributes:
         batches: The batches with such a decision.
-        flips: How many positions or truth values differ in them.
+        flips: How many positions or truth values differ in them; in a half precision it may be
+            none, where choices are near enough for rounding to turn them.
         margin: The largest margin, as a share of the scale of the scores.
         noise: The largest difference of the hop's scores from eager's, as such a share.
         decisions: Which decisions: the operator and the line it came from.

@@ -261,8 +261,8 @@ def _tie_lines(report: Report) -> Iterator[Text]:
         if not ties.flips:
             yield Text.assemble(
                 (f"ties at {hop.name}  ", "yellow"),
-                f"on {count} of {batches} batches rounding moved a decision: told eager's choices, "
-                "it agrees.",
+                f"on {count} of {batches} batches {', '.join(ties.decisions)} decided where "
+                "rounding could turn the choice: told eager's, it agrees.",
             )
             continue
         yield Text.assemble(
