@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gate_advice import advice_for
 from tokexport.exporter.token_cap_use import TokenCapUse
@@ -165,9 +167,10 @@ def _over_all_samples(
     between the output's own values; where those do not differ either, it is their size.
     """
     per_sample = expected.ndim > 1 and expected.shape[1] == batch
-    flat = expected.reshape(-1)
-    between = spread(expected, 2 if per_sample else 1), spread(flat, 1)
-    found = next((each for each in between if each > noise), compare(flat, flat * 0).rms)
+    finite = expected[np.isfinite(expected)]
+    between = spread(expected, 2 if per_sample else 1), spread(finite, 1)
+    size = compare(finite, np.zeros_like(finite)).rms
+    found = next((each for each in between if each > noise), size)
     return Gate(
         math.inf,
         error,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from digits_vit import DigitsViT
+from rich.console import Console
 from torch import nn
 
 import tokexport
@@ -19,6 +22,7 @@ from tokexport.exporter.float64_error import Float64Error
 from tokexport.exporter.gates import SPREAD_TOLERANCE, Gate, set_gates, spread_warnings
 from tokexport.exporter.kept_batches import REFERENCE_BATCHES, kept_batches
 from tokexport.exporter.parity import ParityError, Proof
+from tokexport.exporter.tables import render_verification, verification_json
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.initializers import add_initializer
 from tokexport.runtimes.base import Array
@@ -108,6 +112,10 @@ def test_a_quantised_model_passes_and_its_bundle_says_how_near_it_is(tmp_path: P
     }
     verified = verify_bundle(result.bundle)
     assert verified.passed
+    file = io.StringIO()
+    render_verification(verified, Console(file=file, width=100))
+    assert re.search(r"cosine 0\.99.*\n.*0\.5 of spread", file.getvalue())
+    assert verification_json(verified)["outputs"]["output"]["spread_tolerance"] == 0.5
     assert verified.batches == REFERENCE_BATCHES
     assert verified.outputs[0].spread_error == pytest.approx(found.rms / spread, rel=1.0)
     assert result.report.warnings == ()
@@ -146,6 +154,27 @@ def test_samples_that_show_nothing_are_warned_of(images: np.ndarray, tmp_path: P
     assert verify_bundle(result.bundle).passed
 
 
+@pytest.mark.parametrize(
+    ("precision", "error", "tolerance", "reason"),
+    [
+        ("bf16", 1e-6, 5e-2, "the default of bf16, 0.05 of the largest value"),
+        ("fp16", 1e-6, 1e-2, "the default of fp16, 0.01 of the largest value"),
+        (
+            "fp16",
+            1e-2,
+            4e-2,
+            "max(0.01, 4 × 1.0e-02, the distance of fp32 eager from float64)",
+        ),
+    ],
+)
+def test_a_half_precision_says_what_it_is_held_to(
+    precision: str, error: float, tolerance: float, reason: str
+) -> None:
+    outputs = {"y": np.ones((2, 1, 4), np.float32)}
+    gate = set_gates(outputs, Float64Error({"y": error}, ""), precision, None)["y"]
+    assert (gate.tolerance, gate.reason, gate.spread) == (tolerance, reason, None)
+
+
 def gates_of(expected: Array, batch: int) -> dict[str, Gate]:
     return set_gates({"y": expected}, EXACT, "int8", None, batch=batch)
 
@@ -166,6 +195,8 @@ def test_an_output_that_is_one_number_for_all_has_its_size_for_a_spread() -> Non
     (warning,) = spread_warnings(gates)
     assert "Output 'y' is the same for all samples" in warning
     assert spread_warnings(gates_of(np.arange(4, dtype=np.float32)[:, None], 1)) == ()
+    masked = gates_of(np.array([[2.0, -np.inf]] * 3, np.float32)[:, None], 1)
+    assert (masked["y"].spread, masked["y"].varies) == (2.0, False)
 
 
 def with_errors(batches: int, *wrong: int) -> tuple[Proof, dict[str, Array]]:
