@@ -32,7 +32,7 @@ from tokexport.exporter.gates import FP32_FLOOR
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.parity import ParityError, ToldRun
 from tokexport.exporter.ties import TieSearch
-from tokexport.graph_passes import pipelines
+from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import tell, unlifted
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.verification import verify_bundle
@@ -153,6 +153,7 @@ def test_an_error_beside_a_tie_is_an_error(tmp_path: Path, monkeypatch: pytest.M
 
 def told_in_half(gap: float) -> ToldRun:
     """Asks about a hop that rounds its input to half and left its gate on the only image."""
+    ops.register()
     x = samples(gap)[:, None]
     example = (torch.from_numpy(x[0]),)
     model = KeepsTheBest()
