@@ -17,14 +17,17 @@ from tokexport.graph_passes.linears import block_linears
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.ort import OrtRunner
 
-#: How many samples the ranges are measured on, at most.
+#: How many samples the ranges are measured on, at most; a batch that holds more is taken whole.
 CALIBRATION_SAMPLES: Final = 300
 
 
 def calibration_batches(batches: Batches) -> Iterator[dict[str, Array]]:
-    """Yields the batches that hold the first ``CALIBRATION_SAMPLES`` samples."""
-    size = max(1, batches.samples // len(batches))
-    yield from islice(batches, -(-CALIBRATION_SAMPLES // size))
+    """Yields the first batches that hold at most ``CALIBRATION_SAMPLES`` samples, at least one.
+
+    A model takes batches of one size only, so none is cut.
+    """
+    size = next(iter(batches.arrays[batches.names[0]].shape[1:]), 1)
+    yield from islice(batches, max(1, CALIBRATION_SAMPLES // size))
 
 
 def linear_ranges(emitted: ir.Model, batches: Batches) -> dict[str, tuple[float, float]]:

@@ -24,14 +24,17 @@ from tokexport.exporter.eager_gates import fp32_gates
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.gate_advice import advice_for
 from tokexport.exporter.gates import (
     Gate,
     gate_warnings,
     narrowed_hops,
     require_accuracy,
     set_gates,
+    spread_warnings,
 )
 from tokexport.exporter.inputs import Batches, accuracy
+from tokexport.exporter.kept_batches import kept_batches
 from tokexport.exporter.machine import describe_machine
 from tokexport.exporter.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.parity import Proof
@@ -65,8 +68,6 @@ from tokexport.runtimes.manifest import (
 from tokexport.runtimes.verification import REFERENCE_NAME
 
 REPORT_NAME = "report.json"
-#: How many batches of the reference the bundle carries for ``verify``.
-REFERENCE_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,19 @@ def compile(
             captured = unlifted(program)
             outputs = reference.outputs
             gates, error = fp32_gates(eager_error, captured, batches, outputs, config.atol)
-            warnings = gate_warnings(gates, known["token_cap"]) + precision_warnings(config)
-            narrowed = set_gates(outputs, error, config.precision, config.atol)
+            narrowed = set_gates(
+                outputs,
+                error,
+                config.precision,
+                config.atol,
+                batch=size,
+                advice=advice_for(config),
+            )
+            warnings = (
+                *gate_warnings(gates, known["token_cap"]),
+                *spread_warnings(narrowed),
+                *precision_warnings(config),
+            )
             proof = Proof(outputs, gates, dict.fromkeys(narrowed_hops(config), narrowed))
             known |= {"gates": narrowed, "hops": proof.hops, "warnings": warnings}
             proof.check("captured", hops.run_graph(captured, batches, names))
@@ -194,7 +206,7 @@ def compile(
                 found = hops.run_lowered(lowered, batches, arithmetic)
                 proof.check("lowered", found, told.lowered)
                 known["accuracy"] = _accuracy(reference, found, batches)
-                require_accuracy(known["accuracy"], config.precision)
+                require_accuracy(known["accuracy"], config)
 
         with stage("build"), kept.explain(lowered):
             bundle.require_space(_size(lowered.parent))
@@ -227,7 +239,7 @@ def compile(
                         "runtime": with_quantisation(runner.runtime, config, arithmetic),
                         "accuracy": _accuracy(reference, found, batches),
                     }
-                    require_accuracy(known["accuracy"], config.precision)
+                    require_accuracy(known["accuracy"], config)
                 if config.timed:
                     with stage("speed"):
                         unreduced = None if reduced is None else reduced.unreduced
@@ -241,7 +253,7 @@ def compile(
                             require_speedup(speed, timed_name(config), config.min_speedup)
 
         with stage("bundle"):
-            rows = _steady_batches(proof, batches)[:REFERENCE_BATCHES]
+            rows = kept_batches(proof, found)
             save_reference(
                 bundle.path / REFERENCE_NAME,
                 {name: batches.arrays[name][rows] for name in batches.names},
@@ -286,18 +298,6 @@ def _report_on_failure(known: dict[str, Any], checklist: Checklist) -> Iterator[
         failed = next((hop.name for hop in hops_so_far if not hop.passed), None)
         error.report = _report({**known, "first_failure": failed}, checklist)
         raise
-
-
-def _steady_batches(proof: Proof, batches: Batches) -> list[int]:
-    """Returns the batches on which no near-tie fell differently: ``verify`` replays only those."""
-    rows = [row for row in range(len(batches)) if row not in proof.unsteady]
-    if not rows:
-        raise GateError(
-            "Every batch holds a near-tie that fell the other way, so nothing is left to verify "
-            "the bundle with.",
-            fix="Give more samples with --inputs, or another --seed.",
-        )
-    return rows
 
 
 def _manifest(

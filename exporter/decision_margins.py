@@ -5,6 +5,9 @@ by rounding: ε = max |s' - s|. What the step chose is at most 2ε worse by eage
 eager chose, whatever the decision: an order, an arg-max, a match. A comparison a > b falls
 differently only where |a - b| is at most the sum of both errors. So a choice beyond that is wrong,
 and so are scores that are off by more than the gate allows.
+
+How near a decision is to a tie is told by eager's scores alone: the smallest step between what it
+chose and the next best thing it could have chosen. A step beyond 2ε cannot fall the other way.
 """
 
 from __future__ import annotations
@@ -27,15 +30,23 @@ class Fall:
         margin: How much worse the step's choice is by eager's scores, as a share of their scale;
             infinite where it is no choice at all, such as a row taken twice.
         noise: The largest difference of the step's scores from eager's, as a share of their scale.
+        edge: How far eager's choice is from the nearest other one, by its own scores, as a share of
+            their scale; infinite where there is no other.
     """
 
     flips: int
     margin: float
     noise: float
+    edge: float
 
     def is_tie(self, tolerance: float) -> bool:
         """Tells whether rounding, within the tolerance that arithmetic has, explains the flips."""
         return self.noise <= tolerance and self.margin <= 2 * self.noise
+
+    @property
+    def is_near(self) -> bool:
+        """Whether rounding such as the step's could have made another choice."""
+        return self.noise > 0 and self.edge <= 2 * self.noise
 
 
 def held_against(decision: Decision, eager: Mapping[str, Array], step: Mapping[str, Array]) -> Fall:
@@ -62,13 +73,19 @@ def held_against(decision: Decision, eager: Mapping[str, Array], step: Mapping[s
             first, second = (*scores, np.zeros(()))[:2]
             one, other = choices[0]
             margin, noise = _of_comparison(first, second, one != other), sum(errors) / 2
+            with np.errstate(invalid="ignore"):
+                edge = _nearest(first - second)
         case DecisionKind.ORDER:
             ((one, other),) = choices.values()
             margin, noise = _of_order(scores[0], one, other, decision.dim), errors[0]
+            count = one.shape[decision.dim] if one.ndim == scores[0].ndim else 1
+            edge = _nearest(_steps(scores[0], count, decision.dim))
         case DecisionKind.MATCH:
             own = [step[decision.own[position]] for position in range(3)]
             margin, noise = _of_match(scores[0], own, decision.ordered), errors[0]
-    return Fall(flips, margin / scale, noise / scale)
+            taken = step[decision.own[1]].shape[1]
+            edge = _edge_of_match(scores[0], taken, decision.ordered)
+    return Fall(flips, margin / scale, noise / scale, edge / scale)
 
 
 def _decided_on(decision: Decision, scores: Array) -> Array:
@@ -118,6 +135,29 @@ def _of_match(scores: Array, own: list[Array], ordered: str) -> float:
         return np.inf
     best_of_eager = -np.sort(-best, axis=1)[:, : src.shape[1]]
     return max(margin, _distance(best_of_eager, np.take_along_axis(best, src, 1)))
+
+
+def _edge_of_match(scores: Array, taken: int, ordered: str) -> float:
+    """Returns the step to the nearest other match: another partner, or another row that merges."""
+    best = scores.max(axis=2)
+    merged = np.argsort(-best, axis=1, kind="stable")[:, :taken]
+    partners = np.take_along_axis(scores, merged[:, :, None], 1)
+    rows = _steps(best, best.shape[1] if ordered == "score" else taken, 1)
+    if ordered != "score":
+        rows = rows[:, max(taken - 1, 0) :]  # in which order they merge makes no difference
+    return min(_nearest(_steps(partners, 1, 2)), _nearest(rows))
+
+
+def _steps(scores: Array, count: int, dim: int) -> Array:
+    """Returns the steps between the ``count`` best along an axis, and from the last to the next."""
+    best = -np.sort(-scores, axis=dim).take(range(min(count + 1, scores.shape[dim])), axis=dim)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(-np.diff(best, axis=dim))
+
+
+def _nearest(steps: Array) -> float:
+    """Returns the smallest step; between two that are infinitely bad there is no choice."""
+    return float(np.nan_to_num(np.abs(steps), nan=np.inf, posinf=np.inf).min(initial=np.inf))
 
 
 def _are_positions(index: Array, size: int, dim: int) -> bool:

@@ -18,7 +18,8 @@ class Ties:
 
     Attributes:
         batches: The batches with such a decision.
-        flips: How many positions or truth values differ in them.
+        flips: How many positions or truth values differ in them; in a half precision it may be
+            none, where choices are near enough for rounding to turn them.
         margin: The largest margin, as a share of the scale of the scores.
         noise: The largest difference of the hop's scores from eager's, as such a share.
         decisions: Which decisions: the operator and the line it came from.
@@ -62,6 +63,7 @@ class HopResult:
         detail: What failed and by how much; empty when the hop passed.
         ties: The near-ties that fell the other way; None where there were none.
         gates: The gate of every output at this step.
+        outside: The batches that lie outside a gate by themselves, where it holds over all.
     """
 
     name: str
@@ -70,6 +72,7 @@ class HopResult:
     detail: str
     ties: Ties | None = None
     gates: Mapping[str, Gate] = field(default_factory=dict)
+    outside: tuple[int, ...] = ()
 
 
 #: The hops in order, and what an error first seen at one of them means.
@@ -80,6 +83,13 @@ HOPS: Final = {
     "lowered": "The lowered ONNX differs from the emitted one: an ONNX pass is wrong.",
     "artifact": "The artifact differs from the ONNX it was built from: the runtime is off.",
 }
+_LOWERED_BY_ITSELF: Final = (
+    "The artifact differs from the emitted ONNX: an ONNX pass, a kernel or the runtime is off."
+)
+_FIRST_NARROWED: Final = (
+    "The steps before it compute in fp32: the reduced precision costs too much, or what brings it "
+    "in is wrong."
+)
 
 
 def judge(
@@ -110,28 +120,49 @@ def judge(
                 f"output '{output}' is off by {comparison.relative:.2e} of its scale "
                 f"{gate.scale:.3g}, and {gate.tolerance:.2e} is allowed"
             )
-        elif not gate.lets(comparison):
+        elif gate.least_cosine is not None and comparison.cosine < gate.least_cosine:
             failures.append(
                 f"output '{output}' has a cosine of {comparison.cosine:.4f} to eager's, and "
                 f"{gate.least_cosine:g} is the least"
+            )
+        elif not gate.lets(comparison):
+            between = "samples" if gate.varies else "its values"
+            failures.append(
+                f"output '{output}' is off by {gate.spread_error(comparison):.2f} of its spread "
+                f"between {between}, and {gate.spread_tolerance:g} is allowed"
             )
     return HopResult(name, comparisons, not failures, "; ".join(failures), gates=dict(gates))
 
 
 class ParityError(GateError):
-    """A hop left the gate; ``hops`` holds every hop compared until then, the failed one last."""
+    """A hop left the gate.
 
-    def __init__(self, hops: Sequence[HopResult]) -> None:
+    Args:
+        hops: Every hop compared until then, the failed one last.
+        first_narrowed: Whether that is the first hop in a reduced precision.
+    """
+
+    def __init__(self, hops: Sequence[HopResult], first_narrowed: bool = False) -> None:
         failed = hops[-1]
         passed = ", ".join(hop.name for hop in hops[:-1])
         advice = next((gate.advice for gate in failed.gates.values()), "")
         super().__init__(
             f"Parity failed at '{failed.name}': {failed.detail}.",
-            where=f"{HOPS[failed.name]}" + (f" Passed before it: {passed}." if passed else ""),
+            where=_meaning(hops, first_narrowed)
+            + (f" Passed before it: {passed}." if passed else ""),
             fix="No bundle was written. "
             + (advice or "--keep-stages leaves every stage for a closer look."),
         )
         self.hops = tuple(hops)
+
+
+def _meaning(hops: Sequence[HopResult], first_narrowed: bool) -> str:
+    """Says what may be wrong where the last of some hops is the first that failed."""
+    name = hops[-1].name
+    if first_narrowed:
+        return _FIRST_NARROWED
+    lowered = any(hop.name == "lowered" for hop in hops)
+    return HOPS[name] if name != "artifact" or lowered else _LOWERED_BY_ITSELF
 
 
 class Proof:
@@ -144,8 +175,7 @@ class Proof:
 
     Attributes:
         hops: The hops compared so far.
-        unsteady: The batches on which some hop decided a near-tie the other way, or that lie
-            outside a gate which holds over all of them.
+        unsteady: The batches on which some hop decided a near-tie the other way.
     """
 
     def __init__(
@@ -174,25 +204,34 @@ class Proof:
         Args:
             hop: Its name.
             found: What it gave, (batches, …) by name.
-            tell: Runs it again, told how to decide; asked only where it leaves its gate, and that
-                is one of single numbers.
+            tell: Runs it again, told how to decide; asked only where it leaves its gate. There is
+                none for a gate that holds over all samples together.
 
         Raises:
             ParityError: An output lies outside its gate, and no near-tie explains it.
         """
         gates = self.gates_of(hop)
         result = judge(hop, self.expected, found, gates)
-        overall = any(gate.least_cosine is not None for gate in gates.values())
-        if result.passed and overall:
-            batches = range(len(next(iter(found.values()))))
-            inside = self.within(hop, found, batches)
-            self.unsteady |= {batch for batch in batches if not inside[batch]}
         compared = len(result.comparisons) == len(gates)
-        if not result.passed and tell is not None and compared and not overall:
+        if self.holds_over_all(hop) and compared:
+            result = replace(result, outside=tuple(self._outside(hop, found)))
+        if not result.passed and tell is not None and compared:
             result = self._told(result, found, tell)
         self.hops.append(result)
         if not result.passed:
-            raise ParityError(self.hops)
+            narrowed = [each.name for each in self.hops if self.is_narrowed(each.name)]
+            raise ParityError(self.hops, first_narrowed=narrowed == [hop])
+
+    def holds_over_all(self, hop: str) -> bool:
+        """Tells whether a hop is held to a gate over all samples together."""
+        return any(gate.holds_over_all for gate in self.gates_of(hop).values())
+
+    def holds_on(self, hop: str, found: Mapping[str, Array], rows: Sequence[int]) -> bool:
+        """Tells whether the outputs (batches, …) of some batches lie within the gates together."""
+        return all(
+            _within(self.expected[name][rows], found[name][rows], gate)
+            for name, gate in self.gates_of(hop).items()
+        )
 
     def within(self, hop: str, found: Mapping[str, Array], batches: Sequence[int]) -> list[bool]:
         """Tells for each of some batches whether the outputs (batches, …) lie within the gates."""
@@ -204,11 +243,15 @@ class Proof:
             for row, batch in enumerate(batches)
         ]
 
+    def _outside(self, hop: str, found: Mapping[str, Array]) -> list[int]:
+        """Returns the batches whose outputs lie outside the gates by themselves."""
+        (count,) = {len(array) for array in found.values()}
+        inside = self.within(hop, found, range(count))
+        return [batch for batch in range(count) if not inside[batch]]
+
     def _told(self, result: HopResult, found: Mapping[str, Array], tell: TellHop) -> HopResult:
         """Judges a hop that failed by what it gives when it is told how to decide."""
-        (count,) = {len(array) for array in found.values()}
-        inside = self.within(result.name, found, range(count))
-        failed = [batch for batch in range(count) if not inside[batch]]
+        failed = self._outside(result.name, found)
         told = tell(failed)
         if told.ties is None:
             why_not = f"; {told.why_not}" if told.why_not else ""

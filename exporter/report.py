@@ -128,7 +128,7 @@ def render(report: Report, console: Console) -> None:
     show(_facts(report))
     if report.hops:
         show(_parity_table(report))
-        for line in _tie_lines(report):
+        for line in (*_spread_lines(report), *_tie_lines(report)):
             show(line)
     for line in report.noise.lines() if report.noise is not None else ():
         show(line)
@@ -242,7 +242,7 @@ def _parity_table(report: Report) -> Table:
                 Text(output),
                 f"{found.max_abs:.1e}",
                 Text(f"{found.relative:.1e}", "red" if outside else ""),
-                "" if gate is None else gate.text,
+                "" if gate is None else gate.text.replace(", ", "\n"),
                 f"{found.cosine:.6f}",
                 "" if top1 is None else f"{top1:.1%}",
                 Text("") if index else verdict,
@@ -250,6 +250,25 @@ def _parity_table(report: Report) -> Table:
         if not hop.comparisons:
             table.add_row(Text(hop.name), *[""] * 6, verdict)
     return table
+
+
+def _spread_lines(report: Report) -> Iterator[Text]:
+    """Yields the error over the spread where a gate asks for it, and which batches lie outside."""
+    for hop in report.hops:
+        for output, found in hop.comparisons.items():
+            gate = _gates(report, hop).get(output)
+            error = None if gate is None else gate.spread_error(found)
+            if gate is not None and error is not None:
+                between = "samples" if gate.varies else "its values"
+                yield Text(
+                    f"{output} is off by {error:.3f} of its spread between {between} at {hop.name}"
+                )
+        if hop.outside:
+            yield Text.assemble(
+                (f"outside at {hop.name}  ", "yellow"),
+                f"{len(hop.outside)} of {report.batches} batches by themselves; the gate is one of "
+                "all together",
+            )
 
 
 def _tie_lines(report: Report) -> Iterator[Text]:
@@ -261,8 +280,8 @@ def _tie_lines(report: Report) -> Iterator[Text]:
         if not ties.flips:
             yield Text.assemble(
                 (f"ties at {hop.name}  ", "yellow"),
-                f"on {count} of {batches} batches rounding moved a decision: told eager's choices, "
-                "it agrees.",
+                f"on {count} of {batches} batches {', '.join(ties.decisions)} decided where "
+                "rounding could turn the choice: told eager's, it agrees.",
             )
             continue
         yield Text.assemble(

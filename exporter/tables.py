@@ -28,6 +28,8 @@ def verification_json(result: VerifyResult) -> dict[str, Any]:
                 "relative_error": output.relative_error,
                 "relative_tolerance": output.relative_tolerance,
                 "least_cosine": output.least_cosine,
+                "spread_error": output.spread_error,
+                "spread_tolerance": output.spread_tolerance,
                 "max_abs": output.comparison.max_abs,
                 "mean_abs": output.comparison.mean_abs,
                 "cosine": output.comparison.cosine,
@@ -50,7 +52,7 @@ def render_verification(result: VerifyResult, console: Console) -> None:
         table.add_row(
             output.name,
             f"{output.comparison.max_abs:.2e}",
-            f"{output.relative_error:.2e}",
+            _found(output),
             _allowed(output),
             f"{output.comparison.cosine:.7f}",
             "–" if top1 is None else f"{top1:.2%}",
@@ -63,10 +65,19 @@ def render_verification(result: VerifyResult, console: Console) -> None:
     console.print(Text.assemble(status, f"  {batches} on {runtime}"))
 
 
+def _found(output: OutputResult) -> str:
+    """Returns the error as a share of the scale, and below it of the spread where that is gated."""
+    if output.spread_error is None:
+        return f"{output.relative_error:.2e}"
+    return f"{output.relative_error:.2e}\n{output.spread_error:.2e} of spread"
+
+
 def _allowed(output: OutputResult) -> str:
-    if output.relative_tolerance is None:
+    if output.relative_tolerance is not None:
+        return f"{output.relative_tolerance:.2e}"
+    if output.spread_tolerance is None:
         return f"cosine {output.least_cosine:g}"
-    return f"{output.relative_tolerance:.2e}"
+    return f"cosine {output.least_cosine:g}\n{output.spread_tolerance:g} of spread"
 
 
 def failed_gate(result: VerifyResult) -> GateError | None:

@@ -7,7 +7,8 @@ It is excused on a batch where all of this holds, and on no other:
 * the scores it decides on are eager's, within the gate's tolerance;
 * some decision of its own differs from eager's, and none by a margin beyond what that difference of
   the scores explains (``decision_margins``). In a half precision none needs to differ: told, it
-  rounds other numbers than before, and a choice on the edge may fall right.
+  rounds other numbers than before, and a choice on the edge may fall right. But some choice has to
+  be so near the edge that the difference of its scores could have turned it.
 """
 
 from __future__ import annotations
@@ -97,9 +98,10 @@ class TieSearch:
                 if not fall.is_tie(self._tolerance):
                     return ToldRun({}, None, _said(decision, fall, self._tolerance))
             flipped = [(decision, fall) for decision, fall in falls if fall.flips]
-            if not flipped and not self._half:
-                return ToldRun({}, None, f"no decision of batch {batch} falls differently")
-            ties += flipped
+            near = [(decision, fall) for decision, fall in falls if fall.is_near]
+            if not flipped and not (self._half and near):
+                return ToldRun({}, None, _no_tie(batch, falls if self._half else ()))
+            ties += flipped or near
         return ToldRun(
             {},
             Ties(
@@ -159,6 +161,17 @@ def _said(decision: Decision, fall: Fall, tolerance: float) -> str:
     return (
         f"{_named(decision)} chooses what is worse by {fall.margin:.1e} of the scale of its "
         f"scores, which are off by {fall.noise:.1e} only"
+    )
+
+
+def _no_tie(batch: int, falls: Sequence[tuple[Decision, Fall]]) -> str:
+    """Says that a batch holds no tie, and what comes nearest to one of what might be none."""
+    if not falls:
+        return f"no decision of batch {batch} falls differently"
+    decision, fall = min(falls, key=lambda each: each[1].edge - 2 * each[1].noise)
+    return (
+        f"no decision of batch {batch} is near a tie: in {_named(decision)} the nearest choices "
+        f"are {fall.edge:.1e} of the scale of the scores apart, which are off by {fall.noise:.1e}"
     )
 
 

@@ -3,7 +3,13 @@
 With d = |candidate - reference| and s = max |reference| over its finite values:
 
     max_abs  = max d        mean_abs = mean d        relative = max_abs / s  (max_abs where s = 0)
-    cosine   = <reference, candidate> / (|reference| |candidate|)
+    rms      = √ mean d²    cosine   = <reference, candidate> / (|reference| |candidate|)
+
+How much a reference itself varies, its spread, is what an error of int8 is held to::
+
+    spread   = √ mean |reference - its mean over the samples|²
+
+One answer for every input has an rms of one spread at least, however near its cosine is to 1.
 
 Everything is computed in float64. Outputs of whole numbers or booleans are decisions, not
 measurements: their ``relative`` is the fraction of elements that differ, so only a tolerance of 0
@@ -39,6 +45,7 @@ class Comparison:
         scale: Largest finite magnitude of the reference; 1 for whole numbers and booleans.
         relative: ``max_abs`` over ``scale``; the fraction of differing elements for whole numbers
             and booleans.
+        rms: Root of the mean squared difference; infinite in the cases of ``max_abs``.
     """
 
     max_abs: float
@@ -47,6 +54,7 @@ class Comparison:
     top1_agreement: float | None
     scale: float
     relative: float
+    rms: float
 
 
 def compare(reference: NDArray[Any], candidate: NDArray[Any]) -> Comparison:
@@ -89,6 +97,7 @@ def _compare_exact(reference: NDArray[Any], candidate: NDArray[Any]) -> Comparis
         top1_agreement=None,
         scale=1.0,
         relative=differing,
+        rms=_rms(difference),
     )
 
 
@@ -107,7 +116,25 @@ def _compare_floating(reference: NDArray[Any], candidate: NDArray[Any]) -> Compa
         top1_agreement=_top1_agreement(reference, candidate),
         scale=scale,
         relative=relative_error(max_abs, scale),
+        rms=_rms(difference),
     )
+
+
+def spread(reference: NDArray[Any], samples: int) -> float:
+    """Returns how much a floating output varies between samples; what is not finite is left out.
+
+    Args:
+        reference: The output, (samples, …), or (batches, samples, …).
+        samples: Over how many of the leading axes the samples run.
+    """
+    wide = reference.astype(np.float64)
+    finite = np.isfinite(wide)
+    axes = tuple(range(samples))
+    largest = float(np.abs(wide[finite]).max(initial=0.0)) or 1.0
+    scaled = np.where(finite, wide / largest, 0.0)  # the sums of the largest doubles leave float64
+    counts = np.maximum(finite.sum(axis=axes, keepdims=True), 1)
+    mean = scaled.sum(axis=axes, keepdims=True) / counts
+    return _rms((scaled - mean)[finite]) * largest
 
 
 def relative_error(max_abs: float, scale: float) -> float:
@@ -122,6 +149,14 @@ def _mean(difference: NDArray[np.float64], largest: float) -> float:
     if difference.size == 0 or largest == 0.0 or math.isinf(largest):
         return largest
     return min(float((difference / largest).mean()) * largest, largest)
+
+
+def _rms(difference: NDArray[np.float64]) -> float:
+    """The root of the mean square, scaled to 1 first as squares leave float64."""
+    largest = float(np.abs(difference).max(initial=0.0))
+    if largest == 0.0 or math.isinf(largest):
+        return largest
+    return min(math.sqrt(float(np.square(difference / largest).mean())), 1.0) * largest
 
 
 def _cosine(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:

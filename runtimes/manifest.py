@@ -87,7 +87,8 @@ class Manifest:
         constant_outputs: Python values that the model returned beside its tensors, by name.
         token_schedule: The number of tokens at each attention.
         gates: For each output, the gate that it is verified against: ``relative_tolerance``, and
-            the ``scale`` that the largest difference is divided by; or ``least_cosine``.
+            the ``scale`` that the largest difference is divided by; or ``least_cosine``, with
+            ``spread_tolerance`` and the ``spread`` that the root mean square is divided by.
         source: Where the model came from: kind, location, sha256.
         preprocessing: What was found with the source: mean, std, size, crop; None if nothing.
         files: The SHA-256 of every other file in the bundle, by name.

@@ -5,7 +5,10 @@
 
 An output passes when its largest difference, over the gate's scale, is at most the gate's
 ``relative_tolerance``; an output of whole numbers when at most that fraction of it differs; an
-output whose gate has a ``least_cosine``, when its cosine over all batches is no smaller.
+output whose gate has a ``least_cosine``, when its cosine over all batches is no smaller, and the
+root of its mean squared difference, over the gate's ``spread``, is at most its
+``spread_tolerance``. The spread is that of all samples that the model was compiled with: the few
+here may vary less.
 """
 
 from __future__ import annotations
@@ -45,6 +48,9 @@ class OutputResult:
             scale, or the fraction of differing elements of an output of whole numbers.
         relative_tolerance: What the gate allows; None where it is one of the cosine.
         least_cosine: The smallest cosine that the gate allows; None where it asks for none.
+        spread_error: The root of the mean squared difference, over the gate's spread; None where
+            the gate has none.
+        spread_tolerance: The largest that the gate allows; None where it has none.
         passed: Whether it is within the gate.
     """
 
@@ -53,6 +59,8 @@ class OutputResult:
     relative_error: float
     relative_tolerance: float | None
     least_cosine: float | None
+    spread_error: float | None
+    spread_tolerance: float | None
     passed: bool
 
 
@@ -122,10 +130,17 @@ def _judge(name: str, reference: Array, candidate: Array, manifest: Manifest) ->
     if reference.dtype.kind == "f" and "scale" in gate:
         error = relative_error(comparison.max_abs, gate["scale"])
     tolerance, cosine = gate.get("relative_tolerance"), gate.get("least_cosine")
-    passed = (tolerance is None or error <= tolerance) and (
-        cosine is None or comparison.cosine >= cosine
+    spread_error, spread_tolerance = None, gate.get("spread_tolerance")
+    if spread_tolerance is not None and "spread" in gate:
+        spread_error = relative_error(comparison.rms, gate["spread"])
+    passed = (
+        (tolerance is None or error <= tolerance)
+        and (cosine is None or comparison.cosine >= cosine)
+        and (spread_error is None or spread_tolerance is None or spread_error <= spread_tolerance)
     )
-    return OutputResult(name, comparison, error, tolerance, cosine, passed)
+    return OutputResult(
+        name, comparison, error, tolerance, cosine, spread_error, spread_tolerance, passed
+    )
 
 
 def _replay(runner: Runner, inputs: dict[str, Array], batches: int) -> dict[str, Array]:

@@ -92,7 +92,8 @@ class Subject:
         """Holds the outputs (batches, …) of a way to run the model to eager."""
         if precision not in self._gates:
             error = of_model(self.flat, self.batches, self.expected)
-            gates = set_gates(self.expected, error, precision, None)
+            size = self.specs[0].shape[0] if self.specs[0].shape else 1
+            gates = set_gates(self.expected, error, precision, None, batch=size)
             widest = REDUCED_PRECISION_TOLERANCE.get(precision, WIDEST)
             self._gates[precision] = {
                 name: replace(gate, tolerance=min(gate.tolerance, widest))

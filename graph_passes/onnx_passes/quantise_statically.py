@@ -8,7 +8,8 @@ Before → after::
 
 QuantizeLinear stands once for all readers of x. ``MatMulIntegerToFloat`` is ONNX Runtime's own
 operator: between a DequantizeLinear on either side, its optimiser turns the product and its bias
-into a Gemm of floats before it looks for integers.
+into a Gemm of floats before it looks for integers. Its bias is a vector: one number, or a row, that
+a Gemm adds becomes one; a table, or what is computed in another shape, is added behind.
 """
 
 from __future__ import annotations
@@ -61,9 +62,11 @@ class QuantiseStatically(ir.passes.InPlacePass):
                 weights[key] = held(model, linear, self.weight_bits)
             integers, scale, zero = inputs[linear.rows]
             matrix, columns = weights[key]
-            added, bias = _bias(linear)
+            added, bias = _bias(model, linear)
             operands = integers, matrix, scale, columns, zero, None, bias
             result = new.call("MatMulIntegerToFloat", *operands, domain=DOMAIN)
+            if linear.bias is not None and bias is None:
+                result = new.call("Add", result, linear.bias)
             new.put(result)
             if added is not None:
                 ir.convenience.replace_all_uses_with(added.outputs[0], result)
@@ -88,11 +91,14 @@ def _scale_and_zero(
     )
 
 
-def _bias(linear: Linear) -> tuple[ir.Node | None, ir.Value | None]:
-    """Returns the constant vector (N,) that is added to a linear, and the Add that does, if any."""
-    readers = tuple(linear.node.outputs[0].uses())
+def _bias(model: ir.Model, linear: Linear) -> tuple[ir.Node | None, ir.Value | None]:
+    """Returns the vector (N,) that is added to a linear, and the Add that does, if any.
+
+    What else a Gemm adds, such as a table (M, N), is no such vector: it has to be added behind.
+    """
     if linear.bias is not None:
-        return None, linear.bias
+        return None, _of_gemm(model, linear, linear.bias)
+    readers = tuple(linear.node.outputs[0].uses())
     if len(readers) != 1 or linear.node.outputs[0].is_graph_output():
         return None, None
     added = readers[0].node
@@ -105,3 +111,15 @@ def _bias(linear: Linear) -> tuple[ir.Node | None, ir.Value | None]:
     if columns is None or ir.convenience.get_const_tensor(others[0]) is None:
         return None, None
     return (added, others[0]) if others[0].shape == ir.Shape((columns[-1],)) else (None, None)
+
+
+def _of_gemm(model: ir.Model, linear: Linear, bias: ir.Value) -> ir.Value | None:
+    """Returns what a Gemm adds as a vector (N,); None where it is none in another shape."""
+    columns = linear.matrix().shape[1]
+    if bias.shape == ir.Shape((columns,)):
+        return bias
+    constant = ir.convenience.get_const_tensor(bias)
+    if constant is None or constant.numpy().shape not in ((), (1,), (1, 1), (1, columns)):
+        return None
+    vector = np.broadcast_to(constant.numpy().reshape(-1), (columns,))
+    return add_initializer(model.graph, f"{bias.name}_vector", np.ascontiguousarray(vector))

@@ -1,7 +1,11 @@
 """Counts the tokens that each attention of a graph sees.
 
 An attention is a ``sized_attention``, or a product of what a softmax gave with values, both by
-heads. Between the two, tokens may be dropped or merged, as MCTF does with the next block's
+heads: (B, H, N, M) and (B, H, M, C), or (B·H, N, M) and (B·H, M, C). An einsum of two factors is
+such a product by the time that a graph is rewritten. One of (B, N, M) alone is none, as softmaxes
+mix tokens elsewhere too.
+
+Between softmax and product tokens may be dropped or merged, as MCTF does with the next block's
 attention (Lee et al., CVPR 2024, section 3.3); then those that are left are counted.
 """
 
@@ -11,7 +15,13 @@ from torch.export import ExportedProgram
 
 from tokexport.graph_passes.ops import NAMESPACE
 from tokexport.graph_passes.product_kinds import ProductKinds, factors
-from tokexport.graph_passes.torch_passes.calls import is_call, operand, operator_name, shape_of
+from tokexport.graph_passes.torch_passes.calls import (
+    is_call,
+    is_tensor,
+    operand,
+    operator_name,
+    shape_of,
+)
 from tokexport.graph_passes.torch_passes.editor import aten
 
 _BY_HEADS = 4  # axes: batch, heads, queries, keys
@@ -19,15 +29,31 @@ _BY_HEADS = 4  # axes: batch, heads, queries, keys
 
 def token_schedule(program: ExportedProgram) -> tuple[int, ...]:
     """Returns the number of keys of each attention, in the order of the graph."""
-    kinds = ProductKinds(program)
+    kinds, images = ProductKinds(program), _images(program)
     counts = []
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
         if operator_name(node) == f"{NAMESPACE}.sized_attention":
             counts.append(shape_of(operand(node, "k"))[2])
-        elif is_call(node, aten.matmul.default):
+        elif is_call(node, aten.matmul.default, aten.bmm.default):
             weights, values = (shape_of(factor) for factor in factors(node))
-            if len(weights) == len(values) == _BY_HEADS and kinds.reads_softmax(node):
+            by_heads = _is_by_heads(weights, images) and _is_by_heads(values, images)
+            if by_heads and kinds.reads_softmax(node):
                 counts.append(weights[-1])
     return tuple(counts)
+
+
+def _images(program: ExportedProgram) -> int:
+    """Returns the leading size of the first input that has one; 1 where none has."""
+    given = {*program.graph_signature.user_inputs}
+    nodes = program.graph.find_nodes(op="placeholder")
+    shapes = (shape_of(node) for node in nodes if node.name in given and is_tensor(node))
+    return next((shape[0] for shape in shapes if shape), 1)
+
+
+def _is_by_heads(shape: tuple[int, ...], images: int) -> bool:
+    """Tells whether a factor has an axis of heads, beside that of the images or joined to it."""
+    if len(shape) == _BY_HEADS - 1:
+        return shape[0] > images and shape[0] % images == 0
+    return len(shape) == _BY_HEADS

@@ -10,22 +10,36 @@
 
 namespace tokexport {
 
-namespace baseline {
-extern const Kernels kernels;
-}
+// The table of each instruction set, null where the compiler did not know the set.
+#define TOKEXPORT_TABLE(isa)       \
+  namespace isa {                  \
+  extern const Kernels kernels;    \
+  }                                \
+  static const Kernels* const table_##isa = &isa::kernels
+#define TOKEXPORT_NO_TABLE(isa) static const Kernels* const table_##isa = nullptr
+
+TOKEXPORT_TABLE(baseline);
 #ifdef TOKEXPORT_X86
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace avxvnni {
-extern const Kernels kernels;
-}
-namespace avx512 {
-extern const Kernels kernels;
-}
-namespace avx512vnni {
-extern const Kernels kernels;
-}
+#ifdef TOKEXPORT_HAS_AVX2
+TOKEXPORT_TABLE(avx2);
+#else
+TOKEXPORT_NO_TABLE(avx2);
+#endif
+#ifdef TOKEXPORT_HAS_AVXVNNI
+TOKEXPORT_TABLE(avxvnni);
+#else
+TOKEXPORT_NO_TABLE(avxvnni);
+#endif
+#ifdef TOKEXPORT_HAS_AVX512
+TOKEXPORT_TABLE(avx512);
+#else
+TOKEXPORT_NO_TABLE(avx512);
+#endif
+#ifdef TOKEXPORT_HAS_AVX512VNNI
+TOKEXPORT_TABLE(avx512vnni);
+#else
+TOKEXPORT_NO_TABLE(avx512vnni);
+#endif
 #endif
 
 namespace {
@@ -43,7 +57,8 @@ bool has_avx_vnni() {
 
 // What the processor can do, the widest vectors first.
 struct Choice {
-  const Kernels& kernels;
+  const char* name;
+  const Kernels* kernels;
   bool possible;
 };
 
@@ -54,20 +69,20 @@ const Kernels& chosen() {
                           __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const Choice choices[] = {
-      {avx512vnni::kernels, has_avx512 && __builtin_cpu_supports("avx512vnni")},
-      {avx512::kernels, has_avx512},
-      {avxvnni::kernels, has_avx2 && has_avx_vnni()},
-      {avx2::kernels, has_avx2},
+      {"avx512vnni", table_avx512vnni, has_avx512 && __builtin_cpu_supports("avx512vnni")},
+      {"avx512", table_avx512, has_avx512},
+      {"avxvnni", table_avxvnni, has_avx2 && has_avx_vnni()},
+      {"avx2", table_avx2, has_avx2},
   };
   // For tests and comparisons: no better ones than these.
   const char* most = std::getenv("TOKEXPORT_MAX_ISA");
   bool allowed = most == nullptr;
   for (const Choice& choice : choices) {
-    allowed = allowed || std::strcmp(most, choice.kernels.name) == 0;
-    if (allowed && choice.possible) return choice.kernels;
+    allowed = allowed || std::strcmp(most, choice.name) == 0;
+    if (allowed && choice.possible && choice.kernels != nullptr) return *choice.kernels;
   }
 #endif
-  return baseline::kernels;
+  return *table_baseline;
 }
 
 }  // namespace

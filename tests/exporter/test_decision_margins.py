@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokexport.exporter.decision_margins import Fall, held_against
@@ -115,7 +115,8 @@ def test_scores_in_another_form_are_judged_as_they_are_decided_on(
     given = np.swapaxes(SCORES, 1, 2) if turned else SCORES
     given = -given if negative else given
     right = matched(SCORES, 2, "index")
-    assert fall(decision, given, given, right, right) == Fall(0, 0.0, 0.0)
+    same = fall(decision, given, given, right, right)
+    assert same == Fall(0, 0.0, 0.0, edge=pytest.approx(0.1 / 0.9))
     own = [np.array(part) for part in ([[1]], [[0, 2]], [[0, 1]])]
     assert fall(decision, given, given, right, own).margin == pytest.approx(0.1 / 0.9)
 
@@ -141,3 +142,71 @@ def test_infinite_scores_agree_with_themselves_only() -> None:
     order = np.argsort(-scores, axis=1)
     assert fall(ORDER, scores, scores, [order], [order]).noise == 0.0
     assert fall(ORDER, scores, np.array([[1.0, -1e9, 3.0]]), [order], [order]).noise == np.inf
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), order=st.sampled_from(ops.ORDERS), r=st.integers(0, 7))
+def test_a_match_is_as_near_to_a_tie_as_the_least_change_that_turns_it(
+    seed: int, order: str, r: int
+) -> None:
+    scores = np.random.default_rng(seed).standard_normal((1, 7, 5))
+    right = matched(scores, r, order)
+    edge = fall(MATCH_BY[order], scores, scores, right, right).edge * np.abs(scores).max()
+
+    def merged(given: Array) -> object:
+        kept, src, dst = matched(given, r, order)
+        pairs = zip(src[0].tolist(), dst[0].tolist(), strict=True)
+        return (src.tolist(), dst.tolist(), kept.tolist()) if order == "score" else {*pairs}
+
+    below = [merged(scores + change) for change in changes(scores, edge * 0.49)]
+    assert all(each == merged(scores) for each in below)
+    if np.isfinite(edge):
+        above = [merged(scores + change) for change in changes(scores, edge * 0.51)]
+        assert any(each != merged(scores) for each in above)
+
+
+MATCH_BY = {order: replace(MATCH, ordered=order) for order in ops.ORDERS}
+
+
+def changes(scores: Array, amount: float) -> list[Array]:
+    """Lifts one score and lowers all others, one after another; nothing by infinity."""
+    if not np.isfinite(amount):
+        return []
+    found = []
+    for place in np.ndindex(scores.shape):
+        change = np.full(scores.shape, -amount)
+        change[place] = amount
+        found.append(change)
+    return found
+
+
+def test_how_near_an_order_is_to_a_tie() -> None:
+    scores = np.array([[5.0, 1.0, 2.5, 4.0]])
+    sorts = np.argsort(-scores, axis=1)
+    two, one = sorts[:, :2], scores.argmax(axis=1)
+    assert fall(ORDER, scores, scores, [sorts], [sorts]).edge == pytest.approx(1.0 / 5)
+    assert fall(ORDER, scores, scores, [two], [two]).edge == pytest.approx(1.0 / 5)
+    assert fall(ORDER, scores, scores, [one], [one]).edge == pytest.approx(1.0 / 5)
+    apart = np.array([[5.0, 2.0, 2.0, -np.inf]])  # which of two that are left out makes no odds
+    one = apart.argmax(axis=1)
+    assert fall(ORDER, apart, apart, [one], [one]).edge == pytest.approx(3.0 / 5)
+    blocked = np.array([[5.0, -np.inf, -np.inf]])
+    order = np.argsort(-blocked, axis=1)
+    assert fall(ORDER, blocked, blocked, [order], [order]).edge == np.inf
+
+
+def test_how_near_a_comparison_is_to_a_tie() -> None:
+    scores = np.array([0.3, -0.6, np.inf])
+    found = fall(COMPARISON, scores, scores, [scores > 0], [scores > 0])
+    assert found.edge == pytest.approx(0.5)
+    assert not found.is_near
+    near = fall(COMPARISON, scores, scores + [0.31, 0, 0], [scores > 0], [scores > 0])
+    assert near.is_near
+
+
+def test_without_rounding_not_even_equal_scores_are_near_a_tie() -> None:
+    scores = np.array([[1.0, 1.0]])
+    order = np.argsort(-scores, axis=1, kind="stable")
+    found = fall(ORDER, scores, scores, [order], [order])
+    assert (found.edge, found.is_near) == (0.0, False)
+    assert fall(ORDER, scores, scores + [1e-6, 0], [order], [order]).is_near

@@ -19,7 +19,8 @@ import tokexport
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.gates import require_accuracy
+from tokexport.exporter.gate_advice import advice_for
+from tokexport.exporter.gates import SPREAD_TOLERANCE, require_accuracy
 from tokexport.exporter.machine import sums_saturate
 from tokexport.exporter.parity import ParityError
 from tokexport.exporter.precision import precision_warnings
@@ -104,13 +105,18 @@ def test_int8_keeps_the_answers_of_a_trained_vit(
     (comparison,) = artifact.comparisons.values()
     assert comparison.cosine > 0.99
     assert comparison.relative > 1e-4  # it is int8 that ran
-    assert artifact.gates["output"].least_cosine == 0.99
+    gate = artifact.gates["output"]
+    assert gate.least_cosine == 0.99
+    error = gate.spread_error(comparison)
+    assert error is not None
+    assert error < SPREAD_TOLERANCE / 10
     assert all(hop.gates["output"].tolerance < 1e-3 for hop in report.hops[:-1])
     assert report.runtime is not None
     assert report.runtime.details["quantization"] == (quantization or "static")
     verified = verify_bundle(result.bundle)
     assert verified.passed
     assert verified.outputs[0].least_cosine == 0.99
+    assert verified.outputs[0].spread_tolerance == SPREAD_TOLERANCE
     if target == "ort":
         assert report.runtime.details["weight_bits"] == (7 if sums_saturate() else 8)
     if target == "openvino":
@@ -156,6 +162,7 @@ def test_a_broken_quantisation_fails_and_says_what_to_do(
     with pytest.raises(ParityError, match=r"has a cosine of -?0\.\d+ to eager's") as caught:
         compiled(*broken, "ort", tmp_path / "out", "int8")
     assert "Parity failed at 'artifact'" in caught.value.what
+    assert "The steps before it compute in fp32" in caught.value.where
     assert "--quantization" in caught.value.fix
     assert "--precision fp32" in caught.value.fix
     assert not (tmp_path / "out").exists()
@@ -167,6 +174,7 @@ def test_the_share_of_right_answers_is_a_gate_of_its_own(
     broken: tuple[DigitsViT, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tokexport.exporter.gates.LEAST_COSINE", -1.0)
+    monkeypatch.setattr("tokexport.exporter.gates.SPREAD_TOLERANCE", 100.0)
     with pytest.raises(GateError, match=r"labelled samples are right, and .* in fp32") as caught:
         compiled(*broken, "ort", tmp_path / "out", "int8")
     assert "and 100.00% in fp32: 0.5%" in caught.value.what
@@ -201,11 +209,43 @@ def test_a_processor_without_vnni_gets_weights_of_7_bits(
 
 
 def test_half_a_point_may_be_lost() -> None:
-    require_accuracy(None, "int8")
-    require_accuracy(Accuracy(0.9, 0.1, 50), "fp32")
-    require_accuracy(Accuracy(0.9, 0.895, 1000), "int8")
+    fp32 = CompileConfig(target="openvino", output=Path("out"))
+    int8, bf16 = (replace(fp32, precision=precision) for precision in ("int8", "bf16"))
+    require_accuracy(None, int8)
+    require_accuracy(Accuracy(0.9, 0.1, 50), fp32)
+    require_accuracy(Accuracy(0.9, 0.895, 1000), int8)
     with pytest.raises(GateError, match="In bf16 89.40%"):
-        require_accuracy(Accuracy(0.9, 0.894, 1000), "bf16")
+        require_accuracy(Accuracy(0.9, 0.894, 1000), bf16)
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "options", "advice"),
+    [
+        ("ort", "int8", {}, "Give real samples with --inputs; try --quantization static; or"),
+        ("ort", "int8", {"inputs": Path("x.npz")}, "Try --quantization static; or compile with"),
+        (
+            "ort",
+            "int8",
+            {"inputs": Path("x.npz"), "quantization": "static"},
+            "Give --inputs that are like real ones, and more of them; try --quantization dynamic;",
+        ),
+        (
+            "openvino",
+            "int8",
+            {"inputs": Path("x.npz")},
+            "Give --inputs that are like real ones, and more of them; or compile with",
+        ),
+        ("openvino", "bf16", {"inputs": Path("x.npz")}, "Compile with --precision fp32."),
+        ("openvino", "fp16", {}, "Where the processor has no fp16, OpenVINO computes in bf16"),
+        ("trt", "fp16", {}, "Numbers beyond 65504 are infinite in fp16: try --precision bf16"),
+    ],
+)
+def test_the_advice_is_about_what_was_asked_for(
+    target: str, precision: str, options: dict[str, Path | str], advice: str
+) -> None:
+    config = CompileConfig(target=target, output=Path("o"), precision=precision, **options)  # type: ignore[arg-type]
+    assert advice_for(config).startswith(advice)
+    assert advice_for(config).endswith("ompile with --precision fp32.")
 
 
 @pytest.mark.parametrize("merge", [MERGING, PLAIN], ids=["merging", "plain"])

@@ -215,3 +215,15 @@ def test_a_passed_line_is_green_and_a_value_outside_its_gate_is_red() -> None:
     assert "\x1b[31m" not in file.getvalue()
     render(failed(), console)
     assert re.search(rf"\x1b\[31m *{FAR.relative:.1e}", file.getvalue())
+
+
+def test_a_gate_over_all_samples_shows_both_figures_and_what_lies_outside() -> None:
+    gate = Gate(math.inf, None, 2.5, "the default of int8", least_cosine=0.99, spread=0.5)
+    hop = HopResult("artifact", {"logits": FAR}, True, "", gates={"logits": gate}, outside=(3, 7))
+    report = dataclasses.replace(passed(), hops=(hop,), batches=16, precision="int8")
+    said = rendered(report, width=80)
+    lines = [words(line) for line in said.splitlines()]
+    assert max(map(len, said.splitlines()[: lines.index("spread 0.5")])) <= 80
+    assert "logits is off by 0.200 of its spread between samples at artifact" in lines
+    assert any(line.startswith("outside at artifact 2 of 16 batches") for line in lines)
+    assert report.to_json()["hops"][0]["outside"] == [3, 7]

@@ -17,17 +17,24 @@ from helpers.near_ties import (
     KeepsTheBest,
     Nudge,
     ReadsTheFirst,
+    RightWhenTold,
     SmallestFirst,
     samples,
 )
 from torch import Tensor, nn
 
 import tokexport
+from tokexport.exporter import hops
+from tokexport.exporter.capture import FlatModel, call_spec, capture
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gates import FP32_FLOOR
-from tokexport.exporter.parity import ParityError
-from tokexport.graph_passes import pipelines
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.parity import ParityError, ToldRun
+from tokexport.exporter.ties import TieSearch
+from tokexport.graph_passes import ops, pipelines
+from tokexport.graph_passes.decisions import tell, unlifted
+from tokexport.runtimes.base import Array
 from tokexport.runtimes.verification import verify_bundle
 
 
@@ -142,6 +149,51 @@ def test_a_wrong_choice_is_no_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_error_beside_a_tie_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     message = failed_with(monkeypatch, tmp_path, samples(2e-7), Nudge(1e-6), HalfAgain())
     assert "told what eager decided, it is off as well" in message
+
+
+def told_in_half(gap: float) -> ToldRun:
+    """Asks about a hop that rounds its input to half and left its gate on the only image."""
+    ops.register()
+    x = samples(gap)[:, None]
+    example = (torch.from_numpy(x[0]),)
+    model = KeepsTheBest()
+    program = capture(FlatModel(model, call_spec(model, example, {})), example)
+    module = unlifted(program)
+    told = tell(module, ("x",), ("output",))
+
+    def run(batches: Batches) -> dict[str, Array]:
+        rounded = {**batches.arrays, "x": batches.arrays["x"].astype(np.float16).astype("f4")}
+        narrowed = Batches(batches.names, rounded, 1, None, "")
+        return hops.run_graph(told.module, narrowed, (*told.outputs, *told.shown))
+
+    batches = Batches(("x",), {"x": x}, 1, None, "")
+    search = TieSearch(module, batches, lambda found, rows: [True] * len(rows), 1e-2, half=True)
+    return search.ask(told, run, [0])
+
+
+def test_in_half_a_choice_that_rounding_could_turn_is_excused_unturned() -> None:
+    told = told_in_half(1e-3)  # 3.001 becomes 3.00195, so the order stays
+    assert told.ties is not None
+    assert (told.ties.batches, told.ties.flips) == ((0,), 0)
+    assert told.ties.noise == pytest.approx(9.5e-4 / 5, rel=0.01)
+    assert "topk(KEPT, dim=1)" in told.ties.decisions[0]
+
+
+def test_in_half_a_choice_beyond_rounding_excuses_nothing() -> None:
+    told = told_in_half(1e-1)
+    assert told.ties is None
+    assert "no decision of batch 0 is near a tie: in aten.topk at " in told.why_not
+    assert "are 2.0e-02 of the scale of the scores apart, which are off by" in told.why_not
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_in_half_an_error_without_a_decision_near_a_tie_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = {"target": "trt", "precision": "fp16"}
+    message = failed_with(monkeypatch, tmp_path, samples(0.5), RightWhenTold(), **options)
+    assert "Parity failed at 'lowered'" in message
+    assert "no decision of batch 0 is near a tie" in message
 
 
 def test_nothing_but_ties_leaves_nothing_to_verify_with(

@@ -141,6 +141,46 @@ def test_a_gemm_keeps_its_bias() -> None:
     assert operators(quantised(GEMM, "static"))["Gemm"] == 0
 
 
+@pytest.mark.parametrize("form", ["dynamic", "static"])
+@pytest.mark.parametrize(
+    ("shape", "behind"),
+    [((), 0), ((1,), 0), ((1, 1), 0), ((N,), 0), ((1, N), 0), ((14, 1), 1), ((14, N), 1)],
+    ids=str,
+)
+def test_what_a_gemm_adds_may_have_any_shape(
+    shape: tuple[int, ...], behind: int, form: str
+) -> None:
+    given = model(
+        """two = Constant <value_ints = [14, 32]> () r = Reshape (x, two)
+           a = Gemm <transB = 1> (r, w, b) y = MatMul (a, head)""",
+        "float[14,5] y",
+        w=(N, K),
+        b=shape,
+        head=(N, 5),
+    )
+    (wanted,) = answers(given, {"x": drawn()})
+    changed = quantised(given, form)
+    (found,) = answers(changed, {"x": drawn()})
+    error = np.abs(found - wanted).max() / np.abs(wanted).max()
+    assert 1e-5 < error < 0.03
+    assert operators(changed)["Add"] == (behind if form == "static" else 1)
+
+
+def test_a_computed_bias_of_a_gemm_is_added_behind() -> None:
+    given = model(
+        """two = Constant <value_ints = [14, 32]> () r = Reshape (x, two)
+           c = Relu (b) a = Gemm <transB = 1> (r, w, c) y = MatMul (a, head)""",
+        "float[14,5] y",
+        w=(N, K),
+        b=(1, N),
+        head=(N, 5),
+    )
+    changed = quantised(given, "static")
+    assert operators(changed)["Add"] == 1
+    (wanted,), (found,) = (answers(each, {"x": drawn()}) for each in (given, changed))
+    assert 1e-5 < np.abs(found - wanted).max() / np.abs(wanted).max() < 0.03
+
+
 @pytest.mark.parametrize(
     "body",
     [

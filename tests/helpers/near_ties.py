@@ -88,3 +88,13 @@ class HalfAgain(ir.passes.InPlacePass):
         model.graph.insert_before(last, factor)
         last.replace_input_with(1, factor.outputs[0])
         return ir.passes.PassResult(model, modified=True)
+
+
+class RightWhenTold(ir.passes.InPlacePass):
+    """A wrong pass that looks like a tie: the last product is wrong unless decisions are inputs."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Changes the factor of the last product where the model has one input."""
+        if len(model.graph.inputs) > 1:
+            return ir.passes.PassResult(model, modified=False)
+        return HalfAgain().call(model)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tokexport.runtimes.comparison import compare
+from tokexport.runtimes.comparison import compare, spread
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 FLOATS = st.sampled_from([np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)])
@@ -54,6 +54,7 @@ def test_the_figures_are_those_of_their_definitions(pair: tuple[np.ndarray, np.n
     assert found.max_abs == max(distances)
     assert found.mean_abs == pytest.approx(math.fsum(distances) / len(distances))
     assert found.scale == scale
+    assert found.rms == pytest.approx(math.hypot(*distances) / math.sqrt(len(distances)))
     assert found.relative == (max(distances) / scale if scale else max(distances))
     norms = math.hypot(*a) * math.hypot(*b)
     if norms:
@@ -65,6 +66,7 @@ def test_the_figures_are_those_of_their_definitions(pair: tuple[np.ndarray, np.n
 def test_the_figures_stay_within_their_bounds(pair: tuple[np.ndarray, np.ndarray]) -> None:
     found = compare(*pair)
     assert 0.0 <= found.mean_abs <= found.max_abs
+    assert 0.0 <= found.rms <= found.max_abs
     assert -1.0 <= found.cosine <= 1.0
     assert found.top1_agreement is None or 0.0 <= found.top1_agreement <= 1.0
     assert not math.isnan(found.relative)
@@ -197,3 +199,26 @@ def test_neighbouring_large_integers_differ_though_float64_cannot_tell_them_apar
 def test_what_cannot_be_compared_is_refused(reference: np.ndarray, candidate: np.ndarray) -> None:
     with pytest.raises(ValueError, match="shapes differ|cannot be compared"):
         compare(reference, candidate)
+
+
+@given(
+    reference=hnp.arrays(np.float64, (3, 2, 4), elements=st.integers(-999, 999)),
+    answer=hnp.arrays(np.float64, 4, elements=st.integers(-999, 999)),
+)
+def test_one_answer_for_every_sample_is_a_spread_off_at_least(
+    reference: np.ndarray, answer: np.ndarray
+) -> None:
+    found = spread(reference, 2)
+    columns = reference.reshape(6, 4).T.tolist()
+    apart = [x - math.fsum(column) / 6 for column in columns for x in column]
+    assert found == pytest.approx(math.hypot(*apart) / math.sqrt(24))
+    assert compare(reference, np.broadcast_to(answer, (3, 2, 4))).rms >= found * (1 - 1e-12)
+    mean = reference.mean(axis=(0, 1))
+    assert compare(reference, np.broadcast_to(mean, (3, 2, 4))).rms == pytest.approx(found)
+
+
+def test_the_spread_leaves_out_what_is_not_finite() -> None:
+    masked = np.array([[1.0, -np.inf], [3.0, -np.inf], [5.0, 7.0]])
+    assert spread(masked, 1) == pytest.approx(math.sqrt((4 + 0 + 4 + 0) / 4))
+    assert spread(np.full((2, 3), np.nan), 1) == 0.0
+    assert spread(np.array([-1e308, 1e308]), 1) == pytest.approx(1e308)

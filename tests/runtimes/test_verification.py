@@ -82,6 +82,41 @@ def test_a_gate_of_the_cosine_fails_another_direction(make_bundle: BundleMaker) 
     assert [output.passed for output in result.outputs] == [False, True]
 
 
+def with_spread(bundle: Path, spread: float) -> Path:
+    """Holds the logits of a bundle to half of a spread, beside the cosine."""
+    manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+    gate = {"least_cosine": 0.99, "scale": 1.0, "spread_tolerance": 0.5, "spread": spread}
+    manifest["gates"]["logits"] = gate
+    (bundle / MANIFEST_NAME).write_text(json.dumps(manifest))
+    return bundle
+
+
+def test_an_error_near_the_spread_fails_at_any_cosine(make_bundle: BundleMaker) -> None:
+    bundle = make_bundle()
+    with np.load(bundle / REFERENCE_NAME) as archive:
+        logits = archive["outputs/logits"] + np.float32(0.01)
+    rewrite_reference(bundle, outputs__logits=logits)
+    for spread, passes in ((0.021, True), (0.019, False)):
+        result = verify_bundle(with_spread(bundle, spread))
+        found = result.outputs[0]
+        assert found.comparison.cosine > 0.99
+        assert found.spread_error == pytest.approx(0.01 / spread, rel=1e-3)
+        assert (found.spread_tolerance, found.passed) == (0.5, passes)
+    label = result.outputs[1]
+    assert (label.spread_error, label.spread_tolerance) == (None, None)
+
+
+def test_the_spread_is_that_of_the_manifest_and_not_of_the_few_batches(
+    make_bundle: BundleMaker,
+) -> None:
+    bundle = make_bundle()
+    with np.load(bundle / REFERENCE_NAME) as archive:
+        x, logits, label = (archive[n][:1] for n in ("inputs/x", "outputs/logits", "outputs/label"))
+    off = logits + np.float32(0.01)
+    rewrite_reference(bundle, inputs__x=x, outputs__logits=off, outputs__label=label)
+    assert verify_bundle(with_spread(bundle, 1.0)).passed
+
+
 def test_one_differing_decision_fails_a_gate_of_zero(make_bundle: BundleMaker) -> None:
     bundle = make_bundle()
     with np.load(bundle / REFERENCE_NAME) as archive:

@@ -1,0 +1,230 @@
+"""The gate of int8: what ignores its input fails it, and a quantised model does not."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from digits_vit import DigitsViT
+from rich.console import Console
+from torch import nn
+
+import tokexport
+from tokexport.exporter.compile import CompileResult
+from tokexport.exporter.float64_error import Float64Error
+from tokexport.exporter.gates import SPREAD_TOLERANCE, Gate, set_gates, spread_warnings
+from tokexport.exporter.kept_batches import REFERENCE_BATCHES, kept_batches
+from tokexport.exporter.parity import ParityError, Proof
+from tokexport.exporter.tables import render_verification, verification_json
+from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.onnx_passes.initializers import add_initializer
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.comparison import compare
+from tokexport.runtimes.verification import verify_bundle
+
+BATCH, SAMPLES = 8, 40
+EXACT = Float64Error({"y": 0.0}, "")
+
+
+class Offset(nn.Module):
+    """A small ViT whose logits have a large constant in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.vit = DigitsViT(width=32, merge=(3, 0)).eval()
+        self.register_buffer("constant", torch.linspace(20, 60, 10))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.vit(image) + self.constant
+        return logits
+
+
+@dataclass
+class Answers(ir.passes.InPlacePass):
+    """A wrong pass: the output y becomes factor · y + added."""
+
+    factor: float
+    added: np.ndarray
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Puts a product and a sum behind what was the output."""
+        graph = model.graph
+        (output,) = graph.outputs
+        factor = add_initializer(graph, "factor", np.array(self.factor, np.float32))
+        added = add_initializer(graph, "added", self.added.astype(np.float32))
+        product = ir.node("Mul", [output, factor])
+        total = ir.node("Add", [product.outputs[0], added])
+        product.outputs[0].name = "product_of_factor"
+        total.outputs[0].name, output.name = output.name, "answer"
+        total.outputs[0].shape, total.outputs[0].type = output.shape, output.type
+        graph.extend([product, total])
+        graph.outputs[0] = total.outputs[0]
+        return ir.passes.PassResult(model, modified=True)
+
+
+def compiled(output: Path, images: np.ndarray, batch: int = BATCH) -> CompileResult:
+    """Compiles the ViT for ONNX Runtime in int8, untimed."""
+    np.savez(output.with_suffix(".npz"), image=images)
+    return tokexport.compile(
+        Offset(),
+        torch.zeros(batch, 1, 8, 8),
+        output=output,
+        inputs=output.with_suffix(".npz"),
+        batch=batch,
+        precision="int8",
+        timed=False,
+    )
+
+
+def drawn(samples: int = SAMPLES) -> np.ndarray:
+    return np.random.default_rng(0).random((samples, 1, 8, 8), np.float32)
+
+
+def expected_of(images: np.ndarray) -> Array:
+    with torch.no_grad():
+        logits: Array = Offset()(torch.from_numpy(images)).numpy()
+    return logits
+
+
+def test_a_quantised_model_passes_and_its_bundle_says_how_near_it_is(tmp_path: Path) -> None:
+    result = compiled(tmp_path / "out", drawn())
+    artifact = result.report.hops[-1]
+    logits = expected_of(drawn())
+    spread = float(np.sqrt(((logits - logits.mean(axis=0)) ** 2).mean()))
+    gate, found = artifact.gates["output"], artifact.comparisons["output"]
+    assert gate.spread == pytest.approx(spread, rel=1e-4)
+    assert gate.text == "cosine 0.99, spread 0.5"
+    assert 1e-4 < found.rms / spread < SPREAD_TOLERANCE / 2
+    manifest = json.loads((result.bundle / "manifest.json").read_text())
+    assert manifest["gates"]["output"] == {
+        "least_cosine": 0.99,
+        "scale": gate.scale,
+        "spread_tolerance": 0.5,
+        "spread": gate.spread,
+    }
+    verified = verify_bundle(result.bundle)
+    assert verified.passed
+    file = io.StringIO()
+    render_verification(verified, Console(file=file, width=100))
+    assert re.search(r"cosine 0\.99.*\n.*0\.5 of spread", file.getvalue())
+    assert verification_json(verified)["outputs"]["output"]["spread_tolerance"] == 0.5
+    assert verified.batches == REFERENCE_BATCHES
+    assert verified.outputs[0].spread_error == pytest.approx(found.rms / spread, rel=1.0)
+    assert result.report.warnings == ()
+
+
+@pytest.mark.parametrize("kind", ["one answer", "offset"])
+def test_what_ignores_its_input_or_is_off_by_a_constant_fails(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = expected_of(drawn())
+    spread = np.sqrt(((logits - logits.mean(axis=0)) ** 2).mean())
+    wrong = {
+        "one answer": Answers(0.0, logits.mean(axis=0)),  # the best that there is
+        "offset": Answers(1.0, np.array(0.7 * spread)),
+    }[kind]
+    lower = {**pipelines.LOWER, "ort": (*pipelines.LOWER["ort"], wrong)}
+    monkeypatch.setattr(pipelines, "LOWER", lower)
+    with pytest.raises(ParityError, match="of its spread between samples, and 0.5 is") as caught:
+        compiled(tmp_path / "out", drawn())
+    hop = caught.value.hops[-1]
+    assert hop.name == "artifact"
+    assert hop.comparisons["output"].cosine > 0.999
+    error = hop.gates["output"].spread_error(hop.comparisons["output"])
+    assert error == pytest.approx(1.0 if kind == "one answer" else 0.7, rel=0.1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("images", [drawn(1), np.repeat(drawn(1), 4, axis=0)], ids=["one", "same"])
+def test_samples_that_show_nothing_are_warned_of(images: np.ndarray, tmp_path: Path) -> None:
+    result = compiled(tmp_path / "out", images, batch=1)
+    gate = result.report.hops[-1].gates["output"]
+    logits = expected_of(images)
+    assert not gate.varies
+    assert gate.spread == pytest.approx(float(logits.std()), rel=1e-4)
+    assert any("nothing shows that int8 reads its inputs" in w for w in result.report.warnings)
+    assert verify_bundle(result.bundle).passed
+
+
+@pytest.mark.parametrize(
+    ("precision", "error", "tolerance", "reason"),
+    [
+        ("bf16", 1e-6, 5e-2, "the default of bf16, 0.05 of the largest value"),
+        ("fp16", 1e-6, 1e-2, "the default of fp16, 0.01 of the largest value"),
+        (
+            "fp16",
+            1e-2,
+            4e-2,
+            "max(0.01, 4 × 1.0e-02, the distance of fp32 eager from float64)",
+        ),
+    ],
+)
+def test_a_half_precision_says_what_it_is_held_to(
+    precision: str, error: float, tolerance: float, reason: str
+) -> None:
+    outputs = {"y": np.ones((2, 1, 4), np.float32)}
+    gate = set_gates(outputs, Float64Error({"y": error}, ""), precision, None)["y"]
+    assert (gate.tolerance, gate.reason, gate.spread) == (tolerance, reason, None)
+
+
+def gates_of(expected: Array, batch: int) -> dict[str, Gate]:
+    return set_gates({"y": expected}, EXACT, "int8", None, batch=batch)
+
+
+def test_samples_run_over_the_axis_of_the_batch_where_an_output_has_it() -> None:
+    values = np.random.default_rng(0).standard_normal((3, 8, 5)).astype(np.float32)
+    values += np.arange(8, dtype=np.float32)[:, None] * 10
+    by_sample, by_batch = (gates_of(values, batch)["y"].spread for batch in (8, 4))
+    assert by_sample == pytest.approx(float((values - values.mean((0, 1))).std()), rel=1e-3)
+    assert by_batch == pytest.approx(
+        float(np.sqrt(((values - values.mean(0)) ** 2).mean())), rel=1e-3
+    )
+
+
+def test_an_output_that_is_one_number_for_all_has_its_size_for_a_spread() -> None:
+    gates = gates_of(np.full((4, 1), -3.0, np.float32), 1)
+    assert (gates["y"].spread, gates["y"].varies) == (3.0, False)
+    (warning,) = spread_warnings(gates)
+    assert "Output 'y' is the same for all samples" in warning
+    assert spread_warnings(gates_of(np.arange(4, dtype=np.float32)[:, None], 1)) == ()
+    masked = gates_of(np.array([[2.0, -np.inf]] * 3, np.float32)[:, None], 1)
+    assert (masked["y"].spread, masked["y"].varies) == (2.0, False)
+
+
+def with_errors(batches: int, *wrong: int) -> tuple[Proof, dict[str, Array]]:
+    """Returns a proof of (batches, 1, 10), and answers that are far off in some batches only."""
+    random = np.random.default_rng(0)
+    expected = random.standard_normal((batches, 1, 10)).astype(np.float32)
+    found = expected + np.float32(0.01)
+    for batch in wrong:
+        found[batch] += random.standard_normal((1, 10)).astype(np.float32)
+    gates = gates_of(expected, 1)
+    return Proof({"y": expected}, gates, {"artifact": gates}), {"y": found}
+
+
+def test_batches_outside_by_themselves_are_counted_and_kept() -> None:
+    proof, found = with_errors(200, 3)
+    proof.check("artifact", found)
+    (hop,) = proof.hops
+    assert (hop.passed, hop.outside) == (True, (3,))
+    assert proof.unsteady == set()
+    assert kept_batches(proof, found) == [0, 50, 100, 150]
+
+
+def test_the_bundle_carries_as_many_batches_as_the_gate_needs() -> None:
+    proof, found = with_errors(200, 0, 50)
+    proof.check("artifact", found)
+    rows = kept_batches(proof, found)
+    assert REFERENCE_BATCHES < len(rows) < 200
+    assert {0, 50} <= {*rows}
+    gate, few = proof.gates_of("artifact")["y"], [0, 50, 100, 150]
+    assert gate.lets(compare(proof.expected["y"][rows], found["y"][rows]))
+    assert not gate.lets(compare(proof.expected["y"][few], found["y"][few]))
