@@ -1,7 +1,7 @@
-"""Asks each target which operators of a model it would refuse, without compiling for it.
+"""Asks each target which operators of a model it would refuse, and which attentions it fuses.
 
-ONNX Runtime loads the lowered model and OpenVINO converts it; TensorRT's refusals are known without
-it, and no engine is built.
+ONNX Runtime loads the lowered model, OpenVINO converts and loads it; TensorRT's refusals are known
+without it, and no engine is built.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import ModelNotSupportedError, WriteError
 from tokexport.graph_passes import errors as graph_errors
 from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt, refusals
 from tokexport.graph_passes.onnx_passes.source_lines import lines_by_node
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RuntimeMissingError
+from tokexport.runtimes.native_library import native_library
+from tokexport.runtimes.openvino import OpenVinoRunner
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Verdict:
         refusals: What it refuses; nothing where it takes the model.
         note: How that was found out, or why it was not, a clause.
         asked: Whether it was found out; False where the target's runtime is not installed.
+        unfused: Where the attentions stand that run as two products and a softmax.
     """
 
     target: str
     refusals: tuple[Refusal, ...]
     note: str
     asked: bool = True
+    unfused: tuple[str, ...] = ()
 
 
 def emitted(program: ExportedProgram, input_names: Sequence[str]) -> ir.Model | Refusal:
@@ -105,7 +110,36 @@ def _try(target: str, model: ir.Model, lines: dict[str, str], folder: Path) -> V
     except BuildError as error:
         blamed = _blamed(error, model, lines, everywhere=target == "openvino")
         return Verdict(target, blamed, "it refused the lowered model")
-    return Verdict(target, (), f"{runtime.flavour} {runtime.version} took the lowered model")
+    took = f"{runtime.flavour} {runtime.version} took the lowered model"
+    fused, apart = _attentions(target, model, built / ARTIFACT[target])
+    if fused or apart:
+        took += f"; {fused} of {fused + len(apart)} attentions fused"
+    return Verdict(target, (), took, unfused=tuple(_place(node, lines) for node in apart))
+
+
+def _attentions(target: str, model: ir.Model, artifact: Path) -> tuple[int, list[ir.Node]]:
+    """Returns how many attentions run as one kernel, and the other ones' nodes.
+
+    Args:
+        target: ``ort`` or ``openvino``.
+        model: The lowered model.
+        artifact: What was built of it.
+    """
+    if target == "openvino":
+        with OpenVinoRunner.from_file(artifact) as runner:
+            names = runner.runtime.details["other_attentions"]
+            fused = runner.runtime.details["fused_attentions"]
+        assert isinstance(names, list)
+        assert isinstance(fused, int)
+        apart = [n for n in model.graph.all_nodes() if {*_names(n)} & {*names}]
+        return fused, apart
+    calls = [n for n in model.graph if n.domain == DOMAIN and n.op_type.endswith("attention")]
+    generic = [n for n in model.graph if n.op_type == "Softmax" and _weighs_values(n)]
+    return (0, calls + generic) if native_library() is None else (len(calls), generic)
+
+
+def _weighs_values(softmax: ir.Node) -> bool:
+    return any(use.node.op_type == "MatMul" for use in softmax.outputs[0].uses())
 
 
 def _blamed(

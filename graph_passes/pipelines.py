@@ -9,11 +9,7 @@ from typing import Final
 
 import onnx_ir as ir
 from onnx_ir.passes import PassBase
-from onnx_ir.passes.common import (
-    ClearMetadataAndDocStringPass,
-    InlinePass,
-    RemoveUnusedNodesPass,
-)
+from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 from torch.export import ExportedProgram
 
 from tokexport.graph_passes.onnx_passes.add_functions import AddFunctions
@@ -25,6 +21,7 @@ from tokexport.graph_passes.onnx_passes.choose_forms import (
     TokenCall,
     token_calls,
 )
+from tokexport.graph_passes.onnx_passes.clear_traces import ClearTraces
 from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDeconvolution
 from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
 from tokexport.graph_passes.onnx_passes.match_by_cosine import MatchByCosine
@@ -93,9 +90,6 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
 #: Behind it, for every target: what nothing reads is not computed.
 TRIM: Final[tuple[TorchPass, ...]] = (DropUnreadRows(), DropUnreadColumns())
 
-#: What every target has behind it: no traces of the person's machine in the artifact.
-_FINISH: Final = (ClearMetadataAndDocStringPass(),)
-
 #: ONNX Runtime inlines the functions itself, where it has no kernel for them.
 LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
     MatchByCosine(),
@@ -107,7 +101,7 @@ LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
     RemoveUnusedNodesPass(),
     ChooseForms(),
     AddFunctions(),
-    *_FINISH,
+    ClearTraces(),
 )
 
 #: OpenVINO's front end does not know model-local functions; where the model is loaded, kernels may
@@ -117,12 +111,12 @@ LOWER_FOR_OPENVINO: Final[tuple[PassBase, ...]] = (
     MergeBySize(),
     RemoveUnusedNodesPass(),
     ChooseForms(),
-    *_FINISH,
     NameKernelCalls(),
     AddFunctions(),
     InlinePass(),
     FoldConstants(),
     PartSquareTransposes(),
+    ClearTraces(),
 )
 
 #: TensorRT wants constant axes, and no operator that its parser refuses. What is refused is known
@@ -133,7 +127,7 @@ LOWER_FOR_TRT: Final[tuple[PassBase, ...]] = (
     FoldByDeconvolution(),
     WidenVectors(),
     RefuseForTensorRt(),
-    *_FINISH,
+    ClearTraces(),
 )
 
 #: The lowering of each target, in order; ``lower`` runs it.

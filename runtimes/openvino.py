@@ -25,6 +25,7 @@ from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.manifest import RuntimeInfo, TensorSpec
 from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, openvino_library
 from tokexport.runtimes.openvino_kernels import put_kernels
+from tokexport.runtimes.openvino_layers import attentions, layer_precisions
 
 FLAVOUR = "openvino-cpu"
 
@@ -42,9 +43,6 @@ _DTYPES = {
     **{f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
 }
-
-# The layers of the compiled model that hold nearly all the arithmetic.
-_HEAVY_LAYERS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention")
 
 _NO_SPACE = 1 << 20  # bytes: less than this free counts as a full disk
 
@@ -160,11 +158,14 @@ class OpenVinoRunner(Runner):
             raise BuildError(
                 f"OpenVINO cannot load the model: {_last_lines(str(error))}", where=str(path)
             ) from error
+        fused, apart = attentions(model, compiled)
         details: dict[str, str | int | list[str]] = {
             "inference_precision": _our_name(
                 compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
             ),
-            "layer_precisions": _layer_precisions(compiled),
+            "layer_precisions": sorted(map(_our_name, layer_precisions(compiled))),
+            "fused_attentions": len(fused),
+            "other_attentions": apart,
             "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
             "kernels": NO_KERNELS if library is None else kernels_of(library),
             "kernel_calls": calls,
@@ -260,15 +261,6 @@ def _port_name(port: Any) -> str:
 def _our_name(precision: str) -> str:
     """A precision of OpenVINO's in this project's words: fp32 for f32."""
     return {theirs: ours for ours, theirs in PRECISIONS.items()}.get(precision, precision)
-
-
-def _layer_precisions(compiled: Any) -> list[str]:
-    """The precisions that the heavy layers of the compiled model run in, sorted."""
-    found = set()
-    for layer in compiled.get_runtime_model().get_ops():
-        if layer.rt_info["layerType"].astype(str) in _HEAVY_LAYERS:
-            found.add(_our_name(layer.rt_info["runtimePrecision"].astype(str)))
-    return sorted(found)
 
 
 def _write_error(xml_path: Path, said: str) -> OSError:

@@ -19,11 +19,13 @@ from models.zoo import MODELS
 from models.zoo.vit import Block, Vit, images, seeded
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import tokexport
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError
 from tokexport.exporter.inspection import Inspection, Part, inspect
 from tokexport.exporter.inspection_tables import render_inspection
+from tokexport.runtimes.native_library import VARIABLE
 
 MERGING = {"bipartite_match": 1, "merge_tokens": 2, "sized_attention": 1}
 
@@ -271,6 +273,34 @@ def test_every_target_is_asked_and_takes_a_vit() -> None:
     assert ort.startswith("onnxruntime")
     assert openvino_.startswith("openvino")
     assert "nothing was built" in trt
+    assert all(note.endswith("2 of 2 attentions fused") for note in (ort, openvino_))
+    assert not any(verdict.unfused for verdict in found.targets)
+
+
+class TellsWeights(nn.Module):
+    """Two attentions, one of which gives its weights away, too."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.scaled_dot_product_attention(x, x, x)
+        weights = (x @ x.mT * 0.25).softmax(-1)  # weighed here
+        return weights @ x, weights
+
+
+@pytest.mark.parametrize("target", ["ort", "openvino"])
+def test_an_attention_that_is_not_fused_is_told_with_its_line(target: str) -> None:
+    found = look(TellsWeights(), torch.randn(1, 2, 40, 16), targets=(target,))
+    (verdict,) = found.targets
+    assert verdict.note.endswith("1 of 2 attentions fused")
+    (place,) = verdict.unfused
+    assert place.endswith("# weighed here")
+    assert "This attention runs as two products and a softmax." in printed(found)
+
+
+def test_without_kernels_no_attention_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "off")
+    (verdict,) = look(tiny_tome(), image(), targets=("ort",)).targets
+    assert verdict.note.endswith("0 of 2 attentions fused")
+    assert len(verdict.unfused) == 2
 
 
 def test_a_fourier_transform_is_refused_by_trt_with_its_line() -> None:

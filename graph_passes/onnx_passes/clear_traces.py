@@ -1,0 +1,23 @@
+"""Clears what a model says of where it came from: metadata, docstrings, source lines.
+
+What native kernels need to know of its calls stays.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+from tokexport.graph_passes.onnx_passes.name_kernel_calls import KERNEL_CALLS
+
+
+class ClearTraces(ir.passes.InPlacePass):
+    """Leaves no traces of the person's machine in the artifact."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Clears in place."""
+        calls = model.metadata_props.get(KERNEL_CALLS)
+        result = ClearMetadataAndDocStringPass()(model)
+        if calls is not None:
+            model.metadata_props[KERNEL_CALLS] = calls
+        return ir.passes.PassResult(model, modified=result.modified)
