@@ -124,7 +124,8 @@ class TokenOperator final : public ov::op::Op {
                           "There is no number for each attribute.");
     auto next = shapes_.begin();  // the rank of an output, and then its sizes
     for (size_t i = 0; i < outputs.size(); ++i) {
-      NODE_VALIDATION_CHECK(this, next != shapes_.end() && shapes_.end() - next > *next,
+      NODE_VALIDATION_CHECK(this,
+                            next != shapes_.end() && *next >= 0 && shapes_.end() - next > *next,
                             "There is no shape for each output.");
       set_output_type(i, type_of(outputs[i]), ov::Shape(next + 1, next + 1 + *next));
       next += 1 + *next;

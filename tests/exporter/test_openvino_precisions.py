@@ -11,37 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from digits_vit import DigitsViT
 from helpers.function_models import Call, model_of
 from helpers.graphs import emitted, rewrite
+from helpers.openvino_models import MERGES, images, save_merging_vit
 from helpers.torchvision_ops import child_environment
 
 from tokexport.exporter.build import build, save_onnx
-from tokexport.exporter.inputs import Batches
 from tokexport.exporter.openvino_int8 import left_out
 from tokexport.exporter.openvino_roles import operators_and_roles
 from tokexport.graph_passes import pipelines
-from tokexport.runtimes.openvino import OpenVinoRunner, convert, import_openvino, kernels_here
-from tokexport.runtimes.openvino_kernels import put_kernels
-
-MERGES = 2
+from tokexport.runtimes.openvino import OpenVinoRunner, convert, import_openvino
 
 
 @pytest.fixture(scope="module")
 def lowered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ViT that merges twice, as OpenVINO gets it."""
-    torch.manual_seed(0)
-    model = DigitsViT(merge=(3, 3, 0)).eval()
-    path = tmp_path_factory.mktemp("lowered") / "model.onnx"
-    onnx_model = emitted(rewrite(model, torch.rand(1, 1, 8, 8)))
-    save_onnx(pipelines.lower(onnx_model, "openvino"), path)
-    return path
-
-
-def images(name: str) -> Batches:
-    generator = np.random.default_rng(0)
-    arrays = {name: generator.random((16, 1, 1, 8, 8), np.float32)}
-    return Batches((name,), arrays, 16, None, "")
+    return save_merging_vit(tmp_path_factory.mktemp("lowered") / "model.onnx")
 
 
 def layers(xml: Path, precision: str) -> Counter[tuple[str, str]]:
@@ -154,40 +138,3 @@ def test_nncf_sends_no_usage_statistics() -> None:
         [sys.executable, "-W", "error", "-c", program], env=child_environment(), check=False
     )
     assert done.returncode == 0
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_kernels_match_and_merge_in_every_precision(
-    precision: str, lowered: Path, tmp_path: Path
-) -> None:
-    (name,) = import_openvino().Core().read_model(lowered).inputs[0].get_names()
-    build("openvino", lowered, tmp_path, precision, images(name))
-    openvino = import_openvino()
-    model = openvino.Core().read_model(tmp_path / "model.xml")
-    library = kernels_here()
-    assert library is not None
-    assert put_kernels(openvino, model, library) == 2 * MERGES  # a match and a merge each
-    left = Counter(operator.get_type_name() for operator in model.get_ordered_ops())
-    assert left["TokenOperator"] == 2 * MERGES
-    assert left["TopK"] == left["GatherND"] == 0
-    sample = images(name).arrays[name][0]
-    answers = []
-    for native in (True, False):
-        path = tmp_path / "model.xml"
-        with OpenVinoRunner.from_file(path, precision=precision, native=native) as runner:
-            answers += runner.run({name: sample}).values()
-    scale = np.abs(answers[1]).max()
-    tolerance = {"fp32": 1e-5, "int8": 1e-5, "bf16": 5e-2}[precision]
-    np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=tolerance * scale)
-
-
-def test_calls_whose_values_are_gone_keep_their_bodies(lowered: Path, tmp_path: Path) -> None:
-    convert(lowered, tmp_path / "model.xml")
-    openvino = import_openvino()
-    model = openvino.Core().read_model(tmp_path / "model.xml")
-    library = kernels_here()
-    assert library is not None
-    for port in (port for operator in model.get_ordered_ops() for port in operator.outputs()):
-        if any(name.startswith("linear") for name in port.get_names()):
-            port.get_tensor().set_names({"renamed"})
-    assert put_kernels(openvino, model, library) == MERGES  # the merges alone
