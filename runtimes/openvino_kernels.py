@@ -84,8 +84,8 @@ def _put(openvino: ModuleType, factory: Any, ports: dict[str, Any], call: dict[s
 def _input(openvino: ModuleType, ports: dict[str, Any], one: dict[str, Any]) -> Any:
     """Returns the port that a kernel reads: float32, or int32 for indices."""
     if "fill" in one:
-        array = np.full(one["shape"], one["fill"], np.float32)
-        return openvino.opset1.constant(array).output(0)
+        kind = np.float32 if isinstance(one["fill"], float) else np.int32
+        return openvino.opset1.constant(np.full(one["shape"], one["fill"], kind)).output(0)
     port = ports[one["name"]]
     is_real = port.get_element_type().is_real()
     return _as(openvino, port, openvino.Type.f32 if is_real else openvino.Type.i32)

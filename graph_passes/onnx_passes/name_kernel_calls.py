@@ -87,7 +87,7 @@ def _input(value: ir.Value | None) -> dict[str, Any] | None:
     array = constant.numpy()
     if array.size == 0 or not np.all(array == array.flat[0]):
         return None
-    return {"fill": float(array.flat[0]), "shape": array.shape}
+    return {"fill": array.flat[0].item(), "shape": array.shape}
 
 
 @contextmanager

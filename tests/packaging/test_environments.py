@@ -202,8 +202,12 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
         for path in (ROOT / room).rglob("*.py")
     }
     own = {name for name in names if name.startswith("tokexport/")}
-    library = "tokexport/runtimes/native/tokexport_native.so"
-    assert own == modules | {"tokexport/__init__.py", "tokexport/py.typed", library}
+    version = importlib.metadata.version("openvino")
+    libraries = {
+        f"tokexport/runtimes/native/{name}.so"
+        for name in ("tokexport_native", f"tokexport_openvino-{version}")
+    }
+    assert own == modules | {"tokexport/__init__.py", "tokexport/py.typed", *libraries}
 
 
 def test_warnings_are_errors_for_every_command(tmp_path: Path) -> None:
