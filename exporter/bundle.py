@@ -239,7 +239,10 @@ class BundleWriter:
 
 
 def save_reference(
-    path: Path, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    path: Path,
+    inputs: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    steady: np.ndarray | None = None,
 ) -> None:
     """Saves what a bundle is verified against.
 
@@ -247,12 +250,15 @@ def save_reference(
         path: The ``.npz`` file.
         inputs: Each input's values, (batches, N, …), saved as ``inputs/NAME``.
         outputs: The reference's outputs on them, (batches, N, …), saved as ``outputs/NAME``.
+        steady: Which samples (batches, N) are compared, saved as ``steady``; all without it.
 
     Raises:
         InternalError: An array holds python objects, or the numbers of batches differ.
     """
     arrays = {f"inputs/{name}": array for name, array in inputs.items()}
     arrays |= {f"outputs/{name}": array for name, array in outputs.items()}
+    if steady is not None and not steady.all():
+        arrays["steady"] = steady
     odd = [name for name, array in arrays.items() if array.dtype.hasobject or array.ndim == 0]
     if odd or len({len(array) for array in arrays.values()}) > 1:
         raise InternalError(

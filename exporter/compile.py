@@ -168,7 +168,8 @@ def compile(
                 *spread_warnings(narrowed),
                 *precision_warnings(config),
             )
-            proof = Proof(outputs, gates, dict.fromkeys(narrowed_hops(config), narrowed))
+            narrowed_by_hop = dict.fromkeys(narrowed_hops(config), narrowed)
+            proof = Proof(outputs, gates, narrowed_by_hop, samples=size)
             known |= {"gates": narrowed, "hops": proof.hops, "warnings": warnings}
             proof.check("captured", hops.run_graph(captured, batches, names))
 
@@ -258,6 +259,7 @@ def compile(
                 bundle.path / REFERENCE_NAME,
                 {name: batches.arrays[name][rows] for name in batches.names},
                 {name: array[rows] for name, array in reference.outputs.items()},
+                proof.steady[rows],
             )
             known |= {"status": manifest.status, "bundle": str(config.output)}
             report = _report(known, checklist)

@@ -1,9 +1,11 @@
-"""Chooses the batches that a bundle carries for ``verify``."""
+"""Chooses the batches that a bundle carries for ``verify``, and the samples that it compares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
+
+import numpy as np
 
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.parity import Proof
@@ -16,8 +18,9 @@ REFERENCE_BATCHES: Final = 4
 def kept_batches(proof: Proof, found: Mapping[str, Array]) -> list[int]:
     """Returns the batches that ``verify`` replays, in order, evenly from all of them.
 
-    Those on which a near-tie fell differently are left out. A gate that holds over all samples lets
-    single ones lie outside, and none is left out for that: the choice grows until it holds.
+    They are those on which no near-tie fell differently; where there is none, those with a sample
+    on which none did, and ``Proof.steady`` tells the samples. A gate that holds over all samples
+    lets single ones lie outside, and none is left out for that: the choice grows until it holds.
 
     Args:
         proof: What the hops were held to.
@@ -29,14 +32,14 @@ def kept_batches(proof: Proof, found: Mapping[str, Array]) -> list[int]:
     hop = proof.hops[-1].name
     count = len(next(iter(proof.expected.values())))
     if not proof.holds_over_all(hop):
-        steady = [row for row in range(count) if row not in proof.unsteady]
-        if not steady:
-            raise GateError(
-                "Every batch holds a near-tie that fell the other way, so nothing is left to "
-                "verify the bundle with.",
-                fix="Give more samples with --inputs, or another --seed.",
-            )
-        return _spaced(steady, REFERENCE_BATCHES)
+        for steady in (proof.steady.all(axis=1), proof.steady.any(axis=1)):
+            if steady.any():
+                return _spaced(np.flatnonzero(steady).tolist(), REFERENCE_BATCHES)
+        raise GateError(
+            "Every sample holds a near-tie that fell the other way, so nothing is left to verify "
+            "the bundle with.",
+            fix="Give more samples with --inputs, or another --seed.",
+        )
     rows, wanted = list(range(count)), REFERENCE_BATCHES
     while wanted < count and not proof.holds_on(hop, found, _spaced(rows, wanted)):
         wanted *= 2

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import numpy as np
+
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gates import Gate
 from tokexport.runtimes.base import Array
@@ -172,10 +174,13 @@ class Proof:
         expected: The reference outputs, (batches, …) each.
         gates: The gate of every output.
         narrowed: The gates of the hops that compute in a reduced precision, by hop.
+        samples: How many samples a batch has: the leading axis of outputs that have one of that
+            size.
 
     Attributes:
         hops: The hops compared so far.
-        unsteady: The batches on which some hop decided a near-tie the other way.
+        steady: The samples (batches, samples) on which no hop decided a near-tie so that an output
+            left its gate.
     """
 
     def __init__(
@@ -183,10 +188,12 @@ class Proof:
         expected: Mapping[str, Array],
         gates: Mapping[str, Gate],
         narrowed: Mapping[str, Mapping[str, Gate]] | None = None,
+        samples: int = 1,
     ) -> None:
         self.expected = expected
         self.hops: list[HopResult] = []
-        self.unsteady: set[int] = set()
+        (count,) = {len(array) for array in expected.values()}
+        self.steady = np.ones((count, samples), bool)
         self._gates = gates
         self._narrowed = narrowed or {}
 
@@ -249,6 +256,24 @@ class Proof:
         inside = self.within(hop, found, range(count))
         return [batch for batch in range(count) if not inside[batch]]
 
+    def _samples_within(self, hop: str, found: Mapping[str, Array], batch: int) -> Array:
+        """Tells for each sample of a batch whether its outputs lie within the gates.
+
+        None does, where an output is not one value a sample.
+        """
+        samples = self.steady.shape[1]
+        gates = self.gates_of(hop)
+        if any(self.expected[name].shape[1:2] != (samples,) for name in gates):
+            return np.zeros(samples, bool)
+        inside = [
+            all(
+                _within(self.expected[name][batch, sample], found[name][batch, sample], gate)
+                for name, gate in gates.items()
+            )
+            for sample in range(samples)
+        ]
+        return np.array(inside)
+
     def _told(self, result: HopResult, found: Mapping[str, Array], tell: TellHop) -> HopResult:
         """Judges a hop that failed by what it gives when it is told how to decide."""
         failed = self._outside(result.name, found)
@@ -256,7 +281,8 @@ class Proof:
         if told.ties is None:
             why_not = f"; {told.why_not}" if told.why_not else ""
             return replace(result, detail=result.detail + why_not)
-        self.unsteady |= set(failed)
+        for batch in failed:
+            self.steady[batch] &= self._samples_within(result.name, found, batch)
         mixed = {name: array.copy() for name, array in found.items()}
         for name, array in mixed.items():
             array[failed] = told.outputs[name]

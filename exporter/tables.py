@@ -22,6 +22,7 @@ def verification_json(result: VerifyResult) -> dict[str, Any]:
         "status": "PASSED" if result.passed else "FAILED",
         "runtime": {"flavour": result.runtime.flavour, "version": result.runtime.version},
         "batches": result.batches,
+        "samples_left_out": result.left_out,
         "outputs": {
             output.name: {
                 "passed": output.passed,
@@ -62,7 +63,8 @@ def render_verification(result: VerifyResult, console: Console) -> None:
     status = Text("PASSED", "bold green") if result.passed else Text("FAILED", "bold red")
     runtime = f"{result.runtime.flavour} {result.runtime.version}"
     batches = "1 batch" if result.batches == 1 else f"{result.batches} batches"
-    console.print(Text.assemble(status, f"  {batches} on {runtime}"))
+    left_out = f", {result.left_out} samples with a near-tie left out" if result.left_out else ""
+    console.print(Text.assemble(status, f"  {batches} on {runtime}{left_out}"))
 
 
 def _found(output: OutputResult) -> str:

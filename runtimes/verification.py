@@ -2,6 +2,9 @@
 
     reference.npz   inputs/<name>   (batches, *the input's shape)
                     outputs/<name>  (batches, *the output's shape), of the model as its user gave it
+                    steady          (batches, samples), which samples are compared; all without it:
+                                    on the others a decision is so near a tie that it falls either
+                                    way, and outputs with one value a sample leave them out
 
 An output passes when its largest difference, over the gate's scale, is at most the gate's
 ``relative_tolerance``; an output of whole numbers when at most that fraction of it differs; an
@@ -72,11 +75,13 @@ class VerifyResult:
         runtime: What ran it.
         batches: Number of batches replayed.
         outputs: How each output did.
+        left_out: Number of samples in them that were not compared, for a near-tie in each.
     """
 
     runtime: RuntimeInfo
     batches: int
     outputs: tuple[OutputResult, ...]
+    left_out: int = 0
 
     @property
     def passed(self) -> bool:
@@ -110,10 +115,16 @@ def verify_bundle(bundle: str | os.PathLike[str], *, threads: int | None = None)
         reference = _read_reference(folder, manifest)
         candidate = _replay(runner, reference.inputs, reference.batches)
     results = tuple(
-        _judge(spec.name, reference.outputs[spec.name], candidate[spec.name], manifest)
+        _judge(
+            spec.name,
+            reference.compared(reference.outputs[spec.name]),
+            reference.compared(candidate[spec.name]),
+            manifest,
+        )
         for spec in manifest.outputs
     )
-    return VerifyResult(runner.runtime, reference.batches, results)
+    left_out = 0 if reference.steady is None else int(np.count_nonzero(~reference.steady))
+    return VerifyResult(runner.runtime, reference.batches, results, left_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +132,13 @@ class _Reference:
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     batches: int
+    steady: Array | None
+
+    def compared(self, output: Array) -> Array:
+        """Returns the samples of an output (batches, …) that are compared."""
+        if self.steady is None or output.shape[:2] != self.steady.shape:
+            return output
+        return output[self.steady]
 
 
 def _judge(name: str, reference: Array, candidate: Array, manifest: Manifest) -> OutputResult:
@@ -174,7 +192,12 @@ def _read_reference(bundle: Path, manifest: Manifest) -> _Reference:
     counts = {len(array) for array in (*inputs.values(), *outputs.values())}
     if len(counts) != 1 or counts == {0}:
         raise _bad_reference(path, f"its arrays have {sorted(counts)} batches")
-    return _Reference(inputs, outputs, counts.pop())
+    (count,) = counts
+    steady = arrays.get("steady")
+    fits = steady is None or (steady.dtype == bool and steady.ndim == 2 and len(steady) == count)
+    if not fits or (steady is not None and not steady.any(axis=1).all()):
+        raise _bad_reference(path, "what it says of its samples is no choice of some in each batch")
+    return _Reference(inputs, outputs, count, steady)
 
 
 def _take(

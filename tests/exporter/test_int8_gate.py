@@ -215,7 +215,7 @@ def test_batches_outside_by_themselves_are_counted_and_kept() -> None:
     proof.check("artifact", found)
     (hop,) = proof.hops
     assert (hop.passed, hop.outside) == (True, (3,))
-    assert proof.unsteady == set()
+    assert proof.steady.all()
     assert kept_batches(proof, found) == [0, 50, 100, 150]
 
 

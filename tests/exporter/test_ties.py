@@ -45,13 +45,14 @@ def compile_with(
     *passes: Any,
     target: str = "openvino",
     model: nn.Module | None = None,
+    batch: int = 1,
     **options: Any,
 ) -> CompileResult:
     """Compiles the model with passes put behind the target's own."""
     lower = {**pipelines.LOWER, target: (*pipelines.LOWER[target], *passes)}
     monkeypatch.setattr(pipelines, "LOWER", lower)
     np.savez(folder / "x.npz", x=images)
-    example = torch.zeros(1, TOKENS, CHANNELS)
+    example = torch.zeros(batch, TOKENS, CHANNELS)
     return tokexport.compile(
         model or KeepsTheBest(),
         example,
@@ -199,9 +200,37 @@ def test_in_half_an_error_without_a_decision_near_a_tie_is_an_error(
 def test_nothing_but_ties_leaves_nothing_to_verify_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(GateError, match="Every batch holds a near-tie"):
+    with pytest.raises(GateError, match="Every sample holds a near-tie"):
         compile_with(monkeypatch, tmp_path, samples(2e-7, 2e-7), Nudge(1e-6))
     assert not (tmp_path / "bundle").exists()
+
+
+def test_where_every_batch_holds_a_tie_the_other_samples_are_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = samples(2e-7, 0.5, 0.25, 2e-7)
+    result = compile_with(monkeypatch, tmp_path, images, Nudge(1e-6), batch=2)
+    assert result.status == "PASSED"
+    reference = np.load(result.bundle / "reference.npz")
+    np.testing.assert_array_equal(reference["steady"], [[False, True], [True, False]])
+    verified = verify_bundle(result.bundle)
+    assert verified.passed
+    assert (verified.batches, verified.left_out) == (2, 2)
+
+
+class SumsUp(KeepsTheBest):
+    """Gives one number for the whole batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sum()[None]
+
+
+def test_an_output_of_the_whole_batch_is_of_no_steady_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = samples(2e-7, 0.5, 0.25, 2e-7)
+    with pytest.raises(GateError, match="Every sample holds a near-tie"):
+        compile_with(monkeypatch, tmp_path, images, Nudge(1e-6), batch=2, model=SumsUp())
 
 
 class Finer(nn.Module):

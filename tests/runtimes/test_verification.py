@@ -117,6 +117,38 @@ def test_the_spread_is_that_of_the_manifest_and_not_of_the_few_batches(
     assert verify_bundle(with_spread(bundle, 1.0)).passed
 
 
+def test_samples_with_a_near_tie_are_left_out(make_bundle: BundleMaker) -> None:
+    bundle = make_bundle()
+    with np.load(bundle / REFERENCE_NAME) as archive:
+        logits, label = archive["outputs/logits"].copy(), archive["outputs/label"].copy()
+    logits[1, 0] += 1
+    label[1, 0] = (label[1, 0] + 1) % 5
+    steady = np.ones((3, 2), bool)
+    rewrite_reference(bundle, outputs__logits=logits, outputs__label=label, steady=steady)
+    assert not verify_bundle(bundle).passed
+    steady[1, 0] = False
+    rewrite_reference(bundle, steady=steady)
+    result = verify_bundle(bundle)
+    assert result.passed
+    assert (result.batches, result.left_out) == (3, 1)
+    logits[1, 1] += 1
+    rewrite_reference(bundle, outputs__logits=logits)
+    assert [output.passed for output in verify_bundle(bundle).outputs] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "steady",
+    [np.ones((2, 2), bool), np.ones((3, 2), int), np.zeros((3, 2), bool), np.ones(3, bool)],
+)
+def test_a_choice_of_samples_that_does_not_fit_is_refused(
+    steady: np.ndarray, make_bundle: BundleMaker
+) -> None:
+    bundle = make_bundle()
+    rewrite_reference(bundle, steady=steady)
+    with pytest.raises(BundleError, match="no choice of some in each batch"):
+        verify_bundle(bundle)
+
+
 def test_one_differing_decision_fails_a_gate_of_zero(make_bundle: BundleMaker) -> None:
     bundle = make_bundle()
     with np.load(bundle / REFERENCE_NAME) as archive:
