@@ -3,7 +3,7 @@
 Before → after, in the IR::
 
     MatMul(a, Transpose(b))                →  MatMul(a, b, transpose_b)
-    Divide(x, y)                           →  Multiply(x, Power(y, -1))
+    Divide(x, y)                           →  Multiply(x, Power(y, [-1, -1, …]))
     ScatterElementsUpdate, version 12      →  version 3, where it only replaces
     <layer …>                              →  <layer …> with the attribute ``precise``
 
@@ -90,7 +90,9 @@ def _product_with_inverse(operator: Any) -> Any:
     if dividend.get_element_type().get_type_name() != "f32":
         return None
     opset = import_runtime("openvino.opset13", extra="openvino")
-    inverse = opset.power(divisor, opset.constant(np.float32(-1.0)))
+    # The optimiser joins a product with a power of the one number -1 to a division again.
+    exponents = np.full(divisor.get_shape(), -1.0, np.float32)
+    inverse = opset.power(divisor, opset.constant(exponents))
     inverse.set_friendly_name(f"{operator.get_friendly_name()}/inverse")
     return opset.multiply(dividend, inverse)
 

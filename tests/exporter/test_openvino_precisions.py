@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,16 @@ def lowered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_merging_vit(tmp_path_factory.mktemp("lowered") / "model.onnx")
 
 
-def layers(xml: Path, precision: str) -> Counter[tuple[str, str]]:
-    """Counts the layers of a compiled model by their kind and the precision they run in."""
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a compiled model: its kind, the precision it runs in, what it was made of."""
+
+    kind: str
+    precision: str
+    made_of: str
+
+
+def compiled_layers(xml: Path, precision: str) -> list[Layer]:
     hint = {"bf16": "bf16", "int8": "f32"}[precision]
     openvino = import_openvino()
     options = {"INFERENCE_PRECISION_HINT": hint}
@@ -37,13 +46,16 @@ def layers(xml: Path, precision: str) -> Counter[tuple[str, str]]:
     ran = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if ran != hint:
         pytest.skip(f"this processor computes in {ran}")
-    return Counter(
-        (
-            str(layer.rt_info["layerType"].astype(str)),
-            str(layer.rt_info["runtimePrecision"].astype(str)),
-        )
+    keys = ("layerType", "runtimePrecision", "originalLayersNames")
+    return [
+        Layer(*(str(layer.rt_info[key].astype(str)) for key in keys))
         for layer in compiled.get_runtime_model().get_ops()
-    )
+    ]
+
+
+def layers(xml: Path, precision: str) -> Counter[tuple[str, str]]:
+    """Counts the layers of a compiled model by their kind and the precision they run in."""
+    return Counter((layer.kind, layer.precision) for layer in compiled_layers(xml, precision))
 
 
 def test_roles_are_found_by_structure(lowered: Path, tmp_path: Path) -> None:
@@ -70,6 +82,13 @@ def test_bf16_computes_what_selects_in_float32(lowered: Path, tmp_path: Path) ->
         assert found[kind, "f32"] >= MERGES, (kind, found)
     assert found["MatMul", "f32"] == 3 * MERGES  # scores, and one-hot products of rows and sizes
     assert found["FullyConnected", "bf16"] >= 4 * 3  # the linears are in bf16 all the same
+
+
+def test_bf16_divides_by_lengths_and_sizes_in_float32(lowered: Path, tmp_path: Path) -> None:
+    build("openvino", lowered, tmp_path, "bf16")
+    found = compiled_layers(tmp_path / "model.xml", "bf16")
+    divisions = [layer for layer in found if "/inverse" in layer.made_of]
+    assert [layer.precision for layer in divisions] == ["f32"] * 2 * MERGES
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
