@@ -188,7 +188,9 @@ def narrowed_hops(config: CompileConfig) -> tuple[str, ...]:
     """Returns the steps that compute in the precision asked for; those before them are in fp32."""
     if config.precision == "fp32":
         return ()
-    return ("lowered", "artifact") if config.target == "trt" else ("artifact",)
+    if config.target == "trt":
+        return "lowered", "artifact"
+    return "without kernels", "artifact"
 
 
 def require_accuracy(accuracy: Accuracy | None, config: CompileConfig) -> None:

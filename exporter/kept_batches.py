@@ -15,16 +15,19 @@ from tokexport.runtimes.base import Array
 REFERENCE_BATCHES: Final = 4
 
 
-def kept_batches(proof: Proof, found: Mapping[str, Array]) -> list[int]:
+def kept_batches(proof: Proof, found: Mapping[str, Array]) -> tuple[list[int], Array]:
     """Returns the batches that ``verify`` replays, in order, evenly from all of them.
 
     They are those on which no near-tie fell differently; where there is none, those with a sample
-    on which none did, and ``Proof.steady`` tells the samples. A gate that holds over all samples
-    lets single ones lie outside, and none is left out for that: the choice grows until it holds.
+    on which none did. A gate that holds over all samples lets single ones lie outside, and none is
+    left out for that: the choice grows until it holds.
 
     Args:
         proof: What the hops were held to.
         found: What the last hop gave, (batches, …) by name.
+
+    Returns:
+        The batches, and which samples (batches, samples) of them are compared.
 
     Raises:
         GateError: Nothing is left to verify with.
@@ -34,16 +37,18 @@ def kept_batches(proof: Proof, found: Mapping[str, Array]) -> list[int]:
     if not proof.holds_over_all(hop):
         for steady in (proof.steady.all(axis=1), proof.steady.any(axis=1)):
             if steady.any():
-                return _spaced(np.flatnonzero(steady).tolist(), REFERENCE_BATCHES)
+                rows = _spaced(np.flatnonzero(steady).tolist(), REFERENCE_BATCHES)
+                return rows, proof.steady[rows]
         raise GateError(
             "Every sample holds a near-tie that fell the other way, so nothing is left to verify "
             "the bundle with.",
             fix="Give more samples with --inputs, or another --seed.",
         )
-    rows, wanted = list(range(count)), REFERENCE_BATCHES
-    while wanted < count and not proof.holds_on(hop, found, _spaced(rows, wanted)):
+    every, wanted = list(range(count)), REFERENCE_BATCHES
+    while wanted < count and not proof.holds_on(hop, found, _spaced(every, wanted)):
         wanted *= 2
-    return _spaced(rows, wanted)
+    rows = _spaced(every, wanted)
+    return rows, np.ones_like(proof.steady[rows])
 
 
 def _spaced(rows: list[int], count: int) -> list[int]:

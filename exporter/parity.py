@@ -83,7 +83,9 @@ HOPS: Final = {
     "rewritten": "The rewritten graph differs from the traced one: a torch pass is wrong.",
     "onnx": "The ONNX differs from the rewritten graph: the translation of an operator is wrong.",
     "lowered": "The lowered ONNX differs from the emitted one: an ONNX pass is wrong.",
-    "artifact": "The artifact differs from the ONNX it was built from: the runtime is off.",
+    "without kernels": "OpenVINO's own operators differ from the ONNX they were built from.",
+    "artifact": "The artifact differs from the ONNX it was built from: a kernel or the runtime is "
+    "off.",
 }
 _LOWERED_BY_ITSELF: Final = (
     "The artifact differs from the emitted ONNX: an ONNX pass, a kernel or the runtime is off."

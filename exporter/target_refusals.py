@@ -23,7 +23,8 @@ from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt, refusals
 from tokexport.graph_passes.onnx_passes.source_lines import lines_by_node
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RuntimeMissingError
-from tokexport.runtimes.native_library import native_library
+from tokexport.runtimes.manifest import RuntimeInfo
+from tokexport.runtimes.native_library import NO_KERNELS
 from tokexport.runtimes.openvino import OpenVinoRunner
 
 
@@ -105,25 +106,28 @@ def _try(target: str, model: ir.Model, lines: dict[str, str], folder: Path) -> V
     built.mkdir()
     try:
         runtime = build(target, lowered, built)
+        fused, apart = _attentions(target, model, built / ARTIFACT[target], runtime)
     except RuntimeMissingError as error:
         return Verdict(target, (), f"{error.what} {error.fix}", asked=False)
     except BuildError as error:
         blamed = _blamed(error, model, lines, everywhere=target == "openvino")
         return Verdict(target, blamed, "it refused the lowered model")
     took = f"{runtime.flavour} {runtime.version} took the lowered model"
-    fused, apart = _attentions(target, model, built / ARTIFACT[target])
     if fused or apart:
         took += f"; {fused} of {fused + len(apart)} attentions fused"
     return Verdict(target, (), took, unfused=tuple(_place(node, lines) for node in apart))
 
 
-def _attentions(target: str, model: ir.Model, artifact: Path) -> tuple[int, list[ir.Node]]:
+def _attentions(
+    target: str, model: ir.Model, artifact: Path, runtime: RuntimeInfo
+) -> tuple[int, list[ir.Node]]:
     """Returns how many attentions run as one kernel, and the other ones' nodes.
 
     Args:
         target: ``ort`` or ``openvino``.
         model: The lowered model.
         artifact: What was built of it.
+        runtime: What built it.
     """
     if target == "openvino":
         with OpenVinoRunner.from_file(artifact) as runner:
@@ -135,7 +139,9 @@ def _attentions(target: str, model: ir.Model, artifact: Path) -> tuple[int, list
         return fused, apart
     calls = [n for n in model.graph if n.domain == DOMAIN and n.op_type.endswith("attention")]
     generic = [n for n in model.graph if n.op_type == "Softmax" and _weighs_values(n)]
-    return (0, calls + generic) if native_library() is None else (len(calls), generic)
+    if runtime.details["kernels"] == NO_KERNELS:
+        return 0, calls + generic
+    return len(calls), generic
 
 
 def _weighs_values(softmax: ir.Node) -> bool:

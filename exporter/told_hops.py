@@ -84,16 +84,18 @@ class ToldHops:
             failed,
         )
 
-    def artifact(self, manifest: Manifest, failed: Sequence[int]) -> ToldRun:
+    def artifact(self, manifest: Manifest, failed: Sequence[int], native: bool = True) -> ToldRun:
         """Tells an artifact built from the lowered ONNX like the one that failed.
 
         Args:
             manifest: That of the artifact that failed.
             failed: The batches it failed on.
+            native: Whether it failed with the native kernels in it.
         """
+        hop = "artifact" if native else "without kernels"
 
         def run(batches: Batches) -> dict[str, Array]:
-            folder = self._folder / "artifact"
+            folder = self._folder / hop.replace(" ", "-")
             folder.mkdir(parents=True)
             told = replace(
                 manifest,
@@ -101,10 +103,10 @@ class ToldHops:
                 inputs=tuple(_specs(batches.names, self._told.module, "placeholder")),
                 outputs=tuple(_specs(self._results, self._told.module, "output")),
             )
-            with open_runner(folder, told) as runner:
+            with open_runner(folder, told, native=native) as runner:
                 return hops.run_artifact(runner, batches)
 
-        return self._ask("artifact", run, failed)
+        return self._ask(hop, run, failed)
 
     def _ask(self, hop: str, run: RunTold, failed: Sequence[int]) -> ToldRun:
         tolerance = max(gate.tolerance for gate in self._proof.gates_of(hop).values())

@@ -19,6 +19,7 @@ from tokexport.exporter.tuned_forms import TunedForm, Tuning
 from tokexport.exporter.tuning_cache import FormCache
 from tokexport.exporter.tuning_trials import try_forms
 from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.onnx_functions import signatures
 from tokexport.graph_passes.onnx_passes.choose_forms import Forms, TokenCall
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.graph_passes.token_forms import candidates
@@ -51,7 +52,7 @@ def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tu
     forms: dict[TokenCall, TunedForm] = {}
     timed = 0
     for call in sorted(calls):
-        names = candidates(call.operator, kernels=kernels)
+        names = candidates(call.operator, kernels=kernels and _has_kernel(call, config.target))
         found = cache.get(str(call), names)
         if found is None:
             with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
@@ -75,6 +76,12 @@ def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tu
     return tuning, {
         call: found.form for call, found in forms.items() if found.form != found.standard
     }
+
+
+def _has_kernel(call: TokenCall, target: str) -> bool:
+    """Tells whether a kernel can give a call: OpenVINO's takes no constant indices."""
+    inputs = signatures()[call.operator].inputs
+    return target == "ort" or all(inputs[position][1] != "I" for position in call.constant)
 
 
 def environment(target: str, precision: str) -> dict[str, str | int]:

@@ -11,7 +11,7 @@ measures. The form ``F`` of an operator ``O`` is the function ``O__F``; the stan
 ``gather``     whole rows are gathered, by ``GatherND``
 ``flat``       whole rows are gathered, by ``Gather`` from the rows of all images
 ``elements``   rows are gathered number by number, by ``GatherElements``
-``native``     the kernel in ``runtimes/native``, for ONNX Runtime alone
+``native``     the kernel in ``runtimes/native``
 =============  ===================================================================================
 
 A merge gathers and reduces; ``scatter-flat`` says both, and without the second word it gathers by

@@ -39,8 +39,13 @@ def load(bundle: str | os.PathLike[str], *, threads: int | None = None) -> Runne
     return open_runner(folder, manifest, threads=threads)
 
 
-def open_runner(bundle: Path, manifest: Manifest, *, threads: int | None = None) -> Runner:
-    """Makes the runner of a bundle whose files were checked; see ``load``."""
+def open_runner(
+    bundle: Path, manifest: Manifest, *, threads: int | None = None, native: bool = True
+) -> Runner:
+    """Makes the runner of a bundle whose files were checked; see ``load``.
+
+    Without ``native`` the project's kernels are left out, as they are where there are none.
+    """
     artifact = file_in(bundle, manifest.artifact)
     runner: Runner
     # Which runner a flavour takes stands here, and nowhere else.
@@ -48,12 +53,12 @@ def open_runner(bundle: Path, manifest: Manifest, *, threads: int | None = None)
         case "onnxruntime-cpu":
             from tokexport.runtimes.ort import OrtRunner
 
-            runner = OrtRunner.from_file(artifact, threads=threads)
+            runner = OrtRunner.from_file(artifact, threads=threads, native=native)
         case "openvino-cpu":
             from tokexport.runtimes.openvino import OpenVinoRunner
 
             runner = OpenVinoRunner.from_file(
-                artifact, precision=manifest.precision, threads=threads
+                artifact, precision=manifest.precision, threads=threads, native=native
             )
         case "tensorrt" | "tensorrt-rtx":
             from tokexport.runtimes.trt_runner import TrtRunner

@@ -27,7 +27,7 @@ def native_library() -> Path | None:
     wanted = os.environ.get(VARIABLE)
     if wanted == "off":
         return None
-    if wanted is not None:
+    if wanted:
         return Path(wanted)
     try:
         path = Path(str(distribution("tokexport").locate_file(_PLACE)))
@@ -49,7 +49,8 @@ def openvino_library(version: str) -> Path | None:
 def kernels_of(library: Path) -> str:
     """Returns the instruction set whose kernels a library has chosen on this processor.
 
-    That for OpenVINO needs OpenVINO to be imported before.
+    It loads the library for good: what OpenVINO makes with it may live as long as the program. That
+    for OpenVINO needs OpenVINO to be imported before.
 
     Raises:
         OSError: The library cannot be loaded.

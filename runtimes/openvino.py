@@ -149,7 +149,8 @@ class OpenVinoRunner(Runner):
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         front_end = _front_end(openvino, "ir")
-        library = kernels_here() if native else None
+        # A processor that has fp16 turns the whole graph to it, and the kernels take float32.
+        library = kernels_here() if native and precision != "fp16" else None
         try:
             model = front_end.convert(front_end.load(str(path)))
             calls = 0 if library is None else put_kernels(openvino, model, library)
@@ -195,12 +196,18 @@ def import_openvino() -> ModuleType:
 
 
 def kernels_here() -> Path | None:
-    """Returns the native kernels for the installed OpenVINO; None where there are none.
+    """Returns the native kernels for the installed OpenVINO; None where there are none that load.
 
     Raises:
         RuntimeMissingError: openvino is not installed.
     """
-    return openvino_library(_version(import_openvino()))
+    library = openvino_library(_version(import_openvino()))
+    try:
+        if library is not None:
+            kernels_of(library)
+    except OSError:
+        return None
+    return library
 
 
 @contextmanager

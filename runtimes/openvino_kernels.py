@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from tokexport.runtimes.importing import import_runtime
+from tokexport.runtimes.native_library import kernels_of
 
 #: Where OpenVINO keeps the metadata of the ONNX model that it converted, and the key in it.
 _PLACE: Final = ("framework", "tokexport.kernel_calls")
@@ -49,7 +50,8 @@ def put_kernels(openvino: ModuleType, model: Any, library: Path) -> int:
 
 @cache
 def _factory(library: Path) -> Any:
-    """Returns what makes operators of a library; its code must outlive them."""
+    """Returns what makes operators of a library."""
+    kernels_of(library)  # its code stays loaded for as long as there may be operators
     factory = import_runtime("openvino.utils.node_factory", extra="openvino").NodeFactory()
     factory.add_extension(library)
     return factory

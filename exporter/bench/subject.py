@@ -96,7 +96,9 @@ class Subject:
             gates = set_gates(self.expected, error, precision, None, batch=size)
             widest = REDUCED_PRECISION_TOLERANCE.get(precision, WIDEST)
             self._gates[precision] = {
-                name: replace(gate, tolerance=min(gate.tolerance, widest))
+                name: gate
+                if gate.holds_over_all
+                else replace(gate, tolerance=min(gate.tolerance, widest))
                 for name, gate in gates.items()
             }
         return judge("bench", self.expected, found, self._gates[precision])

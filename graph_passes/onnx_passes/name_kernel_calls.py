@@ -22,7 +22,12 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_functions import DOMAIN, merge_name, scatter_name
+from tokexport.graph_passes.onnx_functions import (
+    DOMAIN,
+    merge_name,
+    scatter_name,
+    signatures,
+)
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
 from tokexport.graph_passes.ops import MODES
 
@@ -56,7 +61,7 @@ class NameKernelCalls(ir.passes.InPlacePass):
 
 def _described(node: ir.Node) -> dict[str, Any] | None:
     """Returns what is written of a call; None where it has no kernel, or something is unknown."""
-    if node.op_type not in OPERATORS:
+    if node.op_type not in OPERATORS or not _fits(node):
         return None
     inputs = [_input(value) for value in node.inputs]
     shapes = [shape_of(value) for value in node.outputs]
@@ -71,6 +76,13 @@ def _described(node: ir.Node) -> dict[str, Any] | None:
             for value, shape in zip(node.outputs, shapes, strict=True)
         ],
     }
+
+
+def _fits(node: ir.Node) -> bool:
+    """Tells whether the inputs are of the types that kernels take: float32, int64 for indices."""
+    wanted = {"T": ir.DataType.FLOAT, "I": ir.DataType.INT64}
+    kinds = [wanted[kind] for _, kind in signatures()[node.op_type].inputs]
+    return [value and value.dtype for value in node.inputs] == kinds
 
 
 def _is_read(value: ir.Value) -> bool:
@@ -97,7 +109,9 @@ def call_names_kept(model: ir.Model) -> Iterator[None]:
     A value stands for another where one that read the other reads it now.
     """
     text = model.metadata_props.get(KERNEL_CALLS, "[]")
-    named = {output["name"] for call in json.loads(text) for output in call["outputs"]}
+    calls = json.loads(text)
+    named = {one["name"] for call in calls for one in call["outputs"]}
+    taken = named | {one.get("name") for call in calls for one in call["inputs"]}
     readers = {
         value.name: [(use.node, use.idx) for use in value.uses()]
         for node in model.graph
@@ -109,6 +123,8 @@ def call_names_kept(model: ir.Model) -> Iterator[None]:
     for name in readers.keys() - standing:
         for node, position in readers[name]:
             value = node.inputs[position] if node.graph is model.graph else None
-            if value is not None and value.producer() is not None:
+            if value is None or value.producer() is None or value.is_graph_output():
+                continue
+            if value.name not in taken:
                 value.name = name
                 break

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from digits_vit import DigitsViT
 from helpers.openvino_models import MERGES, images, save_merging_vit
+from torch import Tensor, nn
 
+import tokexport
 from tokexport.exporter.build import build
+from tokexport.runtimes import load
 from tokexport.runtimes.errors import BuildError
+from tokexport.runtimes.native_library import NO_KERNELS, VARIABLE
 from tokexport.runtimes.openvino import OpenVinoRunner, convert, import_openvino, kernels_here
 from tokexport.runtimes.openvino_kernels import put_kernels
 
@@ -55,6 +62,57 @@ def test_calls_whose_values_are_gone_keep_their_bodies(lowered: Path, tmp_path: 
         if any(name.startswith("linear") for name in port.get_names()):
             port.get_tensor().set_names({"renamed"})
     assert put_kernels(openvino, model, library) == MERGES  # the merges alone
+
+
+def test_both_ways_to_run_are_proved_and_told(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = DigitsViT(merge=(3, 3, 0)).eval(), torch.rand(1, 1, 8, 8)
+    result = tokexport.compile(model, x, "openvino", output=tmp_path / "bundle", timed=False)
+    names = [hop.name for hop in result.report.hops]
+    assert names == ["captured", "rewritten", "onnx", "lowered", "without kernels", "artifact"]
+    details = json.loads((result.bundle / "manifest.json").read_text())["runtime"]["details"]
+    assert details["kernel_calls"] == 2 * MERGES
+    assert details["kernels"] != NO_KERNELS
+
+
+class PicksWholeNumbers(nn.Module):
+    def forward(self, x: Tensor, scores: Tensor) -> Tensor:
+        index = scores.topk(3, dim=1).indices
+        return x.gather(1, index[..., None].expand(-1, -1, 4))
+
+
+def test_rows_of_whole_numbers_have_no_kernel(tmp_path: Path) -> None:
+    x, scores = torch.arange(40).reshape(1, 10, 4), torch.randn(1, 10)
+    model = PicksWholeNumbers()
+    result = tokexport.compile(
+        model, (x, scores), "openvino", output=tmp_path / "bundle", timed=False
+    )
+    assert "without kernels" not in [hop.name for hop in result.report.hops]
+    with load(result.bundle) as runner:
+        (found,) = runner.run({"x": x.numpy(), "scores": scores.numpy()}).values()
+    np.testing.assert_array_equal(found, model(x, scores).numpy())
+
+
+def test_fp16_runs_without_kernels(lowered: Path, tmp_path: Path) -> None:
+    convert(lowered, tmp_path / "model.xml")
+    with OpenVinoRunner.from_file(tmp_path / "model.xml", precision="fp16") as runner:
+        assert runner.runtime.details["kernels"] == NO_KERNELS
+        assert runner.runtime.details["kernel_calls"] == 0
+
+
+def test_a_library_that_does_not_load_is_left_out(
+    lowered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = kernels_here()
+    assert good is not None
+    (tmp_path / good.name).write_text("no library")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "tokexport_native.so"))
+    assert kernels_here() is None
+    convert(lowered, tmp_path / "model.xml")
+    with OpenVinoRunner.from_file(tmp_path / "model.xml") as runner:
+        assert runner.runtime.details["kernels"] == NO_KERNELS
+    monkeypatch.setenv(VARIABLE, "")
+    assert kernels_here() == good
 
 
 @pytest.mark.parametrize(
