@@ -206,7 +206,7 @@ def conditions(line: dict[str, Any]) -> str:
     cores = machine["cores"]
     return (
         f"Machine: {machine['processor']}, {cores['usable']} of {cores['logical']} cores, "
-        f"{machine['system']}, Python {machine['python']}; {packages}."
+        f"{machine['system'].partition('-')[0]}, Python {machine['python']}; {packages}."
     )
 
 
