@@ -25,6 +25,8 @@ class Ties:
         margin: The largest margin, as a share of the scale of the scores.
         noise: The largest difference of the hop's scores from eager's, as such a share.
         decisions: Which decisions: the operator and the line it came from.
+        samples: The samples, each a batch and its place there, in which a decision falls
+            differently, or in a half precision might.
     """
 
     batches: tuple[int, ...]
@@ -32,6 +34,7 @@ class Ties:
     margin: float
     noise: float
     decisions: tuple[str, ...]
+    samples: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,11 @@ class Proof:
         inside = self.within(hop, found, range(count))
         return [batch for batch in range(count) if not inside[batch]]
 
+    def _gives_samples(self, hop: str) -> bool:
+        """Tells whether every output has one value for each sample."""
+        shapes = (self.expected[name].shape for name in self.gates_of(hop))
+        return all(shape[1:2] == self.steady.shape[1:] for shape in shapes)
+
     def _samples_within(self, hop: str, found: Mapping[str, Array], batch: int) -> Array:
         """Tells for each sample of a batch whether its outputs lie within the gates.
 
@@ -265,7 +273,7 @@ class Proof:
         """
         samples = self.steady.shape[1]
         gates = self.gates_of(hop)
-        if any(self.expected[name].shape[1:2] != (samples,) for name in gates):
+        if not self._gives_samples(hop):
             return np.zeros(samples, bool)
         inside = [
             all(
@@ -284,7 +292,13 @@ class Proof:
             why_not = f"; {told.why_not}" if told.why_not else ""
             return replace(result, detail=result.detail + why_not)
         for batch in failed:
-            self.steady[batch] &= self._samples_within(result.name, found, batch)
+            inside = self._samples_within(result.name, found, batch)
+            tied = [sample for of, sample in told.ties.samples if of == batch]
+            unexplained = {*np.flatnonzero(~inside).tolist()} - {*tied}
+            if self._gives_samples(result.name) and unexplained:
+                why_not = f"no decision of sample {min(unexplained)} of batch {batch} is a near-tie"
+                return replace(result, detail=f"{result.detail}; {why_not}")
+            self.steady[batch] &= inside
         mixed = {name: array.copy() for name, array in found.items()}
         for name, array in mixed.items():
             array[failed] = told.outputs[name]

@@ -1,7 +1,8 @@
 """Tells a near-tie that fell the other way from an error.
 
 A hop that leaves its gate is run once more, told what eager decided (``graph_passes.decisions``).
-It is excused on a batch where all of this holds, and on no other:
+It is excused on a batch where all of this holds, and on no other, and there on those samples alone
+in which a decision falls differently:
 
 * told so, its outputs lie within the gate: its arithmetic is right;
 * the scores it decides on are eager's, within the gate's tolerance;
@@ -13,7 +14,7 @@ It is excused on a batch where all of this holds, and on no other:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +41,7 @@ class TieSearch:
         within: Tells whether outputs (batches, …) of those batches lie within the gates, for each.
         tolerance: How far scores may be off, as a share of their scale.
         half: Whether the hop computes in a half precision.
+        samples: How many samples a batch has.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class TieSearch:
         within: Callable[[Mapping[str, Array], Sequence[int]], list[bool]],
         tolerance: float,
         half: bool = False,
+        samples: int = 1,
     ) -> None:
         self._captured = captured
         self._names = {node.name for node in captured.graph.nodes if node.op == "call_function"}
@@ -56,6 +59,7 @@ class TieSearch:
         self._within = within
         self._tolerance = tolerance
         self._half = half
+        self._samples = samples
 
     def ask(self, told: ToldGraph, run: RunTold, failed: Sequence[int]) -> ToldRun:
         """Runs a hop told what eager decided on the batches it failed on, and judges it.
@@ -89,6 +93,7 @@ class TieSearch:
     ) -> ToldRun:
         """Holds every decision of every batch to eager's."""
         ties: list[tuple[Decision, Fall]] = []
+        samples: list[tuple[int, int]] = []
         for row, batch in enumerate(failed):
             inputs = {name: self._batches.arrays[name][batch] for name in self._batches.names}
             one = inputs | {name: array[row] for name, array in eager.items()}
@@ -102,6 +107,8 @@ class TieSearch:
             if not flipped and not (self._half and near):
                 return ToldRun({}, None, _no_tie(batch, falls if self._half else ()))
             ties += flipped or near
+            with_ties = np.any([self._undecided(d, one, other) for d in told.decisions], axis=0)
+            samples += [(batch, int(sample)) for sample in np.flatnonzero(with_ties)]
         return ToldRun(
             {},
             Ties(
@@ -110,8 +117,33 @@ class TieSearch:
                 margin=max((fall.margin for _, fall in ties), default=0.0),
                 noise=max((fall.noise for _, fall in ties), default=0.0),
                 decisions=tuple(dict.fromkeys(_named(decision) for decision, _ in ties)),
+                samples=tuple(samples),
             ),
         )
+
+    def _undecided(
+        self, decision: Decision, eager: Mapping[str, Array], step: Mapping[str, Array]
+    ) -> Array:
+        """Tells for each sample of a batch whether a decision falls differently, or might in half.
+
+        One that is not made for each sample by itself speaks for all of them.
+        """
+        names = {*decision.scores, *decision.told.values(), *decision.own.values()}
+        values = [one[name] for one in (eager, step) for name in names if name in one]
+        count = self._samples
+        if any(value.shape[:1] != (count,) for value in values):
+            return np.full(count, self._may_differ(held_against(decision, eager, step)))
+        return np.array(
+            [
+                self._may_differ(
+                    held_against(decision, _cut(eager, names, i), _cut(step, names, i))
+                )
+                for i in range(count)
+            ]
+        )
+
+    def _may_differ(self, fall: Fall) -> bool:
+        return fall.flips > 0 or (self._half and fall.is_near)
 
     def _source(self, told: ToldGraph, name: str) -> str | None:
         """Returns the value of the captured graph that a score or a decision was there."""
@@ -132,6 +164,11 @@ class TieSearch:
             }
             rows.append({n: _unspread(a, told.sources[n].shape) for n, a in by_name.items()})
         return {name: np.stack([row[name] for row in rows]) for name in sources}
+
+
+def _cut(values: Mapping[str, Array], names: Collection[str], sample: int) -> dict[str, Array]:
+    """Returns the values of these names for one sample, as a batch of it alone."""
+    return {name: values[name][sample : sample + 1] for name in names if name in values}
 
 
 def _unspread(array: Array, shape: tuple[int, ...]) -> Array:

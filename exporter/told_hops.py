@@ -112,7 +112,8 @@ class ToldHops:
         tolerance = max(gate.tolerance for gate in self._proof.gates_of(hop).values())
         within = partial(self._proof.within, hop)
         half = self._proof.is_narrowed(hop)
-        search = TieSearch(self._captured, self._batches, within, tolerance, half)
+        samples = self._proof.steady.shape[1]
+        search = TieSearch(self._captured, self._batches, within, tolerance, half, samples)
         return search.ask(self._told, run, failed)
 
     @cached_property

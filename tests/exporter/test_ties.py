@@ -220,6 +220,24 @@ def test_where_every_batch_holds_a_tie_the_other_samples_are_verified(
     assert (verified.batches, verified.left_out) == (2, 2)
 
 
+def test_a_tie_in_one_sample_excuses_no_error_in_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, passes = samples(2e-7, 0.5), (Nudge(1e-6), RightWhenTold())
+    message = failed_with(monkeypatch, tmp_path, images, *passes, batch=2)
+    assert "Parity failed at 'lowered'" in message
+    assert "no decision of sample 1 of batch 0 is a near-tie" in message
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_in_half_a_near_tie_in_one_sample_excuses_no_error_in_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = {"target": "trt", "precision": "fp16", "batch": 2}
+    message = failed_with(monkeypatch, tmp_path, samples(1e-3, 0.5), RightWhenTold(), **options)
+    assert "no decision of sample 1 of batch 0 is a near-tie" in message
+
+
 class SumsUp(KeepsTheBest):
     """Gives one number for the whole batch."""
 
