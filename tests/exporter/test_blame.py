@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +16,12 @@ from models.tiny_vit import image, tiny_tome
 
 import tokexport
 import tokexport.exporter.compile as compile_module
+import tokexport.runtimes.openvino as openvino_module
 from tokexport.exporter.parity import ParityError
 from tokexport.graph_passes import onnx_functions, pipelines
 from tokexport.graph_passes.torch_passes.editor import Editor
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.runtimes import openvino_kernels
 
 aten = torch.ops.aten
 
@@ -122,8 +125,28 @@ def test_a_wrong_artifact_is_blamed(
 
     monkeypatch.setattr(compile_module, "build", from_another_graph)
     error = blamed(tmp_path, target)
-    assert "Parity failed at 'artifact'" in error.what
+    hop = {"ort": "artifact", "openvino": "without kernels"}[target]
+    assert f"Parity failed at '{hop}'" in error.what
     # for ort no step shows the lowered graph by itself
     lowered = "The artifact differs from the emitted ONNX: an ONNX pass, a kernel or the runtime"
-    built = "The artifact differs from the ONNX it was built from: the runtime is off."
+    built = "OpenVINO's own operators differ from the ONNX they were built from."
     assert error.where.startswith(lowered if target == "ort" else built)
+
+
+def test_a_wrong_kernel_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = openvino_kernels.put_kernels
+
+    def with_another_start(openvino: Any, model: Any, library: Path) -> int:
+        """Puts the real kernels in, told to read other channels than the calls do."""
+        place = ["framework", "tokexport.kernel_calls"]
+        calls = json.loads(model.get_rt_info(place).astype(str))
+        for call in calls:
+            if call["operator"] == "cosine_match":
+                call["attributes"]["start"] = 0
+        model.set_rt_info(json.dumps(calls), place)
+        return right(openvino, model, library)
+
+    monkeypatch.setattr(openvino_module, "put_kernels", with_another_start)
+    error = blamed(tmp_path, "openvino")
+    assert "Parity failed at 'artifact'" in error.what
+    assert "a kernel or the runtime is off" in error.where

@@ -110,7 +110,9 @@ def test_int8_keeps_the_answers_of_a_trained_vit(
     error = gate.spread_error(comparison)
     assert error is not None
     assert error < SPREAD_TOLERANCE / 10
-    assert all(hop.gates["output"].tolerance < 1e-3 for hop in report.hops[:-1])
+    in_fp32 = [hop for hop in report.hops if hop.name not in ("without kernels", "artifact")]
+    assert len(in_fp32) >= 3
+    assert all(hop.gates["output"].tolerance < 1e-3 for hop in in_fp32)
     assert report.runtime is not None
     assert report.runtime.details["quantization"] == (quantization or "static")
     verified = verify_bundle(result.bundle)
