@@ -107,7 +107,7 @@ class TieSearch:
             if not flipped and not (self._half and near):
                 return ToldRun({}, None, _no_tie(batch, falls if self._half else ()))
             ties += flipped or near
-            with_ties = np.any([self._undecided(d, one, other) for d in told.decisions], axis=0)
+            with_ties = np.any([self._undecided(d, fall, one, other) for d, fall in falls], axis=0)
             samples += [(batch, int(sample)) for sample in np.flatnonzero(with_ties)]
         return ToldRun(
             {},
@@ -122,17 +122,21 @@ class TieSearch:
         )
 
     def _undecided(
-        self, decision: Decision, eager: Mapping[str, Array], step: Mapping[str, Array]
+        self,
+        decision: Decision,
+        fall: Fall,
+        eager: Mapping[str, Array],
+        step: Mapping[str, Array],
     ) -> Array:
         """Tells for each sample of a batch whether a decision falls differently, or might in half.
 
-        One that is not made for each sample by itself speaks for all of them.
+        One that is not made for each sample by itself speaks, as it fell in all, for all of them.
         """
         names = {*decision.scores, *decision.told.values(), *decision.own.values()}
         values = [one[name] for one in (eager, step) for name in names if name in one]
         count = self._samples
-        if any(value.shape[:1] != (count,) for value in values):
-            return np.full(count, self._may_differ(held_against(decision, eager, step)))
+        if count == 1 or any(value.shape[:1] != (count,) for value in values):
+            return np.full(count, self._may_differ(fall))
         return np.array(
             [
                 self._may_differ(

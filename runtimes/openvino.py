@@ -159,12 +159,13 @@ class OpenVinoRunner(Runner):
             raise BuildError(
                 f"OpenVINO cannot load the model: {_last_lines(str(error))}", where=str(path)
             ) from error
-        fused, apart = attentions(model, compiled)
+        layers = compiled.get_runtime_model().get_ops()
+        fused, apart = attentions(model, layers)
         details: dict[str, str | int | list[str]] = {
             "inference_precision": _our_name(
                 compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
             ),
-            "layer_precisions": sorted(map(_our_name, layer_precisions(compiled))),
+            "layer_precisions": sorted(map(_our_name, layer_precisions(layers))),
             "fused_attentions": len(fused),
             "other_attentions": apart,
             "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),

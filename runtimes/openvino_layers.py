@@ -1,21 +1,24 @@
-"""Reads a compiled model of OpenVINO's CPU plugin: what its layers run in, and what they fused."""
+"""Reads the layers of a model that OpenVINO's CPU plugin compiled: what they run in, and fused.
+
+Layers are the operators of ``CompiledModel.get_runtime_model()``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 #: The layers of the compiled model that hold nearly all the arithmetic.
 _HEAVY: Final = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention")
 
 
-def layer_precisions(compiled: Any) -> list[str]:
+def layer_precisions(layers: Sequence[Any]) -> list[str]:
     """Returns the precisions that the heavy layers run in, in OpenVINO's words, sorted."""
-    layers = compiled.get_runtime_model().get_ops()
     heavy = [one for one in layers if _text(one, "layerType") in _HEAVY]
     return sorted({_text(one, "runtimePrecision") for one in heavy})
 
 
-def attentions(model: Any, compiled: Any) -> tuple[list[str], list[str]]:
+def attentions(model: Any, layers: Sequence[Any]) -> tuple[list[str], list[str]]:
     """Returns the softmaxes of attentions that the plugin fused, and those that it did not.
 
     Fused, one generated kernel holds the softmax and both products. That depends on the processor,
@@ -23,22 +26,22 @@ def attentions(model: Any, compiled: Any) -> tuple[list[str], list[str]]:
 
     Args:
         model: The ``openvino.Model``.
-        compiled: The ``openvino.CompiledModel`` of it.
+        layers: The layers that it was compiled to.
 
     Returns:
         The names of the operators in the model.
     """
     named = {one.get_friendly_name(): one for one in model.get_ops()}
-    layers = [
+    made_of = [
         {name for name in _text(layer, "originalLayersNames").split(",") if name in named}
-        for layer in compiled.get_runtime_model().get_ops()
+        for layer in layers
     ]
     fused: list[str] = []
     apart: list[str] = []
     for name, operator in named.items():
         if operator.get_type_name() != "Softmax" or not _weighs_values(operator):
             continue
-        holders = [names for names in layers if name in names]
+        holders = [names for names in made_of if name in names]
         products = [
             sum(named[one].get_type_name() == "MatMul" for one in names) for names in holders
         ]
