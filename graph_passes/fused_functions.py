@@ -85,7 +85,7 @@ _NORM_BODY = """
 """
 
 
-def _heads_of(name: str) -> str:
+def heads_of(name: str) -> str:
     """Takes the heads (B, H, N, D) of q, k or v out of its rows."""
     return f"""
   {name}_first = Constant <value_ints: ints = @{name}_start> ()
@@ -96,7 +96,7 @@ def _heads_of(name: str) -> str:
 """
 
 
-_SPLIT = """
+HEADS_SPLIT = """
   head_count = Constant <value_ints: ints = @heads> ()
   head_depth = Constant <value_ints: ints = @depth> ()
   width = Mul (head_count, head_depth)
@@ -104,8 +104,8 @@ _SPLIT = """
   same = Constant <value_ints = [0, 0]> ()
   split = Concat <axis = 0> (same, head_count, head_depth)
 """
-_ROWS_HEAD = _SPLIT + "".join(_heads_of(name) for name in "qkv")
-_ROWS_TAIL = """
+_ROWS_HEAD = HEADS_SPLIT + "".join(heads_of(name) for name in "qkv")
+ROWS_JOINED = """
   turned = Transpose <perm = [0, 2, 1, 3]> (attended)
   joined = Constant <value_ints = [0, 0, -1]> ()
   y = Reshape (turned, joined)
@@ -113,16 +113,16 @@ _ROWS_TAIL = """
 _ROWS_BODY = (
     _ROWS_HEAD
     + "  attended = tokexport.attention <scale: float = @scale> (q_heads, k_heads, v_heads)\n"
-    + _ROWS_TAIL
+    + ROWS_JOINED
 )
 _SIZED_ROWS_BODY = (
     _ROWS_HEAD
     + "  attended = tokexport.sized_attention <scale: float = @scale>"
     + " (q_heads, k_heads, v_heads, log_size)\n"
-    + _ROWS_TAIL
+    + ROWS_JOINED
 )
 
-_SET_BOUNDS = """
+SET_BOUNDS = """
   a_first = Constant <value_ints: ints = @a_start> ()
   b_first = Constant <value_ints: ints = @b_start> ()
   apart = Constant <value_ints: ints = @step> ()
@@ -131,7 +131,7 @@ _SET_BOUNDS = """
 """
 
 
-def _sets_of(name: str) -> str:
+def sets_of(name: str) -> str:
     """Takes the sets a and b out of tokens."""
     return f"""
   {name}_a = Slice ({name}, a_first, end, token_axis, apart)
@@ -141,8 +141,8 @@ def _sets_of(name: str) -> str:
 
 # The first `blocked` rows of a find no partner: class tokens stay.
 _COSINE_BODY = (
-    _SPLIT
-    + _SET_BOUNDS
+    HEADS_SPLIT
+    + SET_BOUNDS
     + """
   from = Constant <value_ints: ints = @start> ()
   to = Add (from, width)
@@ -152,7 +152,7 @@ _COSINE_BODY = (
   norm = ReduceL2 <keepdims = 1> (metric, last)
   unit = Div (metric, norm)
 """
-    + _sets_of("unit")
+    + sets_of("unit")
     + """
   unit_b_turned = Transpose <perm = [0, 2, 1]> (unit_b)
   cosines = MatMul (unit_a, unit_b_turned)
@@ -175,7 +175,7 @@ _COSINE_BODY = (
 def by_size_body(merge: str) -> str:
     """Returns the body of ``merge_by_size`` that sums rows with this function of the domain."""
     return (
-        _SET_BOUNDS
+        SET_BOUNDS
         + """
   weighted = Mul (x, size)
   first = Constant <value_ints = [0]> ()
@@ -183,8 +183,8 @@ def by_size_body(merge: str) -> str:
   weighted_stay = Slice (weighted, first, protected_count, token_axis)
   size_stay = Slice (size, first, protected_count, token_axis)
 """
-        + _sets_of("weighted")
-        + _sets_of("size")
+        + sets_of("weighted")
+        + sets_of("size")
         + f"""
   weighted_merged = tokexport.{merge} (weighted_a, weighted_b, kept, src, dst)
   size_merged = tokexport.{merge} (size_a, size_b, kept, src, dst)

@@ -11,8 +11,8 @@ Rows are reduced with a one-hot matrix instead::
 
 A row that holds an infinity makes a sum or mean NaN in every destination of its image (0·inf);
 finite rows are exact. Names say the variant, since a function body cannot branch on an attribute.
-``fused_functions`` holds those that only the lowering for ONNX Runtime calls, ``token_forms`` other
-bodies of the same operators, which a measurement may choose.
+``fused_functions`` and ``both_ways_functions`` hold those that only a lowering calls,
+``token_forms`` other bodies of the same operators, which a measurement may choose.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Final
 import onnx
 import onnx.parser
 
+from tokexport.graph_passes.both_ways_functions import BOTH_WAYS
 from tokexport.graph_passes.function_signature import Signature
 from tokexport.graph_passes.fused_functions import FUSED
 from tokexport.graph_passes.ops import MODES, NAMESPACE
@@ -237,7 +238,7 @@ def _definitions() -> dict[str, tuple[Signature, str]]:
         found[scatter_name(mode, include_self)] = (_SCATTER, body)
     for mode in MODES:
         found[merge_name(mode)] = (_MERGE, _merge_body(mode))
-    found |= FUSED
+    found |= FUSED | BOTH_WAYS
     for operator, forms in FORMS.items():
         signature, standard = found[operator]
         for form, other in forms.items():

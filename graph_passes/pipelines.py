@@ -13,7 +13,9 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 from torch.export import ExportedProgram
 
 from tokexport.graph_passes.onnx_passes.add_functions import AddFunctions
+from tokexport.graph_passes.onnx_passes.ahead_attention import AheadAttention
 from tokexport.graph_passes.onnx_passes.attention_on_rows import AttentionOnRows
+from tokexport.graph_passes.onnx_passes.attention_weights import AttentionWeights
 from tokexport.graph_passes.onnx_passes.cast_to_half import CastToHalf
 from tokexport.graph_passes.onnx_passes.choose_forms import (
     ChooseForms,
@@ -24,13 +26,17 @@ from tokexport.graph_passes.onnx_passes.choose_forms import (
 from tokexport.graph_passes.onnx_passes.clear_traces import ClearTraces
 from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDeconvolution
 from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
+from tokexport.graph_passes.onnx_passes.fusion_criteria import FusionCriteria
+from tokexport.graph_passes.onnx_passes.match_both_ways import MatchBothWays
 from tokexport.graph_passes.onnx_passes.match_by_cosine import MatchByCosine
+from tokexport.graph_passes.onnx_passes.merge_both_ways import MergeBothWays
 from tokexport.graph_passes.onnx_passes.merge_by_size import MergeBySize
 from tokexport.graph_passes.onnx_passes.name_kernel_calls import NameKernelCalls
 from tokexport.graph_passes.onnx_passes.norms_on_rows import NormsOnRows
 from tokexport.graph_passes.onnx_passes.pack_integer_linears import PackIntegerLinears
 from tokexport.graph_passes.onnx_passes.pack_linears import PackLinears
 from tokexport.graph_passes.onnx_passes.part_square_transposes import PartSquareTransposes
+from tokexport.graph_passes.onnx_passes.places_both_ways import PlacesBothWays
 from tokexport.graph_passes.onnx_passes.quantise_dynamically import QuantiseDynamically
 from tokexport.graph_passes.onnx_passes.quantise_statically import QuantiseStatically
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt
@@ -94,7 +100,13 @@ TRIM: Final[tuple[TorchPass, ...]] = (DropUnreadRows(), DropUnreadColumns())
 LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
     MatchByCosine(),
     MergeBySize(),
+    MatchBothWays(),
+    MergeBothWays(),
+    PlacesBothWays(),
     AttentionOnRows(),
+    AttentionWeights(),
+    FusionCriteria(),
+    AheadAttention(),
     PackLinears(),
     PackIntegerLinears(),
     NormsOnRows(),
@@ -109,6 +121,9 @@ LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
 LOWER_FOR_OPENVINO: Final[tuple[PassBase, ...]] = (
     MatchByCosine(),
     MergeBySize(),
+    MatchBothWays(),
+    MergeBothWays(),
+    PlacesBothWays(),
     RemoveUnusedNodesPass(),
     ChooseForms(),
     NameKernelCalls(),

@@ -19,7 +19,7 @@ from tokexport.graph_passes.onnx_passes.heads_in_rows import HeadsInRows, heads_
 from tokexport.graph_passes.onnx_passes.neighbours import made_by
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import integers_of, shape_of
-from tokexport.graph_passes.onnx_passes.token_sets import two_sets
+from tokexport.graph_passes.onnx_passes.token_sets import divided_by_length, two_sets
 
 
 class MatchByCosine(ir.passes.InPlacePass):
@@ -46,7 +46,7 @@ def _rewrite(node: ir.Node) -> bool:
     if tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1):
         return False
     sets = two_sets(product.inputs[0], turned.inputs[0])
-    heads = _mean_of_heads(_divided_by_length(sets[0].tokens)) if sets is not None else None
+    heads = _mean_of_heads(divided_by_length(sets[0].tokens)) if sets is not None else None
     if sets is None or heads is None:
         return False
     a, b = sets
@@ -94,18 +94,6 @@ def _without_blocked(scores: ir.Value) -> tuple[ir.Value, int]:
     ):
         return scores, 0
     return before, count
-
-
-def _divided_by_length(value: ir.Value) -> ir.Value | None:
-    """Returns m of m / ‖m‖ over the last axis."""
-    quotient = made_by(value, "Div")
-    length = made_by(quotient.inputs[1], "ReduceL2") if quotient is not None else None
-    if quotient is None or length is None or length.inputs[0] is not quotient.inputs[0]:
-        return None
-    axes = integers_of(length.inputs[1]) if len(length.inputs) > 1 else None
-    if axes not in ((-1,), (2,)) or length.attributes.get_int("keepdims", 1) == 0:
-        return None
-    return quotient.inputs[0]
 
 
 def _mean_of_heads(value: ir.Value | None) -> HeadsInRows | None:

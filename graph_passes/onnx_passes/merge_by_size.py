@@ -11,8 +11,6 @@ et al. 2023), section 3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx_ir as ir
 
@@ -20,19 +18,7 @@ from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.neighbours import made_by
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
-from tokexport.graph_passes.onnx_passes.token_sets import token_set, two_sets
-
-
-@dataclass(frozen=True)
-class _Merged:
-    """What is merged, and how."""
-
-    tokens: ir.Value
-    protected: int
-    a_start: int
-    b_start: int
-    step: int
-    indices: tuple[ir.Value | None, ...]
+from tokexport.graph_passes.onnx_passes.token_sets import Merged, merged
 
 
 class MergeBySize(ir.passes.InPlacePass):
@@ -53,7 +39,7 @@ def _rewrite(node: ir.Node) -> bool:
     total, count = node.inputs
     if total is None or count is None or total.dtype != ir.DataType.FLOAT:
         return False
-    found = _merged(total)
+    found = merged(total)
     weighted = made_by(found.tokens, "Mul") if found is not None else None
     if found is None or weighted is None:
         return False
@@ -70,7 +56,7 @@ def _rewrite(node: ir.Node) -> bool:
     return False
 
 
-def _put(node: ir.Node, count: ir.Value, x: ir.Value, size: ir.Value, found: _Merged) -> bool:
+def _put(node: ir.Node, count: ir.Value, x: ir.Value, size: ir.Value, found: Merged) -> bool:
     if count.is_graph_output():
         return False
     new = Replacement(node)
@@ -96,38 +82,17 @@ def _put(node: ir.Node, count: ir.Value, x: ir.Value, size: ir.Value, found: _Me
     return True
 
 
-def _merged(value: ir.Value) -> _Merged | None:
-    """Returns what a value is the merging of, with its protected tokens first."""
-    protected, rest = 0, value
-    joined = made_by(value, "Concat")
-    tokens = None
-    if joined is not None:
-        if len(joined.inputs) != 2 or joined.attributes.get_int("axis") != 1:
-            return None
-        first, second = joined.inputs
-        stay = token_set(first)
-        if stay is None or second is None or (stay.start, stay.step) != (0, 1):
-            return None
-        protected, rest, tokens = stay.count, second, stay.tokens
-    merge = made_by(rest, "merge_tokens_sum", DOMAIN)
-    sets = two_sets(merge.inputs[0], merge.inputs[1]) if merge is not None else None
-    if merge is None or sets is None or tokens not in (None, sets[0].tokens):
-        return None
-    a, b = sets
-    return _Merged(a.tokens, protected, a.start, b.start, a.step, tuple(merge.inputs[2:]))
-
-
-def _counts(count: ir.Value, size: ir.Value, found: _Merged) -> bool:
+def _counts(count: ir.Value, size: ir.Value, found: Merged) -> bool:
     """Tells whether a value is the sizes merged the same way."""
     if ir.convenience.get_const_tensor(size) is None:
-        same = _merged(count)
-        return same is not None and same == _Merged(
+        same = merged(count)
+        return same is not None and same == Merged(
             size, found.protected, found.a_start, found.b_start, found.step, found.indices
         )
     return _counts_constant(count, size, found)
 
 
-def _counts_constant(count: ir.Value, size: ir.Value, found: _Merged) -> bool:
+def _counts_constant(count: ir.Value, size: ir.Value, found: Merged) -> bool:
     """The same where the sizes are a constant: its slices are constants by now."""
     parts = [count]
     joined = count.producer()

@@ -16,8 +16,9 @@ import numpy as np
 import onnx_ir as ir
 
 from tokexport.graph_passes.fused_functions import PANEL
+from tokexport.graph_passes.linears import as_linear
 from tokexport.graph_passes.onnx_functions import DOMAIN
-from tokexport.graph_passes.onnx_passes.epilogues import Floats, epilogue, floats_of
+from tokexport.graph_passes.onnx_passes.epilogues import Floats, epilogue
 from tokexport.graph_passes.onnx_passes.initializers import add_initializer
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
@@ -44,25 +45,15 @@ def packed_panels(weights: Floats) -> Floats:
 
 
 def _is_linear(node: ir.Node) -> bool:
-    if node.domain != "" or node.op_type != "MatMul":
-        return False
-    x, w = node.inputs
-    shape = shape_of(x) if x is not None else None
-    return (
-        w is not None
-        and floats_of(w) is not None
-        and len(shape_of(w) or ()) == 2
-        and shape is not None
-        and len(shape) == 3
-    )
+    linear = as_linear(node)
+    shape = shape_of(linear.rows) if linear is not None else None
+    return node.op_type == "MatMul" and shape is not None and len(shape) == 3
 
 
 def _rewrite(node: ir.Node, graph: ir.Graph, packed: dict[ir.Value, ir.Value]) -> None:
-    x, w = node.inputs
-    assert x is not None
-    assert w is not None
-    weights = floats_of(w)
-    assert weights is not None
+    linear = as_linear(node)
+    assert linear is not None
+    x, w, weights = linear.rows, linear.weight, linear.matrix()
     behind = epilogue(node, weights.shape[1])
     name = f"{w.name}.{behind.last.name}"
     if behind.scale is not None:

@@ -55,10 +55,20 @@ class Replacement:
         value.shape, value.dtype = ir.Shape(array.shape), tensor.dtype
         return value
 
-    def put(self, *results: ir.Value) -> None:
-        """Takes the node out; its readers read these results, one for each of its own."""
+    def put(self, *results: ir.Value | None) -> None:
+        """Takes the node out; its readers read these results, one for each of its own.
+
+        None stands for one that nothing reads.
+        """
         graph = self._node.graph
         assert graph is not None
+        pairs = zip(self._node.outputs, results, strict=True)
+        read = [(old, new) for old, new in pairs if new is not None]
         ir.convenience.replace_nodes_and_values(
-            graph, self._node, [self._node], self._nodes, self._node.outputs, results
+            graph,
+            self._node,
+            [self._node],
+            self._nodes,
+            [old for old, _ in read],
+            [new for _, new in read],
         )

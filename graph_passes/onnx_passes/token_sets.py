@@ -1,4 +1,7 @@
-"""Reads the sets that tokens are split into, each of every second token, or third, or so."""
+"""Reads the sets that tokens are split into, each of every second token, or third, or so.
+
+And what merging one into the other gives, the tokens in neither set first.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from tokexport.graph_passes.onnx_functions import DOMAIN
+from tokexport.graph_passes.onnx_passes.neighbours import made_by
 from tokexport.graph_passes.onnx_passes.strided_views import integers_of, shape_of
 
 
@@ -17,6 +22,18 @@ class TokenSet:
     start: int
     step: int
     count: int
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What is merged, and how."""
+
+    tokens: ir.Value
+    protected: int
+    a_start: int
+    b_start: int
+    step: int
+    indices: tuple[ir.Value | None, ...]
 
 
 def token_set(value: ir.Value | None) -> TokenSet | None:
@@ -47,6 +64,39 @@ def two_sets(a: ir.Value | None, b: ir.Value | None) -> tuple[TokenSet, TokenSet
         return None
     whole = _to_the_end(first) and _to_the_end(second)
     return (first, second) if whole and first.step == second.step else None
+
+
+def divided_by_length(value: ir.Value) -> ir.Value | None:
+    """Returns m of m / ‖m‖ over the last axis."""
+    quotient = made_by(value, "Div")
+    length = made_by(quotient.inputs[1], "ReduceL2") if quotient is not None else None
+    if quotient is None or length is None or length.inputs[0] is not quotient.inputs[0]:
+        return None
+    axes = integers_of(length.inputs[1]) if len(length.inputs) > 1 else None
+    if axes not in ((-1,), (2,)) or length.attributes.get_int("keepdims", 1) == 0:
+        return None
+    return quotient.inputs[0]
+
+
+def merged(value: ir.Value) -> Merged | None:
+    """Returns what a value is the merging of, with its protected tokens first."""
+    protected, rest = 0, value
+    joined = made_by(value, "Concat")
+    tokens = None
+    if joined is not None:
+        if len(joined.inputs) != 2 or joined.attributes.get_int("axis") != 1:
+            return None
+        first, second = joined.inputs
+        stay = token_set(first)
+        if stay is None or second is None or (stay.start, stay.step) != (0, 1):
+            return None
+        protected, rest, tokens = stay.count, second, stay.tokens
+    merge = made_by(rest, "merge_tokens_sum", DOMAIN)
+    sets = two_sets(merge.inputs[0], merge.inputs[1]) if merge is not None else None
+    if merge is None or sets is None or tokens not in (None, sets[0].tokens):
+        return None
+    a, b = sets
+    return Merged(a.tokens, protected, a.start, b.start, a.step, tuple(merge.inputs[2:]))
 
 
 def _to_the_end(found: TokenSet) -> bool:

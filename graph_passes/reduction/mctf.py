@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -79,7 +79,10 @@ class MCTF(Method):
         anew = block.attention(merged)
         if self.one_step_ahead == PRECISE:
             return merged, anew
-        return merged, replace(anew, given=_merged_attention(probabilities, merge, weight))
+        ahead = AheadOfMerge(
+            anew.q, anew.k, anew.v, anew.scale, given=probabilities, merge=merge, weight=weight
+        )
+        return merged, ahead
 
     def after_mlp(self, layer: Layer, tokens: Tokens, attention: Attention) -> Tokens:
         """Merges by the attention that the block just used."""
@@ -116,12 +119,13 @@ class MCTF(Method):
         """Returns how much each even patch and each odd one should merge, (B, Na, Nb)."""
         _, a, b = even_and_odd(tokens.count, tokens.special)
         x = normalised(tokens.x)
-        scores: Tensor = ((x[:, a] @ x[:, b].transpose(-1, -2) + 1) / 2) ** (1 / self.tau_sim)
-        for term, tau in ((received, self.tau_info), (tokens.sizes[..., 0], self.tau_size)):
-            rare = 1 / term
-            rare = rare / rare.amax(dim=1, keepdim=True)
-            scores = scores * (rare[:, a, None] * rare[:, None, b]) ** (1 / tau)
-        return scores
+        similar = (x[:, a] @ x[:, b].transpose(-1, -2) + 1) / 2
+        if self.tau_sim != 1:
+            similar = similar ** (1 / self.tau_sim)
+        # The power of a product of two tokens' terms is the product of their powers: N, not N²/4.
+        rare = _rare(received) ** (1 / self.tau_info)
+        rare = rare * _rare(tokens.sizes[..., 0]) ** (1 / self.tau_size)
+        return similar * rare[:, a, None] * rare[:, None, b]
 
     def _match(self, tokens: Tokens, scores: Tensor, r: int) -> TokenMap:
         """Matches half of r in one direction and the rest in the other, or all in one."""
@@ -148,14 +152,43 @@ class MCTF(Method):
         return Chain(first, second)
 
 
-def _merged_attention(probabilities: Tensor, merge: TokenMap, weight: Tensor) -> Tensor:
-    """Sums the columns of merged keys and averages the rows of merged queries.
+@dataclass(frozen=True, kw_only=True)
+class AheadOfMerge(Attention):
+    """Attention that was computed before tokens merged, on values computed behind it.
 
-    probabilities (B, H, N, N), weight (B, N, 1) -> (B, H, M, M).
+    Keys that merge add up their columns P Gᵀ, queries are averaged with the weights w: of N tokens
+    G (M, N) makes M, and G W P Gᵀ v / G w is the result. Computed from the right it needs no other
+    matrix than P: each old key takes the value of the token that it became part of.
+
+    Attributes:
+        given: P, of the tokens before they merged.
+        v: The values of the merged tokens, (B, H, M, Dv).
+        merge: G.
+        weight: (B, N, 1).
     """
-    batch, heads, count, _ = probabilities.shape
-    columns = merge(probabilities.reshape(batch, heads * count, count).transpose(1, 2))
-    left = columns.shape[1]
-    rows = columns.transpose(1, 2).reshape(batch, heads, count, left).permute(0, 2, 1, 3)
-    rows = merge(rows.reshape(batch, count, heads * left) * weight) / merge(weight)
-    return rows.reshape(batch, left, heads, left).permute(0, 2, 1, 3)
+
+    merge: TokenMap
+    weight: Tensor
+
+    def result(self) -> Tensor:
+        """Returns (B, H, M, Dv)."""
+        values = gather_tokens(_rows(self.v), self.merge.places())
+        attended = _rows(self.probabilities @ _heads(values, self.v))
+        return _heads(self.merge(attended * self.weight) / self.merge(self.weight), self.v)
+
+
+def _rare(term: Tensor) -> Tensor:
+    """Returns 1 / term, (B, N), as a share of the largest of its image."""
+    rare = 1 / term
+    return rare / rare.amax(dim=1, keepdim=True)
+
+
+def _rows(heads: Tensor) -> Tensor:
+    """Lays heads (B, H, N, D) side by side in rows (B, N, H·D)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def _heads(rows: Tensor, like: Tensor) -> Tensor:
+    """Takes rows (B, N, H·D) apart into heads (B, H, N, D) like those of a value."""
+    batch, heads, _, depth = like.shape
+    return rows.reshape(batch, rows.shape[1], heads, depth).transpose(1, 2)

@@ -121,10 +121,20 @@ class Matching:
     def places(self) -> Tensor:
         """Returns the new positions; a merged token is where its destination is."""
         old = torch.arange(self.tokens, device=self.kept.device).expand(self.batch, -1)
-        a = _rows(old[..., None].float(), self.a)[..., 0].long()
-        new = old.new_zeros(old.shape).scatter(1, self.sources(), _counted(self.sources()))
-        b_places = _rows(new[..., None].float(), self.b)[..., 0].long()
-        return new.scatter(1, a.gather(1, self.src), b_places.gather(1, self.dst))
+        others, a, b = (_picked(old, rows) for rows in (self.others, self.a, self.b))
+        kept_from, b_from = others.shape[1], others.shape[1] + self.kept.shape[1]
+        if self.b_first:
+            kept_from, b_from = others.shape[1] + b.shape[1], others.shape[1]
+        seats = torch.cat([kept_from + _counted(self.kept), b_from + self.dst], dim=1)
+        of_a = torch.zeros_like(a).scatter(1, torch.cat([self.kept, self.src], dim=1), seats)
+        new = torch.cat([_counted(others), of_a, b_from + _counted(b)], dim=1)
+        sets = (self.others, self.a, self.b)
+        if all(isinstance(rows, slice) for rows in sets):
+            everyone = range(self.tokens)
+            rows = [n for one in sets if isinstance(one, slice) for n in everyone[one]]
+            found_at = sorted(everyone, key=rows.__getitem__)  # the same in all images
+            return new[:, torch.tensor(found_at, device=old.device)]
+        return torch.zeros_like(old).scatter(1, torch.cat([others, a, b], dim=1), new)
 
 
 @dataclass(frozen=True)
@@ -143,8 +153,10 @@ class Chain:
         return self.first.sources().gather(1, self.second.sources())
 
     def places(self) -> Tensor:
-        """Goes forward through both."""
+        """Goes forward through both; only a selection drops tokens."""
         middle = self.first.places()
+        if isinstance(self.first, Matching):
+            return self.second.places().gather(1, middle)
         end = self.second.places().gather(1, middle.clamp_min(0))
         return torch.where(middle < 0, middle, end)
 
@@ -179,6 +191,10 @@ def behind_special(special: int, index: Tensor) -> Tensor:
 
 def _rows(value: Tensor, rows: Rows) -> Tensor:
     return value[:, rows] if isinstance(rows, slice) else gather_tokens(value, rows)
+
+
+def _picked(positions: Tensor, rows: Rows) -> Tensor:
+    return positions[:, rows] if isinstance(rows, slice) else positions.gather(1, rows)
 
 
 def _counted(index: Tensor) -> Tensor:

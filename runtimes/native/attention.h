@@ -1,7 +1,6 @@
 // softmax(q kᵀ scale + log_size) v for every image and head, a block of queries at a time.
 #pragma once
 
-
 #include "buffer.h"
 #include "elementary.h"
 #include "product.h"
@@ -21,25 +20,31 @@ inline void pack_turned(const float* rows, size_t stride, size_t count, size_t w
   }
 }
 
-// Writes rows (count, width) as panels (⌈width / 32⌉, count, 32).
+// Writes rows (count, width), or those that an index names, as panels (⌈width / 32⌉, count, 32).
 inline void pack_straight(const float* rows, size_t stride, size_t count, size_t width,
-                          float* panels) {
+                          float* panels, const int64_t* index = nullptr) {
   for (size_t first = 0; first < width; first += kPanel) {
     const size_t present = smaller(kPanel, width - first);
     for (size_t i = 0; i < count; ++i) {
-      const float* row = rows + i * stride + first;
+      const size_t from = index == nullptr ? i : static_cast<size_t>(index[i]);
+      const float* row = rows + from * stride + first;
       for (size_t j = 0; j < kPanel; ++j) panels[j] = j < present ? row[j] : 0.0f;
       panels += kPanel;
     }
   }
 }
 
+// Packs the keys of one image and head.
+inline void attention_keys_task(const AttentionArgs& args, size_t task) {
+  pack_turned(args.k.at(task / args.heads, task % args.heads), args.k.row, args.keys, args.depth,
+              args.packed_k + task * packed_k_floats(args));
+}
+
 // Packs the keys and values of one image and head.
 inline void attention_pack_task(const AttentionArgs& args, size_t task) {
   const size_t image = task / args.heads;
   const size_t head = task % args.heads;
-  pack_turned(args.k.at(image, head), args.k.row, args.keys, args.depth,
-              args.packed_k + task * packed_k_floats(args));
+  attention_keys_task(args, task);
   pack_straight(args.v.at(image, head), args.v.row, args.keys, args.value_depth,
                 args.packed_v + task * packed_v_floats(args));
 }
@@ -77,41 +82,78 @@ inline float soften(float* row, size_t count, float scale, const float* bias) {
   return sum_of(total);
 }
 
-// Computes a block of queries of one image and head.
-inline void attention_task(const AttentionArgs& args, size_t task) {
+// The queries of one image and head that a task takes.
+struct QueryBlock {
+  size_t pair;  // of image and head
+  size_t image;
+  size_t head;
+  size_t begin;
+  size_t count;
+};
+
+inline QueryBlock query_block(const AttentionArgs& args, size_t task) {
   const size_t chunks = (args.queries + args.queries_per_task - 1) / args.queries_per_task;
   const size_t begin = task % chunks * args.queries_per_task;
   const size_t pair = task / chunks;
-  const size_t image = pair / args.heads;
-  const size_t head = pair % args.heads;
-  const float* keys = args.packed_k + pair * packed_k_floats(args);
-  const float* values = args.packed_v + pair * packed_v_floats(args);
-  const float* bias = args.log_size == nullptr ? nullptr : args.log_size + image * args.keys;
+  return {pair, pair / args.heads, pair % args.heads, begin,
+          smaller(args.queries_per_task, args.queries - begin)};
+}
+
+// Computes `count` rows of weights, `width` apart, that still have to be divided by their sums.
+inline void soften_rows(const AttentionArgs& args, const QueryBlock& block, size_t first,
+                        size_t count, float* logits, size_t width, float* sums) {
+  const float* keys = args.packed_k + block.pair * packed_k_floats(args);
+  const float* bias = args.log_size == nullptr ? nullptr : args.log_size + block.image * args.keys;
+  const float* q = args.q.at(block.image, block.head) + (block.begin + first) * args.q.row;
+  for (size_t key = 0; key < args.keys; key += kColumns)
+    multiply_rows(count, q, args.q.row, args.depth,
+                  keys + key / kPanel * kPanel * args.depth + key % kPanel, logits + key, width);
+  for (size_t r = 0; r < count; ++r)
+    sums[r] = soften(logits + r * width, args.keys, args.scale, bias);
+}
+
+// Computes a block of queries of one image and head.
+inline void attention_task(const AttentionArgs& args, size_t task) {
+  const QueryBlock block = query_block(args, task);
+  const float* values = args.packed_v + block.pair * packed_v_floats(args);
   const size_t width = panel_count(args.keys) * kPanel;
   thread_local Buffer<float> scratch;
   float* logits = scratch.of(kRows * width);
   float tile[kRows][kColumns];
   float sums[kRows];
-  in_blocks(smaller(args.queries_per_task, args.queries - begin), [&](size_t first, size_t count) {
-    const size_t row = begin + first;
-    const float* q = args.q.at(image, head) + row * args.q.row;
-    for (size_t key = 0; key < args.keys; key += kColumns)
-      multiply_rows(count, q, args.q.row, args.depth,
-                    keys + key / kPanel * kPanel * args.depth + key % kPanel, logits + key,
-                    width);
-    for (size_t r = 0; r < count; ++r)
-      sums[r] = soften(logits + r * width, args.keys, args.scale, bias);
+  in_blocks(block.count, [&](size_t first, size_t count) {
+    soften_rows(args, block, first, count, logits, width, sums);
+    float* rows = args.y.at(block.image, block.head) + (block.begin + first) * args.y.row;
     for (size_t column = 0; column < args.value_depth; column += kColumns) {
       multiply_rows(count, logits, width, args.keys,
                     values + column / kPanel * kPanel * args.keys + column % kPanel, tile[0],
                     kColumns);
       const size_t columns = smaller(kColumns, args.value_depth - column);
       for (size_t r = 0; r < count; ++r) {
-        float* y = args.y.at(image, head) + (row + r) * args.y.row + column;
+        float* y = rows + r * args.y.row + column;
         const float share = 1.0f / sums[r];
         for (size_t from = 0; from < columns; from += kWidth)
           store_first(y + from, load(tile[r] + from) * share, smaller(kWidth, columns - from));
       }
+    }
+  });
+}
+
+// Computes the weights of a block of queries of one image and head: y is the softmax itself.
+inline void attention_weights_task(const AttentionArgs& args, size_t task) {
+  const QueryBlock block = query_block(args, task);
+  const size_t width = panel_count(args.keys) * kPanel;
+  thread_local Buffer<float> scratch;
+  float* logits = scratch.of(kRows * width);
+  float sums[kRows];
+  in_blocks(block.count, [&](size_t first, size_t count) {
+    soften_rows(args, block, first, count, logits, width, sums);
+    float* rows = args.y.at(block.image, block.head) + (block.begin + first) * args.y.row;
+    for (size_t r = 0; r < count; ++r) {
+      const float share = 1.0f / sums[r];
+      for (size_t from = 0; from < args.keys; from += kWidth)
+        store_first(rows + r * args.y.row + from, load(logits + r * width + from) * share,
+                    smaller(kWidth, args.keys - from));
     }
   });
 }

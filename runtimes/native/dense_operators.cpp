@@ -45,6 +45,15 @@ class Linear final : public Kernel {
   }
 };
 
+constexpr size_t kQueriesPerTask = 56;
+
+// Heads that lie side by side in rows (B, N, ·), from a channel on.
+Rows<const float> heads_in(const Tensor<const float>& rows, size_t start, size_t heads,
+                           size_t depth) {
+  require(start + heads * depth <= rows.size(2), "attention: the rows hold fewer heads.");
+  return {rows.data + start, rows.size(1) * rows.size(2), depth, rows.size(2)};
+}
+
 // Packs, and then computes blocks of queries.
 void attend(const Run& run, AttentionArgs& args) {
   const size_t pairs = args.images * args.heads;
@@ -53,14 +62,15 @@ void attend(const Run& run, AttentionArgs& args) {
   const size_t floats = pairs * (packed_k_floats(args) + packed_v_floats(args));
   args.packed_k = static_cast<float*>(scratch(floats * sizeof(float)));
   args.packed_v = args.packed_k + pairs * packed_k_floats(args);
-  args.queries_per_task = std::min<size_t>(args.queries, 56);
+  args.queries_per_task = std::min(args.queries, kQueriesPerTask);
   const size_t chunks = tasks_for(args.queries, args.queries_per_task);
   run.in_parallel(pairs, [&](size_t task) { kernels().attention_pack_task(args, task); });
   run.in_parallel(pairs * chunks, [&](size_t task) { kernels().attention_task(args, task); });
 }
 
-void take_sizes(const Run& run, AttentionArgs& args) {
-  const auto log_size = run.floats(3, 2);
+// Reads the sizes, the last input.
+void take_sizes(const Run& run, AttentionArgs& args, size_t input) {
+  const auto log_size = run.floats(input, 2);
   require(log_size.size(0) == args.images && log_size.size(1) == args.keys,
           "attention: the sizes are not one for each key.");
   args.log_size = log_size.data;
@@ -94,7 +104,7 @@ class Attention final : public Kernel {
     args.k = by_head(k.data, args.heads, args.keys, args.depth);
     args.v = by_head(v.data, args.heads, args.keys, args.value_depth);
     args.y = by_head(y, args.heads, args.queries, args.value_depth);
-    if constexpr (Sized) take_sizes(run, args);
+    if constexpr (Sized) take_sizes(run, args, 3);
     attend(run, args);
   }
 
@@ -133,28 +143,69 @@ class RowsAttention final : public Kernel {
     args.keys = k.size(1);
     args.depth = args.value_depth = depth_;
     args.scale = scale_;
-    args.q = in_rows(q, q_start_);
-    args.k = in_rows(k, k_start_);
-    args.v = in_rows(v, v_start_);
+    args.q = heads_in(q, q_start_, heads_, depth_);
+    args.k = heads_in(k, k_start_, heads_, depth_);
+    args.v = heads_in(v, v_start_, heads_, depth_);
     const size_t width = heads_ * depth_;
     args.y = {run.output<float>(0, {args.images, args.queries, width}), args.queries * width,
               depth_, width};
-    if constexpr (Sized) take_sizes(run, args);
+    if constexpr (Sized) take_sizes(run, args, 3);
     attend(run, args);
   }
 
  private:
-  Rows<const float> in_rows(const Tensor<const float>& rows, size_t start) const {
-    require(start + heads_ * depth_ <= rows.size(2), "attention: the rows hold fewer heads.");
-    return {rows.data + start, rows.size(1) * rows.size(2), depth_, rows.size(2)};
-  }
-
   float scale_;
   size_t heads_;
   size_t depth_;
   size_t q_start_;
   size_t k_start_;
   size_t v_start_;
+};
+
+// attention_weights(q (B, Nq, ·), k (B, N, ·) [, log_size (B, N)]) -> (B, H, Nq, N): the softmax of
+// rows_attention itself.
+template <bool Sized>
+class AttentionWeights final : public Kernel {
+ public:
+  explicit AttentionWeights(const Attributes& attributes)
+      : scale_(attributes.number("scale")),
+        heads_(attributes.only("heads")),
+        depth_(attributes.only("depth")),
+        q_start_(attributes.only("q_start")),
+        k_start_(attributes.only("k_start")) {}
+
+  void run(const Run& run) const override {
+    const auto q = run.floats(0, 3);
+    const auto k = run.floats(1, 3);
+    require(q.size(0) == k.size(0), "attention: images of q and k differ in number.");
+    AttentionArgs args{};
+    args.images = q.size(0);
+    args.heads = heads_;
+    args.queries = q.size(1);
+    args.keys = k.size(1);
+    args.depth = depth_;
+    args.scale = scale_;
+    args.q = heads_in(q, q_start_, heads_, depth_);
+    args.k = heads_in(k, k_start_, heads_, depth_);
+    const size_t matrix = args.queries * args.keys;
+    args.y = {run.output<float>(0, {args.images, heads_, args.queries, args.keys}),
+              heads_ * matrix, matrix, args.keys};
+    if constexpr (Sized) take_sizes(run, args, 2);
+    const size_t pairs = args.images * heads_;
+    if (pairs * matrix == 0) return;
+    args.packed_k = static_cast<float*>(scratch(pairs * packed_k_floats(args) * sizeof(float)));
+    args.queries_per_task = std::min(args.queries, kQueriesPerTask);
+    run.in_parallel(pairs, [&](size_t task) { kernels().attention_keys_task(args, task); });
+    run.in_parallel(pairs * tasks_for(args.queries, args.queries_per_task),
+                    [&](size_t task) { kernels().attention_weights_task(args, task); });
+  }
+
+ private:
+  float scale_;
+  size_t heads_;
+  size_t depth_;
+  size_t q_start_;
+  size_t k_start_;
 };
 
 // layer_norm(x (B, N, C), weight (C), bias (C)) -> (B, N, C)
@@ -195,6 +246,8 @@ void add_dense_operators(std::vector<Operator>* to) {
   to->push_back({"sized_attention", "ffff", "f", make<Attention<true>>});
   to->push_back({"rows_attention", "fff", "f", make<RowsAttention<false>>});
   to->push_back({"rows_sized_attention", "ffff", "f", make<RowsAttention<true>>});
+  to->push_back({"attention_weights", "ff", "f", make<AttentionWeights<false>>});
+  to->push_back({"sized_attention_weights", "fff", "f", make<AttentionWeights<true>>});
   to->push_back({"layer_norm", "fff", "f", make<LayerNorm>});
 }
 

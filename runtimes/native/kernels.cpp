@@ -1,5 +1,7 @@
 // The kernels of one instruction set; compiled once for each.
+#include "ahead.h"
 #include "attention.h"
+#include "both_ways.h"
 #include "integer_linear.h"
 #include "linear.h"
 #include "norm.h"
@@ -18,10 +20,20 @@ const Kernels kernels = {
     linear_task,
     attention_pack_task,
     attention_task,
+    attention_keys_task,
+    attention_weights_task,
+    received_task,
+    criteria_task,
+    ahead_values_task,
+    ahead_task,
     norm_task,
     match_task,
     cosine_match_task,
     merge_by_size_task,
+    both_ways_units_task,
+    both_ways_scores_task,
+    both_ways_match_task,
+    group_task,
     gather_task,
     scatter_task,
 };

@@ -97,6 +97,46 @@ static inline size_t packed_v_floats(const AttentionArgs& args) {
   return panel_count(args.value_depth) * kPanel * args.keys;
 }
 
+// y = softmax(q kᵀ scale + log_size) v of tokens that merged behind the softmax: each key takes the
+// value of the row that it became part of, and the rows of queries that merged are averaged.
+struct AheadArgs {
+  const float* weights;   // the softmax, (images, heads, count, count)
+  const float* share;     // of a query in its row, (images, count)
+  Rows<const float> v;    // (rows) of them
+  const int64_t* place;   // (images, count), the row of v that each key takes
+  const size_t* start;    // (images, rows + 1), where the queries of each row begin
+  const size_t* member;   // (images, count), the queries
+  Rows<float> y;          // (rows) of them
+  float* packed_v;        // packed_v_floats for every image and head
+  size_t images;
+  size_t heads;
+  size_t count;
+  size_t rows;
+  size_t value_depth;
+  size_t rows_per_task;
+};
+
+static inline size_t packed_v_floats(const AheadArgs& args) {
+  return panel_count(args.value_depth) * kPanel * args.count;
+}
+
+// Of each token the attention it receives, the mean of its column in all heads, and from that and
+// its size: how rare it is, and its share in what it merges into.
+struct CriteriaArgs {
+  const float* weights;  // (images, heads · queries, count)
+  const float* size;     // (images, count)
+  float* rare;           // (images, count); the attention received, between the two tasks
+  float* share;          // (images, count)
+  size_t images;
+  size_t rows;  // heads · queries
+  size_t count;
+  float info_power;
+  float size_power;
+};
+
+// Columns whose mean one task computes.
+inline constexpr size_t kMeanColumns = 64;
+
 // Layer normalisation of x (rows, columns).
 struct NormArgs {
   const float* x;
@@ -214,6 +254,51 @@ static inline size_t by_size_tasks(const BySizeArgs& args) {
   return args.images * ((args.channels + kMergedChannels - 1) / kMergedChannels);
 }
 
+// A match forth, of a into b, and one back, of b into what is left of a. The score of a pair is
+// half of one more than the cosine of its tokens, times how rare each of the two is.
+struct BothWaysArgs {
+  const float* tokens;  // (images, count, channels)
+  const float* rare;    // (images, count)
+  float* work;          // both_ways_floats for every image
+  size_t images;
+  size_t count;
+  size_t channels;
+  TokenSet a;
+  TokenSet b;
+  MatchArgs forth;  // its scores are computed here
+  MatchArgs back;   // and so are those
+};
+
+// Rows of a whose scores one task computes.
+inline constexpr size_t kScoredRows = 28;
+
+static inline size_t score_width(const BothWaysArgs& args) {
+  return panel_count(args.b.count) * kPanel;
+}
+
+// The tokens of a and b of length one, and the scores, (a.count, score_width).
+static inline size_t both_ways_floats(const BothWaysArgs& args) {
+  return (args.a.count + score_width(args)) * args.channels + args.a.count * score_width(args);
+}
+
+// The sums of the tokens that become one, or their means by weight.
+struct GroupArgs {
+  const float* x;        // (images, count, channels)
+  const float* weight;   // (images, count), or null for sums
+  const size_t* start;   // (images, rows + 1), where the tokens of each row begin
+  const size_t* member;  // (images, count), the tokens
+  float* y;              // (images, rows, channels)
+  float* y_weight;       // (images, rows), the sums of weights, or null
+  size_t images;
+  size_t count;
+  size_t rows;
+  size_t channels;
+};
+
+static inline size_t group_tasks(const GroupArgs& args) {
+  return args.images * ((args.channels + kMergedChannels - 1) / kMergedChannels);
+}
+
 // The kernels of integers; null where the processor has no product of bytes.
 struct IntegerKernels {
   void (*range_task)(const RangeArgs&, size_t);
@@ -227,10 +312,20 @@ struct Kernels {
   void (*linear_task)(const LinearArgs&, size_t);
   void (*attention_pack_task)(const AttentionArgs&, size_t);
   void (*attention_task)(const AttentionArgs&, size_t);
+  void (*attention_keys_task)(const AttentionArgs&, size_t);
+  void (*attention_weights_task)(const AttentionArgs&, size_t);
+  void (*received_task)(const CriteriaArgs&, size_t);
+  void (*criteria_task)(const CriteriaArgs&, size_t);
+  void (*ahead_values_task)(const AheadArgs&, size_t);
+  void (*ahead_task)(const AheadArgs&, size_t);
   void (*norm_task)(const NormArgs&, size_t);
   void (*match_task)(const MatchArgs&, size_t);
   void (*cosine_match_task)(const CosineArgs&, size_t);
   void (*merge_by_size_task)(const BySizeArgs&, size_t);
+  void (*both_ways_units_task)(const BothWaysArgs&, size_t);
+  void (*both_ways_scores_task)(const BothWaysArgs&, size_t);
+  void (*both_ways_match_task)(const BothWaysArgs&, size_t);
+  void (*group_task)(const GroupArgs&, size_t);
   void (*gather_task)(const GatherArgs&, size_t);
   void (*scatter_task)(const ScatterArgs&, size_t);
 };

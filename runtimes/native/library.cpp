@@ -12,6 +12,8 @@ const std::vector<OrtOperator>& operators() {
     add_dense_operators(&found);
     add_integer_operators(&found);
     add_token_operators(&found);
+    add_both_ways_operators(&found);
+    add_ahead_operators(&found);
     return std::vector<OrtOperator>(found.begin(), found.end());
   }();
   return all;

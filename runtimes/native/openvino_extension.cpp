@@ -89,6 +89,7 @@ const Operator& operator_named(const std::string& name) {
   static const std::vector<Operator> all = [] {
     std::vector<Operator> found;
     add_token_operators(&found);
+    add_both_ways_operators(&found);
     return found;
   }();
   const auto found = std::find_if(all.begin(), all.end(),

@@ -32,6 +32,8 @@ inline size_t rows_per_task(size_t rows, size_t row_bytes) {
 // Room for so many bytes that the thread keeps from run to run, aligned for any type.
 void* scratch(size_t bytes);
 
+void add_ahead_operators(std::vector<Operator>* to);
+void add_both_ways_operators(std::vector<Operator>* to);
 void add_dense_operators(std::vector<Operator>* to);
 // None, where the processor has no kernels for them.
 void add_integer_operators(std::vector<Operator>* to);

@@ -1,43 +1,12 @@
 // Matches and merges: each operator reads its tensors, and hands its tasks to the threads.
-#include <algorithm>
 #include <vector>
 
+#include "groups.h"
 #include "kernels.h"
 #include "operators.h"
 
 namespace tokexport {
 namespace {
-
-void require_rows(const Tensor<const int64_t>& index, size_t rows) {
-  const size_t count = index.size(0) * index.size(1);
-  const bool inside = std::all_of(index.data, index.data + count, [rows](int64_t i) {
-    return i >= 0 && static_cast<size_t>(i) < rows;
-  });
-  require(inside, "An index names a row that is not there.");
-}
-
-// The two sets that tokens are split into: every `step`-th from a start.
-class Sets {
- public:
-  explicit Sets(const Attributes& attributes)
-      : a_start_(attributes.only("a_start")),
-        b_start_(attributes.only("b_start")),
-        step_(attributes.only("step")) {
-    require(step_ > 0, "The tokens of a set are no step apart.");
-  }
-
-  TokenSet a(size_t tokens) const { return of(a_start_, tokens); }
-  TokenSet b(size_t tokens) const { return of(b_start_, tokens); }
-
- private:
-  TokenSet of(size_t start, size_t tokens) const {
-    return {start, step_, start < tokens ? (tokens - start + step_ - 1) / step_ : 0};
-  }
-
-  size_t a_start_;
-  size_t b_start_;
-  size_t step_;
-};
 
 // bipartite_match(scores (B, Na, Nb)) -> kept (B, Na - r), src (B, r), dst (B, r)
 template <bool ByScore>

@@ -8,14 +8,13 @@
 namespace tokexport::TOKEXPORT_ISA {
 
 // Writes the mean of a token's heads, of length one.
-inline void unit_metric(const CosineArgs& args, const float* token, float* metric) {
-  const size_t depth = args.depth;
-  const float share = static_cast<float>(args.heads);
+inline void unit_metric(size_t heads, size_t depth, const float* token, float* metric) {
+  const float share = static_cast<float>(heads);
   Floats squares{};
   for (size_t d = 0; d < depth; d += kWidth) {
     const size_t count = smaller(kWidth, depth - d);
     Floats total = load_first(token + d, count);
-    for (size_t head = 1; head < args.heads; ++head)
+    for (size_t head = 1; head < heads; ++head)
       total += load_first(token + head * depth + d, count);
     total = total / share;
     store_first(metric + d, total, count);
@@ -43,9 +42,9 @@ inline void cosine_match_task(const CosineArgs& args, size_t image) {
   int64_t* partner = partners.of(args.a.count);
   const float* rows = args.rows + image * args.count * args.width;
   for (size_t i = 0; i < args.a.count; ++i)
-    unit_metric(args, rows + args.a.token(i) * args.width, a + i * depth);
+    unit_metric(args.heads, depth, rows + args.a.token(i) * args.width, a + i * depth);
   for (size_t i = 0; i < args.b.count; ++i)
-    unit_metric(args, rows + args.b.token(i) * args.width, b + i * depth);
+    unit_metric(args.heads, depth, rows + args.b.token(i) * args.width, b + i * depth);
   pack_turned(b, depth, args.b.count, depth, panels);
   in_blocks(args.a.count, [&](size_t first, size_t count) {
     for (size_t column = 0; column < args.b.count; column += kColumns)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tokexport.graph_passes import onnx_functions as functions
 from tokexport.graph_passes import ops
+from tokexport.graph_passes.both_ways_functions import BOTH_WAYS
 from tokexport.graph_passes.fused_functions import FUSED
 from tokexport.graph_passes.token_forms import FORMS, form_name
 from tokexport.runtimes.trt import build_engine
@@ -89,8 +90,9 @@ def check(calls: list[Call]) -> None:
 
 def test_every_function_is_tested_here() -> None:
     tested = {"gather_tokens", *SCATTERS, *MERGES, *MATCHES, *ATTENTIONS}
-    # The fused ones: test_lowering_for_ort.py; the forms: test_token_forms.py.
-    assert tested == set(functions.signatures()) - set(FUSED) - FORM_NAMES
+    # Elsewhere: those of a layer in test_both_ways_kernels.py, the forms in test_token_forms.py,
+    # and the other fused ones in test_native_kernels.py.
+    assert tested == set(functions.signatures()) - {*FUSED, *BOTH_WAYS} - FORM_NAMES
 
 
 SIZES = {
@@ -179,7 +181,8 @@ def test_callees_come_first_and_once() -> None:
 
 
 def test_no_body_holds_what_tensorrt_refuses() -> None:
-    for name in set(functions.signatures()) - FORM_NAMES:  # which are never lowered for it
+    never_lowered_for_it = {*BOTH_WAYS} | FORM_NAMES
+    for name in set(functions.signatures()) - never_lowered_for_it:
         for node in functions.function(name).node:
             assert node.op_type not in {"ScatterElements", "NonZero", "Unique", "Compress"}
             assert not [a for a in node.attribute if a.name == "reduction"]

@@ -8,82 +8,34 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
-from helpers.function_models import Call, all_inputs, model_of
-from helpers.token_cases import Array, rows, values
-from hypothesis import given, settings
+from helpers.function_models import Call
+from helpers.native_kernels import BATCH, FUZZ, RUNTIMES, SEED, assert_same, run
+from helpers.token_cases import rows, values
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tokexport.graph_passes import ops, pipelines
+from tokexport.graph_passes import ops
 from tokexport.graph_passes.fused_functions import PANEL
 from tokexport.graph_passes.integer_weights import per_channel
 from tokexport.graph_passes.onnx_passes.pack_integer_linears import packed_bytes
 from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
-from tokexport.runtimes.base import Runner
 from tokexport.runtimes.errors import RunError
 from tokexport.runtimes.native_library import (
-    NO_KERNELS,
     VARIABLE,
     kernels_of,
     native_library,
     openvino_library,
 )
-from tokexport.runtimes.openvino import OpenVinoRunner, convert, kernels_here
-from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.openvino import kernels_here
 
-FUZZ = settings(deadline=None, max_examples=int(os.environ.get("TOKEXPORT_FUZZ", "12")))
-BATCH = st.integers(1, 9)
-SEED = st.integers(0, 2**20)
 #: From the plainest to the best; those that end in vnni multiply bytes.
 SETS = ("baseline", "avx2", "avxvnni", "avx512", "avx512vnni")
-
-
-#: Those that have kernels for what moves tokens; narrower vectors are the same in both.
-RUNTIMES = ("ort",) if "TOKEXPORT_MAX_ISA" in os.environ else ("ort", "openvino")
-
-
-@contextmanager
-def opened(calls: list[Call], native: bool, runtime: str) -> Iterator[Runner]:
-    """Opens a model of calls with the kernels or with the bodies."""
-    if runtime == "ort":
-        model = ir.to_proto(model_of(calls)).SerializeToString()
-        with OrtRunner.from_bytes(model, threads=2, native=native) as runner:
-            yield runner
-        return
-    with TemporaryDirectory() as folder:
-        lowered, converted = Path(folder, "model.onnx"), Path(folder, "model.xml")
-        ir.save(pipelines.lower(model_of(calls), "openvino"), lowered)
-        convert(lowered, converted)
-        with OpenVinoRunner.from_file(converted, threads=2, native=native) as openvino_runner:
-            assert openvino_runner.runtime.details["kernel_calls"] == (len(calls) if native else 0)
-            yield openvino_runner
-
-
-def run(calls: list[Call], native: bool, runtime: str = "ort") -> dict[str, Array]:
-    """Runs calls with the kernels or with the bodies."""
-    with opened(calls, native, runtime) as runner:
-        assert (runner.runtime.details["kernels"] == NO_KERNELS) is not native
-        return runner.run({f"in{i}": array for i, array in enumerate(all_inputs(calls))})
-
-
-def assert_same(*calls: Call, tolerance: float = 2e-6, runtime: str = "ort") -> None:
-    """Holds the kernels to the bodies: indices equal, floats within a part of the largest."""
-    wanted, found = run(list(calls), native=False), run(list(calls), True, runtime)
-    for name, array in wanted.items():
-        if array.dtype == np.int64:
-            np.testing.assert_array_equal(found[name], array, err_msg=name)
-        elif array.size:
-            scale = np.abs(array[np.isfinite(array)]).max(initial=1.0)
-            np.testing.assert_allclose(found[name], array, rtol=0, atol=tolerance * scale)
 
 
 def linear_calls(seed: int, batch: int, count: int, depth: int, columns: int) -> list[Call]:
@@ -441,6 +393,7 @@ def test_the_library_for_openvino_is_installed_and_fits_one_version(
 @pytest.mark.parametrize("isa", SETS[:-1])
 def test_narrower_vectors_compute_the_same(isa: str) -> None:
     environment = {**os.environ, "TOKEXPORT_MAX_ISA": isa, "TOKEXPORT_FUZZ": "4"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
+    files = [str(path) for path in Path(__file__).parent.glob("test_*_kernels.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

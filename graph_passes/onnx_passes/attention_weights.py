@@ -1,0 +1,101 @@
+"""Lets the softmax of attention read queries and keys where a projection wrote them.
+
+Before → after, for q and k that are only moved between a projection and their product, where the
+softmax is read by more than the product with the values::
+
+    Softmax(MatMul(q, kᵀ) · scale)                   q, k (B, H, N, D), views of (B, N, ·)
+    →  attention_weights(qk, qk; scale, q_start=0, k_start=H·D)
+    Softmax(MatMul(q, kᵀ) · scale + bias[:, None, None, :])    →  sized_attention_weights(…, bias)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from tokexport.graph_passes.onnx_functions import DOMAIN
+from tokexport.graph_passes.onnx_passes.heads_in_rows import heads_in_rows
+from tokexport.graph_passes.onnx_passes.neighbours import made_by
+from tokexport.graph_passes.onnx_passes.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.strided_views import shape_of, view_of
+
+
+class AttentionWeights(ir.passes.InPlacePass):
+    """Rewrites the softmax of attention, where it is a result of its own."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites in place."""
+        changed = False
+        for node in list(model.graph):
+            if node.domain == "" and node.op_type == "Softmax":
+                changed |= _rewrite(node)
+        return ir.passes.PassResult(model, modified=changed)
+
+
+def _rewrite(node: ir.Node) -> bool:
+    logits, shape = node.inputs[0], shape_of(node.outputs[0])
+    if logits is None or shape is None or len(shape) != 4 or logits.dtype != ir.DataType.FLOAT:
+        return False
+    if node.attributes.get_int("axis", -1) % 4 != 3:
+        return False
+    logits, sizes = _without_bias(logits, shape)
+    scaled, scale = _without_scale(logits)
+    product = made_by(scaled, "MatMul")
+    turned = made_by(product.inputs[1], "Transpose") if product is not None else None
+    if product is None or turned is None:
+        return False
+    if tuple(turned.attributes.get_ints("perm", ())) != (0, 1, 3, 2):
+        return False
+    q, k = heads_in_rows(product.inputs[0]), heads_in_rows(turned.inputs[0])
+    if q is None or k is None or (q.heads, q.depth) != (k.heads, k.depth):
+        return False
+    new = Replacement(node)
+    new.put(
+        new.call(
+            "attention_weights" if sizes is None else "sized_attention_weights",
+            q.rows,
+            k.rows,
+            *([] if sizes is None else [sizes]),
+            domain=DOMAIN,
+            scale=scale,
+            heads=[q.heads],
+            depth=[q.depth],
+            q_start=[q.start],
+            k_start=[k.start],
+        )
+    )
+    return True
+
+
+def _without_bias(logits: ir.Value, shape: tuple[int, ...]) -> tuple[ir.Value, ir.Value | None]:
+    """Returns logits (B, H, Nq, N) before a bias (B, N) of each key was added, and the bias."""
+    added = made_by(logits, "Add")
+    if added is None:
+        return logits, None
+    for before, bias in (added.inputs, added.inputs[::-1]):
+        view = view_of(bias) if bias is not None else None
+        if before is None or view is None or shape_of(before) != shape:
+            continue
+        wanted = (shape[0], 1, 1, shape[3])
+        evenly = all(
+            size == 1 or stride == right
+            for size, stride, right in zip(
+                view.shape, view.strides, (shape[3], 0, 0, 1), strict=True
+            )
+        )
+        if view.shape == wanted and evenly and view.offset == 0:
+            whole = shape_of(view.base) == (shape[0], shape[3])
+            return (before, view.base) if whole else (logits, None)
+    return logits, None
+
+
+def _without_scale(logits: ir.Value) -> tuple[ir.Value, float]:
+    """Returns logits before they were multiplied by one number, and the number."""
+    scaled = made_by(logits, "Mul")
+    if scaled is None:
+        return logits, 1.0
+    for before, factor in (scaled.inputs, scaled.inputs[::-1]):
+        constant = ir.convenience.get_const_tensor(factor) if factor is not None else None
+        if before is not None and constant is not None and constant.size == 1:
+            return before, float(np.asarray(constant.numpy()).reshape(()))
+    return logits, 1.0

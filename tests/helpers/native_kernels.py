@@ -1,0 +1,64 @@
+"""Runs calls of functions with the native kernels or with their bodies in standard operators."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx_ir as ir
+from helpers.function_models import Call, all_inputs, model_of
+from helpers.token_cases import Array
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from tokexport.graph_passes import pipelines
+from tokexport.runtimes.base import Runner
+from tokexport.runtimes.native_library import NO_KERNELS
+from tokexport.runtimes.openvino import OpenVinoRunner, convert
+from tokexport.runtimes.ort import OrtRunner
+
+FUZZ = settings(deadline=None, max_examples=int(os.environ.get("TOKEXPORT_FUZZ", "12")))
+BATCH = st.integers(1, 9)
+SEED = st.integers(0, 2**20)
+
+#: Those that have kernels for what moves tokens; narrower vectors are the same in both.
+RUNTIMES = ("ort",) if "TOKEXPORT_MAX_ISA" in os.environ else ("ort", "openvino")
+
+
+@contextmanager
+def opened(calls: list[Call], native: bool, runtime: str) -> Iterator[Runner]:
+    """Opens a model of calls with the kernels or with the bodies."""
+    if runtime == "ort":
+        model = ir.to_proto(model_of(calls)).SerializeToString()
+        with OrtRunner.from_bytes(model, threads=2, native=native) as runner:
+            yield runner
+        return
+    with TemporaryDirectory() as folder:
+        lowered, converted = Path(folder, "model.onnx"), Path(folder, "model.xml")
+        ir.save(pipelines.lower(model_of(calls), "openvino"), lowered)
+        convert(lowered, converted)
+        with OpenVinoRunner.from_file(converted, threads=2, native=native) as openvino_runner:
+            assert openvino_runner.runtime.details["kernel_calls"] == (len(calls) if native else 0)
+            yield openvino_runner
+
+
+def run(calls: list[Call], native: bool, runtime: str = "ort") -> dict[str, Array]:
+    """Runs calls with the kernels or with the bodies."""
+    with opened(calls, native, runtime) as runner:
+        assert (runner.runtime.details["kernels"] == NO_KERNELS) is not native
+        return runner.run({f"in{i}": array for i, array in enumerate(all_inputs(calls))})
+
+
+def assert_same(*calls: Call, tolerance: float = 2e-6, runtime: str = "ort") -> None:
+    """Holds the kernels to the bodies: indices equal, floats within a part of the largest."""
+    wanted, found = run(list(calls), native=False), run(list(calls), True, runtime)
+    for name, array in wanted.items():
+        if array.dtype == np.int64:
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+        elif array.size:
+            scale = np.abs(array[np.isfinite(array)]).max(initial=1.0)
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=tolerance * scale)
