@@ -187,7 +187,10 @@ def test_attention_on_rows(seed: int, batch: int, heads: int, count: int, depth:
 def test_layer_norm(seed: int, batch: int, count: int, channels: int) -> None:
     x = values(seed, batch, count, channels) * 3 + 1
     inputs = (x, values(seed + 1, channels), values(seed + 2, channels))
-    assert_same(Call("layer_norm", inputs, [x.shape], {"epsilon": 1e-5}))
+    # A row of nearly equal numbers loses the digits that they share, in any order of adding them.
+    lost = np.abs(x).max() / np.sqrt(x.var(axis=-1).min() + 1e-5)
+    call = Call("layer_norm", inputs, [x.shape], {"epsilon": 1e-5})
+    assert_same(call, tolerance=5e-7 * max(4.0, lost))
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
