@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -29,9 +29,11 @@ from tokexport.exporter.gates import (
     Gate,
     gate_warnings,
     narrowed_hops,
+    over_all_gates,
     require_accuracy,
     set_gates,
     spread_warnings,
+    unsteady_warnings,
 )
 from tokexport.exporter.inputs import Batches, accuracy
 from tokexport.exporter.kept_batches import kept_batches
@@ -260,6 +262,12 @@ def compile(
                             require_speedup(speed, timed_name(config), config.min_speedup)
 
         with stage("bundle"):
+            if not proof.steady.any() and config.precision != "fp32" and config.atol is None:
+                narrowed = over_all_gates(narrowed, outputs, size)
+                proof.hold_over_all(found, narrowed)
+                manifest = replace(manifest, gates=_for_manifest(narrowed))
+                warnings = known["warnings"] + unsteady_warnings(config.precision)
+                known |= {"gates": narrowed, "warnings": warnings}
             rows, steady = kept_batches(proof, found)
             save_reference(
                 bundle.path / REFERENCE_NAME,
@@ -335,13 +343,17 @@ def _manifest(
         ),
         constant_outputs=reference.constants,
         token_schedule=schedule,
-        gates={name: gate.for_manifest() for name, gate in gates.items()},
+        gates=_for_manifest(gates),
         source={"kind": source.kind, "location": source.location, "sha256": source.sha256},
         preprocessing=source.preprocessing.to_json() if source.preprocessing else None,
         files={},
         reduction=None if reduction is None else reduction.for_manifest(),
         forms=None if tuning is None else tuning.for_manifest(),
     )
+
+
+def _for_manifest(gates: Mapping[str, Gate]) -> dict[str, dict[str, float]]:
+    return {name: gate.for_manifest() for name, gate in gates.items()}
 
 
 @contextmanager

@@ -4,8 +4,9 @@ In fp32 an error may be as large as the model's own distance from float64, four 
 precision has a tolerance of its own. int8 moves single numbers by far more than it moves the
 answer, so its outputs are held to two figures over all samples: their direction, by the cosine, and
 their error as a share of the spread, which is how much the reference varies between samples. The
-cosine alone is near 1 for whatever has a large constant in it. Where there are labels, a reduced
-precision may cost half a point of accuracy.
+cosine alone is near 1 for whatever has a large constant in it. A half precision in which every
+sample decides some near-tie the other way is held to them too, once its arithmetic is proved right.
+Where there are labels, a reduced precision may cost half a point of accuracy.
 """
 
 from __future__ import annotations
@@ -158,10 +159,31 @@ def set_gates(
     return gates
 
 
+def over_all_gates(
+    gates: Mapping[str, Gate], outputs: Mapping[str, Array], batch: int
+) -> dict[str, Gate]:
+    """Returns gates over all samples together in place of gates of each; those of integers stay.
+
+    Args:
+        gates: The gate of every output.
+        outputs: What the model answered, (batches, …) by name.
+        batch: How many samples a batch has.
+    """
+    found = {}
+    for name, gate in gates.items():
+        if outputs[name].dtype.kind not in "iub":
+            noise = gate.scale * max(FP32_FLOOR, EAGER_ERROR_FACTOR * (gate.eager_error or 0.0))
+            over_all = _over_all_samples(outputs[name], gate.eager_error, gate.scale, noise, batch)
+            reason = f"every sample holds a near-tie that fell the other way; {over_all.reason}"
+            gate = replace(over_all, reason=reason, advice=gate.advice)
+        found[name] = gate
+    return found
+
+
 def _over_all_samples(
     expected: Array, error: float | None, scale: float, noise: float, batch: int
 ) -> Gate:
-    """Returns the gate of int8 for an output (batches, …).
+    """Returns the gate over all samples together for an output (batches, …).
 
     Where the samples do not differ by more than rounding, or there is but one, the spread is that
     between the output's own values; where those do not differ either, it is their size.
@@ -175,7 +197,7 @@ def _over_all_samples(
         math.inf,
         error,
         scale,
-        f"the default of int8, over all samples: a cosine of {LEAST_COSINE:g} or more, and an "
+        f"the default over all samples: a cosine of {LEAST_COSINE:g} or more, and an "
         f"error of {SPREAD_TOLERANCE:g} of the spread between samples or less",
         least_cosine=LEAST_COSINE,
         spread=found,
@@ -230,4 +252,12 @@ def spread_warnings(gates: Mapping[str, Gate]) -> tuple[str, ...]:
         "inputs: give several different samples with --inputs."
         for name, gate in gates.items()
         if not gate.varies
+    )
+
+
+def unsteady_warnings(precision: str) -> tuple[str, ...]:
+    """Says that no single sample is compared where each holds a near-tie that fell differently."""
+    return (
+        f"In {precision} every sample decides some near-tie the other way: the bundle is held to "
+        f"a cosine of {LEAST_COSINE:g} and {SPREAD_TOLERANCE:g} of the spread over all samples.",
     )

@@ -234,6 +234,26 @@ class Proof:
             narrowed = [each.name for each in self.hops if self.is_narrowed(each.name)]
             raise ParityError(self.hops, first_narrowed=narrowed == [hop])
 
+    def hold_over_all(self, found: Mapping[str, Array], gates: Mapping[str, Gate]) -> None:
+        """Holds the last hop, each sample of which a near-tie moved, to other gates over all.
+
+        Args:
+            found: What it gave, (batches, …) by name.
+            gates: The gate of every output, over all samples together.
+
+        Raises:
+            GateError: An output lies outside of them too.
+        """
+        last = self.hops[-1].name
+        result = judge(last, self.expected, found, gates)
+        if not result.passed:
+            raise GateError(
+                "Every sample holds a near-tie that fell the other way, and over all samples "
+                f"together {result.detail}.",
+                fix="No bundle was written. Give more samples with --inputs, or another --seed.",
+            )
+        self._narrowed = {**self._narrowed, last: gates}
+
     def holds_over_all(self, hop: str) -> bool:
         """Tells whether a hop is held to a gate over all samples together."""
         return any(gate.holds_over_all for gate in self.gates_of(hop).values())

@@ -28,7 +28,7 @@ from tokexport.exporter import hops
 from tokexport.exporter.capture import FlatModel, call_spec, capture
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.gates import FP32_FLOOR
+from tokexport.exporter.gates import FP32_FLOOR, LEAST_COSINE
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.parity import ParityError, ToldRun
 from tokexport.exporter.ties import TieSearch
@@ -204,6 +204,38 @@ def test_nothing_but_ties_leaves_nothing_to_verify_with(
 ) -> None:
     with pytest.raises(GateError, match="Every sample holds a near-tie"):
         compile_with(monkeypatch, tmp_path, samples(2e-7, 2e-7), Nudge(1e-6))
+    assert not (tmp_path / "bundle").exists()
+
+
+class TellsLittle(KeepsTheBest):
+    """Adds a tenth of what it keeps to the sum of all tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 10 + x.sum(1, keepdim=True)
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_in_half_nothing_but_ties_is_held_over_all_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = {"target": "trt", "precision": "fp16", "model": TellsLittle()}
+    result = compile_with(monkeypatch, tmp_path, samples(2e-7, 2e-7), Nudge(1e-6), **options)
+    hop = result.report.hops[-1]
+    assert hop.ties is not None
+    assert hop.ties.batches == (0, 1)
+    assert any("In fp16 every sample decides some near-tie" in w for w in result.report.warnings)
+    (gate,) = json.loads((result.bundle / "manifest.json").read_text())["gates"].values()
+    assert gate["least_cosine"] == LEAST_COSINE
+    assert "steady" not in np.load(result.bundle / "reference.npz").files  # none is left out
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_in_half_nothing_but_ties_that_move_the_answer_far_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = {"target": "trt", "precision": "fp16"}
+    with pytest.raises(GateError, match="over all samples together output 'output' has a cosine"):
+        compile_with(monkeypatch, tmp_path, samples(2e-7, 2e-7), Nudge(1e-6), **options)
     assert not (tmp_path / "bundle").exists()
 
 
