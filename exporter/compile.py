@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,17 +26,14 @@ from tokexport.exporter.errors import GateError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.gate_advice import advice_for
 from tokexport.exporter.gates import (
-    Gate,
     gate_warnings,
     narrowed_hops,
-    over_all_gates,
     require_accuracy,
     set_gates,
     spread_warnings,
-    unsteady_warnings,
 )
 from tokexport.exporter.inputs import Batches, accuracy
-from tokexport.exporter.kept_batches import kept_batches
+from tokexport.exporter.kept_batches import gates_to_verify_by, kept_batches
 from tokexport.exporter.machine import describe_machine
 from tokexport.exporter.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.parity import Proof
@@ -220,7 +217,6 @@ def compile(
                 source,
                 inputs,
                 reference,
-                narrowed,
                 known.get("reduction"),
                 known.get("tuning"),
                 schedule,
@@ -262,12 +258,11 @@ def compile(
                             require_speedup(speed, timed_name(config), config.min_speedup)
 
         with stage("bundle"):
-            if not proof.steady.any() and config.precision != "fp32" and config.atol is None:
-                narrowed = over_all_gates(narrowed, outputs, size)
-                proof.hold_over_all(found, narrowed)
-                manifest = replace(manifest, gates=_for_manifest(narrowed))
-                warnings = known["warnings"] + unsteady_warnings(config.precision)
-                known |= {"gates": narrowed, "warnings": warnings}
+            narrowed, said = gates_to_verify_by(proof, found, narrowed, config)
+            manifest = replace(
+                manifest, gates={name: gate.for_manifest() for name, gate in narrowed.items()}
+            )
+            known |= {"gates": narrowed, "warnings": known["warnings"] + said}
             rows, steady = kept_batches(proof, found)
             save_reference(
                 bundle.path / REFERENCE_NAME,
@@ -321,7 +316,6 @@ def _manifest(
     source: Source,
     inputs: tuple[TensorSpec, ...],
     reference: Reference,
-    gates: dict[str, Gate],
     reduction: ReductionUse | None,
     tuning: Tuning | None,
     schedule: tuple[int, ...],
@@ -343,17 +337,13 @@ def _manifest(
         ),
         constant_outputs=reference.constants,
         token_schedule=schedule,
-        gates=_for_manifest(gates),
+        gates={},  # settled when every step has been held to its own
         source={"kind": source.kind, "location": source.location, "sha256": source.sha256},
         preprocessing=source.preprocessing.to_json() if source.preprocessing else None,
         files={},
         reduction=None if reduction is None else reduction.for_manifest(),
         forms=None if tuning is None else tuning.for_manifest(),
     )
-
-
-def _for_manifest(gates: Mapping[str, Gate]) -> dict[str, dict[str, float]]:
-    return {name: gate.for_manifest() for name, gate in gates.items()}
 
 
 @contextmanager

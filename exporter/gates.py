@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 #: The largest relative difference allowed by default in a half precision.
 REDUCED_PRECISION_TOLERANCE: Final = {"fp16": 1e-2, "bf16": 5e-2}
-#: The smallest cosine allowed by default in int8.
+#: The smallest cosine allowed by default over all samples: in int8.
 LEAST_COSINE: Final = 0.99
-#: The largest error allowed by default in int8, as a share of the spread. One answer for all inputs
-#: is off by 1 or more. ViTs come to 0.01 … 0.08 on images, and to 0.15 on noise, which varies less.
+#: The largest error allowed by default over all samples, as a share of the spread. One answer for
+#: all inputs is off by 1 or more. ViTs come to 0.01 … 0.08 in int8 on images, and to 0.15 on noise,
+#: which varies less.
 SPREAD_TOLERANCE: Final = 0.5
 #: The share of labelled samples that a reduced precision may lose.
 ACCURACY_LOSS: Final = 0.005
@@ -252,12 +253,4 @@ def spread_warnings(gates: Mapping[str, Gate]) -> tuple[str, ...]:
         "inputs: give several different samples with --inputs."
         for name, gate in gates.items()
         if not gate.varies
-    )
-
-
-def unsteady_warnings(precision: str) -> tuple[str, ...]:
-    """Says that no single sample is compared where each holds a near-tie that fell differently."""
-    return (
-        f"In {precision} every sample decides some near-tie the other way: the bundle is held to "
-        f"a cosine of {LEAST_COSINE:g} and {SPREAD_TOLERANCE:g} of the spread over all samples.",
     )

@@ -1,18 +1,56 @@
-"""Chooses the batches that a bundle carries for ``verify``, and the samples that it compares."""
+"""Chooses what ``verify`` holds a bundle to: the gates, the batches, the samples of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from tokexport.exporter.errors import GateError
+from tokexport.exporter.gates import Gate, over_all_gates, spread_warnings
 from tokexport.exporter.parity import Proof
 from tokexport.runtimes.base import Array
 
+if TYPE_CHECKING:
+    from tokexport.exporter.config import CompileConfig
+
 #: How many batches the bundle carries; more only where a gate over all does not hold on so few.
 REFERENCE_BATCHES: Final = 4
+
+
+def gates_to_verify_by(
+    proof: Proof, found: Mapping[str, Array], gates: Mapping[str, Gate], config: CompileConfig
+) -> tuple[dict[str, Gate], tuple[str, ...]]:
+    """Returns the gates that the bundle is verified by, and what is to be said of them.
+
+    They are those that the steps were held to, but where a half precision moved every sample across
+    some near-tie: then no single one is left to compare, and they hold over all together.
+
+    Args:
+        proof: What the hops were held to; it holds the last one to the gates returned.
+        found: What the last hop gave, (batches, …) by name.
+        gates: The gate of every output at that hop.
+        config: What is compiled; with ``atol`` the gates stay as the person wants them.
+
+    Raises:
+        GateError: The outputs do not lie within the gates over all samples either.
+    """
+    if config.atol is not None or not proof.moves_every_sample():
+        return dict(gates), ()
+    over_all = over_all_gates(gates, proof.expected, proof.steady.shape[1])
+    result = proof.hold_over_all(found, over_all)
+    figures = "; ".join(
+        f"'{name}': cosine {comparison.cosine:.4f}, {over_all[name].spread_error(comparison):.2f} "
+        "of the spread"
+        for name, comparison in result.comparisons.items()
+        if over_all[name].holds_over_all
+    )
+    said = (
+        f"In {config.precision} every sample holds a near-tie that fell the other way, so the "
+        f"bundle is verified over all samples together, and no single one ({figures})."
+    )
+    return over_all, (said, *spread_warnings(over_all))
 
 
 def kept_batches(proof: Proof, found: Mapping[str, Array]) -> tuple[list[int], Array]:

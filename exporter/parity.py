@@ -199,6 +199,7 @@ class Proof:
         self.hops: list[HopResult] = []
         (count,) = {len(array) for array in expected.values()}
         self.steady = np.ones((count, samples), bool)
+        self._moved: dict[str, Array] = {}
         self._gates = gates
         self._narrowed = narrowed or {}
 
@@ -234,15 +235,20 @@ class Proof:
             narrowed = [each.name for each in self.hops if self.is_narrowed(each.name)]
             raise ParityError(self.hops, first_narrowed=narrowed == [hop])
 
-    def hold_over_all(self, found: Mapping[str, Array], gates: Mapping[str, Gate]) -> None:
-        """Holds the last hop, each sample of which a near-tie moved, to other gates over all.
+    def moves_every_sample(self) -> bool:
+        """Tells whether the hops in a reduced precision leave no sample that none of them moved."""
+        masks = [self._moved[hop] for hop in self._narrowed if hop in self._moved]
+        return bool(masks) and bool(np.logical_or.reduce(masks).all())
+
+    def hold_over_all(self, found: Mapping[str, Array], gates: Mapping[str, Gate]) -> HopResult:
+        """Holds the last hop to gates over all samples, in place of those of single samples.
 
         Args:
             found: What it gave, (batches, …) by name.
             gates: The gate of every output, over all samples together.
 
         Raises:
-            GateError: An output lies outside of them too.
+            GateError: An output lies outside of them.
         """
         last = self.hops[-1].name
         result = judge(last, self.expected, found, gates)
@@ -253,6 +259,7 @@ class Proof:
                 fix="No bundle was written. Give more samples with --inputs, or another --seed.",
             )
         self._narrowed = {**self._narrowed, last: gates}
+        return result
 
     def holds_over_all(self, hop: str) -> bool:
         """Tells whether a hop is held to a gate over all samples together."""
@@ -319,6 +326,7 @@ class Proof:
                 why_not = f"no decision of sample {min(unexplained)} of batch {batch} is a near-tie"
                 return replace(result, detail=f"{result.detail}; {why_not}")
             self.steady[batch] &= inside
+            self._moved.setdefault(result.name, np.zeros_like(self.steady))[batch] = ~inside
         mixed = {name: array.copy() for name, array in found.items()}
         for name, array in mixed.items():
             array[failed] = told.outputs[name]

@@ -138,14 +138,20 @@ def _attentions(
         apart = [n for n in model.graph.all_nodes() if {*_names(n)} & {*names}]
         return fused, apart
     calls = [n for n in model.graph if n.domain == DOMAIN and n.op_type.endswith("attention")]
-    generic = [n for n in model.graph if n.op_type == "Softmax" and _weighs_values(n)]
+    weights = ("Softmax", "attention_weights", "sized_attention_weights")
+    generic = [n for n in model.graph if n.op_type in weights and _weighs_values(n)]
     if runtime.details["kernels"] == NO_KERNELS:
         return 0, calls + generic
     return len(calls), generic
 
 
-def _weighs_values(softmax: ir.Node) -> bool:
-    return any(use.node.op_type == "MatMul" for use in softmax.outputs[0].uses())
+def _weighs_values(weights: ir.Node) -> bool:
+    """Tells whether a product, and no kernel, multiplies weights of attention, or rows of them."""
+    readers = [use.node for use in weights.outputs[0].uses()]
+    return any(
+        reader.op_type == "MatMul" or (reader.op_type == "Slice" and _weighs_values(reader))
+        for reader in readers
+    )
 
 
 def _blamed(

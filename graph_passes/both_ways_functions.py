@@ -6,14 +6,16 @@ N tokens before and M after, C channels, H heads of depth D.
 
 =============================  ==================================================================
 ``fusion_criteria``            how rare each token is, and its share in what it merges into
-``match_both_ways``            both matches of tokens (B, N, C), by cosine and a term of each token
+``scored_match``               the match forth, by cosine and a term of each token, and its scores
+``match_back``                 the match back, by the same scores, of what is left
 ``places_both_ways``           where each token goes, (B, N)
 ``merge_both_ways``            the sums of what becomes one token
 ``merge_both_ways_by_weight``  the means by weight, and the sums of the weights
-``attention_weights``          softmax(q kᵀ scale) of heads that lie side by side in rows
-``sized_attention_weights``    the same with a bias for each key
 ``ahead_attention``            weights from before the merge on values from behind it
 =============================  ==================================================================
+
+A token that nothing merges into is copied by the kernels, and by the bodies multiplied with its
+weight and divided by it again: they differ where that is 0 or infinite.
 
 Source: MCTF (Lee et al. 2024), section 3.
 """
@@ -27,7 +29,6 @@ from tokexport.graph_passes.fused_functions import (
     HEADS_SPLIT,
     ROWS_JOINED,
     SET_BOUNDS,
-    heads_of,
     sets_of,
 )
 
@@ -35,29 +36,21 @@ _SETS = (("protected", "ints"), ("a_start", "ints"), ("b_start", "ints"), ("step
 _MATCHES = tuple((name + way, "I") for way in ("", "_back") for name in ("kept", "src", "dst"))
 _INDICES = ", ".join(name for name, _ in _MATCHES)
 _SETS_GIVEN = ", ".join(f"{name}: ints = @{name}" for name, _ in _SETS)
-_MATCH = Signature(
+_SCORED = Signature(
     (("tokens", "T"), ("rare", "T")),
-    _MATCHES,
-    (*_SETS[1:], ("r", "ints"), ("back", "ints")),
+    (*_MATCHES[:3], ("scores", "T")),
+    (*_SETS[1:], ("r", "ints")),
 )
+_BACK = Signature((("scores", "T"), ("kept", "I")), _MATCHES[3:], (("r", "ints"),))
 _PLACES = Signature(_MATCHES, (("places", "I"),), _SETS)
 _MERGE = Signature((("x", "T"), *_MATCHES), (("y", "T"),), _SETS)
 _BY_WEIGHT = Signature(
     (("x", "T"), ("weight", "T"), *_MATCHES), (("y", "T"), ("y_weight", "T")), _SETS
 )
-_HEADS = (("heads", "ints"), ("depth", "ints"))
-_WEIGHTS = Signature(
-    (("q", "T"), ("k", "T")),
-    (("weights", "T"),),
-    (("scale", "float"), *_HEADS, ("q_start", "ints"), ("k_start", "ints")),
-)
-_SIZED_WEIGHTS = Signature(
-    (*_WEIGHTS.inputs, ("log_size", "T")), _WEIGHTS.outputs, _WEIGHTS.attributes
-)
 _AHEAD = Signature(
     (("weights", "T"), ("v", "T"), ("place", "I"), ("share", "T"), *_MATCHES),
     (("y", "T"),),
-    (*_HEADS, ("v_start", "ints"), *_SETS),
+    (("heads", "ints"), ("depth", "ints"), ("v_start", "ints"), *_SETS),
 )
 
 _CRITERIA = Signature(
@@ -90,7 +83,7 @@ _CRITERIA_BODY = """
   largest = ReduceMax <keepdims = 1> (size, token_axis)
   share = Div (received_by_size, largest)
 """
-_MATCH_BODY = (
+_SCORED_BODY = (
     SET_BOUNDS
     + """
   last = Constant <value_ints = [2]> ()
@@ -113,11 +106,13 @@ _MATCH_BODY = (
   partly = Mul (similar, column)
   scores = Mul (partly, row)
   kept, src, dst = tokexport.bipartite_match <r: ints = @r> (scores)
-  left = tokexport.gather_tokens (scores, kept)
-  turned = Transpose <perm = [0, 2, 1]> (left)
-  kept_back, src_back, dst_back = tokexport.bipartite_match_by_score <r: ints = @back> (turned)
 """
 )
+_BACK_BODY = """
+  left = tokexport.gather_tokens (scores, kept)
+  turned = Transpose <perm = [0, 2, 1]> (left)
+  kept_back, src_back, dst_back = tokexport.bipartite_match_by_score <r: ints = @r> (turned)
+"""
 # The tokens of the three parts behind the first match, and where each of them goes in the second.
 _PLACES_BODY = (
     SET_BOUNDS
@@ -198,34 +193,6 @@ _BY_WEIGHT_BODY = f"""
   y_weight = tokexport.merge_both_ways <{_SETS_GIVEN}> (weight, {_INDICES})
   y = Div (total, y_weight)
 """
-_WEIGHTS_HEAD = (
-    HEADS_SPLIT
-    + heads_of("q")
-    + heads_of("k")
-    + """
-  factor_number = Constant <value_float: float = @scale> ()
-  factor = CastLike (factor_number, q)
-  scaled = Mul (q_heads, factor)
-  k_turned = Transpose <perm = [0, 1, 3, 2]> (k_heads)
-"""
-)
-_WEIGHTS_BODY = (
-    _WEIGHTS_HEAD
-    + """
-  logits = MatMul (scaled, k_turned)
-  weights = Softmax <axis = -1> (logits)
-"""
-)
-_SIZED_WEIGHTS_BODY = (
-    _WEIGHTS_HEAD
-    + """
-  product = MatMul (scaled, k_turned)
-  axes = Constant <value_ints = [1, 2]> ()
-  bias = Unsqueeze (log_size, axes)
-  logits = Add (product, bias)
-  weights = Softmax <axis = -1> (logits)
-"""
-)
 _AHEAD_BODY = (
     HEADS_SPLIT
     + """
@@ -246,11 +213,10 @@ _AHEAD_BODY = (
 #: Signature and body of each function, by name.
 BOTH_WAYS: Final[dict[str, tuple[Signature, str]]] = {
     "fusion_criteria": (_CRITERIA, _CRITERIA_BODY),
-    "match_both_ways": (_MATCH, _MATCH_BODY),
+    "scored_match": (_SCORED, _SCORED_BODY),
+    "match_back": (_BACK, _BACK_BODY),
     "places_both_ways": (_PLACES, _PLACES_BODY),
     "merge_both_ways": (_MERGE, _MERGE_BODY),
     "merge_both_ways_by_weight": (_BY_WEIGHT, _BY_WEIGHT_BODY),
-    "attention_weights": (_WEIGHTS, _WEIGHTS_BODY),
-    "sized_attention_weights": (_SIZED_WEIGHTS, _SIZED_WEIGHTS_BODY),
     "ahead_attention": (_AHEAD, _AHEAD_BODY),
 }

@@ -11,6 +11,8 @@ same computation in standard operators. ``runtimes/native`` holds the kernels.
 ``layer_norm``              LayerNormalization over the last axis
 ``rows_attention``          attention on heads that lie side by side in rows
 ``rows_sized_attention``    the same with a bias for each key
+``attention_weights``       the softmax of it alone, (B, H, Nq, N)
+``sized_attention_weights`` the same with a bias for each key
 ``cosine_match``            the match of ToMe: the cosine of two halves of the tokens
 ``merge_by_size``           the mean of what is merged, weighted with the sizes
 ==========================  =====================================================================
@@ -38,6 +40,14 @@ _HEADS = (("scale", "float"), ("heads", "ints"), ("depth", "ints"))
 _STARTS = (("q_start", "ints"), ("k_start", "ints"), ("v_start", "ints"))
 _ROWS = Signature((("q", "T"), ("k", "T"), ("v", "T")), (("y", "T"),), _HEADS + _STARTS)
 _SIZED_ROWS = Signature((*_ROWS.inputs, ("log_size", "T")), (("y", "T"),), _HEADS + _STARTS)
+_WEIGHTS = Signature(
+    (("q", "T"), ("k", "T")),
+    (("weights", "T"),),
+    (*_HEADS, *_STARTS[:2]),
+)
+_SIZED_WEIGHTS = Signature(
+    (*_WEIGHTS.inputs, ("log_size", "T")), _WEIGHTS.outputs, _WEIGHTS.attributes
+)
 _SETS = (("a_start", "ints"), ("b_start", "ints"), ("step", "ints"))
 _COSINE = Signature(
     (("rows", "T"),),
@@ -122,6 +132,34 @@ _SIZED_ROWS_BODY = (
     + ROWS_JOINED
 )
 
+_WEIGHTS_HEAD = (
+    HEADS_SPLIT
+    + heads_of("q")
+    + heads_of("k")
+    + """
+  factor_number = Constant <value_float: float = @scale> ()
+  factor = CastLike (factor_number, q)
+  scaled = Mul (q_heads, factor)
+  k_turned = Transpose <perm = [0, 1, 3, 2]> (k_heads)
+"""
+)
+_WEIGHTS_BODY = (
+    _WEIGHTS_HEAD
+    + """
+  logits = MatMul (scaled, k_turned)
+  weights = Softmax <axis = -1> (logits)
+"""
+)
+_SIZED_WEIGHTS_BODY = (
+    _WEIGHTS_HEAD
+    + """
+  product = MatMul (scaled, k_turned)
+  axes = Constant <value_ints = [1, 2]> ()
+  bias = Unsqueeze (log_size, axes)
+  logits = Add (product, bias)
+  weights = Softmax <axis = -1> (logits)
+"""
+)
 SET_BOUNDS = """
   a_first = Constant <value_ints: ints = @a_start> ()
   b_first = Constant <value_ints: ints = @b_start> ()
@@ -206,6 +244,8 @@ FUSED: Final[dict[str, tuple[Signature, str]]] = {
     "layer_norm": (_NORM, _NORM_BODY),
     "rows_attention": (_ROWS, _ROWS_BODY),
     "rows_sized_attention": (_SIZED_ROWS, _SIZED_ROWS_BODY),
+    "attention_weights": (_WEIGHTS, _WEIGHTS_BODY),
+    "sized_attention_weights": (_SIZED_WEIGHTS, _SIZED_WEIGHTS_BODY),
     "cosine_match": (_COSINE, _COSINE_BODY),
     "merge_by_size": (_BY_SIZE, by_size_body("merge_tokens_sum")),
 }

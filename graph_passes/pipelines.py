@@ -27,7 +27,7 @@ from tokexport.graph_passes.onnx_passes.clear_traces import ClearTraces
 from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDeconvolution
 from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
 from tokexport.graph_passes.onnx_passes.fusion_criteria import FusionCriteria
-from tokexport.graph_passes.onnx_passes.match_both_ways import MatchBothWays
+from tokexport.graph_passes.onnx_passes.match_back import MatchBack
 from tokexport.graph_passes.onnx_passes.match_by_cosine import MatchByCosine
 from tokexport.graph_passes.onnx_passes.merge_both_ways import MergeBothWays
 from tokexport.graph_passes.onnx_passes.merge_by_size import MergeBySize
@@ -40,6 +40,7 @@ from tokexport.graph_passes.onnx_passes.places_both_ways import PlacesBothWays
 from tokexport.graph_passes.onnx_passes.quantise_dynamically import QuantiseDynamically
 from tokexport.graph_passes.onnx_passes.quantise_statically import QuantiseStatically
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt
+from tokexport.graph_passes.onnx_passes.scored_match import ScoredMatch
 from tokexport.graph_passes.onnx_passes.widen_vectors import WidenVectors
 from tokexport.graph_passes.torch_passes.count_for_search import CountForSearch
 from tokexport.graph_passes.torch_passes.distances import Distances
@@ -100,7 +101,8 @@ TRIM: Final[tuple[TorchPass, ...]] = (DropUnreadRows(), DropUnreadColumns())
 LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
     MatchByCosine(),
     MergeBySize(),
-    MatchBothWays(),
+    MatchBack(),
+    ScoredMatch(),
     MergeBothWays(),
     PlacesBothWays(),
     AttentionOnRows(),
@@ -121,7 +123,8 @@ LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
 LOWER_FOR_OPENVINO: Final[tuple[PassBase, ...]] = (
     MatchByCosine(),
     MergeBySize(),
-    MatchBothWays(),
+    MatchBack(),
+    ScoredMatch(),
     MergeBothWays(),
     PlacesBothWays(),
     RemoveUnusedNodesPass(),

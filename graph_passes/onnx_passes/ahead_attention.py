@@ -17,8 +17,7 @@ from tokexport.graph_passes.onnx_passes.heads_in_rows import heads_in_rows
 from tokexport.graph_passes.onnx_passes.neighbours import made_by, only_reader
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of, view_of
-
-_SETS = ("protected", "a_start", "b_start", "step")
+from tokexport.graph_passes.onnx_passes.token_sets import SPLIT
 
 
 class AheadAttention(ir.passes.InPlacePass):
@@ -49,12 +48,14 @@ def _rewrite(node: ir.Node) -> bool:
         return False
     if tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1, 3):
         return False
-    if shape_of(rows) != (shape[0], shape[2], heads.heads * heads.depth) or shape[2] != shape[3]:
+    if len(shape) != 4 or shape[1] != heads.heads or shape[2] != shape[3]:
+        return False
+    if shape_of(rows) != (shape[0], shape[2], heads.heads * heads.depth):
         return False
     spread = made_by(heads.rows, "gather_tokens", DOMAIN)
     view = view_of(spread.inputs[0]) if spread is not None and spread.inputs[0] else None
     base = shape_of(view.base) if view is not None else None
-    if spread is None or view is None or base is None or len(base) != 3:
+    if spread is None or view is None or base is None or len(base) != 3 or base[0] != shape[0]:
         return False
     if view.shape[:2] != base[:2] or view.strides[1:] != (base[2], 1):
         return False
@@ -76,7 +77,7 @@ def _rewrite(node: ir.Node) -> bool:
         heads=[heads.heads],
         depth=[heads.depth],
         v_start=[view.offset + heads.start],
-        **{name: list(node.attributes.get_ints(name)) for name in _SETS},
+        **{name: list(node.attributes.get_ints(name)) for name in SPLIT},
     )
     new.put(*([attended] if last is not node else [attended, None]))
     return True

@@ -1,7 +1,7 @@
 """Lets the softmax of attention read queries and keys where a projection wrote them.
 
-Before → after, for q and k that are only moved between a projection and their product, where the
-softmax is read by more than the product with the values::
+Before → after, for q and k that are only moved between a projection and their product; what is left
+of such softmaxes is read by more than the product with the values::
 
     Softmax(MatMul(q, kᵀ) · scale)                   q, k (B, H, N, D), views of (B, N, ·)
     →  attention_weights(qk, qk; scale, q_start=0, k_start=H·D)
@@ -10,14 +10,13 @@ softmax is read by more than the product with the values::
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.heads_in_rows import heads_in_rows
 from tokexport.graph_passes.onnx_passes.neighbours import made_by
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of, view_of
+from tokexport.graph_passes.onnx_passes.strided_views import number_of, shape_of, view_of
 
 
 class AttentionWeights(ir.passes.InPlacePass):
@@ -49,6 +48,9 @@ def _rewrite(node: ir.Node) -> bool:
     q, k = heads_in_rows(product.inputs[0]), heads_in_rows(turned.inputs[0])
     if q is None or k is None or (q.heads, q.depth) != (k.heads, k.depth):
         return False
+    images = {(shape_of(one.rows) or ())[:1] for one in (q, k)}
+    if images != {shape[:1]}:
+        return False
     new = Replacement(node)
     new.put(
         new.call(
@@ -76,14 +78,7 @@ def _without_bias(logits: ir.Value, shape: tuple[int, ...]) -> tuple[ir.Value, i
         view = view_of(bias) if bias is not None else None
         if before is None or view is None or shape_of(before) != shape:
             continue
-        wanted = (shape[0], 1, 1, shape[3])
-        evenly = all(
-            size == 1 or stride == right
-            for size, stride, right in zip(
-                view.shape, view.strides, (shape[3], 0, 0, 1), strict=True
-            )
-        )
-        if view.shape == wanted and evenly and view.offset == 0:
+        if view.is_whole((shape[0], 1, 1, shape[3])):
             whole = shape_of(view.base) == (shape[0], shape[3])
             return (before, view.base) if whole else (logits, None)
     return logits, None
@@ -95,7 +90,7 @@ def _without_scale(logits: ir.Value) -> tuple[ir.Value, float]:
     if scaled is None:
         return logits, 1.0
     for before, factor in (scaled.inputs, scaled.inputs[::-1]):
-        constant = ir.convenience.get_const_tensor(factor) if factor is not None else None
-        if before is not None and constant is not None and constant.size == 1:
-            return before, float(np.asarray(constant.numpy()).reshape(()))
+        number = number_of(factor)
+        if before is not None and number is not None and before.shape == logits.shape:
+            return before, number
     return logits, 1.0

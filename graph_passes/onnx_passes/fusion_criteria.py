@@ -12,13 +12,17 @@ Source: MCTF (Lee et al. 2024), section 3.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.neighbours import made_by
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.strided_views import integers_of, shape_of, view_of
+from tokexport.graph_passes.onnx_passes.strided_views import (
+    integers_of,
+    number_of,
+    shape_of,
+    view_of,
+)
 
 
 class FusionCriteria(ir.passes.InPlacePass):
@@ -49,10 +53,11 @@ def _rewrite(node: ir.Node) -> bool:
     if axes != (1, 2) or mean.attributes.get_int("keepdims", 1) != 0:
         return False
     size = sizes.base
-    if shape_of(size) != (shape[0], shape[3], 1) or sizes.shape != (shape[0], shape[3]):
+    tokens = shape[0], shape[3]
+    if shape_of(size) != (*tokens, 1) or not sizes.is_whole(tokens):
         return False
     share = _share(received, size)
-    if share is None:
+    if share is None or shape_of(node.outputs[0]) != tokens:
         return False
     new = Replacement(node)
     rare = new.call(
@@ -66,26 +71,22 @@ def _rewrite(node: ir.Node) -> bool:
     )
     call = rare.producer()
     assert call is not None
-    given = call.outputs[1]
-    given.shape, given.type = share.shape, share.type
     new.put(rare)
-    for use in list(share.uses()):
-        use.node.replace_input_with(use.idx, given)
+    new.move_readers(share, call.outputs[1])
     return True
 
 
 def _power(value: ir.Value | None) -> tuple[ir.Value, float] | None:
     """Returns t and p of a value (r / max(r)) ^ p with r = 1 / t, over the tokens (B, N) of t."""
     power = made_by(value, "Pow")
-    given = power.inputs[1] if power is not None else None
-    exponent = ir.convenience.get_const_tensor(given) if given is not None else None
+    exponent = number_of(power.inputs[1]) if power is not None else None
     part = made_by(power.inputs[0], "Div") if power is not None else None
     rare = made_by(part.inputs[0], "Reciprocal") if part is not None else None
-    if power is None or exponent is None or exponent.size != 1 or part is None or rare is None:
+    if power is None or exponent is None or part is None or rare is None:
         return None
     if not _is_largest(part.inputs[1], rare.outputs[0]) or rare.inputs[0] is None:
         return None
-    return rare.inputs[0], float(np.asarray(exponent.numpy()).reshape(()))
+    return rare.inputs[0], exponent
 
 
 def _is_largest(value: ir.Value | None, of: ir.Value | None) -> bool:

@@ -20,17 +20,16 @@ from itertools import pairwise
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
-from tokexport.graph_passes.onnx_passes.neighbours import made_by
+from tokexport.graph_passes.onnx_passes.neighbours import comes_from, made_by
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
 from tokexport.graph_passes.onnx_passes.token_sets import (
+    SPLIT,
     Merged,
     TokenSet,
     merged,
     token_set,
 )
-
-_SETS = ("protected", "a_start", "b_start", "step")
 
 
 class MergeBothWays(ir.passes.InPlacePass):
@@ -52,8 +51,10 @@ class MergeBothWays(ir.passes.InPlacePass):
 def _merge(node: ir.Node) -> bool:
     if node.outputs[0].dtype != ir.DataType.FLOAT or node.attributes.get_int("axis") != 1:
         return False
+    if len(node.inputs) not in (2, 3):
+        return False
     *stay, of_a, of_b = (token_set(value) for value in node.inputs)
-    if of_a is None or of_b is None or None in stay or len(stay) > 1:
+    if of_a is None or of_b is None or None in stay:
         return False
     back = made_by(of_b.tokens, "merge_tokens_sum", DOMAIN)
     if back is None or of_a.tokens is not of_b.tokens or not _are_parts(of_b, of_a):
@@ -74,10 +75,10 @@ def _merge(node: ir.Node) -> bool:
     if into.start != found.protected or into.count != left[1] or len(stay) != (into.start > 0):
         return False
     both = replace(found, indices=(*found.indices, *back.inputs[2:]))
-    if not _covers(both):
+    if not _covers(both) or not (_is_match(*both.indices[:3]) and _is_match(*both.indices[3:])):
         return False
     new = Replacement(node)
-    attributes = {name: [getattr(both, name)] for name in _SETS}
+    attributes = {name: [getattr(both, name)] for name in SPLIT}
     new.put(
         new.call(
             "merge_both_ways", both.tokens, *both.indices, domain=DOMAIN, outputs=1, **attributes
@@ -110,6 +111,20 @@ def _covers(found: Merged) -> bool:
     return sorted([*everyone[: found.protected], *(n for one in sets for n in one)]) == [*everyone]
 
 
+def _is_match(*indices: ir.Value | None) -> bool:
+    """Tells whether indices are kept, src and dst of one match, or given as such to the graph.
+
+    Those of a match name each row once. A graph that is told how to decide is given them.
+    """
+    found = [value for value in indices if value is not None]
+    makers = {value.producer() for value in found}
+    (maker,) = makers if len(makers) == 1 else (None,)
+    if maker is None:
+        return len(found) == 3 and makers == {None} and all(v.is_graph_input() for v in found)
+    matches = maker.domain == DOMAIN and "match" in maker.op_type
+    return matches and tuple(maker.outputs[:3]) == tuple(found)
+
+
 def _mean(node: ir.Node) -> bool:
     total = made_by(node.inputs[0], "merge_both_ways", DOMAIN)
     weighted = made_by(total.inputs[0], "Mul") if total is not None else None
@@ -124,6 +139,7 @@ def _mean(node: ir.Node) -> bool:
             and shape_of(x) == shape
             and shape_of(weight) == (*shape[:2], 1)
             and _sums(count, weight, total)
+            and not comes_from(x, count)
         ):
             _put(node, total, x, weight)
             return True
@@ -161,14 +177,11 @@ def _put(node: ir.Node, total: ir.Node, x: ir.Value, weight: ir.Value) -> None:
     )
     call = tokens.producer()
     assert call is not None
-    sums = call.outputs[1]
-    sums.shape, sums.type = count.shape, count.type
     new.put(tokens)
     made = count.producer()
     if made is not None and made.op_type == "merge_both_ways":
-        for use in list(count.uses()):
-            use.node.replace_input_with(use.idx, sums)
+        new.move_readers(count, call.outputs[1])
 
 
 def _attributes(call: ir.Node) -> dict[str, list[int]]:
-    return {name: list(call.attributes.get_ints(name)) for name in _SETS}
+    return {name: list(call.attributes.get_ints(name)) for name in SPLIT}

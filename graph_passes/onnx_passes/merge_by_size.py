@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
-from tokexport.graph_passes.onnx_passes.neighbours import made_by
+from tokexport.graph_passes.onnx_passes.neighbours import comes_from, made_by
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
 from tokexport.graph_passes.onnx_passes.token_sets import Merged, merged
@@ -57,7 +57,7 @@ def _rewrite(node: ir.Node) -> bool:
 
 
 def _put(node: ir.Node, count: ir.Value, x: ir.Value, size: ir.Value, found: Merged) -> bool:
-    if count.is_graph_output():
+    if count.is_graph_output() or comes_from(x, count):
         return False
     new = Replacement(node)
     tokens = new.call(
@@ -74,11 +74,8 @@ def _put(node: ir.Node, count: ir.Value, x: ir.Value, size: ir.Value, found: Mer
     )
     call = tokens.producer()
     assert call is not None
-    sizes = call.outputs[1]
-    sizes.shape, sizes.type = count.shape, count.type
     new.put(tokens)
-    for use in list(count.uses()):
-        use.node.replace_input_with(use.idx, sizes)
+    new.move_readers(count, call.outputs[1])
     return True
 
 

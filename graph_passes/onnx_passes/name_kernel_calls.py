@@ -40,11 +40,12 @@ OPERATORS: Final = frozenset(
         "bipartite_match_by_score",
         "cosine_match",
         "gather_tokens",
-        "match_both_ways",
+        "match_back",
         "merge_both_ways",
         "merge_both_ways_by_weight",
         "merge_by_size",
         "places_both_ways",
+        "scored_match",
         *(merge_name(mode) for mode in MODES),
         *(scatter_name(mode, include) for mode in MODES for include in (True, False)),
     )

@@ -17,3 +17,19 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     if len(readers) != 1 or value.is_graph_output() or readers[0].domain != "":
         return None
     return readers[0]
+
+
+def comes_from(value: ir.Value, other: ir.Value) -> bool:
+    """Tells whether a value is computed from another, or is it."""
+    seen: set[ir.Value] = set()
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if one is other:
+            return True
+        node = one.producer()
+        if one in seen or node is None:
+            continue
+        seen.add(one)
+        waiting += [read for read in node.inputs if read is not None]
+    return False

@@ -4,12 +4,15 @@ Before → after, for an index that is computed from the matches alone, by integ
 
     GatherElements(second, first)  …      →  places_both_ways(kept, src, dst, kept_back, …)
 
-There are many ways to write this, so that it is told by what it gives and not by how: the
-operators before it are run on drawn matches, and have to give the places of each.
+There are many ways to write this, so that it is told by what it gives and not by how: the operators
+before it are run on drawn matches, and have to give the places of each. They only move integers and
+add constants to them; the draws reach each way that a token can go.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -22,8 +25,9 @@ from onnx.reference.op_run import OpRun
 from tokexport.graph_passes.onnx_functions import DOMAIN, OPSET
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
+from tokexport.graph_passes.onnx_passes.token_sets import SPLIT
 
-#: Operators that move integers, or add constants to them: of drawn matches two say all.
+#: Operators that move integers, or add constants to them.
 _MOVING: Final = frozenset(
     (
         "Add",
@@ -40,7 +44,6 @@ _MOVING: Final = frozenset(
         "Unsqueeze",
     )
 )
-_TRIALS: Final = 2
 _MOST_NODES: Final = 100
 
 Integers = NDArray[np.int64]
@@ -53,72 +56,93 @@ class GatherElements(OpRun):
         return (np.take_along_axis(data, indices, axis),)
 
 
+@dataclass(frozen=True)
+class Split:
+    """A match forth and back, and the tokens that it splits.
+
+    Attributes:
+        merge: A merge by it.
+        indices: kept, src and dst of both.
+        rows: How many there are of each.
+        tokens: B and N.
+    """
+
+    merge: ir.Node
+    indices: tuple[ir.Value, ...]
+    rows: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+    def positions(self, name: str) -> Integers:
+        """Returns the tokens of the set that begins at an attribute."""
+        start, step = (self.merge.attributes.get_ints(one)[0] for one in (name, "step"))
+        return np.arange(start, self.tokens[1], step)
+
+
 class PlacesBothWays(ir.passes.InPlacePass):
     """Rewrites indices that say where tokens go in a match forth and back."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites in place."""
+        splits = _splits(model.graph)
         changed = False
         for node in list(model.graph):
-            index = node.inputs[1] if _gathers(node) else None
-            if index is not None and index.graph is model.graph:
-                changed |= _rewrite(index)
+            if node.domain == DOMAIN and node.op_type == "gather_tokens" and splits:
+                index = node.inputs[1]
+                changed |= index is not None and _rewrite(index, splits)
         return ir.passes.PassResult(model, modified=changed)
 
 
-def _gathers(node: ir.Node) -> bool:
-    return node.domain == DOMAIN and node.op_type == "gather_tokens"
+def _splits(graph: ir.Graph) -> list[Split]:
+    """Returns the matches that something merges by."""
+    found: dict[tuple[ir.Value, ...], Split] = {}
+    for node in graph:
+        if node.domain != DOMAIN or not node.op_type.startswith("merge_both_ways"):
+            continue
+        indices = tuple(value for value in node.inputs[-6:] if value is not None)
+        shape = shape_of(node.inputs[0]) if node.inputs[0] is not None else None
+        shapes = [one for value in indices if (one := shape_of(value)) is not None]
+        if shape is not None and len(shapes) == len(indices):
+            rows = tuple(one[1] for one in shapes)
+            found.setdefault(indices, Split(node, indices, rows, shape[:2]))
+    return list(found.values())
 
 
-def _rewrite(index: ir.Value) -> bool:
-    last, shape = index.producer(), shape_of(index)
-    found = _computed(index)
-    if last is None or shape is None or found is None or not _fits(*found, shape, index):
-        return False
-    match, _ = found
-    new = Replacement(last)
-    starts = [match.attributes.get_ints(name)[0] for name in ("a_start", "b_start")]
-    new.put(
-        new.call(
-            "places_both_ways",
-            *match.outputs,
-            domain=DOMAIN,
-            protected=[min(starts)],
-            a_start=starts[:1],
-            b_start=starts[1:],
-            step=list(match.attributes.get_ints("step")),
+def _rewrite(index: ir.Value, splits: list[Split]) -> bool:
+    last = index.producer()
+    for split in splits:
+        nodes = _computed(index, split) if shape_of(index) == split.tokens else None
+        if last is None or nodes is None or not _gives_places(split, nodes, index):
+            continue
+        new = Replacement(last)
+        attributes = {name: list(split.merge.attributes.get_ints(name)) for name in SPLIT}
+        places = new.call(
+            "places_both_ways", *split.indices, domain=DOMAIN, outputs=1, **attributes
         )
-    )
-    return True
+        new.put(places)
+        return True
+    return False
 
 
-def _computed(index: ir.Value) -> tuple[ir.Node, list[ir.Node]] | None:
-    """Returns the match that an index is computed from, and the nodes in between, in order."""
-    match: ir.Node | None = None
-    found: list[ir.Node] = []
-    seen: set[ir.Node] = set()
+def _computed(index: ir.Value, split: Split) -> list[ir.Node] | None:
+    """Returns the nodes that an index is computed by from a split, in order; None from others."""
+    found: set[ir.Node] = set()
     waiting = [index]
     while waiting:
         value = waiting.pop()
         node = value.producer()
-        if node is None or node in seen or _constant(value) is not None:
-            if node is None and _constant(value) is None:
-                return None
+        if value in split.indices or _constant(value) is not None or node in found:
             continue
-        if node.domain == DOMAIN and node.op_type == "match_both_ways":
-            if match not in (None, node):
-                return None
-            match = node
-            continue
-        seen.add(node)
-        found.append(node)
-        if node.domain != "" or node.op_type not in _MOVING or len(found) > _MOST_NODES:
+        if node is None or node.domain != "" or node.op_type not in _MOVING:
             return None
-        waiting += [one for one in node.inputs if one is not None]
-    graph = index.producer()
-    if match is None or graph is None or graph.graph is None:
+        inputs = [one for one in node.inputs if one is not None]
+        if node.op_type == "Add" and not any(_constant(one) is not None for one in inputs):
+            return None
+        found.add(node)
+        waiting += inputs
+    last = index.producer()
+    if not found or len(found) > _MOST_NODES or last is None or last.graph is None:
         return None
-    return match, [node for node in graph.graph if node in seen]
+    return [node for node in last.graph if node in found]
 
 
 def _constant(value: ir.Value) -> NDArray[np.generic] | None:
@@ -126,27 +150,21 @@ def _constant(value: ir.Value) -> NDArray[np.generic] | None:
     return None if constant is None else constant.numpy()
 
 
-def _fits(match: ir.Node, nodes: list[ir.Node], shape: tuple[int, ...], index: ir.Value) -> bool:
+def _gives_places(split: Split, nodes: list[ir.Node], index: ir.Value) -> bool:
     """Tells whether the nodes give the places of drawn matches."""
-    shapes = [shape_of(value) for value in match.outputs]
-    tokens = shape_of(match.inputs[0]) if match.inputs[0] is not None else None
-    if None in shapes or tokens is None or shape != tokens[:2]:
-        return False
-    sizes = [one[1] for one in shapes if one is not None]
-    evaluator = _evaluator(match, nodes, index)
-    for seed in range(_TRIALS):
-        drawn = _drawn(seed, shape[0], sizes)
-        wanted = _places(match, drawn, shape)
-        if wanted is None:
+    evaluator = _evaluator(split, nodes, index)
+    names = [str(value.name) for value in split.indices]
+    for drawn in _drawn(split):
+        try:
+            (given,) = evaluator.run(None, dict(zip(names, drawn, strict=True)))
+        except (IndexError, ValueError):  # no index for every match
             return False
-        names = [str(value.name) for value in match.outputs]
-        (given,) = evaluator.run(None, dict(zip(names, drawn, strict=True)))
-        if not np.array_equal(given, wanted):
+        if not np.array_equal(given, _places(split, drawn)):
             return False
     return True
 
 
-def _evaluator(match: ir.Node, nodes: list[ir.Node], index: ir.Value) -> ReferenceEvaluator:
+def _evaluator(split: Split, nodes: list[ir.Node], index: ir.Value) -> ReferenceEvaluator:
     read = {value for node in nodes for value in node.inputs if value is not None}
     made = {value for node in nodes for value in node.outputs}
     constants = [
@@ -160,7 +178,7 @@ def _evaluator(match: ir.Node, nodes: list[ir.Node], index: ir.Value) -> Referen
         "places",
         [
             onnx.helper.make_tensor_value_info(str(value.name), integers, shape_of(value))
-            for value in match.outputs
+            for value in split.indices
         ],
         [onnx.helper.make_tensor_value_info(str(index.name), integers, shape_of(index))],
         constants,
@@ -170,33 +188,35 @@ def _evaluator(match: ir.Node, nodes: list[ir.Node], index: ir.Value) -> Referen
     return ReferenceEvaluator(model, new_ops=[GatherElements])
 
 
-def _drawn(seed: int, images: int, sizes: list[int]) -> list[Integers]:
-    """Draws a match forth and one back, of so many rows each."""
-    generator = np.random.default_rng(seed)
-    kept, gone, _, kept_back, gone_back, _ = sizes
-    found = []
-    for left, taken, columns in ((kept, gone, kept_back + gone_back), (kept_back, gone_back, kept)):
-        ranked = generator.permuted(np.tile(np.arange(left + taken), (images, 1)), axis=1)
-        to = generator.integers(0, columns, (images, taken))
-        found += [ranked[:, taken:], ranked[:, :taken], to]
-    return found
+def _drawn(split: Split) -> Iterator[list[Integers]]:
+    """Draws matches of a split: to any row, to what stays or goes in the way back, all to one."""
+    images = split.tokens[0]
+    kept, gone, _, kept_back, gone_back, _ = split.rows
+    generator = np.random.default_rng(0)
+
+    def ranked(left: int, taken: int) -> tuple[Integers, Integers]:
+        rows = generator.permuted(np.tile(np.arange(left + taken), (images, 1)), axis=1)
+        return rows[:, taken:], rows[:, :taken]
+
+    for chosen in ("any", "left", "gone", "one"):
+        left, src = ranked(kept, gone)
+        left_back, src_back = ranked(kept_back, gone_back)
+        targets = {"left": left_back, "gone": src_back}.get(chosen, left_back)
+        if chosen in ("any", "one") or targets.shape[1] == 0:
+            targets = np.tile(np.arange(kept_back + gone_back), (images, 1))
+        at = generator.integers(0, 1 if chosen == "one" else targets.shape[1], (images, gone))
+        dst = np.take_along_axis(targets, at, axis=1)
+        dst_back = generator.integers(0, 1 if chosen == "one" else kept, (images, gone_back))
+        yield [np.sort(left, axis=1), src, dst, left_back, src_back, dst_back]
 
 
-def _places(match: ir.Node, drawn: list[Integers], shape: tuple[int, ...]) -> Integers | None:
-    """Returns where each token goes; None where some are neither in a nor in b, nor the first."""
+def _places(split: Split, drawn: list[Integers]) -> Integers:
+    """Returns where each token goes."""
     kept, src, dst, kept_back, src_back, dst_back = drawn
-    step = match.attributes.get_ints("step")[0]
-    everyone = range(shape[1])
-    a, b = (
-        np.array(everyone[match.attributes.get_ints(name)[0] :: step])
-        for name in ("a_start", "b_start")
-    )
-    protected = shape[1] - len(a) - len(b)
-    if sorted([*range(protected), *a, *b]) != [*everyone]:
-        return None
-    found = np.tile(np.arange(shape[1]), (shape[0], 1))
-    for image in range(shape[0]):
-        to = found[image]
+    a, b = split.positions("a_start"), split.positions("b_start")
+    protected = split.merge.attributes.get_ints("protected")[0]
+    found = np.tile(np.arange(split.tokens[1]), (split.tokens[0], 1))
+    for image, to in enumerate(found):
         left = kept.shape[1]
         to[a[kept[image]]] = protected + np.arange(left)
         to[b[kept_back[image]]] = protected + left + np.arange(kept_back.shape[1])

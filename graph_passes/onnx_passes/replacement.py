@@ -72,3 +72,17 @@ class Replacement:
             [old for old, _ in read],
             [new for _, new in read],
         )
+
+    @staticmethod
+    def move_readers(old: ir.Value, new: ir.Value, operator: str | None = None) -> None:
+        """Lets the nodes that read a value read a further result; a graph's output stays.
+
+        Args:
+            old: The value.
+            new: What stands for it, of the same shape and type.
+            operator: The only operator whose nodes are moved; all where it is None.
+        """
+        new.shape, new.type = old.shape, old.type
+        for use in list(old.uses()):
+            if operator in (None, use.node.op_type):
+                use.node.replace_input_with(use.idx, new)

@@ -30,6 +30,22 @@ class View:
     strides: tuple[int, ...]
     offset: int = 0
 
+    def is_whole(self, shape: tuple[int, ...]) -> bool:
+        """Tells whether it is all of the base in its order, in this shape."""
+        step = 1
+        strides: list[int] = []
+        for size in reversed(shape):
+            strides.insert(0, step)
+            step *= size
+        return (
+            self.shape == shape
+            and self.offset == 0
+            and all(
+                size == 1 or one == other
+                for size, one, other in zip(shape, self.strides, strides, strict=True)
+            )
+        )
+
 
 def view_of(value: ir.Value) -> View | None:
     """Returns a value as a view of the value that its last computation gave.
@@ -52,6 +68,14 @@ def integers_of(value: ir.Value | None) -> tuple[int, ...] | None:
     if constant is None or not constant.dtype.is_integer():
         return None
     return tuple(int(number) for number in constant.numpy().reshape(-1))
+
+
+def number_of(value: ir.Value | None) -> float | None:
+    """Returns the number that a constant of one element holds; None of anything else."""
+    constant = ir.convenience.get_const_tensor(value) if value is not None else None
+    if constant is None or constant.size != 1:
+        return None
+    return float(constant.numpy().reshape(()))
 
 
 def shape_of(value: ir.Value) -> tuple[int, ...] | None:

@@ -6,12 +6,16 @@ And what merging one into the other gives, the tokens in neither set first.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.neighbours import made_by
 from tokexport.graph_passes.onnx_passes.strided_views import integers_of, shape_of
+
+#: The attributes that say how tokens are split in a merge.
+SPLIT: Final = ("protected", "a_start", "b_start", "step")
 
 
 @dataclass(frozen=True)

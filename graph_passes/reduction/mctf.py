@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -80,7 +81,7 @@ class MCTF(Method):
         if self.one_step_ahead == PRECISE:
             return merged, anew
         ahead = AheadOfMerge(
-            anew.q, anew.k, anew.v, anew.scale, given=probabilities, merge=merge, weight=weight
+            anew.q, anew.k, anew.v, anew.scale, before=probabilities, merge=merge, weight=weight
         )
         return merged, ahead
 
@@ -161,19 +162,30 @@ class AheadOfMerge(Attention):
     matrix than P: each old key takes the value of the token that it became part of.
 
     Attributes:
-        given: P, of the tokens before they merged.
+        before: P, of the tokens before they merged, (B, H, N, N).
         v: The values of the merged tokens, (B, H, M, Dv).
         merge: G.
         weight: (B, N, 1).
     """
 
+    before: Tensor
     merge: TokenMap
     weight: Tensor
+
+    @functools.cached_property
+    def probabilities(self) -> Tensor:
+        """Refuses: the matrix of the merged tokens is never made."""
+        raise NotImplementedError("Attention one step ahead has no matrix of the merged tokens.")
+
+    @functools.cached_property
+    def of_class_token(self) -> Tensor:
+        """Refuses, as it is a row of that matrix."""
+        return self.probabilities[:, :, 0].mean(dim=1)
 
     def result(self) -> Tensor:
         """Returns (B, H, M, Dv)."""
         values = gather_tokens(_rows(self.v), self.merge.places())
-        attended = _rows(self.probabilities @ _heads(values, self.v))
+        attended = _rows(self.before @ _heads(values, self.v))
         return _heads(self.merge(attended * self.weight) / self.merge(self.weight), self.v)
 
 

@@ -29,8 +29,8 @@ inline void criteria_task(const CriteriaArgs& args, size_t image) {
   float* rare = args.rare + image * args.count;
   float* share = args.share + image * args.count;
   const float* size = args.size + image * args.count;
-  float rarest = 0.0f;
-  float smallest = 0.0f;
+  float rarest = 1.0f / rare[0];
+  float smallest = 1.0f / size[0];
   float largest = size[0];
   for (size_t i = 0; i < args.count; ++i) {
     const float of_info = 1.0f / rare[i];

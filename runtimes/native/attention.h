@@ -55,20 +55,23 @@ inline float soften(float* row, size_t count, float scale, const float* bias) {
   const size_t whole = count / kWidth * kWidth;
   const size_t rest = count - whole;
   Floats most = all(lowest);
+  Ints strange{};
   for (size_t i = 0; i < whole; i += kWidth) {
     Floats value = load(row + i) * scale;
     if (bias != nullptr) value += load(bias + i);
     store(row + i, value);
+    strange |= value != value;
     most = larger(most, value);
   }
   if (rest > 0) {
     Floats value = load_first(row + whole, rest) * scale;
     if (bias != nullptr) value += load_first(bias + whole, rest);
     store_first(row + whole, value, rest);
+    strange |= value != value;
     most = larger(most, load_first(row + whole, rest, lowest));
   }
   const float top = largest_of(most);
-  if (top == lowest) return __builtin_nanf("");
+  if (top == lowest || top == -lowest || any_of(strange)) return __builtin_nanf("");
   Floats total{};
   for (size_t i = 0; i < whole; i += kWidth) {
     const Floats value = exp_of(load(row + i) - top);

@@ -1,4 +1,4 @@
-// What MCTF computes of tokens: the match forth and back, and the means of what became one token.
+// What MCTF computes of tokens: the matches forth and back, and the means of what became one token.
 #pragma once
 
 #include "attention.h"
@@ -9,22 +9,20 @@
 namespace tokexport::TOKEXPORT_ISA {
 
 // Where the parts of an image's work lie.
-struct BothWaysWork {
+struct ScoredMatchWork {
   float* a;       // (a.count, channels), of length one
   float* panels;  // those of b, packed
-  float* scores;  // (a.count, score_width)
 };
 
-inline BothWaysWork both_ways_work(const BothWaysArgs& args, size_t image) {
-  float* a = args.work + image * both_ways_floats(args);
-  float* panels = a + args.a.count * args.channels;
-  return {a, panels, panels + score_width(args) * args.channels};
+inline ScoredMatchWork scored_match_work(const ScoredMatchArgs& args, size_t image) {
+  float* a = args.work + image * scored_match_floats(args);
+  return {a, a + args.a.count * args.channels};
 }
 
 // Brings the tokens of a, or those of b, of one image to length one.
-inline void both_ways_units_task(const BothWaysArgs& args, size_t task) {
+inline void scored_units_task(const ScoredMatchArgs& args, size_t task) {
   const size_t image = task / 2;
-  const BothWaysWork work = both_ways_work(args, image);
+  const ScoredMatchWork work = scored_match_work(args, image);
   const float* tokens = args.tokens + image * args.count * args.channels;
   const TokenSet& set = task % 2 == 0 ? args.a : args.b;
   thread_local Buffer<float> scratch;
@@ -36,67 +34,66 @@ inline void both_ways_units_task(const BothWaysArgs& args, size_t task) {
 }
 
 // Computes the scores of some tokens of a.
-inline void both_ways_scores_task(const BothWaysArgs& args, size_t task) {
+inline void scored_rows_task(const ScoredMatchArgs& args, size_t task) {
   const size_t chunks = (args.a.count + kScoredRows - 1) / kScoredRows;
   const size_t image = task / chunks;
   const size_t begin = task % chunks * kScoredRows;
-  const size_t width = score_width(args);
-  const BothWaysWork work = both_ways_work(args, image);
+  const ScoredMatchWork work = scored_match_work(args, image);
   const float* rare = args.rare + image * args.count;
   thread_local Buffer<float> scratch;
-  float* of_b = scratch.of(width);
-  for (size_t i = 0; i < width; ++i) of_b[i] = i < args.b.count ? rare[args.b.token(i)] : 0.0f;
+  float* of_b = scratch.of(args.b.count + kColumns);
+  for (size_t i = 0; i < args.b.count + kColumns; ++i)
+    of_b[i] = i < args.b.count ? rare[args.b.token(i)] : 0.0f;
+  float tile[kRows][kColumns];
   in_blocks(smaller(kScoredRows, args.a.count - begin), [&](size_t first, size_t count) {
     const size_t row = begin + first;
-    for (size_t column = 0; column < args.b.count; column += kColumns)
+    for (size_t column = 0; column < args.b.count; column += kColumns) {
       multiply_rows(count, work.a + row * args.channels, args.channels, args.channels,
                     work.panels + column / kPanel * kPanel * args.channels + column % kPanel,
-                    work.scores + row * width + column, width);
-    for (size_t r = row; r < row + count; ++r) {
-      const float of_a = rare[args.a.token(r)];
-      float* scores = work.scores + r * width;
-      for (size_t column = 0; column < args.b.count; column += kWidth)
-        store(scores + column, (load(scores + column) + 1.0f) / 2.0f * of_a * load(of_b + column));
+                    tile[0], kColumns);
+      const size_t columns = smaller(kColumns, args.b.count - column);
+      for (size_t r = 0; r < count; ++r) {
+        const float of_a = rare[args.a.token(row + r)];
+        float* scores =
+            args.scores + (image * args.a.count + row + r) * args.b.count + column;
+        for (size_t from = 0; from < columns; from += kWidth)
+          store_first(scores + from,
+                      (load(tile[r] + from) + 1.0f) / 2.0f * of_a * load(of_b + column + from),
+                      smaller(kWidth, columns - from));
+      }
     }
   });
 }
 
-// Finds for each column the best of the rows that were kept, the first of equal ones.
-inline void best_of_columns(const float* scores, size_t width, const int64_t* kept, size_t rows,
-                            size_t columns, float* best, int64_t* partner) {
+// Finds for each column of one image the best of the rows that were kept, the first of equal ones,
+// and the best pairs.
+inline void match_back_task(const MatchBackArgs& args, size_t image) {
+  const size_t columns = args.match.rows;
+  const float* scores = args.scores + image * args.rows * columns;
+  const int64_t* kept = args.kept + image * args.match.columns;
+  thread_local Buffer<float> bests;
+  thread_local Buffer<int64_t> partners;
+  float* best = bests.of(columns);
+  int64_t* partner = partners.of(columns);
   for (size_t column = 0; column < columns; column += kWidth) {
-    Floats top = load(scores + static_cast<size_t>(kept[0]) * width + column);
+    const size_t present = smaller(kWidth, columns - column);
+    const auto scored = [&](size_t i) {
+      return load_first(scores + static_cast<size_t>(kept[i]) * columns + column, present);
+    };
+    Floats top = scored(0);
     Ints place{};
-    for (size_t i = 1; i < rows; ++i) {
-      const Floats value = load(scores + static_cast<size_t>(kept[i]) * width + column);
+    for (size_t i = 1; i < args.match.columns; ++i) {
+      const Floats value = scored(i);
       const Ints wins = (value > top) | ((value != value) & (top == top));
       top = wins ? value : top;
       place = wins ? Ints{} + static_cast<int32_t>(i) : place;
     }
-    const size_t present = smaller(kWidth, columns - column);
     int32_t places[kWidth];
     std::memcpy(places, &place, sizeof places);
     store_first(best + column, top, present);
     for (size_t i = 0; i < present; ++i) partner[column + i] = places[i];
   }
-}
-
-// Matches the tokens of one image, forth and back.
-inline void both_ways_match_task(const BothWaysArgs& args, size_t image) {
-  const size_t width = score_width(args);
-  const float* scores = both_ways_work(args, image).scores;
-  thread_local Buffer<float> bests;
-  thread_local Buffer<int64_t> partners;
-  const size_t most = args.a.count > args.b.count ? args.a.count : args.b.count;
-  float* best = bests.of(most);
-  int64_t* partner = partners.of(most);
-  for (size_t i = 0; i < args.a.count; ++i)
-    best_of(scores + i * width, args.b.count, &best[i], &partner[i]);
-  rank_pairs(args.forth, image, best, partner);
-  const size_t left = args.a.count - args.forth.taken;
-  best_of_columns(scores, width, args.forth.kept + image * left, left, args.b.count, best,
-                  partner);
-  rank_pairs(args.back, image, best, partner);
+  rank_pairs(args.match, image, best, partner);
 }
 
 // Joins the tokens of one image, for one chunk of the channels.

@@ -9,17 +9,30 @@
 namespace tokexport {
 namespace {
 
-// match_both_ways(tokens (B, N, C), rare (B, N)) -> kept (B, Na - r), src (B, r), dst (B, r), and
-// the same of the match back: (B, Nb - s), (B, s), (B, s)
-class MatchBothWays final : public Kernel {
+// The results of a match, the first three outputs: kept (B, N - r), src (B, r), dst (B, r).
+MatchArgs matched(const Run& run, size_t images, size_t rows, size_t columns, size_t taken) {
+  MatchArgs args{};
+  args.images = images;
+  args.rows = rows;
+  args.columns = columns;
+  args.taken = taken;
+  args.kept = run.output<int64_t>(0, {images, rows - taken});
+  args.src = run.output<int64_t>(1, {images, taken});
+  args.dst = run.output<int64_t>(2, {images, taken});
+  return args;
+}
+
+// scored_match(tokens (B, N, C), rare (B, N)) -> kept (B, Na - r), src (B, r), dst (B, r),
+// scores (B, Na, Nb)
+class ScoredMatch final : public Kernel {
  public:
-  explicit MatchBothWays(const Attributes& attributes)
-      : sets_(attributes), forth_(attributes.only("r")), back_(attributes.only("back")) {}
+  explicit ScoredMatch(const Attributes& attributes)
+      : sets_(attributes), taken_(attributes.only("r")) {}
 
   void run(const Run& run) const override {
     const auto tokens = run.floats(0, 3);
     const auto rare = run.floats(1, 2);
-    BothWaysArgs args{};
+    ScoredMatchArgs args{};
     args.tokens = tokens.data;
     args.rare = rare.data;
     args.images = tokens.size(0);
@@ -28,40 +41,51 @@ class MatchBothWays final : public Kernel {
     args.a = sets_.a(args.count);
     args.b = sets_.b(args.count);
     require(rare.size(0) == args.images && rare.size(1) == args.count,
-            "match_both_ways: there is no term for each token.");
-    require(args.b.count > 0 && forth_ < args.a.count && back_ <= args.b.count,
-            "match_both_ways: more tokens merge than there are.");
-    args.forth = matched(run, 0, args.images, args.a.count, forth_);
-    args.back = matched(run, 3, args.images, args.b.count, back_);
-    args.back.by_score = true;
-    const Workspace::Lease work = workspace_.lease(args.images * both_ways_floats(args));
+            "scored_match: there is no term for each token.");
+    require(args.b.count > 0 && taken_ <= args.a.count, "scored_match: r is more than the rows.");
+    args.match = matched(run, args.images, args.a.count, args.b.count, taken_);
+    args.scores = run.output<float>(3, {args.images, args.a.count, args.b.count});
+    args.match.scores = args.scores;
+    const Workspace::Lease work = workspace_.lease(args.images * scored_match_floats(args));
     args.work = work.data();
-    const size_t chunks = tasks_for(args.a.count, kScoredRows);
     run.in_parallel(2 * args.images,
-                    [&](size_t task) { kernels().both_ways_units_task(args, task); });
-    run.in_parallel(args.images * chunks,
-                    [&](size_t task) { kernels().both_ways_scores_task(args, task); });
+                    [&](size_t task) { kernels().scored_units_task(args, task); });
+    run.in_parallel(scored_tasks(args),
+                    [&](size_t task) { kernels().scored_rows_task(args, task); });
     run.in_parallel(args.images,
-                    [&](size_t task) { kernels().both_ways_match_task(args, task); });
+                    [&](size_t task) { kernels().match_task(args.match, task); });
   }
 
  private:
-  static MatchArgs matched(const Run& run, size_t output, size_t images, size_t rows,
-                           size_t taken) {
-    MatchArgs args{};
-    args.images = images;
-    args.rows = rows;
-    args.taken = taken;
-    args.kept = run.output<int64_t>(output, {images, rows - taken});
-    args.src = run.output<int64_t>(output + 1, {images, taken});
-    args.dst = run.output<int64_t>(output + 2, {images, taken});
-    return args;
+  Sets sets_;
+  size_t taken_;
+  mutable Workspace workspace_;
+};
+
+// match_back(scores (B, Na, Nb), kept (B, K)) -> kept_back (B, Nb - r), src_back (B, r),
+// dst_back (B, r): the match by score of the columns to the rows that were kept
+class MatchBack final : public Kernel {
+ public:
+  explicit MatchBack(const Attributes& attributes) : taken_(attributes.only("r")) {}
+
+  void run(const Run& run) const override {
+    const auto scores = run.floats(0, 3);
+    const auto kept = run.indices(1, 2);
+    MatchBackArgs args{};
+    args.scores = scores.data;
+    args.kept = kept.data;
+    args.rows = scores.size(1);
+    require(kept.size(0) == scores.size(0) && kept.size(1) > 0 && taken_ <= scores.size(2),
+            "match_back: r is more than the columns, or no row was kept.");
+    require_rows(kept, args.rows);
+    args.match = matched(run, scores.size(0), scores.size(2), kept.size(1), taken_);
+    args.match.by_score = true;
+    run.in_parallel(args.match.images,
+                    [&](size_t task) { kernels().match_back_task(args, task); });
   }
 
-  Sets sets_;
-  size_t forth_;
-  size_t back_;
-  mutable Workspace workspace_;
+ private:
+  size_t taken_;
 };
 
 // places_both_ways(kept, src, dst, kept_back, src_back, dst_back) -> (B, N)
@@ -120,7 +144,8 @@ class MergeBothWays final : public Kernel {
 }  // namespace
 
 void add_both_ways_operators(std::vector<Operator>* to) {
-  to->push_back({"match_both_ways", "ff", "iiiiii", make<MatchBothWays>});
+  to->push_back({"scored_match", "ff", "iiif", make<ScoredMatch>});
+  to->push_back({"match_back", "fi", "iii", make<MatchBack>});
   to->push_back({"places_both_ways", "iiiiii", "i", make<PlacesBothWays>});
   to->push_back({"merge_both_ways", "fiiiiii", "f", make<MergeBothWays<false>>});
   to->push_back({"merge_both_ways_by_weight", "ffiiiiii", "ff", make<MergeBothWays<true>>});

@@ -254,32 +254,40 @@ static inline size_t by_size_tasks(const BySizeArgs& args) {
   return args.images * ((args.channels + kMergedChannels - 1) / kMergedChannels);
 }
 
-// A match forth, of a into b, and one back, of b into what is left of a. The score of a pair is
-// half of one more than the cosine of its tokens, times how rare each of the two is.
-struct BothWaysArgs {
+// The scores of pairs of the tokens of a and b, and the match by them. A score is half of one more
+// than the cosine of the tokens, times how rare each of the two is.
+struct ScoredMatchArgs {
   const float* tokens;  // (images, count, channels)
   const float* rare;    // (images, count)
-  float* work;          // both_ways_floats for every image
+  float* scores;        // (images, a.count, b.count)
+  float* work;          // scored_match_floats for every image
   size_t images;
   size_t count;
   size_t channels;
   TokenSet a;
   TokenSet b;
-  MatchArgs forth;  // its scores are computed here
-  MatchArgs back;   // and so are those
+  MatchArgs match;
 };
 
 // Rows of a whose scores one task computes.
 inline constexpr size_t kScoredRows = 28;
 
-static inline size_t score_width(const BothWaysArgs& args) {
-  return panel_count(args.b.count) * kPanel;
+static inline size_t scored_tasks(const ScoredMatchArgs& args) {
+  return args.images * ((args.a.count + kScoredRows - 1) / kScoredRows);
 }
 
-// The tokens of a and b of length one, and the scores, (a.count, score_width).
-static inline size_t both_ways_floats(const BothWaysArgs& args) {
-  return (args.a.count + score_width(args)) * args.channels + args.a.count * score_width(args);
+// The tokens of a, and panels of those of b, of length one.
+static inline size_t scored_match_floats(const ScoredMatchArgs& args) {
+  return (args.a.count + panel_count(args.b.count) * kPanel) * args.channels;
 }
+
+// The match of the columns of scores to those of their rows that were kept.
+struct MatchBackArgs {
+  const float* scores;  // (images, rows, match.rows)
+  const int64_t* kept;  // (images, match.columns)
+  size_t rows;
+  MatchArgs match;  // its scores are those, turned
+};
 
 // The sums of the tokens that become one, or their means by weight.
 struct GroupArgs {
@@ -322,9 +330,9 @@ struct Kernels {
   void (*match_task)(const MatchArgs&, size_t);
   void (*cosine_match_task)(const CosineArgs&, size_t);
   void (*merge_by_size_task)(const BySizeArgs&, size_t);
-  void (*both_ways_units_task)(const BothWaysArgs&, size_t);
-  void (*both_ways_scores_task)(const BothWaysArgs&, size_t);
-  void (*both_ways_match_task)(const BothWaysArgs&, size_t);
+  void (*scored_units_task)(const ScoredMatchArgs&, size_t);
+  void (*scored_rows_task)(const ScoredMatchArgs&, size_t);
+  void (*match_back_task)(const MatchBackArgs&, size_t);
   void (*group_task)(const GroupArgs&, size_t);
   void (*gather_task)(const GatherArgs&, size_t);
   void (*scatter_task)(const ScatterArgs&, size_t);

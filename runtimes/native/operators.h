@@ -1,7 +1,7 @@
 // The operators of domain `tokexport`.
 //
-// Their meaning is that of the functions of the same name: graph_passes/onnx_functions.py and
-// fused_functions.py.
+// Their meaning is that of the functions of the same name: graph_passes/onnx_functions.py,
+// fused_functions.py and both_ways_functions.py.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,8 @@ inline size_t rows_per_task(size_t rows, size_t row_bytes) {
   return (rows + chunks - 1) / std::max<size_t>(chunks, 1);
 }
 
-// Room for so many bytes that the thread keeps from run to run, aligned for any type.
+// Room for so many bytes that the thread keeps from run to run, aligned for any type. For operators
+// of ONNX Runtime alone, whose thread takes up no other run while it waits; others lease a Workspace.
 void* scratch(size_t bytes);
 
 void add_ahead_operators(std::vector<Operator>* to);

@@ -52,6 +52,14 @@ inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 
+inline bool any_of(Ints truths) {
+  int32_t parts[kWidth];
+  std::memcpy(parts, &truths, sizeof parts);
+  int32_t found = 0;
+  for (int32_t part : parts) found |= part;
+  return found != 0;
+}
+
 inline float sum_of(Floats value) {
   float parts[kWidth];
   std::memcpy(parts, &value, sizeof parts);

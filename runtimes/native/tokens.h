@@ -28,10 +28,7 @@ inline void best_of(const float* row, size_t count, float* best, int64_t* place)
     strange |= row[i] != row[i];
     top = row[i] > top ? row[i] : top;
   }
-  int32_t flags[kWidth];
-  std::memcpy(flags, &unequal, sizeof flags);
-  for (int32_t flag : flags) strange |= flag != 0;
-  if (strange) {
+  if (strange || any_of(unequal)) {
     size_t first = 0;
     while (row[first] == row[first]) ++first;
     *best = row[first];

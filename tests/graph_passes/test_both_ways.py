@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +12,17 @@ import onnx_ir as ir
 import pytest
 import timm
 import torch
-from helpers.graphs import assert_close, emitted, lowered, rewrite, run_onnx
+from helpers.graphs import Outputs, assert_close, emitted, lowered, rewrite, run_eager, run_onnx
 from models.plain_vits import DEPTH, build, image
 from torch import Tensor, nn
 
 import tokexport
 from tokexport.exporter.build import save_onnx
+from tokexport.exporter.capture import capture
+from tokexport.exporter.emit import emit
+from tokexport.graph_passes.decisions import tell, unlifted
 from tokexport.graph_passes.onnx_functions import DOMAIN
+from tokexport.graph_passes.onnx_passes.name_kernel_calls import KERNEL_CALLS
 from tokexport.graph_passes.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.merges import Chain, Matching, Rows, TokenMap, even_and_odd
 from tokexport.runtimes.openvino import OpenVinoRunner, convert
@@ -43,10 +48,10 @@ class Reduced:
     emitted: ir.Model
 
 
-def held(model: ir.Model, function: Callable[..., Tensor], *inputs: Tensor) -> Counter[str]:
+def held(model: ir.Model, function: Callable[..., Outputs], *inputs: Tensor) -> Counter[str]:
     """Holds bodies and kernels of a lowered model to its function, and counts the calls."""
     with torch.no_grad():
-        wanted = (function(*inputs),)
+        wanted = run_eager(function, *inputs)
     assert_close(run_onnx(model, *inputs), wanted, 1e-5)
     with OrtRunner.from_bytes(ir.to_proto(model).SerializeToString()) as runner:
         assert runner.runtime.details["kernels"] != "none"
@@ -55,7 +60,7 @@ def held(model: ir.Model, function: Callable[..., Tensor], *inputs: Tensor) -> C
     return calls(model)
 
 
-def lowered_and_checked(function: Callable[..., Tensor], *inputs: Tensor) -> Counter[str]:
+def lowered_and_checked(function: Callable[..., Outputs], *inputs: Tensor) -> Counter[str]:
     """Lowers a function for ONNX Runtime, holds it, and counts the calls."""
     return held(lowered(emitted(rewrite(function, *inputs)), "ort"), function, *inputs)
 
@@ -70,7 +75,8 @@ def mctf() -> Reduced:
 
 def test_mctf_is_one_call_a_step(mctf: Reduced) -> None:
     found = held(lowered(mctf.emitted, "ort"), mctf.model, mctf.x)
-    assert found["match_both_ways"] == found["merge_both_ways_by_weight"] == MERGING
+    assert found["scored_match"] == found["match_back"] == MERGING
+    assert found["merge_both_ways_by_weight"] == MERGING
     assert found["attention_weights"] == 1
     assert found["sized_attention_weights"] == MERGING - 1
     assert found["places_both_ways"] == MERGING
@@ -95,29 +101,55 @@ def test_the_kernels_serve_openvino_too(mctf: Reduced, tmp_path: Path) -> None:
         assert_close(tuple(map(torch.from_numpy, arrays)), wanted, 1e-4)
 
 
+@pytest.mark.parametrize("target", ["ort", "openvino"])
+def test_a_graph_that_is_told_how_to_decide_runs_the_same_kernels(target: str) -> None:
+    x = image(1)
+    model = timm.create_model("deit_tiny_patch16_224", **SHALLOW).eval()
+    rewritten = rewrite(tokexport.reduce(model, RECIPE, x), x).program
+    told = tell(unlifted(rewritten), ("in0",), ("out0",))
+    inputs = (node.meta["val"] for node in told.module.graph.find_nodes(op="placeholder"))
+    example = [torch.zeros(value.shape, dtype=value.dtype) for value in inputs]
+    names, results = (*told.inputs, *told.told), (*told.outputs, *told.shown)
+    found = lowered(emit(capture(told.module, example), names, results), target)
+    named = json.loads(found.metadata_props.get(KERNEL_CALLS, "[]"))
+    made = calls(found) if target == "ort" else Counter(call["operator"] for call in named)
+    for name in ("scored_match", "match_back", "merge_both_ways_by_weight", "places_both_ways"):
+        assert made[name] == 2, name
+    assert "bipartite_match" not in made
+
+
 @pytest.mark.parametrize(
-    ("option", "without"),
+    ("option", "without", "left"),
     [
-        ("tau_sim=0.5", "match_both_ways"),
-        ("pooling=0", "fusion_criteria"),
-        ("pooling=2", "merge_both_ways_by_weight"),
-        ("one_step_ahead=2", "ahead_attention"),
-        ("bidirectional=false", "merge_both_ways"),
+        ("tau_sim=0.5", "scored_match", {"bipartite_match", "match_back", "places_both_ways"}),
+        ("pooling=0", "fusion_criteria", {"scored_match", "match_back", "merge_both_ways"}),
+        ("pooling=2", "fusion_criteria", {"scored_match", "places_both_ways", "merge_tokens_amax"}),
+        ("one_step_ahead=2", "ahead_attention", {"scored_match", "rows_sized_attention"}),
+        ("bidirectional=false", "match_back", {"scored_match", "merge_tokens_sum"}),
     ],
 )
-def test_other_options_take_the_calls_that_fit(option: str, without: str) -> None:
+def test_other_options_take_the_calls_that_fit(option: str, without: str, left: set[str]) -> None:
     x = image(1)
     model = timm.create_model("deit_tiny_patch16_224", **SHALLOW).eval()
     found = lowered_and_checked(tokexport.reduce(model, f"{RECIPE},{option}", x), x)
-    assert found[without] == 0
+    assert without not in found
+    assert left <= {*found}
 
 
-def both_ways(scores: Tensor, a: Rows, b: Rows, forth: int = 4, back: int = 3) -> Chain:
+def both_ways(
+    scores: Tensor,
+    a: Rows,
+    b: Rows,
+    special: int = SPECIAL,
+    forth: int = 4,
+    back: int = 3,
+    count: int = COUNT,
+) -> Chain:
     """Matches scores (B, Na, Nb) as MCTF does."""
-    others, batch = slice(0, SPECIAL), scores.shape[0]
+    others, batch = slice(0, special), scores.shape[0]
     kept, src, dst = bipartite_match(scores, forth, "index")
-    first = Matching(COUNT, batch, others, a, b, kept, src, dst)
-    odd = SPECIAL + kept.shape[1]
+    first = Matching(count, batch, others, a, b, kept, src, dst)
+    odd = special + kept.shape[1]
     count = odd + scores.shape[2]
     left = gather_tokens(scores, kept).transpose(1, 2)
     second = Matching(
@@ -125,19 +157,22 @@ def both_ways(scores: Tensor, a: Rows, b: Rows, forth: int = 4, back: int = 3) -
         batch,
         others,
         slice(odd, count),
-        slice(SPECIAL, odd),
+        slice(special, odd),
         *bipartite_match(left, back, "score"),
         b_first=True,
     )
     return Chain(first, second)
 
 
-def matched(x: Tensor, rare: Tensor) -> TokenMap:
+def matched(
+    x: Tensor, rare: Tensor, special: int = SPECIAL, forth: int = 4, back: int = 3
+) -> TokenMap:
     """Matches tokens (B, N, C) by cosine and the terms (B, N)."""
-    _, a, b = even_and_odd(COUNT, SPECIAL)
+    _, a, b = even_and_odd(x.shape[1], special)
     unit = x / x.norm(dim=-1, keepdim=True)
     scores = (unit[:, a] @ unit[:, b].transpose(1, 2) + 1) / 2
-    return both_ways(scores * rare[:, a, None] * rare[:, None, b], a, b)
+    scores = scores * rare[:, a, None] * rare[:, None, b]
+    return both_ways(scores, a, b, special, forth, back, x.shape[1])
 
 
 def tokens(*shape: int, seed: int = 0) -> Tensor:
@@ -154,7 +189,8 @@ def test_the_places_are_told_by_what_they_are() -> None:
         return gather_tokens(by(x), by.places())
 
     assert lowered_and_checked(spread, X, RARE) == {
-        "match_both_ways": 1,
+        "scored_match": 1,
+        "match_back": 1,
         "merge_both_ways": 1,
         "places_both_ways": 1,
         "gather_tokens": 1,
@@ -193,16 +229,93 @@ def test_a_mean_by_other_weights_stays_a_quotient() -> None:
     assert found["merge_both_ways_by_weight"] == 0
 
 
-def test_a_second_match_by_other_scores_stays_apart() -> None:
-    def merged(x: Tensor, scores: Tensor, others: Tensor) -> Tensor:
-        kept, src, dst = bipartite_match(scores, 4, "index")
-        back = bipartite_match(gather_tokens(others, kept).transpose(1, 2), 3, "score")
-        return x[:, :1] * (kept.sum() + src.sum() + dst.sum() + sum(one.sum() for one in back))
+@pytest.mark.parametrize("special", [0, 1, 2, 3])
+@pytest.mark.parametrize("count", [20, 21])
+@pytest.mark.parametrize(("forth", "back"), [(0, 1), (4, 3), (4, 0)])
+def test_special_tokens_and_sizes(special: int, count: int, forth: int, back: int) -> None:
+    def merged(x: Tensor, rare: Tensor) -> tuple[Tensor, Tensor]:
+        by = matched(x, rare, special, forth, back)
+        y = by(x * rare[..., None]) / by(rare[..., None])
+        return y, gather_tokens(y, by.places())
 
-    scores, others = tokens(2, 10, 10), tokens(2, 10, 10, seed=1)
-    found = lowered_and_checked(merged, X, scores, others)
-    assert found["bipartite_match"] == found["bipartite_match_by_score"] == 1
-    assert found["match_both_ways"] == 0
+    found = lowered_and_checked(merged, tokens(2, count, WIDTH), tokens(2, count, seed=1).abs())
+    if not forth or not back:  # what merges nothing is gone before
+        return
+    assert found["scored_match"] == found["match_back"] == 1
+    assert found["merge_both_ways_by_weight"] == found["places_both_ways"] == 1
+
+
+def test_a_match_back_by_other_scores_is_one_call_too() -> None:
+    def back(scores: Tensor, others: Tensor) -> Tensor:
+        kept, src, dst = bipartite_match(scores, 4, "index")
+        kept_back, src_back, dst_back = bipartite_match(
+            gather_tokens(others, kept).transpose(1, 2), 3, "score"
+        )
+        return torch.cat([kept, src, dst, kept_back, src_back, dst_back], dim=1).float()
+
+    found = lowered_and_checked(back, tokens(2, 10, 10), tokens(2, 10, 10, seed=1))
+    assert found == {"bipartite_match": 1, "match_back": 1}
+
+
+def criteria(p: Tensor, sizes: Tensor, received: Tensor | None = None) -> Tensor:
+    """Both that MCTF computes of attention (B, H, N, N) and sizes (B, N, 1), in one tensor."""
+    received = p.mean(dim=(1, 2)) if received is None else received
+    small = 1 / sizes[..., 0]
+    rare = (1 / received / (1 / received).amax(1, keepdim=True)) ** 0.05
+    rare = rare * (small / small.amax(1, keepdim=True)) ** 0.025
+    share = received[..., None] * sizes / sizes.amax(1, keepdim=True)
+    return torch.stack([rare, share[..., 0]])
+
+
+SIZES = (tokens(6, 6, 1, seed=2).abs() + 1).round()
+P = tokens(6, HEADS, 6, 6, seed=3).softmax(-1)
+
+
+def test_the_criteria_are_one_call() -> None:
+    assert lowered_and_checked(criteria, P, SIZES) == {"fusion_criteria": 1}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda p, s: criteria(p, s.transpose(0, 1)),  # the sizes of other images
+        lambda p, s: criteria(p, s, p.mean(dim=(1, 3))),  # what is given, not received
+        lambda p, s: criteria(p, s, p.amax(dim=(1, 2))),
+        lambda p, s: criteria(p, s, p[:, 0].mean(dim=1)),
+    ],
+)
+def test_what_only_looks_like_the_criteria(other: Callable[..., Tensor]) -> None:
+    assert not lowered_and_checked(other, P, SIZES)
+
+
+def ahead(
+    p: Tensor, v: Tensor, x: Tensor, rare: Tensor, heads: int = HEADS, roll: int = 0
+) -> Tensor:
+    """Attention of before a merge on values (B, M, ·) from behind it."""
+    by = matched(x, rare)
+    spread = gather_tokens(v, by.places().roll(roll, 1))
+    spread = spread.view(2, COUNT, heads, -1).transpose(1, 2)
+    rows = (p @ spread).transpose(1, 2).flatten(2)
+    share = rare[..., None]
+    return by(rows * share) / by(share) + by(x * share) / by(share)
+
+
+def test_attention_ahead_of_a_merge_is_one_call() -> None:
+    p, v = tokens(2, HEADS, COUNT, COUNT, seed=4).softmax(-1), tokens(2, COUNT - 7, WIDTH, seed=5)
+    assert lowered_and_checked(ahead, p, v, X, RARE)["ahead_attention"] == 1
+
+
+@pytest.mark.parametrize("one_for_all", [True, False])
+def test_attention_ahead_that_the_kernel_does_not_compute(one_for_all: bool) -> None:
+    heads = 1 if one_for_all else HEADS
+    p, v = tokens(2, heads, COUNT, COUNT, seed=4).softmax(-1), tokens(2, COUNT - 7, WIDTH, seed=5)
+
+    def other(p: Tensor, v: Tensor, x: Tensor, rare: Tensor) -> Tensor:
+        if one_for_all:  # one matrix for all heads
+            return ahead(p, v, x, rare)
+        return ahead(p.transpose(0, 1)[:2].transpose(0, 1)[:, :1].expand_as(p), v, x, rare)
+
+    assert lowered_and_checked(other, p, v, X, RARE)["ahead_attention"] == (not one_for_all)
 
 
 @pytest.mark.parametrize(

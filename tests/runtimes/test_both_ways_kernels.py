@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tokexport.runtimes.errors import RunError
 
-#: Of whole numbers, these divide and add exactly.
+ROUNDING = 1e-5
+#: Tokens of length one, whose cosines are 0 and 1 exactly.
 ONES = np.eye(8, dtype=np.float32)
 
 
@@ -60,11 +61,11 @@ class Split:
 
 @st.composite
 def splits(draw: st.DrawFn) -> Split:
-    """Draws a split; of both sets something goes and something is left."""
+    """Draws a split: of a something is left, of b all may go, and of either nothing may go."""
     batch, protected = draw(BATCH), draw(st.integers(0, 2))
     count = protected + draw(st.integers(5, 60))
     split = Split(batch, count, protected, 0, 0)
-    forth, back = (draw(st.integers(1, len(own) - 1)) for own in (split.a, split.b))
+    forth, back = draw(st.integers(0, len(split.a) - 1)), draw(st.integers(0, len(split.b)))
     return Split(batch, count, protected, forth, back)
 
 
@@ -111,6 +112,20 @@ def test_the_weights_of_attention(
     )
 
 
+@pytest.mark.parametrize("at", [(0, 1, 0), (1, 0, 3), (1, 2, 8), (0, 17, 12)])
+@pytest.mark.parametrize("number", [np.inf, -np.inf])
+def test_weights_of_what_is_infinite_are_no_numbers(
+    at: tuple[int, int, int], number: float
+) -> None:
+    qk = values(0, 2, 20, 16)
+    qk[at] = number
+    shared = {"scale": 1.0, "heads": [1], "depth": [8], "q_start": [0], "k_start": [8]}
+    call = Call("attention_weights", (qk, qk), [(2, 1, 20, 20)], shared)
+    wanted, found = run([call], native=False), run([call], native=True)
+    assert np.isnan(wanted["weights_0"]).any()
+    np.testing.assert_allclose(found["weights_0"], wanted["weights_0"], rtol=0, atol=1e-6)
+
+
 @FUZZ
 @given(SEED, BATCH, st.integers(1, 4), st.integers(1, 9), st.integers(1, 150))
 def test_the_criteria(seed: int, batch: int, heads: int, queries: int, count: int) -> None:
@@ -146,55 +161,75 @@ def test_attention_ahead_of_a_merge(
     )
 
 
-def match_call(split: Split, tokens: Array, rare: Array) -> Call:
-    na, nb = len(split.a), len(split.b)
-    ends = ((na, split.forth), (nb, split.back))
-    shapes = [(split.batch, n) for own, r in ends for n in (own - r, r, r)]
+def scored_call(split: Split, tokens: Array, rare: Array) -> Call:
+    na, nb, r = len(split.a), len(split.b), split.forth
+    shapes = [(split.batch, n) for n in (na - r, r, r)]
     attributes = {name: given for name, given in split.attributes.items() if name != "protected"}
-    attributes |= {"r": [split.forth], "back": [split.back]}
-    return Call("match_both_ways", (tokens, rare), shapes, attributes)
+    return Call(
+        "scored_match", (tokens, rare), [*shapes, (split.batch, na, nb)], attributes | {"r": [r]}
+    )
+
+
+def back_call(split: Split, scores: Array, kept: Array) -> Call:
+    nb, r = len(split.b), split.back
+    shapes = [(split.batch, n) for n in (nb - r, r, r)]
+    return Call("match_back", (scores, kept), shapes, {"r": [r]})
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @FUZZ
 @given(SEED, splits(), st.sampled_from([4, 19, 64]))
-def test_the_match_both_ways(runtime: str, seed: int, split: Split, channels: int) -> None:
+def test_the_scored_match(runtime: str, seed: int, split: Split, channels: int) -> None:
     tokens = values(seed, split.batch, split.count, channels)
     rare = 0.5 + np.abs(values(seed + 1, split.batch, split.count)) / 2
-    call = match_call(split, tokens, rare)
+    call = scored_call(split, tokens, rare)
     unit = tokens.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
     a, b = (slice(part.start, None, 2) for part in (split.a, split.b))
     scores = (unit[:, a] @ unit[:, b].swapaxes(1, 2) + 1) / 2 * rare[:, a, None] * rare[:, None, b]
     # Scores are rounded differently, and so a near-tie may fall either way: the scores decide.
     for found in (run([call], native=False), run([call], True, runtime)):
+        np.testing.assert_allclose(found["scores_0"], scores, rtol=0, atol=ROUNDING)
         for image in range(split.batch):
-            one = {name.removesuffix("_0"): array[image] for name, array in found.items()}
-            kept = one["kept"]
-            assert_best(scores[image], kept, one["src"], one["dst"], by_score=False)
-            left = scores[image][kept].T
-            assert_best(left, one["kept_back"], one["src_back"], one["dst_back"], by_score=True)
-
-
-def assert_best(scores: Array, kept: Array, src: Array, dst: Array, *, by_score: bool) -> None:
-    """Holds a match to the scores it was made of, within their rounding."""
-    rounding = 1e-5
-    best = scores.max(axis=1)
-    assert sorted([*kept, *src]) == list(range(len(scores)))
-    assert np.all(scores[src, dst] >= best[src] - rounding)
-    order = [*src, *kept] if by_score else [*src]
-    assert np.all(np.diff(best[order]) <= rounding)
-    assert best[kept].max() <= best[src].min() + rounding
-    assert by_score or np.all(np.diff(kept) > 0)
+            kept, src, dst = (found[f"{name}_0"][image] for name in ("kept", "src", "dst"))
+            best = scores[image].max(axis=1)
+            assert sorted([*kept, *src]) == list(range(len(best)))
+            assert np.all(scores[image, src, dst] >= best[src] - ROUNDING)
+            assert np.all(np.diff(best[src]) <= ROUNDING)
+            assert best[kept].max() <= best[src].min(initial=np.inf) + ROUNDING
+            assert np.all(np.diff(kept) > 0)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @FUZZ
 @given(SEED, splits())
-def test_of_equal_scores_the_first_wins_both_ways(runtime: str, seed: int, split: Split) -> None:
+def test_of_equal_scores_the_first_wins(runtime: str, seed: int, split: Split) -> None:
     tokens = ONES[rows(seed, split.batch, split.count, len(ONES))]
     rare = np.array([0.5, 1], np.float32)[rows(seed + 1, split.batch, split.count, 2)]
-    assert_same(match_call(split, tokens, rare), runtime=runtime)
+    assert_same(scored_call(split, tokens, rare), runtime=runtime)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@FUZZ
+@given(SEED, splits(), st.sampled_from([0, 0, 3]), st.booleans())
+def test_the_match_back(runtime: str, seed: int, split: Split, levels: int, blocked: bool) -> None:
+    na = len(split.a)
+    scores = values(seed, split.batch, na, len(split.b), levels=levels)  # few levels make ties
+    if blocked:
+        scores[:, 0] = -np.inf
+    kept = np.sort(rows(seed + 1, split.batch, na - split.forth, na, unique=True))
+    assert_same(back_call(split, scores, kept), runtime=runtime)
+
+
+def test_of_a_token_without_direction_every_score_is_no_number_and_comes_first() -> None:
+    split = Split(1, 10, 0, 1, 2)
+    tokens, rare = values(0, 1, 10, 4), np.ones((1, 10), np.float32)
+    tokens[0, 6] = 0  # the fourth of a
+    call = scored_call(split, tokens, rare)
+    found = run([call], native=True)
+    assert found["src_0"].tolist() == [[3]]
+    assert np.isnan(found["scores_0"][0, 3]).all()
+    assert np.isfinite(found["scores_0"][0, :3]).all()
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

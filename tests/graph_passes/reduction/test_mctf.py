@@ -99,6 +99,14 @@ def test_it_does_nothing_behind_the_mlp_where_it_merged_before(ahead: int) -> No
     assert method.after_mlp(LAYER, merged, attention) is merged
 
 
+def test_attention_of_before_the_merge_is_not_taken_for_that_behind_it() -> None:
+    tokens, block = Case(0, 2, 1, 20).tokens(), projections(0)
+    _, attention = MCTF(r=4).before_attention(LAYER, tokens, block)
+    for ask in (lambda: attention.probabilities, lambda: attention.of_class_token):
+        with pytest.raises(NotImplementedError, match="no matrix of the merged tokens"):
+            ask()
+
+
 @pytest.mark.parametrize(
     ("r", "count", "left"),
     [

@@ -1,86 +1,63 @@
-"""Joins what MCTF computes up to its two matches.
+"""Joins what MCTF computes up to its match.
 
 Before → after, x (B, N, C) the tokens, t (B, N) a term of each::
 
     u = x / ‖x‖;  a = u[:, i::s];  b = u[:, j::s]
     scores = (a bᵀ + 1) / 2 · t[:, i::s, None] · t[:, None, j::s]
-    kept, … = bipartite_match(scores)
-    bipartite_match_by_score(gather_tokens(scores, kept)ᵀ)
-    →  match_both_ways(x, t; a_start=i, b_start=j, step=s)
+    bipartite_match(scores)      →  …, scores = scored_match(x, t; a_start=i, b_start=j, step=s)
 
-Source: MCTF (Lee et al. 2024), section 3.
+What else reads the scores reads those of the match, so that it decides by the same numbers. Source:
+MCTF (Lee et al. 2024), section 3.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.neighbours import made_by
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of, view_of
+from tokexport.graph_passes.onnx_passes.strided_views import number_of, shape_of, view_of
 from tokexport.graph_passes.onnx_passes.token_sets import TokenSet, divided_by_length, two_sets
 
 
-class MatchBothWays(ir.passes.InPlacePass):
-    """Rewrites pairs of matches of which the second goes back."""
+class ScoredMatch(ir.passes.InPlacePass):
+    """Rewrites matches by the cosine between two sets of tokens and a term of each token."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites in place."""
         changed = False
         for node in list(model.graph):
-            if node.domain == DOMAIN and node.op_type == "bipartite_match_by_score":
+            if node.domain == DOMAIN and node.op_type == "bipartite_match":
                 changed |= _rewrite(node)
         return ir.passes.PassResult(model, modified=changed)
 
 
-def _rewrite(back: ir.Node) -> bool:
-    forth = _forth(back)
-    scores = forth.inputs[0] if forth is not None else None
-    if forth is None or scores is None or scores.dtype != ir.DataType.FLOAT:
+def _rewrite(node: ir.Node) -> bool:
+    scores = node.inputs[0]
+    if scores is None or scores.dtype != ir.DataType.FLOAT:
         return False
     found = _scored(scores)
     if found is None:
         return False
     tokens, rare, a, b = found
-    new = Replacement(forth)
+    new = Replacement(node)
     first = new.call(
-        "match_both_ways",
+        "scored_match",
         tokens,
         rare,
         domain=DOMAIN,
-        outputs=6,
+        outputs=4,
         a_start=[a.start],
         b_start=[b.start],
         step=[a.step],
-        r=list(forth.attributes.get_ints("r")),
-        back=list(back.attributes.get_ints("r")),
+        r=list(node.attributes.get_ints("r")),
     )
-    call = first.producer()
-    assert call is not None
-    for old, value in zip((*forth.outputs, *back.outputs), call.outputs, strict=True):
-        value.shape, value.type = old.shape, old.type
-    new.put(*call.outputs[:3])
-    for old, value in zip(back.outputs, call.outputs[3:], strict=True):
-        for use in list(old.uses()):
-            use.node.replace_input_with(use.idx, value)
+    made = first.producer()
+    assert made is not None
+    new.put(*made.outputs[:3])
+    new.move_readers(scores, made.outputs[3], "match_back")
     return True
-
-
-def _forth(back: ir.Node) -> ir.Node | None:
-    """Returns the match whose scores a match reads turned, those of the kept rows alone."""
-    turned = made_by(back.inputs[0], "Transpose")
-    if turned is None or tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1):
-        return None
-    left = made_by(turned.inputs[0], "gather_tokens", DOMAIN)
-    forth = made_by(left.inputs[1], "bipartite_match", DOMAIN) if left is not None else None
-    if left is None or forth is None or forth.outputs[0] is not left.inputs[1]:
-        return None
-    results = (*forth.outputs, *back.outputs)
-    if forth.inputs[0] is not left.inputs[0] or any(one.is_graph_output() for one in results):
-        return None
-    return forth
 
 
 def _scored(scores: ir.Value) -> tuple[ir.Value, ir.Value, TokenSet, TokenSet] | None:
@@ -95,7 +72,7 @@ def _scored(scores: ir.Value) -> tuple[ir.Value, ir.Value, TokenSet, TokenSet] |
         return None
     if product is None or turned is None:
         return None
-    if not _is(half.inputs[1], 2) or not _is(raised.inputs[1], 1):
+    if number_of(half.inputs[1]) != 2 or number_of(raised.inputs[1]) != 1:
         return None
     if tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1):
         return None
@@ -106,12 +83,10 @@ def _scored(scores: ir.Value) -> tuple[ir.Value, ir.Value, TokenSet, TokenSet] |
     rare = _term(inner.inputs[1], sets[0], 1)
     if rare is None or rare is not _term(outer.inputs[1], sets[1], 2):
         return None
+    images = shape_of(rare) or ()
+    if shape_of(scores) != (*images[:1], sets[0].count, sets[1].count):
+        return None
     return tokens, rare, *sets
-
-
-def _is(value: ir.Value | None, number: int) -> bool:
-    constant = ir.convenience.get_const_tensor(value) if value is not None else None
-    return constant is not None and constant.size > 0 and bool(np.all(constant.numpy() == number))
 
 
 def _term(value: ir.Value | None, of: TokenSet, axis: int) -> ir.Value | None:
