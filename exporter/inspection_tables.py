@@ -139,7 +139,7 @@ def _target_lines(verdict: Verdict) -> Iterator[Text]:
         mark = ("no refusal", "green") if verdict.asked else ("not asked", "yellow")
     yield Text.assemble(f"  {verdict.target:<9}", mark, f"  ({verdict.note})")
     for place in verdict.unfused:
-        yield Text("    This attention runs as two products and a softmax.")
+        yield Text("    This attention is not fused: some of it runs in standard operators.")
         yield Text(f"      {place}", "dim")
     for refusal in verdict.refusals:
         yield Text(f"    {refusal.what}")

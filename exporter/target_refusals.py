@@ -52,7 +52,7 @@ class Verdict:
         refusals: What it refuses; nothing where it takes the model.
         note: How that was found out, or why it was not, a clause.
         asked: Whether it was found out; False where the target's runtime is not installed.
-        unfused: Where the attentions stand that run as two products and a softmax.
+        unfused: Where the attentions stand of which some runs in standard operators.
     """
 
     target: str
@@ -146,10 +146,11 @@ def _attentions(
 
 
 def _weighs_values(weights: ir.Node) -> bool:
-    """Tells whether a product, and no kernel, multiplies weights of attention, or rows of them."""
+    """Tells whether a standard product multiplies weights of attention, or rows of them."""
     readers = [use.node for use in weights.outputs[0].uses()]
     return any(
-        reader.op_type == "MatMul" or (reader.op_type == "Slice" and _weighs_values(reader))
+        reader.op_type == "MatMul"
+        or (reader.op_type in ("Slice", "Gather") and _weighs_values(reader))
         for reader in readers
     )
 

@@ -293,7 +293,23 @@ def test_an_attention_that_is_not_fused_is_told_with_its_line(target: str) -> No
     assert verdict.note.endswith("1 of 2 attentions fused")
     (place,) = verdict.unfused
     assert place.endswith("# weighed here")
-    assert "This attention runs as two products and a softmax." in printed(found)
+    assert "This attention is not fused: some of it runs in standard operators." in printed(found)
+
+
+class ReadsARow(nn.Module):
+    """Its weights are one kernel; a row of them is multiplied with the values apart."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = x.view(1, 9, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.mT * 0.25).softmax(-1)
+        return weights[:, :, :1] @ v, weights.mean((1, 2))
+
+
+def test_a_row_of_attention_that_is_multiplied_apart_is_told() -> None:
+    (verdict,) = look(ReadsARow(), torch.randn(1, 9, 48), targets=("ort",)).targets
+    assert verdict.note.endswith("0 of 1 attentions fused")
+    (place,) = verdict.unfused
+    assert "(attention_weights)" in place
 
 
 def test_without_kernels_no_attention_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
