@@ -178,9 +178,10 @@ def _put(node: ir.Node, total: ir.Node, x: ir.Value, weight: ir.Value) -> None:
     call = tokens.producer()
     assert call is not None
     new.put(tokens)
-    made = count.producer()
-    if made is not None and made.op_type == "merge_both_ways":
-        new.move_readers(count, call.outputs[1])
+    sums = call.outputs[1]
+    sums.shape, sums.type = count.shape, count.type
+    if made_by(count, "merge_both_ways", DOMAIN) is not None:
+        new.move_readers(count, sums)
 
 
 def _attributes(call: ir.Node) -> dict[str, list[int]]:
