@@ -95,6 +95,25 @@ _NORM_BODY = """
 """
 
 
+def softmax_of(q: str, k: str, *, sized: bool = False) -> str:
+    """Computes weights (B, H, Nq, N) of heads q and k; sized ones with the log_size of each key."""
+    head = f"""
+  factor_number = Constant <value_float: float = @scale> ()
+  factor = CastLike (factor_number, {q})
+  scaled = Mul ({q}, factor)
+  k_turned = Transpose <perm = [0, 1, 3, 2]> ({k})
+"""
+    logits = "  logits = MatMul (scaled, k_turned)\n"
+    if sized:
+        logits = """
+  product = MatMul (scaled, k_turned)
+  axes = Constant <value_ints = [1, 2]> ()
+  bias = Unsqueeze (log_size, axes)
+  logits = Add (product, bias)
+"""
+    return head + logits + "  weights = Softmax <axis = -1> (logits)\n"
+
+
 def heads_of(name: str) -> str:
     """Takes the heads (B, H, N, D) of q, k or v out of its rows."""
     return f"""
@@ -132,34 +151,9 @@ _SIZED_ROWS_BODY = (
     + ROWS_JOINED
 )
 
-_WEIGHTS_HEAD = (
-    HEADS_SPLIT
-    + heads_of("q")
-    + heads_of("k")
-    + """
-  factor_number = Constant <value_float: float = @scale> ()
-  factor = CastLike (factor_number, q)
-  scaled = Mul (q_heads, factor)
-  k_turned = Transpose <perm = [0, 1, 3, 2]> (k_heads)
-"""
-)
-_WEIGHTS_BODY = (
-    _WEIGHTS_HEAD
-    + """
-  logits = MatMul (scaled, k_turned)
-  weights = Softmax <axis = -1> (logits)
-"""
-)
-_SIZED_WEIGHTS_BODY = (
-    _WEIGHTS_HEAD
-    + """
-  product = MatMul (scaled, k_turned)
-  axes = Constant <value_ints = [1, 2]> ()
-  bias = Unsqueeze (log_size, axes)
-  logits = Add (product, bias)
-  weights = Softmax <axis = -1> (logits)
-"""
-)
+_WEIGHTS_HEAD = HEADS_SPLIT + heads_of("q") + heads_of("k")
+_WEIGHTS_BODY = _WEIGHTS_HEAD + softmax_of("q_heads", "k_heads")
+_SIZED_WEIGHTS_BODY = _WEIGHTS_HEAD + softmax_of("q_heads", "k_heads", sized=True)
 SET_BOUNDS = """
   a_first = Constant <value_ints: ints = @a_start> ()
   b_first = Constant <value_ints: ints = @b_start> ()

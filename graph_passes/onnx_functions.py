@@ -25,7 +25,7 @@ import onnx.parser
 
 from tokexport.graph_passes.both_ways_functions import BOTH_WAYS
 from tokexport.graph_passes.function_signature import Signature
-from tokexport.graph_passes.fused_functions import FUSED
+from tokexport.graph_passes.fused_functions import FUSED, softmax_of
 from tokexport.graph_passes.ops import MODES, NAMESPACE
 from tokexport.graph_passes.token_forms import FORMS, HITS, form_name
 
@@ -172,31 +172,8 @@ _MATCH_BY_SCORE_BODY = (
   dst = GatherElements <axis = 1> (partner, src)
 """
 )
-_LOGITS = """
-  factor_number = Constant <value_float: float = @scale> ()
-  factor = CastLike (factor_number, q)
-  scaled = Mul (q, factor)
-  k_turned = Transpose <perm = [0, 1, 3, 2]> (k)
-"""
-_ATTENTION_BODY = (
-    _LOGITS
-    + """
-  logits = MatMul (scaled, k_turned)
-  weights = Softmax <axis = -1> (logits)
-  y = MatMul (weights, v)
-"""
-)
-_SIZED_BODY = (
-    _LOGITS
-    + """
-  product = MatMul (scaled, k_turned)
-  axes = Constant <value_ints = [1, 2]> ()
-  bias = Unsqueeze (log_size, axes)
-  logits = Add (product, bias)
-  weights = Softmax <axis = -1> (logits)
-  y = MatMul (weights, v)
-"""
-)
+_ATTENTION_BODY = softmax_of("q", "k") + "  y = MatMul (weights, v)\n"
+_SIZED_BODY = softmax_of("q", "k", sized=True) + "  y = MatMul (weights, v)\n"
 
 
 def scatter_name(mode: str, include_self: bool) -> str:

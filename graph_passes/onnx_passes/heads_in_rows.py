@@ -36,8 +36,4 @@ def heads_in_rows(value: ir.Value | None) -> HeadsInRows | None:
     if base[:2] != (images, rows) or view.offset + heads * depth > base[2]:
         return None
     wanted = (rows * base[2], depth, base[2], 1)
-    fits = all(
-        size == 1 or stride == right
-        for size, stride, right in zip(view.shape, view.strides, wanted, strict=True)
-    )
-    return HeadsInRows(view.base, view.offset, heads, depth) if fits else None
+    return HeadsInRows(view.base, view.offset, heads, depth) if view.steps_by(wanted) else None

@@ -98,9 +98,5 @@ def _term(value: ir.Value | None, of: TokenSet, axis: int) -> ir.Value | None:
         return None
     wanted = [tokens[0], 1, 1]
     wanted[axis] = of.count
-    strides = (tokens[1], of.step, of.step)
-    fits = view.shape == tuple(wanted) and all(
-        size == 1 or stride == right
-        for size, stride, right in zip(view.shape, view.strides, strides, strict=True)
-    )
+    fits = view.shape == tuple(wanted) and view.steps_by((tokens[1], of.step, of.step))
     return view.base if fits and view.offset == of.start else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Final
 
 import onnx_ir as ir
@@ -32,19 +33,12 @@ class View:
 
     def is_whole(self, shape: tuple[int, ...]) -> bool:
         """Tells whether it is all of the base in its order, in this shape."""
-        step = 1
-        strides: list[int] = []
-        for size in reversed(shape):
-            strides.insert(0, step)
-            step *= size
-        return (
-            self.shape == shape
-            and self.offset == 0
-            and all(
-                size == 1 or one == other
-                for size, one, other in zip(shape, self.strides, strides, strict=True)
-            )
-        )
+        return self.shape == shape and self.offset == 0 and self.steps_by(_in_order(shape))
+
+    def steps_by(self, strides: tuple[int, ...]) -> bool:
+        """Tells whether its strides are these, those of axes of one element left out."""
+        axes = zip(self.shape, self.strides, strides, strict=True)
+        return all(size == 1 or one == other for size, one, other in axes)
 
 
 def view_of(value: ir.Value) -> View | None:
@@ -88,10 +82,12 @@ def _whole(value: ir.Value) -> View | None:
     shape = shape_of(value)
     if shape is None:
         return None
-    strides = [1]
-    for size in reversed(shape[1:]):
-        strides.insert(0, strides[0] * size)
-    return View(value, shape, tuple(strides[: len(shape)]))
+    return View(value, shape, _in_order(shape))
+
+
+def _in_order(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the strides of a tensor whose elements lie in order."""
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _transpose(view: View, node: ir.Node, _: ir.Value) -> View:
