@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.heads_in_rows import heads_in_rows
-from tokexport.graph_passes.onnx_passes.neighbours import made_by, only_reader
+from tokexport.graph_passes.onnx_passes.neighbours import made_by, only_reader, turned
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of, view_of
 from tokexport.graph_passes.onnx_passes.token_sets import SPLIT
@@ -37,16 +37,14 @@ def _rewrite(node: ir.Node) -> bool:
     if rows is None or node.outputs[1].uses() or node.outputs[1].is_graph_output():
         return False
     joined = made_by(rows, "Reshape")
-    turned = made_by(joined.inputs[0], "Transpose") if joined is not None else None
-    product = made_by(turned.inputs[0], "MatMul") if turned is not None else None
-    if turned is None or product is None:
+    attended_heads = turned(joined.inputs[0], 0, 2, 1, 3) if joined is not None else None
+    product = made_by(attended_heads, "MatMul")
+    if product is None:
         return False
     weights, values = product.inputs
     heads = heads_in_rows(values)
     shape = shape_of(weights) if weights is not None else None
     if heads is None or shape is None or weights is None or weights.dtype != ir.DataType.FLOAT:
-        return False
-    if tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1, 3):
         return False
     if len(shape) != 4 or shape[1] != heads.heads or shape[2] != shape[3]:
         return False

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.heads_in_rows import heads_in_rows
-from tokexport.graph_passes.onnx_passes.neighbours import made_by
+from tokexport.graph_passes.onnx_passes.neighbours import made_by, turned
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import number_of, shape_of, view_of
 
@@ -40,12 +40,9 @@ def _rewrite(node: ir.Node) -> bool:
     logits, sizes = _without_bias(logits, shape)
     scaled, scale = _without_scale(logits)
     product = made_by(scaled, "MatMul")
-    turned = made_by(product.inputs[1], "Transpose") if product is not None else None
-    if product is None or turned is None:
+    if product is None:
         return False
-    if tuple(turned.attributes.get_ints("perm", ())) != (0, 1, 3, 2):
-        return False
-    q, k = heads_in_rows(product.inputs[0]), heads_in_rows(turned.inputs[0])
+    q, k = heads_in_rows(product.inputs[0]), heads_in_rows(turned(product.inputs[1], 0, 1, 3, 2))
     if q is None or k is None or (q.heads, q.depth) != (k.heads, k.depth):
         return False
     images = {(shape_of(one.rows) or ())[:1] for one in (q, k)}

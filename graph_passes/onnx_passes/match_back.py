@@ -12,7 +12,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
-from tokexport.graph_passes.onnx_passes.neighbours import made_by
+from tokexport.graph_passes.onnx_passes.neighbours import made_by, turned
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 
 
@@ -29,10 +29,7 @@ class MatchBack(ir.passes.InPlacePass):
 
 
 def _rewrite(node: ir.Node) -> bool:
-    turned = made_by(node.inputs[0], "Transpose")
-    if turned is None or tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1):
-        return False
-    left = made_by(turned.inputs[0], "gather_tokens", DOMAIN)
+    left = made_by(turned(node.inputs[0], 0, 2, 1), "gather_tokens", DOMAIN)
     scores = left.inputs[0] if left is not None else None
     if left is None or scores is None or scores.dtype != ir.DataType.FLOAT:
         return False

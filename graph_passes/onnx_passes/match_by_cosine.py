@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.heads_in_rows import HeadsInRows, heads_in_rows
-from tokexport.graph_passes.onnx_passes.neighbours import made_by
+from tokexport.graph_passes.onnx_passes.neighbours import made_by, turned
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import integers_of, shape_of
 from tokexport.graph_passes.onnx_passes.token_sets import divided_by_length, two_sets
@@ -40,12 +40,9 @@ def _rewrite(node: ir.Node) -> bool:
         return False
     scores, blocked = _without_blocked(scores)
     product = made_by(scores, "MatMul")
-    turned = made_by(product.inputs[1], "Transpose") if product is not None else None
-    if product is None or turned is None:
+    if product is None:
         return False
-    if tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1):
-        return False
-    sets = two_sets(product.inputs[0], turned.inputs[0])
+    sets = two_sets(product.inputs[0], turned(product.inputs[1], 0, 2, 1))
     heads = _mean_of_heads(divided_by_length(sets[0].tokens)) if sets is not None else None
     if sets is None or heads is None:
         return False

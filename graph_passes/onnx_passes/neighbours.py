@@ -11,6 +11,12 @@ def made_by(value: ir.Value | None, operator: str, domain: str = "") -> ir.Node 
     return node if node is not None and (node.domain, node.op_type) == (domain, operator) else None
 
 
+def turned(value: ir.Value | None, *perm: int) -> ir.Value | None:
+    """Returns what a value is the transpose of, in this order of axes."""
+    node = made_by(value, "Transpose")
+    return node.inputs[0] if node and tuple(node.attributes.get_ints("perm", ())) == perm else None
+
+
 def only_reader(value: ir.Value) -> ir.Node | None:
     """Returns the only node that reads a value, where it is of a standard operator."""
     readers = [use.node for use in value.uses()]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_functions import DOMAIN
-from tokexport.graph_passes.onnx_passes.neighbours import made_by
+from tokexport.graph_passes.onnx_passes.neighbours import made_by, turned
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import number_of, shape_of, view_of
 from tokexport.graph_passes.onnx_passes.token_sets import TokenSet, divided_by_length, two_sets
@@ -67,16 +67,13 @@ def _scored(scores: ir.Value) -> tuple[ir.Value, ir.Value, TokenSet, TokenSet] |
     half = made_by(inner.inputs[0], "Div") if inner is not None else None
     raised = made_by(half.inputs[0], "Add") if half is not None else None
     product = made_by(raised.inputs[0], "MatMul") if raised is not None else None
-    turned = made_by(product.inputs[1], "Transpose") if product is not None else None
     if outer is None or inner is None or half is None or raised is None:
         return None
-    if product is None or turned is None:
+    if product is None:
         return None
     if number_of(half.inputs[1]) != 2 or number_of(raised.inputs[1]) != 1:
         return None
-    if tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1):
-        return None
-    sets = two_sets(product.inputs[0], turned.inputs[0])
+    sets = two_sets(product.inputs[0], turned(product.inputs[1], 0, 2, 1))
     tokens = divided_by_length(sets[0].tokens) if sets is not None else None
     if sets is None or tokens is None:
         return None
