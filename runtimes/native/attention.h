@@ -12,9 +12,13 @@ inline void pack_turned(const float* rows, size_t stride, size_t count, size_t w
                         float* panels) {
   for (size_t first = 0; first < count; first += kPanel) {
     const size_t present = smaller(kPanel, count - first);
-    for (size_t j = 0; j < kPanel; ++j) {
-      const float* row = rows + (first + j) * stride;
-      for (size_t d = 0; d < width; ++d) panels[d * kPanel + j] = j < present ? row[d] : 0.0f;
+    for (size_t j = 0; j < kPanel; j += kWidth) {
+      const size_t turned = j + kWidth <= present ? width / kWidth * kWidth : 0;
+      for (size_t d = 0; d < turned; d += kWidth)
+        transpose(rows + (first + j) * stride + d, stride, panels + d * kPanel + j, kPanel);
+      for (size_t d = turned; d < width; ++d)
+        for (size_t i = j; i < j + kWidth; ++i)
+          panels[d * kPanel + i] = i < present ? rows[(first + i) * stride + d] : 0.0f;
     }
     panels += width * kPanel;
   }
@@ -28,7 +32,8 @@ inline void pack_straight(const float* rows, size_t stride, size_t count, size_t
     for (size_t i = 0; i < count; ++i) {
       const size_t from = index == nullptr ? i : static_cast<size_t>(index[i]);
       const float* row = rows + from * stride + first;
-      for (size_t j = 0; j < kPanel; ++j) panels[j] = j < present ? row[j] : 0.0f;
+      for (size_t j = 0; j < kPanel; j += kWidth)
+        store(panels + j, load_first(row + j, j < present ? smaller(kWidth, present - j) : 0));
       panels += kPanel;
     }
   }
@@ -49,38 +54,25 @@ inline void attention_pack_task(const AttentionArgs& args, size_t task) {
                 args.packed_v + task * packed_v_floats(args));
 }
 
-// Turns a row of logits into weights that still have to be divided by what it returns.
-inline float soften(float* row, size_t count, float scale, const float* bias) {
+// Turns a row of logits into weights that still have to be divided by what it returns. Its width is
+// whole vectors; where there is no key, the bias is -inf and the weight 0.
+inline float soften(float* row, size_t width, float scale, const float* bias) {
   const float lowest = -__builtin_inff();
-  const size_t whole = count / kWidth * kWidth;
-  const size_t rest = count - whole;
   Floats most = all(lowest);
   Ints strange{};
-  for (size_t i = 0; i < whole; i += kWidth) {
-    Floats value = load(row + i) * scale;
-    if (bias != nullptr) value += load(bias + i);
+  for (size_t i = 0; i < width; i += kWidth) {
+    const Floats value = load(row + i) * scale + load(bias + i);
     store(row + i, value);
     strange |= value != value;
     most = larger(most, value);
   }
-  if (rest > 0) {
-    Floats value = load_first(row + whole, rest) * scale;
-    if (bias != nullptr) value += load_first(bias + whole, rest);
-    store_first(row + whole, value, rest);
-    strange |= value != value;
-    most = larger(most, load_first(row + whole, rest, lowest));
-  }
   const float top = largest_of(most);
   if (top == lowest || top == -lowest || any_of(strange)) return __builtin_nanf("");
   Floats total{};
-  for (size_t i = 0; i < whole; i += kWidth) {
+  for (size_t i = 0; i < width; i += kWidth) {
     const Floats value = exp_of(load(row + i) - top);
     store(row + i, value);
     total += value;
-  }
-  if (rest > 0) {
-    store_first(row + whole, exp_of(load_first(row + whole, rest, lowest) - top), rest);
-    total += load_first(row + whole, rest);
   }
   return sum_of(total);
 }
@@ -102,30 +94,44 @@ inline QueryBlock query_block(const AttentionArgs& args, size_t task) {
           smaller(args.queries_per_task, args.queries - begin)};
 }
 
+// Logits of a row that are computed: those of the keys, and of no key up to whole columns.
+inline size_t logits_width(const AttentionArgs& args) {
+  return (args.keys + kColumns - 1) / kColumns * kColumns;
+}
+
+// Writes what is added to the logits of each key, and -inf where there is none.
+inline void write_bias(const AttentionArgs& args, size_t image, size_t width, float* bias) {
+  const float* log_size = args.log_size == nullptr ? nullptr : args.log_size + image * args.keys;
+  for (size_t key = 0; key < width; ++key)
+    bias[key] = key >= args.keys ? -__builtin_inff() : log_size == nullptr ? 0.0f : log_size[key];
+}
+
 // Computes `count` rows of weights, `width` apart, that still have to be divided by their sums.
 inline void soften_rows(const AttentionArgs& args, const QueryBlock& block, size_t first,
-                        size_t count, float* logits, size_t width, float* sums) {
+                        size_t count, const float* bias, float* logits, size_t width,
+                        float* sums) {
   const float* keys = args.packed_k + block.pair * packed_k_floats(args);
-  const float* bias = args.log_size == nullptr ? nullptr : args.log_size + block.image * args.keys;
   const float* q = args.q.at(block.image, block.head) + (block.begin + first) * args.q.row;
-  for (size_t key = 0; key < args.keys; key += kColumns)
+  for (size_t key = 0; key < width; key += kColumns)
     multiply_rows(count, q, args.q.row, args.depth,
                   keys + key / kPanel * kPanel * args.depth + key % kPanel, logits + key, width);
   for (size_t r = 0; r < count; ++r)
-    sums[r] = soften(logits + r * width, args.keys, args.scale, bias);
+    sums[r] = soften(logits + r * width, width, args.scale, bias);
 }
 
 // Computes a block of queries of one image and head.
 inline void attention_task(const AttentionArgs& args, size_t task) {
   const QueryBlock block = query_block(args, task);
   const float* values = args.packed_v + block.pair * packed_v_floats(args);
-  const size_t width = panel_count(args.keys) * kPanel;
+  const size_t width = logits_width(args);
   thread_local Buffer<float> scratch;
-  float* logits = scratch.of(kRows * width);
+  float* bias = scratch.of((1 + kRows) * width);
+  float* logits = bias + width;
   float tile[kRows][kColumns];
   float sums[kRows];
+  write_bias(args, block.image, width, bias);
   in_blocks(block.count, [&](size_t first, size_t count) {
-    soften_rows(args, block, first, count, logits, width, sums);
+    soften_rows(args, block, first, count, bias, logits, width, sums);
     float* rows = args.y.at(block.image, block.head) + (block.begin + first) * args.y.row;
     for (size_t column = 0; column < args.value_depth; column += kColumns) {
       multiply_rows(count, logits, width, args.keys,
@@ -145,12 +151,14 @@ inline void attention_task(const AttentionArgs& args, size_t task) {
 // Computes the weights of a block of queries of one image and head: y is the softmax itself.
 inline void attention_weights_task(const AttentionArgs& args, size_t task) {
   const QueryBlock block = query_block(args, task);
-  const size_t width = panel_count(args.keys) * kPanel;
+  const size_t width = logits_width(args);
   thread_local Buffer<float> scratch;
-  float* logits = scratch.of(kRows * width);
+  float* bias = scratch.of((1 + kRows) * width);
+  float* logits = bias + width;
   float sums[kRows];
+  write_bias(args, block.image, width, bias);
   in_blocks(block.count, [&](size_t first, size_t count) {
-    soften_rows(args, block, first, count, logits, width, sums);
+    soften_rows(args, block, first, count, bias, logits, width, sums);
     float* rows = args.y.at(block.image, block.head) + (block.begin + first) * args.y.row;
     for (size_t r = 0; r < count; ++r) {
       const float share = 1.0f / sums[r];

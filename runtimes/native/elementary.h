@@ -7,9 +7,7 @@ namespace tokexport::TOKEXPORT_ISA {
 
 // exp(x) for x <= 88, within 2 units in the last place; below -87 it is 0.
 inline Floats exp_of(Floats x) {
-  const Floats lowest = all(-87.0f);
-  const Ints is_zero = x < lowest;
-  x = larger(x, lowest);
+  const Ints is_zero = x < -87.0f;
   // x = n ln 2 + t with |t| <= ln 2 / 2; adding 1.5 * 2^23 rounds to a whole number.
   const Floats shifted = x * 1.44269504f + 12582912.0f;
   const Floats n = shifted - 12582912.0f;

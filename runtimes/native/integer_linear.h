@@ -96,7 +96,7 @@ inline void quantise_task(const QuantiseArgs& args, size_t task) {
 // sums (Rows, kColumns) = x (Rows, 4 · groups) · panel (groups, kColumns of 32, 4).
 template <size_t Rows>
 [[gnu::noinline]] void multiply_bytes(const uint8_t* x, size_t row_bytes, size_t groups,
-                                      const int8_t* panel, int32_t* sums) {
+                                      const int8_t* panel, int32_t* sums, Fetch fetch) {
   Ints first[Rows];
   Ints second[Rows];
 #pragma GCC unroll 14
@@ -108,6 +108,8 @@ template <size_t Rows>
   for (const int8_t* end = panel + groups * 4 * kPanel; panel != end; panel += 4 * kPanel) {
     __builtin_prefetch(panel + kAhead * 4 * kPanel);
     __builtin_prefetch(panel + kAhead * 4 * kPanel + 4 * kWidth);
+    __builtin_prefetch(fetch.from, 0, 2);
+    fetch.from += fetch.step;
     const Ints left = load_bytes(panel);
     const Ints right = load_bytes(panel + 4 * kWidth);
 #pragma GCC unroll 14
@@ -131,12 +133,12 @@ template <size_t Rows>
 
 template <size_t Rows = kRows>
 inline void multiply_byte_rows(size_t rows, const uint8_t* x, size_t row_bytes, size_t groups,
-                               const int8_t* panel, int32_t* sums) {
+                               const int8_t* panel, int32_t* sums, Fetch fetch) {
   if constexpr (Rows > 0) {
     if (rows == Rows)
-      multiply_bytes<Rows>(x, row_bytes, groups, panel, sums);
+      multiply_bytes<Rows>(x, row_bytes, groups, panel, sums, fetch);
     else
-      multiply_byte_rows<Rows - 1>(rows, x, row_bytes, groups, panel, sums);
+      multiply_byte_rows<Rows - 1>(rows, x, row_bytes, groups, panel, sums, fetch);
   }
 }
 
@@ -148,13 +150,16 @@ inline void integer_linear_task(const IntegerLinearArgs& args, size_t task) {
   const size_t begin = task / panels * to.rows_per_task;
   const size_t rows = smaller(to.rows_per_task, to.rows - begin);
   const size_t groups = args.row_bytes / 4;
+  const size_t panel_bytes = 4 * kPanel * groups;
+  NextPanel next(args.panels + (panel + 1) % panels * panel_bytes, groups, 4 * kPanel,
+                 kPanel / kColumns * block_count(rows));
   int32_t sums[kRows][kColumns];
   float tile[kRows][kColumns];
   for (size_t inner = 0; inner < kPanel; inner += kColumns) {
     const size_t column = panel * kPanel + inner;
     if (column >= to.columns) break;
     const size_t columns = smaller(kColumns, to.columns - column);
-    const int8_t* weights = args.panels + (panel * kPanel * groups + inner) * 4;
+    const int8_t* weights = args.panels + panel * panel_bytes + 4 * inner;
     // (q - zero) w = q w - zero · (the sum of w).
     Ints offset[2] = {};
     for (size_t g = 0; g < groups; ++g)
@@ -172,7 +177,7 @@ inline void integer_linear_task(const IntegerLinearArgs& args, size_t task) {
     in_blocks(rows, [&](size_t first, size_t count) {
       const size_t row = begin + first;
       multiply_byte_rows(count, args.q + row * args.row_bytes, args.row_bytes, groups, weights,
-                         sums[0]);
+                         sums[0], next.fetch());
       for (size_t r = 0; r < count; ++r)
         for (size_t half = 0; half < 2; ++half) {
           const Ints sum = load(sums[r] + half * kWidth) - offset[half];

@@ -29,16 +29,19 @@ inline void linear_task(const LinearArgs& args, size_t task) {
   const size_t panel = task % panels;
   const size_t begin = task / panels * args.rows_per_task;
   const size_t rows = smaller(args.rows_per_task, args.rows - begin);
+  const size_t panel_floats = kPanel * args.depth;
+  NextPanel next(args.panels + (panel + 1) % panels * panel_floats, args.depth,
+                 kPanel * sizeof(float), kPanel / kColumns * block_count(rows));
   float tile[kRows][kColumns];
   for (size_t inner = 0; inner < kPanel; inner += kColumns) {
     const size_t column = panel * kPanel + inner;
     if (column >= args.columns) break;
     const size_t columns = smaller(kColumns, args.columns - column);
-    const float* weights = args.panels + panel * kPanel * args.depth + inner;
+    const float* weights = args.panels + panel * panel_floats + inner;
     in_blocks(rows, [&](size_t first, size_t count) {
       const size_t row = begin + first;
       multiply_rows(count, args.x + row * args.depth, args.depth, args.depth, weights, tile[0],
-                    kColumns);
+                    kColumns, next.fetch());
       finish_block(args, tile, row, count, column, columns);
     });
   }

@@ -20,10 +20,35 @@ inline constexpr size_t kRows = kRegisters == 32 ? 14 : 6;
 // How many steps of the depth a panel is fetched ahead.
 inline constexpr size_t kAhead = 32;
 
+// What is fetched into the second cache while products are computed: `step` bytes further with each
+// step of their depth.
+struct Fetch {
+  const char* from;
+  size_t step;
+};
+
+// The panel behind one of so many steps and bytes a step, part by part, so that memory delivers it
+// over the whole time that `products` of this one take. A panel that is waited for costs the first
+// of its products as much again.
+struct NextPanel {
+  NextPanel(const void* next, size_t depth, size_t bytes, size_t products)
+      : part{static_cast<const char*>(next), (bytes + products - 1) / products}, depth(depth) {}
+
+  Fetch fetch() {
+    const Fetch now = part;
+    part.from += part.step * depth;
+    return now;
+  }
+
+  Fetch part;
+  size_t depth;
+};
+
 // out (Rows, kColumns) = x (Rows, depth) · panel (depth, kColumns of 32); strides in floats.
 template <size_t Rows>
 [[gnu::noinline]] void multiply_block(const float* x, size_t x_stride, size_t depth,
-                                      const float* panel, float* out, size_t out_stride) {
+                                      const float* panel, float* out, size_t out_stride,
+                                      Fetch fetch) {
   Floats first[Rows];
   Floats second[Rows];
 #pragma GCC unroll 14
@@ -36,6 +61,8 @@ template <size_t Rows>
   for (const float* end = panel + depth * kPanel; panel != end; panel += kPanel) {
     __builtin_prefetch(panel + kAhead * kPanel);
     __builtin_prefetch(panel + kAhead * kPanel + kWidth);
+    __builtin_prefetch(fetch.from, 0, 2);
+    fetch.from += fetch.step;
     const Floats left = load(panel);
     const Floats right = load(panel + kWidth);
 #pragma GCC unroll 14
@@ -60,19 +87,28 @@ template <size_t Rows>
 // The same for any number of rows up to Rows.
 template <size_t Rows = kRows>
 inline void multiply_rows(size_t rows, const float* x, size_t x_stride, size_t depth,
-                          const float* panel, float* out, size_t out_stride) {
+                          const float* panel, float* out, size_t out_stride, Fetch fetch) {
   if constexpr (Rows > 0) {
     if (rows == Rows)
-      multiply_block<Rows>(x, x_stride, depth, panel, out, out_stride);
+      multiply_block<Rows>(x, x_stride, depth, panel, out, out_stride, fetch);
     else
-      multiply_rows<Rows - 1>(rows, x, x_stride, depth, panel, out, out_stride);
+      multiply_rows<Rows - 1>(rows, x, x_stride, depth, panel, out, out_stride, fetch);
   }
 }
+
+// The same where nothing has to be fetched.
+inline void multiply_rows(size_t rows, const float* x, size_t x_stride, size_t depth,
+                          const float* panel, float* out, size_t out_stride) {
+  const Fetch nothing{reinterpret_cast<const char*>(panel), 0};
+  multiply_rows<kRows>(rows, x, x_stride, depth, panel, out, out_stride, nothing);
+}
+
+inline size_t block_count(size_t rows) { return (rows + kRows - 1) / kRows; }
 
 // Calls `body(first, count)` for blocks of nearly equal height that cover `rows`.
 template <typename Body>
 inline void in_blocks(size_t rows, Body body) {
-  const size_t blocks = (rows + kRows - 1) / kRows;
+  const size_t blocks = block_count(rows);
   for (size_t block = 0; block < blocks; ++block) {
     const size_t from = rows * block / blocks;
     body(from, rows * (block + 1) / blocks - from);

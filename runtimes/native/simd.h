@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if !defined(TOKEXPORT_ISA) || !defined(TOKEXPORT_WIDTH)
 #error "TOKEXPORT_ISA and TOKEXPORT_WIDTH say what this file is compiled for."
@@ -47,33 +48,70 @@ inline void store_first(float* to, Floats value, size_t count) {
   for (size_t i = 0; i < count; ++i) to[i] = parts[i];
 }
 
+// Lanes of a and, from kWidth on, of b.
+template <int... Lanes, typename Vector>
+inline Vector lanes_of(Vector a, Vector b) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, Lanes...);
+#else
+  return __builtin_shuffle(a, b, Ints{Lanes...});
+#endif
+}
+
+// Swaps what lies off the diagonal in blocks of 2 · Half rows and lanes, then in their halves.
+template <int Half, int... Lane>
+inline void swap_off_diagonal(Floats* rows, std::integer_sequence<int, Lane...> lanes) {
+  constexpr int width = kWidth;
+#pragma GCC unroll 16
+  for (int r = 0; r < width; ++r) {
+    if (r & Half) continue;
+    const Floats upper = rows[r];
+    const Floats lower = rows[r + Half];
+    rows[r] = lanes_of<(Lane & Half ? width + Lane - Half : Lane)...>(upper, lower);
+    rows[r + Half] = lanes_of<(Lane & Half ? width + Lane : Lane + Half)...>(upper, lower);
+  }
+  if constexpr (Half > 1) swap_off_diagonal<Half / 2>(rows, lanes);
+}
+
+// Writes the transpose of kWidth rows of kWidth floats; strides in floats.
+inline void transpose(const float* from, size_t from_stride, float* to, size_t to_stride) {
+  Floats rows[kWidth];
+#pragma GCC unroll 16
+  for (size_t r = 0; r < kWidth; ++r) rows[r] = load(from + r * from_stride);
+  swap_off_diagonal<kWidth / 2>(rows, std::make_integer_sequence<int, kWidth>{});
+#pragma GCC unroll 16
+  for (size_t r = 0; r < kWidth; ++r) store(to + r * to_stride, rows[r]);
+}
+
 inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 
+// Joins all lanes: lanes that are Half apart, then those of half the distance, down to neighbours.
+// Every lane of the result holds it.
+template <int Half = kWidth / 2, typename Vector, typename Join, int... Lane>
+inline Vector joined(Vector value, Join join, std::integer_sequence<int, Lane...> lanes) {
+  value = join(value, lanes_of<(Lane ^ Half)...>(value, value));
+  if constexpr (Half > 1) return joined<Half / 2>(value, join, lanes);
+  return value;
+}
+
+template <typename Vector, typename Join>
+inline Vector joined(Vector value, Join join) {
+  return joined(value, join, std::make_integer_sequence<int, kWidth>{});
+}
+
 inline bool any_of(Ints truths) {
-  int32_t parts[kWidth];
-  std::memcpy(parts, &truths, sizeof parts);
-  int32_t found = 0;
-  for (int32_t part : parts) found |= part;
-  return found != 0;
+  return joined(truths, [](Ints a, Ints b) { return a | b; })[0] != 0;
 }
 
 inline float sum_of(Floats value) {
-  float parts[kWidth];
-  std::memcpy(parts, &value, sizeof parts);
-  for (size_t half = kWidth / 2; half > 0; half /= 2)
-    for (size_t i = 0; i < half; ++i) parts[i] += parts[i + half];
-  return parts[0];
+  return joined(value, [](Floats a, Floats b) { return a + b; })[0];
 }
 
 inline float largest_of(Floats value) {
-  float parts[kWidth];
-  std::memcpy(parts, &value, sizeof parts);
-  for (size_t half = kWidth / 2; half > 0; half /= 2)
-    for (size_t i = 0; i < half; ++i) parts[i] = parts[i] > parts[i + half] ? parts[i] : parts[i + half];
-  return parts[0];
+  return joined(value, [](Floats a, Floats b) { return larger(a, b); })[0];
 }
 
 }  // namespace tokexport::TOKEXPORT_ISA
