@@ -17,6 +17,7 @@ from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.torch_warnings import exporter_silenced, torch_warnings_silenced
 from tokexport.graph_passes import onnx_functions as functions
 from tokexport.graph_passes.onnx_passes.add_functions import AddFunctions
+from tokexport.graph_passes.onnx_passes.simplify import Simplify
 from tokexport.graph_passes.torch_passes.editor import innermost_line, source_line
 
 _FLOATS = ["tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"]
@@ -40,12 +41,13 @@ def emit(
                 opset_version=functions.OPSET,
                 custom_translation_table=_translations(),
                 verbose=False,
+                optimize=False,
             )
         except Exception as error:
             raise _refusal(error) from error
     if exported is None:
         raise ModelNotSupportedError("torch.onnx.export gave no model for this graph.")
-    model = exported.model
+    model = Simplify()(exported.model).model
     _rename(model.graph.inputs, input_names, model)
     _rename(model.graph.outputs, output_names, model)
     return AddFunctions()(model).model
