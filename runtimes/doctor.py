@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from tokexport.runtimes.base import Runner
 from tokexport.runtimes.cuda_driver import CudaDriver, CudaDriverError
 from tokexport.runtimes.errors import RunError, RuntimesError
 from tokexport.runtimes.importing import install_command, is_installed
+from tokexport.runtimes.manifest import RuntimeInfo
+from tokexport.runtimes.native_library import NO_KERNELS, VARIABLE
 from tokexport.runtimes.ort import OrtRunner
 from tokexport.runtimes.trt_libraries import load_full, load_rtx
 
@@ -45,7 +48,8 @@ class Component:
     Attributes:
         name: Its name.
         used_for: Which step needs it.
-        version: The installed version; None where it is not installed.
+        version: The installed version, or of kernels the instruction set they are for; None
+            where it is not installed.
         works: Whether it was found to work; for what is only looked up, whether it is installed.
         missing: What is missing or broken, one sentence; empty where it works.
         install: The command or the step that mends it; empty where it works.
@@ -75,15 +79,20 @@ _COMPILE_PACKAGES = {
     "transformers": ("transformers", "transformers"),
 }
 _COMPILING = "compile"
-_CPU_RUNTIMES = "compile, run and verify"
+#: How to come by the library of kernels for each target; one for OpenVINO fits the installed one.
+_KERNELS_BUILT = {
+    "ort": "Where there is a C++ compiler: pip install --force-reinstall --no-deps .",
+    "openvino": "Where there are a C++ compiler, scikit-build-core, cmake and ninja: "
+    "pip install --force-reinstall --no-deps --no-build-isolation .",
+}
 
 
 def diagnose() -> tuple[Component, ...]:
     """Looks at every component, in the order in which a person meets them."""
     return (
         Component("numpy", "everything", np.__version__, True, "", ""),
-        _probe("onnxruntime", f"{_CPU_RUNTIMES} for ort", "onnxruntime", "ort", _run_onnxruntime),
-        _probe("openvino", f"{_CPU_RUNTIMES} for openvino", "openvino", "openvino", _run_openvino),
+        *_cpu_runtime("onnxruntime", "ort", _run_onnxruntime),
+        *_cpu_runtime("openvino", "openvino", _run_openvino),
         _full_tensorrt(),
         _probe(
             "TensorRT-RTX",
@@ -119,21 +128,54 @@ def _probe(
         return Component(name, used_for, version, False, missing, install_command(extra))
 
 
-def _check_identity(runner: Runner) -> str:
-    """Runs the identity model once, and returns the runtime's version."""
+def _cpu_runtime(
+    name: str, target: str, use: Callable[[], RuntimeInfo]
+) -> tuple[Component, Component]:
+    """Uses a runtime of the CPU once, with the native kernels for it where they load."""
+    infos: list[RuntimeInfo] = []
+
+    def version() -> str:
+        infos.append(use())
+        return infos[0].version
+
+    runtime = _probe(name, f"compile, run and verify for {target}", name, target, version)
+    if not infos:
+        return runtime, _kernels(target, None, runtime.missing, runtime.install)
+    found = str(infos[0].details["kernels"])
+    if found != NO_KERNELS:
+        return runtime, _kernels(target, found)
+    wanted = os.environ.get(VARIABLE)
+    if wanted == "off":
+        said, remedy = f"{VARIABLE}=off leaves them out.", f"Unset the variable {VARIABLE}."
+    elif wanted:
+        said = f"{VARIABLE} leads to no library for {name} {runtime.version}: {wanted}"
+        remedy = f"Unset the variable {VARIABLE}, or let it name one that loads."
+    else:
+        said = f"No library of them for {name} {runtime.version} is installed."
+        remedy = _KERNELS_BUILT[target]
+    return runtime, _kernels(target, None, said, remedy)
+
+
+def _kernels(target: str, found: str | None, missing: str = "", install: str = "") -> Component:
+    used_for = f"speed of what runs on {target}"
+    return Component(f"kernels for {target}", used_for, found, not missing, missing, install)
+
+
+def _check_identity(runner: Runner) -> RuntimeInfo:
+    """Runs the identity model once, and returns what ran it."""
     with runner:
         sent = np.array([0.5], np.float32)
         returned = runner.run({"x": sent})["y"]
         if not np.array_equal(sent, returned):
             raise RunError(f"It returned {returned} for {sent}, which should come back as it is.")
-        return runner.runtime.version
+        return runner.runtime
 
 
-def _run_onnxruntime() -> str:
+def _run_onnxruntime() -> RuntimeInfo:
     return _check_identity(OrtRunner.from_bytes(IDENTITY_MODEL, threads=1))
 
 
-def _run_openvino() -> str:
+def _run_openvino() -> RuntimeInfo:
     with tempfile.TemporaryDirectory() as folder:
         onnx_path, xml_path = Path(folder, "identity.onnx"), Path(folder, "identity.xml")
         onnx_path.write_bytes(IDENTITY_MODEL)

@@ -9,6 +9,8 @@ import onnx
 import pytest
 
 from tokexport.runtimes.doctor import IDENTITY_MODEL, Component, diagnose
+from tokexport.runtimes.native_library import kernels_of, native_library
+from tokexport.runtimes.openvino import kernels_here
 
 RunPython = Callable[[str], CompletedProcess[str]]
 
@@ -29,7 +31,9 @@ def test_every_component_is_listed(components: dict[str, Component]) -> None:
     assert list(components) == [
         "numpy",
         "onnxruntime",
+        "kernels for ort",
         "openvino",
+        "kernels for openvino",
         "TensorRT",
         "TensorRT-RTX",
         "NVIDIA GPU and driver",
@@ -61,6 +65,36 @@ def test_what_is_installed_works_and_has_its_version(
     assert component.works
     assert component.version == importlib.metadata.version(distribution)
     assert (component.missing, component.install) == ("", "")
+
+
+@pytest.mark.parametrize("target", ["ort", "openvino"])
+def test_kernels_are_named_by_their_instruction_set(
+    components: dict[str, Component], target: str
+) -> None:
+    library = native_library() if target == "ort" else kernels_here()
+    assert library is not None
+    assert components[f"kernels for {target}"].version == kernels_of(library)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said", "remedy"),
+    [
+        ("off", "TOKEXPORT_NATIVE=off leaves them out.", "Unset the variable TOKEXPORT_NATIVE."),
+        ("/nowhere/at/all.so", "TOKEXPORT_NATIVE leads to no library for ", "Unset the variable "),
+    ],
+)
+def test_kernels_that_are_not_there_have_their_remedy(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, said: str, remedy: str
+) -> None:
+    monkeypatch.setenv("TOKEXPORT_NATIVE", wanted)
+    found = {component.name: component for component in diagnose()}
+    for target, runtime in (("ort", "onnxruntime"), ("openvino", "openvino")):
+        assert found[runtime].works
+        kernels = found[f"kernels for {target}"]
+        assert not kernels.works
+        assert kernels.version is None
+        assert kernels.missing.startswith(said)
+        assert kernels.install.startswith(remedy)
 
 
 def test_what_does_not_work_says_what_is_missing_and_what_to_do(
@@ -100,7 +134,9 @@ def test_a_bare_environment_gets_every_install_command(run_python: RunPython) ->
     assert found["numpy"] == [True, "", ""]
     extras = {
         "onnxruntime": "ort",
+        "kernels for ort": "ort",
         "openvino": "openvino",
+        "kernels for openvino": "openvino",
         "TensorRT-RTX": "trt-rtx",
         "torch": "compile",
         "onnx": "compile",
