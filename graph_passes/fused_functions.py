@@ -3,19 +3,21 @@
 The lowering for ONNX Runtime puts them in; without the library of kernels their bodies run, the
 same computation in standard operators. ``runtimes/native`` holds the kernels.
 
-==========================  =====================================================================
-``linear``                  x w + bias; the weights lie in panels of 32 columns
-``linear_gelu``             GELU (exact) of it
-``linear_add``              a residual added to it
-``integer_linear``          the same product in 8-bit integers, and with ``_gelu`` and ``_add``
-``layer_norm``              LayerNormalization over the last axis
-``rows_attention``          attention on heads that lie side by side in rows
-``rows_sized_attention``    the same with a bias for each key
-``attention_weights``       the softmax of it alone, (B, H, Nq, N)
-``sized_attention_weights`` the same with a bias for each key
-``cosine_match``            the match of ToMe: the cosine of two halves of the tokens
-``merge_by_size``           the mean of what is merged, weighted with the sizes
-==========================  =====================================================================
+=============================  ==================================================================
+``linear``                     x w + bias; the weights lie in panels of 32 columns
+``linear_gelu``                GELU (exact) of it
+``linear_add``                 a residual added to it
+``integer_linear``             the same product in 8-bit integers, and with ``_gelu`` and ``_add``
+``layer_norm``                 LayerNormalization over the last axis
+``rows_attention``             attention on heads that lie side by side in rows
+``rows_sized_attention``       the same with a bias for each key
+``rows_attention_by_size``     the same with the logarithm of each key's size as the bias
+``attention_weights``          the softmax of it alone, (B, H, Nq, N)
+``sized_attention_weights``    the same with a bias for each key
+``attention_weights_by_size``  the same with the logarithm of each key's size as the bias
+``cosine_match``               the match of ToMe: the cosine of two halves of the tokens
+``merge_by_size``              the mean of what is merged, weighted with the sizes
+=============================  ==================================================================
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ _HEADS = (("scale", "float"), ("heads", "ints"), ("depth", "ints"))
 _STARTS = (("q_start", "ints"), ("k_start", "ints"), ("v_start", "ints"))
 _ROWS = Signature((("q", "T"), ("k", "T"), ("v", "T")), (("y", "T"),), _HEADS + _STARTS)
 _SIZED_ROWS = Signature((*_ROWS.inputs, ("log_size", "T")), (("y", "T"),), _HEADS + _STARTS)
+_ROWS_BY_SIZE = Signature((*_ROWS.inputs, ("size", "T")), (("y", "T"),), _HEADS + _STARTS)
 _WEIGHTS = Signature(
     (("q", "T"), ("k", "T")),
     (("weights", "T"),),
@@ -47,6 +50,9 @@ _WEIGHTS = Signature(
 )
 _SIZED_WEIGHTS = Signature(
     (*_WEIGHTS.inputs, ("log_size", "T")), _WEIGHTS.outputs, _WEIGHTS.attributes
+)
+_WEIGHTS_BY_SIZE = Signature(
+    (*_WEIGHTS.inputs, ("size", "T")), _WEIGHTS.outputs, _WEIGHTS.attributes
 )
 _SETS = (("a_start", "ints"), ("b_start", "ints"), ("step", "ints"))
 _COSINE = Signature(
@@ -150,10 +156,18 @@ _SIZED_ROWS_BODY = (
     + " (q_heads, k_heads, v_heads, log_size)\n"
     + ROWS_JOINED
 )
+# size (B, N, 1)
+_LOG_SIZE = """
+  logarithms = Log (size)
+  size_axis = Constant <value_ints = [2]> ()
+  log_size = Squeeze (logarithms, size_axis)
+"""
+_ROWS_BY_SIZE_BODY = _LOG_SIZE + _SIZED_ROWS_BODY
 
 _WEIGHTS_HEAD = HEADS_SPLIT + heads_of("q") + heads_of("k")
 _WEIGHTS_BODY = _WEIGHTS_HEAD + softmax_of("q_heads", "k_heads")
 _SIZED_WEIGHTS_BODY = _WEIGHTS_HEAD + softmax_of("q_heads", "k_heads", sized=True)
+_WEIGHTS_BY_SIZE_BODY = _LOG_SIZE + _SIZED_WEIGHTS_BODY
 SET_BOUNDS = """
   a_first = Constant <value_ints: ints = @a_start> ()
   b_first = Constant <value_ints: ints = @b_start> ()
@@ -227,6 +241,9 @@ def by_size_body(merge: str) -> str:
     )
 
 
+#: The functions that compute the softmax of attention alone.
+WEIGHTS: Final = ("attention_weights", "sized_attention_weights", "attention_weights_by_size")
+
 #: Signature and body of each function, by name.
 FUSED: Final[dict[str, tuple[Signature, str]]] = {
     "linear": (_LINEAR, _PRODUCT + _WITH_BIAS),
@@ -238,8 +255,10 @@ FUSED: Final[dict[str, tuple[Signature, str]]] = {
     "layer_norm": (_NORM, _NORM_BODY),
     "rows_attention": (_ROWS, _ROWS_BODY),
     "rows_sized_attention": (_SIZED_ROWS, _SIZED_ROWS_BODY),
+    "rows_attention_by_size": (_ROWS_BY_SIZE, _ROWS_BY_SIZE_BODY),
     "attention_weights": (_WEIGHTS, _WEIGHTS_BODY),
     "sized_attention_weights": (_SIZED_WEIGHTS, _SIZED_WEIGHTS_BODY),
+    "attention_weights_by_size": (_WEIGHTS_BY_SIZE, _WEIGHTS_BY_SIZE_BODY),
     "cosine_match": (_COSINE, _COSINE_BODY),
     "merge_by_size": (_BY_SIZE, by_size_body("merge_tokens_sum")),
 }

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from tokexport.graph_passes.onnx_passes.add_functions import AddFunctions
 from tokexport.graph_passes.onnx_passes.ahead_attention import AheadAttention
+from tokexport.graph_passes.onnx_passes.attention_by_size import AttentionBySize
 from tokexport.graph_passes.onnx_passes.attention_on_rows import AttentionOnRows
 from tokexport.graph_passes.onnx_passes.attention_weights import AttentionWeights
 from tokexport.graph_passes.onnx_passes.cast_to_half import CastToHalf
@@ -107,6 +108,7 @@ LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
     PlacesBothWays(),
     AttentionOnRows(),
     AttentionWeights(),
+    AttentionBySize(),
     FusionCriteria(),
     AheadAttention(),
     PackLinears(),

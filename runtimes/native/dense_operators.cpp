@@ -1,6 +1,7 @@
 // Linear layers, attention and layer norm: each operator reads its tensors, and hands its tasks to
 // the threads.
 #include <algorithm>
+#include <cmath>
 
 #include "kernels.h"
 #include "operators.h"
@@ -47,20 +48,38 @@ class Linear final : public Kernel {
 
 constexpr size_t kQueriesPerTask = 56;
 
-// Heads that lie side by side in rows (B, N, ·), from a channel on.
-Rows<const float> heads_in(const Tensor<const float>& rows, size_t start, size_t heads,
-                           size_t depth) {
-  require(start + heads * depth <= rows.size(2), "attention: the rows hold fewer heads.");
-  return {rows.data + start, rows.size(1) * rows.size(2), depth, rows.size(2)};
+// What is added to the logits of each key.
+enum class KeyBias {
+  kNone,
+  kGiven,      // (B, N)
+  kLogOfSize,  // the logarithm of a size, (B, N, 1)
+};
+
+// Reads the bias, an input, and returns room for so many floats.
+template <KeyBias Bias>
+float* room_beside_bias(const Run& run, AttentionArgs& args, size_t input, size_t floats) {
+  const size_t logarithms = Bias == KeyBias::kLogOfSize ? args.images * args.keys : 0;
+  float* room = static_cast<float*>(scratch((floats + logarithms) * sizeof(float)));
+  if constexpr (Bias != KeyBias::kNone) {
+    const auto given = run.floats(input, Bias == KeyBias::kGiven ? 2 : 3);
+    require(given.size(0) == args.images && given.size(1) == args.keys &&
+                (Bias == KeyBias::kGiven || given.size(2) == 1),
+            "attention: the sizes are not one for each key.");
+    args.log_size = given.data;
+    for (size_t i = 0; i < logarithms; ++i) room[floats + i] = std::log(given.data[i]);
+    if (Bias == KeyBias::kLogOfSize) args.log_size = room + floats;
+  }
+  return room;
 }
 
 // Packs, and then computes blocks of queries.
+template <KeyBias Bias>
 void attend(const Run& run, AttentionArgs& args) {
   const size_t pairs = args.images * args.heads;
   if (pairs * args.queries * args.value_depth == 0) return;
   require(args.keys > 0, "attention: there is no key.");
   const size_t floats = pairs * (packed_k_floats(args) + packed_v_floats(args));
-  args.packed_k = static_cast<float*>(scratch(floats * sizeof(float)));
+  args.packed_k = room_beside_bias<Bias>(run, args, 3, floats);
   args.packed_v = args.packed_k + pairs * packed_k_floats(args);
   args.queries_per_task = std::min(args.queries, kQueriesPerTask);
   const size_t chunks = tasks_for(args.queries, args.queries_per_task);
@@ -68,16 +87,8 @@ void attend(const Run& run, AttentionArgs& args) {
   run.in_parallel(pairs * chunks, [&](size_t task) { kernels().attention_task(args, task); });
 }
 
-// Reads the sizes, the last input.
-void take_sizes(const Run& run, AttentionArgs& args, size_t input) {
-  const auto log_size = run.floats(input, 2);
-  require(log_size.size(0) == args.images && log_size.size(1) == args.keys,
-          "attention: the sizes are not one for each key.");
-  args.log_size = log_size.data;
-}
-
 // attention(q (B, H, Nq, D), k (B, H, N, D), v (B, H, N, Dv) [, log_size (B, N)]) -> (B, H, Nq, Dv)
-template <bool Sized>
+template <KeyBias Bias>
 class Attention final : public Kernel {
  public:
   explicit Attention(const Attributes& attributes) : scale_(attributes.number("scale")) {}
@@ -104,8 +115,7 @@ class Attention final : public Kernel {
     args.k = by_head(k.data, args.heads, args.keys, args.depth);
     args.v = by_head(v.data, args.heads, args.keys, args.value_depth);
     args.y = by_head(y, args.heads, args.queries, args.value_depth);
-    if constexpr (Sized) take_sizes(run, args, 3);
-    attend(run, args);
+    attend<Bias>(run, args);
   }
 
  private:
@@ -117,64 +127,18 @@ class Attention final : public Kernel {
   float scale_;
 };
 
-// rows_attention(q (B, Nq, ·), k (B, N, ·), v (B, N, ·) [, log_size (B, N)]) -> (B, Nq, H · D):
-// the heads lie side by side in each row, from the channel that starts each of the three.
-template <bool Sized>
-class RowsAttention final : public Kernel {
+// Heads that lie side by side in the rows of tensors, from a channel of each on.
+class HeadsInRows {
  public:
-  explicit RowsAttention(const Attributes& attributes)
-      : scale_(attributes.number("scale")),
-        heads_(attributes.only("heads")),
-        depth_(attributes.only("depth")),
-        q_start_(attributes.only("q_start")),
-        k_start_(attributes.only("k_start")),
-        v_start_(attributes.only("v_start")) {}
-
-  void run(const Run& run) const override {
-    const auto q = run.floats(0, 3);
-    const auto k = run.floats(1, 3);
-    const auto v = run.floats(2, 3);
-    require(q.size(0) == k.size(0) && k.size(0) == v.size(0) && k.size(1) == v.size(1),
-            "attention: images or keys of q, k and v differ in number.");
-    AttentionArgs args{};
-    args.images = q.size(0);
-    args.heads = heads_;
-    args.queries = q.size(1);
-    args.keys = k.size(1);
-    args.depth = args.value_depth = depth_;
-    args.scale = scale_;
-    args.q = heads_in(q, q_start_, heads_, depth_);
-    args.k = heads_in(k, k_start_, heads_, depth_);
-    args.v = heads_in(v, v_start_, heads_, depth_);
-    const size_t width = heads_ * depth_;
-    args.y = {run.output<float>(0, {args.images, args.queries, width}), args.queries * width,
-              depth_, width};
-    if constexpr (Sized) take_sizes(run, args, 3);
-    attend(run, args);
-  }
-
- private:
-  float scale_;
-  size_t heads_;
-  size_t depth_;
-  size_t q_start_;
-  size_t k_start_;
-  size_t v_start_;
-};
-
-// attention_weights(q (B, Nq, ·), k (B, N, ·) [, log_size (B, N)]) -> (B, H, Nq, N): the softmax of
-// rows_attention itself.
-template <bool Sized>
-class AttentionWeights final : public Kernel {
- public:
-  explicit AttentionWeights(const Attributes& attributes)
+  explicit HeadsInRows(const Attributes& attributes)
       : scale_(attributes.number("scale")),
         heads_(attributes.only("heads")),
         depth_(attributes.only("depth")),
         q_start_(attributes.only("q_start")),
         k_start_(attributes.only("k_start")) {}
 
-  void run(const Run& run) const override {
+  // What attention reads of q (B, Nq, ·) and k (B, N, ·), the first two inputs.
+  AttentionArgs args(const Run& run) const {
     const auto q = run.floats(0, 3);
     const auto k = run.floats(1, 3);
     require(q.size(0) == k.size(0), "attention: images of q and k differ in number.");
@@ -185,20 +149,18 @@ class AttentionWeights final : public Kernel {
     args.keys = k.size(1);
     args.depth = depth_;
     args.scale = scale_;
-    args.q = heads_in(q, q_start_, heads_, depth_);
-    args.k = heads_in(k, k_start_, heads_, depth_);
-    const size_t matrix = args.queries * args.keys;
-    args.y = {run.output<float>(0, {args.images, heads_, args.queries, args.keys}),
-              heads_ * matrix, matrix, args.keys};
-    if constexpr (Sized) take_sizes(run, args, 2);
-    const size_t pairs = args.images * heads_;
-    if (pairs * matrix == 0) return;
-    args.packed_k = static_cast<float*>(scratch(pairs * packed_k_floats(args) * sizeof(float)));
-    args.queries_per_task = std::min(args.queries, kQueriesPerTask);
-    run.in_parallel(pairs, [&](size_t task) { kernels().attention_keys_task(args, task); });
-    run.in_parallel(pairs * tasks_for(args.queries, args.queries_per_task),
-                    [&](size_t task) { kernels().attention_weights_task(args, task); });
+    args.q = in(q, q_start_);
+    args.k = in(k, k_start_);
+    return args;
   }
+
+  // The heads in rows (B, N, ·) from a channel on.
+  Rows<const float> in(const Tensor<const float>& rows, size_t start) const {
+    require(start + width() <= rows.size(2), "attention: the rows hold fewer heads.");
+    return {rows.data + start, rows.size(1) * rows.size(2), depth_, rows.size(2)};
+  }
+
+  size_t width() const { return heads_ * depth_; }
 
  private:
   float scale_;
@@ -206,6 +168,56 @@ class AttentionWeights final : public Kernel {
   size_t depth_;
   size_t q_start_;
   size_t k_start_;
+};
+
+// rows_attention(q (B, Nq, ·), k (B, N, ·), v (B, N, ·) [, bias]) -> (B, Nq, H · D)
+template <KeyBias Bias>
+class RowsAttention final : public Kernel {
+ public:
+  explicit RowsAttention(const Attributes& attributes)
+      : heads_(attributes), v_start_(attributes.only("v_start")) {}
+
+  void run(const Run& run) const override {
+    AttentionArgs args = heads_.args(run);
+    const auto v = run.floats(2, 3);
+    require(v.size(0) == args.images && v.size(1) == args.keys,
+            "attention: images or keys of k and v differ in number.");
+    args.value_depth = args.depth;
+    args.v = heads_.in(v, v_start_);
+    const size_t width = heads_.width();
+    args.y = {run.output<float>(0, {args.images, args.queries, width}), args.queries * width,
+              args.depth, width};
+    attend<Bias>(run, args);
+  }
+
+ private:
+  HeadsInRows heads_;
+  size_t v_start_;
+};
+
+// attention_weights(q (B, Nq, ·), k (B, N, ·) [, bias]) -> (B, H, Nq, N): the softmax of
+// rows_attention itself.
+template <KeyBias Bias>
+class AttentionWeights final : public Kernel {
+ public:
+  explicit AttentionWeights(const Attributes& attributes) : heads_(attributes) {}
+
+  void run(const Run& run) const override {
+    AttentionArgs args = heads_.args(run);
+    const size_t matrix = args.queries * args.keys;
+    args.y = {run.output<float>(0, {args.images, args.heads, args.queries, args.keys}),
+              args.heads * matrix, matrix, args.keys};
+    const size_t pairs = args.images * args.heads;
+    if (pairs * matrix == 0) return;
+    args.packed_k = room_beside_bias<Bias>(run, args, 2, pairs * packed_k_floats(args));
+    args.queries_per_task = std::min(args.queries, kQueriesPerTask);
+    run.in_parallel(pairs, [&](size_t task) { kernels().attention_keys_task(args, task); });
+    run.in_parallel(pairs * tasks_for(args.queries, args.queries_per_task),
+                    [&](size_t task) { kernels().attention_weights_task(args, task); });
+  }
+
+ private:
+  HeadsInRows heads_;
 };
 
 // layer_norm(x (B, N, C), weight (C), bias (C)) -> (B, N, C)
@@ -242,12 +254,15 @@ void add_dense_operators(std::vector<Operator>* to) {
   to->push_back({"linear", "fff", "f", make<Linear<false, false>>});
   to->push_back({"linear_gelu", "fff", "f", make<Linear<true, false>>});
   to->push_back({"linear_add", "ffff", "f", make<Linear<false, true>>});
-  to->push_back({"attention", "fff", "f", make<Attention<false>>});
-  to->push_back({"sized_attention", "ffff", "f", make<Attention<true>>});
-  to->push_back({"rows_attention", "fff", "f", make<RowsAttention<false>>});
-  to->push_back({"rows_sized_attention", "ffff", "f", make<RowsAttention<true>>});
-  to->push_back({"attention_weights", "ff", "f", make<AttentionWeights<false>>});
-  to->push_back({"sized_attention_weights", "fff", "f", make<AttentionWeights<true>>});
+  to->push_back({"attention", "fff", "f", make<Attention<KeyBias::kNone>>});
+  to->push_back({"sized_attention", "ffff", "f", make<Attention<KeyBias::kGiven>>});
+  to->push_back({"rows_attention", "fff", "f", make<RowsAttention<KeyBias::kNone>>});
+  to->push_back({"rows_sized_attention", "ffff", "f", make<RowsAttention<KeyBias::kGiven>>});
+  to->push_back({"rows_attention_by_size", "ffff", "f", make<RowsAttention<KeyBias::kLogOfSize>>});
+  to->push_back({"attention_weights", "ff", "f", make<AttentionWeights<KeyBias::kNone>>});
+  to->push_back({"sized_attention_weights", "fff", "f", make<AttentionWeights<KeyBias::kGiven>>});
+  to->push_back(
+      {"attention_weights_by_size", "fff", "f", make<AttentionWeights<KeyBias::kLogOfSize>>});
   to->push_back({"layer_norm", "fff", "f", make<LayerNorm>});
 }
 

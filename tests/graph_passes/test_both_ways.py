@@ -78,7 +78,7 @@ def test_mctf_is_one_call_a_step(mctf: Reduced) -> None:
     assert found["scored_match"] == found["match_back"] == MERGING
     assert found["merge_both_ways_by_weight"] == MERGING
     assert found["attention_weights"] == 1
-    assert found["sized_attention_weights"] == MERGING - 1
+    assert found["attention_weights_by_size"] == MERGING - 1
     assert found["places_both_ways"] == MERGING
     # The sizes before the first merge are constants, and the last block is for the class token.
     assert found["fusion_criteria"] == MERGING - 1
@@ -127,7 +127,7 @@ def test_a_graph_that_is_told_how_to_decide_runs_the_same_kernels(target: str) -
         ("tau_sim=0.5", "scored_match", {"bipartite_match", "match_back", "places_both_ways"}),
         ("pooling=0", "fusion_criteria", {"scored_match", "match_back", "merge_both_ways"}),
         ("pooling=2", "fusion_criteria", {"scored_match", "places_both_ways", "merge_tokens_amax"}),
-        ("one_step_ahead=2", "ahead_attention", {"scored_match", "rows_sized_attention"}),
+        ("one_step_ahead=2", "ahead_attention", {"scored_match", "rows_attention_by_size"}),
         ("bidirectional=false", "match_back", {"scored_match", "merge_tokens_sum"}),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -46,7 +47,7 @@ def lowered_and_checked(model: nn.Module, x: Tensor, folder: Path) -> Counter[st
 def test_the_class_patched_tome_is_one_call_a_step(batch: int, tmp_path: Path) -> None:
     found = lowered_and_checked(patched("vit_tiny_patch16_224", 4, **SMALL), image(batch), tmp_path)
     assert found["cosine_match"] == found["linear_gelu"] == 3
-    assert found["rows_attention"] + found["rows_sized_attention"] == 3
+    assert found["rows_attention"] + found["rows_attention_by_size"] == 3
     # The last block is computed for the class token alone, and merges nothing it is not read for.
     assert found["merge_by_size"] >= 2
     assert found["linear_add"] == 6
@@ -68,7 +69,7 @@ def test_a_reduced_plain_vit(name: str, tmp_path: Path) -> None:
     x = image(2)
     model = build(name)
     found = lowered_and_checked(tokexport.reduce(model, "tome:r=4", x), x, tmp_path)
-    on_rows = found["rows_attention"] + found["rows_sized_attention"]
+    on_rows = found["rows_attention"] + found["rows_attention_by_size"]
     assert (on_rows == 0) == (name in APART), found
     assert found["layer_norm"] >= DEPTH
     assert found["linear"] + found["linear_gelu"] + found["linear_add"] >= 3 * DEPTH
@@ -153,4 +154,57 @@ def test_queries_of_some_rows_lie_in_rows_too(chosen: slice) -> None:
 
     rewritten = checked(attend, torch.randn(2, 9, 96), targets=("ort",))
     found = calls(lowered(emitted(rewritten), "ort"))
-    assert found == {"rows_attention": 1} if chosen == slice(None) else {"attention": 1}
+    assert found == ({"rows_attention": 1} if chosen == slice(None) else {"attention": 1})
+
+
+#: What is added to the logits of each key, of sizes (B, N, 1), and the call that computes it.
+BIASES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "the logarithm, then without its last axis": (
+        lambda size: size.log()[:, None, None, :, 0],
+        "rows_attention_by_size",
+    ),
+    "the last axis goes first": (
+        lambda size: size[..., 0].log()[:, None, None],
+        "rows_attention_by_size",
+    ),
+    "turned, so that the tokens come last": (
+        lambda size: size.transpose(1, 2).log()[:, None],
+        "rows_attention_by_size",
+    ),
+    "another order of tokens": (
+        lambda size: size.flip(1)[..., 0].log()[:, None, None],
+        "rows_attention_by_size",
+    ),
+    "twice the logarithm": (
+        lambda size: 2 * size[..., 0].log()[:, None, None],
+        "rows_sized_attention",
+    ),
+    "the size itself": (lambda size: size[:, None, None, :, 0], "rows_sized_attention"),
+    "the logarithm of more": (
+        lambda size: (size + 1)[..., 0].log()[:, None, None],
+        "rows_attention_by_size",
+    ),
+}
+
+
+@pytest.mark.parametrize("spelling", BIASES)
+def test_attention_takes_the_sizes_themselves(spelling: str, tmp_path: Path) -> None:
+    bias, call = BIASES[spelling]
+
+    class Attend(nn.Module):
+        def forward(self, x: Tensor, size: Tensor) -> Tensor:
+            q, k, v = x.view(2, 9, 3, 4, 8).permute(2, 0, 3, 1, 4)
+            logits = q @ k.transpose(-2, -1) * 8**-0.5 + bias(size)
+            attended: Tensor = logits.softmax(-1) @ v
+            return attended.transpose(1, 2).flatten(2)
+
+    x, size = torch.randn(2, 9, 96), torch.randint(1, 5, (2, 9, 1)).float()
+    found = lowered(emitted(checked(Attend(), x, size, targets=("ort",))), "ort")
+    assert calls(found) == {call: 1}
+    assert ("Log" in {node.op_type for node in found.graph}) == (
+        call == "rows_sized_attention" and spelling != "the size itself"
+    )
+    save_onnx(found, tmp_path / "model.onnx")
+    with OrtRunner.from_file(tmp_path / "model.onnx") as runner:
+        arrays = runner.run({"in0": x.numpy(), "in1": size.numpy()})
+    assert_close(tuple(map(torch.from_numpy, arrays.values())), (Attend()(x, size),), 1e-5)

@@ -101,14 +101,12 @@ def test_the_weights_of_attention(
     q = values(seed + 2, batch, 7, width)
     shared = {"scale": 0.4, "heads": [heads], "depth": [depth]}
     packed = {**shared, "q_start": [0], "k_start": [width + 3]}
+    apart = {**shared, "q_start": [0], "k_start": [1]}
+    sizes = 1 + np.abs(values(seed + 3, batch, count, 1))
     assert_same(
         Call("attention_weights", (qk, qk), [(batch, heads, count, count)], packed),
-        Call(
-            "sized_attention_weights",
-            (q, qk, size),
-            [(batch, heads, 7, count)],
-            {**shared, "q_start": [0], "k_start": [1]},
-        ),
+        Call("sized_attention_weights", (q, qk, size), [(batch, heads, 7, count)], apart),
+        Call("attention_weights_by_size", (q, qk, sizes), [(batch, heads, 7, count)], apart),
     )
 
 

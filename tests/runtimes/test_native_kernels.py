@@ -167,6 +167,16 @@ def test_attention_to_no_key_is_no_number_in_both() -> None:
         assert np.isnan(run([call], native)["y_0"]).all()
 
 
+def test_tokens_without_size_are_not_attended_to() -> None:
+    qkv, size = values(0, 2, 21, 12), np.ones((2, 21, 1), np.float32)
+    size[:, 1::3] = 0.0
+    shared = {"scale": 0.4, "heads": [1], "depth": [4]}
+    starts = {"q_start": [0], "k_start": [4], "v_start": [8]}
+    call = Call("rows_attention_by_size", (qkv, qkv, qkv, size), [(2, 21, 4)], {**shared, **starts})
+    assert_same(call)
+    assert np.isfinite(run([call], native=True)["y_0"]).all()
+
+
 @FUZZ
 @given(SEED, BATCH, st.integers(1, 4), st.integers(1, 60), st.integers(1, 40))
 def test_attention_on_rows(seed: int, batch: int, heads: int, count: int, depth: int) -> None:
@@ -176,9 +186,11 @@ def test_attention_on_rows(seed: int, batch: int, heads: int, count: int, depth:
     shared = {"scale": 0.4, "heads": [heads], "depth": [depth]}
     packed = {**shared, "q_start": [0], "k_start": [width], "v_start": [2 * width + 2]}
     apart = {**shared, "q_start": [0], "k_start": [1], "v_start": [width]}
+    sizes = (1 + 20 * np.abs(size)).round()[..., None]
     assert_same(
         Call("rows_attention", (qkv, qkv, qkv), [(batch, count, width)], packed),
         Call("rows_sized_attention", (q, qkv, qkv, size), [(batch, 7, width)], apart),
+        Call("rows_attention_by_size", (q, qkv, qkv, sizes), [(batch, 7, width)], apart),
     )
 
 
