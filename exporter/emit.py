@@ -16,8 +16,7 @@ from torch.export import ExportedProgram
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.torch_warnings import exporter_silenced, torch_warnings_silenced
 from tokexport.graph_passes import onnx_functions as functions
-from tokexport.graph_passes.onnx_passes.add_functions import AddFunctions
-from tokexport.graph_passes.onnx_passes.simplify import Simplify
+from tokexport.graph_passes.pipelines import written
 from tokexport.graph_passes.torch_passes.editor import innermost_line, source_line
 
 _FLOATS = ["tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"]
@@ -43,14 +42,14 @@ def emit(
                 verbose=False,
                 optimize=False,
             )
+            model = None if exported is None else written(exported.model)
         except Exception as error:
             raise _refusal(error) from error
-    if exported is None:
+    if model is None:
         raise ModelNotSupportedError("torch.onnx.export gave no model for this graph.")
-    model = Simplify()(exported.model).model
     _rename(model.graph.inputs, input_names, model)
     _rename(model.graph.outputs, output_names, model)
-    return AddFunctions()(model).model
+    return model
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -19,7 +19,7 @@ from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import ModelNotSupportedError, WriteError
 from tokexport.graph_passes import errors as graph_errors
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.fused_functions import WEIGHTS
+from tokexport.graph_passes.fused_functions import SOFTMAXES
 from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt, refusals
 from tokexport.graph_passes.onnx_passes.source_lines import lines_by_node
@@ -138,10 +138,9 @@ def _attentions(
         assert isinstance(fused, int)
         apart = [n for n in model.graph.all_nodes() if {*_names(n)} & {*names}]
         return fused, apart
-    softmaxes = ("Softmax", *WEIGHTS)
     ours = [n for n in model.graph if n.domain == DOMAIN and "attention" in n.op_type]
-    calls = [n for n in ours if n.op_type not in WEIGHTS]
-    generic = [n for n in model.graph if n.op_type in softmaxes and _weighs_values(n)]
+    calls = [n for n in ours if n.op_type not in SOFTMAXES]
+    generic = [n for n in model.graph if n.op_type in ("Softmax", *SOFTMAXES) and _weighs_values(n)]
     if runtime.details["kernels"] == NO_KERNELS:
         return 0, calls + generic
     return len(calls), generic

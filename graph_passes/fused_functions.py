@@ -242,7 +242,7 @@ def by_size_body(merge: str) -> str:
 
 
 #: The functions that compute the softmax of attention alone.
-WEIGHTS: Final = ("attention_weights", "sized_attention_weights", "attention_weights_by_size")
+SOFTMAXES: Final = ("attention_weights", "sized_attention_weights", "attention_weights_by_size")
 
 #: Signature and body of each function, by name.
 FUSED: Final[dict[str, tuple[Signature, str]]] = {

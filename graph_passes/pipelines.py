@@ -42,6 +42,7 @@ from tokexport.graph_passes.onnx_passes.quantise_dynamically import QuantiseDyna
 from tokexport.graph_passes.onnx_passes.quantise_statically import QuantiseStatically
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt
 from tokexport.graph_passes.onnx_passes.scored_match import ScoredMatch
+from tokexport.graph_passes.onnx_passes.simplify import Simplify
 from tokexport.graph_passes.onnx_passes.widen_vectors import WidenVectors
 from tokexport.graph_passes.torch_passes.count_for_search import CountForSearch
 from tokexport.graph_passes.torch_passes.distances import Distances
@@ -97,6 +98,9 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
 
 #: Behind it, for every target: what nothing reads is not computed.
 TRIM: Final[tuple[TorchPass, ...]] = (DropUnreadRows(), DropUnreadColumns())
+
+#: What the exporter wrote, before there is a target: ``written`` runs it.
+EMIT: Final[tuple[PassBase, ...]] = (Simplify(), AddFunctions())
 
 #: ONNX Runtime inlines the functions itself, where it has no kernel for them.
 LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
@@ -223,6 +227,13 @@ def rewrite(
     return replace(
         recognised, program=trimmed.program, changes=recognised.changes | trimmed.changes
     )
+
+
+def written(model: ir.Model) -> ir.Model:
+    """Runs ``EMIT`` over a model as ``torch.onnx.export`` leaves it without its optimiser."""
+    for onnx_pass in EMIT:
+        model = onnx_pass(model).model
+    return model
 
 
 def lower(

@@ -151,7 +151,7 @@ def _cpu_runtime(
         said = f"{VARIABLE} leads to no library for {name} {runtime.version}: {wanted}"
         remedy = f"Unset the variable {VARIABLE}, or let it name one that loads."
     else:
-        said = f"No library of them for {name} {runtime.version} is installed."
+        said = f"No library of them for {name} {runtime.version} is installed that loads."
         remedy = _KERNELS_BUILT[target]
     return runtime, _kernels(target, None, said, remedy)
 

@@ -19,12 +19,12 @@ inline Floats exp_of(Floats x) {
   series = series * t + 0.166665211f;
   series = series * t + 0.49999994f;
   const Floats value = t * t * series + t + 1.0f;
-  Ints bits;
-  Ints power;
+  Words bits;
+  Words power;  // wraps around where the result is 0 in any case
   std::memcpy(&bits, &value, sizeof bits);
   std::memcpy(&power, &shifted, sizeof power);
   bits += power << 23;
-  bits = is_zero ? Ints{} : bits;
+  bits = is_zero ? Words{} : bits;
   Floats result;
   std::memcpy(&result, &bits, sizeof result);
   return result;

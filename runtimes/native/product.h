@@ -29,7 +29,7 @@ struct Fetch {
 
 // The panel behind one of so many steps and bytes a step, part by part, so that memory delivers it
 // over the whole time that `products` of this one take. A panel that is waited for costs the first
-// of its products as much again.
+// of its products as much again. Where there is one product alone, it fetches every second line.
 struct NextPanel {
   NextPanel(const void* next, size_t depth, size_t bytes, size_t products)
       : part{static_cast<const char*>(next), (bytes + products - 1) / products}, depth(depth) {}

@@ -22,6 +22,7 @@ inline constexpr size_t kWidth = TOKEXPORT_WIDTH;
 
 using Floats = float __attribute__((vector_size(4 * TOKEXPORT_WIDTH)));
 using Ints = int32_t __attribute__((vector_size(4 * TOKEXPORT_WIDTH)));
+using Words = uint32_t __attribute__((vector_size(4 * TOKEXPORT_WIDTH)));
 
 inline Floats load(const float* from) {
   Floats value;
@@ -51,7 +52,7 @@ inline void store_first(float* to, Floats value, size_t count) {
 // Lanes of a and, from kWidth on, of b.
 template <int... Lanes, typename Vector>
 inline Vector lanes_of(Vector a, Vector b) {
-#if __has_builtin(__builtin_shufflevector)
+#if defined(__clang__) || __GNUC__ >= 12
   return __builtin_shufflevector(a, b, Lanes...);
 #else
   return __builtin_shuffle(a, b, Ints{Lanes...});

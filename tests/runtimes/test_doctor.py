@@ -97,6 +97,19 @@ def test_kernels_that_are_not_there_have_their_remedy(
         assert kernels.install.startswith(remedy)
 
 
+def test_kernels_that_were_not_built_have_the_command_that_builds_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tokexport.runtimes.ort.native_library", lambda: None)
+    monkeypatch.setattr("tokexport.runtimes.openvino.kernels_here", lambda: None)
+    found = {component.name: component for component in diagnose()}
+    for target in ("ort", "openvino"):
+        kernels = found[f"kernels for {target}"]
+        assert not kernels.works
+        assert kernels.missing.endswith("is installed that loads.")
+        assert "pip install --force-reinstall --no-deps" in kernels.install
+
+
 def test_what_does_not_work_says_what_is_missing_and_what_to_do(
     components: dict[str, Component],
 ) -> None:

@@ -160,6 +160,15 @@ def test_attention(seed: int, batch: int, heads: int, queries: int, keys: int, d
     )
 
 
+@FUZZ
+@given(SEED, st.integers(1, 75), st.sampled_from([30.0, 60.0, 200.0, 2000.0]))
+def test_keys_far_below_the_best_have_no_weight(seed: int, keys: int, scale: float) -> None:
+    q, k, v = (values(seed + i, 1, 2, keys, 8) for i in range(3))
+    call = Call("attention", (q, k, v), [q.shape], {"scale": scale})
+    # The largest logits are rounded before they are told apart.
+    assert_same(call, tolerance=1e-6 * scale)
+
+
 def test_attention_to_no_key_is_no_number_in_both() -> None:
     q, size = values(0, 1, 2, 3, 4), np.full((1, 3), -np.inf, np.float32)
     call = Call("sized_attention", (q, q, q, size), [q.shape], {"scale": 1.0})
