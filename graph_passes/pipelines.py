@@ -231,16 +231,18 @@ def rewrite(
 
 def written(model: ir.Model) -> ir.Model:
     """Runs ``EMIT`` over a model as ``torch.onnx.export`` leaves it without its optimiser."""
-    for onnx_pass in EMIT:
-        model = onnx_pass(model).model
-    return model
+    return _run(EMIT, model)
 
 
 def lower(
     model: ir.Model, target: str, arithmetic: Arithmetic = FP32, forms: Forms | None = None
 ) -> ir.Model:
     """Runs a target's passes over an emitted model, in place where a pass can."""
-    for onnx_pass in lowering(target, arithmetic, forms):
+    return _run(lowering(target, arithmetic, forms), model)
+
+
+def _run(passes: tuple[PassBase, ...], model: ir.Model) -> ir.Model:
+    for onnx_pass in passes:
         model = onnx_pass(model).model
     return model
 

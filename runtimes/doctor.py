@@ -123,25 +123,29 @@ def _probe(
     try:
         return Component(name, used_for, use(), True, "", "")
     except RuntimesError as error:
-        missing = " ".join(part for part in (error.what, error.where) if part)
-        version = _version(distribution)
-        return Component(name, used_for, version, False, missing, install_command(extra))
+        return _broken(name, used_for, distribution, extra, error)
+
+
+def _broken(
+    name: str, used_for: str, distribution: str, extra: str, error: RuntimesError
+) -> Component:
+    missing = " ".join(part for part in (error.what, error.where) if part)
+    version = _version(distribution)
+    return Component(name, used_for, version, False, missing, install_command(extra))
 
 
 def _cpu_runtime(
     name: str, target: str, use: Callable[[], RuntimeInfo]
 ) -> tuple[Component, Component]:
     """Uses a runtime of the CPU once, with the native kernels for it where they load."""
-    infos: list[RuntimeInfo] = []
-
-    def version() -> str:
-        infos.append(use())
-        return infos[0].version
-
-    runtime = _probe(name, f"compile, run and verify for {target}", name, target, version)
-    if not infos:
+    used_for = f"compile, run and verify for {target}"
+    try:
+        info = use()
+    except RuntimesError as error:
+        runtime = _broken(name, used_for, name, target, error)
         return runtime, _kernels(target, None, runtime.missing, runtime.install)
-    found = str(infos[0].details["kernels"])
+    runtime = Component(name, used_for, info.version, True, "", "")
+    found = str(info.details["kernels"])
     if found != NO_KERNELS:
         return runtime, _kernels(target, found)
     wanted = os.environ.get(VARIABLE)

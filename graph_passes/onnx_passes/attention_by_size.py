@@ -11,7 +11,6 @@ proportional attention, ToMe (Bolya et al. 2023), section 3.
 
 from __future__ import annotations
 
-from math import prod
 from typing import Final
 
 import onnx_ir as ir
@@ -63,7 +62,4 @@ def _size_behind(log_size: ir.Value | None) -> ir.Value | None:
 def _all_of(value: ir.Value | None) -> ir.Value | None:
     """Returns the value that another is all of, in its order and any shape."""
     view = view_of(value) if value is not None else None
-    if view is None or not view.is_whole(view.shape):
-        return value
-    base = shape_of(view.base)
-    return view.base if base is not None and prod(base) == prod(view.shape) else value
+    return view.base if view is not None and view.is_whole(view.shape) else value

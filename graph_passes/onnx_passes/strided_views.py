@@ -33,7 +33,9 @@ class View:
 
     def is_whole(self, shape: tuple[int, ...]) -> bool:
         """Tells whether it is all of the base in its order, in this shape."""
-        return self.shape == shape and self.offset == 0 and self.steps_by(_in_order(shape))
+        base = shape_of(self.base)
+        everything = base is not None and prod(base) == prod(shape) and self.offset == 0
+        return everything and self.shape == shape and self.steps_by(_in_order(shape))
 
     def steps_by(self, strides: tuple[int, ...]) -> bool:
         """Tells whether its strides are these, those of axes of one element left out."""

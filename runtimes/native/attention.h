@@ -106,41 +106,52 @@ inline void write_bias(const AttentionArgs& args, size_t image, size_t width, fl
     bias[key] = key >= args.keys ? -__builtin_inff() : log_size == nullptr ? 0.0f : log_size[key];
 }
 
-// Computes `count` rows of weights, `width` apart, that still have to be divided by their sums.
-inline void soften_rows(const AttentionArgs& args, const QueryBlock& block, size_t first,
-                        size_t count, const float* bias, float* logits, size_t width,
-                        float* sums) {
-  const float* keys = args.packed_k + block.pair * packed_k_floats(args);
-  const float* q = args.q.at(block.image, block.head) + (block.begin + first) * args.q.row;
-  for (size_t key = 0; key < width; key += kColumns)
-    multiply_rows(count, q, args.q.row, args.depth,
-                  keys + key / kPanel * kPanel * args.depth + key % kPanel, logits + key, width);
-  for (size_t r = 0; r < count; ++r)
-    sums[r] = soften(logits + r * width, width, args.scale, bias);
-}
+// Some rows of weights, each to be divided by its sum, and where what becomes of them goes.
+struct Softened {
+  size_t count;
+  const float* weights;  // (count, width)
+  size_t width;
+  const float* sums;
+  float* y;
+};
 
-// Computes a block of queries of one image and head.
-inline void attention_task(const AttentionArgs& args, size_t task) {
+// Calls `body(block, softened)` for the rows of weights of a task.
+template <typename Body>
+inline void for_softened_rows(const AttentionArgs& args, size_t task, Body body) {
   const QueryBlock block = query_block(args, task);
-  const float* values = args.packed_v + block.pair * packed_v_floats(args);
+  const float* keys = args.packed_k + block.pair * packed_k_floats(args);
   const size_t width = logits_width(args);
   thread_local Buffer<float> scratch;
   float* bias = scratch.of((1 + kRows) * width);
   float* logits = bias + width;
-  float tile[kRows][kColumns];
   float sums[kRows];
   write_bias(args, block.image, width, bias);
   in_blocks(block.count, [&](size_t first, size_t count) {
-    soften_rows(args, block, first, count, bias, logits, width, sums);
-    float* rows = args.y.at(block.image, block.head) + (block.begin + first) * args.y.row;
+    const size_t row = block.begin + first;
+    const float* q = args.q.at(block.image, block.head) + row * args.q.row;
+    for (size_t key = 0; key < width; key += kColumns)
+      multiply_rows(count, q, args.q.row, args.depth,
+                    keys + key / kPanel * kPanel * args.depth + key % kPanel, logits + key, width);
+    for (size_t r = 0; r < count; ++r)
+      sums[r] = soften(logits + r * width, width, args.scale, bias);
+    float* y = args.y.at(block.image, block.head) + row * args.y.row;
+    body(block, Softened{count, logits, width, sums, y});
+  });
+}
+
+// Computes a block of queries of one image and head.
+inline void attention_task(const AttentionArgs& args, size_t task) {
+  float tile[kRows][kColumns];
+  for_softened_rows(args, task, [&](const QueryBlock& block, const Softened& rows) {
+    const float* values = args.packed_v + block.pair * packed_v_floats(args);
     for (size_t column = 0; column < args.value_depth; column += kColumns) {
-      multiply_rows(count, logits, width, args.keys,
+      multiply_rows(rows.count, rows.weights, rows.width, args.keys,
                     values + column / kPanel * kPanel * args.keys + column % kPanel, tile[0],
                     kColumns);
       const size_t columns = smaller(kColumns, args.value_depth - column);
-      for (size_t r = 0; r < count; ++r) {
-        float* y = rows + r * args.y.row + column;
-        const float share = 1.0f / sums[r];
+      for (size_t r = 0; r < rows.count; ++r) {
+        float* y = rows.y + r * args.y.row + column;
+        const float share = 1.0f / rows.sums[r];
         for (size_t from = 0; from < columns; from += kWidth)
           store_first(y + from, load(tile[r] + from) * share, smaller(kWidth, columns - from));
       }
@@ -150,20 +161,12 @@ inline void attention_task(const AttentionArgs& args, size_t task) {
 
 // Computes the weights of a block of queries of one image and head: y is the softmax itself.
 inline void attention_weights_task(const AttentionArgs& args, size_t task) {
-  const QueryBlock block = query_block(args, task);
-  const size_t width = logits_width(args);
-  thread_local Buffer<float> scratch;
-  float* bias = scratch.of((1 + kRows) * width);
-  float* logits = bias + width;
-  float sums[kRows];
-  write_bias(args, block.image, width, bias);
-  in_blocks(block.count, [&](size_t first, size_t count) {
-    soften_rows(args, block, first, count, bias, logits, width, sums);
-    float* rows = args.y.at(block.image, block.head) + (block.begin + first) * args.y.row;
-    for (size_t r = 0; r < count; ++r) {
-      const float share = 1.0f / sums[r];
+  for_softened_rows(args, task, [&](const QueryBlock&, const Softened& rows) {
+    for (size_t r = 0; r < rows.count; ++r) {
+      const float share = 1.0f / rows.sums[r];
       for (size_t from = 0; from < args.keys; from += kWidth)
-        store_first(rows + r * args.y.row + from, load(logits + r * width + from) * share,
+        store_first(rows.y + r * args.y.row + from,
+                    load(rows.weights + r * rows.width + from) * share,
                     smaller(kWidth, args.keys - from));
     }
   });
