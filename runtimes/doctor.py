@@ -18,12 +18,13 @@ import numpy as np
 
 from tokexport.runtimes import openvino
 from tokexport.runtimes.base import Runner
-from tokexport.runtimes.cuda_driver import CudaDriver, CudaDriverError
+from tokexport.runtimes.cuda_driver import CudaDriver, CudaDriverError, Gpu
 from tokexport.runtimes.errors import RunError, RuntimesError
 from tokexport.runtimes.importing import install_command, is_installed
 from tokexport.runtimes.manifest import RuntimeInfo
 from tokexport.runtimes.native_library import NO_KERNELS, VARIABLE
 from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.trt import RTX_CAPABILITIES
 from tokexport.runtimes.trt_libraries import load_full, load_rtx
 
 # A serialised ONNX model of one node, y = Identity(x), x and y of shape (1,) in float32: so that a
@@ -79,6 +80,9 @@ _COMPILE_PACKAGES = {
     "transformers": ("transformers", "transformers"),
 }
 _COMPILING = "compile"
+_GPU = "NVIDIA GPU and driver"
+_GPU_USED_FOR = "run and verify for trt"
+_GPU_DRIVER = "On a machine with an NVIDIA GPU, install its driver, r580 or newer (CUDA 13)."
 #: How to come by the library of kernels for each target; one for OpenVINO fits the installed one.
 _KERNELS_BUILT = {
     "ort": "Where there is a C++ compiler: pip install --force-reinstall --no-deps .",
@@ -89,11 +93,12 @@ _KERNELS_BUILT = {
 
 def diagnose() -> tuple[Component, ...]:
     """Looks at every component, in the order in which a person meets them."""
+    full_tensorrt = _full_tensorrt()
     return (
         Component("numpy", "everything", np.__version__, True, "", ""),
         *_cpu_runtime("onnxruntime", "ort", _run_onnxruntime),
         *_cpu_runtime("openvino", "openvino", _run_openvino),
-        _full_tensorrt(),
+        full_tensorrt,
         _probe(
             "TensorRT-RTX",
             "compile for trt without a GPU",
@@ -101,7 +106,7 @@ def diagnose() -> tuple[Component, ...]:
             "trt-rtx",
             _load_tensorrt_rtx,
         ),
-        _gpu(),
+        _gpu(full_tensorrt),
         *(
             _look_up(module, distribution, extra)
             for module, (distribution, extra) in _COMPILE_PACKAGES.items()
@@ -202,19 +207,34 @@ def _full_tensorrt() -> Component:
         return Component("TensorRT", used_for, version, False, missing, "pip install tensorrt")
 
 
-def _gpu() -> Component:
-    used_for = "run and verify for trt"
-    install = "On a machine with an NVIDIA GPU, install its driver, r580 or newer (CUDA 13)."
+def _gpu(full_tensorrt: Component) -> Component:
     try:
         gpu = CudaDriver().gpu()
     except CudaDriverError as error:
-        return Component("NVIDIA GPU and driver", used_for, None, False, error.what, install)
+        return Component(_GPU, _GPU_USED_FOR, None, False, error.what, _GPU_DRIVER)
+    return gpu_component(gpu, builds_here=full_tensorrt.works)
+
+
+def gpu_component(gpu: Gpu, *, builds_here: bool) -> Component:
+    """Says whether engines run on a GPU.
+
+    Args:
+        gpu: What the driver shows.
+        builds_here: Whether full TensorRT works here, which builds for any GPU that is there.
+            TensorRT-RTX builds for the GPUs that it lists alone.
+    """
     cuda = ".".join(map(str, gpu.cuda_version))
     found = f"CUDA {cuda}, {gpu.name}, compute capability {gpu.compute_capability}"
     if gpu.cuda_version < (13, 0):
         missing = "The driver is older than CUDA 13."
-        return Component("NVIDIA GPU and driver", used_for, found, False, missing, install)
-    return Component("NVIDIA GPU and driver", used_for, found, True, "", "")
+        return Component(_GPU, _GPU_USED_FOR, found, False, missing, _GPU_DRIVER)
+    if not builds_here and gpu.compute_capability not in RTX_CAPABILITIES:
+        missing = (
+            f"TensorRT-RTX does not list compute capability {gpu.compute_capability}: its engines "
+            "do not run on this GPU. Full TensorRT builds for it."
+        )
+        return Component(_GPU, _GPU_USED_FOR, found, False, missing, "pip install tensorrt")
+    return Component(_GPU, _GPU_USED_FOR, found, True, "", "")
 
 
 def _look_up(module: str, distribution: str, extra: str) -> Component:

@@ -170,7 +170,7 @@ def check_gpu(built: RuntimeInfo, gpu: Gpu) -> None:
         raise NoDeviceError(
             f"TensorRT-RTX does not list compute capability {gpu.compute_capability}; "
             "use full TensorRT.",
-            where=f"The GPU is a {gpu.name}; the engine is for {listed}.",
+            where=f"The GPU here: {gpu.name}; the engine is for {listed}.",
             fix="Install `tensorrt` on this machine, and compile the model here.",
         )
     raise NoDeviceError(

@@ -8,7 +8,8 @@ from subprocess import CompletedProcess
 import onnx
 import pytest
 
-from tokexport.runtimes.doctor import IDENTITY_MODEL, Component, diagnose
+from tokexport.runtimes.cuda_driver import Gpu
+from tokexport.runtimes.doctor import IDENTITY_MODEL, Component, diagnose, gpu_component
 from tokexport.runtimes.native_library import kernels_of, native_library
 from tokexport.runtimes.openvino import kernels_here
 
@@ -108,6 +109,20 @@ def test_kernels_that_were_not_built_have_the_command_that_builds_them(
         assert not kernels.works
         assert kernels.missing.endswith("is installed that loads.")
         assert "pip install --force-reinstall --no-deps" in kernels.install
+
+
+def test_a_gpu_that_rtx_does_not_list_needs_full_tensorrt() -> None:
+    hopper = Gpu("NVIDIA H200", "9.0", (13, 0))
+    without, beside = (gpu_component(hopper, builds_here=here) for here in (False, True))
+    assert not without.works
+    assert "does not list compute capability 9.0" in without.missing
+    assert without.install == "pip install tensorrt"
+    assert beside.works
+    listed = Gpu("NVIDIA GeForce RTX 4090", "8.9", (13, 0))
+    assert gpu_component(listed, builds_here=False).works
+    old = gpu_component(Gpu(listed.name, "8.9", (12, 8)), builds_here=True)
+    assert not old.works
+    assert "older than CUDA 13" in old.missing
 
 
 def test_what_does_not_work_says_what_is_missing_and_what_to_do(
