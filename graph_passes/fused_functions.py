@@ -17,6 +17,7 @@ same computation in standard operators. ``runtimes/native`` holds the kernels.
 ``attention_weights_by_size``  the same with the logarithm of each key's size as the bias
 ``cosine_match``               the match of ToMe: the cosine of two halves of the tokens
 ``merge_by_size``              the mean of what is merged, weighted with the sizes
+``cosine_merge_norm``          both of them, and the layer norm of what they give
 =============================  ==================================================================
 """
 
@@ -65,6 +66,12 @@ _BY_SIZE = Signature(
     (("x", "T"), ("size", "T"), ("kept", "I"), ("src", "I"), ("dst", "I")),
     (("y", "T"), ("y_size", "T")),
     (("protected", "ints"), *_SETS),
+)
+
+_COSINE_MERGE_NORM = Signature(
+    (("rows", "T"), ("x", "T"), ("size", "T"), ("weight", "T"), ("bias", "T")),
+    (("y", "T"), ("y_size", "T"), ("normed", "T")),
+    (*_COSINE.attributes, _BY_SIZE.attributes[0], *_NORM.attributes),
 )
 
 # panels (P, K, 32) hold w (K, C) with zeros behind its last column.
@@ -241,6 +248,15 @@ def by_size_body(merge: str) -> str:
     )
 
 
+_COSINE_MERGE_NORM_BODY = """
+  kept, src, dst = tokexport.cosine_match <heads: ints = @heads, depth: ints = @depth,
+    start: ints = @start, a_start: ints = @a_start, b_start: ints = @b_start, step: ints = @step,
+    blocked: ints = @blocked, r: ints = @r> (rows)
+  y, y_size = tokexport.merge_by_size <protected: ints = @protected, a_start: ints = @a_start,
+    b_start: ints = @b_start, step: ints = @step> (x, size, kept, src, dst)
+  normed = tokexport.layer_norm <epsilon: float = @epsilon> (y, weight, bias)
+"""
+
 #: The functions that compute the softmax of attention alone.
 SOFTMAXES: Final = ("attention_weights", "sized_attention_weights", "attention_weights_by_size")
 
@@ -261,4 +277,5 @@ FUSED: Final[dict[str, tuple[Signature, str]]] = {
     "attention_weights_by_size": (_WEIGHTS_BY_SIZE, _WEIGHTS_BY_SIZE_BODY),
     "cosine_match": (_COSINE, _COSINE_BODY),
     "merge_by_size": (_BY_SIZE, by_size_body("merge_tokens_sum")),
+    "cosine_merge_norm": (_COSINE_MERGE_NORM, _COSINE_MERGE_NORM_BODY),
 }

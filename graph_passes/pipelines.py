@@ -25,6 +25,7 @@ from tokexport.graph_passes.onnx_passes.choose_forms import (
     token_calls,
 )
 from tokexport.graph_passes.onnx_passes.clear_traces import ClearTraces
+from tokexport.graph_passes.onnx_passes.cosine_merge_norm import CosineMergeNorm
 from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDeconvolution
 from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
 from tokexport.graph_passes.onnx_passes.fusion_criteria import FusionCriteria
@@ -120,6 +121,7 @@ LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
     NormsOnRows(),
     RemoveUnusedNodesPass(),
     ChooseForms(),
+    CosineMergeNorm(),
     AddFunctions(),
     ClearTraces(),
 )

@@ -7,21 +7,26 @@
 
 namespace tokexport::TOKEXPORT_ISA {
 
+// Writes up to kWidth rows of so many floats as columns of a panel, and zeros for those missing.
+inline void turn_rows(const float* rows, size_t stride, size_t present, size_t width,
+                      float* columns) {
+  const size_t turned = present >= kWidth ? width / kWidth * kWidth : 0;
+  for (size_t d = 0; d < turned; d += kWidth)
+    transpose(rows + d, stride, columns + d * kPanel, kPanel);
+  for (size_t d = turned; d < width; ++d)
+    for (size_t i = 0; i < kWidth; ++i)
+      columns[d * kPanel + i] = i < present ? rows[i * stride + d] : 0.0f;
+}
+
 // Writes rows (count, width) as panels (⌈count / 32⌉, width, 32) of their transpose.
 inline void pack_turned(const float* rows, size_t stride, size_t count, size_t width,
                         float* panels) {
-  for (size_t first = 0; first < count; first += kPanel) {
-    const size_t present = smaller(kPanel, count - first);
+  for (size_t first = 0; first < count; first += kPanel)
     for (size_t j = 0; j < kPanel; j += kWidth) {
-      const size_t turned = j + kWidth <= present ? width / kWidth * kWidth : 0;
-      for (size_t d = 0; d < turned; d += kWidth)
-        transpose(rows + (first + j) * stride + d, stride, panels + d * kPanel + j, kPanel);
-      for (size_t d = turned; d < width; ++d)
-        for (size_t i = j; i < j + kWidth; ++i)
-          panels[d * kPanel + i] = i < present ? rows[(first + i) * stride + d] : 0.0f;
+      const size_t row = first + j;
+      turn_rows(rows + row * stride, stride, row < count ? count - row : 0, width,
+                panels + first * width + j);
     }
-    panels += width * kPanel;
-  }
 }
 
 // Writes rows (count, width), or those that an index names, as panels (⌈width / 32⌉, count, 32).
@@ -45,13 +50,10 @@ inline void attention_keys_task(const AttentionArgs& args, size_t task) {
               args.packed_k + task * packed_k_floats(args));
 }
 
-// Packs the keys and values of one image and head.
-inline void attention_pack_task(const AttentionArgs& args, size_t task) {
-  const size_t image = task / args.heads;
-  const size_t head = task % args.heads;
-  attention_keys_task(args, task);
-  pack_straight(args.v.at(image, head), args.v.row, args.keys, args.value_depth,
-                args.packed_v + task * packed_v_floats(args));
+// Packs the values of one image and head.
+inline void attention_values_task(const AttentionArgs& args, size_t task) {
+  pack_straight(args.v.at(task / args.heads, task % args.heads), args.v.row, args.keys,
+                args.value_depth, args.packed_v + task * packed_v_floats(args));
 }
 
 // Turns a row of logits into weights that still have to be divided by what it returns. Its width is

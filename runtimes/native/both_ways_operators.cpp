@@ -46,20 +46,18 @@ class ScoredMatch final : public Kernel {
     args.match = matched(run, args.images, args.a.count, args.b.count, taken_);
     args.scores = run.output<float>(3, {args.images, args.a.count, args.b.count});
     args.match.scores = args.scores;
-    const Workspace::Lease work = workspace_.lease(args.images * scored_match_floats(args));
+    const auto work = workspace_.lease(args.images * scored_match_floats(args));
     args.work = work.data();
-    run.in_parallel(2 * args.images,
-                    [&](size_t task) { kernels().scored_units_task(args, task); });
-    run.in_parallel(scored_tasks(args),
-                    [&](size_t task) { kernels().scored_rows_task(args, task); });
-    run.in_parallel(args.images,
-                    [&](size_t task) { kernels().match_task(args.match, task); });
+    run.in_phases(
+        phase(2 * args.images, [&](size_t task) { kernels().scored_units_task(args, task); }),
+        phase(scored_tasks(args), [&](size_t task) { kernels().scored_rows_task(args, task); }),
+        phase(args.images, [&](size_t task) { kernels().match_task(args.match, task); }));
   }
 
  private:
   Sets sets_;
   size_t taken_;
-  mutable Workspace workspace_;
+  mutable Workspace<float> workspace_;
 };
 
 // match_back(scores (B, Na, Nb), kept (B, K)) -> kept_back (B, Nb - r), src_back (B, r),

@@ -46,7 +46,7 @@ class Linear final : public Kernel {
   }
 };
 
-constexpr size_t kQueriesPerTask = 56;
+constexpr size_t kQueriesPerTask = 28;
 
 // What is added to the logits of each key.
 enum class KeyBias {
@@ -81,10 +81,16 @@ void attend(const Run& run, AttentionArgs& args) {
   const size_t floats = pairs * (packed_k_floats(args) + packed_v_floats(args));
   args.packed_k = room_beside_bias<Bias>(run, args, 3, floats);
   args.packed_v = args.packed_k + pairs * packed_k_floats(args);
-  args.queries_per_task = std::min(args.queries, kQueriesPerTask);
+  args.queries_per_task = evenly(args.queries, kQueriesPerTask);
   const size_t chunks = tasks_for(args.queries, args.queries_per_task);
-  run.in_parallel(pairs, [&](size_t task) { kernels().attention_pack_task(args, task); });
-  run.in_parallel(pairs * chunks, [&](size_t task) { kernels().attention_task(args, task); });
+  run.in_phases(phase(2 * pairs,
+                      [&](size_t task) {
+                        if (task % 2 == 0)
+                          kernels().attention_keys_task(args, task / 2);
+                        else
+                          kernels().attention_values_task(args, task / 2);
+                      }),
+                phase(pairs * chunks, [&](size_t task) { kernels().attention_task(args, task); }));
 }
 
 // attention(q (B, H, Nq, D), k (B, H, N, D), v (B, H, N, Dv) [, log_size (B, N)]) -> (B, H, Nq, Dv)
@@ -210,10 +216,10 @@ class AttentionWeights final : public Kernel {
     const size_t pairs = args.images * args.heads;
     if (pairs * matrix == 0) return;
     args.packed_k = room_beside_bias<Bias>(run, args, 2, pairs * packed_k_floats(args));
-    args.queries_per_task = std::min(args.queries, kQueriesPerTask);
-    run.in_parallel(pairs, [&](size_t task) { kernels().attention_keys_task(args, task); });
-    run.in_parallel(pairs * tasks_for(args.queries, args.queries_per_task),
-                    [&](size_t task) { kernels().attention_weights_task(args, task); });
+    args.queries_per_task = evenly(args.queries, kQueriesPerTask);
+    run.in_phases(phase(pairs, [&](size_t task) { kernels().attention_keys_task(args, task); }),
+                  phase(pairs * tasks_for(args.queries, args.queries_per_task),
+                        [&](size_t task) { kernels().attention_weights_task(args, task); }));
   }
 
  private:

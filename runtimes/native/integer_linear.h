@@ -167,12 +167,13 @@ inline void integer_linear_task(const IntegerLinearArgs& args, size_t task) {
         offset[half] = with_products(offset[half], Ints{} + 0x01010101,
                                      load_bytes(weights + 4 * (g * kPanel + half * kWidth)));
     Floats factor[2];
+    Floats bias[2];
     for (size_t half = 0; half < 2; ++half) {
       offset[half] *= args.zero;
       const size_t from = half * kWidth;
-      factor[half] = from >= columns ? Floats{}
-                                     : args.scale * load_first(args.scales + column + from,
-                                                               smaller(kWidth, columns - from));
+      const size_t count = from < columns ? smaller(kWidth, columns - from) : 0;
+      factor[half] = args.scale * load_first(args.scales + column + from, count);
+      bias[half] = to.bias == nullptr ? Floats{} : load_first(to.bias + column + from, count);
     }
     in_blocks(rows, [&](size_t first, size_t count) {
       const size_t row = begin + first;
@@ -181,7 +182,8 @@ inline void integer_linear_task(const IntegerLinearArgs& args, size_t task) {
       for (size_t r = 0; r < count; ++r)
         for (size_t half = 0; half < 2; ++half) {
           const Ints sum = load(sums[r] + half * kWidth) - offset[half];
-          store(tile[r] + half * kWidth, __builtin_convertvector(sum, Floats) * factor[half]);
+          store(tile[r] + half * kWidth,
+                __builtin_convertvector(sum, Floats) * factor[half] + bias[half]);
         }
       finish_block(to, tile, row, count, column, columns);
     });

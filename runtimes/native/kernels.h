@@ -220,19 +220,40 @@ struct CosineArgs {
   size_t depth;
   TokenSet a;
   TokenSet b;
-  size_t blocked;   // so many of the first of a find no partner
-  MatchArgs match;  // its scores are computed here
+  size_t blocked;    // so many of the first of a find no partner
+  float* panels;     // cosine_panel_floats for every image: the tokens of b, of length one
+  float* best;       // (images, a.count), the score of each token of a
+  int64_t* partner;  // (images, a.count), the token of b that gives it
+  MatchArgs match;   // its scores are not kept
 };
+
+// Tokens of b, and of a, that one task takes.
+inline constexpr size_t kUnitTokens = 16;
+inline constexpr size_t kCosineRows = 14;
+
+static inline size_t cosine_panel_floats(const CosineArgs& args) {
+  return panel_count(args.b.count) * kPanel * args.depth;
+}
+
+static inline size_t cosine_units_tasks(const CosineArgs& args) {
+  return args.images * panel_count(args.b.count) * (kPanel / kUnitTokens);
+}
+
+static inline size_t cosine_rows_tasks(const CosineArgs& args) {
+  return args.images * ((args.a.count + kCosineRows - 1) / kCosineRows);
+}
 
 // The mean of the tokens that merge, weighted with their sizes, and the sums of the sizes.
 struct BySizeArgs {
-  const float* x;     // (images, count, channels)
-  const float* size;  // (images, count)
-  const int64_t* kept;
-  const int64_t* src;
-  const int64_t* dst;
-  float* y;       // (images, by_size_rows, channels)
-  float* y_size;  // (images, by_size_rows)
+  const float* x;       // (images, count, channels)
+  const float* size;    // (images, count)
+  const int64_t* kept;  // (images, kept_count)
+  const int64_t* src;   // (images, taken)
+  const int64_t* dst;   // (images, taken)
+  int64_t* first;       // (images, b.count), the first of the pairs that merge into it, or -1
+  int64_t* next;        // (images, taken), the pair behind each that merges into the same, or -1
+  float* y;             // (images, by_size_rows, channels)
+  float* y_size;        // (images, by_size_rows)
   size_t images;
   size_t count;
   size_t channels;
@@ -241,18 +262,22 @@ struct BySizeArgs {
   size_t stay;  // so many of the first tokens come first, as they are
   size_t kept_count;
   size_t taken;
+  NormArgs norm;  // of y, where its own y is not null
 };
 
 static inline size_t by_size_rows(const BySizeArgs& args) {
   return args.stay + args.kept_count + args.b.count;
 }
 
-// Channels that one task merges.
-inline constexpr size_t kMergedChannels = 96;
+// Rows that one task writes.
+inline constexpr size_t kBySizeRows = 16;
 
 static inline size_t by_size_tasks(const BySizeArgs& args) {
-  return args.images * ((args.channels + kMergedChannels - 1) / kMergedChannels);
+  return args.images * ((by_size_rows(args) + kBySizeRows - 1) / kBySizeRows);
 }
+
+// Channels that one task merges.
+inline constexpr size_t kMergedChannels = 96;
 
 // The scores of pairs of the tokens of a and b, and the match by them. A score is half of one more
 // than the cosine of the tokens, times how rare each of the two is.
@@ -318,9 +343,9 @@ struct Kernels {
   const char* name;
   IntegerKernels integers;
   void (*linear_task)(const LinearArgs&, size_t);
-  void (*attention_pack_task)(const AttentionArgs&, size_t);
-  void (*attention_task)(const AttentionArgs&, size_t);
   void (*attention_keys_task)(const AttentionArgs&, size_t);
+  void (*attention_values_task)(const AttentionArgs&, size_t);
+  void (*attention_task)(const AttentionArgs&, size_t);
   void (*attention_weights_task)(const AttentionArgs&, size_t);
   void (*received_task)(const CriteriaArgs&, size_t);
   void (*criteria_task)(const CriteriaArgs&, size_t);
@@ -328,7 +353,9 @@ struct Kernels {
   void (*ahead_task)(const AheadArgs&, size_t);
   void (*norm_task)(const NormArgs&, size_t);
   void (*match_task)(const MatchArgs&, size_t);
-  void (*cosine_match_task)(const CosineArgs&, size_t);
+  void (*cosine_units_task)(const CosineArgs&, size_t);
+  void (*cosine_rows_task)(const CosineArgs&, size_t);
+  void (*cosine_rank_task)(const CosineArgs&, size_t);
   void (*merge_by_size_task)(const BySizeArgs&, size_t);
   void (*scored_units_task)(const ScoredMatchArgs&, size_t);
   void (*scored_rows_task)(const ScoredMatchArgs&, size_t);

@@ -12,6 +12,7 @@ const std::vector<OrtOperator>& operators() {
     add_dense_operators(&found);
     add_integer_operators(&found);
     add_token_operators(&found);
+    add_tome_operators(&found);
     add_both_ways_operators(&found);
     add_ahead_operators(&found);
     return std::vector<OrtOperator>(found.begin(), found.end());

@@ -56,10 +56,11 @@ class OpenVinoRun final : public Run {
     return count == 0 ? nullptr : tensor.data<int32_t>();
   }
 
-  const void* input_data(size_t input, std::vector<int64_t>* shape) const override {
+  const void* input_data(size_t input, Shape* shape) const override {
     const ov::Tensor& tensor = inputs_.at(input);
     const ov::Shape& sizes = tensor.get_shape();
-    shape->assign(sizes.begin(), sizes.end());
+    shape->axes = sizes.size();
+    std::copy_n(sizes.begin(), std::min(sizes.size(), Shape::kMostAxes), shape->sizes);
     if (tensor.get_element_type() != ov::element::i32) return tensor.data();
     const auto* indices = tensor.data<const int32_t>();
     read_[input].assign(indices, indices + tensor.get_size());
@@ -89,6 +90,7 @@ const Operator& operator_named(const std::string& name) {
   static const std::vector<Operator> all = [] {
     std::vector<Operator> found;
     add_token_operators(&found);
+    add_tome_operators(&found);
     add_both_ways_operators(&found);
     return found;
   }();

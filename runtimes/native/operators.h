@@ -22,11 +22,14 @@ inline size_t tasks_for(size_t count, size_t per_task) {
   return (count + per_task - 1) / per_task;
 }
 
+// How many of `count` a task takes, at most so many, so that all tasks take nearly as many.
+inline size_t evenly(size_t count, size_t most) {
+  return tasks_for(count, std::max<size_t>(tasks_for(count, most), 1));
+}
+
 // Rows of so many bytes that a task of a product takes, so that they stay in the second cache.
 inline size_t rows_per_task(size_t rows, size_t row_bytes) {
-  const size_t most = std::max<size_t>(28, 524288 / std::max<size_t>(row_bytes, 1));
-  const size_t chunks = tasks_for(rows, most);
-  return (rows + chunks - 1) / std::max<size_t>(chunks, 1);
+  return evenly(rows, std::max<size_t>(28, 524288 / std::max<size_t>(row_bytes, 1)));
 }
 
 // Room for so many bytes that the thread keeps from run to run, aligned for any type. For operators
@@ -39,5 +42,6 @@ void add_dense_operators(std::vector<Operator>* to);
 // None, where the processor has no kernels for them.
 void add_integer_operators(std::vector<Operator>* to);
 void add_token_operators(std::vector<Operator>* to);
+void add_tome_operators(std::vector<Operator>* to);
 
 }  // namespace tokexport

@@ -59,6 +59,8 @@ using ReleaseStatus = Entry<93, void(OrtStatus*)>;
 using ReleaseTensorTypeAndShapeInfo = Entry<99, void(OrtTensorTypeAndShapeInfo*)>;
 using KernelInfoGetAttributeArrayInt64 =
     Entry<163, OrtStatus*(const OrtKernelInfo*, const char*, int64_t*, size_t*)>;
+using KernelInfoGetConstantInput =
+    Entry<249, OrtStatus*(const OrtKernelInfo*, size_t, int*, const OrtValue**)>;
 using KernelContextParallelFor =
     Entry<274, OrtStatus*(const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>;
 

@@ -44,28 +44,69 @@ class OrtAttributes final : public Attributes {
   const OrtKernelInfo* info_;
 };
 
-class OrtRun final : public Run {
+// Where a tensor lies, and its sizes; of more axes than a shape has, none.
+struct Located {
+  const void* data = nullptr;
+  Shape shape;
+};
+
+Located locate(const abi::Api* api, const OrtValue* value) {
+  Located found;
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(api, abi::GetTensorTypeAndShape::of(api)(value, &info), "no shape");
+  Shape& shape = found.shape;
+  OrtStatus* status = abi::GetDimensionsCount::of(api)(info, &shape.axes);
+  if (status == nullptr && shape.axes <= Shape::kMostAxes)
+    status = abi::GetDimensions::of(api)(info, shape.sizes, shape.axes);
+  abi::ReleaseTensorTypeAndShapeInfo::of(api)(info);
+  check(api, status, "no sizes");
+  void* data = nullptr;
+  check(api, abi::GetTensorMutableData::of(api)(const_cast<OrtValue*>(value), &data), "no data");
+  found.data = data;
+  return found;
+}
+
+// The inputs of a node that are constants of the model, which lie where they are for as long as the
+// session lives. To ask for each again with every run would cost a small model 1 % of its time.
+class Constants {
  public:
-  OrtRun(const abi::Api* api, OrtKernelContext* context) : api_(api), context_(context) {}
+  Constants(const abi::Api* api, const OrtKernelInfo* info, size_t inputs) : found_(inputs) {
+    for (size_t input = 0; input < inputs; ++input) {
+      int is_constant = 0;
+      const OrtValue* value = nullptr;
+      check(api,
+            abi::KernelInfoGetConstantInput::of(api)(info, input, &is_constant, &value),
+            "no constant");
+      if (is_constant != 0 && value != nullptr) found_[input] = locate(api, value);
+    }
+  }
+
+  const Located* at(size_t input) const {
+    const Located& one = found_[input];
+    return one.data == nullptr ? nullptr : &one;
+  }
 
  private:
-  const void* input_data(size_t input, std::vector<int64_t>* shape) const override {
-    const OrtValue* value = nullptr;
-    check(api_, abi::KernelContextGetInput::of(api_)(context_, input, &value), "no input");
-    OrtTensorTypeAndShapeInfo* info = nullptr;
-    check(api_, abi::GetTensorTypeAndShape::of(api_)(value, &info), "no shape");
-    size_t found = 0;
-    OrtStatus* status = abi::GetDimensionsCount::of(api_)(info, &found);
-    if (status == nullptr) {
-      shape->resize(found);
-      status = abi::GetDimensions::of(api_)(info, shape->data(), found);
+  std::vector<Located> found_;
+};
+
+class OrtRun final : public Run {
+ public:
+  OrtRun(const abi::Api* api, OrtKernelContext* context, const Constants& constants)
+      : api_(api), context_(context), constants_(constants) {}
+
+ private:
+  const void* input_data(size_t input, Shape* shape) const override {
+    const Located* constant = constants_.at(input);
+    if (constant == nullptr) {
+      const OrtValue* value = nullptr;
+      check(api_, abi::KernelContextGetInput::of(api_)(context_, input, &value), "no input");
+      const Located found = locate(api_, value);
+      *shape = found.shape;
+      return found.data;
     }
-    abi::ReleaseTensorTypeAndShapeInfo::of(api_)(info);
-    check(api_, status, "no sizes");
-    void* data = nullptr;
-    check(api_, abi::GetTensorMutableData::of(api_)(const_cast<OrtValue*>(value), &data),
-          "no data");
-    return data;
+    *shape = constant->shape;
+    return constant->data;
   }
 
   void* output_data(size_t place, std::initializer_list<size_t> shape) const override {
@@ -87,11 +128,13 @@ class OrtRun final : public Run {
 
   const abi::Api* api_;
   OrtKernelContext* context_;
+  const Constants& constants_;
 };
 
 // A node with the interface that it was made with.
 struct Node {
   const abi::Api* api;
+  Constants constants;
   std::unique_ptr<Kernel> kernel;
 };
 
@@ -130,12 +173,14 @@ OrtOperator::OrtOperator(const Operator& what) : abi::CustomOp{}, what(what) {
   CreateKernelV2 = [](const abi::CustomOp* op, const abi::Api* api, const OrtKernelInfo* info,
                       void** kernel) {
     return guarded(api, [&] {
-      *kernel = new Node{api, cast(op).make(OrtAttributes(api, info))};
+      const Operator& what = cast(op);
+      *kernel = new Node{api, Constants(api, info, std::strlen(what.inputs)),
+                         what.make(OrtAttributes(api, info))};
     });
   };
   KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
     const Node& node = *static_cast<const Node*>(kernel);
-    return guarded(node.api, [&] { node.kernel->run(OrtRun(node.api, context)); });
+    return guarded(node.api, [&] { node.kernel->run(OrtRun(node.api, context, node.constants)); });
   };
   KernelDestroy = [](void* kernel) { delete static_cast<Node*>(kernel); };
 }

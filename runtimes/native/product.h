@@ -44,15 +44,30 @@ struct NextPanel {
   size_t depth;
 };
 
-// out (Rows, kColumns) = x (Rows, depth) · panel (depth, kColumns of 32); strides in floats.
-template <size_t Rows>
+// Where a product goes, strides in floats, and what is added to it.
+struct Result {
+  float* out;
+  size_t stride;
+  const float* bias;      // kColumns of them
+  const float* residual;  // as `out` lies; not read without `Residual`
+};
+
+inline constexpr float kNoBias[kColumns] = {};
+
+// out (Rows, kColumns) = bias + x (Rows, depth) · panel (depth, kColumns of 32) [+ residual]; strides
+// in floats.
+template <size_t Rows, bool Residual>
 [[gnu::noinline]] void multiply_block(const float* x, size_t x_stride, size_t depth,
-                                      const float* panel, float* out, size_t out_stride,
-                                      Fetch fetch) {
+                                      const float* panel, Result to, Fetch fetch) {
   Floats first[Rows];
   Floats second[Rows];
+  const Floats left_bias = load(to.bias);
+  const Floats right_bias = load(to.bias + kWidth);
 #pragma GCC unroll 14
-  for (size_t r = 0; r < Rows; ++r) first[r] = second[r] = Floats{};
+  for (size_t r = 0; r < Rows; ++r) {
+    first[r] = left_bias;
+    second[r] = right_bias;
+  }
   // Three rows share a pointer, so that all of them stay in registers: p, p + s, p + 2 s.
   constexpr size_t kPointers = (Rows + 2) / 3;
   const float* rows[kPointers];
@@ -79,28 +94,33 @@ template <size_t Rows>
   }
 #pragma GCC unroll 14
   for (size_t r = 0; r < Rows; ++r) {
-    store(out + r * out_stride, first[r]);
-    store(out + r * out_stride + kWidth, second[r]);
+    if constexpr (Residual) {
+      first[r] += load(to.residual + r * to.stride);
+      second[r] += load(to.residual + r * to.stride + kWidth);
+    }
+    store(to.out + r * to.stride, first[r]);
+    store(to.out + r * to.stride + kWidth, second[r]);
   }
 }
 
 // The same for any number of rows up to Rows.
-template <size_t Rows = kRows>
+template <bool Residual, size_t Rows = kRows>
 inline void multiply_rows(size_t rows, const float* x, size_t x_stride, size_t depth,
-                          const float* panel, float* out, size_t out_stride, Fetch fetch) {
+                          const float* panel, const Result& to, Fetch fetch) {
   if constexpr (Rows > 0) {
     if (rows == Rows)
-      multiply_block<Rows>(x, x_stride, depth, panel, out, out_stride, fetch);
+      multiply_block<Rows, Residual>(x, x_stride, depth, panel, to, fetch);
     else
-      multiply_rows<Rows - 1>(rows, x, x_stride, depth, panel, out, out_stride, fetch);
+      multiply_rows<Residual, Rows - 1>(rows, x, x_stride, depth, panel, to, fetch);
   }
 }
 
-// The same where nothing has to be fetched.
+// The same where nothing has to be added or fetched.
 inline void multiply_rows(size_t rows, const float* x, size_t x_stride, size_t depth,
                           const float* panel, float* out, size_t out_stride) {
   const Fetch nothing{reinterpret_cast<const char*>(panel), 0};
-  multiply_rows<kRows>(rows, x, x_stride, depth, panel, out, out_stride, nothing);
+  const Result to{out, out_stride, kNoBias, nullptr};
+  multiply_rows<false>(rows, x, x_stride, depth, panel, to, nothing);
 }
 
 inline size_t block_count(size_t rows) { return (rows + kRows - 1) / kRows; }

@@ -1,6 +1,7 @@
 // What a kernel sees of the runtime that runs it: attributes, tensors and a pool of threads.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -9,6 +10,8 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "phases.h"
 
 namespace tokexport {
 
@@ -22,12 +25,27 @@ inline void require(bool holds, const char* what) {
   if (!holds) throw Refusal(what);
 }
 
+// The cores of the machine.
+inline size_t threads_at_most() {
+  static const size_t cores = std::max<size_t>(std::thread::hardware_concurrency(), 1);
+  return cores;
+}
+
+// The sizes of a tensor; of more than so many axes no operator takes any.
+struct Shape {
+  static constexpr size_t kMostAxes = 4;
+
+  size_t axes = 0;
+  int64_t sizes[kMostAxes] = {};
+};
+
 template <typename Element>
 struct Tensor {
   Element* data;
-  std::vector<int64_t> shape;
+  Shape shape;
 
-  size_t size(size_t axis) const { return static_cast<size_t>(shape.at(axis)); }
+  // Of an axis that the tensor has.
+  size_t size(size_t axis) const { return static_cast<size_t>(shape.sizes[axis]); }
 };
 
 // Attributes of a node, read when its kernel is made.
@@ -58,23 +76,40 @@ class Run {
   // Runs body(0) … body(tasks - 1) on the threads of the runtime.
   template <typename Body>
   void in_parallel(size_t tasks, const Body& body) const {
-    if (tasks == 1) return body(0);
-    const auto call = [](void* data, size_t task) { (*static_cast<const Body*>(data))(task); };
-    run_tasks(call, tasks, const_cast<Body*>(&body));
+    in_phases(phase(tasks, body));
+  }
+
+  // Runs the tasks of each phase on the threads of the runtime, and of the next when all are done.
+  // To hand tasks to its threads and to have them back costs a runtime ten times what it costs them
+  // to wait for one another.
+  template <typename... Bodies>
+  void in_phases(const Phase<Bodies>&... phases) const {
+    const size_t threads = std::min(threads_at_most(), std::max({phases.tasks...}));
+    const size_t shares = std::clamp<size_t>(threads, 1, kMostShares);
+    Progress progress[sizeof...(Bodies)];
+    const auto work = [&](size_t thread) {
+      Progress* next = progress;
+      (work_off(phases, thread % shares, shares, next++), ...);
+    };
+    if (threads <= 1) return work(0);
+    const auto call = [](void* data, size_t thread) {
+      (*static_cast<decltype(work)*>(data))(thread);
+    };
+    run_tasks(call, threads, const_cast<void*>(static_cast<const void*>(&work)));
   }
 
  protected:
-  virtual const void* input_data(size_t input, std::vector<int64_t>* shape) const = 0;
+  virtual const void* input_data(size_t input, Shape* shape) const = 0;
   virtual void* output_data(size_t place, std::initializer_list<size_t> shape) const = 0;
   virtual void run_tasks(void (*call)(void*, size_t), size_t tasks, void* data) const = 0;
 
  private:
   template <typename Element>
   Tensor<const Element> in(size_t input, size_t rank) const {
-    std::vector<int64_t> shape;
+    Shape shape;
     const void* data = input_data(input, &shape);
-    require(shape.size() == rank, "An input has another number of axes than the operator takes.");
-    return {static_cast<const Element*>(data), std::move(shape)};
+    require(shape.axes == rank, "An input has another number of axes than the operator takes.");
+    return {static_cast<const Element*>(data), shape};
   }
 };
 

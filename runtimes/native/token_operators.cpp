@@ -144,97 +144,6 @@ class Merge final : public Kernel {
   }
 };
 
-// cosine_match(rows (B, N, ·)) -> kept (B, Na - r), src (B, r), dst (B, r)
-class CosineMatch final : public Kernel {
- public:
-  explicit CosineMatch(const Attributes& attributes)
-      : heads_(attributes.only("heads")),
-        depth_(attributes.only("depth")),
-        start_(attributes.only("start")),
-        sets_(attributes),
-        blocked_(attributes.only("blocked")),
-        taken_(attributes.only("r")) {}
-
-  void run(const Run& run) const override {
-    const auto rows = run.floats(0, 3);
-    require(start_ + heads_ * depth_ <= rows.size(2), "cosine_match: the rows hold fewer heads.");
-    CosineArgs args{};
-    args.rows = rows.data + start_;
-    args.images = rows.size(0);
-    args.count = rows.size(1);
-    args.width = rows.size(2);
-    args.heads = heads_;
-    args.depth = depth_;
-    args.a = sets_.a(args.count);
-    args.b = sets_.b(args.count);
-    args.blocked = blocked_;
-    args.match.rows = args.a.count;
-    args.match.columns = args.b.count;
-    args.match.images = args.images;
-    args.match.taken = taken_;
-    require(args.b.count > 0 && taken_ <= args.a.count, "cosine_match: r is more than the rows.");
-    args.match.kept = run.output<int64_t>(0, {args.images, args.a.count - taken_});
-    args.match.src = run.output<int64_t>(1, {args.images, taken_});
-    args.match.dst = run.output<int64_t>(2, {args.images, taken_});
-    run.in_parallel(args.images, [&](size_t task) { kernels().cosine_match_task(args, task); });
-  }
-
- private:
-  size_t heads_;
-  size_t depth_;
-  size_t start_;
-  Sets sets_;
-  size_t blocked_;
-  size_t taken_;
-};
-
-// merge_by_size(x (B, N, C), size (B, N, 1), kept (B, Na - r), src (B, r), dst (B, r))
-// -> (B, P + Na - r + Nb, C), (B, P + Na - r + Nb, 1)
-class MergeBySize final : public Kernel {
- public:
-  explicit MergeBySize(const Attributes& attributes)
-      : protected_(attributes.only("protected")), sets_(attributes) {}
-
-  void run(const Run& run) const override {
-    const auto x = run.floats(0, 3);
-    const auto size = run.floats(1, 3);
-    const auto kept = run.indices(2, 2);
-    const auto src = run.indices(3, 2);
-    const auto dst = run.indices(4, 2);
-    BySizeArgs args{};
-    args.images = x.size(0);
-    args.count = x.size(1);
-    args.channels = x.size(2);
-    args.a = sets_.a(args.count);
-    args.b = sets_.b(args.count);
-    args.stay = protected_;
-    args.kept_count = kept.size(1);
-    args.taken = src.size(1);
-    require(size.size(0) == args.images && size.size(1) == args.count && size.size(2) == 1 &&
-                kept.size(0) == args.images && src.size(0) == args.images &&
-                dst.size(0) == args.images && dst.size(1) == args.taken &&
-                protected_ <= args.count,
-            "merge_by_size: the shapes do not fit.");
-    require_rows(kept, args.a.count);
-    require_rows(src, args.a.count);
-    require_rows(dst, args.b.count);
-    args.x = x.data;
-    args.size = size.data;
-    args.kept = kept.data;
-    args.src = src.data;
-    args.dst = dst.data;
-    const size_t rows = by_size_rows(args);
-    args.y = run.output<float>(0, {args.images, rows, args.channels});
-    args.y_size = run.output<float>(1, {args.images, rows, 1});
-    run.in_parallel(by_size_tasks(args),
-                    [&](size_t task) { kernels().merge_by_size_task(args, task); });
-  }
-
- private:
-  size_t protected_;
-  Sets sets_;
-};
-
 template <Reduce Mode>
 void add_scatters(std::vector<Operator>* to, const char* name, const char* excluding) {
   to->push_back({name, "fif", "f", make<Scatter<Mode, true>>});
@@ -244,8 +153,6 @@ void add_scatters(std::vector<Operator>* to, const char* name, const char* exclu
 }  // namespace
 
 void add_token_operators(std::vector<Operator>* to) {
-  to->push_back({"cosine_match", "f", "iii", make<CosineMatch>});
-  to->push_back({"merge_by_size", "ffiii", "ff", make<MergeBySize>});
   to->push_back({"bipartite_match", "f", "iii", make<Match<false>>});
   to->push_back({"bipartite_match_by_score", "f", "iii", make<Match<true>>});
   to->push_back({"gather_tokens", "fi", "f", make<Gather>});

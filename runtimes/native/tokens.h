@@ -8,66 +8,82 @@
 
 namespace tokexport::TOKEXPORT_ISA {
 
-// Whether a comes before b: the larger score first, NaN above all as in torch, ties by index.
-inline bool better(float a, float b) { return a > b || (a != a && b == b); }
-
 // The largest of a row and the first place it is at.
 inline void best_of(const float* row, size_t count, float* best, int64_t* place) {
-  // NaN or not, most rows need one pass of maxima and one search for where the maximum is.
-  float top = row[0];
-  Floats tops = all(top);
-  bool strange = top != top;
-  Ints unequal{};
   const size_t whole = count / kWidth * kWidth;
+  const Floats lowest = all(-__builtin_inff());
+  Floats tops = lowest;
+  Ints places{};
+  Ints strange{};
   for (size_t i = 0; i < whole; i += kWidth) {
     const Floats value = load(row + i);
-    unequal |= value != value;
-    tops = larger(value, tops);
+    const Ints wins = value > tops;
+    tops = wins ? value : tops;
+    places = wins ? Ints{} + static_cast<int32_t>(i) : places;
+    strange |= value != value;
   }
+  float top = largest_of(tops);
+  int32_t first[kWidth];
+  float lanes[kWidth];
+  std::memcpy(first, &places, sizeof first);
+  store(lanes, tops);
+  auto at = static_cast<int32_t>(count);
+  for (int32_t lane = 0; whole > 0 && lane < static_cast<int32_t>(kWidth); ++lane)
+    if (lanes[lane] == top && first[lane] + lane < at) at = first[lane] + lane;
+  bool all_numbers = !any_of(strange);
   for (size_t i = whole; i < count; ++i) {
-    strange |= row[i] != row[i];
-    top = row[i] > top ? row[i] : top;
+    all_numbers = all_numbers && row[i] == row[i];
+    if (row[i] > top || at == static_cast<int32_t>(count)) {
+      top = row[i];
+      at = static_cast<int32_t>(i);
+    }
   }
-  if (strange || any_of(unequal)) {
-    size_t first = 0;
-    while (row[first] == row[first]) ++first;
-    *best = row[first];
-    *place = static_cast<int64_t>(first);
-    return;
+  if (!all_numbers) {
+    at = 0;
+    while (row[at] == row[at]) ++at;
+    top = row[at];
   }
-  const float widest = largest_of(tops);
-  top = widest > top ? widest : top;
   *best = top;
-  size_t first = 0;
-  while (row[first] != top) ++first;
-  *place = static_cast<int64_t>(first);
+  *place = at;
 }
 
 // Takes the best pairs of one image, once each row's best score and partner are known.
 inline void rank_pairs(const MatchArgs& args, size_t image, const float* best,
                        const int64_t* partner) {
   const size_t rows = args.rows;
-  thread_local Buffer<int64_t> ranks;
-  int64_t* ranked = ranks.of(rows);
-  for (size_t i = 0; i < rows; ++i) ranked[i] = static_cast<int64_t>(i);
-  const auto before = [best](int64_t i, int64_t j) {
-    const float a = best[i];
-    const float b = best[j];
-    return better(a, b) || (!better(b, a) && i < j);
-  };
-  int64_t* middle = ranked + args.taken;
-  int64_t* end = ranked + rows;
-  if (args.by_score) {
-    std::sort(ranked, end, before);
-  } else {
-    std::partial_sort(ranked, middle, end, before);
-    std::sort(middle, end, [](int64_t i, int64_t j) { return i < j; });
+  // The better score is the larger number: NaN above all as in torch, equal ones by index.
+  thread_local Buffer<uint64_t> numbers;
+  uint64_t* ranked = numbers.of(rows);
+  for (size_t i = 0; i < rows; ++i) {
+    const float score = best[i] + 0.0f;  // no -0
+    uint32_t bits;
+    std::memcpy(&bits, &score, sizeof bits);
+    const uint32_t rank = score != score       ? ~uint32_t{0}
+                          : (bits >> 31) != 0 ? ~bits
+                                              : bits | uint32_t{1} << 31;
+    ranked[i] = uint64_t{rank} << 32 | (~static_cast<uint32_t>(i));
   }
+  uint64_t* middle = ranked + args.taken;
+  uint64_t* end = ranked + rows;
+  const auto larger_first = [](uint64_t a, uint64_t b) { return a > b; };
+  const auto row_of = [](uint64_t number) { return size_t{~static_cast<uint32_t>(number)}; };
   int64_t* kept = args.kept + image * (rows - args.taken);
-  for (size_t i = 0; i < rows - args.taken; ++i) kept[i] = middle[i];
+  if (args.by_score) {
+    std::sort(ranked, end, larger_first);
+    for (size_t i = 0; i < rows - args.taken; ++i) kept[i] = static_cast<int64_t>(row_of(middle[i]));
+  } else {
+    std::partial_sort(ranked, middle, end, larger_first);
+    thread_local Buffer<bool> marks;
+    bool* is_taken = marks.of(rows);
+    std::memset(is_taken, 0, rows);
+    for (size_t i = 0; i < args.taken; ++i) is_taken[row_of(ranked[i])] = true;
+    for (size_t i = 0; i < rows; ++i)
+      if (!is_taken[i]) *kept++ = static_cast<int64_t>(i);
+  }
   for (size_t i = 0; i < args.taken; ++i) {
-    args.src[image * args.taken + i] = ranked[i];
-    args.dst[image * args.taken + i] = partner[static_cast<size_t>(ranked[i])];
+    const size_t row = row_of(ranked[i]);
+    args.src[image * args.taken + i] = static_cast<int64_t>(row);
+    args.dst[image * args.taken + i] = partner[row];
   }
 }
 

@@ -29,6 +29,7 @@ HOLDS(KernelContextGetOutput, KernelContext_GetOutput);
 HOLDS(ReleaseStatus, ReleaseStatus);
 HOLDS(ReleaseTensorTypeAndShapeInfo, ReleaseTensorTypeAndShapeInfo);
 HOLDS(KernelInfoGetAttributeArrayInt64, KernelInfoGetAttributeArray_int64);
+HOLDS(KernelInfoGetConstantInput, KernelInfoGetConstantInput_tensor);
 HOLDS(KernelContextParallelFor, KernelContext_ParallelFor);
 
 #define SAME_PLACE(name) \

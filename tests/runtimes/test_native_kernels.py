@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers.function_models import Call
 from helpers.native_kernels import BATCH, FUZZ, RUNTIMES, SEED, assert_same, run
-from helpers.token_cases import rows, values
+from helpers.token_cases import Array, rows, values
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +33,8 @@ from tokexport.runtimes.native_library import (
     openvino_library,
 )
 from tokexport.runtimes.openvino import kernels_here
+
+Shapes = list[tuple[int, ...]]
 
 #: From the plainest to the best; those that end in vnni multiply bytes.
 SETS = ("baseline", "avx2", "avxvnni", "avx512", "avx512vnni")
@@ -357,6 +359,41 @@ def test_the_merge_of_tome(
         ),
         runtime=runtime,
     )
+
+
+@pytest.mark.parametrize("native", [True, False])
+@FUZZ
+@given(SEED, BATCH, st.integers(6, 90), st.sampled_from([(1, 4), (3, 19), (2, 64)]), st.data())
+def test_the_match_merge_and_norm_of_tome_are_those_three(
+    native: bool, seed: int, batch: int, count: int, heads: tuple[int, int], data: Any
+) -> None:
+    channels = heads[0] * heads[1]
+    keys, x = values(seed, batch, count, channels), values(seed + 1, batch, count, channels + 1)
+    size = 1 + np.abs(values(seed + 2, batch, count, 1)).round()
+    affine = values(seed + 3, channels + 1), values(seed + 4, channels + 1)
+    protected = data.draw(st.integers(0, 2))
+    na, nb = len(range(protected + 1, count, 2)), len(range(protected, count, 2))
+    r = data.draw(st.integers(1, na))
+    left = protected + na - r + nb
+    sets = {"a_start": [protected + 1], "b_start": [protected], "step": [2]}
+    matched = {"heads": [heads[0]], "depth": [heads[1]], "start": [0], "blocked": [0], "r": [r]}
+    merged, normed = {"protected": [protected]}, {"epsilon": 1e-5}
+
+    def steps(
+        name: str, inputs: tuple[Array, ...], shapes: Shapes, **attributes: Any
+    ) -> list[Array]:
+        return list(run([Call(name, inputs, shapes, attributes)], native).values())
+
+    indices = [(batch, na - r), (batch, r), (batch, r)]
+    means = [(batch, left, channels + 1), (batch, left, 1)]
+    match = steps("cosine_match", (keys,), indices, **matched, **sets)
+    y, y_size = steps("merge_by_size", (x, size, *match), means, **merged, **sets)
+    (z,) = steps("layer_norm", (y, *affine), means[:1], **normed)
+    joined = {**matched, **merged, **normed, **sets}
+    shapes = [*means, means[0]]
+    found = steps("cosine_merge_norm", (keys, x, size, *affine), shapes, **joined)
+    for array, wanted in zip(found, (y, y_size, z), strict=True):
+        np.testing.assert_array_equal(array, wanted)
 
 
 def test_panels_hold_the_columns_in_order() -> None:

@@ -1,0 +1,57 @@
+// Runs phases on threads that come at once, one after another and too late, and checks every task.
+#include <cstdio>
+#include <latch>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+#include "phases.h"
+
+namespace {
+
+using tokexport::phase;
+using tokexport::Progress;
+using tokexport::work_off;
+
+// Each phase reads what the one before wrote; a task that is left out, done twice or done too early
+// leaves another sum.
+bool right(size_t threads, size_t shares, bool at_once, size_t wide, size_t narrow) {
+  std::vector<size_t> first(wide);
+  std::vector<size_t> second(narrow);
+  size_t total = 0;
+  const auto fill = [&](size_t i) { first[i] += i + 1; };
+  const auto sum = [&](size_t i) {
+    second[i] += std::accumulate(first.begin(), first.end(), i);
+  };
+  const auto join = [&](size_t) { total += std::accumulate(second.begin(), second.end(), 0ul); };
+  Progress progress[3];
+  std::latch all_here(static_cast<std::ptrdiff_t>(threads));
+  const auto work = [&](size_t thread) {
+    if (at_once) all_here.arrive_and_wait();
+    work_off(phase(wide, fill), thread % shares, shares, &progress[0]);
+    work_off(phase(narrow, sum), thread % shares, shares, &progress[1]);
+    work_off(phase(1, join), thread % shares, shares, &progress[2]);
+  };
+  std::vector<std::thread> running;
+  for (size_t thread = 0; thread < threads; ++thread) {
+    running.emplace_back(work, thread);
+    if (!at_once) running.back().join();
+  }
+  for (std::thread& one : running)
+    if (one.joinable()) one.join();
+  return total == narrow * (wide * (wide + 1) / 2) + narrow * (narrow - 1) / 2;
+}
+
+}  // namespace
+
+int main() {
+  for (int round = 0; round < 50; ++round)
+    for (size_t threads : {1, 2, 5, 20})
+      for (bool at_once : {true, false})
+        for (size_t wide : {0, 1, 3, 40})
+          if (!right(threads, threads < 16 ? threads : 16, at_once, wide, 1 + wide / 3)) {
+            std::printf("wrong: %zu threads, at once %d, %zu tasks\n", threads, at_once, wide);
+            return 1;
+          }
+  return 0;
+}

@@ -1,0 +1,27 @@
+"""The loops that threads work off together: every task once, each phase behind the one before."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+NATIVE = Path(__file__).parents[2] / "runtimes" / "native"
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "undefined"])
+def test_every_task_is_done_once_and_in_its_phase(sanitizer: str, tmp_path: Path) -> None:
+    source, program = Path(__file__).with_name("phases_check.cpp"), tmp_path / "check"
+    options = ["-std=c++20", "-O1", "-pthread", f"-fsanitize={sanitizer}", "-fno-sanitize-recover"]
+    built = subprocess.run(
+        ["c++", *options, f"-I{NATIVE}", str(source), "-o", str(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "cannot find" in built.stderr:
+        pytest.skip(f"the compiler has no library for -fsanitize={sanitizer}")
+    assert built.returncode == 0, built.stderr
+    ran = subprocess.run([str(program)], capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
