@@ -42,7 +42,7 @@ class Linear final : public Kernel {
     if (args.rows == 0 || columns == 0) return;
     args.rows_per_task = rows_per_task(args.rows, args.depth * sizeof(float));
     run.in_parallel(tasks_for(args.rows, args.rows_per_task) * panel_count(columns),
-                    [&](size_t task) { kernels().linear_task(args, task); });
+                    [&](size_t task, bool first) { kernels().linear_task(args, task, first); });
   }
 };
 

@@ -342,7 +342,7 @@ struct IntegerKernels {
 struct Kernels {
   const char* name;
   IntegerKernels integers;
-  void (*linear_task)(const LinearArgs&, size_t);
+  void (*linear_task)(const LinearArgs&, size_t, bool);
   void (*attention_keys_task)(const AttentionArgs&, size_t);
   void (*attention_values_task)(const AttentionArgs&, size_t);
   void (*attention_task)(const AttentionArgs&, size_t);

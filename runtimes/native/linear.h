@@ -23,8 +23,9 @@ inline void finish_block(const LinearArgs& args, const float (*tile)[kColumns], 
   }
 }
 
-// Computes the columns of one panel for the rows of one chunk.
-inline void linear_task(const LinearArgs& args, size_t task) {
+// Computes the columns of one panel for the rows of one chunk; `cold` where another core may have
+// written the rows, and this one not read them yet.
+inline void linear_task(const LinearArgs& args, size_t task, bool cold) {
   const size_t panels = panel_count(args.columns);
   const size_t panel = task % panels;
   const size_t begin = task / panels * args.rows_per_task;
@@ -46,7 +47,15 @@ inline void linear_task(const LinearArgs& args, size_t task) {
       const size_t place = row * args.columns + column;
       const float* x = args.x + row * args.depth;
       const auto multiply = [&](auto residual, const Result& to) {
-        multiply_rows<residual>(count, x, args.depth, args.depth, weights, to, next.fetch());
+        if (cold && inner == 0 && first + count < rows) {
+          const Fetch ahead{reinterpret_cast<const char*>(x + count * args.depth),
+                            count * sizeof(float)};
+          multiply_rows<residual, true>(count, x, args.depth, args.depth, weights, to,
+                                        next.fetch(), ahead);
+        } else {
+          multiply_rows<residual, false>(count, x, args.depth, args.depth, weights, to,
+                                         next.fetch(), Fetch{});
+        }
       };
       if (args.gelu || columns < kColumns) {
         multiply(std::false_type(), Result{tile[0], kColumns, bias, nullptr});

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <thread>
+#include <type_traits>
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
@@ -11,7 +12,8 @@
 
 namespace tokexport {
 
-// A loop whose tasks may be done in any order.
+// A loop whose tasks may be done in any order. The body takes the number of a task and, if it wants
+// to know, whether it is the thread's first.
 template <typename Body>
 struct Phase {
   size_t tasks;
@@ -57,8 +59,12 @@ void work_off(const Phase<Body>& phase, size_t share, size_t shares, Progress* p
     const size_t first = phase.tasks * share / shares;
     const size_t count = phase.tasks * (share + 1) / shares - first;
     std::atomic<size_t>& begun = progress->begun[share].count;
-    for (size_t task; (task = begun.fetch_add(1, std::memory_order_relaxed)) < count; ++did)
-      phase.body(first + task);
+    for (size_t task; (task = begun.fetch_add(1, std::memory_order_relaxed)) < count; ++did) {
+      if constexpr (std::is_invocable_v<const Body&, size_t, bool>)
+        phase.body(first + task, did == 0);
+      else
+        phase.body(first + task);
+    }
   }
   std::atomic<size_t>& done = progress->done.count;
   done.fetch_add(did, std::memory_order_release);
