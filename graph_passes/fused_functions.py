@@ -7,6 +7,7 @@ same computation in standard operators. ``runtimes/native`` holds the kernels.
 ``linear``                     x w + bias; the weights lie in panels of 32 columns
 ``linear_gelu``                GELU (exact) of it
 ``linear_add``                 a residual added to it
+``patch_embed``                the patches of images, times w, and rows of their own in front
 ``integer_linear``             the same product in 8-bit integers, and with ``_gelu`` and ``_add``
 ``layer_norm``                 LayerNormalization over the last axis
 ``rows_attention``             attention on heads that lie side by side in rows
@@ -33,6 +34,11 @@ PANEL: Final = 32
 _X_PANELS_BIAS = (("x", "T"), ("panels", "T"), ("bias", "T"))
 _LINEAR = Signature(_X_PANELS_BIAS, (("y", "T"),))
 _LINEAR_ADD = Signature((*_X_PANELS_BIAS, ("residual", "T")), (("y", "T"),))
+_PATCH_EMBED = Signature(
+    (("images", "T"), ("panels", "T"), ("bias", "T"), ("rows", "T")),
+    (("y", "T"),),
+    (("patch", "ints"), ("kernel", "ints"), ("first", "ints")),
+)
 _X_BYTES_BIAS = (("x", "T"), ("panels", "B"), ("scales", "T"), ("bias", "T"))
 _INTEGER_LINEAR = Signature(_X_BYTES_BIAS, (("y", "T"),))
 _INTEGER_LINEAR_ADD = Signature((*_X_BYTES_BIAS, ("residual", "T")), (("y", "T"),))
@@ -75,16 +81,41 @@ _COSINE_MERGE_NORM = Signature(
 )
 
 # panels (P, K, 32) hold w (K, C) with zeros behind its last column.
-_PRODUCT = """
+_UNPACKED = """
   turned = Transpose <perm = [1, 0, 2]> (panels)
   flat = Constant <value_ints = [0, -1]> ()
   padded = Reshape (turned, flat)
-  first = Constant <value_ints = [0]> ()
+  first_column = Constant <value_ints = [0]> ()
   columns = Shape (bias)
   column_axis = Constant <value_ints = [1]> ()
-  weights = Slice (padded, first, columns, column_axis)
-  product = MatMul (x, weights)
+  weights = Slice (padded, first_column, columns, column_axis)
 """
+_PRODUCT = _UNPACKED + "  product = MatMul (x, weights)\n"
+# `kernel` is the shape (-1, Ch, h, w) of the weights of a convolution.
+_PATCH_EMBED_BODY = (
+    _UNPACKED
+    + """
+  weights_turned = Transpose <perm = [1, 0]> (weights)
+  kernel_shape = Constant <value_ints: ints = @kernel> ()
+  convolved = Reshape (weights_turned, kernel_shape)
+  grid = Conv <strides: ints = @patch> (images, convolved, bias)
+  flat_grid = Constant <value_ints = [0, 0, -1]> ()
+  channels = Reshape (grid, flat_grid)
+  patches = Transpose <perm = [0, 2, 1]> (channels)
+  start = Constant <value_ints = [0]> ()
+  first_count = Constant <value_ints: ints = @first> ()
+  end = Constant <value_ints = [9223372036854775807]> ()
+  token_axis = Constant <value_ints = [1]> ()
+  own_rows = Slice (rows, start, first_count, token_axis)
+  added_rows = Slice (rows, first_count, end, token_axis)
+  embedded = Add (patches, added_rows)
+  batch = Shape <start = 0, end = 1> (images)
+  once = Constant <value_ints = [1, 1]> ()
+  repeats = Concat <axis = 0> (batch, once)
+  in_front = Tile (own_rows, repeats)
+  y = Concat <axis = 1> (in_front, embedded)
+"""
+)
 # panels (P, G, 32, 4) hold w (K, C) with zeros behind its last row and column.
 _INTEGER_PRODUCT = """
   turned = Transpose <perm = [1, 3, 0, 2]> (panels)
@@ -265,6 +296,7 @@ FUSED: Final[dict[str, tuple[Signature, str]]] = {
     "linear": (_LINEAR, _PRODUCT + _WITH_BIAS),
     "linear_gelu": (_LINEAR, _PRODUCT + _WITH_GELU),
     "linear_add": (_LINEAR_ADD, _PRODUCT + _WITH_RESIDUAL),
+    "patch_embed": (_PATCH_EMBED, _PATCH_EMBED_BODY),
     "integer_linear": (_INTEGER_LINEAR, _INTEGER_PRODUCT + _WITH_BIAS),
     "integer_linear_gelu": (_INTEGER_LINEAR, _INTEGER_PRODUCT + _WITH_GELU),
     "integer_linear_add": (_INTEGER_LINEAR_ADD, _INTEGER_PRODUCT + _WITH_RESIDUAL),

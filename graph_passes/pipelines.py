@@ -38,6 +38,7 @@ from tokexport.graph_passes.onnx_passes.norms_on_rows import NormsOnRows
 from tokexport.graph_passes.onnx_passes.pack_integer_linears import PackIntegerLinears
 from tokexport.graph_passes.onnx_passes.pack_linears import PackLinears
 from tokexport.graph_passes.onnx_passes.part_square_transposes import PartSquareTransposes
+from tokexport.graph_passes.onnx_passes.patch_embeddings import PatchEmbeddings
 from tokexport.graph_passes.onnx_passes.places_both_ways import PlacesBothWays
 from tokexport.graph_passes.onnx_passes.quantise_dynamically import QuantiseDynamically
 from tokexport.graph_passes.onnx_passes.quantise_statically import QuantiseStatically
@@ -116,6 +117,7 @@ LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
     AttentionBySize(),
     FusionCriteria(),
     AheadAttention(),
+    PatchEmbeddings(),
     PackLinears(),
     PackIntegerLinears(),
     NormsOnRows(),

@@ -9,6 +9,28 @@
 namespace tokexport {
 namespace {
 
+// The product of so many rows with the weights in `panels` (P, depth, 32), whose columns are those of
+// `bias`.
+LinearArgs product(size_t rows, size_t depth, const Tensor<const float>& panels,
+                   const Tensor<const float>& bias) {
+  LinearArgs args{};
+  args.panels = panels.data;
+  args.bias = bias.data;
+  args.rows = rows;
+  args.depth = depth;
+  args.columns = bias.size(0);
+  require(panels.size(0) == panel_count(args.columns) && panels.size(1) == depth &&
+              panels.size(2) == kPanel,
+          "linear: the weights are not packed for this input and bias.");
+  args.rows_per_task = rows_per_task(rows, depth * sizeof(float));
+  return args;
+}
+
+// The tasks of a product.
+size_t linear_tasks(const LinearArgs& args) {
+  return tasks_for(args.rows, args.rows_per_task) * panel_count(args.columns);
+}
+
 // linear(x (B, N, K), panels (P, K, 32), bias (C) [, residual (B, N, C)]) -> (B, N, C)
 template <bool Gelu, bool Residual>
 class Linear final : public Kernel {
@@ -17,33 +39,70 @@ class Linear final : public Kernel {
 
   void run(const Run& run) const override {
     const auto x = run.floats(0, 3);
-    const auto panels = run.floats(1, 3);
-    const auto bias = run.floats(2, 1);
-    const size_t columns = bias.size(0);
-    require(panels.size(0) == panel_count(columns) && panels.size(1) == x.size(2) &&
-                panels.size(2) == kPanel,
-            "linear: the weights are not packed for this input and bias.");
-    LinearArgs args{};
+    LinearArgs args =
+        product(x.size(0) * x.size(1), x.size(2), run.floats(1, 3), run.floats(2, 1));
     args.x = x.data;
-    args.panels = panels.data;
-    args.bias = bias.data;
-    args.rows = x.size(0) * x.size(1);
-    args.depth = x.size(2);
-    args.columns = columns;
     args.gelu = Gelu;
     if constexpr (Residual) {
       const auto residual = run.floats(3, 3);
       require(residual.size(0) == x.size(0) && residual.size(1) == x.size(1) &&
-                  residual.size(2) == columns,
+                  residual.size(2) == args.columns,
               "linear: what is added has another shape than the product.");
       args.residual = residual.data;
     }
-    args.y = run.output<float>(0, {x.size(0), x.size(1), columns});
-    if (args.rows == 0 || columns == 0) return;
-    args.rows_per_task = rows_per_task(args.rows, args.depth * sizeof(float));
-    run.in_parallel(tasks_for(args.rows, args.rows_per_task) * panel_count(columns),
-                    [&](size_t task, bool first) { kernels().linear_task(args, task, first); });
+    args.y = run.output<float>(0, {x.size(0), x.size(1), args.columns});
+    run.in_parallel(linear_tasks(args), [&](size_t task, bool first) {
+      kernels().linear_task(args, task, first);
+    });
   }
+};
+
+// patch_embed(images (B, Ch, H, W), panels (P, Ch · h · w, 32), bias (C), rows (1, K + N, C))
+// -> (B, K + N, C): the first rows as they are, and those of the patches with their embedding
+class PatchEmbed final : public Kernel {
+ public:
+  explicit PatchEmbed(const Attributes& attributes)
+      : patch_(attributes.both("patch")), first_(attributes.only("first")) {}
+
+  void run(const Run& run) const override {
+    const auto images = run.floats(0, 4);
+    const auto rows = run.floats(3, 3);
+    PatchArgs patches{};
+    patches.channels = images.size(1);
+    patches.height = images.size(2);
+    patches.width = images.size(3);
+    patches.patch_height = patch_.first;
+    patches.patch_width = patch_.second;
+    require(patch_.first > 0 && patch_.second > 0, "patch_embed: a patch is empty.");
+    patches.down = patches.height / patch_.first;
+    patches.across = patches.width / patch_.second;
+    const size_t count = patches.down * patches.across;
+    const size_t depth = patches.channels * patch_.first * patch_.second;
+    LinearArgs args = product(count, depth, run.floats(1, 3), run.floats(2, 1));
+    const size_t tokens = first_ + count;
+    require(rows.size(0) == 1 && rows.size(1) == tokens && rows.size(2) == args.columns,
+            "patch_embed: the rows are not one for each token.");
+    float* y = run.output<float>(0, {images.size(0), tokens, args.columns});
+    patches.rows = static_cast<float*>(scratch(count * depth * sizeof(float)));
+    args.x = patches.rows;
+    args.residual = rows.data + first_ * args.columns;
+    for (size_t image = 0; image < images.size(0); ++image) {
+      patches.image =
+          images.data + image * patches.channels * patches.height * patches.width;
+      std::copy_n(rows.data, first_ * args.columns, y);
+      args.y = y + first_ * args.columns;
+      run.in_phases(
+          phase(patches.down, [&](size_t task) { kernels().patches_task(patches, task); }),
+          phase(linear_tasks(args), [&](size_t task, bool first) {
+            kernels().linear_task(args, task, first);
+          }));
+      y += tokens * args.columns;
+    }
+  }
+
+ private:
+  std::pair<size_t, size_t> patch_;
+  size_t first_;
 };
 
 constexpr size_t kQueriesPerTask = 28;
@@ -260,6 +319,7 @@ void add_dense_operators(std::vector<Operator>* to) {
   to->push_back({"linear", "fff", "f", make<Linear<false, false>>});
   to->push_back({"linear_gelu", "fff", "f", make<Linear<true, false>>});
   to->push_back({"linear_add", "ffff", "f", make<Linear<false, true>>});
+  to->push_back({"patch_embed", "ffff", "f", make<PatchEmbed>});
   to->push_back({"attention", "fff", "f", make<Attention<KeyBias::kNone>>});
   to->push_back({"sized_attention", "ffff", "f", make<Attention<KeyBias::kGiven>>});
   to->push_back({"rows_attention", "fff", "f", make<RowsAttention<KeyBias::kNone>>});

@@ -5,6 +5,7 @@
 #include "integer_linear.h"
 #include "linear.h"
 #include "norm.h"
+#include "patches.h"
 #include "tokens.h"
 #include "tome.h"
 
@@ -18,6 +19,7 @@ const Kernels kernels = {
     TOKEXPORT_NAME(TOKEXPORT_ISA),
     integer_kernels,
     linear_task,
+    patches_task,
     attention_keys_task,
     attention_values_task,
     attention_task,

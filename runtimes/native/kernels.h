@@ -27,6 +27,20 @@ struct LinearArgs {
   bool gelu;
 };
 
+// The patches of one image (channels, height, width) as rows, those of the grid one after another;
+// what is left of the image beside the grid belongs to none.
+struct PatchArgs {
+  const float* image;
+  float* rows;  // (down · across, channels · patch_height · patch_width)
+  size_t channels;
+  size_t height;
+  size_t width;
+  size_t patch_height;
+  size_t patch_width;
+  size_t down;
+  size_t across;
+};
+
 // The least and the largest of `count` numbers and 0, one of each for every task.
 struct RangeArgs {
   const float* x;
@@ -343,6 +357,7 @@ struct Kernels {
   const char* name;
   IntegerKernels integers;
   void (*linear_task)(const LinearArgs&, size_t, bool);
+  void (*patches_task)(const PatchArgs&, size_t);
   void (*attention_keys_task)(const AttentionArgs&, size_t);
   void (*attention_values_task)(const AttentionArgs&, size_t);
   void (*attention_task)(const AttentionArgs&, size_t);

@@ -25,6 +25,9 @@ class NamedAttributes final : public Attributes {
 
   float number(const char*) const override { throw Refusal("No attribute here is a fraction."); }
   size_t count(const char* name) const override { return only(name); }
+  std::pair<size_t, size_t> both(const char*) const override {
+    throw Refusal("No attribute here is a pair.");
+  }
 
   size_t only(const char* name) const override {
     const auto found = numbers_.find(name);

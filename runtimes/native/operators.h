@@ -22,9 +22,10 @@ inline size_t tasks_for(size_t count, size_t per_task) {
   return (count + per_task - 1) / per_task;
 }
 
-// How many of `count` a task takes, at most so many, so that all tasks take nearly as many.
+// How many of `count` a task takes, 1 … `most`, so that all tasks take nearly as many.
 inline size_t evenly(size_t count, size_t most) {
-  return tasks_for(count, std::max<size_t>(tasks_for(count, most), 1));
+  if (count == 0) return 1;
+  return tasks_for(count, tasks_for(count, most));
 }
 
 // Rows of so many bytes that a task of a product takes, so that they stay in the second cache.

@@ -57,6 +57,8 @@ class Attributes {
   virtual size_t count(const char* name) const = 0;
   // The only element of a list.
   virtual size_t only(const char* name) const = 0;
+  // The two elements of a list.
+  virtual std::pair<size_t, size_t> both(const char* name) const = 0;
 };
 
 // One run of a node.

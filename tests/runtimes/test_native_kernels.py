@@ -206,6 +206,26 @@ def test_attention_on_rows(seed: int, batch: int, heads: int, count: int, depth:
 
 
 @FUZZ
+@given(SEED, BATCH, st.data())
+def test_patch_embed(seed: int, batch: int, data: Any) -> None:
+    channels, columns = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 70))
+    patch = data.draw(st.tuples(st.integers(1, 17), st.integers(1, 17)))
+    # The image may end within a patch, which is none then.
+    height, width = (data.draw(st.integers(size, 5 * size)) for size in patch)
+    first, count = data.draw(st.integers(0, 3)), height // patch[0] * (width // patch[1])
+    depth = channels * patch[0] * patch[1]
+    inputs = (
+        values(seed, batch, channels, height, width),
+        packed_panels(values(seed + 1, depth, columns)),
+        values(seed + 2, columns),
+        values(seed + 3, 1, first + count, columns),
+    )
+    attributes = {"patch": patch, "kernel": [-1, channels, *patch], "first": [first]}
+    shapes = [(batch, first + count, columns)]
+    assert_same(Call("patch_embed", inputs, shapes, attributes), tolerance=1e-5)
+
+
+@FUZZ
 @given(SEED, BATCH, st.integers(1, 40), st.integers(1, 70))
 def test_layer_norm(seed: int, batch: int, count: int, channels: int) -> None:
     x = values(seed, batch, count, channels) * 3 + 1

@@ -1,0 +1,156 @@
+"""Joins what makes tokens of images.
+
+Before → after, w and b of a convolution whose patches lie side by side, p (1, K + N, C) constant::
+
+    t = Transpose(Reshape(Conv(images, w, b)))     N tokens, (B, N, C)
+    Concat(class, t) + p              →  patch_embed(images, panels, b, rows; first=K)
+    Concat(class, t + p)              →  the same
+
+and the same without the K constant tokens in front, or without positions. ``rows`` (1, K + N, C)
+are what does not depend on the image: the constant tokens with their positions, and the positions
+of the patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from tokexport.graph_passes.onnx_functions import DOMAIN
+from tokexport.graph_passes.onnx_passes.epilogues import Floats, floats_of
+from tokexport.graph_passes.onnx_passes.initializers import add_initializer
+from tokexport.graph_passes.onnx_passes.neighbours import made_by, only_reader
+from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
+from tokexport.graph_passes.onnx_passes.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.strided_views import shape_of
+
+
+class PatchEmbeddings(ir.passes.InPlacePass):
+    """Rewrites convolutions of patches, up to the sum with positions."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites in place."""
+        changed = False
+        for node in list(model.graph):
+            if (node.domain, node.op_type) == ("", "Conv"):
+                changed |= _rewrite(node, model.graph)
+        return ir.passes.PassResult(model, modified=changed)
+
+
+@dataclass
+class _Tokens:
+    """What a node gives: rows that do not depend on the image, added to those of patches.
+
+    Attributes:
+        last: The node.
+        rows: (1, K + N, C).
+        first: K.
+    """
+
+    last: ir.Node
+    rows: Floats
+    first: int
+
+
+def _rewrite(conv: ir.Node, graph: ir.Graph) -> bool:
+    images, weight, bias = (*conv.inputs, None)[:3]
+    kernel = floats_of(weight) if weight is not None else None
+    if kernel is None or images is None or not _takes_patches(conv, kernel):
+        return False
+    tokens = _tokens_behind(conv, kernel.shape[0])
+    if tokens is None:
+        return False
+    name = conv.outputs[0].name or "patches"
+    if bias is None:
+        bias = add_initializer(graph, f"{name}.bias", np.zeros(kernel.shape[0], np.float32))
+    weights = kernel.reshape(len(kernel), -1).T
+    new = Replacement(tokens.last)
+    new.put(
+        new.call(
+            "patch_embed",
+            images,
+            add_initializer(graph, f"{name}.panels", packed_panels(weights)),
+            bias,
+            add_initializer(graph, f"{name}.rows", tokens.rows),
+            domain=DOMAIN,
+            patch=list(kernel.shape[2:]),
+            kernel=[-1, *kernel.shape[1:]],
+            first=[tokens.first],
+        )
+    )
+    return True
+
+
+def _takes_patches(conv: ir.Node, kernel: Floats) -> bool:
+    """Tells whether a convolution reads each pixel of a float32 image in one place at most."""
+    ones = [1] * (kernel.ndim - 2)
+    return (
+        kernel.ndim == 4
+        and list(conv.attributes.get_ints("strides", ones)) == list(kernel.shape[2:])
+        and not any(conv.attributes.get_ints("pads", ()))
+        and conv.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+        and list(conv.attributes.get_ints("dilations", ones)) == ones
+        and conv.attributes.get_int("group", 1) == 1
+    )
+
+
+def _tokens_behind(conv: ir.Node, channels: int) -> _Tokens | None:
+    grid = shape_of(conv.outputs[0])
+    flat = only_reader(conv.outputs[0])
+    if grid is None or flat is None or flat.op_type != "Reshape":
+        return None
+    batch, count = grid[0], grid[2] * grid[3]
+    turned = only_reader(flat.outputs[0])
+    if shape_of(flat.outputs[0]) != (batch, channels, count) or turned is None:
+        return None
+    if turned.op_type != "Transpose" or tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1):
+        return None
+    found = _Tokens(turned, np.zeros((1, count, channels), np.float32), 0)
+    found = _with_positions(found)
+    found = _with_constant_tokens(found, batch)
+    return _with_positions(found)
+
+
+def _with_positions(tokens: _Tokens) -> _Tokens:
+    """Takes along a constant that the only reader adds to each image."""
+    add = only_reader(tokens.last.outputs[0])
+    if add is None or add.op_type != "Add":
+        return tokens
+    added = [value for value in add.inputs if value not in (tokens.last.outputs[0], None)]
+    constant = floats_of(added[0]) if len(added) == 1 and added[0] is not None else None
+    if constant is None or constant.ndim > 3:
+        return tokens
+    wide = constant.reshape((1,) * (3 - constant.ndim) + constant.shape)
+    sizes = zip(wide.shape, tokens.rows.shape, strict=True)
+    if any(size not in (1, whole) for size, whole in sizes):
+        return tokens
+    return _Tokens(add, tokens.rows + wide, tokens.first)
+
+
+def _with_constant_tokens(tokens: _Tokens, batch: int) -> _Tokens:
+    """Takes along constant tokens, the same in each image, that the only reader puts in front."""
+    join = only_reader(tokens.last.outputs[0])
+    if join is None or join.op_type != "Concat" or join.attributes.get_int("axis", 0) % 3 != 1:
+        return tokens
+    *front, last = join.inputs
+    rows = [_of_each_image(value, batch) for value in front]
+    if last is not tokens.last.outputs[0] or any(row is None for row in rows):
+        return tokens
+    joined = np.concatenate([*(row for row in rows if row is not None), tokens.rows], axis=1)
+    return _Tokens(join, joined, tokens.first + joined.shape[1] - tokens.rows.shape[1])
+
+
+def _of_each_image(value: ir.Value | None, batch: int) -> Floats | None:
+    """Returns constant tokens (1, K, C) that a value (B, K, C) repeats for each image."""
+    spread = made_by(value, "Expand")
+    constant = floats_of(value) if value is not None and spread is None else None
+    if spread is not None and spread.inputs[0] is not None:
+        constant = floats_of(spread.inputs[0])
+    if constant is None or constant.ndim != 3 or constant.shape[0] not in (1, batch):
+        return None
+    if value is None or shape_of(value) != (batch, *constant.shape[1:]):
+        return None
+    same = np.array_equal(constant, np.broadcast_to(constant[:1], constant.shape))
+    return constant[:1] if same else None
