@@ -6,8 +6,8 @@ Before → after::
     y, n = merge_by_size(x, s, kept, src, dst)   →   y, n, z = cosine_merge_norm(rows, x, s, w, b)
     z = layer_norm(y, w, b)
 
-Threads then meet once a layer, and not once an operator; each normalises rows that it merged. It
-runs behind ``ChooseForms``, which may have given the merge another form. Source: ToMe (Bolya et al.
+Threads are then sent for once and not three times; each normalises rows that it merged. It runs
+behind ``ChooseForms``, which may have given the merge another form. Source: ToMe (Bolya et al.
 2023), section 3.
 """
 
@@ -66,7 +66,8 @@ def _belong_together(match: ir.Node, merge: ir.Node, norm: ir.Node) -> bool:
     assert x is not None
     rows_shape, shape = shape_of(rows), shape_of(x)
     return (
-        list(merge.inputs[2:]) == list(match.outputs)
+        norm.inputs[0] is merge.outputs[0]  # and not the sizes
+        and list(merge.inputs[2:]) == list(match.outputs)
         and all(len(index.uses()) == 1 for index in match.outputs)
         and not any(value.is_graph_output() for value in (*match.outputs, *merge.outputs))
         and all(ir.convenience.get_const_tensor(value) is not None for value in norm.inputs[1:])  # type: ignore[arg-type]

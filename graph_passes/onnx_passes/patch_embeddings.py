@@ -14,6 +14,7 @@ of the patches.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +26,9 @@ from tokexport.graph_passes.onnx_passes.neighbours import made_by, only_reader
 from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
+
+#: Pixels of the lines of a patch below which copying them costs more than the convolution.
+_NARROWEST: Final = 4
 
 
 class PatchEmbeddings(ir.passes.InPlacePass):
@@ -88,6 +92,7 @@ def _takes_patches(conv: ir.Node, kernel: Floats) -> bool:
     ones = [1] * (kernel.ndim - 2)
     return (
         kernel.ndim == 4
+        and kernel.shape[3] >= _NARROWEST
         and list(conv.attributes.get_ints("strides", ones)) == list(kernel.shape[2:])
         and not any(conv.attributes.get_ints("pads", ()))
         and conv.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")

@@ -28,6 +28,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.held_back_rows import held_back
 
 Rule = Callable[[Editor, Node, int, int, int], Node | None]
 
@@ -178,11 +179,23 @@ def _slice(edit: Editor, node: Node, along: int, start: int, stop: int) -> Node 
     x, other = operand(node), axis(node)
     found = bounds(node, shape_of(x)[other])
     if along == other:
-        return None if found is None else edit.cut(x, along, found[0] + start, found[0] + stop)
+        if found is None:
+            return _one_of_a_stride(edit, node, start, stop)
+        return edit.cut(x, along, found[0] + start, found[0] + stop)
     kept = shape_of(node)[other] / max(shape_of(x)[other], 1)
     if found is not None and 0 < kept <= 1 / 2 and (stop - start) / shape_of(node)[along] >= kept:
         return None
     return _again(edit, node, self=edit.cut(x, along, start, stop))
+
+
+def _one_of_a_stride(edit: Editor, node: Node, start: int, stop: int) -> Node | None:
+    """Takes a single row of every so many ones out of all."""
+    x, along = operand(node), axis(node)
+    given = [argument(node, name) for name in ("start", "end", "step")]
+    if stop - start != 1 or not all(one is None or isinstance(one, int) for one in given):
+        return None
+    row = range(*slice(*given).indices(shape_of(x)[along]))[start]
+    return edit.cut(x, along, row, row + 1)
 
 
 def _unsqueeze(edit: Editor, node: Node, along: int, start: int, stop: int) -> Node | None:
@@ -227,15 +240,22 @@ def _attention(edit: Editor, node: Node, along: int, start: int, stop: int) -> N
 def _gather(edit: Editor, node: Node, along: int, start: int, stop: int) -> Node | None:
     if along != 1:
         return None
-    return _again(edit, node, index=edit.cut(operand(node, "index"), 1, start, stop))
+    return _gathered(edit, operand(node, "x"), operand(node, "index"), start, stop)
 
 
 def _merge(edit: Editor, node: Node, along: int, start: int, stop: int) -> Node | None:
     kept = operand(node, "kept")
     if along != 1 or stop > shape_of(kept)[1]:
         return None
+    return _gathered(edit, operand(node, "a"), kept, start, stop)
+
+
+def _gathered(edit: Editor, x: Node, index: Node, start: int, stop: int) -> Node:
+    """Takes the rows that some of an index name: where these are known, without the index."""
+    if stop <= held_back(index):
+        return edit.cut(x, 1, start, stop)
     gather = torch.ops.tokexport.gather_tokens.default
-    return edit.call(gather, operand(node, "a"), edit.cut(kept, 1, start, stop))
+    return edit.call(gather, x, edit.cut(index, 1, start, stop))
 
 
 _RULES: Final[dict[Any, Rule]] = {

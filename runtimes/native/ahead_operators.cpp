@@ -32,9 +32,10 @@ class FusionCriteria final : public Kernel {
             "fusion_criteria: there is no size for each token.");
     args.rare = run.output<float>(0, {args.images, args.count});
     args.share = run.output<float>(1, {args.images, args.count, 1});
-    run.in_parallel(args.images * tasks_for(args.count, kMeanColumns),
-                    [&](size_t task) { kernels().received_task(args, task); });
-    run.in_parallel(args.images, [&](size_t task) { kernels().criteria_task(args, task); });
+    run.in_phases(
+        phase(args.images * tasks_for(args.count, kMeanColumns),
+              [&](size_t task) { kernels().received_task(args, task); }),
+        phase(args.images, [&](size_t task) { kernels().criteria_task(args, task); }));
   }
 
  private:
@@ -82,13 +83,13 @@ class AheadAttention final : public Kernel {
     args.member = groups.member();
     args.y = {run.output<float>(0, {args.images, args.rows, width}), args.rows * width, depth_,
               width};
-    args.rows_per_task = std::min<size_t>(args.rows, 56);
+    args.rows_per_task = evenly(args.rows, 56);
     const size_t pairs = args.images * heads_;
     if (pairs * args.rows * depth_ == 0) return;
     args.packed_v = static_cast<float*>(scratch(pairs * packed_v_floats(args) * sizeof(float)));
-    run.in_parallel(pairs, [&](size_t task) { kernels().ahead_values_task(args, task); });
-    run.in_parallel(pairs * tasks_for(args.rows, args.rows_per_task),
-                    [&](size_t task) { kernels().ahead_task(args, task); });
+    run.in_phases(phase(pairs, [&](size_t task) { kernels().ahead_values_task(args, task); }),
+                  phase(pairs * tasks_for(args.rows, args.rows_per_task),
+                        [&](size_t task) { kernels().ahead_task(args, task); }));
   }
 
  private:

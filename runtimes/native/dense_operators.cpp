@@ -26,11 +26,6 @@ LinearArgs product(size_t rows, size_t depth, const Tensor<const float>& panels,
   return args;
 }
 
-// The tasks of a product.
-size_t linear_tasks(const LinearArgs& args) {
-  return tasks_for(args.rows, args.rows_per_task) * panel_count(args.columns);
-}
-
 // linear(x (B, N, K), panels (P, K, 32), bias (C) [, residual (B, N, C)]) -> (B, N, C)
 template <bool Gelu, bool Residual>
 class Linear final : public Kernel {
@@ -56,6 +51,9 @@ class Linear final : public Kernel {
     });
   }
 };
+
+// Numbers of patches that lie in memory at once, those of one image at least.
+constexpr size_t kPatchNumbers = 1 << 20;
 
 // patch_embed(images (B, Ch, H, W), panels (P, Ch · h · w, 32), bias (C), rows (1, K + N, C))
 // -> (B, K + N, C): the first rows as they are, and those of the patches with their embedding
@@ -83,20 +81,32 @@ class PatchEmbed final : public Kernel {
     require(rows.size(0) == 1 && rows.size(1) == tokens && rows.size(2) == args.columns,
             "patch_embed: the rows are not one for each token.");
     float* y = run.output<float>(0, {images.size(0), tokens, args.columns});
-    patches.rows = static_cast<float*>(scratch(count * depth * sizeof(float)));
-    args.x = patches.rows;
+    for (size_t image = 0; image < images.size(0); ++image)
+      std::copy_n(rows.data, first_ * args.columns, y + image * tokens * args.columns);
     args.residual = rows.data + first_ * args.columns;
-    for (size_t image = 0; image < images.size(0); ++image) {
-      patches.image =
-          images.data + image * patches.channels * patches.height * patches.width;
-      std::copy_n(rows.data, first_ * args.columns, y);
-      args.y = y + first_ * args.columns;
+    const size_t pixels = patches.channels * patches.height * patches.width;
+    const size_t numbers = count * depth;
+    if (numbers * images.size(0) == 0) return;
+    const size_t at_once = std::clamp<size_t>(kPatchNumbers / numbers, 1, images.size(0));
+    patches.rows = static_cast<float*>(scratch(at_once * numbers * sizeof(float)));
+    for (size_t done = 0; done < images.size(0); done += at_once) {
+      const size_t now = std::min(at_once, images.size(0) - done);
       run.in_phases(
-          phase(patches.down, [&](size_t task) { kernels().patches_task(patches, task); }),
-          phase(linear_tasks(args), [&](size_t task, bool first) {
-            kernels().linear_task(args, task, first);
+          phase(now * patches.down,
+                [&](size_t task) {
+                  const size_t image = task / patches.down;
+                  PatchArgs own = patches;
+                  own.image = images.data + (done + image) * pixels;
+                  own.rows += image * numbers;
+                  kernels().patches_task(own, task % patches.down);
+                }),
+          phase(now * linear_tasks(args), [&](size_t task, bool first) {
+            const size_t image = task / linear_tasks(args);
+            LinearArgs own = args;
+            own.x = patches.rows + image * numbers;
+            own.y = y + ((done + image) * tokens + first_) * args.columns;
+            kernels().linear_task(own, task % linear_tasks(args), first);
           }));
-      y += tokens * args.columns;
     }
   }
 

@@ -18,12 +18,8 @@ struct Range {
 
 // The range of DynamicQuantizeLinear: 0 is in it, and is a whole number of steps from its ends. Where
 // a number is not finite, neither is the scale, and no result of the product is.
-Range range_of(const Run& run, const float* x, size_t count) {
-  if (count == 0) return {1.0f, 0};
-  const size_t tasks = tasks_for(count, kNumbersPerTask);
-  auto* least = static_cast<float*>(scratch(2 * tasks * sizeof(float)));
-  const RangeArgs args{x, least, least + tasks, count, kNumbersPerTask};
-  run.in_parallel(tasks, [&](size_t task) { kernels().integers.range_task(args, task); });
+Range joined(const RangeArgs& args, size_t tasks) {
+  if (tasks == 0) return {1.0f, 0};
   const float low = *std::min_element(args.least, args.least + tasks);
   const float high = *std::max_element(args.largest, args.largest + tasks);
   if (!std::isfinite(high - low)) return {std::nanf(""), 0};
@@ -66,29 +62,31 @@ class IntegerLinear final : public Kernel {
     args.panels = panels.data;
     args.scales = scales.data;
     args.row_bytes = panels.size(1) * 4;
-    const Range range = range_of(run, x.data, to.rows * to.depth);
-    args.scale = range.scale;
-    args.zero = range.zero;
-    quantise(run, x.data, &args);
     to.rows_per_task = rows_per_task(to.rows, args.row_bytes);
-    run.in_parallel(tasks_for(to.rows, to.rows_per_task) * panel_count(to.columns),
-                    [&](size_t task) { kernels().integers.linear_task(args, task); });
-  }
-
- private:
-  static void quantise(const Run& run, const float* x, IntegerLinearArgs* args) {
+    const size_t count = to.rows * to.depth;
+    const size_t parts = tasks_for(count, kNumbersPerTask);
+    auto* least = static_cast<float*>(
+        scratch(2 * parts * sizeof(float) + to.rows * args.row_bytes));
+    const RangeArgs range{x.data, least, least + parts, count, kNumbersPerTask};
     QuantiseArgs from{};
-    from.x = x;
-    from.q = static_cast<uint8_t*>(scratch(args->to.rows * args->row_bytes));
-    from.rows = args->to.rows;
-    from.depth = args->to.depth;
-    from.row_bytes = args->row_bytes;
+    from.x = x.data;
+    from.q = reinterpret_cast<uint8_t*>(least + 2 * parts);
+    from.rows = to.rows;
+    from.depth = to.depth;
+    from.row_bytes = args.row_bytes;
     from.rows_per_task = std::max<size_t>(1, kNumbersPerTask / std::max<size_t>(from.depth, 1));
-    from.scale = args->scale;
-    from.zero = args->zero;
-    run.in_parallel(tasks_for(from.rows, from.rows_per_task),
-                    [&](size_t task) { kernels().integers.quantise_task(from, task); });
-    args->q = from.q;
+    args.q = from.q;
+    run.in_phases(
+        phase(parts, [&](size_t task) { kernels().integers.range_task(range, task); }),
+        phase(1,
+              [&](size_t) {
+                const Range found = joined(range, parts);
+                from.scale = args.scale = found.scale;
+                from.zero = args.zero = found.zero;
+              }),
+        phase(tasks_for(from.rows, from.rows_per_task),
+              [&](size_t task) { kernels().integers.quantise_task(from, task); }),
+        phase(linear_tasks(to), [&](size_t task) { kernels().integers.linear_task(args, task); }));
   }
 };
 

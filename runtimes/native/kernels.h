@@ -27,6 +27,10 @@ struct LinearArgs {
   bool gelu;
 };
 
+static inline size_t linear_tasks(const LinearArgs& args) {
+  return (args.rows + args.rows_per_task - 1) / args.rows_per_task * panel_count(args.columns);
+}
+
 // The patches of one image (channels, height, width) as rows, those of the grid one after another;
 // what is left of the image beside the grid belongs to none.
 struct PatchArgs {

@@ -1,8 +1,9 @@
 // The patches of an image as rows.
 #pragma once
 
+#include <cstring>
+
 #include "kernels.h"
-#include "simd.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 
@@ -16,11 +17,12 @@ inline void patches_task(const PatchArgs& args, size_t task) {
       const float* from =
           args.image + (channel * args.height + task * args.patch_height + i) * args.width;
       float* to = rows + (channel * args.patch_height + i) * line;
-      for (size_t patch = 0; patch < args.across; ++patch)
-        for (size_t c = 0; c < line; c += kWidth) {
-          const size_t count = smaller(kWidth, line - c);
-          store_first(to + patch * depth + c, load_first(from + patch * line + c, count), count);
-        }
+      for (size_t patch = 0; patch < args.across; ++patch, from += line, to += depth) {
+        if (line % kWidth == 0)
+          for (size_t c = 0; c < line; c += kWidth) store(to + c, load(from + c));
+        else
+          std::memcpy(to, from, line * sizeof(float));
+      }
     }
 }
 

@@ -28,8 +28,8 @@ Phase<Body> phase(size_t tasks, const Body& body) {
 // Threads begin at so many places of a loop, each with the tasks that follow, as far as there are.
 inline constexpr size_t kMostShares = 16;
 
-// How far the threads are in a loop. Each number is on a line of its own, which no other thread
-// writes as long as each is at its share.
+// How far the threads are in a loop. Each number is on a line of its own, which threads of other
+// shares leave alone as long as they have work.
 struct Progress {
   struct alignas(64) Count {
     std::atomic<size_t> count{0};
@@ -51,9 +51,13 @@ inline void pause_once(size_t waited) {
 
 // Takes tasks of the loop until all are begun, its share first, and returns when all are done. It
 // waits for no task that is not being done: whoever begins one does it without waiting. So it ends
-// whether one thread calls it or many, at once or one after another.
+// whether one thread calls it or many, at once or one after another. A task that fails, for want of
+// memory, ends the program: the others would wait for it for ever.
 template <typename Body>
 void work_off(const Phase<Body>& phase, size_t share, size_t shares, Progress* progress) noexcept {
+  std::atomic<size_t>& done = progress->done.count;
+  // A runtime with fewer threads than the machine has cores calls this once more often.
+  if (done.load(std::memory_order_acquire) >= phase.tasks) return;
   size_t did = 0;
   for (size_t i = 0; i < shares; ++i, share = share + 1 == shares ? 0 : share + 1) {
     const size_t first = phase.tasks * share / shares;
@@ -66,7 +70,6 @@ void work_off(const Phase<Body>& phase, size_t share, size_t shares, Progress* p
         phase.body(first + task);
     }
   }
-  std::atomic<size_t>& done = progress->done.count;
   done.fetch_add(did, std::memory_order_release);
   for (size_t waited = 0; done.load(std::memory_order_acquire) < phase.tasks; ++waited)
     pause_once(waited);

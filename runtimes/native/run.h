@@ -91,7 +91,7 @@ class Run {
     Progress progress[sizeof...(Bodies)];
     const auto work = [&](size_t thread) {
       Progress* next = progress;
-      (work_off(phases, thread % shares, shares, next++), ...);
+      (work_off(phases, thread * shares / std::max<size_t>(threads, 1), shares, next++), ...);
     };
     if (threads <= 1) return work(0);
     const auto call = [](void* data, size_t thread) {

@@ -51,6 +51,7 @@ inline void best_of(const float* row, size_t count, float* best, int64_t* place)
 inline void rank_pairs(const MatchArgs& args, size_t image, const float* best,
                        const int64_t* partner) {
   const size_t rows = args.rows;
+  if (rows == 0) return;
   // The better score is the larger number: NaN above all as in torch, equal ones by index.
   thread_local Buffer<uint64_t> numbers;
   uint64_t* ranked = numbers.of(rows);

@@ -47,6 +47,8 @@ def lowered_and_checked(model: nn.Module, x: Tensor, folder: Path) -> Counter[st
 def test_the_class_patched_tome_is_one_call_a_step(batch: int, tmp_path: Path) -> None:
     found = lowered_and_checked(patched("vit_tiny_patch16_224", 4, **SMALL), image(batch), tmp_path)
     assert found["cosine_merge_norm"] == 2
+    # The last block keeps its class token for certain, and matches and merges nothing else.
+    assert found["cosine_match"] == found["merge_by_size"] == found["gather_tokens"] == 0
     assert found["linear_gelu"] == 3
     assert found["rows_attention"] + found["rows_attention_by_size"] == 3
     assert found["linear_add"] == 6

@@ -1,4 +1,5 @@
 // Runs phases on threads that come at once, one after another and too late, and checks every task.
+#include <atomic>
 #include <cstdio>
 #include <latch>
 #include <numeric>
@@ -19,7 +20,11 @@ bool right(size_t threads, size_t shares, bool at_once, size_t wide, size_t narr
   std::vector<size_t> first(wide);
   std::vector<size_t> second(narrow);
   size_t total = 0;
-  const auto fill = [&](size_t i) { first[i] += i + 1; };
+  std::atomic<size_t> began{0};  // threads that were told of a first task
+  const auto fill = [&](size_t i, bool is_first) {
+    first[i] += i + 1;
+    began += is_first;
+  };
   const auto sum = [&](size_t i) {
     second[i] += std::accumulate(first.begin(), first.end(), i);
   };
@@ -28,9 +33,9 @@ bool right(size_t threads, size_t shares, bool at_once, size_t wide, size_t narr
   std::latch all_here(static_cast<std::ptrdiff_t>(threads));
   const auto work = [&](size_t thread) {
     if (at_once) all_here.arrive_and_wait();
-    work_off(phase(wide, fill), thread % shares, shares, &progress[0]);
-    work_off(phase(narrow, sum), thread % shares, shares, &progress[1]);
-    work_off(phase(1, join), thread % shares, shares, &progress[2]);
+    work_off(phase(wide, fill), thread * shares / threads, shares, &progress[0]);
+    work_off(phase(narrow, sum), thread * shares / threads, shares, &progress[1]);
+    work_off(phase(1, join), thread * shares / threads, shares, &progress[2]);
   };
   std::vector<std::thread> running;
   for (size_t thread = 0; thread < threads; ++thread) {
@@ -39,6 +44,7 @@ bool right(size_t threads, size_t shares, bool at_once, size_t wide, size_t narr
   }
   for (std::thread& one : running)
     if (one.joinable()) one.join();
+  if (began > threads || (began == 0) != (wide == 0)) return false;
   return total == narrow * (wide * (wide + 1) / 2) + narrow * (narrow - 1) / 2;
 }
 

@@ -253,18 +253,25 @@ def test_match(
     )
 
 
-def test_no_number_is_the_best_score_as_in_torch() -> None:
-    tokens = values(0, 1, 10, 4)
-    tokens[0, 6] = 0  # the third of a: it has no direction, so every score is 0 / 0
+@FUZZ
+@given(SEED, st.integers(6, 99), st.data())
+def test_scores_that_are_no_number_rank_as_in_torch(seed: int, count: int, data: Any) -> None:
+    tokens = values(seed, 1, count, 4)
+    na, nb = len(range(0, count, 2)), len(range(1, count, 2))
+    # A token of b without direction is the first that is no number in every row.
+    odd = data.draw(st.sets(st.integers(0, nb - 1), max_size=3))
+    even = data.draw(st.sets(st.integers(0, na - 1), min_size=1, max_size=3))
+    tokens[0, [2 * i for i in even] + [2 * i + 1 for i in odd]] = 0
+    r = data.draw(st.integers(1, na if odd else len(even)))
     attributes = {"heads": [1], "depth": [4], "start": [0], "blocked": [0]}
-    sets = {"a_start": [0], "b_start": [1], "step": [2], "r": [1]}
-    shapes = [(1, 4), (1, 1), (1, 1)]
-    found = run([Call("cosine_match", (tokens,), shapes, {**attributes, **sets})], native=True)
+    sets = {"a_start": [0], "b_start": [1], "step": [2], "r": [r]}
+    shapes, read = [(1, na - r), (1, r), (1, r)], (0, 1, 2) if r < na else (1, 2)
+    call = Call("cosine_match", (tokens,), shapes, {**attributes, **sets}, read)
     metric = torch.from_numpy(tokens)
     unit = metric / metric.norm(dim=-1, keepdim=True)
-    wanted = ops.bipartite_match(unit[:, ::2] @ unit[:, 1::2].mT, 1, "index")
-    for array, tensor in zip(found.values(), wanted, strict=True):
-        np.testing.assert_array_equal(array, tensor.numpy())
+    wanted = ops.bipartite_match(unit[:, ::2] @ unit[:, 1::2].mT, r, "index")
+    for place, array in zip(read, run([call], native=True).values(), strict=True):
+        np.testing.assert_array_equal(array, wanted[place].numpy())
 
 
 SCATTERS = [
@@ -388,15 +395,18 @@ def test_the_match_merge_and_norm_of_tome_are_those_three(
     native: bool, seed: int, batch: int, count: int, heads: tuple[int, int], data: Any
 ) -> None:
     channels = heads[0] * heads[1]
-    keys, x = values(seed, batch, count, channels), values(seed + 1, batch, count, channels + 1)
+    keys, x = values(seed, batch, count, channels + 3), values(seed + 1, batch, count, channels + 1)
     size = 1 + np.abs(values(seed + 2, batch, count, 1)).round()
     affine = values(seed + 3, channels + 1), values(seed + 4, channels + 1)
     protected = data.draw(st.integers(0, 2))
-    na, nb = len(range(protected + 1, count, 2)), len(range(protected, count, 2))
-    r = data.draw(st.integers(1, na))
+    starts = data.draw(st.permutations([protected, protected + 1]))
+    na, nb = (len(range(start, count, 2)) for start in starts)
+    blocked = data.draw(st.integers(0, 1))
+    r = data.draw(st.integers(1, na - blocked))
     left = protected + na - r + nb
-    sets = {"a_start": [protected + 1], "b_start": [protected], "step": [2]}
-    matched = {"heads": [heads[0]], "depth": [heads[1]], "start": [0], "blocked": [0], "r": [r]}
+    sets = {"a_start": [starts[0]], "b_start": [starts[1]], "step": [2]}
+    matched = {"heads": [heads[0]], "depth": [heads[1]], "start": [3], "blocked": [blocked]}
+    matched["r"] = [r]
     merged, normed = {"protected": [protected]}, {"epsilon": 1e-5}
 
     def steps(
