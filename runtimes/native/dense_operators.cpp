@@ -1,5 +1,5 @@
-// Linear layers, attention and layer norm: each operator reads its tensors, and hands its tasks to
-// the threads.
+// Patch embedding, linear layers, attention and layer norm: each operator reads its tensors, and
+// hands its tasks to the threads.
 #include <algorithm>
 #include <cmath>
 

@@ -54,9 +54,9 @@ struct Result {
 
 inline constexpr float kNoBias[kColumns] = {};
 
-// out (Rows, kColumns) = bias + x (Rows, depth) · panel (depth, kColumns of 32) [+ residual]; strides
-// in floats. A cold one fetches the rows behind its own as well, which another core may have written:
-// that costs 0.5 % where they are near.
+// out (Rows, kColumns) = bias + x (Rows, depth) · panel (depth, kColumns of 32) [+ residual];
+// strides in floats. A cold one fetches the rows behind its own as well, which another core may have
+// written: that costs 0.5 % where they are near.
 template <size_t Rows, bool Residual, bool Cold>
 [[gnu::noinline]] void multiply_block(const float* x, size_t x_stride, size_t depth,
                                       const float* panel, Result to, Fetch fetch,

@@ -82,8 +82,8 @@ class Run {
   }
 
   // Runs the tasks of each phase on the threads of the runtime, and of the next when all are done.
-  // To hand tasks to its threads and to have them back costs a runtime ten times what it costs them
-  // to wait for one another.
+  // To hand tasks to its threads and to have them back costs a runtime several times what it costs
+  // them to wait for one another.
   template <typename... Bodies>
   void in_phases(const Phase<Bodies>&... phases) const {
     const size_t threads = std::min(threads_at_most(), std::max({phases.tasks...}));

@@ -191,7 +191,7 @@ def test_the_choice_must_win_twice() -> None:
 
 
 def compiled(target: str, folder: Path) -> CompileResult:
-    return tokexport.compile(tiny_tome(), image(2), target, output=folder, tune=True, timed=False)
+    return tokexport.compile(tiny_tome(depth=3), image(2), target, output=folder, tune=True, timed=False)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def emitted_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model of ``compiled`` before any lowering."""
     folder = tmp_path_factory.mktemp("emitted")
     tokexport.compile(
-        tiny_tome(), image(2), output=folder / "bundle", keep_stages=True, timed=False
+        tiny_tome(depth=3), image(2), output=folder / "bundle", keep_stages=True, timed=False
     )
     return folder / "bundle.stages" / "emitted" / "model.onnx"
 
@@ -281,11 +281,11 @@ def test_what_the_cache_says_is_what_is_built_proven_and_verified(
     x = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     with tokexport.runtimes.load(result.bundle) as runner, torch.no_grad():
         found_output = runner.run({"x": x.numpy()})["output"]
-        np.testing.assert_allclose(found_output, tiny_tome()(x).numpy(), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found_output, tiny_tome(depth=3)(x).numpy(), rtol=0, atol=1e-4)
 
 
 def test_without_it_nothing_is_chosen(tmp_path: Path, cache: Path) -> None:
-    result = tokexport.compile(tiny_tome(), image(), output=tmp_path / "bundle", timed=False)
+    result = tokexport.compile(tiny_tome(depth=3), image(), output=tmp_path / "bundle", timed=False)
     assert result.report.tuning is None
     assert read_manifest(result.bundle).forms is None
     assert not cache.exists()
@@ -307,7 +307,7 @@ def test_a_damaged_cache_is_said_in_the_report(tmp_path: Path, cache: Path) -> N
 
 def test_no_engine_is_timed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no engine is timed"):
-        tokexport.compile(tiny_tome(), image(), "trt", output=tmp_path / "bundle", tune=True)
+        tokexport.compile(tiny_tome(depth=3), image(), "trt", output=tmp_path / "bundle", tune=True)
     source, output = f"{MODELS}:with_inputs", tmp_path / "out"
     refusal(
         compile_model(source, output, "--tune", target="trt"),
@@ -337,7 +337,7 @@ def test_the_command_shows_what_was_chosen(tmp_path: Path) -> None:
 def test_a_way_that_is_told_eagers_decisions_has_the_same_forms(tmp_path: Path) -> None:
     """What a near-tie is judged on must be the graph that is shipped, but for its decisions."""
     ops.register()
-    model = FlatModel(tiny_tome(), call_spec(tiny_tome(), (image(),), {}))
+    model = FlatModel(tiny_tome(depth=3), call_spec(tiny_tome(depth=3), (image(),), {}))
     x = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     batches = Batches(model.spec.names, {model.spec.names[0]: x.numpy()[None]}, 1, None, "")
     outputs = run_reference(model, batches).outputs
