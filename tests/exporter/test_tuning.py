@@ -191,7 +191,9 @@ def test_the_choice_must_win_twice() -> None:
 
 
 def compiled(target: str, folder: Path) -> CompileResult:
-    return tokexport.compile(tiny_tome(depth=3), image(2), target, output=folder, tune=True, timed=False)
+    return tokexport.compile(
+        tiny_tome(depth=3), image(2), target, output=folder, tune=True, timed=False
+    )
 
 
 @pytest.fixture(scope="module")
