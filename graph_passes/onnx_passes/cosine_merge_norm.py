@@ -70,7 +70,10 @@ def _belong_together(match: ir.Node, merge: ir.Node, norm: ir.Node) -> bool:
         and list(merge.inputs[2:]) == list(match.outputs)
         and all(len(index.uses()) == 1 for index in match.outputs)
         and not any(value.is_graph_output() for value in (*match.outputs, *merge.outputs))
-        and all(ir.convenience.get_const_tensor(value) is not None for value in norm.inputs[1:])  # type: ignore[arg-type]
+        and all(
+            value is not None and ir.convenience.get_const_tensor(value) is not None
+            for value in norm.inputs[1:]
+        )
         and all(
             match.attributes.get_ints(name) == merge.attributes.get_ints(name)
             for name in ("a_start", "b_start", "step")

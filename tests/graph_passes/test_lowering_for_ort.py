@@ -9,7 +9,13 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 import torch
-from helpers.graphs import assert_close, checked, emitted, lowered, rewrite, run_onnx
+from helpers.graphs import (
+    assert_close,
+    checked,
+    emitted,
+    lowered,
+    lowered_for_ort,
+)
 from models.plain_vits import DEPTH, PLAIN, build, image
 from models.tome_patched import patched
 from torch import Tensor, nn
@@ -30,17 +36,7 @@ def calls(model: ir.Model) -> Counter[str]:
 
 def lowered_and_checked(model: nn.Module, x: Tensor, folder: Path) -> Counter[str]:
     """Lowers a model, holds bodies and kernels to eager, and counts its calls."""
-    found = lowered(emitted(rewrite(model, x)), "ort")
-    with torch.no_grad():
-        answer = model(x)
-    wanted = (answer,) if isinstance(answer, Tensor) else tuple(answer.values())
-    assert_close(run_onnx(found, x), wanted, 1e-5)
-    save_onnx(found, folder / "model.onnx")
-    with OrtRunner.from_file(folder / "model.onnx") as runner:
-        assert runner.runtime.details["kernels"] != "none"
-        arrays = runner.run({"in0": x.numpy()}).values()
-    assert_close(tuple(map(torch.from_numpy, arrays)), wanted, 1e-5)
-    return calls(found)
+    return calls(lowered_for_ort(model, x, folder))
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.graphs import assert_close, emitted, lowered, rewrite, run_onnx
+from helpers.graphs import lowered_for_ort
 from torch import Tensor, nn
-
-from tokexport.exporter.build import save_onnx
-from tokexport.runtimes.ort import OrtRunner
 
 CHANNELS = 24
 Outputs = Tensor | tuple[Tensor, ...]
@@ -73,17 +70,7 @@ JOINED: dict[str, tuple[Forward, dict[str, object]]] = {
 
 
 def lowered_and_checked(model: Embedding, x: Tensor, folder: Path) -> Counter[str]:
-    found = lowered(emitted(rewrite(model, x)), "ort")
-    with torch.no_grad():
-        answer = model(x)
-    wanted = (answer,) if isinstance(answer, Tensor) else answer
-    assert_close(run_onnx(found, x), wanted, 1e-5)
-    save_onnx(found, folder / "model.onnx")
-    with OrtRunner.from_file(folder / "model.onnx") as runner:
-        assert runner.runtime.details["kernels"] != "none"
-        arrays = runner.run({"in0": x.numpy()}).values()
-    assert_close(tuple(map(torch.from_numpy, arrays)), wanted, 1e-5)
-    return Counter(node.op_type for node in found.graph)
+    return Counter(node.op_type for node in lowered_for_ort(model, x, folder).graph)
 
 
 def built(forward: Forward, batch: int, **options: object) -> Embedding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from tokexport.exporter.build import save_onnx
 from tokexport.exporter.capture import FlatModel, call_spec, capture
 from tokexport.exporter.emit import emit
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.torch_passes.infrastructure import Rewritten, TorchPass, run_passes
+from tokexport.runtimes.ort import OrtRunner
 
 Outputs = Tensor | tuple[Tensor, ...]
 #: The targets that run here; what is lowered for ``trt`` runs in ONNX Runtime.
@@ -168,3 +171,20 @@ def assert_close(
         finite = other.double().nan_to_num(0.0, 0.0, 0.0).abs()
         scale = max([1.0, *finite.flatten().tolist()])
         torch.testing.assert_close(one, other, rtol=0.0, atol=tolerance * scale, equal_nan=True)
+
+
+def lowered_for_ort(model: nn.Module, x: Tensor, folder: Path) -> ir.Model:
+    """Lowers a model for ONNX Runtime, and holds its bodies and its kernels to eager."""
+    found = lowered(emitted(rewrite(model, x)), "ort")
+    with torch.no_grad():
+        answer = model(x)
+    if isinstance(answer, Tensor):
+        answer = (answer,)
+    wanted = tuple(answer.values() if isinstance(answer, dict) else answer)
+    assert_close(run_onnx(found, x), wanted, 1e-5)
+    save_onnx(found, folder / "model.onnx")
+    with OrtRunner.from_file(folder / "model.onnx") as runner:
+        assert runner.runtime.details["kernels"] != "none"
+        arrays = runner.run({"in0": x.numpy()}).values()
+    assert_close(tuple(map(torch.from_numpy, arrays)), wanted, 1e-5)
+    return found
