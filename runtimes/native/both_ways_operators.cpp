@@ -9,19 +9,6 @@
 namespace tokexport {
 namespace {
 
-// The results of a match, the first three outputs: kept (B, N - r), src (B, r), dst (B, r).
-MatchArgs matched(const Run& run, size_t images, size_t rows, size_t columns, size_t taken) {
-  MatchArgs args{};
-  args.images = images;
-  args.rows = rows;
-  args.columns = columns;
-  args.taken = taken;
-  args.kept = run.output<int64_t>(0, {images, rows - taken});
-  args.src = run.output<int64_t>(1, {images, taken});
-  args.dst = run.output<int64_t>(2, {images, taken});
-  return args;
-}
-
 // scored_match(tokens (B, N, C), rare (B, N)) -> kept (B, Na - r), src (B, r), dst (B, r),
 // scores (B, Na, Nb)
 class ScoredMatch final : public Kernel {

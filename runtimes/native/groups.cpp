@@ -23,6 +23,18 @@ TokenSet Sets::of(size_t start, size_t tokens) const {
   return {start, step_, start < tokens ? (tokens - start + step_ - 1) / step_ : 0};
 }
 
+MatchArgs matched(const Run& run, size_t images, size_t rows, size_t columns, size_t taken) {
+  MatchArgs args{};
+  args.images = images;
+  args.rows = rows;
+  args.columns = columns;
+  args.taken = taken;
+  args.kept = run.output<int64_t>(0, {images, rows - taken});
+  args.src = run.output<int64_t>(1, {images, taken});
+  args.dst = run.output<int64_t>(2, {images, taken});
+  return args;
+}
+
 BothWaysMap::BothWaysMap(const Attributes& attributes)
     : protected_(attributes.only("protected")), sets_(attributes) {}
 

@@ -26,6 +26,9 @@ class Sets {
 
 void require_rows(const Tensor<const int64_t>& index, size_t rows);
 
+// The results of a match, the first three outputs: kept (B, N - r), src (B, r), dst (B, r).
+MatchArgs matched(const Run& run, size_t images, size_t rows, size_t columns, size_t taken);
+
 // The first tokens of all stay, those of a merge into b, those of b into what is left of a; the new
 // order is: what stays, what is left of a, what is left of b.
 class BothWaysMap {

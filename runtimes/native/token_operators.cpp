@@ -16,17 +16,11 @@ class Match final : public Kernel {
 
   void run(const Run& run) const override {
     const auto scores = run.floats(0, 3);
-    MatchArgs args{};
+    require(scores.size(2) > 0 && taken_ <= scores.size(1),
+            "bipartite_match: r is more than the rows.");
+    MatchArgs args = matched(run, scores.size(0), scores.size(1), scores.size(2), taken_);
     args.scores = scores.data;
-    args.images = scores.size(0);
-    args.rows = scores.size(1);
-    args.columns = scores.size(2);
-    args.taken = taken_;
     args.by_score = ByScore;
-    require(args.columns > 0 && taken_ <= args.rows, "bipartite_match: r is more than the rows.");
-    args.kept = run.output<int64_t>(0, {args.images, args.rows - taken_});
-    args.src = run.output<int64_t>(1, {args.images, taken_});
-    args.dst = run.output<int64_t>(2, {args.images, taken_});
     run.in_parallel(args.images, [&](size_t task) { kernels().match_task(args, task); });
   }
 

@@ -130,10 +130,7 @@ class CosineMatch final : public Kernel {
 
   void run(const Run& run) const override {
     CosineArgs args = matcher_.args(run.floats(0, 3));
-    MatchArgs& match = args.match;
-    match.kept = run.output<int64_t>(0, {args.images, match.rows - match.taken});
-    match.src = run.output<int64_t>(1, {args.images, match.taken});
-    match.dst = run.output<int64_t>(2, {args.images, match.taken});
+    args.match = matched(run, args.images, args.a.count, args.b.count, args.match.taken);
     const auto floats = rooms_.floats.lease(Matcher::floats(args));
     const auto indices = rooms_.indices.lease(Matcher::indices(args));
     Matcher::place(args, floats.data(), indices.data());
