@@ -64,6 +64,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | np.ndarray:
         zlib.error,
     ) as error:
         raise _unreadable(path, member, error) from error
+    twice = sorted({name for name in loaded.files if loaded.files.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"The inputs file holds two arrays named {twice[0]!r}.", where=str(path), fix=_HOW
+        )
     # A zip member without the format's magic comes back as bytes: the file is another archive.
     strange = [name for name, value in found.items() if not isinstance(value, np.ndarray)]
     if strange:

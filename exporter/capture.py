@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,66 +21,134 @@ from tokexport.exporter.errors import (
     ModelNotSupportedError,
 )
 from tokexport.exporter.module_state import evaluation
+from tokexport.exporter.nested_tensors import Nest, Template, filled, places, template
 from tokexport.exporter.outputs import Constant, flatten
 from tokexport.exporter.torch_warnings import torch_log_silenced, torch_warnings_silenced
 from tokexport.exporter.unbacked import FIX, SomeRows, with_fixed_sizes
 from tokexport.graph_passes.live_rows import Selection
 from tokexport.graph_passes.torch_passes.editor import innermost_line, source_line
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+#: The kinds of parameters that take whatever is given.
+CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class CallSpec:
     """How named tensors become the arguments of ``forward``.
 
     Attributes:
-        names: The input names, in order.
-        tree: How the flat tensors nest in (args, kwargs); values that are no tensors are kept.
+        names: The input names: in the order of ``forward``, whatever the order of a dict.
+        examples: The example of each.
+        args: The positional arguments, with places for tensors by name.
+        kwargs: The named ones, in the order they were given in.
     """
 
     names: tuple[str, ...]
-    leaves: tuple[Any, ...]
-    tree: Any
+    examples: tuple[Tensor, ...]
+    args: tuple[Template, ...]
+    kwargs: dict[str, Template]
 
     def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Returns (args, kwargs) with the tensors in their places."""
-        given = iter(tensors)
-        filled = [next(given) if leaf is _TENSOR else leaf for leaf in self.leaves]
-        args, kwargs = torch.utils._pytree.tree_unflatten(filled, self.tree)
-        return args, kwargs
+        """Returns (args, kwargs) with the tensors, given in the order of ``names``."""
+        named = dict(zip(self.names, tensors, strict=True))
+        args = tuple(filled(one, named) for one in self.args)
+        return args, {key: filled(one, named) for key, one in self.kwargs.items()}
 
 
-_TENSOR = object()
+def call_spec(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallSpec:
+    """Names the tensors among the example arguments after the parameters of ``forward``.
+
+    Raises:
+        InputError: ``forward`` does not take these arguments, or two inputs get one name.
+    """
+    parameters = _parameters_for(model, args, kwargs)
+    positional = [name for name, one in parameters.items() if one.kind in _POSITIONAL]
+    more = len(args) - len(positional)
+    others = _find_kind(parameters, inspect.Parameter.VAR_POSITIONAL)
+    own = [*positional[: len(args)], *_names_of_others(others, more)]
+    given = tuple(template(value, name) for name, value in zip(own, args, strict=True))
+    named = {key: template(value, key) for key, value in kwargs.items()}
+
+    by_name = [(name, one) for name, one in named.items() if name in parameters]
+    ordered = [*zip(positional, given, strict=False), *by_name]
+    ordered += [(others, one) for one in given[len(positional) :]]
+    rank = list(parameters)
+    ordered.sort(key=lambda pair: rank.index(pair[0]))
+    rest = tuple(one for name, one in named.items() if name not in parameters)
+    found: dict[str, Tensor] = {}
+    for one in (*(one for _, one in ordered), Nest(rest, list, free=True)):
+        for place in places(one):
+            if place.name in found:
+                raise InputError(
+                    f"Two inputs of the model would be called '{place.name}'.",
+                    fix="Rename an argument of forward, so that parts joined by '_' differ.",
+                )
+            found[place.name] = place.example
+    return CallSpec(tuple(found), tuple(found.values()), given, named)
 
 
-def call_spec(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallSpec:
-    """Names the tensors among the example arguments after the parameters of ``forward``."""
-    signature = inspect.Signature(list(forward_parameters(model).values()))
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise InputError(
-            f"The example inputs do not fit the model's forward: {error}.",
-            fix=f"It is forward{signature}.",
-        ) from error
-    names: list[str] = []
-    for parameter, value in bound.arguments.items():
-        kind = signature.parameters[parameter].kind
-        if kind is inspect.Parameter.VAR_KEYWORD:
-            for key, part in value.items():
-                names += _names_within(part, key)
-        elif kind is inspect.Parameter.VAR_POSITIONAL and len(value) == 1:
-            names += _names_within(value[0], "input")
-        else:
-            names += _names_within(value, parameter)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(
-            f"Two inputs of the model would be called '{twice[0]}'.",
-            fix="Rename an argument of forward, so that parts joined by '_' differ.",
-        )
-    leaves, tree = torch.utils._pytree.tree_flatten((tuple(args), dict(kwargs)))
-    marked = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-    return CallSpec(tuple(names), marked, tree)
+def call_by_name(
+    model: nn.Module, given: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns the arguments by which ``forward`` takes values under the names of its inputs."""
+    rest = dict(given)
+    parameters = forward_parameters(model)
+    others = _find_kind(parameters, inspect.Parameter.VAR_POSITIONAL)
+    extra = _given_others(others, rest) if others else []
+    args: list[Any] = []
+    for name, parameter in parameters.items():
+        if name == others:
+            args += [rest.pop(one) for one in extra]
+        elif parameter.kind is inspect.Parameter.POSITIONAL_ONLY or (
+            extra and parameter.kind in _POSITIONAL
+        ):
+            if name not in rest:
+                break
+            args.append(rest.pop(name))
+    return tuple(args), rest
+
+
+def _find_kind(parameters: Mapping[str, inspect.Parameter], kind: Any) -> str:
+    return next((name for name, one in parameters.items() if one.kind is kind), "")
+
+
+def _names_of_others(parameter: str, count: int) -> list[str]:
+    """Names what ``*parameter`` takes."""
+    if count == 1:
+        return ["input"]
+    return [f"{parameter}_{position}" for position in range(count)]
+
+
+def _given_others(parameter: str, given: Mapping[str, Any]) -> list[str]:
+    """Returns which of the names given are those of what ``*parameter`` takes, in its order."""
+    if "input" in given:
+        return ["input"]
+    numbered = (f"{parameter}_{position}" for position in range(len(given)))
+    return list(takewhile(lambda name: name in given, numbered))
+
+
+def _parameters_for(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, inspect.Parameter]:
+    """Returns the parameters that take these arguments.
+
+    A decorated or patched ``forward`` may take more than the one whose names it bears.
+    """
+    named = forward_parameters(model)
+    outer = dict(inspect.signature(model.forward, follow_wrapped=False).parameters)
+    for parameters in (named, outer):
+        try:
+            inspect.Signature(list(parameters.values())).bind(*args, **kwargs)
+        except TypeError as error:
+            if parameters is not outer:
+                said = error
+            continue
+        return parameters
+    raise InputError(
+        f"The example inputs do not fit the model's forward: {said}.",
+        fix=f"It is forward{inspect.Signature(list(named.values()))}.",
+    ) from said
 
 
 def forward_parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
@@ -88,28 +157,17 @@ def forward_parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
     A patched ``forward(*args, **kwargs)`` that passes everything on has no names of its own; the
     nearest ``forward`` of a base class that has some gives them.
     """
-    catch_all = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     own = dict(inspect.signature(model.forward).parameters)
-    if not own or any(parameter.kind not in catch_all for parameter in own.values()):
+    if not own or any(parameter.kind not in CATCH_ALL for parameter in own.values()):
         return own
     for base in type(model).__mro__[1:]:
         forward = base.__dict__.get("forward")
         if forward is None or base is nn.Module:
             continue
         parameters = list(inspect.signature(forward).parameters.values())[1:]
-        if parameters and any(parameter.kind not in catch_all for parameter in parameters):
+        if parameters and any(parameter.kind not in CATCH_ALL for parameter in parameters):
             return {parameter.name: parameter for parameter in parameters}
     return own
-
-
-def _names_within(value: Any, name: str) -> list[str]:
-    if isinstance(value, Tensor):
-        return [name]
-    if isinstance(value, dict):
-        return [n for key, part in value.items() for n in _names_within(part, f"{name}_{key}")]
-    if isinstance(value, tuple | list):
-        return [n for i, part in enumerate(value) for n in _names_within(part, f"{name}_{i}")]
-    return []
 
 
 class FlatModel(nn.Module):

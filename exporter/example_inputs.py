@@ -11,10 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from tokexport.exporter.array_file import read_arrays
-from tokexport.exporter.capture import FlatModel, call_spec, forward_parameters
+from tokexport.exporter.capture import (
+    CATCH_ALL,
+    FlatModel,
+    call_by_name,
+    call_spec,
+    forward_parameters,
+)
 from tokexport.exporter.config import InputConfig
 from tokexport.exporter.errors import InputError, UsageError, listed
-from tokexport.exporter.inputs import LABELS, Batches, read_inputs, synthetic_inputs
+from tokexport.exporter.inputs import (
+    LABELS,
+    Batches,
+    check_names,
+    read_inputs,
+    synthetic_inputs,
+)
 from tokexport.exporter.source import Source
 from tokexport.runtimes.manifest import TensorSpec
 
@@ -38,8 +50,7 @@ def prepare(
     _check_weights(source.model)
     args, kwargs = _example_call(source, config)
     spec = call_spec(source.model, args, kwargs)
-    leaves, _ = torch.utils._pytree.tree_flatten((args, kwargs))
-    examples = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    examples = list(spec.examples)
     if not examples or not all(tensor.numel() for tensor in examples):
         raise InputError(
             "The example inputs hold no tensor." if not examples else "An example input is empty.",
@@ -84,15 +95,9 @@ def _example_call(source: Source, config: InputConfig) -> tuple[tuple[Any, ...],
     """Returns example arguments of ``forward``; those made here hold zeros."""
     given = source.example_args is not None or bool(source.example_kwargs)
     if config.input_shape is not None:
-        if given and len(_tensors(source)) > 1:
-            raise UsageError(
-                f"--input-shape describes one input, and the source has {len(_tensors(source))}.",
-                fix="Leave it out: the source's own example inputs say the shapes.",
-            )
         if given:
             return _reshaped(source, config.input_shape)
-        _only_input(source.model)
-        return (torch.zeros(config.input_shape),), {}
+        return _only_input(source.model, torch.zeros(config.input_shape))
     if given:
         return source.example_args or (), source.example_kwargs
     if source.input_shapes:
@@ -102,7 +107,7 @@ def _example_call(source: Source, config: InputConfig) -> tuple[tuple[Any, ...],
             return (torch.zeros(next(iter(source.input_shapes.values()))),), {}
         return (), {name: torch.zeros(shape) for name, shape in source.input_shapes.items()}
     if config.inputs is not None:
-        return _call_of_file(source.model, config)
+        return _call_of_file(source.model, Path(config.inputs))
     raise UsageError(
         "Nothing says which inputs the model takes.",
         where=f"Its forward takes {listed(_required(source.model)) or 'anything'}.",
@@ -113,26 +118,27 @@ def _example_call(source: Source, config: InputConfig) -> tuple[tuple[Any, ...],
 
 def _reshaped(source: Source, shape: tuple[int, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Gives the source's only example input another shape; its dtype and its place stay."""
-    call = (source.example_args or (), source.example_kwargs)
-    leaves, tree = torch.utils._pytree.tree_flatten(call)
-    changed = [
-        torch.zeros(shape, dtype=leaf.dtype) if isinstance(leaf, Tensor) else leaf
-        for leaf in leaves
-    ]
-    args, kwargs = torch.utils._pytree.tree_unflatten(changed, tree)
-    return args, kwargs
+    spec = call_spec(source.model, source.example_args or (), source.example_kwargs)
+    if len(spec.names) > 1:
+        raise UsageError(
+            f"--input-shape describes one input, and the source has {len(spec.names)}.",
+            fix="Leave it out: the source's own example inputs say the shapes.",
+        )
+    return spec.arguments([torch.zeros(shape, dtype=one.dtype) for one in spec.examples])
 
 
-def _call_of_file(model: nn.Module, config: InputConfig) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Takes shapes and dtypes from the arrays of a file, one sample each."""
-    assert config.inputs is not None
-    found = read_arrays(Path(config.inputs))
+def _call_of_file(model: nn.Module, path: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Takes shapes and dtypes from the arrays of a file, one sample each, by their names."""
+    found = read_arrays(path)
     if not isinstance(found, dict):
         return (_one_sample(found),), {}
     arrays = {name: array for name, array in found.items() if name != LABELS}
-    if len(arrays) == 1:
-        return (_one_sample(next(iter(arrays.values()))),), {}
-    return (), {name: _one_sample(array) for name, array in arrays.items()}
+    parameters = forward_parameters(model)
+    if all(one.kind not in CATCH_ALL for one in parameters.values()):
+        missing = [name for name in _required(model) if name not in arrays]
+        unknown = [name for name in arrays if name not in parameters]
+        check_names([*parameters], missing, unknown, path)
+    return call_by_name(model, {name: _one_sample(array) for name, array in arrays.items()})
 
 
 def _one_sample(array: np.ndarray) -> Tensor:
@@ -148,8 +154,7 @@ def _required(model: nn.Module) -> list[str]:
     return [
         name
         for name, parameter in forward_parameters(model).items()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        if parameter.default is parameter.empty and parameter.kind not in CATCH_ALL
     ]
 
 
@@ -157,7 +162,8 @@ def _first(model: nn.Module) -> str:
     return next(iter(forward_parameters(model)), "")
 
 
-def _only_input(model: nn.Module) -> None:
+def _only_input(model: nn.Module, example: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns the arguments by which ``forward`` takes its one input."""
     required = _required(model)
     if len(required) > 1:
         raise UsageError(
@@ -165,11 +171,9 @@ def _only_input(model: nn.Module) -> None:
             fix="Let a factory return (module, example_inputs), or pass --inputs with one array "
             "per input.",
         )
-
-
-def _tensors(source: Source) -> list[Tensor]:
-    leaves, _ = torch.utils._pytree.tree_flatten((source.example_args or (), source.example_kwargs))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if required and forward_parameters(model)[required[0]].kind.name == "KEYWORD_ONLY":
+        return (), {required[0]: example}
+    return (example,), {}
 
 
 def _rebatched(examples: list[Tensor], batch: int) -> list[Tensor]:

@@ -57,8 +57,8 @@ class Batches:
 def read_inputs(path: Path, specs: Sequence[TensorSpec], batch: int) -> Batches:
     """Reads the samples of a file and cuts them into batches of ``batch``.
 
-    The file is an ``.npz`` with one array per input, by the input's name, and optionally
-    ``labels``; a model with one input takes the one array under any name, or a plain ``.npy``. The
+    The file is an ``.npz`` with one array per input, by the input's name and in any order, and
+    optionally ``labels``; a model with one input takes a plain ``.npy``, which has no names. The
     leading axis of an array is the samples. An input that has no leading axis of ``batch``
     in the model (a scalar, a table) is given once, in its full shape, and goes into every batch.
 
@@ -183,7 +183,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _named_arrays(path: Path, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
-    """Reads every array of the file, by its name; a lone array takes the only input's name."""
+    """Reads every array of the file, by its name; that of an .npy has the only input's."""
     found = read_arrays(path)
     if isinstance(found, dict):
         return found
@@ -192,14 +192,14 @@ def _named_arrays(path: Path, specs: Sequence[TensorSpec]) -> dict[str, np.ndarr
     raise InputError(
         f"The file holds one array, and the model has {len(specs)} inputs.",
         where=str(path),
-        fix=f"Save them by name: numpy.savez(path, {', '.join(f'{s.name}=…' for s in specs)})",
+        fix=f"Save them by name: numpy.savez(path, {_as_keywords([s.name for s in specs])})",
     )
 
 
 def _by_input(
     found: dict[str, np.ndarray], specs: Sequence[TensorSpec], path: Path
 ) -> dict[str, np.ndarray]:
-    """Pairs the arrays with the model's inputs, by name or, when there is one of each, alone."""
+    """Pairs the arrays with the model's inputs, by name."""
     names = [spec.name for spec in specs]
     if LABELS in names:
         raise InputError(
@@ -213,19 +213,42 @@ def _by_input(
             where=str(path),
             fix=f"Save an array for {listed(names)}.",
         )
-    if len(names) == 1 and len(found) == 1:
-        return {names[0]: next(iter(found.values()))}
     missing = [name for name in names if name not in found]
     unknown = [name for name in found if name not in names]
-    if missing or unknown:
-        parts = [f"missing: {listed(missing)}"] if missing else []
-        parts += [f"unknown: {listed(unknown)}"] if unknown else []
-        raise InputError(
-            f"The arrays are not the model's inputs ({'; '.join(parts)}).",
-            where=str(path),
-            fix=f"Name the arrays after the inputs: {listed(names)}.",
-        )
+    check_names(names, missing, unknown, path)
     return {name: found[name] for name in names}
+
+
+def check_names(
+    names: Sequence[str], missing: Sequence[str], unknown: Sequence[str], path: Path
+) -> None:
+    """Refuses a file whose arrays are not called like the inputs.
+
+    Args:
+        names: The inputs.
+        missing: Those that no array is called like.
+        unknown: The arrays that no input is called like.
+        path: The file.
+
+    Raises:
+        InputError: An array is missing, or one is unknown.
+    """
+    if not missing and not unknown:
+        return
+    parts = [f"missing: {listed(missing)}"] if missing else []
+    parts += [f"unknown: {listed(unknown)}"] if unknown else []
+    raise InputError(
+        f"The arrays are not the model's inputs ({'; '.join(parts)}).",
+        where=str(path),
+        fix=f"Name the arrays after the inputs: numpy.savez(path, {_as_keywords(names)}).",
+    )
+
+
+def _as_keywords(names: Sequence[str]) -> str:
+    """Writes names as arguments by name; those that Python has no such form for, as a dict's."""
+    if all(name.isidentifier() for name in names):
+        return ", ".join(f"{name}=…" for name in names)
+    return f"**{{{', '.join(f'{name!r}: …' for name in names)}}}"
 
 
 def _check_shape(array: np.ndarray, spec: TensorSpec, per_sample: bool) -> None:

@@ -202,7 +202,7 @@ class Entrants:
         try:
             runner = self._stack.enter_context(opened())
             found = _answers(runner, model)
-            run = runner.bound(_arrays(runner, next(iter(model.batches))))
+            run = runner.bound(_arrays(runner, model, next(iter(model.batches))))
         except Exception as error:
             if candidate.way is Way.OURS and exit_code_of(error) is ExitCode.INTERNAL:
                 raise
@@ -260,18 +260,19 @@ def _open_plain(candidate: Candidate, path: Path, facts: GraphFacts) -> Runner:
     return OpenVinoRunner.from_file(converted, precision=candidate.precision)
 
 
-def _arrays(runner: Runner, batch: dict[str, Array]) -> dict[str, Array]:
-    """Names a batch as the runner does: an export has names of its own, in the model's order."""
-    if len(runner.inputs) != len(batch):
-        raise InputMismatchError(
-            f"It takes {len(runner.inputs)} inputs, and the model {len(batch)}."
-        )
-    return {spec.name: array for spec, array in zip(runner.inputs, batch.values(), strict=True)}
+def _arrays(runner: Runner, model: Subject, batch: dict[str, Array]) -> dict[str, Array]:
+    """Names a batch as the runner does: an export may have its own names, in the call's order."""
+    own = [spec.name for spec in runner.inputs]
+    if {*own} == {*batch}:
+        return batch
+    if len(own) != len(batch):
+        raise InputMismatchError(f"It takes {len(own)} inputs, and the model {len(batch)}.")
+    return {name: batch[one] for name, one in zip(own, model.names_as_called, strict=True)}
 
 
 def _answers(runner: Runner, model: Subject) -> list[Array]:
     """Runs every batch; returns (batches, …) for each output of the runner."""
-    rows = [list(runner.run(_arrays(runner, batch)).values()) for batch in model.batches]
+    rows = [list(runner.run(_arrays(runner, model, batch)).values()) for batch in model.batches]
     return [np.stack(parts) for parts in zip(*rows, strict=True)]
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import onnx_ir as ir
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from tokexport.exporter.bench.floor import Product, weight_products
 from tokexport.exporter.capture import capture
@@ -82,6 +83,14 @@ class Subject:
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of ``forward`` on the first batch."""
         return self.flat.spec.arguments(tensors_of(next(iter(self.batches))))
+
+    @property
+    def names_as_called(self) -> tuple[str, ...]:
+        """The names of the inputs in the order in which torch flattens the arguments."""
+        tensors = tensors_of(next(iter(self.batches)))
+        named = {id(one): name for name, one in zip(self.flat.spec.names, tensors, strict=True)}
+        leaves = pytree.tree_leaves(self.flat.spec.arguments(tensors))
+        return tuple(named[id(leaf)] for leaf in leaves if id(leaf) in named)
 
     def learn(self, precision: str, gates: Mapping[str, Gate]) -> None:
         """Takes the gates that a compile set for a precision, to hold every other way to them."""

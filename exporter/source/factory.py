@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -173,15 +173,17 @@ def _example_inputs(inputs: Any, name: str) -> tuple[tuple[Any, ...], dict[str, 
     """Returns the example inputs as positional ones and ones by name."""
     from torch import Tensor
 
+    from tokexport.exporter.nested_tensors import holds_tensor
+
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(inputs, Tensor):
         args = (inputs,)
     elif isinstance(inputs, (tuple, list)):
         args = tuple(inputs)
-    elif isinstance(inputs, dict) and all(isinstance(key, str) for key in inputs):
+    elif isinstance(inputs, Mapping) and all(isinstance(key, str) for key in inputs):
         kwargs = dict(inputs)
-    if not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+    if not holds_tensor((args, kwargs)):
         raise SourceError(
             f"The example inputs of the factory {name!r} hold no tensor "
             f"(they are a {type(inputs).__name__}).",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,11 +45,20 @@ def source_in_memory(model: nn.Module, example_inputs: Any) -> Source:
 
 
 def split_arguments(example_inputs: Any) -> tuple[tuple[Any, ...] | None, dict[str, Any]]:
-    """Returns positional and named arguments; None where there are no positional ones."""
+    """Returns positional and named arguments; None where there are no positional ones.
+
+    Raises:
+        UsageError: They are none of a tensor, a tuple or list, and a dict.
+    """
     if example_inputs is None:
         return None, {}
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
-    if isinstance(example_inputs, dict):
+    if isinstance(example_inputs, Mapping):
         return None, dict(example_inputs)
-    return tuple(example_inputs), {}
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    raise UsageError(
+        f"The example inputs are a {type(example_inputs).__name__}.",
+        fix="Pass a tensor, a tuple of the arguments of forward, or a dict of them by name.",
+    )

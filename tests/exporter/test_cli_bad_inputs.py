@@ -33,7 +33,11 @@ def with_one(value: float) -> np.ndarray:
         ({"x": with_one(np.inf)}, ("holds inf", "First at x[1, 2, 0, 5]")),
         ({"x": ZEROS, "labels": np.zeros(2, int)}, ("2 labels for 3 samples",)),
         ({"x": ZEROS, "labels": np.array([0, 1, 9])}, ("Label 9 is no class", "labels[2]")),
-        ({"images": ZEROS, "y": ZEROS}, ("missing: x; unknown: images, y", "after the inputs: x")),
+        (
+            {"images": ZEROS, "y": ZEROS},
+            ("missing: x; unknown: images, y", "numpy.savez(path, x=…)"),
+        ),
+        ({"images": ZEROS}, ("missing: x; unknown: images", "numpy.savez(path, x=…)")),
         ({"x": ZEROS[:0]}, ("hold no samples",)),
         ({"labels": np.zeros(3, int)}, ("no array but labels",)),
     ],

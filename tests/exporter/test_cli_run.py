@@ -82,6 +82,7 @@ def test_run_refuses_an_output_before_it_runs(compiled: Compiled, tmp_path: Path
         ({"x": np.zeros((2, 3, 12, 12), np.int64)}, "is int64, and the model takes float32"),
         ({"x": np.full((1, 3, 12, 12), np.nan, np.float32)}, "holds nan"),
         ({"a": np.zeros(1), "b": np.zeros(1)}, "missing: x; unknown: a, b"),
+        ({"arr_0": np.zeros((1, 3, 12, 12), np.float32)}, "numpy.savez(path, x=…)"),
     ],
 )
 def test_run_refuses_inputs_that_do_not_fit(

@@ -54,14 +54,20 @@ def test_reads_several_inputs_by_name_in_the_models_order(tmp_path: Path) -> Non
     assert [list(batch) for batch in batches] == [["x", "mask"]]
 
 
-def test_an_only_input_takes_the_only_array_under_any_name(tmp_path: Path) -> None:
+def test_an_only_input_takes_the_array_of_its_name_or_one_without_a_name(tmp_path: Path) -> None:
     x = images(4)
-    from_npz = read_inputs(saved(tmp_path, pictures=x, labels=np.zeros(4, int)), [IMAGE], 4)
+    from_npz = read_inputs(saved(tmp_path, labels=np.zeros(4, int), x=x), [IMAGE], 4)
     np.save(tmp_path / "x.npy", x)
     from_npy = read_inputs(tmp_path / "x.npy", [IMAGE], 4)
     np.testing.assert_array_equal(from_npz.arrays["x"], x[None])
     np.testing.assert_array_equal(from_npy.arrays["x"], x[None])
     assert from_npy.origin == "4 samples of x.npy"
+    for name in ("pictures", "arr_0"):
+        said = refusal(saved(tmp_path, **{name: x}))
+        assert f"missing: x; unknown: {name}" in said
+        assert "numpy.savez(path, x=…)" in said
+    odd = refusal(saved(tmp_path, y=x), TensorSpec("a.b", (4,), "float32"))
+    assert "numpy.savez(path, **{'a.b': …})" in odd
 
 
 def test_an_input_without_the_batch_axis_goes_into_every_batch(tmp_path: Path) -> None:
