@@ -23,6 +23,7 @@ from tokexport.exporter.errors import UsageError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.noise import random_lines
+from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.reference import tensors_of
@@ -123,6 +124,7 @@ class Inspection:
         return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
 
 
+@process_unchanged()
 def inspect(
     model: nn.Module | Source,
     example_inputs: Any = None,

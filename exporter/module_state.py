@@ -1,74 +1,94 @@
-"""Leaves the person's model as it was, whatever running or tracing it did to its attributes.
+"""Leaves the person's model as it was, whatever running or tracing it did to it.
 
 Class-patched models keep a schedule and the token sizes in one dict that all blocks share and that
-forward pops from. Tracing gives every block a copy of that dict of its own, and the model is broken
-in eager from then on. Here every attribute is put back to the very object it was, and every plain
-container or object in it to what it held.
+forward pops from; libraries put hooks on modules when they first run, and note it in an attribute.
+Tracing leaves its own copies in such places, and the model is broken in eager from then on. Here
+every attribute is put back to the very object it was, and every container and object below the
+model to what it held; so are the attributes of the classes of its modules.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+import functools
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
-_CONTAINERS = (dict, list, set, deque)
-#: Packages whose objects are not the person's own state.
-_LIBRARIES = {"builtins", "numpy", "torch", "types", "functools", "inspect"}
+from tokexport.exporter.object_memory import ObjectMemory
+
+#: What Python itself puts into a class when it is first asked for.
+_OF_PYTHON: Final = {
+    *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"),
+    *("__doc__", "__dict__", "__weakref__", "_abc_impl"),
+}
+_NOT_OURS: Final = {"torch", "abc", "typing", "builtins"}
 
 
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
+def evaluation(model: nn.Module, *, weights: bool = False) -> Iterator[ObjectMemory]:
     """Puts the module tree in evaluation mode, and everything back as it was on leaving.
 
     The flags are set one by one: the module of an exported program refuses ``eval()``.
+
+    Args:
+        model: The module; what it holds, however deep, is remembered by its content.
+        weights: Whether the values of the parameters are kept a second time and put back too.
     """
-    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
-    contents: dict[int, tuple[Any, Any]] = {}
-    for _, values in attributes:
-        for value in values.values():
-            _remember(value, contents)
-    for module, _ in attributes:
+    modules = list(model.modules())
+    classes = _classes_of(modules)
+    attributes = {kind: dict(vars(kind)) for kind in classes}
+    memory = ObjectMemory(weights=weights)
+    memory.take([model, *_hooks_on_all_modules()])
+    memory.take(value for held in attributes.values() for value in held.values())
+    caches = _caches(classes)
+    for module in modules:
         module.training = False
     try:
-        yield
+        yield memory
     finally:
-        for module, values in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(values)
-        for container, content in contents.values():
-            container.clear()
-            if isinstance(container, list | deque):
-                container.extend(content)
-            else:
-                container.update(content)
+        memory.give_back()
+        for kind, held in attributes.items():
+            _give_back_attributes(kind, held)
+        for cache, size in caches:
+            if cache.cache_info().currsize != size:
+                cache.cache_clear()  # what a trace put there is of no use to anyone
 
 
-def _remember(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
-    """Copies a container's content, and that of the containers in it, once each."""
-    ahead = [value]  # however deep they nest
-    while ahead:
-        one = ahead.pop()
-        if type(one) is tuple:
-            ahead.extend(one)
-            continue
-        if _is_plain_object(one):
-            one = vars(one)
-        if not isinstance(one, _CONTAINERS) or id(one) in contents:
-            continue
-        contents[id(one)] = (one, one.copy())
-        ahead.extend(one.values() if isinstance(one, dict) else one)
+def _classes_of(modules: list[nn.Module]) -> list[type]:
+    """Returns the classes of modules and their bases, those of torch left out."""
+    found = dict.fromkeys(base for kind in {*map(type, modules)} for base in kind.__mro__)
+    return [kind for kind in found if kind.__module__.partition(".")[0] not in _NOT_OURS]
 
 
-def _is_plain_object(value: Any) -> bool:
-    """Tells whether a value is an object of the person's, whose attributes may be state."""
-    kind = type(value)
-    if isinstance(value, type | nn.Module | Tensor) or not hasattr(value, "__dict__"):
-        return False
-    return kind.__module__.partition(".")[0] not in _LIBRARIES or kind.__name__ == "SimpleNamespace"
+def _give_back_attributes(kind: type, held: dict[str, Any]) -> None:
+    now = dict(vars(kind))
+    for name in (now.keys() | held.keys()) - _OF_PYTHON:
+        if name not in held:
+            delattr(kind, name)
+        elif now.get(name, held) is not held[name]:
+            setattr(kind, name, held[name])
+
+
+def _hooks_on_all_modules() -> list[Any]:
+    """Returns the tables in which torch keeps the hooks that every module calls."""
+    names = (name for name in vars(torch_module) if name.startswith("_global_"))
+    return [getattr(torch_module, name) for name in names if "hook" in name]
+
+
+def _caches(classes: list[type]) -> list[tuple[Any, int]]:
+    """Returns the caches of functions in the classes and beside them, and how much is in each."""
+    places: list[Mapping[str, Any]] = [vars(kind) for kind in classes]
+    names = {kind.__module__ for kind in classes} - {"__main__"}
+    places += [vars(sys.modules[name]) for name in names if name in sys.modules]
+    values = (value for place in places for value in place.values())
+    caches = {
+        id(value): value for value in values if isinstance(value, functools._lru_cache_wrapper)
+    }
+    return [(cache, cache.cache_info().currsize) for cache in caches.values()]
 
 
 def parameter_versions(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def run_reference(model: FlatModel, batches: Batches, *, twice: bool = True) -> 
     rows: list[dict[str, Array]] = []
     constants: dict[str, Constant] = {}
     for position, batch in enumerate(batches):
-        outputs, found = _run(model, tensors_of(batch))
+        outputs, found = _run(model, tensors_of(batch), None if rows else versions)
         if position == 0:
             constants = found
             if twice:
@@ -73,22 +74,36 @@ def run_reference(model: FlatModel, batches: Batches, *, twice: bool = True) -> 
             )
         rows.append(outputs)
         _check_shapes(rows[0], outputs, position)
-    changed = [name for name, now in parameter_versions(model).items() if versions[name] != now]
+    _require_same_weights(model, versions)
+    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    _check_finite(stacked)
+    return Reference(stacked, constants)
+
+
+def _require_same_weights(model: FlatModel, versions: dict[str, Any]) -> None:
+    now = parameter_versions(model)
+    _refuse_rewriting([name for name, version in now.items() if versions[name] != version])
+
+
+def _refuse_rewriting(changed: Sequence[str]) -> None:
     if changed:
         raise ModelNotSupportedError(
             "The model rewrites its own weights while it runs in eval mode.",
             where=f"Changed: {', '.join(changed[:8])}.",
             fix="Compute the value without storing it, or store it once before compiling.",
         )
-    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    _check_finite(stacked)
-    return Reference(stacked, constants)
+
+
+def _weights(model: FlatModel) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def _run(
-    model: FlatModel, tensors: Sequence[Tensor]
+    model: FlatModel, tensors: Sequence[Tensor], versions: dict[str, Any] | None = None
 ) -> tuple[dict[str, Array], dict[str, Constant]]:
-    with evaluation(model), torch.no_grad():
+    """Runs the model; with ``versions`` it is held to them, and its weights are put back too."""
+    with evaluation(model, weights=versions is not None) as memory, torch.no_grad():
         try:
             outputs, constants = model.named_outputs(*tensors)
         except ExporterError:
@@ -102,6 +117,10 @@ def _run(
                 fix="Give inputs that fit it: --input-shape, --inputs, or example inputs returned "
                 "by the factory.",
             ) from error
+    if versions is not None:
+        _require_same_weights(model, versions)
+        written = set(map(id, memory.rewritten))
+        _refuse_rewriting([name for name, one in _weights(model) if id(one) in written])
     return {name: _array(name, tensor) for name, tensor in outputs.items()}, constants
 
 

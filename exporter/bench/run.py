@@ -25,6 +25,7 @@ from tokexport.exporter.bench.subject import Subject
 from tokexport.exporter.benchmark import Speed, measure
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.machine import describe_machine
+from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduced_source import reduced_source
@@ -33,6 +34,7 @@ from tokexport.exporter.speed import busy_warning
 from tokexport.graph_passes import ops
 
 
+@process_unchanged()
 def bench(
     source: Source,
     config: BenchConfig,

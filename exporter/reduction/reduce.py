@@ -15,6 +15,7 @@ from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import InputConfig
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError
 from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
 from tokexport.exporter.reduction.observed_calls import Call
 from tokexport.exporter.reduction.recipe import Recipe, parse_recipe
@@ -58,6 +59,7 @@ class Reduction:
     tokens: tuple[int, ...]
 
 
+@process_unchanged()
 def reduce(
     model: nn.Module, recipe: str | Path | Method | Recipe, example_inputs: Any = None
 ) -> nn.Module:

@@ -25,6 +25,7 @@ from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.inputs import Batches, accuracy
 from tokexport.exporter.inspection import cost, macs_by_kind
 from tokexport.exporter.machine import describe_machine
+from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.agreement import Agreement
 from tokexport.exporter.reduction.pareto import front
@@ -114,6 +115,7 @@ class Sweep:
     warnings: tuple[str, ...]
 
 
+@process_unchanged()
 def sweep(
     source: Source,
     recipe: str | Path | Method | Recipe,

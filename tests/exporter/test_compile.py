@@ -141,7 +141,7 @@ def test_real_samples_labels_and_a_batch(tmp_path: Path) -> None:
     with torch.no_grad():
         labels = model(torch.from_numpy(samples)).argmax(1).numpy()
     labels[0] = (labels[0] + 1) % 3
-    np.savez(tmp_path / "data.npz", samples=samples, labels=labels)
+    np.savez(tmp_path / "data.npz", input=samples, labels=labels)
     result = tokexport.compile(
         model, output=tmp_path / "bundle", inputs=tmp_path / "data.npz", batch=3
     )
