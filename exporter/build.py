@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
 
 from tokexport.exporter.inputs import Batches
+from tokexport.exporter.worker.runner import build_in_worker
+from tokexport.runtimes.base import Array
 from tokexport.runtimes.manifest import RuntimeInfo
-from tokexport.runtimes.openvino import convert
-from tokexport.runtimes.ort import OrtRunner
-from tokexport.runtimes.trt import build_engine
 
 #: A protobuf holds 2 GB at most; above this many bytes of weights they go into a file of their own.
 EXTERNAL_DATA_BYTES = 1_800_000_000
@@ -40,7 +38,7 @@ def build(
     precision: str = "fp32",
     calibration: Batches | None = None,
 ) -> RuntimeInfo:
-    """Builds the artifact of a target from its lowered ONNX file.
+    """Builds the artifact of a target from its lowered ONNX file, in the worker.
 
     Args:
         target: ``ort``, ``openvino`` or ``trt``.
@@ -53,34 +51,16 @@ def build(
         What built it.
     """
     artifact = folder / ARTIFACT[target]
-    match target:
-        case "ort":
-            shutil.copyfile(lowered, artifact)
-            external = lowered.with_name(f"{lowered.name}.data")
-            if external.exists():
-                shutil.copyfile(external, folder / external.name)
-            with OrtRunner.from_file(artifact) as runner:
-                return runner.runtime
-        case "openvino":
-            return _build_openvino(lowered, artifact, precision, calibration)
-        case _:
-            return build_engine(lowered, artifact)
+    if target == "ort":
+        shutil.copyfile(lowered, artifact)
+        external = lowered.with_name(f"{lowered.name}.data")
+        if external.exists():
+            shutil.copyfile(external, folder / external.name)
+    samples: dict[str, Array] = {}
+    if (target, precision) == ("openvino", "int8"):
+        from tokexport.exporter.calibration import calibration_batches
 
-
-def _build_openvino(
-    lowered: Path, artifact: Path, precision: str, calibration: Batches | None
-) -> RuntimeInfo:
-    """Converts, and narrows what is not of fp32 behind it."""
-    if precision == "fp32":
-        return convert(lowered, artifact)
-    from tokexport.exporter import openvino_half, openvino_int8
-
-    with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
-        converted = Path(folder) / artifact.name
-        runtime = convert(lowered, converted)
-        if precision == "int8":
-            assert calibration is not None
-            openvino_int8.quantise(converted, artifact, calibration)
-        else:
-            openvino_half.keep_selection_wide(converted, artifact)
-        return runtime
+        assert calibration is not None
+        count = sum(1 for _ in calibration_batches(calibration))
+        samples = {name: array[:count] for name, array in calibration.arrays.items()}
+    return build_in_worker(target, lowered, artifact, precision, samples)

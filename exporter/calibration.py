@@ -13,12 +13,17 @@ import onnx_ir as ir
 
 from tokexport.exporter.build import save_onnx
 from tokexport.exporter.inputs import Batches
+from tokexport.exporter.worker.openings import Opening
+from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes.linears import block_linears
 from tokexport.runtimes.base import Array
-from tokexport.runtimes.ort import OrtRunner
 
 #: How many samples the ranges are measured on, at most; a batch that holds more is taken whole.
 CALIBRATION_SAMPLES: Final = 300
+
+#: What the ends of a value's range are called, behind its name.
+_LEAST: Final = "/least"
+_LARGEST: Final = "/largest"
 
 
 def calibration_batches(batches: Batches) -> Iterator[dict[str, Array]]:
@@ -39,20 +44,31 @@ def linear_ranges(emitted: ir.Model, batches: Batches) -> dict[str, tuple[float,
     """
     model = emitted.clone()
     read = dict.fromkeys(linear.rows for linear in block_linears(model))
+    names = [value.name for value in read if value.name is not None]
     given = {value.name for value in model.graph.inputs}
     for value in read:
-        if value.name not in given and not value.is_graph_output():
-            model.graph.outputs.append(value)
-    names = [value.name for value in read if value.name is not None]
+        if value.name not in given:
+            _give_ends(model.graph, value)
     ranges: dict[str, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
         path = Path(folder) / "model.onnx"
         save_onnx(model, path)
-        with OrtRunner.from_file(path) as runner:
+        with WorkerRunner(Opening(path)) as runner:
             for batch in calibration_batches(batches):
                 found = {**batch, **runner.run(batch)}
                 for name in names:
                     low, high = ranges.get(name, (np.inf, -np.inf))
-                    array = found[name]
-                    ranges[name] = min(low, float(array.min())), max(high, float(array.max()))
+                    least = found.get(f"{name}{_LEAST}", found.get(name))
+                    largest = found.get(f"{name}{_LARGEST}", found.get(name))
+                    assert least is not None
+                    assert largest is not None
+                    ranges[name] = min(low, float(least.min())), max(high, float(largest.max()))
     return ranges
+
+
+def _give_ends(graph: ir.Graph, value: ir.Value) -> None:
+    """Lets a model give the least and the largest number of a value, and not all of them."""
+    for operator, end in (("ReduceMin", _LEAST), ("ReduceMax", _LARGEST)):
+        result = ir.val(f"{value.name}{end}", value.dtype, [])
+        graph.append(ir.node(operator, [value], {"keepdims": 0}, outputs=[result]))
+        graph.outputs.append(result)

@@ -14,10 +14,11 @@ from tokexport.exporter.build import save_onnx
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
+from tokexport.exporter.worker.openings import Opening
+from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes.onnx_passes.compute_half_wide import ComputeHalfWide
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.base import Array, Runner
-from tokexport.runtimes.ort import OrtRunner
 
 
 def run_graph(module: GraphModule, batches: Batches, names: tuple[str, ...]) -> dict[str, Array]:
@@ -35,7 +36,7 @@ def run_onnx(path: Path, batches: Batches) -> dict[str, Array]:
 
     The bodies of the functions run: the artifact's own hop holds the native kernels to them.
     """
-    with OrtRunner.from_file(path, native=False) as runner:
+    with WorkerRunner(Opening(path, native=False)) as runner:
         return run_artifact(runner, batches)
 
 

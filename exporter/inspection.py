@@ -30,6 +30,7 @@ from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.target_refusals import Verdict, ask, emitted
+from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.blocks import Blocks, Tokens, find_blocks, tokens_through
 from tokexport.graph_passes.left_generic import left_generic
@@ -158,6 +159,8 @@ def inspect(
     source = model if isinstance(model, Source) else source_in_memory(model, example_inputs)
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     ops.register()
+    if asked := {*targets} - {"trt"}:
+        WORKER.start(*asked)  # it gets ready while the model is traced
     with checklist:
         reduced = None
         if config.reduce is not None:

@@ -11,14 +11,13 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tokexport.exporter.calibration import CALIBRATION_SAMPLES, calibration_batches
-from tokexport.exporter.inputs import Batches
 from tokexport.exporter.openvino_roles import operators_and_roles
+from tokexport.runtimes.base import Array
 from tokexport.runtimes.errors import BuildError
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.openvino import import_openvino, no_telemetry
@@ -26,13 +25,13 @@ from tokexport.runtimes.openvino import import_openvino, no_telemetry
 EXTRA = "int8"
 
 
-def quantise(converted: Path, artifact: Path, calibration: Batches) -> None:
+def quantise(converted: Path, artifact: Path, samples: Sequence[Mapping[str, Array]]) -> None:
     """Quantises a converted model on samples.
 
     Args:
         converted: The ``.xml`` of the IR, its ``.bin`` beside it.
         artifact: Where the quantised one goes; another folder.
-        calibration: The samples.
+        samples: The samples, arrays by the input's name.
 
     Raises:
         RuntimeMissingError: NNCF is not installed.
@@ -41,7 +40,6 @@ def quantise(converted: Path, artifact: Path, calibration: Batches) -> None:
     openvino = import_openvino()
     nncf = import_nncf()
     model = openvino.Core().read_model(converted)
-    samples = list(calibration_batches(calibration))
     scope = nncf.IgnoredScope(names=left_out(model), validate=False)
     try:
         with _quiet():
@@ -50,7 +48,7 @@ def quantise(converted: Path, artifact: Path, calibration: Batches) -> None:
                 nncf.Dataset(samples),
                 preset=nncf.QuantizationPreset.MIXED,
                 model_type=nncf.ModelType.TRANSFORMER,
-                subset_size=min(CALIBRATION_SAMPLES, len(samples)),
+                subset_size=len(samples),
                 ignored_scope=scope,
             )
     except Exception as error:  # NNCF raises classes of its own and what OpenVINO raises

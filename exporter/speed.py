@@ -16,6 +16,7 @@ from tokexport.exporter.inputs import Batches
 from tokexport.exporter.machine import usable_cores
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.reference import tensors_of
+from tokexport.exporter.worker.runner import here
 from tokexport.runtimes.base import Runner
 
 #: How long the timing may take; a slow model gets fewer pairs.
@@ -47,7 +48,7 @@ def time_against_eager(
         config: What was asked for.
         unreduced: The model without the reduction that was put into it, timed in the same rounds.
     """
-    batch = next(iter(batches))
+    batch, timed = next(iter(batches)), here(runner)
     threads = torch.get_num_threads()
     models = {"eager": flat} | ({} if unreduced is None else {UNREDUCED: unreduced})
     with ExitStack() as stack:
@@ -58,7 +59,7 @@ def time_against_eager(
             stack.enter_context(evaluation(model))
             candidates |= eager_at_its_best(name, model, tensors_of(batch), threads, config.seed)
         baseline = next(iter(candidates))
-        candidates[timed_name(config)] = lambda: runner.run(batch)
+        candidates[timed_name(config)] = lambda: timed.run(batch)
         return measure(candidates, baseline=baseline, time_limit_s=SPEED_SECONDS, seed=config.seed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import shutil
 import tempfile
@@ -20,7 +21,12 @@ from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import OutputExistsError, WriteError
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
 from tokexport.graph_passes.onnx_passes.source_lines import lines_by_node
-from tokexport.runtimes.errors import OperatorRefusedError, RuntimeMissingError
+from tokexport.runtimes.errors import (
+    BuildError,
+    OperatorRefusedError,
+    RunError,
+    RuntimeMissingError,
+)
 
 #: What a folder of kept stages holds, and nothing else.
 _STAGES = {"captured.pt2", "rewritten.pt2", "emitted", "lowered", "told"}
@@ -123,7 +129,7 @@ class StageFolder:
 
     @contextmanager
     def explain(self, lowered: Path | None = None) -> Iterator[None]:
-        """Adds to a refusal the person's own line, and where ``lowered`` was left.
+        """Adds to a failure at a node the person's own line, and where ``lowered`` was left.
 
         Args:
             lowered: The ONNX file that the person gets where the target's runtime is missing.
@@ -140,6 +146,13 @@ class StageFolder:
                 node=error.node,
                 operator=error.operator,
             ) from error
+        except (BuildError, RunError) as error:
+            line = self._lines.get(error.node, "")
+            if not line or line in error.where:
+                raise
+            told = copy.copy(error)
+            told.where = f"{error.where}\nFrom {line}"
+            raise told from error
         except RuntimeMissingError as error:
             if lowered is None:
                 raise

@@ -17,6 +17,8 @@ from torch.export import ExportedProgram
 from tokexport.exporter.build import ARTIFACT, build, save_onnx
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import ModelNotSupportedError, WriteError
+from tokexport.exporter.worker.openings import Opening
+from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes import errors as graph_errors
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.fused_functions import SOFTMAXES
@@ -26,7 +28,6 @@ from tokexport.graph_passes.onnx_passes.source_lines import lines_by_node
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RuntimeMissingError
 from tokexport.runtimes.manifest import RuntimeInfo
 from tokexport.runtimes.native_library import NO_KERNELS
-from tokexport.runtimes.openvino import OpenVinoRunner
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _try(target: str, model: ir.Model, lines: dict[str, str], folder: Path) -> V
     built.mkdir()
     try:
         runtime = build(target, lowered, built)
-        fused, apart = _attentions(target, model, built / ARTIFACT[target], runtime)
+        fused, apart = _attentions(target, model, lowered, built / ARTIFACT[target], runtime)
     except RuntimeMissingError as error:
         return Verdict(target, (), f"{error.what} {error.fix}", asked=False)
     except BuildError as error:
@@ -120,18 +121,19 @@ def _try(target: str, model: ir.Model, lines: dict[str, str], folder: Path) -> V
 
 
 def _attentions(
-    target: str, model: ir.Model, artifact: Path, runtime: RuntimeInfo
+    target: str, model: ir.Model, lowered: Path, artifact: Path, runtime: RuntimeInfo
 ) -> tuple[int, list[ir.Node]]:
     """Returns how many attentions run as one kernel, and the other ones' nodes.
 
     Args:
         target: ``ort`` or ``openvino``.
         model: The lowered model.
+        lowered: The file of it.
         artifact: What was built of it.
         runtime: What built it.
     """
     if target == "openvino":
-        with OpenVinoRunner.from_file(artifact) as runner:
+        with WorkerRunner(Opening(artifact), lowered) as runner:
             names = runner.runtime.details["other_attentions"]
             fused = runner.runtime.details["fused_attentions"]
         assert isinstance(names, list)

@@ -24,13 +24,13 @@ from onnx import TensorProto, helper
 from tokexport.exporter.benchmark import Ratio, measure
 from tokexport.exporter.build import ARTIFACT, build, save_onnx
 from tokexport.exporter.tuned_forms import TunedForm
+from tokexport.exporter.worker.openings import Opening
+from tokexport.exporter.worker.runner import WorkerRunner, here
 from tokexport.graph_passes import onnx_functions as functions
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.choose_forms import TokenCall
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import RuntimesError
-from tokexport.runtimes.openvino import OpenVinoRunner
-from tokexport.runtimes.ort import OrtRunner
 
 #: How many calls a trial's model holds: what a run costs by itself is shared among them.
 CALLS: Final = 4
@@ -92,8 +92,9 @@ def try_forms(
             try:
                 made = _runner(call, form, feeds, target, precision, folder / form)
                 runner = stack.enter_context(made)
-                run = runner.bound({spec.name: feeds[spec.name] for spec in runner.inputs})
-                found = run()
+                arrays = {spec.name: feeds[spec.name] for spec in runner.inputs}
+                found = runner.run(arrays)
+                run = here(runner).bound(arrays)
             except RuntimesError as error:
                 refused[form] = error.what
                 if form == forms[0]:
@@ -275,11 +276,11 @@ def _runner(
     lowered = folder / ARTIFACT["ort"]
     save_onnx(model, lowered)
     if target == "ort":
-        return OrtRunner.from_file(lowered)
+        return WorkerRunner(Opening(lowered))
     # What int8 makes integers of are linears: the calls stay in float32.
     precision = "fp32" if precision == "int8" else precision
     build(target, lowered, folder, precision)
-    return OpenVinoRunner.from_file(folder / ARTIFACT[target], precision=precision)
+    return WorkerRunner(Opening(folder / ARTIFACT[target], precision=precision), lowered)
 
 
 def _agrees(found: Mapping[str, Array], wanted: Mapping[str, Array], tolerance: float) -> bool:

@@ -66,7 +66,28 @@ class OperatorRefusedError(BuildError):
 
 
 class RunError(RuntimesError):
-    """Running failed: no device, an engine of another version, a failure inside the runtime."""
+    """Running failed: no device, an engine of another version, a failure inside the runtime.
+
+    Args:
+        what: What happened, one sentence.
+        where: The file, the node or the device it happened at.
+        fix: What the person can do now.
+        node: Name of the ONNX node to blame; empty when the runtime did not say.
+        operator: The operator to blame, as ``domain:Type`` or ``Type``; empty when unknown.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str = "",
+        fix: str = "",
+        node: str = "",
+        operator: str = "",
+    ) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.node = node
+        self.operator = operator
 
 
 class NoDeviceError(RunError):

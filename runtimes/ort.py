@@ -149,7 +149,10 @@ class OrtRunner(Runner):
             said = _message(str(error))
             node, operator = _blamed(said, _BLAMES)
             raise RunError(
-                f"ONNX Runtime failed: {said}", where=_node_text(node, operator) or self._where
+                f"ONNX Runtime failed: {said}",
+                where=_node_text(node, operator) or self._where,
+                node=node,
+                operator=operator,
             ) from error
         return dict(zip(self._names, results, strict=True))
 

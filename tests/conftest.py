@@ -7,6 +7,7 @@ import torch
 from helpers.onnx_library import read_once
 from helpers.torchvision_ops import define_torchvision_operators
 
+from tokexport.exporter.worker.process import WORKER
 from tokexport.runtimes import cuda_driver
 
 define_torchvision_operators()
@@ -15,9 +16,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the other workers want their cores to
 
 
 @pytest.fixture
-def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hides the driver of a GPU, where there is one: an engine is then built and not run."""
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hides a GPU, where there is one: an engine is then built and not run."""
     monkeypatch.setattr(cuda_driver, "_LIBRARY", "libcuda-of-no-machine.so.1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a worker looks at it when it starts
+    WORKER.stop()
+    yield
+    WORKER.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,15 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from tokexport.graph_passes.onnx_passes.name_kernel_calls import KERNEL_CALLS
+from tokexport.graph_passes.onnx_passes.source_lines import keep_lines
 
 
 class ClearTraces(ir.passes.InPlacePass):
     """Leaves no traces of the person's machine in the artifact."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Clears in place."""
+        """Clears in place; the lines stay in memory, where ``lines_by_node`` finds them."""
+        keep_lines(model)
         calls = model.metadata_props.get(KERNEL_CALLS)
         result = ClearMetadataAndDocStringPass()(model)
         if calls is not None:

@@ -10,6 +10,8 @@ from tokexport.graph_passes.torch_passes.editor import innermost_line
 
 #: The metadata key under which torch's exporter leaves the stack trace of a node.
 STACK_TRACE: Final = "pkg.torch.onnx.stack_trace"
+#: The key of what a model in memory remembers, and no file holds.
+_LINES: Final = "tokexport.source_lines"
 
 
 def node_line(node: ir.Node) -> str:
@@ -22,9 +24,14 @@ def lines_by_node(model: ir.Model) -> dict[str, str]:
 
     Some runtimes call a node by its name, and one that makes an output of the model by that.
     """
-    lines: dict[str, str] = {}
+    lines: dict[str, str] = dict(model.meta.get(_LINES, {}))
     for node in model.graph.all_nodes():
         if line := node_line(node):
             names = (node.name, *(value.name for value in node.outputs))
             lines |= {name: line for name in names if name}
     return lines
+
+
+def keep_lines(model: ir.Model) -> None:
+    """Lets ``lines_by_node`` find the lines that there are, also once the nodes have none."""
+    model.meta[_LINES] = lines_by_node(model)

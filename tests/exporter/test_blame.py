@@ -16,12 +16,11 @@ from models.tiny_vit import image, tiny_tome
 
 import tokexport
 import tokexport.exporter.compile as compile_module
-import tokexport.runtimes.openvino as openvino_module
 from tokexport.exporter.parity import ParityError
 from tokexport.graph_passes import onnx_functions, pipelines
+from tokexport.graph_passes.onnx_passes.name_kernel_calls import KERNEL_CALLS
 from tokexport.graph_passes.torch_passes.editor import Editor
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
-from tokexport.runtimes import openvino_kernels
 
 aten = torch.ops.aten
 
@@ -133,20 +132,22 @@ def test_a_wrong_artifact_is_blamed(
     assert error.where.startswith(lowered if target == "ort" else built)
 
 
+class ReadOtherChannels(ir.passes.InPlacePass):
+    """A wrong pass: the kernels are told to read other channels than the calls do."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Writes another start beside every match."""
+        calls = json.loads(model.metadata_props[KERNEL_CALLS])
+        matches = [call for call in calls if call["operator"] == "cosine_match"]
+        for call in matches:
+            call["attributes"]["start"] = 0
+        model.metadata_props[KERNEL_CALLS] = json.dumps(calls)
+        return ir.passes.PassResult(model, modified=bool(matches))
+
+
 def test_a_wrong_kernel_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = openvino_kernels.put_kernels
-
-    def with_another_start(openvino: Any, model: Any, library: Path) -> int:
-        """Puts the real kernels in, told to read other channels than the calls do."""
-        place = ["framework", "tokexport.kernel_calls"]
-        calls = json.loads(model.get_rt_info(place).astype(str))
-        for call in calls:
-            if call["operator"] == "cosine_match":
-                call["attributes"]["start"] = 0
-        model.set_rt_info(json.dumps(calls), place)
-        return right(openvino, model, library)
-
-    monkeypatch.setattr(openvino_module, "put_kernels", with_another_start)
+    wrong = (*pipelines.LOWER["openvino"], ReadOtherChannels())
+    monkeypatch.setattr(pipelines, "LOWER", {**pipelines.LOWER, "openvino": wrong})
     error = blamed(tmp_path, "openvino")
     assert "Parity failed at 'artifact'" in error.what
     assert "a kernel or the runtime is off" in error.where

@@ -1,0 +1,161 @@
+"""Asks the worker for a step, and makes an error of its end: what, at which node and line.
+
+What converts, builds or loads ends in a ``BuildError``, what runs in a ``RunError``.
+"""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tokexport.exporter.worker.cuts import Blamed, Outcome, deadly_node
+from tokexport.exporter.worker.messages import Message
+from tokexport.exporter.worker.process import (
+    BUILD_SECONDS,
+    RUN_SECONDS,
+    VARIABLE,
+    WORKER,
+    WorkerDied,
+    time_limit,
+)
+from tokexport.exporter.worker.steps import BUILT, LOADED, RUN
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.errors import BuildError, RunError, RuntimesError
+
+#: How the runtimes are called, by their targets.
+_NAMES: Final = {"ort": "ONNX Runtime", "openvino": "OpenVINO", "trt": "TensorRT"}
+_DOING: Final = {
+    BUILT: "building the model",
+    LOADED: "loading the model",
+    RUN: "running the model",
+}
+#: How long a cut of a model that did not end may take, at most.
+_HANG_SECONDS: Final = 20.0
+#: How many characters of what native code printed are told.
+_TOLD: Final = 300
+
+
+@dataclass(frozen=True)
+class Cause:
+    """The model that a step is at, for the search of what it dies of.
+
+    Attributes:
+        target: The runtime at work.
+        until: How far it goes: ``BUILT``, ``LOADED`` or ``RUN``.
+        model: The ONNX file that it is made from; None where there is none.
+        arrays: What it runs on.
+        precision: What OpenVINO is to compute in.
+        native: Whether the project's kernels run.
+    """
+
+    target: str
+    until: str
+    model: Path | None = None
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    precision: str = "fp32"
+    native: bool = True
+
+    @property
+    def limit_s(self) -> float:
+        """How long the step may take."""
+        return time_limit(BUILD_SECONDS if self.until == BUILT else RUN_SECONDS)
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether cuts of the model can be tried: they have no samples, and no engine's inputs."""
+        engine_runs = self.target == "trt" and self.until != BUILT
+        return self.model is not None and self.precision != "int8" and not engine_runs
+
+
+def ask(
+    step: str,
+    fields: Mapping[str, Any],
+    cause: Cause,
+    arrays: Mapping[str, Array] | None = None,
+) -> Message:
+    """Asks the worker for a step.
+
+    Args:
+        step: A name in the table of ``steps.py``.
+        fields: What it takes.
+        cause: The model that it is at.
+        arrays: The arrays that it takes.
+
+    Raises:
+        BuildError: The worker died or took too long, before a model ran.
+        RunError: It did so in a run.
+        Exception: What the step raised.
+    """
+    try:
+        return WORKER.ask(step, fields, arrays, limit_s=cause.limit_s)
+    except WorkerDied as end:
+        died = end
+    except MemoryError as error:
+        died = WorkerDied(-signal.SIGKILL, None, str(error))
+    raise _error(cause, died, _blamed(cause, died))
+
+
+def _blamed(cause: Cause, died: WorkerDied) -> Blamed:
+    """Searches for the node; where that fails, how the step ended is still what is told."""
+    model, hung = cause.model, died.limit_s is not None
+    if model is None or not cause.is_searched:
+        return Blamed()
+    limit_s = min(cause.limit_s, _HANG_SECONDS) if hung else cause.limit_s
+
+    def try_cut(path: Path) -> Outcome:
+        with tempfile.TemporaryDirectory(prefix="tokexport-") as scratch:
+            asked = {
+                "target": cause.target,
+                "until": cause.until,
+                "model": str(path),
+                "scratch": scratch,
+                "precision": cause.precision,
+                "native": cause.native,
+            }
+            try:
+                WORKER.ask("try", asked, cause.arrays, limit_s=limit_s)
+            except WorkerDied as end:
+                return Outcome.DIES if hung == (end.limit_s is not None) else Outcome.UNCLEAR
+            except (RuntimesError, OSError, MemoryError):
+                return Outcome.UNCLEAR
+        return Outcome.LIVES
+
+    with suppress(Exception), tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
+        return deadly_node(model, Path(folder), try_cut)
+    return Blamed()
+
+
+def _error(cause: Cause, died: WorkerDied, blamed: Blamed) -> BuildError | RunError:
+    """Says how the step ended, at which node, and what can be done."""
+    said = " ".join(died.said.split())[-_TOLD:]
+    parts = [str(blamed), f"The last that it printed: {said}" if said else ""]
+    where = "\n".join(part for part in parts if part)
+    what, fix = _what_and_fix(cause, died, blamed)
+    kind = RunError if cause.until == RUN else BuildError
+    return kind(what, where=where, fix=fix, node=blamed.node, operator=blamed.operator)
+
+
+def _what_and_fix(cause: Cause, died: WorkerDied, blamed: Blamed) -> tuple[str, str]:
+    name, doing = _NAMES[cause.target], _DOING[cause.until]
+    another = "Write what this node comes from in another way, or compile for another target."
+    if not blamed.operator:
+        another = f"Compile for another target, or with another version of {name}."
+    if died.limit_s is not None:
+        return (
+            f"{name} did not end {doing} within {died.limit_s:g} s.",
+            f"If it may take longer, set {VARIABLE} to more seconds. {another}",
+        )
+    if died.code == -signal.SIGKILL or "bad_alloc" in died.said:
+        return (
+            f"{name} was ended {doing}, as a process is where memory runs out.",
+            "Free memory, take a smaller --batch, or compile on a machine with more.",
+        )
+    if died.code < 0:
+        number = signal.Signals(-died.code)
+        return f"{name} died {doing}: {signal.strsignal(number)} ({number.name}).", another
+    return f"{name} ended its process {doing}, with exit code {died.code}.", another

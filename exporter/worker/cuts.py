@@ -1,0 +1,109 @@
+"""Finds the node that a model dies of: cuts it behind each node, and asks how far a cut comes.
+
+A cut behind node k of n, in the order of the graph, has as outputs all that its nodes give and do
+not read::
+
+    x → a → b → c → y      behind b:  x → a → b
+
+A cut that lives and the next longer one that dies are found by halving: log2(n) tries. Nothing is
+blamed where the whole model does not die again, or where a try ends in another way than the whole
+model and than living.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
+
+from tokexport.graph_passes.onnx_passes.source_lines import node_line
+
+#: How long the search may take.
+SEARCH_SECONDS: Final = 300.0
+
+
+class Outcome(Enum):
+    """How the try of a cut ended."""
+
+    LIVES = auto()
+    DIES = auto()
+    UNCLEAR = auto()
+
+
+@dataclass(frozen=True)
+class Blamed:
+    """The node that a model dies of.
+
+    Attributes:
+        node: Its name.
+        operator: ``domain:Type`` or ``Type``.
+        line: The source line it came from; '' where that is not known.
+    """
+
+    node: str = ""
+    operator: str = ""
+    line: str = ""
+
+    def __str__(self) -> str:
+        """Returns what a message says of it; nothing of no node."""
+        if not self.operator:
+            return ""
+        name = self.node or "(without a name)"
+        return f"Node {name}, operator {self.operator}" + (f", from {self.line}" * bool(self.line))
+
+
+def deadly_node(model: Path, folder: Path, try_cut: Callable[[Path], Outcome]) -> Blamed:
+    """Returns the node that a model dies of; one without an operator where none can be told.
+
+    Args:
+        model: The ONNX file.
+        folder: An empty folder for the cuts.
+        try_cut: Tells how the cut in a file ends.
+    """
+    end = time.monotonic() + SEARCH_SECONDS
+
+    def outcome(count: int) -> Outcome:
+        if time.monotonic() > end:
+            return Outcome.UNCLEAR
+        path = folder / model.name
+        ir.save(cut_behind(ir.load(model), count), path, external_data=f"{path.name}.data")
+        return try_cut(path)
+
+    lives, dies = 0, len(ir.load(model).graph)
+    if outcome(dies) is not Outcome.DIES:
+        return Blamed()
+    last = Outcome.UNCLEAR  # of the longest cut that did not die
+    while dies - lives > 1:
+        middle = (lives + dies) // 2
+        found = outcome(middle)
+        if found is Outcome.DIES:
+            dies = middle
+        else:
+            lives, last = middle, found
+    if lives == 0:
+        # Without a node a runtime may refuse it, which is no end either.
+        last = Outcome.UNCLEAR if outcome(0) is Outcome.DIES else Outcome.LIVES
+    if last is not Outcome.LIVES:
+        return Blamed()
+    node = list(ir.load(model).graph)[dies - 1]
+    operator = f"{node.domain}:{node.op_type}" if node.domain else node.op_type
+    return Blamed(node.name or "", operator, node_line(node))
+
+
+def cut_behind(model: ir.Model, count: int) -> ir.Model:
+    """Cuts a model behind its first ``count`` nodes, in place, and returns it."""
+    graph = model.graph
+    kept, gone = list(graph)[:count], list(graph)[count:]
+    graph.outputs.clear()
+    graph.remove(reversed(gone), safe=True)
+    given = [value for node in kept for value in node.outputs] or [*graph.inputs]
+    graph.outputs.extend(value for value in given if value.name and not value.uses())
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_input():
+            del graph.initializers[name]
+    return model

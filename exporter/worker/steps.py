@@ -1,0 +1,159 @@
+"""What the worker does when it is asked: the one table of it, and nothing else.
+
+It imports no torch, so that the worker is ready at once; what quantises imports what it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from tokexport.exporter.worker.messages import Message
+from tokexport.exporter.worker.openings import Opening
+from tokexport.runtimes.base import Array, Runner
+from tokexport.runtimes.manifest import RuntimeInfo
+from tokexport.runtimes.openvino import convert
+from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.ort_optimizer import optimise_vit
+from tokexport.runtimes.trt import build_engine
+
+#: How far a try of a model goes.
+BUILT: Final = "built"
+LOADED: Final = "loaded"
+RUN: Final = "run"
+
+
+class Steps:
+    """Answers questions, and holds the runners that were opened for them by their number."""
+
+    def __init__(self) -> None:
+        self._runners: dict[int, Runner] = {}
+        self._table: dict[str, Callable[[Message], Message]] = {
+            "build": _build,
+            "convert": _convert,
+            "optimise": _optimise,
+            "try": _try,
+            "open": self._open,
+            "run": self._run,
+            "close": self._close,
+        }
+
+    def answer(self, question: Message) -> Message:
+        """Does what is asked for.
+
+        Raises:
+            Exception: Whatever the step raises.
+        """
+        return self._table[question.fields["step"]](question)
+
+    def _open(self, question: Message) -> Message:
+        runner = self._runner(question)
+        return Message(
+            {
+                "inputs": [asdict(spec) for spec in runner.inputs],
+                "outputs": [asdict(spec) for spec in runner.outputs],
+                "runtime": asdict(runner.runtime),
+            }
+        )
+
+    def _run(self, question: Message) -> Message:
+        return Message({}, self._runner(question).run(question.arrays))
+
+    def _close(self, question: Message) -> Message:
+        runner = self._runners.pop(question.fields["runner"], None)
+        if runner is not None:
+            runner.close()
+        return Message()
+
+    def _runner(self, question: Message) -> Runner:
+        """Returns a runner; a worker before this one may have been the one that opened it."""
+        number = question.fields["runner"]
+        if number not in self._runners:
+            self._runners[number] = Opening.from_json(question.fields["opening"]).open()
+        return self._runners[number]
+
+
+def _build(question: Message) -> Message:
+    given = question.fields
+    runtime = build_artifact(
+        given["target"],
+        Path(given["lowered"]),
+        Path(given["artifact"]),
+        given["precision"],
+        Path(given["scratch"]),
+        question.arrays,
+    )
+    return Message(asdict(runtime))
+
+
+def build_artifact(
+    target: str,
+    lowered: Path,
+    artifact: Path,
+    precision: str,
+    scratch: Path,
+    calibration: Mapping[str, Array],
+) -> RuntimeInfo:
+    """Builds an artifact; for ort it is there already, and is loaded.
+
+    Args:
+        target: ``ort``, ``openvino`` or ``trt``.
+        lowered: The ONNX file.
+        artifact: The file to write; for ort to load.
+        precision: What OpenVINO is to compute in.
+        scratch: A folder for what goes away.
+        calibration: For int8, the samples (batches, …) by the input's name.
+    """
+    match target:
+        case "ort":
+            with OrtRunner.from_file(artifact) as runner:
+                return runner.runtime
+        case "trt":
+            return build_engine(lowered, artifact)
+    if precision == "fp32":
+        return convert(lowered, artifact)
+    converted = scratch / artifact.name
+    runtime = convert(lowered, converted)
+    if precision == "int8":
+        from tokexport.exporter.openvino_int8 import quantise
+
+        count = len(next(iter(calibration.values())))
+        samples = [
+            {name: array[i, ...] for name, array in calibration.items()} for i in range(count)
+        ]
+        quantise(converted, artifact, samples)
+    else:
+        from tokexport.exporter.openvino_half import keep_selection_wide
+
+        keep_selection_wide(converted, artifact)
+    return runtime
+
+
+def _convert(question: Message) -> Message:
+    runtime = convert(Path(question.fields["model"]), Path(question.fields["artifact"]))
+    return Message(asdict(runtime))
+
+
+def _optimise(question: Message) -> Message:
+    given = question.fields
+    output = Path(given["artifact"])
+    optimise_vit(Path(given["model"]), output, heads=given["heads"], hidden=given["hidden"])
+    return Message()
+
+
+def _try(question: Message) -> Message:
+    """Goes with a cut of a model as far as the whole one came, and gives nothing back."""
+    given = question.fields
+    model, scratch, precision = Path(given["model"]), Path(given["scratch"]), given["precision"]
+    opening = Opening(model, precision=precision, native=given["native"])
+    if given["target"] != "ort":
+        artifact = scratch / {"openvino": "try.xml", "trt": "try.engine"}[given["target"]]
+        build_artifact(given["target"], model, artifact, precision, scratch, {})
+        opening = Opening(artifact, precision=precision, native=given["native"])
+    if given["until"] != BUILT:
+        with opening.open() as runner:
+            if given["until"] == RUN:
+                runner.run(question.arrays)
+    return Message()
