@@ -15,26 +15,21 @@ from rich.console import Console
 from torch import nn
 
 import tokexport
-from tokexport.exporter import float64_error, hops
+from tokexport.exporter import hops
 from tokexport.exporter.benchmark import require_speedup
 from tokexport.exporter.build import ARTIFACT, build
 from tokexport.exporter.bundle import BundleWriter, save_reference
 from tokexport.exporter.config import CompileConfig, CompileOptions
-from tokexport.exporter.eager_gates import fp32_gates
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.gate_advice import advice_for
-from tokexport.exporter.gates import (
-    gate_warnings,
-    narrowed_hops,
-    require_accuracy,
-    set_gates,
-    spread_warnings,
-)
+from tokexport.exporter.gate_warnings import gate_warnings, half_warning, spread_warnings
+from tokexport.exporter.gates import narrowed_hops, require_accuracy
 from tokexport.exporter.inputs import Batches, accuracy
-from tokexport.exporter.kept_batches import gates_to_verify_by, kept_batches
+from tokexport.exporter.kept_batches import gates_to_verify_by, kept_batches, kept_noise
 from tokexport.exporter.machine import describe_machine
+from tokexport.exporter.measured_gates import measured_gates
 from tokexport.exporter.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.parity import Proof
 from tokexport.exporter.precision import arithmetic_of, precision_warnings, with_quantisation
@@ -53,6 +48,7 @@ from tokexport.exporter.tuned_forms import Tuning
 from tokexport.exporter.tuning import tune
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import unlifted
+from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import NoDeviceError
 from tokexport.runtimes.loading import open_runner
@@ -146,29 +142,30 @@ def compile(
             _accuracy(reference, reference.outputs, batches)  # labels of no class end it here
             if reduced is not None:
                 known["reduction"] = reduced.compared(reference.outputs, batches)
-            eager_error = float64_error.of_model(flat, batches, reference.outputs)
 
         with stage("capture"):
             program = capture_without_noise(flat, batches, config.token_cap)
             kept.save_program("captured", program)
             captured = unlifted(program)
             outputs = reference.outputs
-            gates, error = fp32_gates(eager_error, captured, batches, outputs, config.atol)
-            narrowed = set_gates(
+            gates = measured_gates(
+                captured,
+                batches,
                 outputs,
-                error,
+                size,
                 config.precision,
                 config.atol,
-                batch=size,
-                advice=advice_for(config),
+                advice_for(config),
             )
+            narrowed = gates.narrowed
             warnings = (
-                *gate_warnings(gates, known["token_cap"]),
+                *gate_warnings(gates.fp32, known["token_cap"]),
+                *half_warning(half_lines(captured.graph)),
                 *spread_warnings(narrowed),
                 *precision_warnings(config),
             )
-            narrowed_by_hop = dict.fromkeys(narrowed_hops(config), narrowed)
-            proof = Proof(outputs, gates, narrowed_by_hop, samples=size)
+            by_hop = {"captured": gates.captured} | dict.fromkeys(narrowed_hops(config), narrowed)
+            proof = Proof(outputs, gates.fp32, by_hop, narrowed_hops(config), samples=size)
             known |= {"gates": narrowed, "hops": proof.hops, "warnings": warnings}
             proof.check("captured", hops.run_graph(captured, batches, names))
 
@@ -263,12 +260,13 @@ def compile(
                 manifest, gates={name: gate.for_manifest() for name, gate in narrowed.items()}
             )
             known |= {"gates": narrowed, "warnings": known["warnings"] + said}
-            rows, steady = kept_batches(proof, found)
+            kept_rows, steady = kept_batches(proof, found)
             save_reference(
                 bundle.path / REFERENCE_NAME,
-                {name: batches.arrays[name][rows] for name in batches.names},
-                {name: array[rows] for name, array in reference.outputs.items()},
+                {name: batches.arrays[name][kept_rows] for name in batches.names},
+                {name: array[kept_rows] for name, array in reference.outputs.items()},
                 steady,
+                kept_noise(narrowed, kept_rows),
             )
             known |= {"status": manifest.status, "bundle": str(config.output)}
             report = _report(known, checklist)

@@ -1,36 +1,49 @@
 """The gate of every output: how far it may lie from the reference, and why that far.
 
-In fp32 an error may be as large as the model's own distance from float64, four times over. A half
-precision has a tolerance of its own. int8 moves single numbers by far more than it moves the
-answer, so its outputs are held to two figures over all samples: their direction, by the cosine, and
-their error as a share of the spread, which is how much the reference varies between samples. The
-cosine alone is near 1 for whatever has a large constant in it. A half precision in which every
-sample decides some near-tie the other way is held to them too, once its arithmetic is proved right.
-Where there are labels, a reduced precision may cost half a point of accuracy.
+In fp32 a value may be off by 1e-5 of the scale of its own neighbourhood, or by four times what
+rounding does there, whichever is more (``tokexport.runtimes.neighbourhoods``). A half precision has
+a wider floor, and four times becomes twice what rounding to that type does. int8 moves single
+numbers by far more than it moves the answer, so its outputs are held to figures over all samples:
+their direction, by the cosine, and their error as a share of the spread, which is how much the
+reference varies between samples, of the whole output and of every channel. The cosine alone is near
+1 for whatever has a large constant in it. A half precision in which every sample decides some
+near-tie the other way is held to them too, once its arithmetic is proved right. A largest entry
+that changes its place passes only where the precision explains it. Where there are labels, a
+reduced precision may cost half a point of accuracy.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gate_advice import advice_for
-from tokexport.exporter.token_cap_use import TokenCapUse
+from tokexport.exporter.local_rounding import LocalRounding
 from tokexport.runtimes.base import Array
-from tokexport.runtimes.comparison import Comparison, compare, relative_error, spread
+from tokexport.runtimes.comparison import (
+    Comparison,
+    channel_error,
+    channel_spreads,
+    compare,
+    relative_error,
+    spread,
+    unexplained_top1,
+)
+from tokexport.runtimes.neighbourhoods import Noise, Worst, as_samples, worst
 
 if TYPE_CHECKING:
     from tokexport.exporter.config import CompileConfig
-    from tokexport.exporter.float64_error import Float64Error
     from tokexport.exporter.report import Accuracy
 
-#: The largest relative difference allowed by default in a half precision.
+#: The share of a neighbourhood's scale allowed by default in a half precision.
 REDUCED_PRECISION_TOLERANCE: Final = {"fp16": 1e-2, "bf16": 5e-2}
+#: What those precisions are called among types.
+HALF_TYPES: Final = {"fp16": "float16", "bf16": "bfloat16"}
 #: The smallest cosine allowed by default over all samples: in int8.
 LEAST_COSINE: Final = 0.99
 #: The largest error allowed by default over all samples, as a share of the spread. One answer for
@@ -41,10 +54,32 @@ SPREAD_TOLERANCE: Final = 0.5
 ACCURACY_LOSS: Final = 0.005
 #: The smallest fp32 tolerance; below it lies the noise of a different order of summation.
 FP32_FLOOR: Final = 1e-5
-#: A gate wider than this says more about the model than about the compile.
+#: A neighbourhood that rounding moves by more says more about the model than about the compile.
 UNSTABLE: Final = 1e-3
-#: How many times its own fp32 error a model may be off after compiling.
-EAGER_ERROR_FACTOR: Final = 4.0
+#: How many times what rounding does an output may be off, in fp32.
+ROUNDING_FACTOR: Final = 4.0
+#: The same in a half precision, whose rounding is measured by more runs than it takes.
+HALF_FACTOR: Final = 2.0
+#: How many root mean squared errors apart two entries may be that int8 exchanges.
+TOP1_ERRORS: Final = 6.0
+
+_KEPT_OUT: Final[Mapping[str, Any]] = {"report": False}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an output did at a gate.
+
+    Attributes:
+        comparison: Its distance from the reference.
+        worst: The value that uses most of what it is allowed; None where no value is held by
+            itself.
+        failure: Why it does not pass, a clause; '' where it does.
+    """
+
+    comparison: Comparison
+    worst: Worst | None = None
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,13 +87,13 @@ class Gate:
     """How far an output may lie from the reference, and why that far.
 
     Attributes:
-        tolerance: The largest difference allowed, as a share of ``scale``; infinite where the
-            cosine and the spread decide.
-        eager_error: The difference of the fp32 eager model from itself in float64, as a share of
-            ``scale``; None where the model has no float64 run.
+        tolerance: The share of a neighbourhood's scale that is always allowed; where nothing is
+            said of neighbourhoods, the largest difference as a share of ``scale``; infinite where
+            the cosine and the spread decide.
+        eager_error: The largest difference of the fp32 eager model from itself in float64, as a
+            share of ``scale``; None where the model has no float64 run.
         scale: The largest absolute value of the reference output.
         reason: One clause that says which rule gave the tolerance.
-        from_eager: Whether that rule is the model's own distance from float64.
         least_cosine: The smallest cosine allowed; None where none is asked for.
         advice: What to do where a step leaves the gate; '' where nothing in particular.
         spread: How much the reference varies between samples, the root of a mean square; between
@@ -66,30 +101,101 @@ class Gate:
         varies: Whether the spread is one between samples.
         spread_tolerance: The largest root of the mean squared difference allowed, as a share of
             ``spread``.
+        unmeetable: Whether rounding alone exceeds what the person allows.
+        unstable: Which neighbourhoods rounding moves far, a clause; '' where it moves none.
+        allowed: How far every value may be off, (batches, …); None where one number holds for all.
+        explained: How near two entries must be to change places, (batches, …); None where
+            ``allowed`` says so.
+        noise: What rounding explains, by neighbourhood; None where none is asked for.
+        spreads: How much each channel varies, by axis; empty where the gate does not ask.
+        samples: How many samples a batch has.
     """
 
     tolerance: float
     eager_error: float | None
     scale: float
     reason: str
-    from_eager: bool = False
     least_cosine: float | None = None
     advice: str = ""
     spread: float | None = None
     varies: bool = True
     spread_tolerance: float = SPREAD_TOLERANCE
+    unmeetable: bool = False
+    unstable: str = ""
+    allowed: Array | None = field(default=None, repr=False, compare=False, metadata=_KEPT_OUT)
+    explained: Array | None = field(default=None, repr=False, compare=False, metadata=_KEPT_OUT)
+    noise: Noise | None = field(default=None, repr=False, compare=False, metadata=_KEPT_OUT)
+    spreads: Mapping[int, Array] = field(
+        default_factory=dict, repr=False, compare=False, metadata=_KEPT_OUT
+    )
+    samples: int = field(default=1, metadata=_KEPT_OUT)
 
     @property
     def holds_over_all(self) -> bool:
         """Whether it is one of all samples together, which a few of them may lie outside of."""
         return self.least_cosine is not None
 
-    def lets(self, comparison: Comparison) -> bool:
-        """Tells whether an output that compares so passes."""
-        near = comparison.relative <= self.tolerance
-        alike = self.least_cosine is None or comparison.cosine >= self.least_cosine
+    @property
+    def score_tolerance(self) -> float:
+        """How far scores that decide may be off, as a share of their scale."""
+        if self.noise is None:
+            return self.tolerance if math.isfinite(self.tolerance) else 0.0
+        most = max((float(one.max(initial=0.0)) for one in self.noise.by_axis), default=0.0)
+        return max(self.tolerance, most / (self.scale or 1.0))
+
+    def judge(self, expected: Array, found: Array, at: Any = slice(None)) -> Verdict:
+        """Holds an output to the gate.
+
+        Args:
+            expected: The reference, (batches, …), or a part of it.
+            found: What is judged, of that shape.
+            at: The place of that part among all batches.
+        """
+        comparison = compare(expected, found)
+        if expected.dtype.kind in "iub":
+            share = comparison.relative
+            failure = f"differs in {share:.2%} of its values" if not share <= self.tolerance else ""
+            return Verdict(comparison, None, failure)
+        if self.holds_over_all:
+            return Verdict(comparison, None, self._over_all(expected, found, comparison))
+        if self.allowed is None:
+            allowed = np.full(expected.shape, self.tolerance * (self.scale or 1.0))
+        else:
+            allowed = self.allowed[at]
+        most = worst(expected, found, allowed)
+        if most is not None and not most.share <= 1:
+            place = ", ".join(map(str, most.index))
+            failure = f"is off by {most.error:.2e} at [{place}], and {most.allowed:.2e} is allowed"
+            return Verdict(comparison, most, f"{failure} there")
+        if self.explained is None:
+            return Verdict(comparison, most)
+        return Verdict(comparison, most, unexplained_top1(expected, found, self.explained[at]))
+
+    def _over_all(self, expected: Array, found: Array, comparison: Comparison) -> str:
+        """Says why an output leaves a gate over all samples; '' where it does not."""
+        if self.least_cosine is not None and not comparison.cosine >= self.least_cosine:
+            return (
+                f"has a cosine of {comparison.cosine:.4f} to eager's, and {self.least_cosine:g} "
+                "is the least"
+            )
         error = self.spread_error(comparison)
-        return near and alike and (error is None or error <= self.spread_tolerance)
+        if error is None or self.spread is None:
+            return ""
+        between = "samples" if self.varies else "its values"
+        if not error <= self.spread_tolerance:
+            return (
+                f"is off by {error:.2f} of its spread between {between}, and "
+                f"{self.spread_tolerance:g} is allowed"
+            )
+        if expected.ndim < 2:
+            return ""
+        one, other = as_samples(expected, self.samples), as_samples(found, self.samples)
+        most = 2 * self.spread_tolerance
+        failure = channel_error(one, other, self.spreads, self.spread, most)
+        if failure or not math.isfinite(comparison.rms):
+            return failure
+        near = min(TOP1_ERRORS * comparison.rms, 2 * self.spread_tolerance * self.spread)
+        return unexplained_top1(expected, found, np.full(expected.shape, near / 2))
 
     def spread_error(self, comparison: Comparison) -> float | None:
         """Returns the error of an output as a share of the spread; None where none is asked for."""
@@ -110,23 +216,24 @@ class Gate:
             if self.spread is not None:
                 found |= {"spread_tolerance": self.spread_tolerance, "spread": self.spread}
             return found
-        return {"relative_tolerance": self.tolerance, "scale": self.scale}
+        key = "relative_tolerance" if self.noise is None else "local_tolerance"
+        return {key: self.tolerance, "scale": self.scale}
 
 
 def set_gates(
     outputs: Mapping[str, Array],
-    eager: Float64Error,
+    rounding: Mapping[str, LocalRounding],
     precision: str,
     atol: float | None,
     *,
     batch: int = 1,
     advice: str = "",
 ) -> dict[str, Gate]:
-    """Returns the gate of every output: max(1e-5, 4 × the fp32 error of eager itself) in fp32.
+    """Returns the gate of every output.
 
     Args:
         outputs: What the model answered, (batches, …) by name.
-        eager: How far that is from float64.
+        rounding: What rounding does to the floating ones.
         precision: The precision that is judged.
         atol: An absolute tolerance that the person asked for; it replaces the default of floating
             outputs. Whole numbers and booleans must be equal.
@@ -135,29 +242,59 @@ def set_gates(
     """
     gates = {}
     for name, expected in outputs.items():
-        error = None if eager.by_output is None else eager.by_output[name]
         scale = compare(expected, expected).scale
-        own = max(FP32_FLOOR, EAGER_ERROR_FACTOR * (error or 0.0))
-        from_float64 = f"4 × {error or 0.0:.1e}, the distance of fp32 eager from float64"
         if expected.dtype.kind in "iub":
-            gate = Gate(0.0, error, scale, "whole numbers are equal or they are not")
-        elif atol is not None:
-            gate = Gate(atol / (scale or 1.0), error, scale, f"--atol {atol:g}")
-        elif precision == "int8":
-            gate = _over_all_samples(expected, error, scale, own * scale, batch)
-        elif precision != "fp32":
-            default = REDUCED_PRECISION_TOLERANCE[precision]
-            reason = f"the default of {precision}, {default:g} of the largest value"
-            reason = reason if own <= default else f"max({default:g}, {from_float64})"
-            gate = Gate(max(default, own), error, scale, reason)
-        elif error is None:
-            reason = f"the fp32 default; no float64 run, {eager.why_not}"
-            gate = Gate(FP32_FLOOR, error, scale, reason)
+            gate = Gate(0.0, None, scale, "whole numbers are equal or they are not")
+        elif precision == "int8" and atol is None:
+            least = FP32_FLOOR * scale
+            gate = _over_all_samples(expected, rounding[name].error(scale), scale, least, batch)
         else:
-            gate = Gate(own, error, scale, f"max(1e-5, {from_float64})")
-        from_eager = error is not None and gate.tolerance == EAGER_ERROR_FACTOR * error
-        gates[name] = replace(gate, from_eager=from_eager, advice=advice)
+            gate = _local_gate(expected, rounding[name], precision)
+            if atol is not None:
+                gate = _absolute(gate, rounding[name], atol)
+        gates[name] = replace(gate, advice=advice)
     return gates
+
+
+def _local_gate(expected: Array, rounding: LocalRounding, precision: str) -> Gate:
+    """Returns the gate that holds every value to its own neighbourhoods."""
+    half = HALF_TYPES.get(precision)
+    floor = FP32_FLOOR if half is None else REDUCED_PRECISION_TOLERANCE[precision]
+    noise = rounding.noise.times(ROUNDING_FACTOR)
+    reason = f"{floor:g} of the scale of its neighbourhood, or 4 × what rounding does there"
+    if half is not None and rounding.half is not None:
+        noise = noise.larger(rounding.half.times(HALF_FACTOR))
+        reason = f"{floor:g} of the scale of its neighbourhood, or 2 × what {precision} does there"
+    if rounding.why_not:
+        reason += f"; no float64 run, {rounding.why_not}"
+    scale = compare(expected, expected).scale
+    allowed, noise = rounding.limits(expected, noise, floor, half or "float32")
+    return Gate(
+        floor,
+        rounding.error(scale),
+        scale,
+        reason,
+        unstable=rounding.unstable(UNSTABLE) if half is None else "",
+        allowed=allowed,
+        noise=noise,
+        samples=rounding.samples,
+    )
+
+
+def _absolute(gate: Gate, rounding: LocalRounding, atol: float) -> Gate:
+    """Returns a gate of the absolute tolerance that a person asked for."""
+    least, reason = rounding.largest, f"--atol {atol:g}"
+    if atol < least:
+        reason += f", which float32 cannot meet: rounding alone moves it by {least:.1e}"
+    return replace(
+        gate,
+        tolerance=atol / (gate.scale or 1.0),
+        reason=reason,
+        unmeetable=atol < least,
+        allowed=None,
+        noise=None,
+        explained=gate.allowed,
+    )
 
 
 def over_all_gates(
@@ -173,7 +310,7 @@ def over_all_gates(
     found = {}
     for name, gate in gates.items():
         if outputs[name].dtype.kind not in "iub":
-            noise = gate.scale * max(FP32_FLOOR, EAGER_ERROR_FACTOR * (gate.eager_error or 0.0))
+            noise = gate.scale * max(FP32_FLOOR, ROUNDING_FACTOR * (gate.eager_error or 0.0))
             over_all = _over_all_samples(outputs[name], gate.eager_error, gate.scale, noise, batch)
             reason = f"every sample holds a near-tie that fell the other way; {over_all.reason}"
             gate = replace(over_all, reason=reason, advice=gate.advice)
@@ -204,6 +341,8 @@ def _over_all_samples(
         spread=found,
         varies=between[0] > noise,
         spread_tolerance=SPREAD_TOLERANCE,
+        spreads=channel_spreads(as_samples(expected, batch)) if between[0] > noise else {},
+        samples=batch,
     )
 
 
@@ -227,30 +366,3 @@ def require_accuracy(accuracy: Accuracy | None, config: CompileConfig) -> None:
             f"are right, and {accuracy.before:.2%} in fp32: {ACCURACY_LOSS:.1%} may be lost.",
             fix=f"No bundle was written. {advice_for(config)}",
         )
-
-
-def gate_warnings(gates: Mapping[str, Gate], cap: TokenCapUse | None) -> tuple[str, ...]:
-    """Says what makes the proof weaker than it looks."""
-    found = [*cap.warnings()] if cap is not None else []
-    for name, gate in gates.items():
-        if gate.scale == 0:
-            found.append(
-                f"Output '{name}' holds no finite number but zero on these inputs, so its parity "
-                "proves nothing: give trained weights, or real inputs."
-            )
-        elif gate.from_eager and gate.tolerance > UNSTABLE:
-            found.append(
-                f"Output '{name}' of the model itself moves by {gate.eager_error:.1e} of its scale "
-                "between fp32 and float64, so its gate is wide."
-            )
-    return tuple(found)
-
-
-def spread_warnings(gates: Mapping[str, Gate]) -> tuple[str, ...]:
-    """Says of which outputs no sample shows that an artifact reads its inputs."""
-    return tuple(
-        f"Output '{name}' is the same for all samples, so nothing shows that int8 reads its "
-        "inputs: give several different samples with --inputs."
-        for name, gate in gates.items()
-        if not gate.varies
-    )

@@ -36,6 +36,7 @@ class Batches:
         samples: The number of real samples; what the last batch holds beyond is repeats.
         labels: The class of every real sample, (samples,) integers; None when not given.
         origin: Where the values come from, a clause for the report.
+        kinds: What kind of inputs every batch is: ``samples``, ``zeros``; empty where all are one.
     """
 
     names: tuple[str, ...]
@@ -43,10 +44,18 @@ class Batches:
     samples: int
     labels: np.ndarray | None
     origin: str
+    kinds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Returns the number of batches."""
         return len(self.arrays[self.names[0]])
+
+    def by_kind(self) -> dict[str, list[int]]:
+        """Returns the batches of every kind of inputs."""
+        found: dict[str, list[int]] = {}
+        for row, kind in enumerate(self.kinds or ("samples",) * len(self)):
+            found.setdefault(kind, []).append(row)
+        return found
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Yields every batch as the model takes it: each input's (N, …) by its name."""

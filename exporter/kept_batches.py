@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.gates import Gate, over_all_gates, spread_warnings
+from tokexport.exporter.gate_warnings import spread_warnings
+from tokexport.exporter.gates import Gate, over_all_gates
+from tokexport.exporter.local_rounding import stored
 from tokexport.exporter.parity import Proof
 from tokexport.runtimes.base import Array
 
@@ -87,6 +89,21 @@ def kept_batches(proof: Proof, found: Mapping[str, Array]) -> tuple[list[int], A
         wanted *= 2
     rows = _spaced(every, wanted)
     return rows, np.ones_like(proof.steady[rows])
+
+
+def kept_noise(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array]:
+    """Returns what the bundle keeps of what rounding does, for the batches that it keeps.
+
+    Args:
+        gates: The gates that it is verified by.
+        rows: The batches.
+    """
+    return {
+        f"{output}/{part}": array
+        for output, gate in gates.items()
+        if gate.noise is not None
+        for part, array in stored(gate.noise, rows, gate.samples)
+    }
 
 
 def _spaced(rows: list[int], count: int) -> list[int]:

@@ -11,7 +11,8 @@ import numpy as np
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gates import Gate
 from tokexport.runtimes.base import Array
-from tokexport.runtimes.comparison import Comparison, compare, relative_error
+from tokexport.runtimes.comparison import Comparison
+from tokexport.runtimes.neighbourhoods import Worst
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class HopResult:
         ties: The near-ties that fell the other way; None where there were none.
         gates: The gate of every output at this step.
         outside: The batches that lie outside a gate by themselves, where it holds over all.
+        worst: The value of every output that uses most of what it is allowed, where values are
+            held by themselves; its index begins with the batch.
     """
 
     name: str
@@ -78,6 +81,7 @@ class HopResult:
     ties: Ties | None = None
     gates: Mapping[str, Gate] = field(default_factory=dict)
     outside: tuple[int, ...] = ()
+    worst: Mapping[str, Worst] = field(default_factory=dict)
 
 
 #: The hops in order, and what an error first seen at one of them means.
@@ -111,6 +115,7 @@ def judge(
         gates: The gate of every output.
     """
     comparisons: dict[str, Comparison] = {}
+    most: dict[str, Worst] = {}
     failures: list[str] = []
     for output, gate in gates.items():
         one, other = expected[output], found[output]
@@ -120,25 +125,14 @@ def judge(
                 f"eager gives {one.dtype} {one.shape[1:]}"
             )
             continue
-        comparison = compare(one, other)
-        comparisons[output] = comparison
-        if not comparison.relative <= gate.tolerance:
-            failures.append(
-                f"output '{output}' is off by {comparison.relative:.2e} of its scale "
-                f"{gate.scale:.3g}, and {gate.tolerance:.2e} is allowed"
-            )
-        elif gate.least_cosine is not None and comparison.cosine < gate.least_cosine:
-            failures.append(
-                f"output '{output}' has a cosine of {comparison.cosine:.4f} to eager's, and "
-                f"{gate.least_cosine:g} is the least"
-            )
-        elif not gate.lets(comparison):
-            between = "samples" if gate.varies else "its values"
-            failures.append(
-                f"output '{output}' is off by {gate.spread_error(comparison):.2f} of its spread "
-                f"between {between}, and {gate.spread_tolerance:g} is allowed"
-            )
-    return HopResult(name, comparisons, not failures, "; ".join(failures), gates=dict(gates))
+        verdict = gate.judge(one, other)
+        comparisons[output] = verdict.comparison
+        if verdict.worst is not None:
+            most[output] = verdict.worst
+        if verdict.failure:
+            failures.append(f"output '{output}' {verdict.failure}")
+    detail = "; ".join(failures)
+    return HopResult(name, comparisons, not failures, detail, gates=dict(gates), worst=most)
 
 
 class ParityError(GateError):
@@ -166,6 +160,8 @@ class ParityError(GateError):
 def _meaning(hops: Sequence[HopResult], first_narrowed: bool) -> str:
     """Says what may be wrong where the last of some hops is the first that failed."""
     name = hops[-1].name
+    if any(gate.unmeetable for gate in hops[-1].gates.values()):
+        return "The tolerance asked for is below what float32 can meet, whatever is right."
     if first_narrowed:
         return _FIRST_NARROWED
     lowered = any(hop.name == "lowered" for hop in hops)
@@ -178,7 +174,8 @@ class Proof:
     Args:
         expected: The reference outputs, (batches, …) each.
         gates: The gate of every output.
-        narrowed: The gates of the hops that compute in a reduced precision, by hop.
+        by_hop: The gates of hops that have their own, by hop.
+        narrowed: The hops that compute in a reduced precision.
         samples: How many samples a batch has: the leading axis of outputs that have one of that
             size.
 
@@ -192,7 +189,8 @@ class Proof:
         self,
         expected: Mapping[str, Array],
         gates: Mapping[str, Gate],
-        narrowed: Mapping[str, Mapping[str, Gate]] | None = None,
+        by_hop: Mapping[str, Mapping[str, Gate]] | None = None,
+        narrowed: Sequence[str] = (),
         samples: int = 1,
     ) -> None:
         self.expected = expected
@@ -201,11 +199,16 @@ class Proof:
         self.steady = np.ones((count, samples), bool)
         self._moved: dict[str, Array] = {}
         self._gates = gates
-        self._narrowed = narrowed or {}
+        self._by_hop = by_hop or {}
+        self._narrowed = narrowed
 
     def gates_of(self, hop: str) -> Mapping[str, Gate]:
         """Returns the gate of every output at a hop."""
-        return self._narrowed.get(hop, self._gates)
+        return self._by_hop.get(hop, self._gates)
+
+    def score_tolerance(self, hop: str) -> float:
+        """Returns how far scores that decide may be off at a hop, as a share of their scale."""
+        return max(gate.score_tolerance for gate in self.gates_of(hop).values())
 
     def is_narrowed(self, hop: str) -> bool:
         """Tells whether a hop computes in a reduced precision."""
@@ -258,7 +261,7 @@ class Proof:
                 f"together {result.detail}.",
                 fix="No bundle was written. Give more samples with --inputs, or another --seed.",
             )
-        self._narrowed = {**self._narrowed, last: gates}
+        self._by_hop = {**self._by_hop, last: gates}
         return result
 
     def holds_over_all(self, hop: str) -> bool:
@@ -268,7 +271,7 @@ class Proof:
     def holds_on(self, hop: str, found: Mapping[str, Array], rows: Sequence[int]) -> bool:
         """Tells whether the outputs (batches, …) of some batches lie within the gates together."""
         return all(
-            _within(self.expected[name][rows], found[name][rows], gate)
+            not gate.judge(self.expected[name][rows], found[name][rows], rows).failure
             for name, gate in self.gates_of(hop).items()
         )
 
@@ -276,7 +279,7 @@ class Proof:
         """Tells for each of some batches whether the outputs (batches, …) lie within the gates."""
         return [
             all(
-                _within(self.expected[name][batch], found[name][row], gate)
+                not gate.judge(self.expected[name][batch], found[name][row], batch).failure
                 for name, gate in self.gates_of(hop).items()
             )
             for row, batch in enumerate(batches)
@@ -304,12 +307,19 @@ class Proof:
             return np.zeros(samples, bool)
         inside = [
             all(
-                _within(self.expected[name][batch, sample], found[name][batch, sample], gate)
+                not self._of_sample(gate, name, found, batch, sample)
                 for name, gate in gates.items()
             )
             for sample in range(samples)
         ]
         return np.array(inside)
+
+    def _of_sample(
+        self, gate: Gate, name: str, found: Mapping[str, Array], batch: int, sample: int
+    ) -> str:
+        """Says why one sample of an output leaves its gate; '' where it does not."""
+        one, other = self.expected[name][batch, sample], found[name][batch, sample]
+        return gate.judge(one, other, (batch, sample)).failure
 
     def _told(self, result: HopResult, found: Mapping[str, Array], tell: TellHop) -> HopResult:
         """Judges a hop that failed by what it gives when it is told how to decide."""
@@ -332,11 +342,3 @@ class Proof:
             array[failed] = told.outputs[name]
         judged = judge(result.name, self.expected, mixed, result.gates)
         return replace(judged, ties=told.ties)
-
-
-def _within(expected: Array, found: Array, gate: Gate) -> bool:
-    comparison = compare(expected, found)
-    if expected.dtype.kind not in "iub":
-        relative = relative_error(comparison.max_abs, gate.scale)
-        comparison = replace(comparison, relative=relative)
-    return gate.lets(comparison)

@@ -23,6 +23,7 @@ from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.exporter.tuned_forms import Tuning
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
+from tokexport.runtimes.neighbourhoods import Worst
 
 SCHEMA_VERSION = 1
 FAILED = "FAILED"
@@ -226,7 +227,7 @@ def _parity_table(report: Report) -> Table:
     table = _titled_table(title)
     table.add_column("hop", no_wrap=True)
     table.add_column("output", overflow="fold")
-    for name in ("max abs", "relative", "gate", "cosine", "top-1"):
+    for name in ("max abs", "gate", "of it", "cosine", "top-1"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for hop in report.hops:
@@ -236,13 +237,13 @@ def _parity_table(report: Report) -> Table:
         for index, (output, found) in enumerate(hop.comparisons.items()):
             gate = _gates(report, hop).get(output)
             top1 = found.top1_agreement
-            outside = gate is not None and not gate.lets(found)
+            most = hop.worst.get(output)
             table.add_row(
                 Text("" if index else hop.name),
                 Text(output),
                 f"{found.max_abs:.1e}",
-                Text(f"{found.relative:.1e}", "red" if outside else ""),
                 "" if gate is None else gate.text.replace(", ", "\n"),
+                Text("" if most is None else f"{most.share:.0%}", _outside(most)),
                 f"{found.cosine:.6f}",
                 "" if top1 is None else f"{top1:.1%}",
                 Text("") if index else verdict,
@@ -250,6 +251,10 @@ def _parity_table(report: Report) -> Table:
         if not hop.comparisons:
             table.add_row(Text(hop.name), *[""] * 6, verdict)
     return table
+
+
+def _outside(most: Worst | None) -> str:
+    return "red" if most is not None and not most.share <= 1 else ""
 
 
 def _spread_lines(report: Report) -> Iterator[Text]:
@@ -301,7 +306,8 @@ def _failure(report: Report) -> Text:
     failed = next((hop for hop in report.hops if hop.name == report.first_failure), None)
     for output, gate in (report.gates if failed is None else _gates(report, failed)).items():
         allowed = gate.text + ("" if gate.least_cosine else f" of {gate.scale:.3g}")
-        line.append(f"\ngate of {output}: {allowed} ({gate.reason})")
+        said = f"{allowed} ({gate.reason})" if gate.noise is None else gate.reason
+        line.append(f"\ngate of {output}: {said}")
     return line
 
 
@@ -350,7 +356,11 @@ def _size_note(report: Report) -> str:
 def plain(value: Any) -> Any:
     """Turns a value into what JSON has: objects, lists, texts, numbers, true, false, null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+        return {
+            each.name: plain(getattr(value, each.name))
+            for each in dataclasses.fields(value)
+            if each.metadata.get("report", True)
+        }
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -19,6 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
 from tokexport.exporter.decision_margins import Fall, held_against
@@ -164,7 +165,7 @@ class TieSearch:
             with torch.no_grad():
                 values = dict(zip(wanted, shown(*tensors_of(inputs)), strict=True))
             by_name = {
-                name: values[source].detach().numpy() for name, source in sources.items() if source
+                name: _as_array(values[source]) for name, source in sources.items() if source
             }
             rows.append({n: _unspread(a, told.sources[n].shape) for n, a in by_name.items()})
         return {name: np.stack([row[name] for row in rows]) for name in sources}
@@ -173,6 +174,12 @@ class TieSearch:
 def _cut(values: Mapping[str, Array], names: Collection[str], sample: int) -> dict[str, Array]:
     """Returns the values of these names for one sample, as a batch of it alone."""
     return {name: values[name][sample : sample + 1] for name in names if name in values}
+
+
+def _as_array(tensor: Tensor) -> Array:
+    """Returns the values of a tensor; of a half type, which numpy may not have, in float32."""
+    found: Array = (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+    return found
 
 
 def _unspread(array: Array, shape: tuple[int, ...]) -> Array:

@@ -23,6 +23,7 @@ from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import ToldGraph, tell, unlifted
 from tokexport.graph_passes.onnx_passes.choose_forms import Forms
 from tokexport.graph_passes.pipelines import Arithmetic
+from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.loading import open_runner
 from tokexport.runtimes.manifest import Manifest, TensorSpec
@@ -62,6 +63,7 @@ class ToldHops:
         self._arithmetic = Arithmetic(precision)
         self._captured = captured
         self._proof = proof
+        self._half = bool(half_lines(captured.graph))
         self.forms: Forms = {}
 
     def rewritten(self, failed: Sequence[int]) -> ToldRun:
@@ -109,9 +111,9 @@ class ToldHops:
         return self._ask(hop, run, failed)
 
     def _ask(self, hop: str, run: RunTold, failed: Sequence[int]) -> ToldRun:
-        tolerance = max(gate.tolerance for gate in self._proof.gates_of(hop).values())
+        tolerance = self._proof.score_tolerance(hop)
         within = partial(self._proof.within, hop)
-        half = self._proof.is_narrowed(hop)
+        half = self._proof.is_narrowed(hop) or self._half
         samples = self._proof.steady.shape[1]
         search = TieSearch(self._captured, self._batches, within, tolerance, half, samples)
         return search.ask(self._told, run, failed)

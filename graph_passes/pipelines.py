@@ -67,11 +67,13 @@ from tokexport.graph_passes.torch_passes.scatter_rows import ScatterRows
 from tokexport.graph_passes.torch_passes.share_repeats import ShareRepeats
 from tokexport.graph_passes.torch_passes.sort_stably import SortStably
 from tokexport.graph_passes.torch_passes.spell_out_transforms import SpellOutTransforms
+from tokexport.graph_passes.torch_passes.widen_half import WidenHalf
 from tokexport.graph_passes.torch_passes.write_by_where import WriteByWhere
 from tokexport.graph_passes.torch_passes.zero_blind_queries import ZeroBlindQueries
 
 #: From the functional traced graph to one that moves tokens with operators of the domain.
 REWRITE: Final[tuple[TorchPass, ...]] = (
+    WidenHalf(),
     DropIdentities(),
     ShareRepeats(),
     FoldTransforms(),

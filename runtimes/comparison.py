@@ -1,6 +1,6 @@
 """How far a candidate's output is from the reference's: the one arithmetic behind every gate.
 
-With d = |candidate - reference| and s = max |reference| over its finite values:
+With d = |candidate - reference| and s = max |reference| over its values that are no fills:
 
     max_abs  = max d        mean_abs = mean d        relative = max_abs / s  (max_abs where s = 0)
     rms      = √ mean d²    cosine   = <reference, candidate> / (|reference| |candidate|)
@@ -19,11 +19,14 @@ accepts equality alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tokexport.runtimes.neighbourhoods import fills
 
 _EXACT_KINDS = "iub"
 _KINDS = _EXACT_KINDS + "f"
@@ -39,10 +42,10 @@ class Comparison:
         mean_abs: Mean absolute difference; infinite in the same cases.
         cosine: Cosine similarity of the flattened outputs, from -1 to 1. Two zero outputs are
             alike (1), one zero output is unlike any other (0), and so is an output that cannot
-            be compared (0). Shared infinities are left out of it.
+            be compared (0). What is a fill on both sides is left out of it.
         top1_agreement: Fraction of rows (along the last axis) whose largest entry stands at the
             same place; None for outputs of one class or of whole numbers.
-        scale: Largest finite magnitude of the reference; 1 for whole numbers and booleans.
+        scale: Largest magnitude of the reference, fills left out; 1 for whole numbers and booleans.
         relative: ``max_abs`` over ``scale``; the fraction of differing elements for whole numbers
             and booleans.
         rms: Root of the mean squared difference; infinite in the cases of ``max_abs``.
@@ -108,7 +111,10 @@ def _compare_floating(reference: NDArray[Any], candidate: NDArray[Any]) -> Compa
     comparable = finite | (reference == candidate)
     difference = np.where(finite, np.abs(candidate - reference), np.where(comparable, 0.0, np.inf))
     max_abs = float(difference.max(initial=0.0))
-    scale = float(np.abs(reference[np.isfinite(reference)]).max(initial=0.0))
+    filled = fills(reference) if reference.ndim else ~np.isfinite(reference)
+    scale = float(np.abs(reference[~filled]).max(initial=0.0))
+    if reference.ndim:
+        finite &= ~(filled & fills(candidate))
     return Comparison(
         max_abs=max_abs,
         mean_abs=_mean(difference, max_abs),
@@ -135,6 +141,90 @@ def spread(reference: NDArray[Any], samples: int) -> float:
     counts = np.maximum(finite.sum(axis=axes, keepdims=True), 1)
     mean = scaled.sum(axis=axes, keepdims=True) / counts
     return _rms((scaled - mean)[finite]) * largest
+
+
+#: The share of the whole output's spread that a channel has at least, for its error.
+_QUIET_CHANNEL = 0.5
+#: The fewest values that tell the spread of a channel.
+_FEWEST = 8
+
+
+def channel_spreads(reference: NDArray[Any]) -> dict[int, NDArray[np.float64]]:
+    """Returns how much every index along an axis varies between samples, by axis.
+
+    Args:
+        reference: A floating output, (samples, …).
+    """
+    wide = reference.astype(np.float64)
+    found = {}
+    for axis in range(1, wide.ndim):
+        others = tuple(each for each in range(1, wide.ndim) if each != axis)
+        count = wide.size // max(wide.shape[axis], 1)
+        if wide.shape[axis] > 1 and count >= _FEWEST and np.isfinite(wide).all():
+            apart = wide - wide.mean(axis=0, keepdims=True)
+            found[axis] = np.sqrt(np.square(apart).mean(axis=(0, *others)))
+    return found
+
+
+def channel_error(
+    reference: NDArray[Any],
+    candidate: NDArray[Any],
+    spreads: Mapping[int, NDArray[np.float64]],
+    whole: float,
+    most: float,
+) -> str:
+    """Says which channel is off by more than a share of its own spread; '' where none is.
+
+    One that varies by less than half of what the whole output does is held to that half.
+
+    Args:
+        reference: What is right, (samples, …).
+        candidate: What is measured, of that shape.
+        spreads: How much each index along an axis varies, from ``channel_spreads``.
+        whole: The spread of the whole output.
+        most: The largest share allowed.
+    """
+    error = candidate.astype(np.float64) - reference.astype(np.float64)
+    for axis, own in spreads.items():
+        others = tuple(each for each in range(error.ndim) if each != axis)
+        rms = np.sqrt(np.square(error).mean(axis=others))
+        share = rms / np.maximum(own, _QUIET_CHANNEL * whole)
+        place = int(np.argmax(share))
+        if not share[place] <= most:
+            where = f"at index {place} of axis {axis}"
+            return f"is off by {share[place]:.2f} of the spread it has {where}"
+    return ""
+
+
+def unexplained_top1(
+    reference: NDArray[Any], candidate: NDArray[Any], explained: NDArray[Any]
+) -> str:
+    """Says which row has its largest entry elsewhere without a near-tie; '' where none has.
+
+    Args:
+        reference: What is right, (…, classes).
+        candidate: What is measured, of that shape.
+        explained: How far each entry may be off; two entries may change places where the reference
+            has them no farther apart than both may be off.
+    """
+    if reference.ndim == 0 or reference.shape[-1] < 2 or not reference.size:
+        return ""
+    classes = reference.shape[-1]
+    one, other = (each.reshape(-1, classes).astype(np.float64) for each in (reference, candidate))
+    near = explained.reshape(-1, classes)
+    rows = np.arange(len(one))
+    first, second = one.argmax(axis=1), other.argmax(axis=1)
+    with np.errstate(invalid="ignore"):
+        margin = one[rows, first] - one[rows, second]
+    margin = np.where(first == second, 0.0, margin)
+    beyond = ~(margin <= near[rows, first].astype(np.float64) + near[rows, second])
+    if not beyond.any():
+        return ""
+    row = int(np.argmax(np.where(beyond, margin, -np.inf)))
+    return (
+        f"has its largest entry at {second[row]} in place of {first[row]} in row {row}, which are "
+        f"{margin[row]:.2e} apart, no near-tie"
+    )
 
 
 def relative_error(max_abs: float, scale: float) -> float:

@@ -5,9 +5,14 @@
                     steady          (batches, samples), which samples are compared; all without it:
                                     on the others a decision is so near a tie that it falls either
                                     way, and outputs with one value a sample leave them out
+                    noise/<name>/…  (batches, samples or 1, …), what rounding explains in every
+                                    neighbourhood of an output, along its axes 0, 1, …, and as a
+                                    ``share`` of values that belong to none
 
-An output passes when its largest difference, over the gate's scale, is at most the gate's
-``relative_tolerance``; an output of whole numbers when at most that fraction of it differs; an
+An output passes when every value is off by no more than its neighbourhoods allow
+(``tokexport.runtimes.neighbourhoods``), with the gate's ``local_tolerance`` as the floor; in
+bundles of older versions, when its largest difference over the gate's scale is at most the gate's
+``relative_tolerance``. An output of whole numbers when at most that fraction of it differs; an
 output whose gate has a ``least_cosine``, when its cosine over all batches is no smaller, and the
 root of its mean squared difference, over the gate's ``spread``, is at most its
 ``spread_tolerance``. The spread is that of all samples that the model was compiled with: the few
@@ -36,8 +41,13 @@ from tokexport.runtimes.manifest import (
     TensorSpec,
     read_manifest,
 )
+from tokexport.runtimes.neighbourhoods import Neighbourhoods, Noise, Worst, as_samples, worst
 
 REFERENCE_NAME = "reference.npz"
+#: What a gate of an output holds one of.
+_GATES = {"local_tolerance", "relative_tolerance", "least_cosine"}
+#: What a value is computed in, by the precision of a bundle.
+_COMPUTED_IN = {"fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,11 @@ class OutputResult:
     Attributes:
         name: The output.
         comparison: Its distance from the reference, over all batches.
-        relative_error: The error that is held to the gate: the largest difference over the gate's
-            scale, or the fraction of differing elements of an output of whole numbers.
-        relative_tolerance: What the gate allows; None where it is one of the cosine.
+        relative_error: The largest difference over the gate's scale, or the fraction of differing
+            elements of an output of whole numbers.
+        relative_tolerance: What the gate allows for that; None where it is one of the cosine, or of
+            every value.
+        worst: The value that uses most of what it is allowed; None where the gate is no such one.
         least_cosine: The smallest cosine that the gate allows; None where it asks for none.
         spread_error: The root of the mean squared difference, over the gate's spread; None where
             the gate has none.
@@ -65,6 +77,7 @@ class OutputResult:
     spread_error: float | None
     spread_tolerance: float | None
     passed: bool
+    worst: Worst | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +118,7 @@ def verify_bundle(bundle: str | os.PathLike[str], *, threads: int | None = None)
     folder = Path(bundle)
     manifest = read_manifest(folder)
     for spec in manifest.outputs:
-        if not {"relative_tolerance", "least_cosine"} & manifest.gates.get(spec.name, {}).keys():
+        if not _GATES & manifest.gates.get(spec.name, {}).keys():
             raise BundleError(
                 f"The manifest has no gate for output {spec.name}.",
                 where=str(folder / MANIFEST_NAME),
@@ -115,13 +128,7 @@ def verify_bundle(bundle: str | os.PathLike[str], *, threads: int | None = None)
         reference = _read_reference(folder, manifest)
         candidate = _replay(runner, reference.inputs, reference.batches)
     results = tuple(
-        _judge(
-            spec.name,
-            reference.compared(reference.outputs[spec.name]),
-            reference.compared(candidate[spec.name]),
-            manifest,
-        )
-        for spec in manifest.outputs
+        _judge(spec.name, reference, candidate[spec.name], manifest) for spec in manifest.outputs
     )
     left_out = 0 if reference.steady is None else int(np.count_nonzero(~reference.steady))
     return VerifyResult(runner.runtime, reference.batches, results, left_out)
@@ -133,6 +140,7 @@ class _Reference:
     outputs: dict[str, Array]
     batches: int
     steady: Array | None
+    noise: dict[str, Noise]
 
     def compared(self, output: Array) -> Array:
         """Returns the samples of an output (batches, …) that are compared."""
@@ -140,24 +148,39 @@ class _Reference:
             return output
         return output[self.steady]
 
+    def allowed(self, name: str, floor: float, computed_in: str) -> Array:
+        """Returns how far every value of an output (batches, …) may be off."""
+        output, noise = self.outputs[name], self.noise[name]
+        flat = as_samples(output, len(noise.share) // self.batches)
+        found: Array = Neighbourhoods(flat).allowed(noise, floor, computed_in)
+        return found.reshape(output.shape)
 
-def _judge(name: str, reference: Array, candidate: Array, manifest: Manifest) -> OutputResult:
-    comparison = compare(reference, candidate)
+
+def _judge(name: str, reference: _Reference, found: Array, manifest: Manifest) -> OutputResult:
+    wanted = reference.outputs[name]
+    one, other = reference.compared(wanted), reference.compared(found)
+    comparison = compare(one, other)
     gate = manifest.gates[name]
     error = comparison.relative
-    if reference.dtype.kind == "f" and "scale" in gate:
+    if wanted.dtype.kind == "f" and "scale" in gate:
         error = relative_error(comparison.max_abs, gate["scale"])
     tolerance, cosine = gate.get("relative_tolerance"), gate.get("least_cosine")
     spread_error, spread_tolerance = None, gate.get("spread_tolerance")
     if spread_tolerance is not None and "spread" in gate:
         spread_error = relative_error(comparison.rms, gate["spread"])
+    most = None
+    if "local_tolerance" in gate:
+        computed_in = _COMPUTED_IN.get(manifest.precision, "float32")
+        allowed = reference.allowed(name, gate["local_tolerance"], computed_in)
+        most = worst(one, other, reference.compared(allowed))
     passed = (
         (tolerance is None or error <= tolerance)
         and (cosine is None or comparison.cosine >= cosine)
         and (spread_error is None or spread_tolerance is None or spread_error <= spread_tolerance)
+        and (most is None or most.share <= 1)
     )
     return OutputResult(
-        name, comparison, error, tolerance, cosine, spread_error, spread_tolerance, passed
+        name, comparison, error, tolerance, cosine, spread_error, spread_tolerance, passed, most
     )
 
 
@@ -197,7 +220,28 @@ def _read_reference(bundle: Path, manifest: Manifest) -> _Reference:
     fits = steady is None or (steady.dtype == bool and steady.ndim == 2 and len(steady) == count)
     if not fits or (steady is not None and not steady.any(axis=1).all()):
         raise _bad_reference(path, "what it says of its samples is no choice of some in each batch")
-    return _Reference(inputs, outputs, count, steady)
+    noise = {
+        spec.name: _noise(path, arrays, spec.name, outputs[spec.name])
+        for spec in manifest.outputs
+        if "local_tolerance" in manifest.gates.get(spec.name, {})
+    }
+    return _Reference(inputs, outputs, count, steady, noise)
+
+
+def _noise(path: Path, arrays: dict[str, Any], name: str, output: Array) -> Noise:
+    """Returns what rounding explains of an output, a row for each of its samples."""
+    share = arrays.get(f"noise/{name}/share")
+    if share is None or share.ndim != 2 or len(share) != len(output) or share.dtype.kind != "f":
+        raise _bad_reference(path, f"it does not say what rounding does to {name}")
+    flat = as_samples(output, share.shape[1])
+    by_axis = []
+    for position, scale in enumerate(Neighbourhoods(flat).scales):
+        found = arrays.get(f"noise/{name}/{position}")
+        fits = found is not None and found.shape == (*share.shape, scale.shape[1])
+        if found is None or not fits or found.dtype.kind != "f" or len(flat) != share.size:
+            raise _bad_reference(path, f"noise/{name}/{position} does not fit the output")
+        by_axis.append(found.reshape(share.size, -1).astype(np.float64))
+    return Noise(tuple(by_axis), share.reshape(-1).astype(np.float64))
 
 
 def _take(

@@ -26,7 +26,6 @@ from tokexport.exporter.bench.subject import GraphFacts, Subject
 from tokexport.exporter.build import ARTIFACT, save_onnx
 from tokexport.exporter.compile import CompileResult, compile
 from tokexport.exporter.config import PRECISIONS
-from tokexport.exporter.errors import GateError
 from tokexport.exporter.exit_codes import ExitCode, exit_code_of
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.progress import Checklist
@@ -174,10 +173,7 @@ class Entrants:
         except Exception as error:
             if exit_code_of(error) is ExitCode.INTERNAL:
                 raise
-            if isinstance(error, GateError) and error.report is not None:
-                model.learn(candidate.precision, error.report.gates)
             return Entrant(candidate, note=getattr(error, "what", str(error)))
-        model.learn(candidate.precision, result.report.gates)
         entrant = self._opened(candidate, model, lambda: load(result.bundle))
         shutil.rmtree(folder)
         return _as_proven(entrant, result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 import onnx_ir as ir
@@ -16,20 +17,21 @@ from tokexport.exporter.config import InputConfig
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import ExporterError
 from tokexport.exporter.example_inputs import prepare
-from tokexport.exporter.float64_error import of_model
-from tokexport.exporter.gates import REDUCED_PRECISION_TOLERANCE, Gate, set_gates
+from tokexport.exporter.gates import Gate
+from tokexport.exporter.measured_gates import measured_gates
 from tokexport.exporter.parity import HopResult, judge
 from tokexport.exporter.reference import run_reference, tensors_of
 from tokexport.exporter.source import Source
 from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.errors import GraphError
 from tokexport.graph_passes.macs import count_macs
 from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.product_kinds import Kind
 from tokexport.runtimes.base import Array
+from tokexport.runtimes.comparison import compare
 
-#: Where no compile has set the gates, none is wider than this in fp32: a model whose own decisions
-#: fall differently in float64 would let any answer pass.
+#: What the outputs of a model that cannot be traced may be off, as a share of their scale.
 WIDEST: Final = 1e-3
 
 
@@ -92,30 +94,33 @@ class Subject:
         leaves = pytree.tree_leaves(self.flat.spec.arguments(tensors))
         return tuple(named[id(leaf)] for leaf in leaves if id(leaf) in named)
 
-    def learn(self, precision: str, gates: Mapping[str, Gate]) -> None:
-        """Takes the gates that a compile set for a precision, to hold every other way to them."""
-        if gates:
-            self._gates[precision] = gates
-
     def judged(self, found: Mapping[str, Array], precision: str) -> HopResult:
         """Holds the outputs (batches, …) of a way to run the model to eager."""
         if precision not in self._gates:
-            error = of_model(self.flat, self.batches, self.expected)
-            size = self.specs[0].shape[0] if self.specs[0].shape else 1
-            gates = set_gates(self.expected, error, precision, None, batch=size)
-            widest = REDUCED_PRECISION_TOLERANCE.get(precision, WIDEST)
-            self._gates[precision] = {
-                name: gate
-                if gate.holds_over_all
-                else replace(gate, tolerance=min(gate.tolerance, widest))
-                for name, gate in gates.items()
-            }
+            self._gates[precision] = self._gates_of(precision)
         return judge("bench", self.expected, found, self._gates[precision])
+
+    def _gates_of(self, precision: str) -> Mapping[str, Gate]:
+        """Returns the gates of a compile; wider ones in fp32 where the model cannot be traced."""
+        try:
+            captured = unlifted(self._program)
+        except ExporterError as error:
+            reason = f"the model cannot be traced: {error.what}"
+            return {
+                name: Gate(WIDEST, None, compare(array, array).scale, reason)
+                for name, array in self.expected.items()
+            }
+        size = self.specs[0].shape[0] if self.specs[0].shape else 1
+        return measured_gates(captured, self.batches, self.expected, size, precision).narrowed
+
+    @cached_property
+    def _program(self) -> ExportedProgram:
+        return capture(self.flat, tensors_of(next(iter(self.batches))))
 
     def count(self) -> int | None:
         """Traces the model and counts it, as ``GraphFacts.macs``."""
         try:
-            return _cost(capture(self.flat, tensors_of(next(iter(self.batches)))))
+            return _cost(self._program)
         except ExporterError:
             return None
 

@@ -1,0 +1,198 @@
+"""Brings what rounding does to an output to its neighbourhoods, for batches measured or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.rounding import Rounding
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.neighbourhoods import Neighbourhoods, Noise, as_samples
+
+#: How many batches of one kind of inputs are measured.
+MEASURED: Final = 4
+#: The largest of fewer differences than this says too little, and counts for more.
+_FEW: Final = 16
+#: What an axis of an output is called, by how many it has in a sample.
+_AXIS_NAMES: Final = {2: ("row", "channel"), 3: ("channel", "line", "column")}
+
+
+@dataclass(frozen=True)
+class LocalRounding:
+    """What rounding does to one floating output, in every neighbourhood.
+
+    Attributes:
+        noise: How far rounding moves the values, (batches × samples, …).
+        half: The same for a half type; None where none was asked for.
+        shares: ``noise`` as a share of each neighbourhood's own scale.
+        kinds: The rows of ``noise`` of every kind of inputs.
+        samples: How many samples a batch has, as the output counts them.
+        largest: The largest difference found, an absolute number.
+        from_float64: The largest distance of eager from float64; None where there is no such run.
+        why_not: The reason for that.
+    """
+
+    noise: Noise
+    half: Noise | None
+    shares: tuple[Array, ...]
+    kinds: tuple[Array, ...]
+    samples: int
+    largest: float
+    from_float64: float | None
+    why_not: str = ""
+
+    def limits(
+        self, expected: Array, noise: Noise, floor: float, computed_in: str
+    ) -> tuple[Array, Noise]:
+        """Returns how far every value of an output (batches, …) may be off, and what noise allows.
+
+        Where each sample has one number, the scale of all of them goes into the noise: a bundle
+        keeps a few samples only.
+        """
+        flat = as_samples(expected, self.samples)
+        found = np.empty(flat.shape, np.float32)
+        by_axis = [one.copy() for one in noise.by_axis]
+        for rows in self.kinds:
+            around = Neighbourhoods(flat[rows])
+            if around.is_one_number:
+                by_axis[0][rows] = np.maximum(by_axis[0][rows], floor * around.scales[0])
+            own = Noise(tuple(one[rows] for one in by_axis), noise.share[rows])
+            limits = around.allowed(own, floor, computed_in)
+            found[rows] = np.minimum(limits, np.finfo(np.float32).max)
+        return found.reshape(expected.shape), Noise(tuple(by_axis), noise.share)
+
+    def error(self, scale: float) -> float | None:
+        """Returns the largest distance of eager from float64 as a share of a scale."""
+        return None if self.from_float64 is None else self.from_float64 / (scale or 1.0)
+
+    def unstable(self, share: float) -> str:
+        """Names the neighbourhoods that rounding moves by more than a share of their own scale."""
+        said = []
+        inner = len(self.shares)
+        for axis, shares in enumerate(self.shares):
+            most = shares.max(axis=0, initial=0.0)
+            over = np.flatnonzero(most > share)
+            if over.size:
+                word = _AXIS_NAMES.get(inner, ("sample",) * inner)[axis]
+                which = f"{over.size} of {most.size} {word}s"
+                said.append(f"{which}, up to {most.max():.1e} of their own scale")
+        return "; ".join(said)
+
+
+def local_rounding(
+    outputs: Mapping[str, Array],
+    rounding: Rounding,
+    batches: Batches,
+    samples: int,
+    *,
+    with_float64: bool = True,
+) -> dict[str, LocalRounding]:
+    """Returns what rounding does to each floating output, by neighbourhood.
+
+    What was measured on some batches of a kind of inputs holds for all of that kind: the largest in
+    each neighbourhood, in proportion where a batch that was not measured has a larger scale there.
+
+    Args:
+        outputs: What the model answered, (batches, …) by name.
+        rounding: What was measured.
+        batches: The inputs.
+        samples: How many samples a batch has.
+        with_float64: Whether the distance of eager from float64 counts.
+    """
+    found = {}
+    for name, expected in outputs.items():
+        if expected.dtype.kind != "f":
+            continue
+        parts = [rounding.by_chance[name]]
+        if with_float64 and name in rounding.from_float64:
+            parts.append(rounding.from_float64[name])
+        far = rounding.from_float64.get(name)
+        own = _Pooled(expected, rounding.rows, batches, samples)
+        noise, shares = own.of(np.maximum.reduce(parts))
+        half = own.of(rounding.by_half[name])[0] if name in rounding.by_half else None
+        found[name] = LocalRounding(
+            noise,
+            half,
+            shares,
+            own.kinds,
+            own.samples,
+            max((float(part.max(initial=0.0)) for part in parts), default=0.0),
+            None if far is None else float(far.max(initial=0.0)),
+            rounding.why_not,
+        )
+    return found
+
+
+def rows_to_measure(batches: Batches) -> tuple[int, ...]:
+    """Returns the batches that rounding is measured on: the first few of every kind of inputs."""
+    return tuple(sorted(row for rows in batches.by_kind().values() for row in rows[:MEASURED]))
+
+
+class _Pooled:
+    """Spreads what was measured on some batches of an output over all of them."""
+
+    def __init__(
+        self, expected: Array, measured: Sequence[int], batches: Batches, samples: int
+    ) -> None:
+        per_sample = expected.ndim > 1 and expected.shape[1] == samples
+        self.samples = samples if per_sample else 1
+        self._flat = as_samples(expected, samples)
+        self._measured = measured
+        self._rows = [np.array(rows) for rows in batches.by_kind().values()]
+        self.kinds = tuple(self._samples_of(rows) for rows in self._rows)
+
+    def _samples_of(self, rows: Array) -> Array:
+        if self.samples == 1:
+            return rows
+        return np.concatenate([np.arange(self.samples) + row * self.samples for row in rows])
+
+    def of(self, differences: Array) -> tuple[Noise, tuple[Array, ...]]:
+        """Returns the noise of all samples, and its share of each neighbourhood's own scale."""
+        flat = differences.reshape(-1, *self._flat.shape[1:])
+        parts = [self._kind(flat, *each) for each in zip(self._rows, self.kinds, strict=True)]
+        order = np.argsort(np.concatenate(self.kinds))
+        noises = [noise for noise, _ in parts]
+        by_axis = tuple(
+            np.concatenate(columns)[order]
+            for columns in zip(*(noise.by_axis for noise in noises), strict=True)
+        )
+        share = np.concatenate([noise.share for noise in noises])[order]
+        shares = tuple(
+            np.concatenate(columns)[order]
+            for columns in zip(*(shares for _, shares in parts), strict=True)
+        )
+        return Noise(by_axis, share), shares
+
+    def _kind(self, flat: Array, rows: Array, samples: Array) -> tuple[Noise, tuple[Array, ...]]:
+        """Returns the noise of the samples of one kind of inputs."""
+        known = [place for place, row in enumerate(self._measured) if row in set(rows.tolist())]
+        measured = self._samples_of(np.array([self._measured[place] for place in known]))
+        around = Neighbourhoods(self._flat[samples])
+        some = Neighbourhoods(self._flat[measured])
+        noise = some.noise(flat[self._samples_of(np.array(known))])
+        values = max(self._flat[measured].size, 1)
+        by_axis = []
+        for one, all_scales, scales in zip(noise.by_axis, around.scales, some.scales, strict=True):
+            count = max(values // one.shape[1], 1)
+            few = max(1.0, (_FEW / count) ** 0.5)
+            most = one.max(axis=0, keepdims=True) * few
+            known_scale = scales.max(axis=0, keepdims=True)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                larger = np.where(known_scale > 0, all_scales / known_scale, 1.0)
+            by_axis.append(most * np.maximum(larger, 1.0))
+        share = np.full(len(samples), noise.share.max(initial=0.0))
+        found = replace(noise, by_axis=tuple(by_axis), share=share)
+        return found, around.share_of_scale(found)
+
+
+def stored(noise: Noise, rows: Sequence[int], samples: int) -> Iterator[tuple[str, Array]]:
+    """Yields what a bundle keeps of a noise for some batches, under the last part of a name."""
+    for position, one in enumerate((*noise.by_axis, noise.share)):
+        by_batch = one.reshape(-1, samples, *one.shape[1:])[list(rows)]
+        name = "share" if position == len(noise.by_axis) else str(position)
+        # The next larger float32, so that the tolerance does not shrink by being stored.
+        yield name, np.nextafter(by_batch.astype(np.float32), np.float32(np.inf))

@@ -1,0 +1,61 @@
+"""Measures on a traced model what rounding does to its outputs, and sets their gates by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch.fx import GraphModule
+
+from tokexport.exporter.gates import HALF_TYPES, Gate, set_gates
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.local_rounding import local_rounding, rows_to_measure
+from tokexport.exporter.rounding import measure_rounding
+from tokexport.runtimes.base import Array
+
+
+@dataclass(frozen=True)
+class MeasuredGates:
+    """The gates of the steps of a compile, by output.
+
+    Attributes:
+        captured: Those of the traced graph: a fault of the trace moves its distance from float64
+            too, and must not widen its own gate, so that distance is left out.
+        fp32: Those of the steps in fp32 behind it.
+        narrowed: Those of the steps in the precision asked for.
+    """
+
+    captured: dict[str, Gate]
+    fp32: dict[str, Gate]
+    narrowed: dict[str, Gate]
+
+
+def measured_gates(
+    captured: GraphModule,
+    batches: Batches,
+    outputs: Mapping[str, Array],
+    samples: int,
+    precision: str = "fp32",
+    atol: float | None = None,
+    advice: str = "",
+) -> MeasuredGates:
+    """Returns the gates of every step.
+
+    Args:
+        captured: The traced model, unlifted, before any pass.
+        batches: The inputs.
+        outputs: What eager gave, (batches, …) by name.
+        samples: How many samples a batch has.
+        precision: The precision that the artifact computes in.
+        atol: An absolute tolerance that the person asked for.
+        advice: What to do where a step in that precision leaves its gate.
+    """
+    rows, half = rows_to_measure(batches), HALF_TYPES.get(precision)
+    rounding = measure_rounding(captured, batches, outputs, rows, half)
+    by_chance = local_rounding(outputs, rounding, batches, samples, with_float64=False)
+    whole = local_rounding(outputs, rounding, batches, samples)
+    return MeasuredGates(
+        set_gates(outputs, by_chance, "fp32", atol, batch=samples),
+        set_gates(outputs, whole, "fp32", atol, batch=samples),
+        set_gates(outputs, whole, precision, atol, batch=samples, advice=advice),
+    )

@@ -1,0 +1,253 @@
+"""Measures what rounding does to the outputs of a model: what the tolerances of fp32 are made from.
+
+Two things are measured on the traced graph, with the decisions that it makes in fp32 held fixed:
+
+* how far eager is from the same graph in float64, whatever types the code names;
+* how far the graph in float64 moves when the result of every operation is off by as much as
+  rounding it would make it, up or down by chance (Monte Carlo arithmetic: Parker, "Monte Carlo
+  Arithmetic", 1997). It knows nothing of eager, so a fault of the trace does not widen it; and it
+  is there where eager, by luck, is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.reference import tensors_of
+from tokexport.graph_passes.decisions import show, tell
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.neighbourhoods import differences, epsilon
+
+#: How many runs with rounded results are made.
+RUNS: Final = 2
+
+#: What moves, joins or picks values, and rounds none.
+_MOVES: Final = frozenset(
+    name
+    for line in (
+        "_unsafe_view alias as_strided cat chunk clone constant_pad_nd contiguous copy detach",
+        "diagonal embedding expand expand_as flatten flip full_like gather getitem index index_put",
+        "index_select lift_fresh_copy narrow new_zeros permute repeat reshape roll scatter select",
+        "select_scatter slice slice_scatter split split_with_sizes squeeze stack t take_along_dim",
+        "transpose unbind unfold unsqueeze view view_as where zeros_like",
+        "abs amax amin masked_fill max max_pool2d_with_indices maximum min minimum neg relu sort",
+        "topk",
+    )
+    for name in line.split()
+)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What rounding does to every floating output.
+
+    Attributes:
+        rows: The batches it was measured on.
+        by_chance: How far rounded results move it, (rows, …) by output.
+        by_half: The same where every result is rounded to a half type; empty where none is asked
+            for.
+        from_float64: How far eager is from float64, (rows, …) by output; empty where the graph
+            does not run in float64.
+        why_not: The reason for that, in words.
+    """
+
+    rows: tuple[int, ...]
+    by_chance: Mapping[str, Array]
+    by_half: Mapping[str, Array]
+    from_float64: Mapping[str, Array]
+    why_not: str = ""
+
+
+def measure_rounding(
+    captured: GraphModule,
+    batches: Batches,
+    outputs: Mapping[str, Array],
+    rows: Sequence[int],
+    half: str | None = None,
+) -> Rounding:
+    """Runs the traced graph in float64, exactly and with rounded results.
+
+    Args:
+        captured: The traced model, unlifted, before any pass.
+        batches: The inputs.
+        outputs: What eager gave in fp32, (batches, …) each, in the graph's order.
+        rows: The batches to run.
+        half: A half type whose rounding is measured too: ``float16`` or ``bfloat16``.
+    """
+    told = tell(captured, batches.names, tuple(outputs))
+    decided = show(captured, [told.sources[name].names[0] for name in told.told])
+    own = _rounding_of(told.module)
+    why_not = ""
+    try:
+        exact = _in_float64(told.module)
+        return _measured(exact, decided, batches, outputs, rows, (own, half))
+    except Exception as error:  # whatever an operator without a form in float64 raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        why_not = f"it does not run in float64: {reason}"
+    told = tell(captured, batches.names, tuple(outputs))
+    return _measured(told.module, decided, batches, outputs, rows, (own, half), why_not)
+
+
+def _measured(
+    graph: GraphModule,
+    decided: GraphModule,
+    batches: Batches,
+    outputs: Mapping[str, Array],
+    rows: Sequence[int],
+    steps: tuple[Mapping[str, float], str | None],
+    why_not: str = "",
+) -> Rounding:
+    own, half = steps
+    wide = not why_not
+    names = [name for name, array in outputs.items() if array.dtype.kind == "f"]
+    found: dict[str, dict[str, list[Array]]] = {
+        kind: {name: [] for name in names} for kind in ("chance", "half", "float64")
+    }
+    narrowed = {} if half is None else {n: max(own.get(n, 0.0), epsilon(half)) for n in own}
+    for row in rows:
+        batch = {name: batches.arrays[name][row] for name in batches.names}
+        tensors = tensors_of(batch)
+        with torch.no_grad():
+            decisions = decided(*tensors)
+        with torch.no_grad(), _default_dtype(torch.float64 if wide else torch.float32):
+            given = (*(_doubled(tensors) if wide else tensors), *decisions)
+            exact = _named(outputs, graph(*given))
+            kinds = {"chance": own} | ({"half": narrowed} if narrowed else {})
+            moved = {
+                kind: [
+                    _named(outputs, _Rounded(graph, sizes, run).run(*given)) for run in range(RUNS)
+                ]
+                for kind, sizes in kinds.items()
+            }
+        for name in names:
+            if exact[name].shape != outputs[name][row].shape:
+                raise ValueError(f"its output '{name}' has another shape")
+            for kind, runs in moved.items():
+                off = [differences(exact[name], run[name]) for run in runs]
+                found[kind][name].append(_finite(np.maximum.reduce(off)))
+            off_eager = differences(exact[name], outputs[name][row])
+            found["float64"][name].append(_finite(off_eager))
+    stacked = {
+        kind: {name: np.stack(parts) for name, parts in each.items() if parts}
+        for kind, each in found.items()
+    }
+    return Rounding(
+        tuple(rows),
+        stacked["chance"],
+        stacked["half"],
+        stacked["float64"] if wide else {},
+        why_not,
+    )
+
+
+class _Rounded(Interpreter):
+    """Runs a graph whose results are off by as much as rounding would make them.
+
+    Args:
+        module: The graph.
+        sizes: The largest relative error of every node that rounds, by name.
+        seed: The seed of the errors.
+    """
+
+    def __init__(self, module: GraphModule, sizes: Mapping[str, float], seed: int) -> None:
+        super().__init__(module)
+        self._sizes = sizes
+        self._random = torch.Generator().manual_seed(seed)
+
+    def run_node(self, n: Node) -> Any:
+        """Runs one node and moves its floating results."""
+        result = super().run_node(n)
+        size = self._sizes.get(n.name)
+        if size is None:
+            return result
+        if isinstance(result, Tensor):
+            return self._moved(result, size)
+        return tuple(
+            self._moved(each, size) if isinstance(each, Tensor) else each for each in result
+        )
+
+    def _moved(self, tensor: Tensor, size: float) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        # Of the tensor's own strides, as views behind it were traced on those.
+        chance = torch.empty_like(tensor).uniform_(1 - size, 1 + size, generator=self._random)
+        return chance.mul_(tensor)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Sets the type of what calls make of whole and Python numbers, which they do not name."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _rounding_of(module: GraphModule) -> dict[str, float]:
+    """Returns the largest relative error of each node that rounds what it gives, by its name."""
+    found = {}
+    for node in module.graph.nodes:
+        moves = node.op == "call_function" and _base_name(node.target) in _MOVES
+        if node.op not in ("placeholder", "call_function") or moves:
+            continue
+        values = node.meta.get("val")
+        for value in values if isinstance(values, tuple | list) else (values,):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                found[node.name] = epsilon(str(value.dtype).removeprefix("torch."))
+                break
+    return found
+
+
+def _base_name(target: Any) -> str:
+    name = getattr(target, "__name__", str(target))
+    return str(name).partition(".")[0]
+
+
+def _named(outputs: Collection[str], results: Sequence[Tensor]) -> dict[str, Array]:
+    """Returns the outputs among the results of a told graph, in float64."""
+    return {
+        name: tensor.detach().double().numpy()
+        for name, tensor in zip(outputs, results, strict=False)
+        if tensor.is_floating_point()
+    }
+
+
+def _finite(off: Array) -> Array:
+    """Takes what cannot be compared for unmoved: there the model itself is not finite."""
+    found: Array = np.where(np.isfinite(off), off, 0.0)
+    return found
+
+
+def _doubled(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(t.double() if t.is_floating_point() else t for t in tensors)
+
+
+def _in_float64(module: GraphModule) -> GraphModule:
+    """Turns a graph of its own to float64: its weights, and every type that a call names."""
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            *path, name = node.target.split(".")
+            owner = module.get_submodule(".".join(path))
+            value = getattr(owner, name)
+            if isinstance(value, Tensor) and value.is_floating_point():
+                delattr(owner, name)
+                owner.register_buffer(name, value.detach().double())
+        node.args = tuple(map(_wider, node.args))
+        node.kwargs = {name: _wider(value) for name, value in node.kwargs.items()}
+    module.recompile()
+    return module
+
+
+def _wider(value: Any) -> Any:
+    return torch.float64 if value in (torch.float32, torch.float16, torch.bfloat16) else value

@@ -1,0 +1,98 @@
+"""Computes in float32 what the model computes in a half type, as autocast regions do.
+
+Before → after::
+
+    _to_copy(x, dtype=bfloat16) → linear (bfloat16) → …  →  linear (float32) → …
+    an input or output in a half type keeps it: it is cast behind the input, before the output
+
+No CPU runtime has operators for bfloat16, and every target computes better than a half type where
+it computes in float32. What that changes is rounding alone, which the tolerances know of.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from tokexport.graph_passes.torch_passes.editor import Editor, aten, source_line
+from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+
+_HALVES: Final = (torch.float16, torch.bfloat16)
+
+
+class WidenHalf(TorchPass):
+    """Turns values of half types into float32."""
+
+    name: ClassVar[str] = "widen half types"
+
+    def call(self, edit: Editor) -> int:
+        """Rewrites the graph in place and returns how many values were widened."""
+        changed = 0
+        (output,) = edit.graph.find_nodes(op="output")
+        results = {node: _half_of(node) for node in output.all_input_nodes}
+        for node in list(edit.graph.nodes):
+            if node.op == "placeholder" and _half_of(node) is not None:
+                with edit.after(node, origin=node):
+                    wide = edit.call(aten._to_copy.default, node, dtype=torch.float32)
+                for user in [user for user in node.users if user is not wide]:
+                    user.replace_input_with(node, wide)
+                changed += 1
+            elif node.op == "call_function":
+                node.args = tuple(map(_wider, node.args))
+                node.kwargs = {name: _wider(value) for name, value in node.kwargs.items()}
+                changed += _half_of(node) is not None
+                node.meta["val"] = _widened(node.meta.get("val"))
+        for node, half in results.items():
+            if half is not None and node.op == "call_function":
+                with edit.before(output):
+                    output.replace_input_with(
+                        node, edit.call(aten._to_copy.default, node, dtype=half)
+                    )
+        return changed
+
+
+def half_lines(graph: Graph) -> tuple[str, ...]:
+    """Returns where the person's code computes in a half type, with the type."""
+    found: dict[str, None] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is not aten._to_copy.default:
+            half = _half_of(node)
+            if half is not None:
+                found[f"{str(half).removeprefix('torch.')} {_place(node)}"] = None
+    return tuple(found)
+
+
+def _place(node: Node) -> str:
+    """Says where a node comes from: its line, or its module where torch lost the line.
+
+    It does for what stands in an autocast region.
+    """
+    line = source_line(node)
+    if line and not line.startswith("<eval"):
+        return f"at {line}"
+    _, kind = next(reversed(node.meta.get("nn_module_stack", {"": ("", "the model")}).values()))
+    return f"in an autocast region of {kind}"
+
+
+def _half_of(node: Node) -> torch.dtype | None:
+    """Returns the half type of a value, or of the first of several; None where there is none."""
+    values = node.meta.get("val")
+    for value in values if isinstance(values, tuple | list) else (values,):
+        if isinstance(value, Tensor) and value.dtype in _HALVES:
+            return value.dtype
+    return None
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(map(_widened, value))
+    if isinstance(value, Tensor) and value.dtype in _HALVES:
+        return value.to(torch.float32)
+    return value
+
+
+def _wider(value: Any) -> Any:
+    return torch.float32 if value in _HALVES else value
