@@ -4,10 +4,18 @@ A runner is ready when it is made, and is closed by ``close`` or at the end of a
 
     with load("bundle") as runner:
         logits = runner.run({"pixels": images})["logits"]
+
+Threads may share a runner, and any of them may close it: a run that is on its way gives its answer,
+a later one is refused. A child process may not use one that was loaded before the fork, since the
+threads of its runtime stay with the parent: there every run is refused, and nothing is freed.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
+import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -20,6 +28,8 @@ from tokexport.runtimes.errors import InputMismatchError, RunError
 from tokexport.runtimes.manifest import RuntimeInfo, TensorSpec
 
 Array = NDArray[Any]
+
+_open_runners: weakref.WeakSet[Runner] = weakref.WeakSet()
 
 
 class Runner(ABC):
@@ -46,6 +56,9 @@ class Runner(ABC):
         self.outputs = outputs
         self.runtime = runtime
         self._closed = False
+        self._forked = False
+        self._closing = threading.Lock()
+        _open_runners.add(self)
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the model once.
@@ -59,10 +72,11 @@ class Runner(ABC):
 
         Raises:
             InputMismatchError: The arrays are not the model's inputs.
-            RunError: The runner is closed, or the runtime failed.
+            RunError: The runner is closed, it was loaded before this process was forked, or the
+                runtime failed.
         """
         if self._closed:
-            raise RunError("The runner is closed.", fix="Load the bundle again.")
+            raise self._closed_error()
         return self._run_impl(check_inputs(self.inputs, arrays))
 
     def bound(self, arrays: Mapping[str, Array]) -> Callable[[], dict[str, Array]]:
@@ -73,27 +87,30 @@ class Runner(ABC):
 
         Raises:
             InputMismatchError: The arrays are not the model's inputs.
-            RunError: From what is returned, where the runner is closed or the runtime failed.
+            RunError: From what is returned, as ``run`` raises it.
         """
         checked = check_inputs(self.inputs, arrays)
 
         def run() -> dict[str, Array]:
             if self._closed:
-                raise RunError("The runner is closed.", fix="Load the bundle again.")
+                raise self._closed_error()
             return self._run_impl(checked)
 
         return run
 
     def close(self) -> None:
-        """Frees what the runtime holds; closing again does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._close_impl()
+        """Frees what the runtime holds, once no thread runs it; closing again does nothing."""
+        if self._forked:
+            return
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._close_impl()
 
     def __enter__(self) -> Self:
         """Returns the runner itself."""
         if self._closed:
-            raise RunError("The runner is closed.", fix="Load the bundle again.")
+            raise self._closed_error()
         return self
 
     def __exit__(
@@ -107,11 +124,42 @@ class Runner(ABC):
 
     @abstractmethod
     def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
-        """Runs on arrays that fit the inputs, contiguous, in the order of ``inputs``."""
+        """Runs on arrays that fit the inputs, contiguous, in the order of ``inputs``.
+
+        Several threads may call it at once, and one may have closed the runner meanwhile.
+        """
 
     @abstractmethod
     def _close_impl(self) -> None:
-        """Frees what the runtime holds; called once."""
+        """Lets go of what the runtime holds, or waits for the runs in it; called once."""
+
+    def _closed_error(self) -> RunError:
+        if self._forked:
+            return forked_error("The runner")
+        return RunError("The runner is closed.", fix="Load the bundle again.")
+
+
+def forked_error(what: str) -> RunError:
+    """Returns the error for what cannot be used in this process, as it was forked from another."""
+    return RunError(
+        f"{what} was loaded before this process was forked from another.",
+        where="The threads of its runtime stayed with the parent.",
+        fix="Start the child by the method 'spawn', or load bundles in children only.",
+    )
+
+
+def _leave_to_parent() -> None:
+    """Refuses, in a forked child, all runners of the parent, and keeps them from being freed.
+
+    To free one there waits for threads that are not there, or crashes.
+    """
+    for runner in list(_open_runners):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(runner))
+        runner._closed = runner._forked = True
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def check_inputs(specs: tuple[TensorSpec, ...], arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -17,15 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from tokexport.runtimes.base import Array, Runner
+from tokexport.runtimes.base import Array, Runner, forked_error
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RunError
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.manifest import RuntimeInfo, TensorSpec
 from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, openvino_library
 from tokexport.runtimes.openvino_kernels import put_kernels
 from tokexport.runtimes.openvino_layers import attentions, layer_precisions
+from tokexport.runtimes.openvino_requests import Requests
 
 FLAVOUR = "openvino-cpu"
 
@@ -91,6 +92,9 @@ def convert(onnx_path: Path, xml_path: Path) -> RuntimeInfo:
 class OpenVinoRunner(Runner):
     """Runs OpenVINO IR on the CPU; made by ``from_file``.
 
+    A forked child of a process that loaded one may load none: OpenVINO shares its threads among all
+    models, and waits for ever for those that stayed with the parent.
+
     Args:
         compiled: An ``openvino.CompiledModel``.
         where: What it was made from, for messages.
@@ -100,13 +104,15 @@ class OpenVinoRunner(Runner):
         BuildError: An input or output is of a type that numpy does not have.
     """
 
+    _loaded_in: ClassVar[int | None] = None  # the id of the process
+
     def __init__(self, compiled: Any, where: str, runtime: RuntimeInfo) -> None:
         super().__init__(
             inputs=tuple(_spec(port, where) for port in compiled.inputs),
             outputs=tuple(_spec(port, where) for port in compiled.outputs),
             runtime=runtime,
         )
-        self._request = compiled.create_infer_request()
+        self._requests: Requests | None = Requests(compiled)
         self._where = where
 
     @classmethod
@@ -132,6 +138,7 @@ class OpenVinoRunner(Runner):
         Raises:
             RuntimeMissingError: openvino is not installed.
             BuildError: The model cannot be read or compiled, or the precision is unknown.
+            RunError: This process was forked from one that had loaded a model.
         """
         if precision not in _HINTS:
             raise BuildError(
@@ -142,6 +149,9 @@ class OpenVinoRunner(Runner):
         if not path.is_file():
             raise BuildError("There is no such model file.", where=str(path))
         openvino = import_openvino()
+        if OpenVinoRunner._loaded_in not in (None, os.getpid()):
+            raise forked_error("OpenVINO")
+        OpenVinoRunner._loaded_in = os.getpid()
         options: dict[str, str | int] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -176,8 +186,11 @@ class OpenVinoRunner(Runner):
         return cls(compiled, str(path), runtime)
 
     def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        requests = self._requests  # held until the run ends, whoever closes meanwhile
+        if requests is None:
+            raise self._closed_error()
         try:
-            results = self._request.infer(list(arrays.values()), share_outputs=False)
+            results = requests.run(list(arrays.values()))
         except Exception as error:  # OpenVINO raises classes of its own and plain RuntimeError
             raise RunError(
                 f"OpenVINO failed: {_last_lines(str(error))}", where=self._where
@@ -185,7 +198,7 @@ class OpenVinoRunner(Runner):
         return {spec.name: results[index] for index, spec in enumerate(self.outputs)}
 
     def _close_impl(self) -> None:
-        del self._request
+        self._requests = None
 
 
 def import_openvino() -> ModuleType:
@@ -280,7 +293,10 @@ def _write_error(xml_path: Path, said: str) -> OSError:
 
 def _last_lines(text: str) -> str:
     """OpenVINO's message without the lines that say where in its source it arose."""
-    noise = re.compile(r"^(Exception from |Check '|While validating|FrontEnd API failed)|^\s*$")
+    noise = re.compile(
+        r"^((Caught exception: )?Exception from |Check '|While validating|FrontEnd API failed)"
+        r"|^\s*$"
+    )
     lines = [line.strip() for line in text.splitlines() if not noise.match(line)]
     return " ".join(lines) or text.strip()
 

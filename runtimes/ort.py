@@ -71,7 +71,7 @@ class OrtRunner(Runner):
             outputs=tuple(_spec(node, where) for node in session.get_outputs()),
             runtime=runtime,
         )
-        self._session = session
+        self._session: Any = session
         self._where = where
         self._names = [spec.name for spec in self.outputs]
 
@@ -143,8 +143,11 @@ class OrtRunner(Runner):
         return cls(made, where, RuntimeInfo("ort", FLAVOUR, ort.__version__, details))
 
     def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        session = self._session  # held until the run ends, whoever closes meanwhile
+        if session is None:
+            raise self._closed_error()
         try:
-            results = self._session.run(self._names, arrays)
+            results = session.run(self._names, arrays)
         except Exception as error:  # ORT's errors share no base class but this
             said = _message(str(error))
             node, operator = _blamed(said, _BLAMES)
@@ -157,7 +160,7 @@ class OrtRunner(Runner):
         return dict(zip(self._names, results, strict=True))
 
     def _close_impl(self) -> None:
-        del self._session
+        self._session = None
 
 
 def _spec(node: Any, where: str) -> TensorSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,6 +48,7 @@ class TrtRunner(Runner):
         runtime: RuntimeInfo,
     ) -> None:
         super().__init__(inputs, outputs, runtime)
+        self._lock = threading.Lock()  # of the buffers, which hold one run at a time
         self._buffers = buffers
         self._loader = loader
         self._engine = engine
@@ -110,9 +112,11 @@ class TrtRunner(Runner):
             raise
 
     def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
-        buffers = self._buffers.make_current()
         results = {spec.name: np.empty(spec.shape, spec.dtype) for spec in self.outputs}
-        with self._log.collecting():
+        with self._lock, self._log.collecting():
+            if self._closed:
+                raise self._closed_error()
+            buffers = self._buffers.make_current()
             for name, array in arrays.items():
                 buffers.upload(name, array)
             if not self._context.execute_async_v3(buffers.stream):
@@ -123,12 +127,13 @@ class TrtRunner(Runner):
         return results
 
     def _close_impl(self) -> None:
-        self._buffers.make_current()
-        # Each refers to the next: they go in this order.
-        del self._context
-        del self._engine
-        del self._loader
-        self._buffers.close()
+        with self._lock:
+            self._buffers.make_current()
+            # Each refers to the next: they go in this order.
+            del self._context
+            del self._engine
+            del self._loader
+            self._buffers.close()
 
 
 _NO_GPU_FIX = "Copy the bundle to such a machine, and run or verify it there."
