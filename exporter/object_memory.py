@@ -27,7 +27,9 @@ LARGEST: Final = 2**26
 #: Packages whose objects are not the person's own state, apart from containers and modules.
 _LIBRARIES: Final = {"numpy", "torch", "torchgen", "sympy", *sys.stdlib_module_names}
 _ATOMS: Final = {int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device}
-_OWN: Final = "tokexport.exporter"
+#: This package: its hooks note what they see, and shall keep it.
+_OURS: Final = "tokexport"
+_NOT_THE_PERSONS: Final = {_OURS, *_LIBRARIES}
 _MISSING: Final = object()
 _VALUES: Final = (
     *(np.ndarray, bytearray, array.array),
@@ -187,7 +189,7 @@ class ObjectMemory:
 
     def _function(self, one: types.FunctionType) -> Iterable[Any]:
         """Remembers what a function keeps: attributes, defaults, and the variables around it."""
-        if _package(one.__module__ or "") in _LIBRARIES:
+        if _package(one.__module__ or "") in _NOT_THE_PERSONS:
             return ()
         held = dict(vars(one))
         self._undo.append(partial(_set_namespace, one, held))
@@ -247,7 +249,8 @@ def _has_state(kind: type) -> bool:
     """Tells whether the attributes of objects of a type may be state of the person's."""
     if issubclass(kind, nn.Module | UserDict | UserList | types.SimpleNamespace):
         return True
-    return _package(kind.__module__) not in _LIBRARIES and not kind.__module__.startswith(_OWN)
+    ours = kind.__module__.startswith(f"{_OURS}.exporter.")
+    return not ours and _package(kind.__module__) not in _LIBRARIES
 
 
 def _nothing(one: Any) -> Iterable[Any]:
