@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -14,12 +13,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-import tokexport
 from tokexport.exporter import hops
 from tokexport.exporter.benchmark import require_speedup
-from tokexport.exporter.build import ARTIFACT, build
+from tokexport.exporter.build import build
 from tokexport.exporter.bundle import BundleWriter, save_reference
 from tokexport.exporter.config import CompileConfig, CompileOptions
+from tokexport.exporter.edge_proof import EdgeProof, RunBatches
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.example_inputs import prepare
@@ -29,13 +28,13 @@ from tokexport.exporter.gates import narrowed_hops, require_accuracy
 from tokexport.exporter.inputs import Batches, accuracy
 from tokexport.exporter.kept_batches import gates_to_verify_by, kept_batches, kept_noise
 from tokexport.exporter.machine import describe_machine
-from tokexport.exporter.measured_gates import measured_gates
+from tokexport.exporter.measured_gates import measured_gates, require_steady
+from tokexport.exporter.new_manifest import new_manifest
 from tokexport.exporter.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.parity import Proof
 from tokexport.exporter.precision import arithmetic_of, precision_warnings, with_quantisation
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
-from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.reference import Reference
 from tokexport.exporter.report import FAILED, Accuracy, Report
 from tokexport.exporter.source import Source
@@ -43,8 +42,7 @@ from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.speed import busy_warning, over_unreduced, time_against_eager, timed_name
 from tokexport.exporter.stages import StageFolder
 from tokexport.exporter.token_cap import under_cap
-from tokexport.exporter.told_hops import ToldHops
-from tokexport.exporter.tuned_forms import Tuning
+from tokexport.exporter.told_hops import ToldHops, ToldWay
 from tokexport.exporter.tuning import tune
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import unlifted
@@ -53,12 +51,8 @@ from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import NoDeviceError
 from tokexport.runtimes.loading import open_runner
 from tokexport.runtimes.manifest import (
-    BUILT_NOT_RUN,
     PASSED,
-    SCHEMA_VERSION,
     Manifest,
-    RuntimeInfo,
-    TensorSpec,
 )
 from tokexport.runtimes.verification import REFERENCE_NAME
 
@@ -157,6 +151,7 @@ def compile(
                 config.atol,
                 advice_for(config),
             )
+            require_steady(gates, bool(half_lines(captured.graph)))
             narrowed = gates.narrowed
             warnings = (
                 *gate_warnings(gates.fp32, known["token_cap"]),
@@ -168,21 +163,22 @@ def compile(
             proof = Proof(outputs, gates.fp32, by_hop, narrowed_hops(config), samples=size)
             known |= {"gates": narrowed, "hops": proof.hops, "warnings": warnings}
             proof.check("captured", hops.run_graph(captured, batches, names))
+            edges = EdgeProof(flat, captured, inputs, batches, outputs, config, known["token_cap"])
 
         with stage("rewrite"):
             rewritten = pipelines.rewrite(program)
             schedule = rewritten.token_schedule
             known |= {"token_schedule": schedule, "recognised": rewritten.recognised}
             kept.save_program("rewritten", rewritten.program)
-            told = ToldHops(
-                captured,
+            way = ToldWay(
                 rewritten.program,
-                batches,
-                proof,
+                batches.names,
+                names,
                 config.target,
-                kept.path / "told",
                 config.precision,
+                kept.path / "told",
             )
+            told = ToldHops(captured, way, batches, proof)
             found = hops.run_graph(unlifted(rewritten.program), batches, names)
             proof.check("rewritten", found, told.rewritten)
 
@@ -195,9 +191,9 @@ def compile(
             arithmetic = arithmetic_of(config, onnx_model, batches)
             if config.tune:
                 with stage("tune"):
-                    known["tuning"], told.forms = tune(onnx_model, config, arithmetic)
+                    known["tuning"], way.forms = tune(onnx_model, config, arithmetic)
                     known["warnings"] += known["tuning"].warnings
-            onnx_model = pipelines.lower(onnx_model, config.target, arithmetic, told.forms)
+            onnx_model = pipelines.lower(onnx_model, config.target, arithmetic, way.forms)
             lowered = kept.save_onnx("lowered", onnx_model)
             if config.target != "ort":  # for ort this very file is the artifact
                 found = hops.run_lowered(lowered, batches, arithmetic)
@@ -209,7 +205,7 @@ def compile(
             bundle.require_space(_size(lowered.parent))
             runtime = build(config.target, lowered, bundle.path, config.precision, batches)
             runtime = with_quantisation(runtime, config, arithmetic)
-            manifest = _manifest(
+            manifest = new_manifest(
                 config,
                 source,
                 inputs,
@@ -221,10 +217,29 @@ def compile(
             )
             known |= {"runtime": runtime, "artifact_bytes": _size(bundle.path)}
 
+        earlier: dict[str, RunBatches] = {
+            "captured": lambda batches: hops.run_graph(captured, batches, names),
+            "rewritten": lambda batches: hops.run_graph(
+                unlifted(rewritten.program), batches, names
+            ),
+            "onnx": lambda batches: hops.run_onnx(emitted, batches),
+            "lowered": lambda batches: hops.run_lowered(lowered, batches, arithmetic),
+        }
+        if config.target == "ort":
+            del earlier["lowered"]  # this very file is the artifact
+
         with _opened(bundle.path, manifest) as (runner, why_not):
             if runner is None:
                 known["not_run_reason"] = why_not
                 _require_no_run(config, why_not)
+                with stage("edges"):
+                    run_lowered = earlier.pop("lowered")
+                    known["edges"] = edges.hold(
+                        "lowered",
+                        run_lowered,
+                        lambda batches, proof: told.about(batches, proof).lowered,
+                        earlier,
+                    )
             else:
                 with stage("verify"):
                     again = None if config.precision == "int8" else partial(told.artifact, manifest)
@@ -242,6 +257,16 @@ def compile(
                         "accuracy": _accuracy(reference, found, batches),
                     }
                     require_accuracy(known["accuracy"], config)
+                with stage("edges"):
+                    known["edges"] = edges.hold(
+                        "artifact",
+                        partial(hops.run_artifact, runner),
+                        lambda batches, proof: partial(
+                            told.about(batches, proof).artifact, manifest
+                        ),
+                        earlier,
+                    )
+                    manifest = replace(manifest, input_ranges=known["edges"].ranges)
                 if config.timed:
                     with stage("speed"):
                         unreduced = None if reduced is None else reduced.unreduced
@@ -259,6 +284,7 @@ def compile(
             manifest = replace(
                 manifest, gates={name: gate.for_manifest() for name, gate in narrowed.items()}
             )
+            said += known["edges"].warnings()
             known |= {"gates": narrowed, "warnings": known["warnings"] + said}
             kept_rows, steady = kept_batches(proof, found)
             save_reference(
@@ -307,41 +333,6 @@ def _report_on_failure(known: dict[str, Any], checklist: Checklist) -> Iterator[
         failed = next((hop.name for hop in hops_so_far if not hop.passed), None)
         error.report = _report({**known, "first_failure": failed}, checklist)
         raise
-
-
-def _manifest(
-    config: CompileConfig,
-    source: Source,
-    inputs: tuple[TensorSpec, ...],
-    reference: Reference,
-    reduction: ReductionUse | None,
-    tuning: Tuning | None,
-    schedule: tuple[int, ...],
-    runtime: RuntimeInfo,
-) -> Manifest:
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        tokexport_version=tokexport.__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        target=config.target,
-        status=BUILT_NOT_RUN,
-        artifact=ARTIFACT[config.target],
-        runtime=runtime,
-        precision=config.precision,
-        inputs=inputs,
-        outputs=tuple(
-            TensorSpec(name, array.shape[1:], str(array.dtype))
-            for name, array in reference.outputs.items()
-        ),
-        constant_outputs=reference.constants,
-        token_schedule=schedule,
-        gates={},  # settled when every step has been held to its own
-        source={"kind": source.kind, "location": source.location, "sha256": source.sha256},
-        preprocessing=source.preprocessing.to_json() if source.preprocessing else None,
-        files={},
-        reduction=None if reduction is None else reduction.for_manifest(),
-        forms=None if tuning is None else tuning.for_manifest(),
-    )
 
 
 @contextmanager

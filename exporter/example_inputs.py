@@ -69,7 +69,7 @@ def prepare(
     drawn = synthetic_inputs(specs, SYNTHETIC_BATCHES, config.seed)
     if source.example_args is None and not source.example_kwargs:
         return model, specs, drawn
-    return model, specs, _with_example_integers(drawn, specs, examples)
+    return model, specs, _with_example(_with_example_integers(drawn, specs, examples), examples)
 
 
 def _check_weights(model: nn.Module) -> None:
@@ -196,6 +196,21 @@ def _numpy_name(name: str, tensor: Tensor) -> str:
             f"Input '{name}' is {tensor.dtype}, which has no numpy form.",
             fix="Give the model and its inputs in float32.",
         ) from error
+
+
+def _with_example(drawn: Batches, examples: list[Tensor]) -> Batches:
+    """Adds the example inputs as a batch: they are what the person looks at."""
+    arrays = {
+        name: np.concatenate([drawn.arrays[name], tensor.detach().numpy()[None]])
+        for name, tensor in zip(drawn.names, examples, strict=True)
+    }
+    return dataclasses.replace(
+        drawn,
+        arrays=arrays,
+        samples=drawn.samples + drawn.samples // len(drawn),
+        origin=f"{drawn.origin}; and the example inputs",
+        kinds=("drawn",) * len(drawn) + ("the example inputs",),
+    )
 
 
 def _with_example_integers(

@@ -101,6 +101,7 @@ class Gate:
         varies: Whether the spread is one between samples.
         spread_tolerance: The largest root of the mean squared difference allowed, as a share of
             ``spread``.
+        moves: What share of its scale rounding moves an ordinary neighbourhood by.
         unmeetable: Whether rounding alone exceeds what the person allows.
         unstable: Which neighbourhoods rounding moves far, a clause; '' where it moves none.
         allowed: How far every value may be off, (batches, …); None where one number holds for all.
@@ -120,6 +121,7 @@ class Gate:
     spread: float | None = None
     varies: bool = True
     spread_tolerance: float = SPREAD_TOLERANCE
+    moves: float = 0.0
     unmeetable: bool = False
     unstable: str = ""
     allowed: Array | None = field(default=None, repr=False, compare=False, metadata=_KEPT_OUT)
@@ -274,6 +276,7 @@ def _local_gate(expected: Array, rounding: LocalRounding, precision: str) -> Gat
         rounding.error(scale),
         scale,
         reason,
+        moves=rounding.typical,
         unstable=rounding.unstable(UNSTABLE) if half is None else "",
         allowed=allowed,
         noise=noise,

@@ -69,6 +69,12 @@ class LocalRounding:
         """Returns the largest distance of eager from float64 as a share of a scale."""
         return None if self.from_float64 is None else self.from_float64 / (scale or 1.0)
 
+    @property
+    def typical(self) -> float:
+        """What share of its scale rounding moves an ordinary neighbourhood by."""
+        found = [float(np.median(shares)) for shares in self.shares if shares.size]
+        return min(found, default=0.0)
+
     def unstable(self, share: float) -> str:
         """Names the neighbourhoods that rounding moves by more than a share of their own scale."""
         said = []

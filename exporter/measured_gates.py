@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from torch.fx import GraphModule
 
+from tokexport.exporter.errors import GateError
 from tokexport.exporter.gates import HALF_TYPES, Gate, set_gates
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.local_rounding import local_rounding, rows_to_measure
 from tokexport.exporter.rounding import measure_rounding
 from tokexport.runtimes.base import Array
+
+#: Where rounding moves most neighbourhoods by more of their scale, any answer would pass.
+PROVES_NOTHING: Final = 0.03
+#: The same of a model that itself computes in a half type.
+_HALF_PROVES_NOTHING: Final = 0.15
 
 
 @dataclass(frozen=True)
@@ -59,3 +66,23 @@ def measured_gates(
         set_gates(outputs, whole, "fp32", atol, batch=samples),
         set_gates(outputs, whole, precision, atol, batch=samples, advice=advice),
     )
+
+
+def require_steady(gates: MeasuredGates, half: bool) -> None:
+    """Refuses outputs that rounding moves by a large part of what they are.
+
+    Args:
+        gates: The gates of the steps.
+        half: Whether the model itself computes in a half type somewhere.
+
+    Raises:
+        GateError: An output moves so far that nothing can be proven equal to it.
+    """
+    most = _HALF_PROVES_NOTHING if half else PROVES_NOTHING
+    for name, gate in gates.fp32.items():
+        if gate.noise is not None and gate.moves > most:
+            raise GateError(
+                f"Rounding alone moves output '{name}' of the model itself by {gate.moves:.1e} of "
+                "its scale, so nothing can be proven equal to it.",
+                fix="Give trained weights and real inputs, or say with --atol what is allowed.",
+            )

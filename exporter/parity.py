@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from tokexport.exporter.errors import GateError
+from tokexport.exporter.errors import GateError, listed
 from tokexport.exporter.gates import Gate
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import Comparison
@@ -178,6 +178,7 @@ class Proof:
         narrowed: The hops that compute in a reduced precision.
         samples: How many samples a batch has: the leading axis of outputs that have one of that
             size.
+        kinds: What kind of inputs every batch is, where they are of several.
 
     Attributes:
         hops: The hops compared so far.
@@ -192,6 +193,7 @@ class Proof:
         by_hop: Mapping[str, Mapping[str, Gate]] | None = None,
         narrowed: Sequence[str] = (),
         samples: int = 1,
+        kinds: Sequence[str] = (),
     ) -> None:
         self.expected = expected
         self.hops: list[HopResult] = []
@@ -201,6 +203,7 @@ class Proof:
         self._gates = gates
         self._by_hop = by_hop or {}
         self._narrowed = narrowed
+        self._kinds = kinds
 
     def gates_of(self, hop: str) -> Mapping[str, Gate]:
         """Returns the gate of every output at a hop."""
@@ -233,10 +236,19 @@ class Proof:
             result = replace(result, outside=tuple(self._outside(hop, found)))
         if not result.passed and tell is not None and compared:
             result = self._told(result, found, tell)
+        if not result.passed and self._kinds:
+            result = replace(result, detail=f"{result.detail}; on {self._worst_kind(result)}")
         self.hops.append(result)
         if not result.passed:
             narrowed = [each.name for each in self.hops if self.is_narrowed(each.name)]
             raise ParityError(self.hops, first_narrowed=narrowed == [hop])
+
+    def _worst_kind(self, result: HopResult) -> str:
+        """Names the kind of inputs on which the hop is farthest outside."""
+        if not result.worst:
+            return listed([*dict.fromkeys(self._kinds)])
+        most = max(result.worst.values(), key=lambda each: each.share)
+        return self._kinds[most.index[0]]
 
     def moves_every_sample(self) -> bool:
         """Tells whether the hops in a reduced precision leave no sample that none of them moved."""

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from tokexport.exporter.benchmark import Speed
 from tokexport.exporter.dropped_noise import DroppedNoise
+from tokexport.exporter.edge_report import EdgeReport
 from tokexport.exporter.gates import Gate
 from tokexport.exporter.parity import HopResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
@@ -64,6 +65,7 @@ class Report:
         accuracy: Before and after; None without labels.
         noise: What dropping the model's noise did; None where none was dropped.
         token_cap: How the samples fit under a cap; None without one, or where none was needed.
+        edges: Which inputs beside the samples it was held to; None where it came to none.
         reduction: What was put into the model, and what it costs; None where nothing was.
         tuning: Which forms of the token operators were chosen by measurement; None without tuning.
         speed: The measurement; None when nothing could be timed.
@@ -92,6 +94,7 @@ class Report:
     accuracy: Accuracy | None = None
     noise: DroppedNoise | None = None
     token_cap: TokenCapUse | None = None
+    edges: EdgeReport | None = None
     reduction: ReductionUse | None = None
     tuning: Tuning | None = None
     speed: Speed | None = None
@@ -194,6 +197,8 @@ def _fact_rows(report: Report) -> Iterator[tuple[str, str]]:
         yield from report.reduction.rows()
     for line in report.token_cap.lines() if report.token_cap is not None else ():
         yield "token cap", line
+    for line in report.edges.lines() if report.edges is not None else ():
+        yield "edges", line
     if report.accuracy is not None:
         before, after = report.accuracy.before, report.accuracy.after
         yield (

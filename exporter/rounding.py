@@ -27,8 +27,8 @@ from tokexport.graph_passes.decisions import show, tell
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.neighbourhoods import differences, epsilon
 
-#: How many runs with rounded results are made.
-RUNS: Final = 2
+#: How many runs with rounded results are made of each batch.
+RUNS: Final = 1
 
 #: What moves, joins or picks values, and rounds none.
 _MOVES: Final = frozenset(

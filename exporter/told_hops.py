@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -29,14 +30,13 @@ from tokexport.runtimes.loading import open_runner
 from tokexport.runtimes.manifest import Manifest, TensorSpec
 
 
-class ToldHops:
-    """The hops behind the capture, each a function of the batches that it failed on.
+class ToldWay:
+    """What the rewritten program becomes on the way to a target when it is told how to decide.
 
     Args:
-        captured: The traced model, unlifted, before any pass.
-        rewritten: The same after the passes.
-        batches: All batches of the reference.
-        proof: What the hops are held to.
+        rewritten: The program after the passes.
+        inputs: The names of its inputs.
+        outputs: The names of its outputs.
         target: The target of the compile.
         precision: The precision of it.
         folder: Where what it writes goes; it is made when something does.
@@ -47,42 +47,97 @@ class ToldHops:
 
     def __init__(
         self,
-        captured: GraphModule,
         rewritten: ExportedProgram,
-        batches: Batches,
-        proof: Proof,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
         target: str,
+        precision: str,
         folder: Path,
-        precision: str = "fp32",
     ) -> None:
         self._rewritten = rewritten
-        self._batches = batches
-        self._outputs = tuple(proof.expected)
-        self._target = target
+        self._names = tuple(inputs), tuple(outputs)
         self._folder = folder
-        self._arithmetic = Arithmetic(precision)
+        self.target = target
+        self.arithmetic = Arithmetic(precision)
+        self.forms: Forms = {}
+
+    @cached_property
+    def told(self) -> ToldGraph:
+        """The graph whose decisions are inputs."""
+        return tell(unlifted(self._rewritten), *self._names)
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The names of its outputs and of what it shows."""
+        return (*self.told.outputs, *self.told.shown)
+
+    @cached_property
+    def emitted(self) -> Path:
+        """Its ONNX file."""
+        module = self.told.module
+        inputs = (node.meta["val"] for node in module.graph.find_nodes(op="placeholder"))
+        example = [torch.zeros(value.shape, dtype=value.dtype) for value in inputs]
+        names = (*self.told.inputs, *self.told.told)
+        return self._saved("emitted", emit(capture(module, example), names, self.results))
+
+    @cached_property
+    def lowered(self) -> Path:
+        """Its lowered ONNX file."""
+        emitted = ir.load(self.emitted)
+        lowered = pipelines.lower(emitted, self.target, self.arithmetic, self.forms)
+        return self._saved("lowered", lowered)
+
+    def folder_for(self, hop: str) -> Path:
+        """Makes a folder for an artifact."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=self._folder, prefix=f"{hop.replace(' ', '-')}-"))
+
+    def _saved(self, stage: str, model: ir.Model) -> Path:
+        folder = self._folder / stage
+        folder.mkdir(parents=True)
+        path = folder / ARTIFACT["ort"]
+        save_onnx(model, path)
+        return path
+
+
+class ToldHops:
+    """The hops behind the capture, each a function of the batches that it failed on.
+
+    Args:
+        captured: The traced model, unlifted, before any pass.
+        way: What is told how to decide.
+        batches: All batches that the proof is about.
+        proof: What the hops are held to.
+    """
+
+    def __init__(self, captured: GraphModule, way: ToldWay, batches: Batches, proof: Proof) -> None:
+        self._way = way
+        self._batches = batches
         self._captured = captured
         self._proof = proof
         self._half = bool(half_lines(captured.graph))
-        self.forms: Forms = {}
+
+    def about(self, batches: Batches, proof: Proof) -> ToldHops:
+        """Returns the same way for other batches."""
+        return ToldHops(self._captured, self._way, batches, proof)
 
     def rewritten(self, failed: Sequence[int]) -> ToldRun:
         """Tells the rewritten graph."""
         return self._ask(
             "rewritten",
-            lambda batches: hops.run_graph(self._told.module, batches, self._results),
+            lambda batches: hops.run_graph(self._way.told.module, batches, self._way.results),
             failed,
         )
 
     def onnx(self, failed: Sequence[int]) -> ToldRun:
         """Tells the ONNX."""
-        return self._ask("onnx", lambda batches: hops.run_onnx(self._emitted, batches), failed)
+        return self._ask("onnx", lambda batches: hops.run_onnx(self._way.emitted, batches), failed)
 
     def lowered(self, failed: Sequence[int]) -> ToldRun:
         """Tells the lowered ONNX."""
         return self._ask(
             "lowered",
-            lambda batches: hops.run_lowered(self._lowered, batches, self._arithmetic),
+            lambda batches: hops.run_lowered(self._way.lowered, batches, self._way.arithmetic),
             failed,
         )
 
@@ -97,13 +152,13 @@ class ToldHops:
         hop = "artifact" if native else "without kernels"
 
         def run(batches: Batches) -> dict[str, Array]:
-            folder = self._folder / hop.replace(" ", "-")
-            folder.mkdir(parents=True)
+            way = self._way
+            folder = way.folder_for(hop)
             told = replace(
                 manifest,
-                runtime=build(self._target, self._lowered, folder, self._arithmetic.precision),
-                inputs=tuple(_specs(batches.names, self._told.module, "placeholder")),
-                outputs=tuple(_specs(self._results, self._told.module, "output")),
+                runtime=build(way.target, way.lowered, folder, way.arithmetic.precision),
+                inputs=tuple(_specs(batches.names, way.told.module, "placeholder")),
+                outputs=tuple(_specs(way.results, way.told.module, "output")),
             )
             with open_runner(folder, told, native=native) as runner:
                 return hops.run_artifact(runner, batches)
@@ -116,36 +171,7 @@ class ToldHops:
         half = self._proof.is_narrowed(hop) or self._half
         samples = self._proof.steady.shape[1]
         search = TieSearch(self._captured, self._batches, within, tolerance, half, samples)
-        return search.ask(self._told, run, failed)
-
-    @cached_property
-    def _told(self) -> ToldGraph:
-        return tell(unlifted(self._rewritten), self._batches.names, self._outputs)
-
-    @property
-    def _results(self) -> tuple[str, ...]:
-        return (*self._told.outputs, *self._told.shown)
-
-    @cached_property
-    def _emitted(self) -> Path:
-        module = self._told.module
-        inputs = (node.meta["val"] for node in module.graph.find_nodes(op="placeholder"))
-        example = [torch.zeros(value.shape, dtype=value.dtype) for value in inputs]
-        names = (*self._told.inputs, *self._told.told)
-        return self._saved("emitted", emit(capture(module, example), names, self._results))
-
-    @cached_property
-    def _lowered(self) -> Path:
-        emitted = ir.load(self._emitted)
-        lowered = pipelines.lower(emitted, self._target, self._arithmetic, self.forms)
-        return self._saved("lowered", lowered)
-
-    def _saved(self, stage: str, model: ir.Model) -> Path:
-        folder = self._folder / stage
-        folder.mkdir(parents=True)
-        path = folder / ARTIFACT["ort"]
-        save_onnx(model, path)
-        return path
+        return search.ask(self._way.told, run, failed)
 
 
 def _specs(names: Sequence[str], module: GraphModule, op: str) -> Iterator[TensorSpec]:

@@ -44,6 +44,7 @@ class Runner(ABC):
         inputs: The model's inputs, in order.
         outputs: The model's outputs, in order.
         runtime: What runs it.
+        ranges: The lowest and the highest whole number that an input may hold, by its name.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Runner(ABC):
         runtime: RuntimeInfo,
     ) -> None:
         self.inputs = inputs
+        self.ranges: Mapping[str, tuple[int, int]] = {}
         self.outputs = outputs
         self.runtime = runtime
         self._closed = False
@@ -77,7 +79,7 @@ class Runner(ABC):
         """
         if self._closed:
             raise self._closed_error()
-        return self._run_impl(check_inputs(self.inputs, arrays))
+        return self._run_impl(check_inputs(self.inputs, arrays, self.ranges))
 
     def bound(self, arrays: Mapping[str, Array]) -> Callable[[], dict[str, Array]]:
         """Checks arrays once and returns what runs the model on them: for timing, again and again.
@@ -89,7 +91,7 @@ class Runner(ABC):
             InputMismatchError: The arrays are not the model's inputs.
             RunError: From what is returned, as ``run`` raises it.
         """
-        checked = check_inputs(self.inputs, arrays)
+        checked = check_inputs(self.inputs, arrays, self.ranges)
 
         def run() -> dict[str, Array]:
             if self._closed:
@@ -162,15 +164,24 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-def check_inputs(specs: tuple[TensorSpec, ...], arrays: Mapping[str, Array]) -> dict[str, Array]:
+def check_inputs(
+    specs: tuple[TensorSpec, ...],
+    arrays: Mapping[str, Array],
+    ranges: Mapping[str, tuple[int, int]],
+) -> dict[str, Array]:
     """Holds arrays to the inputs of a model.
+
+    Args:
+        specs: The inputs.
+        arrays: What is given for them, by name.
+        ranges: The lowest and the highest whole number of some of them.
 
     Returns:
         The arrays in the order of ``specs``, each contiguous in memory.
 
     Raises:
         InputMismatchError: A name is missing or unknown, a shape or dtype is not exactly the
-            input's, or a floating array holds a NaN.
+            input's, a floating array holds a NaN, or a whole number lies outside its range.
     """
     names = [spec.name for spec in specs]
     missing = [name for name in names if name not in arrays]
@@ -182,7 +193,21 @@ def check_inputs(specs: tuple[TensorSpec, ...], arrays: Mapping[str, Array]) -> 
             f"The arrays are not the model's inputs: {'; '.join(parts)}.",
             fix=f"Pass exactly these: {'; '.join(map(str, specs))}.",
         )
-    return {spec.name: _check_input(spec, arrays[spec.name]) for spec in specs}
+    checked = {spec.name: _check_input(spec, arrays[spec.name]) for spec in specs}
+    for name, (low, high) in ranges.items():
+        _check_range(name, checked[name], low, high)
+    return checked
+
+
+def _check_range(name: str, array: Array, low: int, high: int) -> None:
+    if not array.size or (low <= int(array.min()) and int(array.max()) <= high):
+        return
+    outside = int(array.min()) if int(array.min()) < low else int(array.max())
+    raise InputMismatchError(
+        f"Input {name} holds {outside}, and the artifact is exact from {low} to {high} only.",
+        where="Beyond, it was found to answer otherwise than the model it was compiled from.",
+        fix="Pass smaller numbers, or run the model on a target that computes them exactly: ort.",
+    )
 
 
 def _check_input(spec: TensorSpec, array: Array) -> Array:

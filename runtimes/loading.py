@@ -82,6 +82,7 @@ def open_runner(
         runner.close()
         raise
     runner.inputs, runner.outputs = manifest.inputs, manifest.outputs
+    runner.ranges = manifest.input_ranges
     return runner
 
 

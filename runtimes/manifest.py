@@ -94,6 +94,8 @@ class Manifest:
         files: The SHA-256 of every other file in the bundle, by name.
         reduction: The token reduction that was put into the model: recipe, method, options, blocks,
             special_tokens, tokens; None where the model was compiled as given.
+        input_ranges: The lowest and the highest whole number of an input, by its name, where the
+            artifact answers as the model did; a runner refuses others.
         forms: Which form the token operators have, by what the calls look like: ``form``,
             ``standard``, ``speedup`` and ``of_minima`` as measured, ``nodes``; None without tuning.
     """
@@ -116,6 +118,7 @@ class Manifest:
     files: dict[str, str]
     reduction: dict[str, Any] | None = None
     forms: dict[str, Any] | None = None
+    input_ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The manifest as JSON text, keys in the order above."""
@@ -263,6 +266,7 @@ class _Reader:
             files=self._files(data),
             reduction=self._object_or_null(data, "reduction"),
             forms=self._object_or_null(data, "forms"),
+            input_ranges=self._ranges(data),
         )
 
     def _wrong(self, key: str, wanted: str, found: object) -> BundleError:
@@ -338,6 +342,17 @@ class _Reader:
                     raise self._wrong(f"gates.{output}.{key}", "a number of 0 or more", value)
             gates[output] = {key: float(value) for key, value in gate.items()}
         return gates
+
+    def _ranges(self, data: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        found = {}
+        given = self._object_or_null(data, "input_ranges") or {}
+        for name in given:
+            ends = self._get(given, name, list, "input_ranges.")
+            whole = all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
+            if len(ends) != 2 or not whole or ends[0] > ends[1]:
+                raise self._wrong(f"input_ranges.{name}", "a lowest and a highest number", ends)
+            found[name] = ends[0], ends[1]
+        return found
 
     def _files(self, data: Mapping[str, Any]) -> dict[str, str]:
         files: dict[str, str] = self._get(data, "files", dict)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models.outputs import KeepsState, OtherShapeInFloat64, Returns, TwoInputs, Unsteady
+from models.outputs import KeepsState, Returns, TwoInputs, Unsteady
 from models.tiny_vit import image, tiny_tome
 from torch import nn
 
@@ -23,7 +23,6 @@ from tokexport.exporter.errors import (
     OutputExistsError,
     UsageError,
 )
-from tokexport.exporter.gates import FP32_FLOOR
 from tokexport.exporter.module_state import evaluation
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, read_manifest
 from tokexport.runtimes.verification import verify_bundle
@@ -225,14 +224,6 @@ def test_a_model_that_rounding_decides_proves_nothing(tmp_path: Path) -> None:
         tokexport.compile(Unsteady(), example, output=tmp_path / "bundle")
     assert "--atol" in caught.value.fix
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_model_that_float64_makes_another_has_the_plain_gate(tmp_path: Path) -> None:
-    model = OtherShapeInFloat64()
-    result = tokexport.compile(model, torch.zeros(1, 6), output=tmp_path / "bundle")
-    gate = result.report.gates["output"]
-    assert gate.tolerance == FP32_FLOOR
-    assert "in float64 its output 'output' has another shape" in gate.reason
 
 
 def test_state_that_nests_deep_is_put_back() -> None:

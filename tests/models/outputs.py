@@ -72,19 +72,6 @@ class Unsteady(nn.Module):
         return torch.sin(self.layer(x) * 1e9)
 
 
-class OtherShapeInFloat64(nn.Module):
-    """Gives one column less in float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Takes x (B, 6)."""
-        y: Tensor = self.layer(x)
-        return y[:, 1:] if y.dtype == torch.float64 else y
-
-
 class TwoInputs(nn.Module):
     """Reads a table by integer ids and adds it to an image's features."""
 

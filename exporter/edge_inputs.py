@@ -1,0 +1,147 @@
+"""Makes inputs at the edges of what a model can meet, which no trace and no sample shows.
+
+Each kind is one batch. Floating inputs take its values; whole numbers stay those of the batch that
+it is made from, except in the kinds that are about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from tokexport.exporter.inputs import Batches, synthetic_inputs
+from tokexport.graph_passes.torch_passes.calls import is_call, is_tensor, operand, shape_of
+from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.manifest import TensorSpec
+
+#: How many times as large, and as small, as a normal input.
+LARGE: Final = 1e3
+TINY: Final = 1e-6
+#: What a constant input holds.
+_CONSTANT: Final = 0.5
+#: Where whole numbers stop being exact: in float16 and bfloat16, in float32, in int32.
+RUNGS: Final = (2**8 + 1, 2**15 - 1, 2**24 + 3, 2**31 - 1, 2**53 + 1, 2**62 + 1)
+#: What only views, moves or types an index on its way into a table.
+_PASSES_ON: Final = (
+    aten.view.default,
+    aten.reshape.default,
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.clone.default,
+    aten._to_copy.default,
+    aten.to.dtype,
+)
+#: What picks along an axis at an index.
+_PICKS: Final = (aten.index_select.default, aten.gather.default)
+
+
+def edge_inputs(
+    specs: Sequence[TensorSpec], first: Mapping[str, Array], tables: Mapping[str, int], seed: int
+) -> dict[str, dict[str, Array]]:
+    """Returns a batch for every kind of edge that the inputs have.
+
+    Args:
+        specs: The model's inputs; the shapes include the batch.
+        first: A batch that the model takes.
+        tables: The sizes of the tables that whole numbers are an index of, by input.
+        seed: A seed that no other inputs were drawn from.
+    """
+    found: dict[str, dict[str, Array]] = {}
+    floats = [spec.name for spec in specs if spec.dtype.startswith("float")]
+    fresh = synthetic_inputs(specs, 1, seed)
+    drawn = dict(first) | {name: fresh.arrays[name][0] for name in floats}
+    for name, top in tables.items():
+        ends = between(first[name], 0, top - 1)
+        found[f"{name} up to {top - 1}"] = dict(drawn) | {name: ends}
+    if not floats:
+        return found
+    found["another seed"] = drawn
+    for kind, change in (
+        ("zeros", np.zeros_like),
+        ("a constant", lambda array: np.full_like(array, _CONSTANT)),
+        ("large values", lambda array: array * array.dtype.type(LARGE)),
+        ("tiny values", lambda array: array * array.dtype.type(TINY)),
+        ("duplicates", _duplicated),
+    ):
+        found[kind] = dict(drawn) | {name: change(drawn[name]) for name in floats}
+    return found
+
+
+def tables_of(captured: GraphModule, batches: Batches) -> dict[str, int]:
+    """Returns the size of the smallest table that each input of whole numbers is an index of.
+
+    Args:
+        captured: The traced model, unlifted.
+        batches: Its inputs.
+    """
+    found: dict[str, int] = {}
+    nodes = captured.graph.find_nodes(op="placeholder")
+    for name, node in zip(batches.names, nodes, strict=True):
+        if batches.arrays[name].dtype.kind not in "iu":
+            continue
+        sizes = [*_sizes(node)]
+        if sizes:
+            found[name] = min(sizes)
+    return found
+
+
+def _sizes(node: Node) -> Iterator[int]:
+    """Yields the sizes of the tables that a value is an index of, however it gets there."""
+    for user in node.users:
+        if is_call(user, aten.embedding.default) and user.args[1] is node:
+            yield shape_of(operand(user, "weight"))[0]
+        elif is_call(user, *_PICKS) and user.args[2] is node:
+            yield shape_of(operand(user))[_whole(user.args[1])]
+        elif is_call(user, aten.index.Tensor) and isinstance(user.args[1], list | tuple):
+            for axis, index in enumerate(user.args[1]):
+                if index is node:
+                    yield shape_of(operand(user))[axis]
+        elif is_call(user, *_PASSES_ON) and is_tensor(user) and not _is_floating(user):
+            yield from _sizes(user)
+
+
+def _whole(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def _is_floating(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def between(like: Array, low: int, high: int) -> Array:
+    """Returns whole numbers of an array's shape and type from one end to the other."""
+    steps = np.linspace(0, 1, max(like.size, 2))[: like.size]
+    values = [low + int((high - low) * float(step)) for step in steps]
+    if values:
+        values[0] = high
+    if len(values) > 1:
+        values[-1] = low
+    if len(values) > 2:
+        values[1] = high - 1
+    return np.array(values, dtype=like.dtype).reshape(like.shape)
+
+
+def _duplicated(array: Array) -> Array:
+    """Repeats the first half of the last axis, and of the one before it where it has one of many.
+
+    An image becomes four times its first quarter, a row of tokens one of equal pairs.
+    """
+    for axis in (-1, -2) if array.ndim > 3 else (-2,):
+        if array.ndim >= -axis + 1 and array.shape[axis] > 1:
+            half = array.shape[axis] // 2
+            index = np.arange(array.shape[axis]) % half
+            array = np.take(array, index, axis=axis)
+    return array

@@ -1,0 +1,188 @@
+"""Holds an artifact to inputs that neither the trace nor the samples show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+from torch.fx import GraphModule
+
+from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.edge_inputs import RUNGS, between, edge_inputs, tables_of
+from tokexport.exporter.edge_report import EdgeReport
+from tokexport.exporter.errors import ExporterError
+from tokexport.exporter.gates import narrowed_hops
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.measured_gates import measured_gates
+from tokexport.exporter.parity import ParityError, Proof, TellHop
+from tokexport.exporter.reference import run_reference
+from tokexport.exporter.token_cap_use import TokenCapUse
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.comparison import compare
+from tokexport.runtimes.manifest import TensorSpec
+
+#: How far floating outputs may be off where only the whole numbers are in question.
+_COARSE: Final = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 0.2}
+
+#: Runs a step on some batches; gives (batches, …) by output.
+RunBatches = Callable[[Batches], Mapping[str, Array]]
+
+#: How far from the seed of the samples that of the edges is.
+_OTHER_SEED = 7919
+
+
+class EdgeProof:
+    """What a model answers at the edges, and what its steps are held to there.
+
+    Args:
+        model: Takes and gives flat tensors.
+        captured: Its traced graph, unlifted, before any pass.
+        specs: Its inputs.
+        batches: The samples; the first batch is what the edges are made from.
+        outputs: What eager answers to them, (batches, …) by name.
+        config: What is compiled. Where it has inputs, those are real, and no others are tried.
+        cap: How the samples fit under a cap; others might not fit.
+    """
+
+    def __init__(
+        self,
+        model: FlatModel,
+        captured: GraphModule,
+        specs: tuple[TensorSpec, ...],
+        batches: Batches,
+        outputs: Mapping[str, Array],
+        config: CompileConfig,
+        cap: TokenCapUse | None,
+    ) -> None:
+        self._model, self._captured, self._specs = model, captured, specs
+        self._precision, self._narrowed = config.precision, narrowed_hops(config)
+        self._atol = config.atol
+        self._first = {name: batches.arrays[name][0] for name in batches.names}
+        self._samples_outputs = outputs
+        self._samples = specs[0].shape[0] if specs[0].shape else 1
+        self._tables = tables_of(captured, batches)
+        self._not_finite: dict[str, str] = {}
+        self._why_not = _why_not(config, cap)
+        seed = config.seed + _OTHER_SEED
+        kinds = {} if self._why_not else edge_inputs(specs, self._first, self._tables, seed)
+        self._outputs: dict[str, list[Array]] = {}
+        taken = {kind: batch for kind, batch in kinds.items() if self._answers(kind, batch)}
+        self._batches = _joined(batches.names, taken)
+
+    def _answers(self, kind: str, batch: Mapping[str, Array]) -> bool:
+        """Runs a kind of inputs in eager, and notes why it says nothing where it does not."""
+        try:
+            found = run_reference(self._model, _joined(tuple(batch), {kind: batch}), twice=False)
+        except ExporterError as error:
+            self._not_finite[kind] = error.what
+            return False
+        shapes = {name: array.shape[1:] for name, array in found.outputs.items()}
+        if shapes != {name: array.shape[1:] for name, array in self._samples_outputs.items()}:
+            self._not_finite[kind] = "its outputs have other shapes there"
+            return False
+        for name, array in found.outputs.items():
+            self._outputs.setdefault(name, []).append(array[0])
+        return True
+
+    def hold(
+        self,
+        hop: str,
+        run: RunBatches,
+        again: Callable[[Batches, Proof], TellHop],
+        earlier: Mapping[str, RunBatches],
+    ) -> EdgeReport:
+        """Holds the last step to eager at the edges.
+
+        Args:
+            hop: The step: ``artifact``, or ``lowered`` where no device runs the artifact.
+            run: Runs it.
+            again: Returns what runs it on some batches, told how to decide.
+            earlier: Runs the steps before it, by name and in order; asked where it fails, for the
+                first of them that does.
+
+        Raises:
+            ParityError: It answers otherwise; the first step that does is named.
+        """
+        if self._outputs:
+            outputs = {name: np.stack(rows) for name, rows in self._outputs.items()}
+            proof = self._proof(outputs, self._batches)
+            try:
+                proof.check(hop, run(self._batches), again(self._batches, proof))
+            except ParityError:
+                blame = self._proof(outputs, self._batches)
+                for name, run_earlier in earlier.items():
+                    blame.check(name, run_earlier(self._batches))
+                raise
+        ranges, agreed = ({}, {}) if self._precision == "int8" else self._climb(run)
+        return EdgeReport(self._batches.kinds, self._not_finite, ranges, agreed, self._why_not)
+
+    def _proof(self, outputs: Mapping[str, Array], batches: Batches) -> Proof:
+        gates = measured_gates(
+            self._captured, batches, outputs, self._samples, self._precision, self._atol
+        )
+        by_hop = {"captured": gates.captured} | dict.fromkeys(self._narrowed, gates.narrowed)
+        return Proof(outputs, gates.fp32, by_hop, self._narrowed, self._samples, batches.kinds)
+
+    def _climb(self, run: RunBatches) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+        """Finds how far the whole numbers of inputs without a table may reach."""
+        ranges: dict[str, tuple[int, int]] = {}
+        agreed: dict[str, int] = {}
+        for spec in self._specs:
+            if np.dtype(spec.dtype).kind != "i" or spec.name in self._tables:
+                continue
+            low, high, bounded = self._range_of(spec, run)
+            if bounded:
+                own = self._first[spec.name]
+                ranges[spec.name] = min(low, int(own.min())), max(high, int(own.max()))
+            else:
+                agreed[spec.name] = high
+        return ranges, agreed
+
+    def _range_of(self, spec: TensorSpec, run: RunBatches) -> tuple[int, int, bool]:
+        """Returns how far an input may reach below and above 0, and whether something ended it."""
+        low = high = 0
+        signed = True
+        for rung in RUNGS:
+            if rung > np.iinfo(spec.dtype).max:
+                break
+            if signed and self._agrees(spec, -rung, rung, run):
+                low, high = -rung, rung
+                continue
+            signed = False
+            if not self._agrees(spec, 0, rung, run):
+                return low, high, True
+            high = rung
+        return low, high, not signed
+
+    def _agrees(self, spec: TensorSpec, low: int, high: int, run: RunBatches) -> bool:
+        """Tells whether the last step answers as eager on whole numbers of a range."""
+        values = between(self._first[spec.name], low, high)
+        batch = self._first | {spec.name: values}
+        one = _joined(tuple(batch), {"whole numbers": batch})
+        try:
+            wanted = run_reference(self._model, one, twice=False).outputs
+        except ExporterError:
+            return False
+        found = run(one)
+        tolerance = _COARSE.get(self._precision, _COARSE["fp32"])
+        return all(compare(wanted[name], found[name]).relative <= tolerance for name in wanted)
+
+
+def _why_not(config: CompileConfig, cap: TokenCapUse | None) -> str:
+    """Says why no edges are tried; '' where they are."""
+    if config.inputs is not None:
+        return "the samples given are what it is held to"
+    if config.precision == "int8":
+        return "the gate of int8 is one over all samples"
+    return "other inputs may not fit under the cap" if cap is not None else ""
+
+
+def _joined(names: tuple[str, ...], kinds: Mapping[str, Mapping[str, Array]]) -> Batches:
+    """Returns the batches of some kinds, one each."""
+    arrays = {
+        name: np.stack([batch[name] for batch in kinds.values()]) if kinds else np.zeros((0, 1))
+        for name in names
+    }
+    return Batches(names, arrays, len(kinds), None, "edges", tuple(kinds))

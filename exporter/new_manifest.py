@@ -1,0 +1,67 @@
+"""Describes an artifact in the manifest of its bundle."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import tokexport
+from tokexport.exporter.build import ARTIFACT
+from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.reduction.reduction_use import ReductionUse
+from tokexport.exporter.reference import Reference
+from tokexport.exporter.source import Source
+from tokexport.exporter.tuned_forms import Tuning
+from tokexport.runtimes.manifest import (
+    BUILT_NOT_RUN,
+    SCHEMA_VERSION,
+    Manifest,
+    RuntimeInfo,
+    TensorSpec,
+)
+
+
+def new_manifest(
+    config: CompileConfig,
+    source: Source,
+    inputs: tuple[TensorSpec, ...],
+    reference: Reference,
+    reduction: ReductionUse | None,
+    tuning: Tuning | None,
+    schedule: tuple[int, ...],
+    runtime: RuntimeInfo,
+) -> Manifest:
+    """Returns the manifest of an artifact that was built and has not run.
+
+    Args:
+        config: What was asked for.
+        source: The model, as it was read.
+        inputs: Its inputs.
+        reference: What it answers.
+        reduction: What was put into it; None where nothing was.
+        tuning: Which forms were chosen by measurement; None without tuning.
+        schedule: The number of tokens at each attention.
+        runtime: What built the artifact.
+    """
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        tokexport_version=tokexport.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        target=config.target,
+        status=BUILT_NOT_RUN,
+        artifact=ARTIFACT[config.target],
+        runtime=runtime,
+        precision=config.precision,
+        inputs=inputs,
+        outputs=tuple(
+            TensorSpec(name, array.shape[1:], str(array.dtype))
+            for name, array in reference.outputs.items()
+        ),
+        constant_outputs=reference.constants,
+        token_schedule=schedule,
+        gates={},  # settled when every step has been held to its own
+        source={"kind": source.kind, "location": source.location, "sha256": source.sha256},
+        preprocessing=source.preprocessing.to_json() if source.preprocessing else None,
+        files={},
+        reduction=None if reduction is None else reduction.for_manifest(),
+        forms=None if tuning is None else tuning.for_manifest(),
+    )

@@ -1,0 +1,140 @@
+"""What rounding does is measured whatever types the code names, and no fault widens it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from tokexport.exporter.capture import FlatModel, call_spec, capture
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.measured_gates import measured_gates
+from tokexport.exporter.reference import run_reference
+from tokexport.exporter.rounding import Rounding, measure_rounding
+from tokexport.graph_passes import ops
+from tokexport.graph_passes.decisions import unlifted
+from tokexport.graph_passes.torch_passes.widen_half import half_lines
+from tokexport.runtimes.base import Array
+
+ops.register()
+
+
+class Calls(nn.Module):
+    """A model of one function, with a layer that has learned something."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(16, 16)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer, x)
+
+
+def measured(
+    function: Callable[[nn.Module, Tensor], Tensor], half: str | None = None, batches: int = 3
+) -> tuple[Rounding, dict[str, Array], GraphModule, Batches]:
+    x = torch.randn(batches, 2, 12, 16, generator=torch.Generator().manual_seed(1))
+    model = Calls(function).eval()
+    flat = FlatModel(model, call_spec(model, (x[0],), {}))
+    given = Batches(flat.spec.names, {"x": x.numpy()}, 2 * batches, None, "")
+    outputs = run_reference(flat, given).outputs
+    captured = unlifted(capture(flat, [x[0]]))
+    rounding = measure_rounding(captured, given, outputs, range(batches), half)
+    return rounding, outputs, captured, given
+
+
+def named_types(layer: nn.Module, x: Tensor) -> Tensor:
+    y = (layer(x) + 1000).to(torch.float32)
+    zeros = torch.zeros(2, 4, 16, dtype=torch.float32)
+    index = (torch.arange(12) % 4)[None, :, None].expand_as(y)
+    return zeros.scatter_add(1, index, y.float()) - 3000
+
+
+def in_a_region(layer: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    return y.float() * 2
+
+
+def picks(layer: nn.Module, x: Tensor) -> Tensor:
+    y = layer(x)
+    order = (y * y).sum(-1).argsort(dim=1, stable=True)
+    return y.gather(1, order[:, :5, None].expand(-1, -1, 16))
+
+
+def masked(layer: nn.Module, x: Tensor) -> Tensor:
+    """A mask made of Python numbers alone, which float64 must not leave in float32."""
+    keep = torch.arange(12) < 8
+    mask = torch.where(keep, 0.0, torch.finfo(torch.float32).min)[None, None]
+    y = layer(x)[:, None]
+    return nn.functional.scaled_dot_product_attention(y, y, y, attn_mask=mask.expand(2, 1, 12, 12))
+
+
+def as_bits(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(x) + x.view(torch.int32).bitwise_and(1).float()
+
+
+@pytest.mark.parametrize("function", [named_types, picks, masked, lambda layer, x: layer(x)])
+def test_both_measures_run_in_float64_and_agree_in_size(
+    function: Callable[[nn.Module, Tensor], Tensor],
+) -> None:
+    rounding, outputs, _, _ = measured(function)
+    assert rounding.why_not == ""
+    ((name, output),) = outputs.items()
+    far = np.sqrt(np.square(rounding.from_float64[name]).mean())
+    chance = np.sqrt(np.square(rounding.by_chance[name]).mean())
+    assert 0 < far < 1e-4 * np.abs(output).max()
+    assert 0.05 < chance / far < 20
+
+
+def test_what_cancels_keeps_what_its_operands_lost() -> None:
+    rounding, outputs, _, _ = measured(named_types)
+    ((name, output),) = outputs.items()
+    assert np.median(rounding.by_chance[name]) > 1e-6 * np.abs(output).max()
+
+
+def test_a_region_in_a_half_type_is_measured_as_what_it_is() -> None:
+    rounding, outputs, captured, _ = measured(in_a_region)
+    ((name, output),) = outputs.items()
+    for off in (rounding.by_chance[name], rounding.from_float64[name]):
+        assert 1e-4 < off.max() / np.abs(output).max() < 2e-2
+    assert [line.partition(" ")[0] for line in half_lines(captured.graph)] == ["bfloat16"]
+
+
+def test_a_half_type_moves_more_than_float32() -> None:
+    for half, times in (("float16", 2**13), ("bfloat16", 2**16)):
+        rounding, outputs, _, _ = measured(lambda layer, x: layer(x), half)
+        ((name, _),) = outputs.items()
+        found = rounding.by_half[name].mean() / rounding.by_chance[name].mean()
+        assert 0.7 * times < found < 1.4 * times
+
+
+def test_a_graph_that_float64_cannot_run_is_rounded_in_float32() -> None:
+    rounding, outputs, _, _ = measured(as_bits)
+    ((name, output),) = outputs.items()
+    assert "does not run in float64" in rounding.why_not
+    assert rounding.from_float64 == {}
+    assert 0 < rounding.by_chance[name].max() < 1e-5 * np.abs(output).max()
+
+
+def test_a_fault_of_the_trace_does_not_widen_its_own_gate() -> None:
+    _, outputs, captured, given = measured(lambda layer, x: layer(x).softmax(-1))
+    right = measured_gates(captured, given, outputs, 2).captured
+    (node,) = (n for n in captured.graph.nodes if "softmax" in str(n.target))
+    with captured.graph.inserting_after(node):
+        wrong = captured.graph.call_function(torch.ops.aten.mul.Tensor, (node, 1.01))
+    wrong.meta = dict(node.meta)
+    node.replace_all_uses_with(wrong, delete_user_cb=lambda user: user is not wrong)
+    captured.recompile()
+    ((name, output),) = outputs.items()
+    found = measured_gates(captured, given, outputs, 2).captured[name]
+    assert found.allowed is not None
+    assert right[name].allowed is not None
+    assert found.allowed.max() <= 2 * right[name].allowed.max()
+    assert found.judge(output, np.float32(1.01) * output).failure
