@@ -33,6 +33,7 @@ from tokexport.exporter.new_manifest import new_manifest
 from tokexport.exporter.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.parity import Proof
 from tokexport.exporter.precision import arithmetic_of, precision_warnings, with_quantisation
+from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.reference import Reference
@@ -74,6 +75,7 @@ class CompileResult:
     bundle: Path
 
 
+@process_unchanged()
 def compile(
     model: nn.Module | Source,
     example_inputs: Any = None,

@@ -469,8 +469,10 @@ def _process() -> list[str]:
     return [str(read()) for read in reads]
 
 
-def test_the_process_is_left_as_it_was() -> None:
+def test_the_process_is_left_as_it_was(tmp_path: Path) -> None:
     before = _process()
+    tokexport.compile(Meddles(), torch.ones(1, 3), output=tmp_path / "bundle", timed=False)
+    assert _process() == before
     with process_unchanged():
         Meddles()(torch.ones(1))
         torch.set_default_dtype(torch.float64)
