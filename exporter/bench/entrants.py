@@ -31,12 +31,16 @@ from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.speed import eager_at_its_best
+from tokexport.exporter.worker.openings import Opening
+from tokexport.exporter.worker.runner import (
+    WorkerRunner,
+    convert_in_worker,
+    here,
+    optimise_in_worker,
+)
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import load
-from tokexport.runtimes.openvino import OpenVinoRunner, convert
-from tokexport.runtimes.ort import OrtRunner
-from tokexport.runtimes.ort_optimizer import optimise_vit
 
 #: In what a plain export runs: what a runtime computes in by itself, or when it is asked to.
 PLAIN_PRECISIONS: Final = {"ort": ("fp32",), "openvino": ("fp32", "bf16", "fp16")}
@@ -173,7 +177,7 @@ class Entrants:
         except Exception as error:
             if exit_code_of(error) is ExitCode.INTERNAL:
                 raise
-            return Entrant(candidate, note=getattr(error, "what", str(error)))
+            return Entrant(candidate, note=_said(error))
         entrant = self._opened(candidate, model, lambda: load(result.bundle))
         shutil.rmtree(folder)
         return _as_proven(entrant, result)
@@ -187,9 +191,11 @@ class Entrants:
             path = folder / "floor.onnx"
             model, arrays = floor_model(facts.products, self._config.seed)
             save_onnx(model, path)
-            runner = self._stack.enter_context(OrtRunner.from_file(path))
+            runner = self._stack.enter_context(WorkerRunner(Opening(path)))
+            runner.run(arrays)
+            run = here(runner).bound(arrays)
             shutil.rmtree(folder)
-            return Entrant(candidate, runner.bound(arrays))
+            return Entrant(candidate, run)
 
     def _opened(
         self, candidate: Candidate, model: Subject, opened: Callable[[], Runner]
@@ -198,11 +204,11 @@ class Entrants:
         try:
             runner = self._stack.enter_context(opened())
             found = _answers(runner, model)
-            run = runner.bound(_arrays(runner, model, next(iter(model.batches))))
+            run = here(runner).bound(_arrays(runner, model, next(iter(model.batches))))
         except Exception as error:
             if candidate.way is Way.OURS and exit_code_of(error) is ExitCode.INTERNAL:
                 raise
-            return Entrant(candidate, note=getattr(error, "what", "") or reason_of(error))
+            return Entrant(candidate, note=_said(error))
         entrant = Entrant(candidate, run)
         if len(found) != len(model.expected):
             return replace(
@@ -218,6 +224,15 @@ class Entrants:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         return folder
+
+
+def _said(error: Exception) -> str:
+    """Returns what stands in place of times: what happened, and at which node if that is told."""
+    what: str = getattr(error, "what", "") or reason_of(error)
+    operator: str = getattr(error, "operator", "")
+    if not operator or operator in what:
+        return what
+    return f"{what} Node {getattr(error, 'node', '')}, operator {operator}."
 
 
 def plain_candidates(config: BenchConfig, *, unreduced: bool = False) -> list[Candidate]:
@@ -246,14 +261,14 @@ def plain_precision(target: str, precision: str) -> str:
 def _open_plain(candidate: Candidate, path: Path, facts: GraphFacts) -> Runner:
     if candidate.way is Way.OPTIMIZER:
         output = path.with_name("optimised.onnx")
-        optimise_vit(path, output, heads=facts.heads, hidden=facts.hidden)
-        return OrtRunner.from_file(output)
+        optimise_in_worker(path, output, heads=facts.heads, hidden=facts.hidden)
+        return WorkerRunner(Opening(output))
     if candidate.target == "ort":
-        return OrtRunner.from_file(path)
+        return WorkerRunner(Opening(path))
     converted = path.with_name(ARTIFACT["openvino"])
     if not converted.exists():
-        convert(path, converted)
-    return OpenVinoRunner.from_file(converted, precision=candidate.precision)
+        convert_in_worker(path, converted)
+    return WorkerRunner(Opening(converted, precision=candidate.precision), path)
 
 
 def _arrays(runner: Runner, model: Subject, batch: dict[str, Array]) -> dict[str, Array]:

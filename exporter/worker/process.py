@@ -76,7 +76,7 @@ class Worker:
     """The one worker, or the place of it while there is none."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._child: _Child | None = None
         self._targets: set[str] = set()
 
@@ -143,7 +143,7 @@ class Worker:
 
     def forget(self) -> None:
         """Leaves it to the process that this one was forked from."""
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         child, self._child = self._child, None
         if child is not None:
             child.let_go()
@@ -174,7 +174,7 @@ class _Child:
         self._said = bytearray()
         self._is_ready = False
         self._environment = dict(os.environ)
-        self._failed: OSError | None = None
+        self._failed: Exception | None = None
         self._process: subprocess.Popen[bytes] | None = None
         started = threading.Event()
         self._thread = threading.Thread(
@@ -199,7 +199,7 @@ class _Child:
                 env=self._environment | {"PYTHONPATH": _python_path()},
                 start_new_session=True,
             )
-        except OSError as error:
+        except (OSError, TypeError, ValueError) as error:  # the last two: no interpreter is known
             self._failed = error
             return
         finally:
@@ -208,6 +208,7 @@ class _Child:
         with suppress(OSError, ValueError):  # it was let go
             while piece := self._process.stderr.read(_KEPT):
                 self._said = (self._said + piece)[-_KEPT:]
+        self._process.wait()
 
     def lives(self) -> bool:
         return self._started.poll() is None
