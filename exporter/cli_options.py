@@ -50,5 +50,5 @@ Quantization = Annotated[
 RECIPE_HELP = "A token reduction to put in: tome:r=8, or a .toml or .json file."
 Recipe = Annotated[str | None, typer.Option("--reduce", help=RECIPE_HELP)]
 Restore = Annotated[
-    bool, typer.Option("--restore", help="Put every token back behind the last block.")
+    bool, typer.Option("--restore", help="Put every token back where it is read behind a block.")
 ]

@@ -160,6 +160,7 @@ def compile(
                 *half_warning(half_lines(captured.graph)),
                 *spread_warnings(narrowed),
                 *precision_warnings(config),
+                *(() if reduced is None else reduced.use.warnings),
             )
             by_hop = {"captured": gates.captured} | dict.fromkeys(narrowed_hops(config), narrowed)
             proof = Proof(outputs, gates.fp32, by_hop, narrowed_hops(config), samples=size)

@@ -19,6 +19,7 @@ from tokexport.exporter.capture import (
     forward_parameters,
 )
 from tokexport.exporter.config import InputConfig
+from tokexport.exporter.eager_form import eager_form
 from tokexport.exporter.errors import InputError, UsageError, listed
 from tokexport.exporter.inputs import (
     LABELS,
@@ -47,6 +48,7 @@ def prepare(
         UsageError: Nothing says which inputs the model takes.
         InputError: The inputs do not fit the model.
     """
+    source = dataclasses.replace(source, model=eager_form(source.model))
     _check_weights(source.model)
     args, kwargs = _example_call(source, config)
     spec = call_spec(source.model, args, kwargs)

@@ -32,8 +32,9 @@ class Recipe:
         text: The recipe in one line, as a person would write it.
         protect: How many special tokens there are at the front; None has them found.
         blocks: The container of the blocks; None has it found.
-        restore: Whether all tokens are put back: behind the last block (True), behind the blocks of
-            these numbers too, or not at all (False).
+        restore: Whether all tokens are put back: behind the last block and each whose output more
+            than the next block reads (True), behind the last and those of these numbers, or not at
+            all (False).
         weights: A file of the method's own trained parameters, or None.
         given: The options as they were written, by name.
     """
@@ -51,7 +52,8 @@ class Recipe:
 PLACEMENT: Final[dict[str, str]] = {
     "protect": "how many tokens at the front are special; found where it is left out",
     "blocks": "the container of the blocks, such as encoder.layers; found where it is left out",
-    "restore": "true puts every token back behind the last block, [2,5] behind these blocks too",
+    "restore": "true puts every token back where the model reads them behind a block, [2,5] behind "
+    "these blocks and the last",
     "weights": "a .safetensors or .pt file of the method's own trained parameters",
 }
 
@@ -90,7 +92,7 @@ def parse_recipe(text: str | Path | Method | Recipe) -> Recipe:
 
 
 def restoring(recipe: Recipe) -> Recipe:
-    """Returns a recipe that puts every token back behind the last block, and where it did so."""
+    """Returns a recipe that puts every token back; one that says where is left as it is."""
     if recipe.restore is not False:
         return recipe
     given = {**recipe.given, "restore": True}

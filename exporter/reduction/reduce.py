@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,15 @@ from torch.utils import _pytree as pytree
 
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import InputConfig
-from tokexport.exporter.errors import ModelNotSupportedError, UsageError
+from tokexport.exporter.eager_form import copy_around_tensors
+from tokexport.exporter.errors import UsageError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
 from tokexport.exporter.reduction.observed_calls import Call
+from tokexport.exporter.reduction.output_meaning import Judged, Shortened, shortened_outputs
 from tokexport.exporter.reduction.recipe import Recipe, parse_recipe
+from tokexport.exporter.reduction.shown_blocks import Shown, Watched, shown_blocks
 from tokexport.exporter.reduction.special_tokens import count_special_tokens, other_inputs
 from tokexport.exporter.reduction.surgery_gate import surgery_error
 from tokexport.exporter.reduction.tokens_per_layer import tokens_per_layer
@@ -49,6 +51,7 @@ class Reduction:
             relative to the output's scale.
         tokens: Tokens of an image that enter the first block, and that leave each; none on torch's
             meta device.
+        shortened: The outputs that have fewer tokens.
     """
 
     model: nn.Module
@@ -57,6 +60,7 @@ class Reduction:
     special: int
     error: float
     tokens: tuple[int, ...]
+    shortened: tuple[Shortened, ...] = ()
 
 
 @process_unchanged()
@@ -79,7 +83,7 @@ def reduce(
         UsageError: The recipe or the inputs do not fit.
         ModelNotSupportedError: The model has no blocks that can be taken apart.
         tokexport.graph_passes.reduction.errors.SurgeryError: Its blocks cannot, or not for this
-            method; the message has the reason.
+            method, or an output would mean something else; the message has the reason.
         GateError: The surgery alone already changes what the model computes.
     """
     source = source_in_memory(model, example_inputs)
@@ -96,20 +100,27 @@ def reduce_flat(flat: FlatModel, inputs: Sequence[Tensor], recipe: Recipe) -> Re
         special = count_special_tokens(flat, inputs, first.path)
     _check(recipe.method, special, blocks)
     turns = any(term is not None for block in blocks for term in block.terms)
-    error = surgery_error(
-        flat,
-        lambda method, flow: _rebuilt(flat.model, blocks, method, flow),
-        Flow(special, traced=turns),
-        len(blocks),
-        other_inputs(inputs, 3),
-    )
-    restore = _restored_behind(recipe.restore, len(blocks))
+    others = other_inputs(inputs, 3)
+
+    def rebuild(method: Method, flow: Flow) -> nn.Module:
+        return _rebuilt(flat.model, blocks, method, flow)
+
+    error = surgery_error(flat, rebuild, Flow(special, traced=turns), len(blocks), others)
+    plain = rebuild(Method(), watched := Watched(special, turns))
+    shown = shown_blocks(FlatModel(plain, flat.spec), watched, len(blocks), inputs)
+    restore = _restored_behind(recipe.restore, shown, len(blocks))
     flow = Flow(special, traced=turns or bool(restore), restore=restore)
-    model = _rebuilt(flat.model, blocks, recipe.method, flow)
+    model = rebuild(recipe.method, flow)
     if recipe.weights is not None:
         load_trained(model, Path(recipe.weights))
-    tokens = tokens_per_layer(FlatModel(model, flat.spec), inputs)
-    return Reduction(model, recipe, tuple(b.call.path for b in blocks), special, error, tokens)
+    run = tokens_per_layer(FlatModel(model, flat.spec), inputs, restored=bool(restore))
+    shortened: tuple[Shortened, ...] = ()
+    if run is not None:
+        judged = Judged(flat, rebuild, special, restore, shown)
+        shortened = shortened_outputs(judged, run, others)
+    paths = tuple(block.call.path for block in blocks)
+    tokens = () if run is None else run.tokens
+    return Reduction(model, recipe, paths, special, error, tokens, shortened)
 
 
 def _check(method: Method, special: int, blocks: Sequence[FoundBlock]) -> None:
@@ -151,11 +162,11 @@ def _check(method: Method, special: int, blocks: Sequence[FoundBlock]) -> None:
         )
 
 
-def _restored_behind(restore: bool | tuple[int, ...], depth: int) -> frozenset[int]:
-    """Returns the blocks behind which all tokens are put back."""
+def _restored_behind(restore: bool | tuple[int, ...], shown: Shown, depth: int) -> frozenset[int]:
+    """Returns the blocks behind which all tokens are put back: with True, wherever it shows."""
     if restore is False:
         return frozenset()
-    behind = frozenset(restore) if isinstance(restore, tuple) else frozenset()
+    behind = frozenset(restore) if isinstance(restore, tuple) else shown.restorable
     if not behind <= set(range(depth)):
         raise UsageError(
             f"restore is {sorted(behind)}, and the model has {depth} blocks.",
@@ -168,7 +179,7 @@ def _rebuilt(
     model: nn.Module, blocks: Sequence[FoundBlock], method: Method, flow: Flow
 ) -> nn.Module:
     """Returns a copy of a model, on its own parameters, with reduced blocks in it."""
-    copied = _copy_around_tensors(model)
+    copied = copy_around_tensors(model)
     for index, block in enumerate(blocks):
         own = copied.get_submodule(block.call.path)
         surgery = Surgery(
@@ -194,22 +205,3 @@ def _form(call: Call) -> BlockCall:
         {path: leaf for path, leaf in leaves if not isinstance(leaf, Tensor)},
         pytree.tree_unflatten(result, call.result_tree),
     )
-
-
-def _copy_around_tensors(model: nn.Module) -> nn.Module:
-    """Copies the module tree and leaves every tensor where it is."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            memo[id(tensor)] = tensor
-        for value in vars(module).values():
-            if isinstance(value, Tensor):
-                memo[id(value)] = value
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ModelNotSupportedError(
-            f"The model cannot be copied: {type(error).__name__}: {error}",
-            fix="A reduced model copies the modules around the same weights: take what cannot "
-            "be copied, such as locks and open files, out of them.",
-        ) from error

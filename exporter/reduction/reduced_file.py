@@ -108,5 +108,7 @@ def render_reduced(done: ReducedFile, console: Console) -> None:
     for name, value in (("inputs", done.inputs), *done.reduction.rows()):
         table.add_row(name, Text(value))
     console.print(table, highlight=False)
+    for warning in done.reduction.warnings:
+        console.print(Text.assemble(("warning  ", "yellow"), warning), soft_wrap=True)
     said = f"{done.output}  (any batch; torch.export.load needs torch alone)"
     console.print(Text.assemble(("\nprogram  ", "bold"), said), soft_wrap=True)

@@ -45,7 +45,8 @@ def reduced_source(source: Source, config: ReduceConfig) -> ReducedSource:
     Raises:
         UsageError: The recipe or the inputs do not fit.
         ModelNotSupportedError: The model has no blocks that can be taken apart.
-        tokexport.graph_passes.reduction.errors.SurgeryError: They cannot, or not for this method.
+        tokexport.graph_passes.reduction.errors.SurgeryError: They cannot, or not for this method,
+            or an output would mean something else.
         GateError: The surgery alone already changes what the model computes.
     """
     if config.reduce is None:
@@ -76,4 +77,5 @@ def _use(reduction: Reduction) -> ReductionUse:
         special_tokens=reduction.special,
         surgery_error=reduction.error,
         tokens=reduction.tokens,
+        warnings=tuple(map(str, reduction.shortened)),
     )

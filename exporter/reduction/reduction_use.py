@@ -25,6 +25,7 @@ class ReductionUse:
         surgery_error: How far the model with nothing reduced is from the given one, relative to the
             output's scale.
         tokens: Tokens of an image that enter the first block, and that leave each.
+        warnings: Which outputs have fewer tokens, a sentence each.
         agreement: By output, with the model without the reduction; None for an output that is not
             floating, or of another shape than it was.
         accuracy_unreduced: The share of labelled samples that the model without the reduction
@@ -39,6 +40,7 @@ class ReductionUse:
     special_tokens: int
     surgery_error: float
     tokens: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
     agreement: Mapping[str, Agreement | None] = field(default_factory=dict)
     accuracy_unreduced: float | None = None
     accuracy_reduced: float | None = None

@@ -30,6 +30,20 @@ from tokexport.graph_passes.reduction.tokens import Tokens
 
 #: How far the surgery with nothing reduced may be from the model, relative to an output's scale.
 SURGERY_TOLERANCE: Final = 1e-5
+#: The way out where a model fails on fewer tokens: what follows the blocks may need them all.
+RESTORE_FIX: Final = (
+    "Where what follows the blocks needs every token, put them back with --restore (restore=true "
+    "in the recipe)."
+)
+#: The same where they are put back already.
+RESTORED_FIX: Final = (
+    "Tokens are put back behind the last block and behind those of restore=[…]: let what needs "
+    "every token read the output of a block as it is, before anything is computed from it."
+)
+_APART_FIX: Final = (
+    "Nothing was reduced yet: the model, copied around its weights, has to run by itself. Let "
+    "forward, its modules and their hooks hold what it reads, and no global or other object."
+)
 #: Builds the model with a method in its blocks.
 Rebuild = Callable[[Method, Flow], nn.Module]
 
@@ -42,12 +56,22 @@ class _Shuffled(Method):
         self, layer: Layer, tokens: Tokens, block: Block
     ) -> tuple[Tokens, Attention]:
         if layer.index == 0:
-            patches = tokens.count - tokens.special
-            order = torch.randperm(patches, generator=torch.Generator().manual_seed(0))
-            index = order.to(tokens.x.device).expand(tokens.x.shape[0], -1) + tokens.special
-            by = Selection(behind_special(tokens.special, index), tokens.count)
-            tokens = tokens.merged(by, by(tokens.x), None)
+            tokens = shuffled(tokens)
         return tokens, block.attention(tokens)
+
+
+def patch_order(patches: int) -> Tensor:
+    """Returns another order of patches: one cycle, so none and no group of them keeps its place."""
+    cycle = torch.randperm(patches, generator=torch.Generator().manual_seed(0))
+    return torch.empty_like(cycle).scatter(0, cycle, cycle.roll(-1))
+
+
+def shuffled(tokens: Tokens) -> Tokens:
+    """Returns the tokens with the patches in the order of ``patch_order``."""
+    order = patch_order(tokens.count - tokens.special).to(tokens.x.device)
+    index = order.expand(tokens.x.shape[0], -1) + tokens.special
+    by = Selection(behind_special(tokens.special, index), tokens.count)
+    return tokens.merged(by, by(tokens.x), None)
 
 
 def surgery_error(
@@ -88,17 +112,18 @@ def surgery_error(
             where=f"With the patches in another order its answer is off by {shuffled:.1e} of its "
             "scale.",
             fix="Reduce a model whose positions are added before the blocks, or enter each block "
-            "as a tensor with a row for each token.",
+            "as a tensor with a row for each token. Where it returns what it reads behind a block, "
+            "let the next block take that output as it is.",
         )
     return max(plain, shuffled)
 
 
 @contextmanager
-def failures_told(what: str) -> Iterator[None]:
-    """Words what a model with reduced blocks raises; ``what`` begins the message.
+def failures_told(what: str, fix: str = _APART_FIX) -> Iterator[None]:
+    """Words what a model with reduced blocks raises; ``what`` begins the message, ``fix`` ends it.
 
     Raises:
-        SurgeryError: Something failed in the model: what follows the blocks may need all tokens.
+        SurgeryError: Something failed in the model.
     """
     try:
         yield
@@ -109,8 +134,7 @@ def failures_told(what: str) -> Iterator[None]:
         raise SurgeryError(
             f"{what}: {type(error).__name__}: {first}",
             where=raised_at(error),
-            fix="Where what follows the blocks needs every token, put them back with restore=true, "
-            "or with restore=[…] behind each block whose output is read.",
+            fix=fix,
         ) from error
 
 
@@ -141,16 +165,24 @@ def _distance(
         )
     if [one.shape for one in found] != [one.shape for one in wanted]:
         raise GateError("The blocks taken apart give outputs of another shape.")
-    return max(map(_relative, wanted, found), default=0.0)
+    return max(map(relative_distance, wanted, found), default=0.0)
 
 
-def _relative(wanted: Tensor, found: Tensor) -> float:
+def relative_distance(wanted: Tensor, found: Tensor) -> float:
+    """Returns the largest difference of two of one shape, over the largest value of the first.
+
+    Of whole numbers it is 0 or infinite. Infinities and NaN are no difference where both have them.
+    """
     if not wanted.numel():
         return 0.0
     if not wanted.is_floating_point():
         return 0.0 if torch.equal(wanted, found) else math.inf
-    scale = wanted.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    return float((wanted - found).abs().max() / scale)
+    same = (wanted == found) | (wanted.isnan() & found.isnan())
+    scale = (
+        wanted[wanted.isfinite()].abs().amax() if wanted.isfinite().any() else wanted.new_ones(())
+    )
+    apart = torch.where(same, 0.0, (wanted - found).abs()).max()
+    return float(apart / scale.clamp_min(torch.finfo(torch.float32).tiny))
 
 
 def _require_one_answer(flat: FlatModel, inputs: Sequence[Tensor], first: Sequence[Tensor]) -> None:

@@ -1,16 +1,17 @@
-"""Counts the tokens between the blocks of a reduced model."""
+"""Runs a reduced model once: how many tokens pass between its blocks, and what it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.module_state import evaluation
-from tokexport.exporter.reduction.surgery_gate import failures_told
+from tokexport.exporter.outputs import Constant
+from tokexport.exporter.reduction.surgery_gate import RESTORE_FIX, RESTORED_FIX, failures_told
 from tokexport.graph_passes.reduction.method import Layer
 from tokexport.graph_passes.reduction.reduced_block import Flow, ReducedBlock
 from tokexport.graph_passes.reduction.tokens import Tokens
@@ -34,25 +35,45 @@ class _Counting(Flow):
         return super().leave(layer, tokens)
 
 
-def tokens_per_layer(model: FlatModel, inputs: Sequence[Tensor]) -> tuple[int, ...]:
-    """Runs a reduced model and returns the tokens of an image that enter it and leave each block.
+@dataclass(frozen=True)
+class ReducedRun:
+    """What one run of a reduced model showed.
 
-    It is not run, and there are none, where it has no values, on torch's meta device.
+    Attributes:
+        tokens: Tokens of an image that enter the first block, and that leave each.
+        outputs: What the model returned, by name.
+        constants: What it returned that was no tensor, by name.
+    """
+
+    tokens: tuple[int, ...]
+    outputs: Mapping[str, Tensor]
+    constants: Mapping[str, Constant]
+
+
+def tokens_per_layer(
+    model: FlatModel, inputs: Sequence[Tensor], restored: bool
+) -> ReducedRun | None:
+    """Runs a reduced model and returns what passes through it and what it returns.
+
+    It is not run, and there is nothing, where it has no values, on torch's meta device.
 
     Args:
         model: The reduced model, on flat inputs.
         inputs: What it is run on.
+        restored: Whether the recipe puts tokens back.
 
     Raises:
         tokexport.graph_passes.reduction.errors.SurgeryError: The method cannot work on it, or what
             follows the blocks needs all tokens.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
-        return ()
+        return None
     blocks = [module for module in model.modules() if isinstance(module, ReducedBlock)]
     counting = _Counting(blocks[0].surgery.flow)
-    with failures_told("With fewer tokens the model fails"), evaluation(model), torch.no_grad():
+    fix = RESTORED_FIX if restored else RESTORE_FIX
+    failing = failures_told("With fewer tokens the model fails", fix)
+    with failing, evaluation(model), torch.no_grad():
         for block in blocks:
             block.surgery = replace(block.surgery, flow=counting)
-        model(*inputs)
-        return tuple(counting.counts)
+        outputs, constants = model.named_outputs(*inputs)
+        return ReducedRun(tuple(counting.counts), outputs, constants)

@@ -130,9 +130,12 @@ class Flow:
         shown = None
         if layer.index in self.restore and tokens.trace is not None:
             shown = tokens.trace.restored(tokens.x)
+        self._hand_on(layer, tokens, shown)
+        return tokens.x if shown is None else shown
+
+    def _hand_on(self, layer: Layer, tokens: Tokens, shown: Tensor | None) -> None:
         if layer.index < layer.depth - 1:
             self._between[threading.get_ident()] = tokens, shown
-        return tokens.x if shown is None else shown
 
 
 def _first_trace(x: Tensor) -> Trace:
