@@ -74,17 +74,17 @@ def observe(
 
         return note
 
-    hooks = [
-        module.register_forward_hook(noted(path), with_kwargs=True)
-        for path, module in model.model.named_modules()
-        if path and wanted(path)
-    ]
-    try:
-        with evaluation(model), torch.no_grad():
+    with evaluation(model), torch.no_grad():  # around the hooks: what they keep is not put back
+        hooks = [
+            module.register_forward_hook(noted(path), with_kwargs=True)
+            for path, module in model.model.named_modules()
+            if path and wanted(path)
+        ]
+        try:
             model(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        finally:
+            for hook in hooks:
+                hook.remove()
     return tuple(calls)
 
 

@@ -151,12 +151,12 @@ def _distance(
         runs[id(block)] += 1
 
     blocks = [module for module in rebuilt.modules() if isinstance(module, ReducedBlock)]
-    hooks = [block.register_forward_hook(count) for block in blocks]
     model = FlatModel(rebuilt, flat.spec)
     with failures_told("Taken apart, the model fails"), evaluation(model), torch.no_grad():
+        hooks = [block.register_forward_hook(count) for block in blocks]
         found = model(*inputs)
-    for hook in hooks:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     if len(blocks) != depth or any(runs[id(block)] != 1 for block in blocks):
         raise SurgeryError(
             f"Of the model's {depth} blocks {sum(map(bool, runs.values()))} run where they are "
