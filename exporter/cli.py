@@ -29,6 +29,7 @@ from tokexport.exporter.cli_options import (
     Restore,
     Seed,
     Target,
+    Threads,
     TrustPickle,
 )
 from tokexport.exporter.messages import (
@@ -91,6 +92,7 @@ def compile_command(
     token_cap: Annotated[
         int | None, typer.Option(help="Pad token counts that depend on the data to this many.")
     ] = None,
+    threads: Threads = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Time the forms of the token operators; keep the best.")
     ] = False,
@@ -138,6 +140,7 @@ def compile_command(
                 force=force,
                 drop_noise=drop_noise,
                 token_cap=token_cap,
+                threads=threads,
                 tune=tune,
             )
         if json:
@@ -198,6 +201,7 @@ def run_command(
     bundle: Bundle,
     inputs: Annotated[Path, typer.Option(help="An .npz of samples, as for compile.")],
     output: Annotated[Path, typer.Option(help="The .npz to write, an array per output.")],
+    threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file at --output.")] = False,
     json: Json = False,
 ) -> None:
@@ -205,7 +209,7 @@ def run_command(
     with shown_to_the_person(json):
         from tokexport.exporter.run import run_bundle
 
-        done = run_bundle(bundle, inputs, output, force)
+        done = run_bundle(bundle, inputs, output, force, threads)
         if json:
             write_json({"exit_code": 0, "error": None, **done.to_json()})
         else:
@@ -213,13 +217,15 @@ def run_command(
 
 
 @app.command("verify")
-def verify_command(bundle: Bundle, json: Json = False) -> None:
+def verify_command(bundle: Bundle, threads: Threads = None, json: Json = False) -> None:
     """Replay the reference data in a bundle and hold it to its gates; needs no torch."""
     with shown_to_the_person(json):
+        from tokexport.exporter.config import check_threads
         from tokexport.exporter.tables import failed_gate, render_verification, verification_json
         from tokexport.runtimes.verification import verify_bundle
 
-        result = verify_bundle(bundle)
+        check_threads(threads)
+        result = verify_bundle(bundle, threads=threads)
         failed = failed_gate(result)
         if json:
             passed: dict[str, Any] = {"exit_code": 0, "error": None}

@@ -19,6 +19,7 @@ from tokexport.exporter.cli_options import (
     Recipe,
     Restore,
     Seed,
+    Threads,
     TrustPickle,
 )
 from tokexport.exporter.messages import console, prints_aside, show_result, shown_to_the_person
@@ -59,6 +60,7 @@ def bench_command(
     builder: Builder = None,
     trust_pickle: TrustPickle = False,
     seed: Seed = 0,
+    threads: Threads = None,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Write no plot.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the files in --output.")] = False,
     json: Json = False,
@@ -89,6 +91,7 @@ def bench_command(
             rounds=rounds,
             time_limit_s=time_limit,
             torch_compile=torch_compile,
+            threads=threads,
             inputs=inputs,
             input_shape=None if input_shape is None else parse_shape(input_shape),
             seed=seed,

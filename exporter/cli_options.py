@@ -39,6 +39,9 @@ Builder = Annotated[
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Let code inside the source run.")
 ]
+Threads = Annotated[
+    int | None, typer.Option(help="The most threads for eager and the runtime; by default theirs.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of synthetic inputs.")]
 Precision = Annotated[
     str, typer.Option(help="fp32; ort int8; openvino bf16, fp16, int8; trt fp16, bf16.")

@@ -23,6 +23,7 @@ from tokexport.exporter.cli_options import (
     Restore,
     Seed,
     Target,
+    Threads,
     TrustPickle,
 )
 from tokexport.exporter.messages import (
@@ -128,6 +129,7 @@ def sweep_command(
     builder: Builder = None,
     trust_pickle: TrustPickle = False,
     seed: Seed = 0,
+    threads: Threads = None,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Write no plot.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the files in --output.")] = False,
     json: Json = False,
@@ -165,6 +167,7 @@ def sweep_command(
                     input_shape=None if input_shape is None else parse_shape(input_shape, batch),
                     batch=batch,
                     seed=seed,
+                    threads=threads,
                 ),
                 option=option,
                 progress=Checklist(console(stderr=True), enabled=not json),

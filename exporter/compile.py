@@ -98,7 +98,8 @@ def compile(
         progress: Shows the stages; silent without one.
         options: Further fields of ``CompileConfig``, as ``CompileOptions`` types them:
             inputs, input_shape, batch, reduce, restore, precision, quantization, atol, seed,
-            min_speedup, require_run, keep_stages, force, drop_noise, token_cap, timed, tune.
+            min_speedup, require_run, keep_stages, force, drop_noise, token_cap, timed, tune,
+            threads.
 
     Raises:
         UsageError: The options or inputs do not fit.
@@ -231,7 +232,7 @@ def compile(
         if config.target == "ort":
             del earlier["lowered"]  # this very file is the artifact
 
-        with _opened(bundle.path, manifest) as (runner, why_not):
+        with _opened(bundle.path, manifest, config.threads) as (runner, why_not):
             if runner is None:
                 known["not_run_reason"] = why_not
                 _require_no_run(config, why_not)
@@ -280,7 +281,8 @@ def compile(
                             "warnings": known["warnings"] + busy_warning(),
                         }
                         if config.min_speedup is not None:
-                            require_speedup(speed, timed_name(config), config.min_speedup)
+                            name = timed_name(config, runner)
+                            require_speedup(speed, name, config.min_speedup)
 
         with stage("bundle"):
             narrowed, said = gates_to_verify_by(proof, found, narrowed, config)
@@ -339,10 +341,12 @@ def _report_on_failure(known: dict[str, Any], checklist: Checklist) -> Iterator[
 
 
 @contextmanager
-def _opened(folder: Path, manifest: Manifest) -> Iterator[tuple[Runner | None, str]]:
+def _opened(
+    folder: Path, manifest: Manifest, threads: int | None
+) -> Iterator[tuple[Runner | None, str]]:
     """Opens the artifact, or says why this machine has no device that an engine runs on."""
     try:
-        runner = open_runner(folder, manifest)
+        runner = open_runner(folder, manifest, threads=threads)
     except NoDeviceError as error:
         yield None, error.what
         return

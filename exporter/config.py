@@ -93,7 +93,8 @@ class CompileConfig(ReduceConfig):
         precision: The precision the artifact runs in.
         quantization: For ort in int8, ``dynamic`` or ``static``; None is ``dynamic``.
         atol: An absolute tolerance that replaces the default gate.
-        min_speedup: The least speed-up over eager, as a ratio of medians; None does not gate.
+        min_speedup: The least speed-up over eager, as a ratio of medians, or of a noisy pair the
+            smaller of its two ratios; None does not gate.
         require_run: Whether an engine that could not run here is a failure.
         keep_stages: Whether every stage leaves its artifact in ``OUTPUT.stages``.
         force: Whether an earlier bundle at ``output`` may be replaced.
@@ -101,6 +102,7 @@ class CompileConfig(ReduceConfig):
         token_cap: For how many tokens a choice by the data has room; None refuses such a choice.
         timed: Whether the artifact is timed against eager.
         tune: Whether the forms of the token operators are timed, and the fastest are built.
+        threads: The most threads that eager and the runtime may use; None leaves it to them.
     """
 
     target: str
@@ -116,6 +118,7 @@ class CompileConfig(ReduceConfig):
     token_cap: int | None = None
     timed: bool = True
     tune: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no compile can do."""
@@ -132,6 +135,7 @@ class CompileConfig(ReduceConfig):
         self._check_quantization()
         if self.token_cap is not None and not _is_count(self.token_cap):
             raise UsageError(f"--token-cap is {self.token_cap}.", fix="Pass a cap of 1 or more.")
+        check_threads(self.threads)
         if self.tune and self.target == "trt":
             raise UsageError(
                 "--tune times operators in the target's runtime, and no engine is timed.",
@@ -178,6 +182,16 @@ class CompileConfig(ReduceConfig):
         return output.with_name(f"{output.name}.stages")
 
 
+def check_threads(threads: int | None) -> None:
+    """Refuses a number of threads that is none.
+
+    Raises:
+        UsageError: It is below 1.
+    """
+    if threads is not None and not _is_count(threads):
+        raise UsageError(f"--threads is {threads}.", fix="Pass a number of 1 or more.")
+
+
 def _is_count(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
@@ -202,3 +216,4 @@ class CompileOptions(TypedDict, total=False):
     token_cap: int | None
     timed: bool
     tune: bool
+    threads: int | None

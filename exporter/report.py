@@ -327,6 +327,7 @@ def _speed_table(speed: Speed) -> Table:
     table.add_column("")
     for heading in ("median ms", "min ms", "speed-up", "95 % interval", "of minima"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for name, timing in speed.timings.items():
         ratio = speed.ratios.get(name)
         times = f"{timing.median_ms:.2f}", f"{timing.min_ms:.2f}"
@@ -334,8 +335,9 @@ def _speed_table(speed: Speed) -> Table:
             table.add_row(Text(name), *times)
             continue
         interval = f"{ratio.low:.2f} … {ratio.high:.2f}"
+        noisy = Text("noisy" if ratio.noisy else "", "yellow")
         table.add_row(
-            Text(name), *times, f"{ratio.of_medians:.2f}", interval, f"{ratio.of_minima:.2f}"
+            Text(name), *times, f"{ratio.of_medians:.2f}", interval, f"{ratio.of_minima:.2f}", noisy
         )
     return table
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tokexport.exporter.config import check_threads
 from tokexport.exporter.inputs import Batches, read_inputs
 from tokexport.exporter.output_file import check_place, written_whole
 from tokexport.runtimes.loading import load
@@ -45,7 +46,9 @@ class RunResult:
         return f"{self.samples} samples → {self.output}: {arrays}"
 
 
-def run_bundle(bundle: Path, inputs: Path, output: Path, force: bool = False) -> RunResult:
+def run_bundle(
+    bundle: Path, inputs: Path, output: Path, force: bool = False, threads: int | None = None
+) -> RunResult:
     """Runs a bundle on every sample of a file.
 
     Args:
@@ -54,6 +57,7 @@ def run_bundle(bundle: Path, inputs: Path, output: Path, force: bool = False) ->
         output: The ``.npz`` to write: an array (samples, …) per output that has the batch as its
             leading axis, (batches, …) per output that has not.
         force: Whether a file at ``output`` may be replaced.
+        threads: The most threads for a CPU runtime; None leaves the choice to the runtime.
 
     Raises:
         InputError: The inputs do not fit the bundle.
@@ -61,8 +65,9 @@ def run_bundle(bundle: Path, inputs: Path, output: Path, force: bool = False) ->
         WriteError: The file cannot be written.
         tokexport.runtimes.errors.RuntimesError: The bundle is altered, or cannot run here.
     """
+    check_threads(threads)
     check_place(output, force)
-    with load(bundle) as runner:
+    with load(bundle, threads=threads) as runner:
         first = runner.inputs[0].shape
         batch = first[0] if first else 1
         batches = read_inputs(inputs, runner.inputs, batch)

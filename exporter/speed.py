@@ -38,8 +38,9 @@ def time_against_eager(
 ) -> Speed:
     """Times the artifact against the model in eager, interleaved, on the first batch.
 
-    Eager runs with the number of threads that suits it best here, all or one: beside another
-    runtime's threads, or on a busy machine, one is often faster by far.
+    Eager runs with the number of threads that suits it best here, one or all, or as many as
+    ``config.threads`` says: beside another runtime's threads, or on a busy machine, one is often
+    faster by far.
 
     Args:
         flat: The model that was compiled; its eager form is the baseline.
@@ -49,17 +50,18 @@ def time_against_eager(
         unreduced: The model without the reduction that was put into it, timed in the same rounds.
     """
     batch, timed = next(iter(batches)), here(runner)
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
+    threads = before if config.threads is None else config.threads
     models = {"eager": flat} | ({} if unreduced is None else {UNREDUCED: unreduced})
     with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, threads)
+        stack.callback(torch.set_num_threads, before)
         stack.enter_context(torch.no_grad())
         candidates: dict[str, Callable[[], object]] = {}
         for name, model in models.items():
             stack.enter_context(evaluation(model))
             candidates |= eager_at_its_best(name, model, tensors_of(batch), threads, config.seed)
         baseline = next(iter(candidates))
-        candidates[timed_name(config)] = lambda: timed.run(batch)
+        candidates[timed_name(config, runner)] = lambda: timed.run(batch)
         return measure(candidates, baseline=baseline, time_limit_s=SPEED_SECONDS, seed=config.seed)
 
 
@@ -69,9 +71,16 @@ def over_unreduced(speed: Speed, seed: int) -> Speed | None:
     return over(names[0], speed, seed) if names else None
 
 
-def timed_name(config: CompileConfig) -> str:
-    """Returns what the artifact is called among the timings."""
-    return f"{config.target} {config.precision}"
+def timed_name(config: CompileConfig, runner: Runner) -> str:
+    """Returns what the artifact is called among the timings, and on how many threads it runs."""
+    threads = runner.runtime.details.get("threads")
+    told = "" if not isinstance(threads, int) else f", {said_threads(threads)}"
+    return f"{config.target} {config.precision}{told}"
+
+
+def said_threads(count: int) -> str:
+    """Says how many threads a row of a table ran on."""
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def eager_at_its_best(
@@ -103,9 +112,7 @@ def _eager_forms(
 
         return run
 
-    return {
-        f"{name}, {count} thread{'s' * (count > 1)}": on(count) for count in sorted({1, threads})
-    }
+    return {f"{name}, {said_threads(count)}": on(count) for count in sorted({1, threads})}
 
 
 def _fastest(forms: dict[str, Callable[[], object]], seed: int) -> dict[str, Callable[[], object]]:

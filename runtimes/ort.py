@@ -6,6 +6,7 @@ spinning 6 % slower, without prepacking 11 % slower.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, Self
@@ -51,6 +52,13 @@ _BLAMES = (
     ),
     re.compile(r'In Node, \("(?P<node>[^"]*)", (?P<operator>[^,]+),'),
 )
+
+
+def usable_cores() -> int:
+    """Returns how many cores this process may use: as many threads as ORT takes by itself."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class OrtRunner(Runner):
@@ -138,8 +146,7 @@ class OrtRunner(Runner):
             "providers": list(made.get_providers()),
             "kernels": NO_KERNELS if library is None else kernels_of(library),
         }
-        if threads is not None:
-            details["threads"] = threads
+        details["threads"] = made.get_session_options().intra_op_num_threads or usable_cores()
         return cls(made, where, RuntimeInfo("ort", FLAVOUR, ort.__version__, details))
 
     def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:

@@ -56,6 +56,7 @@ class Entrant:
             None where nothing was compared.
         wrong: Whether that lies outside the gate.
         note: What the person should know of it; where it cannot run, why.
+        threads: How many it runs on; None where its runtime does not say.
     """
 
     candidate: Candidate
@@ -63,3 +64,4 @@ class Entrant:
     error: float | None = None
     wrong: bool = False
     note: str = ""
+    threads: int | None = None

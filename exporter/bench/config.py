@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tokexport.exporter.config import PRECISIONS, ReduceConfig
+from tokexport.exporter.config import PRECISIONS, ReduceConfig, check_threads
 from tokexport.exporter.errors import UsageError
 
 #: The targets that run on the processor, beside eager; an engine for a GPU has no peer here.
@@ -26,6 +26,7 @@ class BenchConfig(ReduceConfig):
         time_limit_s: After how many seconds a measurement begins no further round; five are run
             in any case.
         torch_compile: Whether ``torch.compile`` is a candidate.
+        threads: The most threads that torch and the runtimes may use; None leaves it to them.
     """
 
     targets: tuple[str, ...] = ("ort",)
@@ -34,6 +35,7 @@ class BenchConfig(ReduceConfig):
     rounds: int = ENOUGH_ROUNDS
     time_limit_s: float = 300.0
     torch_compile: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses what cannot be timed."""
@@ -63,6 +65,7 @@ class BenchConfig(ReduceConfig):
                 )
         if min(self.batches) < 1:
             raise UsageError(f"A batch is {min(self.batches)}.", fix="Pass batches of 1 or more.")
+        check_threads(self.threads)
         if self.rounds < 1:
             raise UsageError(f"--rounds is {self.rounds}.", fix="Pass a number of 1 or more.")
         if not 0 < self.time_limit_s < float("inf"):

@@ -63,8 +63,9 @@ class Entrants:
     ) -> None:
         self._config, self._folder = config, folder
         self._stack, self._checklist = stack, checklist
-        self._threads = torch.get_num_threads()
-        stack.callback(torch.set_num_threads, self._threads)
+        before = torch.get_num_threads()
+        self._threads = before if config.threads is None else config.threads
+        stack.callback(torch.set_num_threads, before)
 
     def all(self, model: Subject, unreduced: Subject | None, facts: GraphFacts) -> list[Entrant]:
         """Returns every candidate, in the order of the table.
@@ -91,9 +92,9 @@ class Entrants:
             forms = eager_at_its_best(
                 Way.EAGER, model.flat, tensors, self._threads, self._config.seed
             )
-        ((name, run),) = forms.items()
-        entrant = Entrant(Candidate(Way.EAGER), run, note=name.removeprefix(f"{Way.EAGER}, "))
-        return entrant, run
+        (run,) = forms.values()
+        run()
+        return Entrant(Candidate(Way.EAGER), run, threads=torch.get_num_threads()), run
 
     def _compiled_by_torch(self, model: Subject, eager: Callable[[], object]) -> Iterator[Entrant]:
         """Compiles for as many threads as eager is the fastest with: they are fixed in its code."""
@@ -125,7 +126,7 @@ class Entrants:
             except Exception as error:  # what the compiler raises is what it answers
                 yield Entrant(candidate, note=reason_of(error))
                 return
-            yield _held(Entrant(candidate, run), model, found)
+            yield _held(Entrant(candidate, run, threads=threads), model, found)
 
     def _plain(self, model: Subject, facts: GraphFacts, *, unreduced: bool) -> Iterator[Entrant]:
         """Exports once, and gives the file to every runtime."""
@@ -142,7 +143,9 @@ class Entrants:
         for candidate in candidates:
             with self._checklist.stage(candidate.name):
                 entrant = self._opened(
-                    candidate, model, partial(_open_plain, candidate, path, facts)
+                    candidate,
+                    model,
+                    partial(_open_plain, candidate, path, facts, self._config.threads),
                 )
                 yield replace(entrant, note=entrant.note or helped)
         shutil.rmtree(folder)
@@ -171,6 +174,7 @@ class Entrants:
                 batch=model.config.batch,
                 seed=model.config.seed,
                 precision=candidate.precision,
+                threads=self._config.threads,
                 require_run=True,
                 timed=False,
             )
@@ -178,7 +182,8 @@ class Entrants:
             if exit_code_of(error) is ExitCode.INTERNAL:
                 raise
             return Entrant(candidate, note=_said(error))
-        entrant = self._opened(candidate, model, lambda: load(result.bundle))
+        opened = partial(load, result.bundle, threads=self._config.threads)
+        entrant = self._opened(candidate, model, opened)
         shutil.rmtree(folder)
         return _as_proven(entrant, result)
 
@@ -191,11 +196,12 @@ class Entrants:
             path = folder / "floor.onnx"
             model, arrays = floor_model(facts.products, self._config.seed)
             save_onnx(model, path)
-            runner = self._stack.enter_context(WorkerRunner(Opening(path)))
+            opening = Opening(path, threads=self._config.threads)
+            runner = self._stack.enter_context(WorkerRunner(opening))
             runner.run(arrays)
-            run = here(runner).bound(arrays)
+            timed = here(runner)
             shutil.rmtree(folder)
-            return Entrant(candidate, run)
+            return Entrant(candidate, timed.bound(arrays), threads=_threads_of(timed))
 
     def _opened(
         self, candidate: Candidate, model: Subject, opened: Callable[[], Runner]
@@ -209,7 +215,7 @@ class Entrants:
             if candidate.way is Way.OURS and exit_code_of(error) is ExitCode.INTERNAL:
                 raise
             return Entrant(candidate, note=_said(error))
-        entrant = Entrant(candidate, run)
+        entrant = Entrant(candidate, run, threads=_threads_of(here(runner)))
         if len(found) != len(model.expected):
             return replace(
                 entrant,
@@ -258,17 +264,23 @@ def plain_precision(target: str, precision: str) -> str:
     return precision if precision in PLAIN_PRECISIONS[target] else "fp32"
 
 
-def _open_plain(candidate: Candidate, path: Path, facts: GraphFacts) -> Runner:
+def _threads_of(runner: Runner) -> int | None:
+    threads = runner.runtime.details.get("threads")
+    return threads if isinstance(threads, int) else None
+
+
+def _open_plain(candidate: Candidate, path: Path, facts: GraphFacts, threads: int | None) -> Runner:
     if candidate.way is Way.OPTIMIZER:
         output = path.with_name("optimised.onnx")
         optimise_in_worker(path, output, heads=facts.heads, hidden=facts.hidden)
-        return WorkerRunner(Opening(output))
+        return WorkerRunner(Opening(output, threads=threads))
     if candidate.target == "ort":
-        return WorkerRunner(Opening(path))
+        return WorkerRunner(Opening(path, threads=threads))
     converted = path.with_name(ARTIFACT["openvino"])
     if not converted.exists():
         convert_in_worker(path, converted)
-    return WorkerRunner(Opening(converted, precision=candidate.precision), path)
+    opening = Opening(converted, precision=candidate.precision, threads=threads)
+    return WorkerRunner(opening, path)
 
 
 def _arrays(runner: Runner, model: Subject, batch: dict[str, Array]) -> dict[str, Array]:

@@ -50,10 +50,16 @@ def _draw(measurement: Measurement, axes: Any) -> None:
             axes.text(row.timing.median_ms, position, f" wrong by {row.error:.1e}", va="center")
         if row.candidate.way is Way.FLOOR:
             axes.axvline(row.timing.median_ms, color=_COLOURS[Way.FLOOR], linestyle="--")
-    axes.set_yticks(range(len(measurement.rows)), [row.name for row in measurement.rows])
+    names = [f"{row.name}{' (noisy)' * _is_noisy(row)}" for row in measurement.rows]
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("ms, median (bar) and minimum (tick); dashed: GEMM floor")
     axes.grid(alpha=0.3, axis="x")
+
+
+def _is_noisy(row: Row) -> bool:
+    """Tells whether a ratio of the row is one of medians that the minima contradict."""
+    return any(one is not None and one.noisy for one in (row.over_plain, row.realisation))
 
 
 def _colour(row: Row) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from tokexport.exporter.bench.candidate import Candidate, Entrant, Way
 from tokexport.exporter.bench.entrants import plain_precision
 from tokexport.exporter.benchmark import Ratio, Speed, Timing, over
+from tokexport.exporter.speed import said_threads
 
 #: What is said of eager where nothing else can run.
 ALONE: Final = "not timed: nothing else can run"
@@ -26,10 +27,12 @@ class Realisation:
             precision; None where that was not timed.
         over_ours: Over the unreduced model compiled here, for the same target and precision; None
             where that was not timed.
+        noisy: Whether a speed-up in it is one of medians that the minima contradict.
     """
 
     over_plain: float | None
     over_ours: float | None
+    noisy: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Row:
         realisation: Of the reduced model's rows on a runtime, where the unreduced model is known.
         error: The largest difference from eager, as a share of an output's scale.
         wrong: Whether that lies outside the gate.
-        note: Why it could not run, what is wrong with it, or what else there is to know.
+        note: Why it could not run; or its threads, whether its ratio is noisy, what is wrong with
+            it, and what else there is to know.
     """
 
     name: str
@@ -174,6 +178,8 @@ def _row(entrant: Entrant, rounds: _Rounds, macs_ratio: float | None) -> Row:
     plain = _plain_of(candidate).name
     over_plain = rounds.ratio(name, plain)
     floor = rounds.ratio(name, Candidate(Way.FLOOR, "ort").name)
+    realised = _realisation(candidate, rounds, macs_ratio)
+    noisy = any(one is not None and one.noisy for one in (over_plain, floor, realised))
     return Row(
         name=name,
         candidate=candidate,
@@ -181,11 +187,19 @@ def _row(entrant: Entrant, rounds: _Rounds, macs_ratio: float | None) -> Row:
         held_against=None if over_plain is None else plain,
         over_plain=over_plain,
         over_floor=None if floor is None else 1 / floor.of_medians,
-        realisation=_realisation(candidate, rounds, macs_ratio),
+        realisation=realised,
         error=entrant.error,
         wrong=entrant.wrong,
-        note=ALONE if entrant.run is not None and rounds.empty else entrant.note,
+        note=ALONE if entrant.run is not None and rounds.empty else _note(entrant, noisy),
     )
+
+
+def _note(entrant: Entrant, noisy: bool) -> str:
+    """Joins how many threads it ran on, whether a ratio of it is noisy, and what else there is."""
+    parts = [] if entrant.threads is None else [said_threads(entrant.threads)]
+    if noisy:
+        parts.append("noisy")
+    return "; ".join([*parts, *([entrant.note] if entrant.note else [])])
 
 
 def _plain_of(candidate: Candidate) -> Candidate:
@@ -201,10 +215,13 @@ def _realisation(
     if macs_ratio is None or not reduced:
         return None
 
-    def of(way: Way) -> float | None:
+    def over_unreduced(way: Way) -> Ratio | None:
         unreduced = candidate.same(way, candidate.precision, unreduced=True)
-        ratio = rounds.ratio(candidate.name, unreduced.name)
-        return None if ratio is None else realisation(ratio.of_medians, macs_ratio)
+        return rounds.ratio(candidate.name, unreduced.name)
 
-    found = Realisation(of(Way.PLAIN), of(Way.OURS))
-    return None if found == Realisation(None, None) else found
+    ratios = [over_unreduced(way) for way in (Way.PLAIN, Way.OURS)]
+    if ratios == [None, None]:
+        return None
+    shares = [None if one is None else realisation(one.of_medians, macs_ratio) for one in ratios]
+    noisy = any(one is not None and one.noisy for one in ratios)
+    return Realisation(shares[0], shares[1], noisy)

@@ -28,12 +28,12 @@ from tokexport.exporter.machine import describe_machine
 from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.agreement import Agreement
-from tokexport.exporter.reduction.pareto import front
+from tokexport.exporter.reduction.pareto import Standing, Trade, front
 from tokexport.exporter.reduction.recipe import Recipe, parse_recipe, with_option
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.reference import run_reference
-from tokexport.exporter.source import Source
+from tokexport.exporter.source import RANDOM_WEIGHTS, Source
 from tokexport.exporter.speed import SPEED_SECONDS, busy_warning
 from tokexport.graph_passes.reduction.method import Method
 from tokexport.runtimes.base import Runner
@@ -54,8 +54,8 @@ class Point:
         macs_ratio: Multiply-accumulates over those of the unreduced model, normalisations left out.
         speed: The rounds, the unreduced model compiled for the same runtime as baseline.
         quality: What the front compares beside the speed, as ``Sweep.quality`` says.
-        on_front: Whether no other point, the unreduced model among them, is as good in both and
-            better in one.
+        standing: Whether it is on the front: ``on`` where no other point beats it whatever the
+            speeds within their intervals are, ``off`` where one does, ``open`` where they overlap.
     """
 
     value: Any
@@ -63,7 +63,7 @@ class Point:
     macs_ratio: float
     speed: Speed
     quality: float
-    on_front: bool = False
+    standing: Standing = Standing.OPEN
 
     @property
     def ratio(self) -> Ratio:
@@ -92,7 +92,9 @@ class Sweep:
         quality: What the front compares beside the speed: ``accuracy`` where there are labels, else
             ``top-1 agreement``, else ``cosine``.
         unreduced_quality: That of the unreduced model.
-        unreduced_on_front: Whether no reduced model beats it.
+        unreduced_standing: Whether the unreduced model is on the front.
+        random_inputs: Whether the inputs are synthetic.
+        random_weights: Whether the source said that its weights are random.
         points: A point per value, in the order given.
         runtime: What they ran in.
         machine: The description of the machine.
@@ -108,7 +110,9 @@ class Sweep:
     samples: int
     quality: str
     unreduced_quality: float
-    unreduced_on_front: bool
+    unreduced_standing: Standing
+    random_inputs: bool
+    random_weights: bool
     points: tuple[Point, ...]
     runtime: RuntimeInfo | None
     machine: Mapping[str, Any]
@@ -171,13 +175,15 @@ class _Sweeping:
         with self._checklist.stage(UNREDUCED):
             bundle = self._compiled(self._source, UNREDUCED)
         points = []
-        with load(bundle) as runner:
+        with load(bundle, threads=self._config.threads) as runner:
             for value, recipe, one in zip(values, recipes, reduced, strict=True):
                 with self._checklist.stage(recipe.text):
                     points.append(self._point(value, one, outputs, macs, runner))
         quality, best = _quality_of(points, outputs, self._batches)
         points = [replace(point, quality=_quality(point, quality)) for point in points]
-        on_front = front([(1.0, best), *((p.ratio.of_medians, p.quality) for p in points)])
+        standings = front(
+            [Trade(1.0, 1.0, best), *(Trade(*p.ratio.interval, p.quality) for p in points)]
+        )
         return Sweep(
             source=self._source.location,
             target=self._config.target,
@@ -188,13 +194,15 @@ class _Sweeping:
             samples=self._batches.samples,
             quality=quality,
             unreduced_quality=best,
-            unreduced_on_front=on_front[0],
+            unreduced_standing=standings[0],
+            random_inputs=self._config.inputs is None,
+            random_weights=RANDOM_WEIGHTS in self._source.notes,
             points=tuple(
-                replace(p, on_front=on) for p, on in zip(points, on_front[1:], strict=True)
+                replace(p, standing=one) for p, one in zip(points, standings[1:], strict=True)
             ),
             runtime=self._runtime,
             machine=describe_machine({"torch": torch.get_num_threads()}),
-            warnings=busy_warning(),
+            warnings=(*_shortened(points), *busy_warning()),
         )
 
     def _reduced(self, recipe: Recipe) -> ReducedSource:
@@ -214,8 +222,9 @@ class _Sweeping:
         )
         share = cost(macs_by_kind(flat, self._batches)) / macs
         bundle = self._compiled(reduced.source, "reduced")
+        threads = self._config.threads
         batch = next(iter(self._batches))
-        with load(bundle) as runner:
+        with load(bundle, threads=threads) as runner:
             self._runtime = runner.runtime
             speed = measure(
                 {UNREDUCED: lambda: baseline.run(batch), use.recipe: lambda: runner.run(batch)},
@@ -237,10 +246,16 @@ class _Sweeping:
             batch=config.batch,
             seed=config.seed,
             precision=config.precision,
+            threads=config.threads,
             quantization=config.quantization,
             require_run=True,
             timed=False,
         ).bundle
+
+
+def _shortened(points: Sequence[Point]) -> tuple[str, ...]:
+    """Returns which outputs have fewer tokens, as told of the first value that has any."""
+    return next((p.reduction.warnings for p in points if p.reduction.warnings), ())
 
 
 def _quality_of(

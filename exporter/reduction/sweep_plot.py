@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tokexport.exporter.reduction.pareto import Standing
 from tokexport.exporter.reduction.sweep import Sweep
 from tokexport.exporter.requirements import require_matplotlib
 
@@ -35,15 +36,17 @@ def draw_sweep(found: Sweep, path: Path, kind: str) -> None:
     axes.plot([1.0], [found.unreduced_quality], "s", color="black")
     axes.annotate("unreduced", (1.0, found.unreduced_quality), (5, 5), textcoords="offset points")
     for point in found.points:
-        label = f"{found.option}={json.dumps(point.value)}"
+        label = f"{found.option}={json.dumps(point.value)}{' (noisy)' * point.ratio.noisy}"
         place = (point.ratio.of_medians, point.quality)
         axes.annotate(label, place, (5, 5), textcoords="offset points")
-    best = [(p.ratio.of_medians, p.quality) for p in found.points if p.on_front]
-    best += [(1.0, found.unreduced_quality)] if found.unreduced_on_front else []
-    axes.plot(*zip(*sorted(best), strict=True), "-", color="tab:orange", label="Pareto front")
+    best = [(p.ratio.of_medians, p.quality) for p in found.points if p.standing is Standing.ON]
+    best += [(1.0, found.unreduced_quality)] if found.unreduced_standing is Standing.ON else []
+    if best:
+        axes.plot(*zip(*sorted(best), strict=True), "-", color="tab:orange", label="Pareto front")
     axes.set_xlabel("times as fast as the unreduced model (95 % interval)")
     axes.set_ylabel(found.quality)
     axes.set_title(f"{found.method}, {found.source}, {found.target} {found.precision}")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if best:
+        axes.legend()
     figure.savefig(path, format=kind, dpi=150)

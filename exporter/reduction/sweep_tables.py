@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tokexport.exporter.reduction.pareto import Standing
 from tokexport.exporter.reduction.sweep import ACCURACY, Point, Sweep
 from tokexport.exporter.report import plain
 from tokexport.exporter.wide_table import unbroken_lines
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def sweep_json(found: Sweep) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def render_sweep(found: Sweep, console: Console) -> None:
     headline = f"  {found.source} → {found.target}, {found.precision}{runtime}"
     console.print(Text.assemble((found.method, "bold"), headline), soft_wrap=True)
     console.print(Text(f"agreement on {found.inputs}"), soft_wrap=True)
+    console.print(Text(_judged_on(found)), soft_wrap=True)
     console.print(
         Text(
             "speed-up over the unreduced model compiled for the same runtime, in interleaved "
@@ -36,18 +38,37 @@ def render_sweep(found: Sweep, console: Console) -> None:
     )
     for line in unbroken_lines(_table(found), console):
         console.print(line, soft_wrap=True)
-    values = [
-        *(["unreduced"] if found.unreduced_on_front else []),
-        *(f"{found.option}={_short(point.value)}" for point in found.points if point.on_front),
-    ]
-    console.print(
-        Text.assemble(
-            ("\nPareto front  ", "bold"), f"of speed-up and {found.quality}: {', '.join(values)}"
-        ),
-        soft_wrap=True,
-    )
+    said = f"of speed-up and {found.quality}: {_named(found, Standing.ON) or 'none'}"
+    console.print(Text.assemble(("\nPareto front  ", "bold"), said), soft_wrap=True)
+    if undecided := _named(found, Standing.OPEN):
+        said = f"the intervals of the speed-up overlap: {undecided}"
+        console.print(Text.assemble(("not decided   ", "bold"), said), soft_wrap=True)
     for warning in found.warnings:
         console.print(Text.assemble(("warning  ", "yellow"), warning), soft_wrap=True)
+
+
+def _judged_on(found: Sweep) -> str:
+    """Says how many samples it was judged on, and what of it is random."""
+    random = [
+        name
+        for name, is_random in (
+            ("weights", found.random_weights),
+            ("inputs", found.random_inputs),
+        )
+        if is_random
+    ]
+    samples = f"judged on {found.samples} sample{'s' * (found.samples != 1)}"
+    threads = "" if found.runtime is None else found.runtime.details.get("threads", "")
+    on = "" if threads == "" else f", on {threads} thread{'s' * (threads != 1)}"
+    chance = "" if not random else f"; random {' and '.join(random)}: the agreement says little"
+    return samples + on + chance
+
+
+def _named(found: Sweep, standing: Standing) -> str:
+    """Names the points of a standing."""
+    named = [("unreduced", found.unreduced_standing)]
+    named += [(f"{found.option}={_short(point.value)}", point.standing) for point in found.points]
+    return ", ".join(name for name, its in named if its is standing)
 
 
 def _table(found: Sweep) -> Table:
@@ -60,7 +81,7 @@ def _table(found: Sweep) -> Table:
     table.add_column("front", no_wrap=True)
     accuracy = [f"{found.unreduced_quality:.2%}"] if labels else []
     first = ["unreduced", "", "1.000", "", "", "", *accuracy, "1.00"]
-    table.add_row(*map(Text, (*first, _mark(found.unreduced_on_front))))
+    table.add_row(*map(Text, (*first, _mark(found.unreduced_standing))))
     for point in found.points:
         table.add_row(*map(Text, _row(point, labels)))
     return table
@@ -79,13 +100,13 @@ def _row(point: Point, labels: bool) -> list[str]:
         "" if agreement is None else f"{agreement.cosine:.4f}",
         "" if kl is None else f"{kl:.2e}",
         *([f"{accuracy:.2%}"] if labels and accuracy is not None else []),
-        f"{ratio.of_medians:.2f} ({ratio.low:.2f} … {ratio.high:.2f})",
-        _mark(point.on_front),
+        f"{ratio.of_medians:.2f} ({ratio.low:.2f} … {ratio.high:.2f}){' noisy' * ratio.noisy}",
+        _mark(point.standing),
     ]
 
 
-def _mark(on_front: bool) -> str:
-    return "yes" if on_front else ""
+def _mark(standing: Standing) -> str:
+    return {Standing.ON: "yes", Standing.OPEN: "open", Standing.OFF: ""}[standing]
 
 
 def _short(value: Any) -> str:

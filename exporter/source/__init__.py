@@ -1,7 +1,14 @@
 """Reads a model from what a person has: a file, a folder, a factory or a name of timm's."""
 
-from tokexport.exporter.source.load import load_source
+from tokexport.exporter.source.load import RANDOM_WEIGHTS, load_source
 from tokexport.exporter.source.options import Source, SourceOptions, default_name
 from tokexport.exporter.source.preprocessing import Preprocessing
 
-__all__ = ["Preprocessing", "Source", "SourceOptions", "default_name", "load_source"]
+__all__ = [
+    "RANDOM_WEIGHTS",
+    "Preprocessing",
+    "Source",
+    "SourceOptions",
+    "default_name",
+    "load_source",
+]

@@ -28,7 +28,8 @@ _FORMS = (
     "A source is a file (model.pt2, model.pt, a checkpoint with --builder), a transformers folder, "
     "package.module:factory, or timm:NAME."
 )
-_RANDOM = "the weights are random: no checkpoint was given"
+#: What a source says that was given no weights.
+RANDOM_WEIGHTS = "the weights are random: no checkpoint was given"
 
 
 def load_source(options: SourceOptions) -> Source:
@@ -147,7 +148,9 @@ def _from_built(
 
 def _from_timm(options: SourceOptions) -> Source:
     model = build_timm_model(options.source.removeprefix(PREFIX))
-    notes = (_RANDOM,) if options.checkpoint is None else _load_given(model, options.checkpoint)
+    notes = (
+        (RANDOM_WEIGHTS,) if options.checkpoint is None else _load_given(model, options.checkpoint)
+    )
     return Source(
         model=model,
         example_args=None,

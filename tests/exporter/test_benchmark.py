@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tokexport.exporter.benchmark import MIN_PAIRS, Speed, measure, over, require_speedup
+from tokexport.exporter.benchmark import MIN_PAIRS, Ratio, Speed, measure, over, require_speedup
 from tokexport.exporter.errors import GateError, InternalError
 from tokexport.exporter.machine import describe_machine
 
@@ -188,6 +188,43 @@ def test_the_speed_gate_names_what_was_measured_and_wanted() -> None:
     assert "40 interleaved pairs: eager 12.00 ms, artifact 8.00 ms" in caught.value.where
     assert "95 % interval 1.5 to 1.5" in caught.value.where
     assert "--min-speedup" in caught.value.fix
+
+
+def test_a_pair_whose_medians_and_minima_disagree_is_noisy() -> None:
+    clock = Clock()
+    candidates = {
+        "eager": clock.taking("eager", 1, *[10] * 40),
+        "artifact": clock.taking("artifact", 1, *[8] * 30, *[1] * 11),
+    }
+    speed = measure(candidates, baseline="eager", warm_up=1, clock=clock, settle_s=0)
+    ratio = speed.ratios["artifact"]
+    assert (ratio.of_medians, ratio.of_minima, ratio.noisy) == (1.25, 10.0, True)
+    assert ratio.interval[1] >= 10.0
+    require_speedup(speed, "artifact", 1.25)
+    with pytest.raises(GateError, match=r"is 1\.25") as caught:
+        require_speedup(speed, "artifact", 1.3)
+    assert "the pair is noisy: 1.25 of medians, 10 of minima" in caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("of_medians", "of_minima", "noisy"),
+    [(3.0, 2.0, False), (2.0, 3.0, False), (3.1, 2.0, True), (2.0, 3.1, True), (0.5, 0.8, True)],
+)
+def test_how_far_the_ratios_may_lie_apart(of_medians: float, of_minima: float, noisy: bool) -> None:
+    ratio = Ratio(of_medians, 0.9 * of_medians, 1.1 * of_medians, of_minima)
+    assert ratio.noisy is noisy
+    assert ratio.least == min(of_medians, of_minima)
+    assert (ratio.interval == (ratio.low, ratio.high)) is not noisy
+
+
+def test_a_noisy_pair_does_not_pass_a_gate_by_its_medians() -> None:
+    clock = Clock()
+    slow_once = [1, *[9] * 25, *[3] * 15]
+    candidates = {"eager": clock.taking("e", *slow_once), "artifact": clock.taking("a", 1, 2)}
+    speed = measure(candidates, baseline="eager", warm_up=1, clock=clock, settle_s=0)
+    assert speed.ratios["artifact"].of_medians == 4.5
+    with pytest.raises(GateError, match=r"is 1\.5, and at least 2"):
+        require_speedup(speed, "artifact", 2.0)
 
 
 def test_the_machine_is_described_in_plain_values() -> None:

@@ -57,6 +57,16 @@ def test_run_in_json(compiled: Compiled, tmp_path: Path) -> None:
     assert f"→ {output}: " in tokexport(*given, "--force").stdout
 
 
+def test_threads_are_bounded_and_counted(compiled: Compiled, tmp_path: Path) -> None:
+    output = tmp_path / "y.npz"
+    given = ("run", compiled.bundle, "--inputs", compiled.inputs, "--output", output)
+    assert tokexport(*given, "--threads", "1").code == 0
+    assert tokexport("verify", compiled.bundle, "--threads", "1", "--json").code == 0
+    for command in ((*given, "--force"), ("verify", compiled.bundle)):
+        answer = tokexport(*command, "--threads", "0")
+        refusal(answer, 2, tmp_path, "--threads is 0.", "Pass a number of 1 or more.")
+
+
 def test_run_replaces_a_file_only_by_force(compiled: Compiled, tmp_path: Path) -> None:
     output = tmp_path / "y.npz"
     output.write_text("mine")

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from helpers.cli import MODELS, Answer, refusal, tokexport
 
+from tokexport.exporter.reduction.pareto import Trade, front
+
 SOURCE = f"{MODELS}:plain_vit"
 
 
@@ -52,15 +54,16 @@ def test_every_value_has_its_saving_its_cost_and_its_speed(swept: tuple[Path, An
         assert point["quality"] == point["reduction"]["accuracy_reduced"]
 
 
-def test_the_front_holds_what_nothing_beats(swept: tuple[Path, Answer]) -> None:
+def test_the_front_holds_what_nothing_beats_at_any_speed(swept: tuple[Path, Answer]) -> None:
     found = swept[1].json
-    speeds = [next(iter(p["speed"]["ratios"].values()))["of_medians"] for p in found["points"]]
-    points = [(1.0, found["unreduced_quality"])]
-    points += [(s, p["quality"]) for s, p in zip(speeds, found["points"], strict=True)]
-    on = [found["unreduced_on_front"], *(p["on_front"] for p in found["points"])]
-    for point, is_on in zip(points, on, strict=True):
-        better = [q for q in points if q != point and q[0] >= point[0] and q[1] >= point[1]]
-        assert (better == []) == is_on
+    trades = [Trade(1.0, 1.0, found["unreduced_quality"])]
+    for point in found["points"]:
+        (ratio,) = point["speed"]["ratios"].values()
+        minima = [ratio["of_minima"]] if ratio["noisy"] else []
+        ends = [ratio["low"], ratio["high"], *minima]
+        trades.append(Trade(min(ends), max(ends), point["quality"]))
+    said = [found["unreduced_standing"], *(point["standing"] for point in found["points"])]
+    assert said == front(trades)
 
 
 def test_table_json_and_plots_are_written(swept: tuple[Path, Answer]) -> None:
@@ -86,6 +89,8 @@ def test_another_option_without_labels_and_without_a_plot(tmp_path: Path) -> Non
     answer = sweep(tmp_path / "out", *options)
     assert answer.code == 0, answer
     assert "agreement on seeded synthetic inputs" in answer.stdout
+    assert "samples, on " in answer.stdout
+    assert "random inputs: the agreement says little" in answer.stdout
     assert "Pareto front  of speed-up and top-1 agreement: " in answer.stdout
     assert max(map(len, answer.stdout.splitlines())) < 500
     assert "…" in answer.stdout

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 
 from tokexport.exporter.bench.candidate import Candidate, Entrant, Way
 from tokexport.exporter.bench.results import Realisation, Row, realisation, rows_of
 from tokexport.exporter.bench.tables import cells, remark
-from tokexport.exporter.benchmark import Ratio, Speed, Timing
+from tokexport.exporter.benchmark import Ratio, Speed, Timing, measure
 
 EAGER = Candidate(Way.EAGER)
 PLAIN = Candidate(Way.PLAIN, "ort")
@@ -108,6 +109,35 @@ def test_eager_alone_is_not_timed() -> None:
     entrants = [Entrant(EAGER, lambda: None, note="1 thread"), Entrant(OURS, note="refused")]
     found = rows_of(entrants, None, None, 0)
     assert [remark(row) for row in found] == ["not timed: nothing else can run", "refused"]
+
+
+def test_a_row_says_its_threads_and_whether_its_ratio_is_noisy() -> None:
+    entrants = [
+        Entrant(PLAIN, lambda: None, threads=2),
+        Entrant(OURS, lambda: None, threads=1, note="a near-tie"),
+    ]
+    samples = {PLAIN.name: (8.0, 8.0, 8.0, 8.0, 8.0), OURS.name: (1.0, 4.0, 4.0, 4.0, 4.0)}
+    clock = [0.0]
+    speed = measure(
+        {name: _taking(clock, times) for name, times in samples.items()},
+        baseline=PLAIN.name,
+        pairs=5,
+        warm_up=1,
+        clock=lambda: int(clock[0] * 1e6),
+        settle_s=0,
+    )
+    plain, ours = rows_of(entrants, speed, None, 0)
+    assert remark(plain) == "2 threads"
+    assert remark(ours) == "1 thread; noisy; a near-tie"
+
+
+def _taking(clock: list[float], times: tuple[float, ...]) -> Callable[[], None]:
+    left = iter((times[0], *times))  # the first is the warm-up
+
+    def run() -> None:
+        clock[0] += next(left)
+
+    return run
 
 
 def test_what_is_wrong_says_by_how_much_beside_its_times() -> None:
