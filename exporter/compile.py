@@ -319,7 +319,7 @@ def _known_at_first(source: Source, config: CompileConfig) -> dict[str, Any]:
         },
         "inputs": "",
         "samples": 0,
-        "machine": describe_machine({"torch": torch.get_num_threads()}),
+        "machine": describe_machine({"torch": config.threads or torch.get_num_threads()}),
     }
 
 

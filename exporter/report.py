@@ -220,7 +220,10 @@ def _machine_line(machine: Mapping[str, Any]) -> str:
     parts = [str(machine.get("processor", "unknown processor"))]
     if cores := machine.get("cores"):
         parts.append(f"{cores['usable']} of {cores['logical']} cores")
-    parts += [f"{name}: {count} threads" for name, count in machine.get("threads", {}).items()]
+    parts += [
+        f"{name}: {count} thread{'s' * (count != 1)}"
+        for name, count in machine.get("threads", {}).items()
+    ]
     return ", ".join(parts)
 
 

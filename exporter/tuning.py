@@ -46,7 +46,7 @@ def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tu
         UsageError: There is no folder for the cache.
     """
     calls = pipelines.calls_to_choose(emitted.clone(), config.target, arithmetic)
-    cache = FormCache(environment(config.target, config.precision))
+    cache = FormCache(environment(config.target, config.precision, config.threads))
     kernels = _kernels(config.target) != NO_KERNELS
     warnings: dict[str, None] = {}
     forms: dict[TokenCall, TunedForm] = {}
@@ -56,7 +56,9 @@ def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tu
         found = cache.get(str(call), names)
         if found is None:
             with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
-                trial = try_forms(call, names, config.target, config.precision, Path(folder))
+                trial = try_forms(
+                    call, names, config.target, config.precision, Path(folder), config.threads
+                )
             for form, why in trial.refused.items():
                 warnings[f"Form {form} of {call.operator} was left out: {why}"] = None
             if trial.chosen is None:
@@ -84,13 +86,13 @@ def _has_kernel(call: TokenCall, target: str) -> bool:
     return target == "ort" or all(inputs[position][1] != "I" for position in call.constant)
 
 
-def environment(target: str, precision: str) -> dict[str, str | int]:
+def environment(target: str, precision: str, threads: int | None = None) -> dict[str, str | int]:
     """Returns all that the times depend on beside the call."""
     machine = describe_machine()
     package = _PACKAGES[target]
     return {
         "processor": machine["processor"],
-        "threads": usable_cores(),
+        "threads": threads or usable_cores(),
         "target": target,
         "precision": precision,
         "runtime": f"{package} {machine['packages'].get(package, '')}",

@@ -59,7 +59,12 @@ class Trial:
 
 
 def try_forms(
-    call: TokenCall, forms: Sequence[str], target: str, precision: str, folder: Path
+    call: TokenCall,
+    forms: Sequence[str],
+    target: str,
+    precision: str,
+    folder: Path,
+    threads: int | None = None,
 ) -> Trial:
     """Times the forms of a call in interleaved rounds and chooses one.
 
@@ -77,6 +82,7 @@ def try_forms(
         target: ``ort`` or ``openvino``.
         precision: What the artifact computes in.
         folder: An empty folder for the models.
+        threads: The most threads for the runtime; None leaves the choice to it.
     """
     generator = np.random.default_rng(0)
     feeds = {
@@ -90,7 +96,7 @@ def try_forms(
     with ExitStack() as stack:
         for form in forms:
             try:
-                made = _runner(call, form, feeds, target, precision, folder / form)
+                made = _runner(call, form, feeds, target, precision, folder / form, threads)
                 runner = stack.enter_context(made)
                 arrays = {spec.name: feeds[spec.name] for spec in runner.inputs}
                 found = runner.run(arrays)
@@ -269,6 +275,7 @@ def _runner(
     target: str,
     precision: str,
     folder: Path,
+    threads: int | None,
 ) -> Runner:
     """Builds the model of a form as the target builds what it ships, and opens it."""
     folder.mkdir()
@@ -276,11 +283,12 @@ def _runner(
     lowered = folder / ARTIFACT["ort"]
     save_onnx(model, lowered)
     if target == "ort":
-        return WorkerRunner(Opening(lowered))
+        return WorkerRunner(Opening(lowered, threads=threads))
     # What int8 makes integers of are linears: the calls stay in float32.
     precision = "fp32" if precision == "int8" else precision
     build(target, lowered, folder, precision)
-    return WorkerRunner(Opening(folder / ARTIFACT[target], precision=precision), lowered)
+    opening = Opening(folder / ARTIFACT[target], precision=precision, threads=threads)
+    return WorkerRunner(opening, lowered)
 
 
 def _agrees(found: Mapping[str, Array], wanted: Mapping[str, Array], tolerance: float) -> bool:

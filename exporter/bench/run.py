@@ -85,7 +85,7 @@ def bench(
         targets=config.targets,
         precisions=config.precisions,
         measurements=measurements,
-        machine=describe_machine({"torch": torch.get_num_threads()}),
+        machine=describe_machine({"torch": config.threads or torch.get_num_threads()}),
         warnings=(*busy_warning(), *_few_rounds(measurements)),
     )
 

@@ -201,7 +201,7 @@ class _Sweeping:
                 replace(p, standing=one) for p, one in zip(points, standings[1:], strict=True)
             ),
             runtime=self._runtime,
-            machine=describe_machine({"torch": torch.get_num_threads()}),
+            machine=describe_machine({"torch": self._config.threads or torch.get_num_threads()}),
             warnings=(*_shortened(points), *busy_warning()),
         )
 
