@@ -327,7 +327,7 @@ def _gates(report: Report, hop: HopResult) -> Mapping[str, Gate]:
 def _speed_table(speed: Speed) -> Table:
     title = f"Speed over {speed.baseline}, {speed.pairs} interleaved pairs"
     table = _titled_table(title + (" (time limit)" if speed.time_limited else ""))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in ("median ms", "min ms", "speed-up", "95 % interval", "of minima"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)

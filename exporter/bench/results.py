@@ -195,11 +195,13 @@ def _row(entrant: Entrant, rounds: _Rounds, macs_ratio: float | None) -> Row:
 
 
 def _note(entrant: Entrant, noisy: bool) -> str:
-    """Joins how many threads it ran on, whether a ratio of it is noisy, and what else there is."""
-    parts = [] if entrant.threads is None else [said_threads(entrant.threads)]
+    """Joins what there is to know: on how many threads it ran, whether a ratio of it is noisy."""
+    parts = [entrant.note] if entrant.note else []
+    if entrant.threads is not None:
+        parts.append(said_threads(entrant.threads))
     if noisy:
         parts.append("noisy")
-    return "; ".join([*parts, *([entrant.note] if entrant.note else [])])
+    return "; ".join(parts)
 
 
 def _plain_of(candidate: Candidate) -> Candidate:

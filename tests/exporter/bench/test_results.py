@@ -128,7 +128,7 @@ def test_a_row_says_its_threads_and_whether_its_ratio_is_noisy() -> None:
     )
     plain, ours = rows_of(entrants, speed, None, 0)
     assert remark(plain) == "2 threads"
-    assert remark(ours) == "1 thread; noisy; a near-tie"
+    assert remark(ours) == "a near-tie; 1 thread; noisy"
 
 
 def _taking(clock: list[float], times: tuple[float, ...]) -> Callable[[], None]:
