@@ -24,8 +24,8 @@ LARGE: Final = 1e3
 TINY: Final = 1e-6
 #: What a constant input holds.
 _CONSTANT: Final = 0.5
-#: Where whole numbers stop being exact: in float16 and bfloat16, in float32, in int32.
-RUNGS: Final = (2**8 + 1, 2**15 - 1, 2**24 + 3, 2**31 - 1, 2**53 + 1, 2**62 + 1)
+#: Where whole numbers stop being exact: in bfloat16, float16, float32, int32, float64, int64.
+RUNGS: Final = (2**8, 2**11, 2**24, 2**31 - 1, 2**53, 2**62 + 1)
 #: What only views, moves or types an index on its way into a table.
 _PASSES_ON: Final = (
     aten.view.default,

@@ -25,6 +25,7 @@ from tokexport.graph_passes.onnx_passes.choose_forms import (
     token_calls,
 )
 from tokexport.graph_passes.onnx_passes.clear_traces import ClearTraces
+from tokexport.graph_passes.onnx_passes.correct_integer_division import CorrectIntegerDivision
 from tokexport.graph_passes.onnx_passes.cosine_merge_norm import CosineMergeNorm
 from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDeconvolution
 from tokexport.graph_passes.onnx_passes.fold_constants import FoldConstants
@@ -67,6 +68,7 @@ from tokexport.graph_passes.torch_passes.scatter_rows import ScatterRows
 from tokexport.graph_passes.torch_passes.share_repeats import ShareRepeats
 from tokexport.graph_passes.torch_passes.sort_stably import SortStably
 from tokexport.graph_passes.torch_passes.spell_out_transforms import SpellOutTransforms
+from tokexport.graph_passes.torch_passes.whole_quotients import WholeQuotients
 from tokexport.graph_passes.torch_passes.widen_half import WidenHalf
 from tokexport.graph_passes.torch_passes.write_by_where import WriteByWhere
 from tokexport.graph_passes.torch_passes.zero_blind_queries import ZeroBlindQueries
@@ -81,6 +83,7 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     ProductsAsMatmul(),
     Distances(),
     CountForSearch(),
+    WholeQuotients(),
     WriteByWhere(),
     RecogniseMatches(),
     GatherRows(),
@@ -145,6 +148,7 @@ LOWER_FOR_OPENVINO: Final[tuple[PassBase, ...]] = (
     AddFunctions(),
     InlinePass(),
     FoldConstants(),
+    CorrectIntegerDivision(),
     PartSquareTransposes(),
     ClearTraces(),
 )
