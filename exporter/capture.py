@@ -22,7 +22,7 @@ from tokexport.exporter.errors import (
 )
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.nested_tensors import Nest, Template, filled, places, template
-from tokexport.exporter.outputs import Constant, flatten
+from tokexport.exporter.outputs import Constant, flatten, refuse_empty
 from tokexport.exporter.torch_warnings import torch_log_silenced, torch_warnings_silenced
 from tokexport.exporter.unbacked import FIX, SomeRows, with_fixed_sizes
 from tokexport.graph_passes.live_rows import Selection
@@ -196,6 +196,7 @@ class FlatModel(nn.Module):
         """
         args, kwargs = self.spec.arguments(tensors)
         outputs, constants = flatten(self.model(*args, **kwargs))
+        refuse_empty(outputs)
         taken = {*self.spec.names, *outputs}
         named: dict[str, Tensor] = {}
         for name, tensor in outputs.items():

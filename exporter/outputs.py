@@ -49,6 +49,21 @@ def flatten(result: Any) -> tuple[dict[str, Tensor], dict[str, Constant]]:
     return tensors, constants
 
 
+def refuse_empty(outputs: Mapping[str, Tensor]) -> None:
+    """Refuses an output that holds no number: there is nothing to prove of it.
+
+    Raises:
+        ModelNotSupportedError: There is one.
+    """
+    for name, tensor in outputs.items():
+        if not tensor.numel():
+            raise ModelNotSupportedError(
+                f"The model returns '{name}' without a number in it: its shape is "
+                f"{tuple(tensor.shape)}.",
+                fix="Leave it out of what forward returns.",
+            )
+
+
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if value is None:
         return

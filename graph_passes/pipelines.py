@@ -49,6 +49,7 @@ from tokexport.graph_passes.onnx_passes.simplify import Simplify
 from tokexport.graph_passes.onnx_passes.widen_vectors import WidenVectors
 from tokexport.graph_passes.torch_passes.count_for_search import CountForSearch
 from tokexport.graph_passes.torch_passes.distances import Distances
+from tokexport.graph_passes.torch_passes.drop_empty import DropEmpty
 from tokexport.graph_passes.torch_passes.drop_full_masks import DropFullMasks
 from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
 from tokexport.graph_passes.torch_passes.drop_unread_columns import DropUnreadColumns
@@ -77,6 +78,7 @@ from tokexport.graph_passes.torch_passes.zero_blind_queries import ZeroBlindQuer
 REWRITE: Final[tuple[TorchPass, ...]] = (
     WidenHalf(),
     DropIdentities(),
+    DropEmpty(),
     ShareRepeats(),
     FoldTransforms(),
     SpellOutTransforms(),
@@ -104,7 +106,7 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
 )
 
 #: Behind it, for every target: what nothing reads is not computed.
-TRIM: Final[tuple[TorchPass, ...]] = (DropUnreadRows(), DropUnreadColumns())
+TRIM: Final[tuple[TorchPass, ...]] = (DropUnreadRows(), DropUnreadColumns(), DropEmpty())
 
 #: What the exporter wrote, before there is a target: ``written`` runs it.
 EMIT: Final[tuple[PassBase, ...]] = (Simplify(), AddFunctions())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, Final
 
 import torch
@@ -89,8 +90,10 @@ class Editor:
         """Adds a constant as a new first input of the graph; ``constants`` then names it."""
         tensor = tensor.contiguous()  # torch.export saves no view well
         first = next(iter(self.graph.nodes))
+        taken = {node.target for node in self.graph.find_nodes(op="placeholder")}
+        name = next(name for name in map("c_made_{}".format, count()) if name not in taken)
         with self.graph.inserting_before(first):
-            node = self.graph.placeholder(f"c_made_{len(self.constants)}")
+            node = self.graph.placeholder(name)
         with self._fake_mode:
             node.meta["val"] = self._fake_mode.from_tensor(tensor)
         node.meta[CONSTANT] = tensor

@@ -201,6 +201,7 @@ def test_a_required_run_fails_where_the_engine_cannot_run(tmp_path: Path) -> Non
         ("collision", "Two outputs of the model would be called 'a_0'."),
         ("infinity", "The model returns inf as 'output_1'"),
         ("set", "The model returns a set, which is neither a tensor"),
+        ("empty", "The model returns 'output_1' without a number in it: its shape is (1, 0)."),
         ("complex", "Output 'output' is torch.complex64 on cpu, and outputs are real numbers"),
     ],
 )
