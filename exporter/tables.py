@@ -28,6 +28,7 @@ def verification_json(result: VerifyResult) -> dict[str, Any]:
                 "passed": output.passed,
                 "relative_error": output.relative_error,
                 "relative_tolerance": output.relative_tolerance,
+                "share_of_allowed": None if output.worst is None else output.worst.share,
                 "least_cosine": output.least_cosine,
                 "spread_error": output.spread_error,
                 "spread_tolerance": output.spread_tolerance,
@@ -75,6 +76,8 @@ def _found(output: OutputResult) -> str:
 
 
 def _allowed(output: OutputResult) -> str:
+    if output.worst is not None:
+        return f"{output.worst.share:.0%} of it used"
     if output.relative_tolerance is not None:
         return f"{output.relative_tolerance:.2e}"
     if output.spread_tolerance is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -88,9 +87,14 @@ class ToldWay:
         return self._saved("lowered", lowered)
 
     def folder_for(self, hop: str) -> Path:
-        """Makes a folder for an artifact."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=self._folder, prefix=f"{hop.replace(' ', '-')}-"))
+        """Makes a folder for an artifact: HOP, or HOP-2 where that is taken."""
+        name, count = hop.replace(" ", "-"), 1
+        folder = self._folder / name
+        while folder.exists():
+            count += 1
+            folder = self._folder / f"{name}-{count}"
+        folder.mkdir(parents=True)
+        return folder
 
     def _saved(self, stage: str, model: ir.Model) -> Path:
         folder = self._folder / stage
