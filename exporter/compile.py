@@ -291,13 +291,15 @@ def compile(
             )
             said += known["edges"].warnings()
             known |= {"gates": narrowed, "warnings": known["warnings"] + said}
-            kept_rows, steady = kept_batches(proof, found)
+            ran = manifest if manifest.status == PASSED else None
+            chosen = kept_batches(proof, found, partial(told.own_decisions, ran))
+            known["warnings"] += chosen.warnings
             save_reference(
                 bundle.path / REFERENCE_NAME,
-                {name: batches.arrays[name][kept_rows] for name in batches.names},
-                {name: array[kept_rows] for name, array in reference.outputs.items()},
-                steady,
-                kept_noise(narrowed, kept_rows),
+                {name: batches.arrays[name][chosen.rows] for name in batches.names},
+                dict(chosen.outputs),
+                chosen.steady,
+                kept_noise(narrowed, chosen.rows),
             )
             known |= {"status": manifest.status, "bundle": str(config.output)}
             report = _report(known, checklist)

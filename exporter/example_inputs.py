@@ -20,7 +20,13 @@ from tokexport.exporter.capture import (
 )
 from tokexport.exporter.config import InputConfig
 from tokexport.exporter.eager_form import eager_form
-from tokexport.exporter.errors import InputError, UsageError, listed
+from tokexport.exporter.errors import (
+    ExporterError,
+    InputError,
+    NotFiniteError,
+    UsageError,
+    listed,
+)
 from tokexport.exporter.inputs import (
     LABELS,
     Batches,
@@ -28,6 +34,7 @@ from tokexport.exporter.inputs import (
     read_inputs,
     synthetic_inputs,
 )
+from tokexport.exporter.reference import run_reference
 from tokexport.exporter.source import Source
 from tokexport.runtimes.manifest import TensorSpec
 
@@ -71,7 +78,8 @@ def prepare(
     drawn = synthetic_inputs(specs, SYNTHETIC_BATCHES, config.seed)
     if source.example_args is None and not source.example_kwargs:
         return model, specs, drawn
-    return model, specs, _with_example(_with_example_integers(drawn, specs, examples), examples)
+    drawn = _with_example_integers(drawn, specs, examples)
+    return model, specs, _with_example(model, drawn, examples)
 
 
 def _check_weights(model: nn.Module) -> None:
@@ -200,12 +208,23 @@ def _numpy_name(name: str, tensor: Tensor) -> str:
         ) from error
 
 
-def _with_example(drawn: Batches, examples: list[Tensor]) -> Batches:
-    """Adds the example inputs as a batch: they are what the person looks at."""
-    arrays = {
-        name: np.concatenate([drawn.arrays[name], tensor.detach().numpy()[None]])
+def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> Batches:
+    """Adds the example inputs as a batch, unless the model itself gives NaN on them.
+
+    They are what the person looks at; but many are zeros that only say a shape.
+    """
+    example = {
+        name: tensor.detach().numpy()[None]
         for name, tensor in zip(drawn.names, examples, strict=True)
     }
+    try:
+        run_reference(model, dataclasses.replace(drawn, arrays=example, samples=1), twice=False)
+    except NotFiniteError:
+        said = f"{drawn.origin}; not the example inputs, on which the model gives NaN"
+        return dataclasses.replace(drawn, origin=said)
+    except ExporterError:
+        pass  # the run on all batches says so, and names random numbers and counts by their lines
+    arrays = {name: np.concatenate([drawn.arrays[name], example[name]]) for name in drawn.names}
     return dataclasses.replace(
         drawn,
         arrays=arrays,

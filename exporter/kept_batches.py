@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -55,22 +56,40 @@ def gates_to_verify_by(
     return over_all, (said, *spread_warnings(over_all))
 
 
-def kept_batches(proof: Proof, found: Mapping[str, Array]) -> tuple[list[int], Array]:
+@dataclass(frozen=True)
+class Kept:
+    """What a bundle carries to be verified with.
+
+    Attributes:
+        rows: The batches.
+        steady: Which samples (batches, samples) of them are compared.
+        outputs: What they are compared with, (batches, …) by name.
+        warnings: What is to be said of them.
+    """
+
+    rows: list[int]
+    steady: Array
+    outputs: Mapping[str, Array]
+    warnings: tuple[str, ...] = ()
+
+
+def kept_batches(
+    proof: Proof, found: Mapping[str, Array], own: Callable[[list[int]], Mapping[str, Array]]
+) -> Kept:
     """Returns the batches that ``verify`` replays, in order, evenly from all of them.
 
     They are those on which no near-tie fell differently; where there is none, those with a sample
-    on which none did. A gate that holds over all samples lets single ones lie outside, and none is
-    left out for that: the choice grows until it holds.
+    on which none did; and where there is no such sample either, some that are compared with eager
+    told what the artifact decides. A gate that holds over all samples lets single ones lie outside,
+    and none is left out for that: the choice grows until it holds.
 
     Args:
         proof: What the hops were held to.
         found: What the last hop gave, (batches, …) by name.
-
-    Returns:
-        The batches, and which samples (batches, samples) of them are compared.
+        own: Returns what eager answers to some batches, told what the last hop decides.
 
     Raises:
-        GateError: Nothing is left to verify with.
+        GateError: The last hop does not answer as eager, told its own decisions.
     """
     hop = proof.hops[-1].name
     count = len(next(iter(proof.expected.values())))
@@ -78,17 +97,46 @@ def kept_batches(proof: Proof, found: Mapping[str, Array]) -> tuple[list[int], A
         for steady in (proof.steady.all(axis=1), proof.steady.any(axis=1)):
             if steady.any():
                 rows = _spaced(np.flatnonzero(steady).tolist(), REFERENCE_BATCHES)
-                return rows, proof.steady[rows]
-        raise GateError(
-            "Every sample holds a near-tie that fell the other way, so nothing is left to verify "
-            "the bundle with.",
-            fix="Give more samples with --inputs, or another --seed.",
-        )
+                return Kept(rows, proof.steady[rows], _rows_of(proof.expected, rows))
+        return _told(proof, found, own, _spaced(list(range(count)), REFERENCE_BATCHES))
     every, wanted = list(range(count)), REFERENCE_BATCHES
     while wanted < count and not proof.holds_on(hop, found, _spaced(every, wanted)):
         wanted *= 2
     rows = _spaced(every, wanted)
-    return rows, np.ones_like(proof.steady[rows])
+    return Kept(rows, np.ones_like(proof.steady[rows]), _rows_of(proof.expected, rows))
+
+
+def _told(
+    proof: Proof,
+    found: Mapping[str, Array],
+    own: Callable[[list[int]], Mapping[str, Array]],
+    rows: list[int],
+) -> Kept:
+    """Compares with eager told what the last hop decides, where every sample holds a near-tie."""
+    outputs = own(rows)
+    gates = proof.gates_of(proof.hops[-1].name)
+    failures = [
+        f"output '{name}' {failure}"
+        for name, gate in gates.items()
+        if outputs and (failure := gate.judge(outputs[name], found[name][rows], rows).failure)
+    ]
+    if failures or not outputs:
+        why = "; ".join(failures) or "what it decides changes each time that it is told it"
+        raise GateError(
+            "Every sample holds a near-tie that fell the other way, and told what the artifact "
+            f"decides eager answers otherwise: {why}.",
+            fix="No bundle was written. The artifact decides in another way each time, or one of "
+            "its decisions is not among those that can be told: report the model.",
+        )
+    said = (
+        "Every sample holds a near-tie that fell the other way, so the bundle is verified against "
+        "eager told what the artifact decides, and not against eager's own choices."
+    )
+    return Kept(rows, np.ones_like(proof.steady[rows]), outputs, (said,))
+
+
+def _rows_of(outputs: Mapping[str, Array], rows: list[int]) -> dict[str, Array]:
+    return {name: array[rows] for name, array in outputs.items()}
 
 
 def kept_noise(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array]:

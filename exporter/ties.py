@@ -76,8 +76,8 @@ class TieSearch:
         if unknown:
             lines = [d.line or d.operator for d in told.decisions if {*d.scores} & {*unknown}]
             return ToldRun({}, None, f"what eager decides at {lines[0] if lines else 'it'} is lost")
-        eager = self._eager_values(told, failed)
-        batches = _selected(self._batches, failed, {name: eager[name] for name in told.told})
+        eager = self.eager_values(told, failed)
+        batches = selected(self._batches, failed, {name: eager[name] for name in told.told})
         found = run(batches)
         outputs = {name: found[name] for name in told.outputs}
         inside = self._within(outputs, failed)
@@ -154,7 +154,7 @@ class TieSearch:
         """Returns the value of the captured graph that a score or a decision was there."""
         return next((one for one in told.sources[name].names if one in self._names), None)
 
-    def _eager_values(self, told: ToldGraph, failed: Sequence[int]) -> dict[str, Array]:
+    def eager_values(self, told: ToldGraph, failed: Sequence[int]) -> dict[str, Array]:
         """Returns scores and decisions of eager, (batches, …) under the told graph's names."""
         sources = {name: self._source(told, name) for name in told.sources}
         wanted = [source for source in dict.fromkeys(sources.values()) if source is not None]
@@ -189,7 +189,8 @@ def _unspread(array: Array, shape: tuple[int, ...]) -> Array:
     return array
 
 
-def _selected(batches: Batches, rows: Sequence[int], told: Mapping[str, Array]) -> Batches:
+def selected(batches: Batches, rows: Sequence[int], told: Mapping[str, Array]) -> Batches:
+    """Returns some batches with what a told graph takes beside the inputs."""
     arrays = {name: batches.arrays[name][list(rows)] for name in batches.names}
     return replace(
         batches,

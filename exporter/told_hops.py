@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
@@ -18,13 +20,13 @@ from tokexport.exporter.capture import capture
 from tokexport.exporter.emit import emit
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.parity import Proof, ToldRun
-from tokexport.exporter.ties import RunTold, TieSearch
+from tokexport.exporter.ties import RunTold, TieSearch, selected
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import ToldGraph, tell, unlifted
 from tokexport.graph_passes.onnx_passes.choose_forms import Forms
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.graph_passes.torch_passes.widen_half import half_lines
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.loading import open_runner
 from tokexport.runtimes.manifest import Manifest, TensorSpec
 
@@ -156,26 +158,74 @@ class ToldHops:
         hop = "artifact" if native else "without kernels"
 
         def run(batches: Batches) -> dict[str, Array]:
-            way = self._way
-            folder = way.folder_for(hop)
-            told = replace(
-                manifest,
-                runtime=build(way.target, way.lowered, folder, way.arithmetic.precision),
-                inputs=tuple(_specs(batches.names, way.told.module, "placeholder")),
-                outputs=tuple(_specs(way.results, way.told.module, "output")),
-            )
-            with open_runner(folder, told, native=native) as runner:
+            with self._told_artifact(manifest, hop, batches.names) as runner:
                 return hops.run_artifact(runner, batches)
 
         return self._ask(hop, run, failed)
 
-    def _ask(self, hop: str, run: RunTold, failed: Sequence[int]) -> ToldRun:
-        tolerance = self._proof.score_tolerance(hop)
+    def own_decisions(self, manifest: Manifest | None, rows: Sequence[int]) -> Mapping[str, Array]:
+        """Returns what the rewritten graph answers in eager on what the last step decides itself.
+
+        The step is told its own decisions until they no longer change: the first is its own at
+        once, and each time one more behind it.
+
+        Args:
+            manifest: That of the artifact; None where the lowered ONNX is the last step.
+            rows: The batches.
+
+        Returns:
+            Its outputs (rows, …) by name; none where its decisions do not settle.
+        """
+        told = self._way.told
+        search = self._search("artifact")
+        given = {name: search.eager_values(told, rows)[name] for name in told.told}
+        names = (*self._batches.names, *told.told)
+        with ExitStack() as stack:
+            if manifest is not None:
+                entered = self._told_artifact(manifest, "artifact", names)
+                run = partial(hops.run_artifact, stack.enter_context(entered))
+            else:
+                run = partial(hops.run_lowered, self._way.lowered, arithmetic=self._way.arithmetic)
+            for _ in range(len(told.decisions) + 2):
+                found = run(batches=selected(self._batches, rows, given))
+                own = {
+                    name: found[decision.own[position]]
+                    for decision in told.decisions
+                    for position, name in decision.told.items()
+                }
+                if all(np.array_equal(own[name], given[name]) for name in given):
+                    batches = selected(self._batches, rows, given)
+                    answers = hops.run_graph(told.module, batches, self._way.results)
+                    return {name: answers[name] for name in told.outputs}
+                given = own
+        return {}
+
+    @contextmanager
+    def _told_artifact(
+        self, manifest: Manifest, hop: str, names: Sequence[str]
+    ) -> Iterator[Runner]:
+        """Opens an artifact that takes decisions, with inputs of these names."""
+        way = self._way
+        folder = way.folder_for(hop)
+        told = replace(
+            manifest,
+            runtime=build(way.target, way.lowered, folder, way.arithmetic.precision),
+            inputs=tuple(_specs(names, way.told.module, "placeholder")),
+            outputs=tuple(_specs(way.results, way.told.module, "output")),
+        )
+        with open_runner(folder, told, native=hop == "artifact") as runner:
+            yield runner
+
+    def _search(self, hop: str) -> TieSearch:
+        """Returns what tells the ties of a hop from errors."""
         within = partial(self._proof.within, hop)
         half = self._proof.is_narrowed(hop) or self._half
         samples = self._proof.steady.shape[1]
-        search = TieSearch(self._captured, self._batches, within, tolerance, half, samples)
-        return search.ask(self._way.told, run, failed)
+        tolerance = self._proof.score_tolerance(hop)
+        return TieSearch(self._captured, self._batches, within, tolerance, half, samples)
+
+    def _ask(self, hop: str, run: RunTold, failed: Sequence[int]) -> ToldRun:
+        return self._search(hop).ask(self._way.told, run, failed)
 
 
 def _specs(names: Sequence[str], module: GraphModule, op: str) -> Iterator[TensorSpec]:

@@ -212,7 +212,8 @@ def test_batches_outside_by_themselves_are_counted_and_kept() -> None:
     (hop,) = proof.hops
     assert (hop.passed, hop.outside) == (True, (3,))
     assert proof.steady.all()
-    rows, steady = kept_batches(proof, found)
+    kept = kept_batches(proof, found, lambda rows: {})
+    rows, steady = kept.rows, kept.steady
     assert rows == [0, 50, 100, 150]
     assert steady.all()
 
@@ -221,7 +222,8 @@ def test_a_near_tie_of_an_earlier_step_leaves_no_sample_of_int8_out() -> None:
     proof, found = with_errors(200, 3)
     proof.steady[50] = False
     proof.check("artifact", found)
-    rows, steady = kept_batches(proof, found)
+    kept = kept_batches(proof, found, lambda rows: {})
+    rows, steady = kept.rows, kept.steady
     assert rows == [0, 50, 100, 150]
     assert steady.shape == (4, 1)
     assert steady.all()
@@ -230,7 +232,7 @@ def test_a_near_tie_of_an_earlier_step_leaves_no_sample_of_int8_out() -> None:
 def test_the_bundle_carries_as_many_batches_as_the_gate_needs() -> None:
     proof, found = with_errors(200, 0, 50)
     proof.check("artifact", found)
-    rows, _ = kept_batches(proof, found)
+    rows = kept_batches(proof, found, lambda rows: {}).rows
     assert REFERENCE_BATCHES < len(rows) < 200
     assert {0, 50} <= {*rows}
     gate, few = proof.gates_of("artifact")["y"], [0, 50, 100, 150]

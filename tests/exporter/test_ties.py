@@ -252,6 +252,23 @@ def test_where_every_batch_holds_a_tie_the_other_samples_are_verified(
     assert (verified.batches, verified.left_out) == (2, 2)
 
 
+def test_where_every_sample_ties_the_bundle_is_verified_told_what_it_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = samples(2e-7, 1e-7, 0.0)
+    result = compile_with(monkeypatch, tmp_path, images, Nudge(1e-6))
+    assert result.status == "PASSED"
+    assert any("told what the artifact decides" in said for said in result.report.warnings)
+    reference = np.load(result.bundle / "reference.npz")
+    assert "steady" not in reference
+    with torch.no_grad():
+        eager = KeepsTheBest()(torch.from_numpy(reference["inputs/x"][:, 0])).numpy()
+    assert np.abs(reference["outputs/output"][:, 0] - eager).max() > 1e-2
+    verified = verify_bundle(result.bundle)
+    assert verified.passed
+    assert (verified.batches, verified.left_out) == (3, 0)
+
+
 def test_a_tie_in_one_sample_excuses_no_error_in_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
