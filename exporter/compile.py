@@ -45,12 +45,13 @@ from tokexport.exporter.stages import StageFolder
 from tokexport.exporter.token_cap import under_cap
 from tokexport.exporter.told_hops import ToldHops, ToldWay
 from tokexport.exporter.tuning import tune
+from tokexport.exporter.worker.process import WORKER
+from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import NoDeviceError
-from tokexport.runtimes.loading import open_runner
 from tokexport.runtimes.manifest import (
     PASSED,
     Manifest,
@@ -114,6 +115,7 @@ def compile(
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     known: dict[str, Any] = _known_at_first(source, config)
     ops.register()
+    WORKER.start("ort", config.target)  # it gets ready while the model is traced
     with ExitStack() as stack:
         stage = stack.enter_context(checklist).stage
         bundle = stack.enter_context(BundleWriter(config.output, config.force))
@@ -232,7 +234,10 @@ def compile(
         if config.target == "ort":
             del earlier["lowered"]  # this very file is the artifact
 
-        with _opened(bundle.path, manifest, config.threads) as (runner, why_not):
+        with (
+            kept.explain(),
+            _opened(bundle.path, manifest, lowered, config.threads) as (runner, why_not),
+        ):
             if runner is None:
                 known["not_run_reason"] = why_not
                 _require_no_run(config, why_not)
@@ -248,7 +253,9 @@ def compile(
                 with stage("verify"):
                     again = None if config.precision == "int8" else partial(told.artifact, manifest)
                     if runner.runtime.details.get("kernel_calls"):
-                        with open_runner(bundle.path, manifest, native=False) as without:
+                        with open_in_worker(
+                            bundle.path, manifest, onnx=lowered, native=False
+                        ) as without:
                             found = hops.run_artifact(without, batches)
                         tell = again and partial(again, native=False)
                         proof.check("without kernels", found, tell)
@@ -344,11 +351,11 @@ def _report_on_failure(known: dict[str, Any], checklist: Checklist) -> Iterator[
 
 @contextmanager
 def _opened(
-    folder: Path, manifest: Manifest, threads: int | None
+    folder: Path, manifest: Manifest, lowered: Path, threads: int | None
 ) -> Iterator[tuple[Runner | None, str]]:
     """Opens the artifact, or says why this machine has no device that an engine runs on."""
     try:
-        runner = open_runner(folder, manifest, threads=threads)
+        runner = open_in_worker(folder, manifest, onnx=lowered, threads=threads)
     except NoDeviceError as error:
         yield None, error.what
         return

@@ -21,13 +21,13 @@ from tokexport.exporter.emit import emit
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.parity import Proof, ToldRun
 from tokexport.exporter.ties import RunTold, TieSearch, selected
+from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import ToldGraph, tell, unlifted
 from tokexport.graph_passes.onnx_passes.choose_forms import Forms
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array, Runner
-from tokexport.runtimes.loading import open_runner
 from tokexport.runtimes.manifest import Manifest, TensorSpec
 
 
@@ -213,7 +213,8 @@ class ToldHops:
             inputs=tuple(_specs(names, way.told.module, "placeholder")),
             outputs=tuple(_specs(way.results, way.told.module, "output")),
         )
-        with open_runner(folder, told, native=hop == "artifact") as runner:
+        is_native = hop == "artifact"
+        with open_in_worker(folder, told, onnx=way.lowered, native=is_native) as runner:
             yield runner
 
     def _search(self, hop: str) -> TieSearch:

@@ -70,6 +70,7 @@ class Opening:
             "runtime": RuntimeInfo(**given["runtime"]),
             "inputs": specs_of(given["inputs"]),
             "outputs": specs_of(given["outputs"]),
+            "input_ranges": {name: tuple(ends) for name, ends in given["input_ranges"].items()},
         }
         return replace(opening, manifest=Manifest(**{**given, **read}))
 

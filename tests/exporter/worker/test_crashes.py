@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from helpers.cli import MODELS, compile_model, refusal, tokexport
-from helpers.deadly_models import X, endless, gather_of_no_rows, saved
+from helpers.deadly_models import X, endless, endless_model, gather_of_no_rows, saved
 from onnx import helper
 
 from tokexport.exporter.build import build
@@ -98,6 +98,16 @@ class PlantGather(Plant):
         return [gather, ir.node("Concat", [rows, gather.outputs[0]], {"axis": 1}, name="joined")]
 
 
+class PlantLoop(Plant):
+    """Turns the rows' sign in a loop that does not end."""
+
+    def nodes(self, graph: ir.Graph, rows: ir.Value) -> list[ir.Node]:
+        (loop,) = (node for node in ir.from_proto(endless_model()).graph if node.op_type == "Loop")
+        body = loop.attributes["body"].as_graph()
+        rounds = self.constant(graph, "rounds", np.array(2**62))
+        return [ir.node("Loop", [rounds, None, rows], {"body": body.clone()}, name="planted")]
+
+
 def plant(monkeypatch: pytest.MonkeyPatch, target: str, planted: Plant) -> None:
     passes = pipelines.LOWER[target]
     wrong = (*passes[:-1], planted, passes[-1])  # lines are cleared last
@@ -116,6 +126,21 @@ def test_a_compile_ends_in_exit_code_4_and_leaves_nothing(
         *("Node planted, operator GatherND", "  From ", "cli_models.py:", "in forward"),
     )
     assert "another way" in message
+    assert [*output.iterdir(), *temporary.glob("tokexport*")] == []
+
+
+def test_a_compile_that_does_not_end_is_exit_code_5(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, "ort", PlantLoop())
+    monkeypatch.setenv(VARIABLE, "2")
+    output = tmp_path / "outputs"
+    output.mkdir()
+    refusal(
+        *(compile_model(f"{MODELS}:with_inputs", output / "out"), 5, output),
+        *("ONNX Runtime did not end running the model within 2 s.", "Node planted, operator Loop"),
+        *("  From ", "cli_models.py:", VARIABLE),
+    )
     assert [*output.iterdir(), *temporary.glob("tokexport*")] == []
 
 
