@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -60,31 +60,37 @@ class EdgeProof:
         self._precision, self._narrowed = config.precision, narrowed_hops(config)
         self._atol = config.atol
         self._first = {name: batches.arrays[name][0] for name in batches.names}
-        self._samples_outputs = outputs
         self._samples = specs[0].shape[0] if specs[0].shape else 1
         self._tables = tables_of(captured, batches)
         self._not_finite: dict[str, str] = {}
         self._why_not = _why_not(config, cap)
         seed = config.seed + _OTHER_SEED
         kinds = {} if self._why_not else edge_inputs(specs, self._first, self._tables, seed)
-        self._outputs: dict[str, list[Array]] = {}
-        taken = {kind: batch for kind, batch in kinds.items() if self._answers(kind, batch)}
-        self._batches = _joined(batches.names, taken)
+        self._shapes = {name: array.shape[1:] for name, array in outputs.items()}
+        answers = self._answers(_joined(batches.names, kinds))
+        if answers is None:  # some of them say nothing: which, each by itself tells
+            alone = {
+                kind: self._answers(_joined(batches.names, {kind: kinds[kind]})) for kind in kinds
+            }
+            kinds = {kind: kinds[kind] for kind, found in alone.items() if found is not None}
+            answers = _stacked([found for found in alone.values() if found is not None])
+        self._outputs = answers
+        self._batches = _joined(batches.names, kinds)
 
-    def _answers(self, kind: str, batch: Mapping[str, Array]) -> bool:
-        """Runs a kind of inputs in eager, and notes why it says nothing where it does not."""
+    def _answers(self, batches: Batches) -> dict[str, Array] | None:
+        """Runs inputs in eager; None where it does not answer, and a single kind is noted then."""
+        if not len(batches):
+            return {}
         try:
-            found = run_reference(self._model, _joined(tuple(batch), {kind: batch}), twice=False)
+            outputs = run_reference(self._model, batches, twice=False).outputs
+            if {name: array.shape[1:] for name, array in outputs.items()} == self._shapes:
+                return outputs
+            why = "its outputs have other shapes there"
         except ExporterError as error:
-            self._not_finite[kind] = error.what
-            return False
-        shapes = {name: array.shape[1:] for name, array in found.outputs.items()}
-        if shapes != {name: array.shape[1:] for name, array in self._samples_outputs.items()}:
-            self._not_finite[kind] = "its outputs have other shapes there"
-            return False
-        for name, array in found.outputs.items():
-            self._outputs.setdefault(name, []).append(array[0])
-        return True
+            why = error.what
+        if len(batches) == 1:
+            self._not_finite[batches.kinds[0]] = why
+        return None
 
     def hold(
         self,
@@ -106,12 +112,11 @@ class EdgeProof:
             ParityError: It answers otherwise; the first step that does is named.
         """
         if self._outputs:
-            outputs = {name: np.stack(rows) for name, rows in self._outputs.items()}
-            proof = self._proof(outputs, self._batches)
+            proof = self._proof(self._outputs, self._batches)
             try:
                 proof.check(hop, run(self._batches), again(self._batches, proof))
             except ParityError:
-                blame = self._proof(outputs, self._batches)
+                blame = self._proof(self._outputs, self._batches)
                 for name, run_earlier in earlier.items():
                     blame.check(name, run_earlier(self._batches))
                 raise
@@ -177,6 +182,12 @@ def _why_not(config: CompileConfig, cap: TokenCapUse | None) -> str:
     if config.precision == "int8":
         return "the gate of int8 is one over all samples"
     return "other inputs may not fit under the cap" if cap is not None else ""
+
+
+def _stacked(outputs: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Joins outputs (batches, …) of several runs."""
+    names = outputs[0] if outputs else ()
+    return {name: np.concatenate([each[name] for each in outputs]) for name in names}
 
 
 def _joined(names: tuple[str, ...], kinds: Mapping[str, Mapping[str, Array]]) -> Batches:
