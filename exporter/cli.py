@@ -27,6 +27,7 @@ from tokexport.exporter.cli_options import (
     Quantization,
     Recipe,
     Restore,
+    Samples,
     Seed,
     Target,
     Threads,
@@ -64,6 +65,7 @@ def compile_command(
     ] = None,
     code_path: CodePath = None,
     inputs: Inputs = None,
+    samples: Samples = None,
     input_shape: InputShape = None,
     batch: Annotated[
         int | None, typer.Option(help="Samples that the artifact takes at once.")
@@ -126,6 +128,7 @@ def compile_command(
                 output=output or Path(default_name(source, target)),
                 progress=checklist,
                 inputs=inputs,
+                samples=samples,
                 input_shape=None if input_shape is None else parse_shape(input_shape, batch),
                 batch=batch,
                 reduce=reduce,

@@ -26,6 +26,9 @@ Inputs = Annotated[
         "holds their classes."
     ),
 ]
+Samples = Annotated[
+    int | None, typer.Option(help="Use this many samples of --inputs, evenly spaced.")
+]
 InputShape = Annotated[
     str | None, typer.Option(help="Shape of the only input, batch first: 1,3,224,224.")
 ]

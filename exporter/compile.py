@@ -98,8 +98,8 @@ def compile(
         output: The folder that becomes the bundle.
         progress: Shows the stages; silent without one.
         options: Further fields of ``CompileConfig``, as ``CompileOptions`` types them:
-            inputs, input_shape, batch, reduce, restore, precision, quantization, atol, seed,
-            min_speedup, require_run, keep_stages, force, drop_noise, token_cap, timed, tune,
+            inputs, samples, input_shape, batch, reduce, restore, precision, quantization, atol,
+            seed, min_speedup, require_run, keep_stages, force, drop_noise, token_cap, timed, tune,
             threads.
 
     Raises:
@@ -130,6 +130,7 @@ def compile(
 
         with stage("reference"):
             given, inputs, batches = prepare(source, config)
+            batches = replace(batches, watch=checklist.counted)
             size = inputs[0].shape[0] if inputs[0].shape else 1
             batches, known["token_cap"] = under_cap(given, batches, size, config.token_cap)
             known |= {"inputs": batches.origin, "samples": batches.samples, "batches": len(batches)}

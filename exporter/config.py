@@ -31,12 +31,14 @@ class InputConfig:
 
     Attributes:
         inputs: A file of real samples; without it inputs are drawn from ``seed``.
+        samples: How many of them are used, evenly spaced; None uses all.
         input_shape: The shape of the only input, batch first, where the source does not tell it.
         batch: The number of samples the model takes at once; replaces what the source says.
         seed: The seed of synthetic inputs.
     """
 
     inputs: str | Path | None = None
+    samples: int | None = None
     input_shape: tuple[int, ...] | None = None
     batch: int | None = None
     seed: int = 0
@@ -48,6 +50,13 @@ class InputConfig:
         if not isinstance(self.inputs, Path | None):
             raise UsageError(
                 f"The inputs are a {type(self.inputs).__name__}.", fix="Pass the path of a file."
+            )
+        if self.samples is not None and not _is_count(self.samples):
+            raise UsageError(f"--samples is {self.samples}.", fix="Pass a number of 1 or more.")
+        if self.samples is not None and self.inputs is None:
+            raise UsageError(
+                "--samples says how many samples of --inputs are used, and there is no --inputs.",
+                fix="Pass --inputs too, or leave --samples out.",
             )
         if self.batch is not None and not _is_count(self.batch):
             raise UsageError(f"The batch is {self.batch}.", fix="Pass a batch of 1 or more.")
@@ -200,6 +209,7 @@ class CompileOptions(TypedDict, total=False):
     """The fields of ``CompileConfig`` that have a default, as keywords of ``compile``."""
 
     inputs: str | Path | None
+    samples: int | None
     input_shape: tuple[int, ...] | None
     batch: int | None
     seed: int

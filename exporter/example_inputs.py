@@ -74,7 +74,8 @@ def prepare(
     model = FlatModel(source.model, spec)
     batch = specs[0].shape[0] if specs[0].shape else 1
     if config.inputs is not None:
-        return model, specs, read_inputs(Path(config.inputs), specs, batch)
+        path = Path(config.inputs)
+        return model, specs, read_inputs(path, specs, batch, config.samples)
     drawn = synthetic_inputs(specs, SYNTHETIC_BATCHES, config.seed)
     if source.example_args is None and not source.example_kwargs:
         return model, specs, drawn

@@ -31,6 +31,7 @@ from tokexport.runtimes.comparison import (
     channel_spreads,
     compare,
     relative_error,
+    scale_of,
     spread,
     unexplained_top1,
 )
@@ -229,7 +230,6 @@ def set_gates(
     atol: float | None,
     *,
     batch: int = 1,
-    advice: str = "",
 ) -> dict[str, Gate]:
     """Returns the gate of every output.
 
@@ -240,25 +240,24 @@ def set_gates(
         atol: An absolute tolerance that the person asked for; it replaces the default of floating
             outputs. Whole numbers and booleans must be equal.
         batch: How many samples a batch has: the leading axis of outputs that have one of that size.
-        advice: What to do where a step leaves the gate.
     """
     gates = {}
     for name, expected in outputs.items():
-        scale = compare(expected, expected).scale
+        scale = scale_of(expected)
         if expected.dtype.kind in "iub":
             gate = Gate(0.0, None, scale, "whole numbers are equal or they are not")
         elif precision == "int8" and atol is None:
             least = FP32_FLOOR * scale
             gate = _over_all_samples(expected, rounding[name].error(scale), scale, least, batch)
         else:
-            gate = _local_gate(expected, rounding[name], precision)
+            gate = _local_gate(expected, scale, rounding[name], precision)
             if atol is not None:
                 gate = _absolute(gate, rounding[name], atol)
-        gates[name] = replace(gate, advice=advice)
+        gates[name] = gate
     return gates
 
 
-def _local_gate(expected: Array, rounding: LocalRounding, precision: str) -> Gate:
+def _local_gate(expected: Array, scale: float, rounding: LocalRounding, precision: str) -> Gate:
     """Returns the gate that holds every value to its own neighbourhoods."""
     half = HALF_TYPES.get(precision)
     floor = FP32_FLOOR if half is None else REDUCED_PRECISION_TOLERANCE[precision]
@@ -269,7 +268,6 @@ def _local_gate(expected: Array, rounding: LocalRounding, precision: str) -> Gat
         reason = f"{floor:g} of the scale of its neighbourhood, or 2 × what {precision} does there"
     if rounding.why_not:
         reason += f"; no float64 run, {rounding.why_not}"
-    scale = compare(expected, expected).scale
     allowed, noise = rounding.limits(expected, noise, floor, half or "float32")
     return Gate(
         floor,

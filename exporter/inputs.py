@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from tokexport.exporter.errors import InputError, UsageError, listed
 from tokexport.runtimes.manifest import TensorSpec
 
 LABELS = "labels"
+#: Passes so many things on, one by one, and may show how many are done.
+Watch = Callable[[Iterable[int], int], Iterator[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,7 @@ class Batches:
         labels: The class of every real sample, (samples,) integers; None when not given.
         origin: Where the values come from, a clause for the report.
         kinds: What kind of inputs every batch is: ``samples``, ``zeros``; empty where all are one.
+        watch: Sees every batch pass: a person may want to know how long it takes.
     """
 
     names: tuple[str, ...]
@@ -45,6 +48,7 @@ class Batches:
     labels: np.ndarray | None
     origin: str
     kinds: tuple[str, ...] = ()
+    watch: Watch = lambda many, count: iter(many)
 
     def __len__(self) -> int:
         """Returns the number of batches."""
@@ -59,11 +63,13 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Yields every batch as the model takes it: each input's (N, …) by its name."""
-        for index in range(len(self)):
+        for index in self.watch(range(len(self)), len(self)):
             yield {name: self.arrays[name][index, ...] for name in self.names}
 
 
-def read_inputs(path: Path, specs: Sequence[TensorSpec], batch: int) -> Batches:
+def read_inputs(
+    path: Path, specs: Sequence[TensorSpec], batch: int, samples: int | None = None
+) -> Batches:
     """Reads the samples of a file and cuts them into batches of ``batch``.
 
     The file is an ``.npz`` with one array per input, by the input's name and in any order, and
@@ -75,6 +81,8 @@ def read_inputs(path: Path, specs: Sequence[TensorSpec], batch: int) -> Batches:
         path: The file.
         specs: The model's inputs; the shapes include the batch.
         batch: The number of samples the model takes at once, N.
+        samples: How many samples of the file to take, evenly spaced from the first on; all without
+            it, or where there are no more.
 
     Returns:
         The batches, in the order of the file.
@@ -89,24 +97,26 @@ def read_inputs(path: Path, specs: Sequence[TensorSpec], batch: int) -> Batches:
     per_sample = {spec.name for spec in specs if spec.shape[:1] == (batch,)}
     for spec in specs:
         _check_shape(named[spec.name], spec, spec.name in per_sample)
-    samples = _count_samples({name: named[name] for name in named if name in per_sample}, path)
+    count = _count_samples({name: named[name] for name in named if name in per_sample}, path)
     if labels is not None:
-        _check_labels(labels, samples)
+        _check_labels(labels, count)
+    taken = evenly_spaced(count, samples or count)
     arrays: dict[str, np.ndarray] = {}
     for spec in specs:
         values = _fit_dtype(named.pop(spec.name), spec)
         _check_finite(values, spec.name)
         if spec.name in per_sample:
-            arrays[spec.name] = _cut(values, batch)
+            arrays[spec.name] = _cut(values[taken], batch)
         else:
-            arrays[spec.name] = np.stack([values] * -(-samples // batch))
-    noun = "sample" if samples == 1 else "samples"
+            arrays[spec.name] = np.stack([values] * -(-len(taken) // batch))
+    whole = f"{len(taken)} of {count}" if len(taken) < count else f"{count}"
+    noun = "sample" if count == 1 else "samples"
     return Batches(
         names=tuple(spec.name for spec in specs),
         arrays=arrays,
-        samples=samples,
-        labels=None if labels is None else labels.astype(np.int64),
-        origin=f"{samples} {noun} of {path.name}",
+        samples=len(taken),
+        labels=None if labels is None else labels[taken].astype(np.int64),
+        origin=f"{whole} {noun} of {path.name}",
     )
 
 
@@ -353,6 +363,12 @@ def _check_finite(array: np.ndarray, name: str) -> None:
         where=f"First at {name}[{', '.join(map(str, index))}]",
         fix="Clean the data (numpy.nan_to_num), or leave the sample out.",
     )
+
+
+def evenly_spaced(count: int, wanted: int) -> list[int]:
+    """Returns which of ``count`` things to take, from the first on; all where there are less."""
+    wanted = min(count, wanted)
+    return [index * count // wanted for index in range(wanted)]
 
 
 def _cut(array: np.ndarray, batch: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gate_warnings import spread_warnings
 from tokexport.exporter.gates import Gate, over_all_gates
+from tokexport.exporter.inputs import evenly_spaced
 from tokexport.exporter.local_rounding import stored
 from tokexport.exporter.parity import Proof
 from tokexport.runtimes.base import Array
@@ -96,13 +97,14 @@ def kept_batches(
     if not proof.holds_over_all(hop):
         for steady in (proof.steady.all(axis=1), proof.steady.any(axis=1)):
             if steady.any():
-                rows = _spaced(np.flatnonzero(steady).tolist(), REFERENCE_BATCHES)
+                every = np.flatnonzero(steady).tolist()
+                rows = [every[place] for place in evenly_spaced(len(every), REFERENCE_BATCHES)]
                 return Kept(rows, proof.steady[rows], _rows_of(proof.expected, rows))
-        return _told(proof, found, own, _spaced(list(range(count)), REFERENCE_BATCHES))
-    every, wanted = list(range(count)), REFERENCE_BATCHES
-    while wanted < count and not proof.holds_on(hop, found, _spaced(every, wanted)):
+        return _told(proof, found, own, evenly_spaced(count, REFERENCE_BATCHES))
+    wanted = REFERENCE_BATCHES
+    while wanted < count and not proof.holds_on(hop, found, evenly_spaced(count, wanted)):
         wanted *= 2
-    rows = _spaced(every, wanted)
+    rows = evenly_spaced(count, wanted)
     return Kept(rows, np.ones_like(proof.steady[rows]), _rows_of(proof.expected, rows))
 
 
@@ -152,10 +154,3 @@ def kept_noise(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array]:
         if gate.noise is not None
         for part, array in stored(gate.noise, rows, gate.samples)
     }
-
-
-def _spaced(rows: list[int], count: int) -> list[int]:
-    """Returns ``count`` of some rows, evenly spaced from the first on; all where there are less."""
-    if count >= len(rows):
-        return rows
-    return [rows[index * len(rows) // count] for index in range(count)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from torch.fx import GraphModule
@@ -61,11 +61,12 @@ def measured_gates(
     rounding = measure_rounding(captured, batches, outputs, rows, half)
     by_chance = local_rounding(outputs, rounding, batches, samples, with_float64=False)
     whole = local_rounding(outputs, rounding, batches, samples)
-    return MeasuredGates(
-        set_gates(outputs, by_chance, "fp32", atol, batch=samples),
-        set_gates(outputs, whole, "fp32", atol, batch=samples),
-        set_gates(outputs, whole, precision, atol, batch=samples, advice=advice),
-    )
+    captured_gates = set_gates(outputs, by_chance, "fp32", atol, batch=samples)
+    fp32 = narrowed = set_gates(outputs, whole, "fp32", atol, batch=samples)
+    if precision != "fp32":
+        narrowed = set_gates(outputs, whole, precision, atol, batch=samples)
+    advised = {name: replace(gate, advice=advice) for name, gate in narrowed.items()}
+    return MeasuredGates(captured_gates, fp32, advised)
 
 
 def require_steady(gates: MeasuredGates, half: bool) -> None:

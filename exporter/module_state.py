@@ -13,6 +13,7 @@ import functools
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -28,11 +29,43 @@ _OF_PYTHON: Final = {
 _NOT_OURS: Final = {"torch", "abc", "typing", "builtins"}
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """A module tree in evaluation mode, and what it was before.
+
+    Attributes:
+        memory: What the tree held, however deep.
+    """
+
+    memory: ObjectMemory
+    _modules: list[nn.Module]
+    _attributes: dict[type, dict[str, Any]]
+    _caches: list[tuple[Any, int]]
+
+    def begin_again(self) -> None:
+        """Puts everything back but the mode, so that the next run meets what the first one met."""
+        self._give_back()
+        self._set_mode()
+
+    def _set_mode(self) -> None:
+        for module in self._modules:
+            module.training = False
+
+    def _give_back(self) -> None:
+        self.memory.give_back()
+        for kind, held in self._attributes.items():
+            _give_back_attributes(kind, held)
+        for cache, size in self._caches:
+            if cache.cache_info().currsize != size:
+                cache.cache_clear()  # what a trace put there is of no use to anyone
+
+
 @contextmanager
-def evaluation(model: nn.Module, *, weights: bool = False) -> Iterator[ObjectMemory]:
+def evaluation(model: nn.Module, *, weights: bool = False) -> Iterator[Evaluation]:
     """Puts the module tree in evaluation mode, and everything back as it was on leaving.
 
-    The flags are set one by one: the module of an exported program refuses ``eval()``.
+    The flags are set one by one: the module of an exported program refuses ``eval()``. To look at a
+    large model takes as long as some of its layers, so several runs share one evaluation.
 
     Args:
         model: The module; what it holds, however deep, is remembered by its content.
@@ -44,18 +77,12 @@ def evaluation(model: nn.Module, *, weights: bool = False) -> Iterator[ObjectMem
     memory = ObjectMemory(weights=weights)
     memory.take([model, *_hooks_on_all_modules()])
     memory.take(value for held in attributes.values() for value in held.values())
-    caches = _caches(classes)
-    for module in modules:
-        module.training = False
+    entered = Evaluation(memory, modules, attributes, _caches(classes))
+    entered._set_mode()
     try:
-        yield memory
+        yield entered
     finally:
-        memory.give_back()
-        for kind, held in attributes.items():
-            _give_back_attributes(kind, held)
-        for cache, size in caches:
-            if cache.cache_info().currsize != size:
-                cache.cache_clear()  # what a trace put there is of no use to anyone
+        entered._give_back()
 
 
 def _classes_of(modules: list[nn.Module]) -> list[type]:

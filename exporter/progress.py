@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
-from typing import Self
+from typing import Final, Self, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
+
+T = TypeVar("T")
+#: How many of many things pass before the time left is told: the first takes longer than others.
+_PASSED_FIRST: Final = 3
 
 
 class _State(Enum):
@@ -27,6 +31,29 @@ class _State(Enum):
 
 
 @dataclass
+class _Count:
+    """How many of many things a stage has done; ``since`` is when the first of them was."""
+
+    all: int
+    done: int = 0
+    since: float = 0.0
+
+    def add(self, now: float) -> None:
+        """Counts one more."""
+        self.done += 1
+        if self.done == 1:
+            self.since = now
+
+    def text(self, now: float) -> str:
+        """Says how many are done, and how long the others take; '' before that can be told."""
+        if not _PASSED_FIRST <= self.done < self.all:
+            return ""
+        left = (now - self.since) / (self.done - 1) * (self.all - self.done)
+        told = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+        return f"  {self.done} of {self.all}, about {told} left"
+
+
+@dataclass
 class _Stage:
     """One row; the seconds are those before ``begun``, which is None while its time stands."""
 
@@ -34,6 +61,7 @@ class _Stage:
     state: _State = _State.RUNNING
     seconds: float = 0.0
     begun: float | None = None
+    count: _Count | None = None
 
     def begin(self, now: float) -> None:
         """Lets its time run."""
@@ -127,6 +155,26 @@ class Checklist:
             if self._open:
                 self._open[-1].begin(now)
 
+    def counted(self, many: Iterable[T], count: int) -> Iterator[T]:
+        """Passes things on, and shows in the row of the stage how many it has done.
+
+        Args:
+            many: The things; the stage is done with one when it asks for the next.
+            count: How many there are.
+        """
+        if not self._shown or not self._open:
+            yield from many
+            return
+        stage, own = self._open[-1], _Count(count)
+        stage.count = own
+        try:
+            for one in many:
+                yield one
+                own.add(self._clock())
+        finally:
+            if stage.count is own:
+                stage.count = None
+
     def _table(self) -> RenderableType:
         table = Table.grid(padding=(0, 1))
         table.add_column(width=1)
@@ -137,8 +185,9 @@ class Checklist:
         for stage in list(self._stages.values()):
             mark, plain_mark, style = stage.state.value
             if stage.state is _State.RUNNING:
-                seconds = stage.seconds_at(self._clock())
-                table.add_row(self._spinner, Text(stage.name), Text(f"{seconds:.1f} s", "dim"))
+                now, count = self._clock(), stage.count
+                note = f"{stage.seconds_at(now):.1f} s" + (count.text(now) if count else "")
+                table.add_row(self._spinner, Text(stage.name), Text(note, "dim"))
                 continue
             note = f"{stage.seconds:.1f} s"
             if stage.state is not _State.DONE:

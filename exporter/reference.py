@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from tokexport.exporter.module_state import evaluation, parameter_versions
 from tokexport.exporter.outputs import Constant
 from tokexport.exporter.unbacked import FIX
 from tokexport.runtimes.base import Array
+from tokexport.runtimes.neighbourhoods import within_local_floor
+
+#: How far a second run may be off, as a share of the scale of each value's own neighbourhood.
+REPEATS: Final = 1e-6
 
 
 @dataclass(frozen=True)
@@ -58,22 +62,20 @@ def run_reference(model: FlatModel, batches: Batches, *, twice: bool = True) -> 
         ModelNotSupportedError: The model fails in eager, or rewrites its own weights in eval.
     """
     versions = parameter_versions(model)
-    rows: list[dict[str, Array]] = []
-    constants: dict[str, Constant] = {}
-    for position, batch in enumerate(batches):
-        outputs, found = _run(model, tensors_of(batch), None if rows else versions)
-        if position == 0:
-            constants = found
+    every = iter(batches)
+    first = next(every)
+    outputs, constants = _first_run(model, tensors_of(first), versions)
+    rows = [outputs]
+    if twice or len(batches) > 1:
+        with evaluation(model) as entered:
             if twice:
-                _check_repeats(model, tensors_of(batch), outputs, found)
-        elif found != constants:
-            raise ModelNotSupportedError(
-                "The numbers that the model returns beside its tensors depend on the input.",
-                where=f"First batch: {constants}; batch {position}: {found}.",
-                fix="Return tensors, or leave these out.",
-            )
-        rows.append(outputs)
-        _check_shapes(rows[0], outputs, position)
+                _check_repeats(_run(model, tensors_of(first)), (outputs, constants))
+            for position, batch in enumerate(every, start=1):
+                entered.begin_again()
+                outputs, found = _run(model, tensors_of(batch))
+                _check_constants(constants, found, position)
+                rows.append(outputs)
+                _check_shapes(rows[0], outputs, position)
     _require_same_weights(model, versions)
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     _check_finite(stacked)
@@ -99,28 +101,36 @@ def _weights(model: FlatModel) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _run(
-    model: FlatModel, tensors: Sequence[Tensor], versions: dict[str, Any] | None = None
-) -> tuple[dict[str, Array], dict[str, Constant]]:
-    """Runs the model; with ``versions`` it is held to them, and its weights are put back too."""
-    with evaluation(model, weights=versions is not None) as memory, torch.no_grad():
-        try:
+#: What a run gave: tensors by name, and what was no tensor.
+_Answer: TypeAlias = tuple[dict[str, Array], dict[str, Constant]]
+
+
+def _first_run(model: FlatModel, tensors: Sequence[Tensor], versions: dict[str, Any]) -> _Answer:
+    """Runs the model and holds it to its versions; its weights are put back too."""
+    with evaluation(model, weights=True) as entered:
+        answer = _run(model, tensors)
+    _require_same_weights(model, versions)
+    written = set(map(id, entered.memory.rewritten))
+    _refuse_rewriting([name for name, one in _weights(model) if id(one) in written])
+    return answer
+
+
+def _run(model: FlatModel, tensors: Sequence[Tensor]) -> _Answer:
+    """Runs a model in evaluation mode; copies what it gives, which may be state of its own."""
+    try:
+        with torch.no_grad():
             outputs, constants = model.named_outputs(*tensors)
-        except ExporterError:
-            raise
-        except (Exception, SystemExit) as error:
-            line = raised_at(error)
-            shapes = ", ".join(_shape(name, tensor) for name, tensor in _named(model, tensors))
-            raise ModelNotSupportedError(
-                f"The model fails on these inputs: {type(error).__name__}: {error}",
-                where=f"Inputs: {shapes}." + (f"\nAt {line}" if line else ""),
-                fix="Give inputs that fit it: --input-shape, --inputs, or example inputs returned "
-                "by the factory.",
-            ) from error
-    if versions is not None:
-        _require_same_weights(model, versions)
-        written = set(map(id, memory.rewritten))
-        _refuse_rewriting([name for name, one in _weights(model) if id(one) in written])
+    except ExporterError:
+        raise
+    except (Exception, SystemExit) as error:
+        line = raised_at(error)
+        shapes = ", ".join(_shape(name, tensor) for name, tensor in _named(model, tensors))
+        raise ModelNotSupportedError(
+            f"The model fails on these inputs: {type(error).__name__}: {error}",
+            where=f"Inputs: {shapes}." + (f"\nAt {line}" if line else ""),
+            fix="Give inputs that fit it: --input-shape, --inputs, or example inputs returned "
+            "by the factory.",
+        ) from error
     return {name: _array(name, tensor) for name, tensor in outputs.items()}, constants
 
 
@@ -147,22 +157,19 @@ def _array(name: str, tensor: Tensor) -> Array:
         ) from error
 
 
-def _check_repeats(
-    model: FlatModel,
-    tensors: Sequence[Tensor],
-    first: dict[str, Array],
-    constants: dict[str, Constant],
-) -> None:
-    second, again = _run(model, tensors)
-    same_names = list(first) == list(second) and constants == again
-    for name in first if same_names else ():
-        one, other = first[name], second[name]
-        if one.shape != other.shape or not np.allclose(
-            one, other, rtol=0, atol=1e-6 * _scale(one), equal_nan=True
-        ):
-            same_names = False
-            break
-    if not same_names:
+def _check_constants(first: dict[str, Constant], found: dict[str, Constant], position: int) -> None:
+    if found != first:
+        raise ModelNotSupportedError(
+            "The numbers that the model returns beside its tensors depend on the input.",
+            where=f"First batch: {first}; batch {position}: {found}.",
+            fix="Return tensors, or leave these out.",
+        )
+
+
+def _check_repeats(first: _Answer, second: _Answer) -> None:
+    (one, constants), (other, again) = first, second
+    same = constants == again and list(one) == list(other)
+    if not same or not all(_repeats(array, other[name]) for name, array in one.items()):
         raise NotRepeatableError(
             "The model gives another answer when it runs again on the same input.",
             fix="Take the random numbers out of eval mode, so that there is one answer to be held "
@@ -170,11 +177,15 @@ def _check_repeats(
         )
 
 
-def _scale(array: Array) -> float:
-    """Returns the largest finite absolute value of a floating array; 0 of any other."""
-    if array.dtype.kind not in "fc":
-        return 0.0
-    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
+def _repeats(one: Array, other: Array) -> bool:
+    """Tells whether two runs gave the same: threads may add up in another order, and no more."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.dtype.kind != "f":
+        return bool(np.array_equal(one, other))
+    both = np.isnan(one) & np.isnan(other)  # a reference that holds NaN is refused by that name
+    one, other = (np.where(both, 0, each) for each in (one, other))
+    return within_local_floor(one, other, REPEATS)
 
 
 def _check_shapes(first: dict[str, Array], outputs: dict[str, Array], position: int) -> None:

@@ -112,7 +112,7 @@ def _compare_floating(reference: NDArray[Any], candidate: NDArray[Any]) -> Compa
     difference = np.where(finite, np.abs(candidate - reference), np.where(comparable, 0.0, np.inf))
     max_abs = float(difference.max(initial=0.0))
     filled = fills(reference) if reference.ndim else ~np.isfinite(reference)
-    scale = float(np.abs(reference[~filled]).max(initial=0.0))
+    scale = _scale(reference, filled)
     if reference.ndim:
         finite &= ~(filled & fills(candidate))
     return Comparison(
@@ -124,6 +124,17 @@ def _compare_floating(reference: NDArray[Any], candidate: NDArray[Any]) -> Compa
         relative=relative_error(max_abs, scale),
         rms=_rms(difference),
     )
+
+
+def scale_of(reference: NDArray[Any]) -> float:
+    """Returns the ``scale`` that a comparison with a reference has."""
+    if reference.dtype.kind in _EXACT_KINDS:
+        return 1.0
+    return _scale(reference, fills(reference) if reference.ndim else ~np.isfinite(reference))
+
+
+def _scale(reference: NDArray[Any], filled: NDArray[np.bool_]) -> float:
+    return float(np.abs(reference[~filled]).max(initial=0.0))
 
 
 def spread(reference: NDArray[Any], samples: int) -> float:

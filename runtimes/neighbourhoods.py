@@ -247,6 +247,31 @@ def worst(reference: NDArray[Any], candidate: NDArray[Any], allowed: Floats) -> 
     return Worst(float(share[index]), index, float(error[index]), float(allowed[index]))
 
 
+def within_local_floor(reference: NDArray[Any], candidate: NDArray[Any], floor: float) -> bool:
+    """Tells whether every value is off by no more than a share of its neighbourhood's scale.
+
+    Args:
+        reference: What is right, a floating output of any shape, samples first.
+        candidate: What is measured, of that shape.
+        floor: The share.
+    """
+    most = worst(reference, candidate, local_floor(reference, floor))
+    return most is None or most.share <= 1
+
+
+def local_floor(reference: NDArray[Any], floor: float) -> Floats:
+    """Returns a share of the smallest scale around each value of a floating output.
+
+    Args:
+        reference: The output, of any shape, samples first.
+        floor: The share.
+    """
+    flat = reference.reshape(1) if reference.ndim == 0 else reference
+    around = Neighbourhoods(flat)
+    still = Noise(tuple(np.zeros_like(scale) for scale in around.scales), np.zeros(len(flat)))
+    return around.allowed(still, floor).reshape(reference.shape)
+
+
 def differences(
     reference: NDArray[Any], candidate: NDArray[Any], allowed: Floats | None = None
 ) -> Floats:

@@ -164,7 +164,8 @@ class _Sweeping:
     ) -> None:
         self._source, self._config, self._checklist = source, config, checklist
         self._folder = folder
-        self._flat, _, self._batches = prepare(source, config)
+        self._flat, _, batches = prepare(source, config)
+        self._batches = replace(batches, watch=checklist.counted)
         self._runtime: RuntimeInfo | None = None
 
     def over(self, recipes: Sequence[Recipe], option: str, values: Sequence[Any]) -> Sweep:
@@ -242,6 +243,7 @@ class _Sweeping:
             target=config.target,
             output=self._folder / name,
             inputs=config.inputs,
+            samples=config.samples,
             input_shape=config.input_shape,
             batch=config.batch,
             seed=config.seed,

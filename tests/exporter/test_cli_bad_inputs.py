@@ -79,6 +79,8 @@ def test_files_that_hold_no_arrays(tmp_path: Path) -> None:
         ("with_inputs", ("--batch", "0"), ("The batch is 0.", "1 or more")),
         ("with_inputs", ("--atol", "-1"), ("--atol is -1.0.", "above 0")),
         ("with_inputs", ("--min-speedup", "nan"), ("--min-speedup is nan.",)),
+        ("with_inputs", ("--samples", "0"), ("--samples is 0.", "1 or more")),
+        ("with_inputs", ("--samples", "2"), ("there is no --inputs.", "leave --samples out")),
         ("with_inputs", ("--seed", "-3"), ("The seed is -3.", "0 or more")),
         (
             "with_inputs",

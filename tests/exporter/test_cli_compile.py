@@ -48,6 +48,16 @@ def test_samples_labels_and_a_batch_with_a_remainder(compiled: Compiled) -> None
         assert runner.inputs[0].shape == (2, 3, 12, 12)
 
 
+def test_some_samples_of_a_file_are_enough(compiled: Compiled, tmp_path: Path) -> None:
+    given = ("--inputs", compiled.inputs, "--samples", 3)
+    answer = compile_model(SOURCE, tmp_path / "out", *given)
+    assert answer.code == 0
+    assert "3 of 5 samples of data.npz" in answer.stdout
+    with np.load(compiled.inputs) as data, np.load(tmp_path / "out" / "reference.npz") as kept:
+        np.testing.assert_array_equal(kept["inputs/x"][:, 0], data["x"][[0, 1, 3]])
+    assert "(3 labelled samples)" in answer.stdout
+
+
 def test_the_summary_for_a_person(tmp_path: Path) -> None:
     output = tmp_path / ("a long name " * 12).strip()
     answer = compile_model(SOURCE, output)

@@ -29,9 +29,12 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
     random = np.random.default_rng(0)
     x = random.standard_normal((5, 3, 24, 24)) + 2 * random.standard_normal((5, 3, 1, 1))
     labels = np.array([1, 4, 1, 1, 4])
-    np.savez(folder / "data.npz", x=x.astype(np.float32), labels=labels)
-    answer = sweep(folder / "out", "--values", "0,6", "--inputs", folder / "data.npz", "--json")
+    doubled = {"x": np.repeat(x.astype(np.float32), 2, axis=0), "labels": np.repeat(labels, 2)}
+    np.savez(folder / "data.npz", **doubled)
+    given = ("--inputs", folder / "data.npz", "--samples", "5")
+    answer = sweep(folder / "out", "--values", "0,6", *given, "--json")
     assert answer.code == 0, answer
+    assert answer.json["inputs"] == "5 of 10 samples of data.npz"
     return folder / "out", answer
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,44 @@ def test_cuts_samples_into_batches_and_repeats_the_last(tmp_path: Path) -> None:
     np.testing.assert_array_equal(second, x[[4, 5, 5, 5]])
     np.testing.assert_array_equal(batches.labels, labels)
     assert batches.origin == "6 samples of data.npz"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rows", "origin"),
+    [
+        (3, [0, 3, 6], "3 of 10 samples of data.npz"),
+        (4, [0, 2, 5, 7], "4 of 10 samples of data.npz"),
+        (1, [0], "1 of 10 samples of data.npz"),
+        (10, [*range(10)], "10 samples of data.npz"),
+        (99, [*range(10)], "10 samples of data.npz"),
+    ],
+)
+def test_takes_some_samples_evenly_spaced_with_their_labels(
+    wanted: int, rows: list[int], origin: str, tmp_path: Path
+) -> None:
+    x, labels = images(10), np.arange(10)
+    mask = np.ones((2, 5), np.int64)
+    table = TensorSpec("mask", (2, 5), "int64")
+    path = saved(tmp_path, x=x, labels=labels, mask=mask)
+    batches = read_inputs(path, [IMAGE, table], 4, wanted)
+    assert (batches.samples, batches.origin) == (len(rows), origin)
+    padded = [*rows, *[rows[-1]] * (-len(rows) % 4)]
+    np.testing.assert_array_equal(batches.arrays["x"].reshape(-1, 3, 2, 2), x[padded])
+    np.testing.assert_array_equal(batches.arrays["mask"], [mask] * (len(padded) // 4))
+    np.testing.assert_array_equal(batches.labels, labels[rows])
+
+
+def test_whoever_watches_sees_every_batch_pass(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def watch(many: Iterable[int], count: int) -> Iterator[int]:
+        for one in many:
+            seen.append((one, count))
+            yield one
+
+    batches = replace(read_inputs(saved(tmp_path, x=images(10)), [IMAGE], 4), watch=watch)
+    assert len(list(batches)) == 3
+    assert seen == [(0, 3), (1, 3), (2, 3)]
 
 
 def test_reads_several_inputs_by_name_in_the_models_order(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 import tokexport
 from tokexport.exporter.capture import FlatModel, call_spec, capture
 from tokexport.exporter.errors import ModelNotSupportedError
+from tokexport.exporter.inputs import Batches
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.outputs import flatten
 from tokexport.exporter.process_state import process_unchanged
+from tokexport.exporter.reference import run_reference
 
 
 def look(one: Any, seen: dict[int, int] | None = None) -> Any:
@@ -392,6 +394,44 @@ def test_all_that_a_model_can_hold_is_put_back() -> None:
     with evaluation(model):
         pass
     assert _look_closer(model) == before
+
+
+def test_every_run_of_one_evaluation_meets_what_the_first_one_met() -> None:
+    model = Holder()
+    with evaluation(model) as entered:
+        first = _look_closer(model)
+        for _ in range(2):
+            model.change()
+            model.layer.train()
+            entered.begin_again()
+            assert _look_closer(model) == first
+            assert not model.layer.training
+    assert model.layer.training
+
+
+class Recounts(nn.Module):
+    """Keeps a count and its last answer, and gives both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = [0]
+        self.last = torch.zeros(3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.runs[0] += 1
+        self.last += x.sum(dim=0)
+        return x + self.runs[0], self.last
+
+
+def test_every_batch_of_the_reference_begins_with_the_model_as_it_was() -> None:
+    model = Recounts()
+    x = np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32)
+    batches = Batches(("x",), {"x": x}, 8, None, "")
+    flat = FlatModel(model, call_spec(model, (torch.zeros(2, 3),), {}))
+    added, last = run_reference(flat, batches).outputs.values()
+    np.testing.assert_array_equal(added, x + 1)
+    np.testing.assert_allclose(last, x.sum(axis=1), rtol=1e-6)
+    assert (model.runs, model.last.tolist()) == ([0], [0.0] * 3)
 
 
 def test_what_dies_in_a_weak_container_breaks_nothing() -> None:

@@ -119,6 +119,45 @@ def test_an_ascii_terminal_gets_ascii() -> None:
     assert re.search(r"\+\S* capture", raw.getvalue().decode("ascii"))
 
 
+def test_says_how_many_are_done_and_how_long_the_others_take() -> None:
+    now = 0.0
+    console = terminal()
+    shown: list[str] = []
+    with Checklist(console, clock=lambda: now) as stages, stages.stage("onnx"):
+        for _ in stages.counted(range(12), 12):
+            with console.capture() as caught:
+                console.print(stages._table())
+            shown.append(caught.get())
+            now += 100.0 if not shown[1:] else 6.0  # the first takes longer, and tells nothing
+        with console.capture() as caught:
+            console.print(stages._table())
+        shown.append(caught.get())
+    assert all("left" not in line for line in (*shown[:3], shown[-1]))
+    assert "3 of 12, about 54 s left" in shown[3]
+    assert "11 of 12, about 6 s left" in shown[11]
+
+
+def test_hours_are_told_in_minutes() -> None:
+    now = 0.0
+    console = terminal()
+    with Checklist(console, clock=lambda: now) as stages, stages.stage("onnx"):
+        for index in stages.counted(range(100), 100):
+            if index == 10:
+                with console.capture() as caught:
+                    console.print(stages._table())
+            now += 60.0
+    assert "10 of 100, about 90 min left" in caught.get()
+
+
+def test_counts_silently_without_a_terminal_and_passes_everything_on() -> None:
+    times = ticking(0.0, 1.0)
+    console = Console(file=io.StringIO(), force_terminal=False)
+    with Checklist(console, clock=lambda: next(times)) as stages, stages.stage("onnx"):
+        assert list(stages.counted("abc", 3)) == ["a", "b", "c"]
+    assert list(stages.counted("abc", 3)) == ["a", "b", "c"]  # of no stage
+    assert drawn(console) == ""
+
+
 WATCHED = """
 import sys, time
 from rich.console import Console
