@@ -167,7 +167,14 @@ def compile(
                 *(() if reduced is None else reduced.use.warnings),
             )
             by_hop = {"captured": gates.captured} | dict.fromkeys(narrowed_hops(config), narrowed)
-            proof = Proof(outputs, gates.fp32, by_hop, narrowed_hops(config), samples=size)
+            proof = Proof(
+                outputs,
+                gates.fp32,
+                by_hop,
+                narrowed_hops(config),
+                samples=size,
+                scores=gates.scores_by_hop(narrowed_hops(config)),
+            )
             known |= {"gates": narrowed, "hops": proof.hops, "warnings": warnings}
             proof.check("captured", hops.run_graph(captured, batches, names))
             edges = EdgeProof(flat, captured, inputs, batches, outputs, config, known["token_cap"])

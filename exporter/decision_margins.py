@@ -13,7 +13,7 @@ chose and the next best thing it could have chosen. A step beyond 2ε cannot fal
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -32,12 +32,14 @@ class Fall:
         noise: The largest difference of the step's scores from eager's, as a share of their scale.
         edge: How far eager's choice is from the nearest other one, by its own scores, as a share of
             their scale; infinite where there is no other.
+        scale: The largest of eager's scores; 1 where that is 0.
     """
 
     flips: int
     margin: float
     noise: float
     edge: float
+    scale: float = field(default=1.0, compare=False)
 
     def is_tie(self, tolerance: float) -> bool:
         """Tells whether rounding, within the tolerance that arithmetic has, explains the flips."""
@@ -85,7 +87,7 @@ def held_against(decision: Decision, eager: Mapping[str, Array], step: Mapping[s
             margin, noise = _of_match(scores[0], own, decision.ordered), errors[0]
             taken = step[decision.own[1]].shape[1]
             edge = _edge_of_match(scores[0], taken, decision.ordered)
-    return Fall(flips, margin / scale, noise / scale, edge / scale)
+    return Fall(flips, margin / scale, noise / scale, edge / scale, scale)
 
 
 def _decided_on(decision: Decision, scores: Array) -> Array:

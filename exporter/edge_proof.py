@@ -128,7 +128,10 @@ class EdgeProof:
             self._captured, batches, outputs, self._samples, self._precision, self._atol
         )
         by_hop = {"captured": gates.captured} | dict.fromkeys(self._narrowed, gates.narrowed)
-        return Proof(outputs, gates.fp32, by_hop, self._narrowed, self._samples, batches.kinds)
+        scores = gates.scores_by_hop(self._narrowed)
+        return Proof(
+            outputs, gates.fp32, by_hop, self._narrowed, self._samples, batches.kinds, scores
+        )
 
     def _climb(self, run: RunBatches) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
         """Finds how far the whole numbers of inputs without a table may reach."""

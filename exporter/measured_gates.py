@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from torch.fx import GraphModule
 
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.gates import HALF_TYPES, Gate, set_gates
+from tokexport.exporter.gates import (
+    HALF_FACTOR,
+    HALF_TYPES,
+    ROUNDING_FACTOR,
+    Gate,
+    set_gates,
+)
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.local_rounding import local_rounding, rows_to_measure
-from tokexport.exporter.rounding import measure_rounding
+from tokexport.exporter.rounding import Scores, measure_rounding
 from tokexport.runtimes.base import Array
 
 #: Where rounding moves most neighbourhoods by more of their scale, any answer would pass.
@@ -30,11 +36,19 @@ class MeasuredGates:
             too, and must not widen its own gate, so that distance is left out.
         fp32: Those of the steps in fp32 behind it.
         narrowed: Those of the steps in the precision asked for.
+        scores: How far rounding moves what decisions are about, by its value and batch.
+        narrowed_scores: The same in the precision asked for.
     """
 
     captured: dict[str, Gate]
     fp32: dict[str, Gate]
     narrowed: dict[str, Gate]
+    scores: Scores
+    narrowed_scores: Scores
+
+    def scores_by_hop(self, narrowed: Sequence[str]) -> dict[str, Scores]:
+        """Returns how far scores may be off at the hops, as a proof takes it."""
+        return {"": self.scores} | dict.fromkeys(narrowed, self.narrowed_scores)
 
 
 def measured_gates(
@@ -66,7 +80,15 @@ def measured_gates(
     if precision != "fp32":
         narrowed = set_gates(outputs, whole, precision, atol, batch=samples)
     advised = {name: replace(gate, advice=advice) for name, gate in narrowed.items()}
-    return MeasuredGates(captured_gates, fp32, advised)
+    scores = _times(rounding.scores, ROUNDING_FACTOR)
+    narrowed_scores = _times(rounding.half_scores, HALF_FACTOR) if half else scores
+    return MeasuredGates(captured_gates, fp32, advised, scores, narrowed_scores)
+
+
+def _times(scores: Scores, factor: float) -> Scores:
+    return {
+        name: {row: far * factor for row, far in by_row.items()} for name, by_row in scores.items()
+    }
 
 
 def require_steady(gates: MeasuredGates, half: bool) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from tokexport.exporter.errors import GateError, listed
 from tokexport.exporter.gates import Gate
+from tokexport.exporter.rounding import Scores
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import Comparison
 from tokexport.runtimes.neighbourhoods import Worst
@@ -179,6 +180,8 @@ class Proof:
         samples: How many samples a batch has: the leading axis of outputs that have one of that
             size.
         kinds: What kind of inputs every batch is, where they are of several.
+        scores: How far scores that decide may be off, by hop: a number by value of the traced
+            graph and batch; the hop '' stands for all others.
 
     Attributes:
         hops: The hops compared so far.
@@ -194,6 +197,7 @@ class Proof:
         narrowed: Sequence[str] = (),
         samples: int = 1,
         kinds: Sequence[str] = (),
+        scores: Mapping[str, Scores] | None = None,
     ) -> None:
         self.expected = expected
         self.hops: list[HopResult] = []
@@ -204,6 +208,7 @@ class Proof:
         self._by_hop = by_hop or {}
         self._narrowed = narrowed
         self._kinds = kinds
+        self._scores = scores or {}
 
     def gates_of(self, hop: str) -> Mapping[str, Gate]:
         """Returns the gate of every output at a hop."""
@@ -212,6 +217,10 @@ class Proof:
     def score_tolerance(self, hop: str) -> float:
         """Returns how far scores that decide may be off at a hop, as a share of their scale."""
         return max(gate.score_tolerance for gate in self.gates_of(hop).values())
+
+    def score_errors(self, hop: str) -> Scores:
+        """Returns how far single scores may be off at a hop, absolute numbers."""
+        return self._scores.get(hop) or self._scores.get("", {})
 
     def is_narrowed(self, hop: str) -> bool:
         """Tells whether a hop computes in a reduced precision."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -23,12 +23,9 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reference import tensors_of
-from tokexport.graph_passes.decisions import show, tell
+from tokexport.graph_passes.decisions import ToldGraph, show, tell
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.neighbourhoods import differences, epsilon
-
-#: How many runs with rounded results are made of each batch.
-RUNS: Final = 1
 
 #: What moves, joins or picks values, and rounds none.
 _MOVES: Final = frozenset(
@@ -46,6 +43,10 @@ _MOVES: Final = frozenset(
 )
 
 
+#: How far something moves scores, by the name of the value in the traced graph and by batch.
+Scores = Mapping[str, Mapping[int, float]]
+
+
 @dataclass(frozen=True)
 class Rounding:
     """What rounding does to every floating output.
@@ -55,6 +56,9 @@ class Rounding:
         by_chance: How far rounded results move it, (rows, …) by output.
         by_half: The same where every result is rounded to a half type; empty where none is asked
             for.
+        scores: How far rounded results move the numbers that decisions are about, by the name of
+            the value and the batch.
+        half_scores: The same for a half type.
         from_float64: How far eager is from float64, (rows, …) by output; empty where the graph
             does not run in float64.
         why_not: The reason for that, in words.
@@ -64,6 +68,8 @@ class Rounding:
     by_chance: Mapping[str, Array]
     by_half: Mapping[str, Array]
     from_float64: Mapping[str, Array]
+    scores: Scores
+    half_scores: Scores
     why_not: str = ""
 
 
@@ -85,68 +91,90 @@ def measure_rounding(
     """
     told = tell(captured, batches.names, tuple(outputs))
     decided = show(captured, [told.sources[name].names[0] for name in told.told])
-    own = _rounding_of(told.module)
-    why_not = ""
+    measuring = _Measuring(told, decided, batches, outputs, rows, half)
     try:
-        exact = _in_float64(told.module)
-        return _measured(exact, decided, batches, outputs, rows, (own, half))
+        return measuring.run(_in_float64(told.module), wide=True)
     except Exception as error:  # whatever an operator without a form in float64 raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        why_not = f"it does not run in float64: {reason}"
     told = tell(captured, batches.names, tuple(outputs))
-    return _measured(told.module, decided, batches, outputs, rows, (own, half), why_not)
+    measured = _Measuring(told, decided, batches, outputs, rows, half).run(told.module, wide=False)
+    return replace(measured, why_not=f"it does not run in float64: {reason}")
 
 
-def _measured(
-    graph: GraphModule,
-    decided: GraphModule,
-    batches: Batches,
-    outputs: Mapping[str, Array],
-    rows: Sequence[int],
-    steps: tuple[Mapping[str, float], str | None],
-    why_not: str = "",
-) -> Rounding:
-    own, half = steps
-    wide = not why_not
-    names = [name for name, array in outputs.items() if array.dtype.kind == "f"]
-    found: dict[str, dict[str, list[Array]]] = {
-        kind: {name: [] for name in names} for kind in ("chance", "half", "float64")
-    }
-    narrowed = {} if half is None else {n: max(own.get(n, 0.0), epsilon(half)) for n in own}
-    for row in rows:
-        batch = {name: batches.arrays[name][row] for name in batches.names}
+class _Measuring:
+    """Runs one graph exactly and with rounded results; see ``measure_rounding``."""
+
+    def __init__(
+        self,
+        told: ToldGraph,
+        decided: GraphModule,
+        batches: Batches,
+        outputs: Mapping[str, Array],
+        rows: Sequence[int],
+        half: str | None,
+    ) -> None:
+        self._told, self._decided, self._batches = told, decided, batches
+        self._outputs, self._rows = outputs, tuple(rows)
+        own = _rounding_of(told.module)
+        self._sizes = {"chance": own}
+        if half is not None:
+            self._sizes["half"] = {name: max(size, epsilon(half)) for name, size in own.items()}
+        scores = {name for decision in told.decisions for name in decision.scores}
+        #: The values of the traced graph that the scores among the results are.
+        self._scores = {name: told.sources[name].names[0] for name in told.shown if name in scores}
+
+    def run(self, graph: GraphModule, wide: bool) -> Rounding:
+        """Measures on a graph, in float64 if it is wide."""
+        off: dict[str, dict[str, list[Array]]] = {"chance": {}, "half": {}, "float64": {}}
+        scores: dict[str, dict[str, dict[int, float]]] = {"chance": {}, "half": {}}
+        for row in self._rows:
+            exact, moved = self._run_batch(graph, row, wide)
+            for kind, found in moved.items():
+                for name, array in self._apart(exact, found).items():
+                    off[kind].setdefault(name, []).append(array)
+                for name, source in self._scores.items():
+                    most = _finite(differences(exact[name], found[name])).max(initial=0.0)
+                    scores[kind].setdefault(source, {})[row] = float(most)
+            eager = {name: array[row] for name, array in self._outputs.items()}
+            for name, array in self._apart(exact, eager).items():
+                off["float64"].setdefault(name, []).append(array)
+        stacked = {
+            kind: {name: np.stack(parts) for name, parts in each.items()}
+            for kind, each in off.items()
+        }
+        far = stacked["float64"] if wide else {}
+        return Rounding(
+            self._rows, stacked["chance"], stacked["half"], far, scores["chance"], scores["half"]
+        )
+
+    def _run_batch(
+        self, graph: GraphModule, row: int, wide: bool
+    ) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
+        """Returns the results of one batch, exactly and by each kind of rounding."""
+        batch = {name: self._batches.arrays[name][row] for name in self._batches.names}
         tensors = tensors_of(batch)
+        names = (*self._outputs, *self._told.shown)
         with torch.no_grad():
-            decisions = decided(*tensors)
+            decisions = self._decided(*tensors)
         with torch.no_grad(), _default_dtype(torch.float64 if wide else torch.float32):
             given = (*(_doubled(tensors) if wide else tensors), *decisions)
-            exact = _named(outputs, graph(*given))
-            kinds = {"chance": own} | ({"half": narrowed} if narrowed else {})
+            exact = _named(names, graph(*given))
             moved = {
-                kind: [
-                    _named(outputs, _Rounded(graph, sizes, run).run(*given)) for run in range(RUNS)
-                ]
-                for kind, sizes in kinds.items()
+                kind: _named(names, _Rounded(graph, sizes, row).run(*given))
+                for kind, sizes in self._sizes.items()
             }
-        for name in names:
-            if exact[name].shape != outputs[name][row].shape:
+        return exact, moved
+
+    def _apart(self, exact: Mapping[str, Array], found: Mapping[str, Array]) -> dict[str, Array]:
+        """Returns how far every floating output is from the exact one."""
+        apart = {}
+        for name, array in self._outputs.items():
+            if array.dtype.kind != "f":
+                continue
+            if exact[name].shape != found[name].shape:
                 raise ValueError(f"its output '{name}' has another shape")
-            for kind, runs in moved.items():
-                off = [differences(exact[name], run[name]) for run in runs]
-                found[kind][name].append(_finite(np.maximum.reduce(off)))
-            off_eager = differences(exact[name], outputs[name][row])
-            found["float64"][name].append(_finite(off_eager))
-    stacked = {
-        kind: {name: np.stack(parts) for name, parts in each.items() if parts}
-        for kind, each in found.items()
-    }
-    return Rounding(
-        tuple(rows),
-        stacked["chance"],
-        stacked["half"],
-        stacked["float64"] if wide else {},
-        why_not,
-    )
+            apart[name] = _finite(differences(exact[name], found[name]))
+        return apart
 
 
 class _Rounded(Interpreter):
@@ -180,7 +208,8 @@ class _Rounded(Interpreter):
             return tensor
         # Of the tensor's own strides, as views behind it were traced on those.
         chance = torch.empty_like(tensor).uniform_(1 - size, 1 + size, generator=self._random)
-        return chance.mul_(tensor)
+        # Whole numbers in floats are counts and positions, which come out exactly.
+        return torch.where(tensor == tensor.round(), tensor, chance.mul_(tensor))
 
 
 @contextmanager

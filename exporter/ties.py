@@ -26,6 +26,7 @@ from tokexport.exporter.decision_margins import Fall, held_against
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.parity import Ties, ToldRun
 from tokexport.exporter.reference import tensors_of
+from tokexport.exporter.rounding import Scores
 from tokexport.graph_passes.decisions import Decision, ToldGraph, show
 from tokexport.runtimes.base import Array
 
@@ -43,6 +44,8 @@ class TieSearch:
         tolerance: How far scores may be off, as a share of their scale.
         half: Whether the hop computes in a half precision.
         samples: How many samples a batch has.
+        errors: How far single scores may be off where that is more, absolute numbers by their value
+            in the traced graph and by batch.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class TieSearch:
         tolerance: float,
         half: bool = False,
         samples: int = 1,
+        errors: Scores | None = None,
     ) -> None:
         self._captured = captured
         self._names = {node.name for node in captured.graph.nodes if node.op == "call_function"}
@@ -61,6 +65,7 @@ class TieSearch:
         self._tolerance = tolerance
         self._half = half
         self._samples = samples
+        self._errors = errors or {}
 
     def ask(self, told: ToldGraph, run: RunTold, failed: Sequence[int]) -> ToldRun:
         """Runs a hop told what eager decided on the batches it failed on, and judges it.
@@ -101,8 +106,9 @@ class TieSearch:
             other = inputs | {name: array[row] for name, array in found.items()}
             falls = [(d, held_against(d, one, other)) for d in told.decisions]
             for decision, fall in falls:
-                if not fall.is_tie(self._tolerance):
-                    return ToldRun({}, None, _said(decision, fall, self._tolerance))
+                tolerance = self._tolerance_of(told, decision, fall, batch)
+                if not fall.is_tie(tolerance):
+                    return ToldRun({}, None, _said(decision, fall, tolerance))
             flipped = [(decision, fall) for decision, fall in falls if fall.flips]
             near = [(decision, fall) for decision, fall in falls if fall.is_near]
             if not flipped and not (self._half and near):
@@ -121,6 +127,15 @@ class TieSearch:
                 samples=tuple(samples),
             ),
         )
+
+    def _tolerance_of(self, told: ToldGraph, decision: Decision, fall: Fall, batch: int) -> float:
+        """Returns how far the scores of a decision may be off, as a share of their scale."""
+        most = 0.0
+        for name in decision.scores:
+            source = self._source(told, name) if name in told.sources else None
+            by_batch = self._errors.get(source, {}) if source is not None else {}
+            most = max(most, by_batch.get(batch, max(by_batch.values(), default=0.0)))
+        return max(self._tolerance, most / fall.scale)
 
     def _undecided(
         self,

@@ -223,7 +223,8 @@ class ToldHops:
         half = self._proof.is_narrowed(hop) or self._half
         samples = self._proof.steady.shape[1]
         tolerance = self._proof.score_tolerance(hop)
-        return TieSearch(self._captured, self._batches, within, tolerance, half, samples)
+        errors = self._proof.score_errors(hop)
+        return TieSearch(self._captured, self._batches, within, tolerance, half, samples, errors)
 
     def _ask(self, hop: str, run: RunTold, failed: Sequence[int]) -> ToldRun:
         return self._search(hop).ask(self._way.told, run, failed)

@@ -39,7 +39,9 @@ def exact(values: Array, batch: int = 1) -> dict[str, LocalRounding]:
     batches = Batches(("x",), {"x": np.zeros((len(values), batch), np.float32)}, 1, None, "")
     still = {"y": np.zeros(values.shape)}
     rows = tuple(range(len(values)))
-    return local_rounding({"y": values}, Rounding(rows, still, still, still), batches, batch)
+    return local_rounding(
+        {"y": values}, Rounding(rows, still, still, still, {}, {}), batches, batch
+    )
 
 
 class Offset(nn.Module):

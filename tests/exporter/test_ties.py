@@ -199,14 +199,6 @@ def test_in_half_an_error_without_a_decision_near_a_tie_is_an_error(
     assert "no decision of batch 0 is near a tie" in message
 
 
-def test_nothing_but_ties_leaves_nothing_to_verify_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(GateError, match="Every sample holds a near-tie"):
-        compile_with(monkeypatch, tmp_path, samples(2e-7, 2e-7), Nudge(1e-6))
-    assert not (tmp_path / "bundle").exists()
-
-
 class TellsLittle(KeepsTheBest):
     """Adds a tenth of what it keeps to the sum of all tokens."""
 
@@ -298,8 +290,9 @@ def test_an_output_of_the_whole_batch_is_of_no_steady_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = samples(2e-7, 0.5, 0.25, 2e-7)
-    with pytest.raises(GateError, match="Every sample holds a near-tie"):
-        compile_with(monkeypatch, tmp_path, images, Nudge(1e-6), batch=2, model=SumsUp())
+    result = compile_with(monkeypatch, tmp_path, images, Nudge(1e-6), batch=2, model=SumsUp())
+    assert any("Every sample holds a near-tie" in said for said in result.report.warnings)
+    assert verify_bundle(result.bundle).passed
 
 
 class Finer(nn.Module):

@@ -26,7 +26,7 @@ from tokexport.exporter.gates import Gate
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.parity import Proof
 from tokexport.exporter.reference import run_reference
-from tokexport.exporter.told_hops import ToldHops
+from tokexport.exporter.told_hops import ToldHops, ToldWay
 from tokexport.exporter.tuned_forms import TunedForm
 from tokexport.exporter.tuning import environment
 from tokexport.exporter.tuning_cache import FILE_NAME, FormCache
@@ -347,12 +347,14 @@ def test_a_way_that_is_told_eagers_decisions_has_the_same_forms(tmp_path: Path) 
     captured = unlifted(program)
     rewritten = pipelines.rewrite(program).program
     proof = Proof(outputs, {name: Gate(1e-5, 0.0, 1.0, "") for name in outputs})
-    told = ToldHops(captured, rewritten, batches, proof, "ort", tmp_path / "told")
+    names = batches.names, tuple(outputs)
+    way = ToldWay(rewritten, *names, "ort", "fp32", tmp_path / "told")
+    told = ToldHops(captured, way, batches, proof)
     emitted = emit(rewritten, model.spec.names, tuple(outputs))
     calls = pipelines.calls_to_choose(emitted, "ort")
     merges = [call for call in calls if call.operator == "merge_by_size"]
     assert merges
-    told.forms = dict.fromkeys(merges, "scatter")
+    way.forms = dict.fromkeys(merges, "scatter")
     assert told.lowered([0]).outputs
     nodes = onnx.load(tmp_path / "told" / "lowered" / "model.onnx").graph.node
     found = Counter(node.op_type for node in nodes)

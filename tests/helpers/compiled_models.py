@@ -28,8 +28,9 @@ from tokexport.exporter.inputs import Batches
 from tokexport.exporter.measured_gates import measured_gates
 from tokexport.exporter.parity import Proof, ToldRun
 from tokexport.exporter.reference import run_reference, tensors_of
+from tokexport.exporter.rounding import Scores
 from tokexport.exporter.source.in_memory import split_arguments
-from tokexport.exporter.told_hops import ToldHops
+from tokexport.exporter.told_hops import ToldHops, ToldWay
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.runtimes.base import Array, Runner
@@ -53,6 +54,7 @@ class Compiled:
         unseen: One batch that the compile did not see.
         wanted: The answers to it in eager, (1, …) by name.
         gates: How far an artifact's answers to it may be off.
+        scores: How far the numbers that it decides on may be.
     """
 
     result: CompileResult
@@ -61,6 +63,7 @@ class Compiled:
     unseen: Batches
     wanted: dict[str, Array]
     gates: Mapping[str, Gate]
+    scores: Scores
 
 
 def compile_for_ort(
@@ -77,8 +80,8 @@ def compile_for_ort(
     emitted = folder / "bundle.stages" / "emitted" / "model.onnx"
     wanted = run_reference(flat, unseen).outputs
     captured = unlifted(capture(flat, tensors_of(next(iter(unseen)))))
-    gates = measured_gates(captured, unseen, wanted, len(images)).fp32
-    return Compiled(result, emitted, flat, unseen, wanted, gates)
+    gates = measured_gates(captured, unseen, wanted, len(images))
+    return Compiled(result, emitted, flat, unseen, wanted, gates.fp32, gates.scores)
 
 
 def assert_agrees(
@@ -101,7 +104,7 @@ def assert_agrees(
     for name, array in model.wanted.items():  # they allow what rounding does, and little more
         allowed = gates[name].allowed
         assert allowed is None or np.median(allowed) < 1e-4 * (np.abs(array).max() or 1)
-    proof = Proof(model.wanted, gates)
+    proof = Proof(model.wanted, gates, scores={"": model.scores})
     with tempfile.TemporaryDirectory() as folder:
         proof.check(hop, found, lambda failed: _told(model, target, hop, proof, folder, failed))
     ties = proof.hops[-1].ties
@@ -136,7 +139,9 @@ def _told(
     program = capture(model.model, tensors_of(next(iter(model.unseen))))
     captured = unlifted(program)
     rewritten = pipelines.rewrite(program).program
-    told = ToldHops(captured, rewritten, model.unseen, proof, target, Path(folder) / "told")
+    names = model.unseen.names, tuple(model.wanted)
+    way = ToldWay(rewritten, *names, target, "fp32", Path(folder) / "told")
+    told = ToldHops(captured, way, model.unseen, proof)
     if hop == "lowered":
         return told.lowered(failed)
     manifest = replace(read_manifest(model.result.bundle), target=target, artifact=ARTIFACT[target])
