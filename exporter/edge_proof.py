@@ -13,15 +13,16 @@ from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.edge_inputs import RUNGS, between, edge_inputs, tables_of
 from tokexport.exporter.edge_report import EdgeReport
 from tokexport.exporter.errors import ExporterError
-from tokexport.exporter.gates import narrowed_hops
+from tokexport.exporter.gates import ROUNDING_FACTOR, Gate, narrowed_hops
 from tokexport.exporter.inputs import Batches
-from tokexport.exporter.measured_gates import measured_gates
+from tokexport.exporter.measured_gates import PROVES_NOTHING, measured_gates
 from tokexport.exporter.parity import ParityError, Proof, TellHop
 from tokexport.exporter.reference import run_reference
 from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import compare
 from tokexport.runtimes.manifest import TensorSpec
+from tokexport.runtimes.neighbourhoods import Neighbourhoods
 
 #: How far floating outputs may be off where only the whole numbers are in question.
 _COARSE: Final = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 0.2}
@@ -120,8 +121,23 @@ class EdgeProof:
                 for name, run_earlier in earlier.items():
                     blame.check(name, run_earlier(self._batches))
                 raise
+            self._leave_out_unsteady(proof)
         ranges, agreed = ({}, {}) if self._precision == "int8" else self._climb(run)
-        return EdgeReport(self._batches.kinds, self._not_finite, ranges, agreed, self._why_not)
+        held = tuple(kind for kind in self._batches.kinds if kind not in self._not_finite)
+        return EdgeReport(held, self._not_finite, ranges, agreed, self._why_not)
+
+    def _leave_out_unsteady(self, proof: Proof) -> None:
+        """Notes the kinds on which rounding moves every output so far that nothing is proven."""
+        gates = proof.gates_of("artifact")
+        for row, kind in enumerate(self._batches.kinds):
+            moves = [
+                moves
+                for name, gate in gates.items()
+                if (moves := _moves(self._outputs[name][row], gate, row)) is not None
+            ]
+            if moves and min(moves) > ROUNDING_FACTOR * PROVES_NOTHING and not self._narrowed:
+                said = f"rounding alone moves the model by {min(moves) / ROUNDING_FACTOR:.1e} there"
+                self._not_finite[kind] = said
 
     def _proof(self, outputs: Mapping[str, Array], batches: Batches) -> Proof:
         gates = measured_gates(
@@ -176,6 +192,15 @@ class EdgeProof:
         found = run(one)
         tolerance = _COARSE.get(self._precision, _COARSE["fp32"])
         return all(compare(wanted[name], found[name]).relative <= tolerance for name in wanted)
+
+
+def _moves(expected: Array, gate: Gate, row: int) -> float | None:
+    """Returns what share of its scale half of an output's values may be off by at least."""
+    if gate.allowed is None or gate.noise is None or not expected.size:
+        return None
+    around = Neighbourhoods(expected[None])
+    scale = max(float(np.median(one)) for one in around.scales)
+    return float(np.median(gate.allowed[row])) / scale if scale > 0 else None
 
 
 def _why_not(config: CompileConfig, cap: TokenCapUse | None) -> str:

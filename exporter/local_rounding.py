@@ -86,6 +86,9 @@ class LocalRounding:
                 word = _AXIS_NAMES.get(inner, ("sample",) * inner)[axis]
                 which = f"{over.size} of {most.size} {word}s"
                 said.append(f"{which}, up to {most.max():.1e} of their own scale")
+        alone = float(self.noise.share.max(initial=0.0))
+        if alone > share:
+            said.append(f"values far beyond all others, up to {alone:.1e} of themselves")
         return "; ".join(said)
 
 

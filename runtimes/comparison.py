@@ -138,14 +138,15 @@ def _scale(reference: NDArray[Any], filled: NDArray[np.bool_]) -> float:
 
 
 def spread(reference: NDArray[Any], samples: int) -> float:
-    """Returns how much a floating output varies between samples; what is not finite is left out.
+    """Returns how much a floating output varies between samples; fills are left out.
 
     Args:
         reference: The output, (samples, …), or (batches, samples, …).
         samples: Over how many of the leading axes the samples run.
     """
     wide = reference.astype(np.float64)
-    finite = np.isfinite(wide)
+    flat = wide.reshape(-1, *wide.shape[samples:])
+    finite = ~fills(flat).reshape(wide.shape)
     axes = tuple(range(samples))
     largest = float(np.abs(wide[finite]).max(initial=0.0)) or 1.0
     scaled = np.where(finite, wide / largest, 0.0)  # the sums of the largest doubles leave float64
@@ -167,13 +168,16 @@ def channel_spreads(reference: NDArray[Any]) -> dict[int, NDArray[np.float64]]:
         reference: A floating output, (samples, …).
     """
     wide = reference.astype(np.float64)
+    kept = ~fills(wide)
+    counts = np.maximum(kept.sum(axis=0, keepdims=True), 1)
+    mean = np.where(kept, wide, 0.0).sum(axis=0, keepdims=True) / counts
+    apart = np.where(kept, wide - mean, 0.0)
     found = {}
     for axis in range(1, wide.ndim):
-        others = tuple(each for each in range(1, wide.ndim) if each != axis)
-        count = wide.size // max(wide.shape[axis], 1)
-        if wide.shape[axis] > 1 and count >= _FEWEST and np.isfinite(wide).all():
-            apart = wide - wide.mean(axis=0, keepdims=True)
-            found[axis] = np.sqrt(np.square(apart).mean(axis=(0, *others)))
+        others = tuple(each for each in range(wide.ndim) if each != axis)
+        if wide.shape[axis] > 1 and wide.size // wide.shape[axis] >= _FEWEST:
+            count = np.maximum(kept.sum(axis=others), 1)
+            found[axis] = np.sqrt(np.square(apart).sum(axis=others) / count)
     return found
 
 
@@ -195,10 +199,13 @@ def channel_error(
         whole: The spread of the whole output.
         most: The largest share allowed.
     """
-    error = candidate.astype(np.float64) - reference.astype(np.float64)
+    kept = ~fills(reference)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = candidate.astype(np.float64) - reference.astype(np.float64)
+    error = np.where(kept, error, 0.0)
     for axis, own in spreads.items():
         others = tuple(each for each in range(error.ndim) if each != axis)
-        rms = np.sqrt(np.square(error).mean(axis=others))
+        rms = np.sqrt(np.square(error).sum(axis=others) / np.maximum(kept.sum(axis=others), 1))
         share = rms / np.maximum(own, _QUIET_CHANNEL * whole)
         place = int(np.argmax(share))
         if not share[place] <= most:

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tokexport.runtimes.comparison import compare, spread
+from tokexport.runtimes.comparison import (
+    channel_error,
+    channel_spreads,
+    compare,
+    spread,
+    unexplained_top1,
+)
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 FLOATS = st.sampled_from([np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)])
@@ -222,3 +228,33 @@ def test_the_spread_leaves_out_what_is_not_finite() -> None:
     assert spread(masked, 1) == pytest.approx(math.sqrt((4 + 0 + 4 + 0) / 4))
     assert spread(np.full((2, 3), np.nan), 1) == 0.0
     assert spread(np.array([-1e308, 1e308]), 1) == pytest.approx(1e308)
+
+
+def test_a_fill_is_no_part_of_a_spread_nor_of_a_channel() -> None:
+    logits = np.random.default_rng(0).standard_normal((40, 10))
+    logits[:, 7:] = np.finfo(np.float32).min
+    assert 0.8 < spread(logits, 1) < 1.2
+    spreads = channel_spreads(logits)
+    assert spreads[1][:7] == pytest.approx(np.ones(7), abs=0.4)
+    swapped = logits.copy()
+    swapped[:, [0, 1]] = logits[:, [1, 0]]
+    assert channel_error(logits, logits, spreads, 1.0, 1.0) == ""
+    assert "at index" in channel_error(logits, swapped, spreads, 1.0, 1.0)
+
+
+def test_a_quiet_channel_is_held_to_half_of_what_the_output_varies() -> None:
+    logits = np.random.default_rng(0).standard_normal((40, 10))
+    logits[:, 4] *= 1e-3
+    off = logits + 0.2 * np.random.default_rng(1).standard_normal(logits.shape)
+    whole = spread(logits, 1)
+    assert channel_error(logits, off, channel_spreads(logits), whole, 1.0) == ""
+
+
+@pytest.mark.parametrize(("margin", "said"), [(0.01, False), (0.5, True)])
+def test_a_largest_entry_moves_only_where_it_is_nearly_tied(margin: float, said: bool) -> None:
+    logits = np.array([[0.0, 1.0, 1.0 - margin, 0.2]])
+    moved = np.array([[0.0, 1.0, 1.1, 0.2]])
+    found = unexplained_top1(logits, moved, np.full(logits.shape, 0.02))
+    assert bool(found) == said
+    assert unexplained_top1(logits, logits, np.zeros(logits.shape)) == ""
+    assert unexplained_top1(np.zeros((3, 1)), np.ones((3, 1)), np.zeros((3, 1))) == ""
