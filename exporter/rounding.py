@@ -43,6 +43,8 @@ _MOVES: Final = frozenset(
 )
 
 
+#: What an operator without a form in float64 raises.
+_NO_FLOAT64: Final = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
 #: How far something moves scores, by the name of the value in the traced graph and by batch.
 Scores = Mapping[str, Mapping[int, float]]
 
@@ -90,14 +92,13 @@ def measure_rounding(
         half: A half type whose rounding is measured too: ``float16`` or ``bfloat16``.
     """
     told = tell(captured, batches.names, tuple(outputs))
-    decided = show(captured, [told.sources[name].names[0] for name in told.told])
-    measuring = _Measuring(told, decided, batches, outputs, rows, half)
+    measuring = _Measuring(captured, told, batches, outputs, rows, half)
     try:
         return measuring.run(_in_float64(told.module), wide=True)
-    except Exception as error:  # whatever an operator without a form in float64 raises
+    except _NO_FLOAT64 as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     told = tell(captured, batches.names, tuple(outputs))
-    measured = _Measuring(told, decided, batches, outputs, rows, half).run(told.module, wide=False)
+    measured = _Measuring(captured, told, batches, outputs, rows, half).run(told.module, wide=False)
     return replace(measured, why_not=f"it does not run in float64: {reason}")
 
 
@@ -106,14 +107,14 @@ class _Measuring:
 
     def __init__(
         self,
+        captured: GraphModule,
         told: ToldGraph,
-        decided: GraphModule,
         batches: Batches,
         outputs: Mapping[str, Array],
         rows: Sequence[int],
         half: str | None,
     ) -> None:
-        self._told, self._decided, self._batches = told, decided, batches
+        self._told, self._batches = told, batches
         self._outputs, self._rows = outputs, tuple(rows)
         own = _rounding_of(told.module)
         self._sizes = {"chance": own}
@@ -122,19 +123,23 @@ class _Measuring:
         scores = {name for decision in told.decisions for name in decision.scores}
         #: The values of the traced graph that the scores among the results are.
         self._scores = {name: told.sources[name].names[0] for name in told.shown if name in scores}
+        decisions = [told.sources[name].names[0] for name in told.told]
+        self._in_float32 = show(captured, [*decisions, *self._scores.values()])
 
     def run(self, graph: GraphModule, wide: bool) -> Rounding:
         """Measures on a graph, in float64 if it is wide."""
         off: dict[str, dict[str, list[Array]]] = {"chance": {}, "half": {}, "float64": {}}
         scores: dict[str, dict[str, dict[int, float]]] = {"chance": {}, "half": {}}
         for row in self._rows:
-            exact, moved = self._run_batch(graph, row, wide)
+            exact, moved, own = self._run_batch(graph, row, wide)
             for kind, found in moved.items():
                 for name, array in self._apart(exact, found).items():
                     off[kind].setdefault(name, []).append(array)
                 for name, source in self._scores.items():
-                    most = _finite(differences(exact[name], found[name])).max(initial=0.0)
-                    scores[kind].setdefault(source, {})[row] = float(most)
+                    scores[kind].setdefault(source, {})[row] = max(
+                        float(_finite(differences(exact[name], near)).max(initial=0.0))
+                        for near in (found[name], own[name])
+                    )
             eager = {name: array[row] for name, array in self._outputs.items()}
             for name, array in self._apart(exact, eager).items():
                 off["float64"].setdefault(name, []).append(array)
@@ -149,13 +154,14 @@ class _Measuring:
 
     def _run_batch(
         self, graph: GraphModule, row: int, wide: bool
-    ) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
-        """Returns the results of one batch, exactly and by each kind of rounding."""
+    ) -> tuple[dict[str, Array], dict[str, dict[str, Array]], dict[str, Array]]:
+        """Returns the results of a batch: exactly, by kind of rounding, and scores in float32."""
         batch = {name: self._batches.arrays[name][row] for name in self._batches.names}
         tensors = tensors_of(batch)
         names = (*self._outputs, *self._told.shown)
         with torch.no_grad():
-            decisions = self._decided(*tensors)
+            values = self._in_float32(*tensors)
+        decisions = values[: len(self._told.told)]
         with torch.no_grad(), _default_dtype(torch.float64 if wide else torch.float32):
             given = (*(_doubled(tensors) if wide else tensors), *decisions)
             exact = _named(names, graph(*given))
@@ -163,7 +169,7 @@ class _Measuring:
                 kind: _named(names, _Rounded(graph, sizes, row).run(*given))
                 for kind, sizes in self._sizes.items()
             }
-        return exact, moved
+        return exact, moved, _named([*self._scores], values[len(decisions) :])
 
     def _apart(self, exact: Mapping[str, Array], found: Mapping[str, Array]) -> dict[str, Array]:
         """Returns how far every floating output is from the exact one."""
