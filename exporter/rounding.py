@@ -94,7 +94,7 @@ def measure_rounding(
     told = tell(captured, batches.names, tuple(outputs))
     measuring = _Measuring(captured, told, batches, outputs, rows, half)
     try:
-        return measuring.run(_in_float64(told.module), wide=True)
+        return measuring.run(in_float64(told.module), wide=True)
     except _NO_FLOAT64 as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     told = tell(captured, batches.names, tuple(outputs))
@@ -268,7 +268,7 @@ def _doubled(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(t.double() if t.is_floating_point() else t for t in tensors)
 
 
-def _in_float64(module: GraphModule) -> GraphModule:
+def in_float64(module: GraphModule) -> GraphModule:
     """Turns a graph of its own to float64: its weights, and every type that a call names."""
     for node in module.graph.nodes:
         if node.op == "get_attr":

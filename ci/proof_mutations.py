@@ -1,0 +1,266 @@
+"""Tests the proof by mutation: plants faults into every stage of models, and counts what is caught.
+
+    python ci/proof_mutations.py --list          draws the faults, once, into proof_plants.jsonl
+    python ci/proof_mutations.py                 plants those that have not been; may be stopped
+    python ci/proof_mutations.py --honest        runs right artifacts on fresh inputs
+    python ci/proof_mutations.py --minutes 60    stops either after so long
+    python ci/proof_mutations.py --write         PROOF_MUTATIONS.md and the summary in the README
+
+A fault goes into a copy of one stage's graph; what is right before it is made once for each model.
+It is caught where the hop of its stage, or the artifact at the edges, leaves its gate. What is not
+caught is measured: a fault whose largest effect lies within what is allowed, on the samples, on
+the edges and on seeds that no proof saw, is an equivalent. Each result goes to a line at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from helpers.planting.ways import Way
+
+ROOT = Path(__file__).parents[1]
+PLANTS = ROOT / "ci" / "proof_plants.jsonl"
+RESULTS = ROOT / "ci" / "proof_mutations.jsonl"
+HONEST = ROOT / "ci" / "honest_runs.jsonl"
+TABLE = ROOT / "ci" / "PROOF_MUTATIONS.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- mutations: begin -->", "<!-- mutations: end -->"
+SEED = 0
+#: How many faults are drawn for each stage of each model.
+COUNTS = {
+    "captured": 8,
+    "rewritten": 10,
+    "emitted": 10,
+    "lowered for openvino": 10,
+    "built for openvino": 8,
+    "kernels of openvino": 4,
+    "built for ort": 10,
+}
+ZOO = (
+    *("tome", "mctf", "pitome", "tofu", "dct", "diffrate", "evit, fused token, distilled"),
+    *("dynamicvit", "divprune", "dpc-knn", "kth matching", "crossget", "super tokens", "sinkhorn"),
+)
+MODELS = (*ZOO, "masked detector", "pixels and words")
+BATCHES = (1, 3)
+#: Seeds of honest runs; those that are whole multiples of HALF run in half precisions too.
+SEEDS = range(1000, 1009)
+HALF = 4
+
+
+def main() -> int:
+    """Draws, plants, runs or writes, as asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="Draw the faults and stop.")
+    parser.add_argument("--honest", action="store_true", help="Run right artifacts instead.")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--model", action="append", help="Only this one; may be repeated.")
+    parser.add_argument("--write", action="store_true", help="Write table and summary and stop.")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests"))
+    if options.write:
+        text = summary()
+        TABLE.write_text(table(), encoding="utf-8")
+        README.write_text(with_summary(README.read_text(encoding="utf-8"), text), encoding="utf-8")
+        return 0
+    from helpers.torchvision_ops import define_torchvision_operators
+
+    define_torchvision_operators()
+    end = time.monotonic() + 60 * options.minutes
+    models = options.model or MODELS
+    if options.list:
+        draw_list(models)
+    elif options.honest:
+        run_honest(models, end)
+    else:
+        plant_all(models, end)
+    return 0
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the results there are in a file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def add(path: Path, result: dict[str, Any]) -> None:
+    """Writes a result behind the others."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def way_of(name: str, batch: int | None = None) -> Iterator[Way]:
+    """Goes a model's way, up to what the targets build from."""
+    from helpers.planting.ways import Way
+
+    with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
+        yield Way(*_made(name), Path(folder), batch=batch)
+
+
+def _made(name: str) -> tuple[Any, Any]:
+    from models.detectors import masked_detector
+    from models.named_inputs import pixels_and_words, sample
+    from models.zoo import MODELS as zoo
+
+    others: dict[str, Callable[[], tuple[Any, Any]]] = {
+        "masked detector": lambda: masked_detector(2),
+        "pixels and words": lambda: (pixels_and_words(), sample(2, 0)),
+    }
+    return others[name]() if name in others else zoo[name](SEED)
+
+
+def draw_list(models: Any) -> None:
+    """Draws the faults of the models that have none yet."""
+    from helpers.planting.holding import draw_plants
+
+    known = {one["model"] for one in lines(PLANTS)}
+    for name in models:
+        if name in known:
+            continue
+        with way_of(name) as way:
+            for plant in draw_plants(way, name, COUNTS, SEED):
+                add(PLANTS, asdict(plant))
+        print(name, flush=True)
+
+
+def plant_all(models: Any, end: float) -> None:
+    """Plants every fault of the list that has no result."""
+    from helpers.planting.holding import hold
+    from helpers.planting.plants import Plant
+
+    done = {one["key"] for one in lines(RESULTS)}
+    plants = [Plant(**one) for one in lines(PLANTS)]
+    for name in models:
+        left = [one for one in plants if one.model == name and one.key not in done]
+        if not left or time.monotonic() > end:
+            continue
+        with way_of(name) as way:
+            for plant in left:
+                if time.monotonic() > end:
+                    break
+                begin = time.monotonic()
+                outcome = hold(way, plant)
+                result = {"key": plant.key, "model": name, "stage": plant.stage}
+                result |= {"kind": plant.kind, "node": plant.node, **asdict(outcome)}
+                result["right"] = outcome.rightly(plant.stage)
+                result["seconds"] = round(time.monotonic() - begin, 1)
+                add(RESULTS, result)
+        print(name, flush=True)
+
+
+def run_honest(models: Any, end: float) -> None:
+    """Runs the right artifacts on the inputs of every seed that has no result."""
+    from helpers.planting.honest import Honest
+
+    done = {(one["model"], one["batch"], one["seed"]) for one in lines(HONEST)}
+    for batch in BATCHES:
+        for name in models:
+            left = [seed for seed in SEEDS if (name, batch, seed) not in done]
+            if not left or time.monotonic() > end:
+                continue
+            with way_of(name, batch) as way:
+                honest = Honest(way)
+                for seed in left:
+                    if time.monotonic() > end:
+                        break
+                    runs = honest.runs(seed, half=seed % HALF == 0)
+                    add(HONEST, {"model": name, "batch": batch, "seed": seed, "runs": runs})
+            print(name, batch, flush=True)
+
+
+def state(one: dict[str, Any]) -> str:
+    """Says in a word what became of a plant."""
+    if one["result"] == "caught":
+        return "caught" if one["right"] else "blamed wrong"
+    if one["result"] in ("did not run", "gone"):
+        return one["result"]
+    if one["effect"] <= 1:
+        return "equivalent"
+    return "excused" if one["result"] == "excused" else "survived"
+
+
+STATES = ("caught", "equivalent", "blamed wrong", "excused", "survived", "did not run", "gone")
+
+
+def summary() -> str:
+    """Returns what the README says of it."""
+    found = Counter(map(state, lines(RESULTS)))
+    runs = [said for one in lines(HONEST) for said in one["runs"].values()]
+    failed = [said for said in runs if said and not said.startswith("tied")]
+    tied = sum(said.startswith("tied") for said in runs)
+    planted = sum(found.values())
+    counts = ", ".join(f"{found[one]} {one}" for one in STATES if found[one])
+    return (
+        f"{planted} faults of {len({one['kind'] for one in lines(RESULTS)})} kinds in "
+        f"{len(BLAMES)} stages of {len(MODELS)} models: {counts}. {len(runs)} honest runs on fresh "
+        f"inputs: {len(failed)} false alarms, {tied} near-ties that were told as such."
+    )
+
+
+BLAMES = tuple(COUNTS)
+
+
+def table() -> str:
+    """Returns what is known in Markdown: by kind, by stage, and whatever was not caught."""
+    results = lines(RESULTS)
+    text = [
+        "# Faults planted into the stages of a compile, and what the proof made of them",
+        "",
+        "Written by `python ci/proof_mutations.py --write`; the faults are those of "
+        "`proof_plants.jsonl`, drawn before any was planted.",
+        "",
+        summary(),
+    ]
+    for title, key in (("stage", "stage"), ("kind of fault", "kind"), ("model", "model")):
+        text += ["", f"| {title} | planted | {' | '.join(STATES)} |"]
+        text += [f"|{' --- |' * (len(STATES) + 2)}"]
+        for name in dict.fromkeys(one[key] for one in results):
+            found = Counter(state(one) for one in results if one[key] == name)
+            cells = " | ".join(str(found[one] or "") for one in STATES)
+            text.append(f"| {name} | {sum(found.values())} | {cells} |")
+    for title in STATES[1:]:
+        some = [one for one in results if state(one) == title]
+        if some:
+            text += ["", f"## {title.capitalize()}", ""]
+            text += [_told(one) for one in some]
+    text += ["", "## Honest runs", ""]
+    text += [_alarm(one, run, said) for one in lines(HONEST) for run, said in one["runs"].items()]
+    return "\n".join(line for line in text if line is not None).rstrip() + "\n"
+
+
+def _told(one: dict[str, Any]) -> str:
+    effect = "" if one["effect"] is None else f"; {one['effect']:.1e} of what is allowed"
+    on = f" on {one['on']}" if one["on"] else ""
+    at = f" at '{one['at']}'" if one["at"] else ""
+    detail = f": {one['detail']}" if one["detail"] else ""
+    return f"- {one['key']}{effect}{on}{at}{detail}"
+
+
+def _alarm(one: dict[str, Any], run: str, said: str) -> Any:
+    where = f"{one['model']}, batch {one['batch']}, seed {one['seed']}, {run}"
+    return f"- {where}: {said}" if said and not said.startswith("tied") else None
+
+
+def with_summary(readme: str, text: str) -> str:
+    """Returns the README with the text between the two markers."""
+    before, found, rest = readme.partition(BEGIN)
+    _, also_found, after = rest.partition(END)
+    if not (found and also_found):
+        raise SystemExit(f"{README} has no {BEGIN} … {END}.")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

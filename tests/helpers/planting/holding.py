@@ -1,0 +1,339 @@
+"""Holds a fault to the proof of a compile, and says which step it was blamed on.
+
+A fault of one stage is in everything behind it. So the hops before it are right, that of its stage
+is checked with the fault in it, told how to decide by a told graph with the same fault in it; and
+where it passes there, the edges are held with the fault in the last step.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from helpers.planting import in_onnx, in_torch
+from helpers.planting.plants import How, Plant, drawn
+from helpers.planting.ways import Way, run_file
+from torch.fx import GraphModule
+
+from tokexport.exporter import hops
+from tokexport.exporter.build import save_onnx
+from tokexport.exporter.errors import GateError
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.measured_gates import measured_gates, require_steady
+from tokexport.exporter.parity import ParityError, Proof, TellHop
+from tokexport.exporter.rounding import in_float64
+from tokexport.graph_passes.decisions import ToldGraph, tell
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.errors import RuntimesError
+from tokexport.runtimes.neighbourhoods import differences
+
+#: The stages that faults are planted in, and the hops that each is rightly blamed on.
+BLAMED: Final[dict[str, tuple[str, ...]]] = {
+    "captured": ("captured",),
+    "rewritten": ("rewritten",),
+    "emitted": ("onnx",),
+    "lowered for openvino": ("lowered",),
+    "built for openvino": ("without kernels", "artifact"),
+    "kernels of openvino": ("artifact",),
+    "built for ort": ("artifact",),
+}
+CAUGHT, SILENT, EXCUSED, BROKEN, GONE = "caught", "passed", "excused", "did not run", "gone"
+
+Run = Callable[[Batches], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a plant.
+
+    Attributes:
+        result: ``caught``; ``passed``; ``excused`` where it passed as a near-tie, which the report
+            of a compile tells; ``did not run`` where a runtime refused it.
+        at: The hop that it was blamed on, or '' where it was not caught.
+        detail: What the proof said, or what was excused.
+        effect: The largest difference that it makes, as a share of what is allowed there; None
+            where it was caught.
+        on: What inputs it is largest on.
+    """
+
+    result: str
+    at: str = ""
+    detail: str = ""
+    effect: float | None = None
+    on: str = ""
+
+    def rightly(self, stage: str) -> bool:
+        """Tells whether it was caught and blamed on its own stage."""
+        return self.result == CAUGHT and self.at in BLAMED[stage]
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether it makes no difference beyond what is allowed, on whatever was tried."""
+        return self.result in (SILENT, EXCUSED) and self.effect is not None and self.effect <= 1
+
+
+@dataclass(frozen=True)
+class _Planted:
+    """A stage with a fault in it, and without.
+
+    Attributes:
+        hop: Its hop.
+        run: Runs it.
+        right: Runs it without the fault.
+        graph: The graph whose decisions are inputs, as that stage has it.
+        told: Runs that one; None where the fault has no place in it.
+        module: The graph of torch with the fault, where it is one.
+        wide: The right graph of torch and that one, where float64 can tell what the fault does.
+    """
+
+    hop: str
+    run: Run
+    right: Run
+    graph: Callable[[], ToldGraph]
+    told: Callable[[Batches], Any] | None
+    module: GraphModule | None = None
+    wide: tuple[GraphModule, ...] | None = None
+
+
+def candidates(way: Way, stage: str, draw: random.Random) -> list[tuple[str, str, How]]:
+    """Returns every fault (node, kind, how) that a stage can have."""
+    if stage in ("captured", "rewritten"):
+        module = way.captured if stage == "captured" else way.rewritten
+        return in_torch.faults_in(module, draw)
+    model = ir.load(_file(way, stage))
+    if stage == "kernels of openvino":
+        return in_onnx.faults_of_kernels(model)
+    return in_onnx.faults_in(model, draw)
+
+
+def draw_plants(way: Way, name: str, counts: Mapping[str, int], seed: int) -> list[Plant]:
+    """Draws so many faults of every stage.
+
+    Args:
+        way: The way of the model.
+        name: What the model is called.
+        counts: How many of each stage.
+        seed: The seed.
+    """
+    found = []
+    for stage, count in counts.items():
+        draw = random.Random(f"{seed} {name} {stage}")
+        chosen = drawn(candidates(way, stage, draw), count, draw)
+        found += [Plant(name, stage, *one) for one in chosen]
+    return found
+
+
+def hold(way: Way, plant: Plant) -> Outcome:
+    """Plants a fault, holds its stage and the edges to the proof, and says what became of it."""
+    try:
+        planted = _plant(way, plant)
+    except ValueError:
+        return Outcome(GONE, detail="there is no such node in the graph any more")
+    try:
+        proofs = _hold(way, plant, planted)
+    except ParityError as error:
+        return Outcome(CAUGHT, error.hops[-1].name, error.hops[-1].detail)
+    except GateError as error:
+        return Outcome(CAUGHT, "no hop", error.what)
+    except (RuntimesError, RuntimeError) as error:
+        return Outcome(BROKEN, planted.hop, str(error).splitlines()[0])
+    ties = [tie for proof in proofs for hop in proof.hops if (tie := hop.ties) is not None]
+    effect, on = _effect(way, planted)
+    said = "; ".join(decision for tie in ties for decision in tie.decisions)
+    return Outcome(EXCUSED if ties else SILENT, "", said, effect, on)
+
+
+def _file(way: Way, stage: str) -> Path:
+    if stage == "emitted":
+        return way.emitted
+    return way.lowered("ort" if stage.endswith("ort") else "openvino")
+
+
+def _plant(way: Way, plant: Plant) -> _Planted:
+    names = way.names
+    if plant.stage in ("captured", "rewritten"):
+        right = way.captured if plant.stage == "captured" else way.rewritten
+        module = in_torch.planted(right, plant.node, plant.how)
+
+        def graph() -> ToldGraph:
+            return tell(module, way.samples.batches.names, names)
+
+        def told(batches: Batches) -> Any:
+            own = graph()
+            return hops.run_graph(own.module, batches, (*own.outputs, *own.shown))
+
+        wide = None if plant.how["change"] == "bf16" else (right, module)
+        runs = partial(_on_graph, module, names), partial(_on_graph, right, names)
+        return _Planted(plant.stage, *runs, graph, told, module, wide)
+    file = _file(way, plant.stage)
+    wrong = _with_fault(way, file, plant.node, plant)
+    target = "ort" if plant.stage.endswith("ort") else "openvino"
+    way_told = way.told(target)
+    return _Planted(
+        BLAMED[plant.stage][0],
+        _runner(way, plant.stage, wrong),
+        _runner(way, plant.stage, file),
+        lambda: way_told.told,
+        partial(_run_told, way, plant),
+    )
+
+
+def _on_graph(module: GraphModule, names: tuple[str, ...], batches: Batches) -> dict[str, Array]:
+    return hops.run_graph(module, batches, names)
+
+
+def _with_fault(way: Way, file: Path, node: str, plant: Plant) -> Path:
+    model = ir.load(file)
+    in_onnx.plant(model, node, plant.how)
+    path = way.new_folder("planted") / file.name
+    save_onnx(model, path)
+    return path
+
+
+def _runner(way: Way, stage: str, file: Path) -> Run:
+    """Returns what runs the file of a stage as that stage's hop does."""
+    if stage in ("emitted", "lowered for openvino"):
+        return partial(hops.run_onnx, file)
+    target = "ort" if stage.endswith("ort") else "openvino"
+    native = stage != "built for openvino"
+    made: list[Path] = []
+
+    def run(batches: Batches) -> dict[str, Array]:
+        if not made:
+            made.append(way.built(target, file))
+        found: dict[str, Array] = run_file(made[0], batches, native)
+        return found
+
+    return run
+
+
+def _run_told(way: Way, plant: Plant, batches: Batches) -> Any:
+    """Runs a stage told how to decide, with the fault in it."""
+    told = way.told("ort" if plant.stage.endswith("ort") else "openvino")
+    file, right = (
+        (told.emitted, way.emitted)
+        if plant.stage == "emitted"
+        else (told.lowered, _file(way, plant.stage))
+    )
+    node: str | None = plant.node
+    if plant.how["change"] not in ("kernel", "inputs"):
+        node = in_onnx.same_place(ir.load(right), ir.load(file), plant.node)
+    if node is None:
+        raise LookupError(plant.node)
+    return _runner(way, plant.stage, _with_fault(way, file, node, plant))(batches)
+
+
+def _hold(way: Way, plant: Plant, planted: _Planted) -> list[Proof]:
+    """Checks the hop of the stage and the edges; returns their proofs."""
+    samples = way.samples
+    if planted.hop == "captured":
+        assert planted.module is not None
+        outputs, batches = samples.outputs, samples.batches
+        gates = measured_gates(planted.module, batches, outputs, way.size)
+        require_steady(gates, half=False)
+        by_hop = {"captured": gates.captured}
+        proof = Proof(outputs, gates.fp32, by_hop, samples=way.size)
+        proof.check("captured", planted.run(batches))
+        edges = way.edges_of(planted.module)
+    else:
+        proof = samples.proof(way.size)
+        tell_hop = _teller(way, planted, planted.hop, samples.batches, proof)
+        proof.check(planted.hop, planted.run(samples.batches), tell_hop)
+        edges = way.edges
+    proofs = [proof]
+
+    def again(batches: Batches, proof: Proof) -> TellHop:
+        proofs.append(proof)
+        return _teller(way, planted, "artifact", batches, proof)
+
+    earlier = _right_before(way, plant.stage)
+    if planted.hop not in ("artifact", "without kernels"):
+        earlier[planted.hop] = planted.run
+    edges.hold("artifact", planted.run, again, earlier)
+    return proofs
+
+
+def _teller(way: Way, planted: _Planted, hop: str, batches: Batches, proof: Proof) -> TellHop:
+    def tell_hop(failed: Any) -> Any:
+        assert planted.told is not None
+        ask = way.teller(hop, batches, proof, planted.graph(), planted.told)
+        return ask(failed)
+
+    return tell_hop
+
+
+def _right_before(way: Way, stage: str) -> dict[str, Run]:
+    """Returns what runs the hops before a stage, by name and in order."""
+    order: dict[str, Run] = {
+        "captured": partial(_on_graph, way.captured, way.names),
+        "rewritten": partial(_on_graph, way.rewritten, way.names),
+        "onnx": partial(hops.run_onnx, way.emitted),
+        "lowered": partial(hops.run_onnx, way.lowered("openvino")),
+    }
+    if stage.endswith("ort"):
+        del order["lowered"]
+    first = BLAMED[stage][0]
+    names = [*order]
+    return {name: order[name] for name in names[: names.index(first) if first in names else None]}
+
+
+def _effect(way: Way, planted: _Planted) -> tuple[float, str]:
+    """Returns the largest difference that a fault makes, as a share of what is allowed, and where.
+
+    On the samples, on the edges and on other seeds; of a graph of torch in float64, if it runs in
+    that, so that no near-tie falls the other way by rounding.
+    """
+    found = {"the samples": (way.samples.proof(way.size), way.samples.batches)}
+    if way.edges.any:
+        found["the edges"] = way.edges.proof()
+    found["other seeds"] = way.others.proof(way.size), way.others.batches
+    most, on = 0.0, ""
+    for where, (proof, batches) in found.items():
+        right, wrong = _pair(way, planted, batches)
+        share = max(_share(proof, name, right[name], wrong[name]) for name in proof.expected)
+        if share > most:
+            most, on = share, where
+    return most, on
+
+
+def _pair(way: Way, planted: _Planted, batches: Batches) -> tuple[Mapping[str, Array], ...]:
+    """Returns what a stage answers without its fault and with it."""
+    if planted.wide is not None:
+        try:
+            return tuple(_in_float64(module, way.names, batches) for module in planted.wide)
+        except Exception:  # whatever an operator without a form in float64 raises
+            pass
+    return planted.right(batches), planted.run(batches)
+
+
+def _in_float64(module: GraphModule, names: tuple[str, ...], batches: Batches) -> dict[str, Array]:
+    own = in_float64(GraphModule(module, copy.deepcopy(module.graph)))
+    arrays = {
+        name: array.astype(np.float64) if array.dtype.kind == "f" else array
+        for name, array in batches.arrays.items()
+    }
+    torch.set_default_dtype(torch.float64)
+    try:
+        return hops.run_graph(own, replace(batches, arrays=arrays), names)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _share(proof: Proof, name: str, right: Array, wrong: Array) -> float:
+    gate = proof.gates_of("artifact")[name]
+    if right.shape != wrong.shape:
+        return float("inf")
+    if gate.allowed is None:
+        return float("inf") if not np.array_equal(right, wrong) else 0.0
+    error = differences(right, wrong, gate.allowed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(error == 0, 0.0, error / gate.allowed)
+    return float(share.max(initial=0.0))

@@ -1,0 +1,110 @@
+"""Holds right artifacts to fresh inputs: whatever fails is a false alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from helpers.planting.ways import TARGETS, Asked, Way, run_file
+
+from tokexport.exporter import hops
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.parity import ParityError, Proof
+
+_NARROWED = ("without kernels", "artifact")
+
+
+class Honest:
+    """The right steps of one way, opened once.
+
+    Args:
+        way: The way of the model.
+    """
+
+    def __init__(self, way: Way) -> None:
+        self._way = way
+        self._built: dict[tuple[str, Path, str], Path] = {}
+
+    def runs(self, seed: int, half: bool = False) -> dict[str, str]:
+        """Holds every step to eager on the inputs of a seed.
+
+        Args:
+            seed: The seed.
+            half: Whether OpenVINO runs in half precisions too.
+
+        Returns:
+            By run, ``openvino, native``: '' where it passed, ``tied: …`` where a near-tie fell the
+            other way, else why it failed.
+        """
+        way, found = self._way, {}
+        asked = way.asked(way.drawn(seed))
+        names = way.names
+        steps: dict[str, tuple[str, Callable[[Batches], Any], Callable[[Batches], Any]]] = {
+            "rewritten": (
+                "rewritten",
+                lambda batches: hops.run_graph(way.rewritten, batches, names),
+                lambda batches: hops.run_graph(way.told().told.module, batches, way.told().results),
+            ),
+            "onnx": (
+                "onnx",
+                partial(hops.run_onnx, way.emitted),
+                lambda batches: hops.run_onnx(way.told().emitted, batches),
+            ),
+            "lowered for openvino": (
+                "lowered",
+                partial(hops.run_onnx, way.lowered("openvino")),
+                lambda batches: hops.run_onnx(way.told("openvino").lowered, batches),
+            ),
+        }
+        for name, (hop, run, told) in steps.items():
+            found[name] = self._held(asked, hop, run, told)
+        for target in TARGETS:
+            for native in (False, True):
+                name = f"{target}, {'native' if native else 'without kernels'}"
+                found[name] = self._artifact(asked, target, native, "fp32")
+        for precision in ("bf16", "fp16") if half else ():
+            narrow = way.asked(asked.batches, precision)
+            found[f"openvino, {precision}"] = self._artifact(narrow, "openvino", True, precision)
+        return found
+
+    def _artifact(self, asked: Asked, target: str, native: bool, precision: str) -> str:
+        way = self._way
+
+        def run(file: Path, batches: Batches) -> Any:
+            key = target, file, precision
+            if key not in self._built:
+                self._built[key] = way.built(target, file, precision)
+            return run_file(self._built[key], batches, native, precision)
+
+        hop = "artifact" if native else "without kernels"
+        return self._held(
+            asked,
+            hop,
+            partial(run, way.lowered(target)),
+            lambda batches: run(way.told(target).lowered, batches),
+            () if precision == "fp32" else _NARROWED,
+        )
+
+    def _held(
+        self,
+        asked: Asked,
+        hop: str,
+        run: Callable[[Batches], Any],
+        told: Callable[[Batches], Any],
+        narrowed: tuple[str, ...] = (),
+    ) -> str:
+        """Holds one step; returns what is to be said of it, '' where nothing is."""
+        proof: Proof = asked.proof(self._way.size, narrowed)
+
+        def tell_hop(failed: Any) -> Any:
+            graph = self._way.told().told
+            return self._way.teller(hop, asked.batches, proof, graph, told)(failed)
+
+        try:
+            proof.check(hop, run(asked.batches), tell_hop)
+        except ParityError as error:
+            return error.hops[-1].detail
+        ties = proof.hops[-1].ties
+        return "" if ties is None else f"tied: {'; '.join(ties.decisions)}"

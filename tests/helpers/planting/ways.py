@@ -1,0 +1,205 @@
+"""Goes a model's way once, and keeps what every stage left, for faults to be planted in copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+from torch import nn
+from torch.fx import GraphModule
+
+from tokexport.exporter import hops
+from tokexport.exporter.build import ARTIFACT, build, save_onnx
+from tokexport.exporter.capture import capture
+from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.edge_proof import EdgeProof
+from tokexport.exporter.emit import emit
+from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.measured_gates import MeasuredGates, measured_gates
+from tokexport.exporter.parity import Proof, TellHop
+from tokexport.exporter.reference import run_reference, tensors_of
+from tokexport.exporter.source.in_memory import source_in_memory
+from tokexport.exporter.ties import RunTold, TieSearch
+from tokexport.exporter.told_hops import ToldWay
+from tokexport.exporter.worker.openings import Opening
+from tokexport.exporter.worker.runner import WorkerRunner
+from tokexport.graph_passes import ops, pipelines
+from tokexport.graph_passes.decisions import ToldGraph, unlifted
+from tokexport.graph_passes.torch_passes.widen_half import half_lines
+from tokexport.runtimes.base import Array
+
+#: The targets that run here.
+TARGETS: Final = ("ort", "openvino")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What some hops are held to.
+
+    Attributes:
+        batches: The inputs.
+        outputs: What eager answers, (batches, …) by name.
+        gates: The gates that were measured on them.
+    """
+
+    batches: Batches
+    outputs: dict[str, Array]
+    gates: MeasuredGates
+
+    def proof(self, samples: int, narrowed: tuple[str, ...] = ()) -> Proof:
+        """Returns a proof about them, with no hop held yet."""
+        by_hop = {"captured": self.gates.captured} | dict.fromkeys(narrowed, self.gates.narrowed)
+        kinds = self.batches.kinds
+        return Proof(self.outputs, self.gates.fp32, by_hop, narrowed, samples, kinds)
+
+
+class Way:
+    """What a model becomes, from eager to the artifacts of both targets.
+
+    Args:
+        model: The model.
+        example: Its inputs.
+        folder: Where the files go.
+        seed: The seed of the inputs that it is proven on.
+        batch: How many samples a batch has; None for as many as the example.
+    """
+
+    def __init__(
+        self, model: nn.Module, example: Any, folder: Path, seed: int = 0, batch: int | None = None
+    ) -> None:
+        ops.register()
+        self.folder, self._count = folder, 0
+        self.config = CompileConfig(target="ort", output=folder / "bundle", seed=seed, batch=batch)
+        self._source = source_in_memory(model, example)
+        self.flat, self.specs, batches = prepare(self._source, self.config)
+        self.size = self.specs[0].shape[0] if self.specs[0].shape else 1
+        program = capture(self.flat, tensors_of(next(iter(batches))))
+        self.captured = unlifted(program)
+        self.samples = self.asked(batches)
+        self.names = tuple(self.samples.outputs)
+        self.program = pipelines.rewrite(program).program
+        self.rewritten = unlifted(self.program)
+        self.emitted = self._saved("emitted", emit(self.program, self.flat.spec.names, self.names))
+        self._lowered: dict[str, Path] = {}
+        self._told: dict[str, ToldWay] = {}
+
+    def asked(self, batches: Batches, precision: str = "fp32") -> Asked:
+        """Runs eager on some batches, and measures what the hops are held to there."""
+        outputs = run_reference(self.flat, batches, twice=False).outputs
+        gates = measured_gates(self.captured, batches, outputs, self.size, precision)
+        return Asked(batches, outputs, gates)
+
+    def drawn(self, seed: int) -> Batches:
+        """Returns the batches that a compile draws under another seed."""
+        return prepare(self._source, replace(self.config, seed=seed))[2]
+
+    @cached_property
+    def others(self) -> Asked:
+        """More inputs, of two other seeds, which nothing is held to: what a fault does to them."""
+        one, two = self.drawn(101), self.drawn(102)
+        arrays = {name: [*one.arrays[name], *two.arrays[name]] for name in one.names}
+        joined = {name: np.stack(rows) for name, rows in arrays.items()}
+        return self.asked(replace(one, arrays=joined, samples=0))
+
+    @cached_property
+    def edges(self) -> Edges:
+        """The edges, whose gates are measured once."""
+        return self.edges_of(self.captured)
+
+    def edges_of(self, captured: GraphModule) -> Edges:
+        """Returns the edges as a compile makes them from a traced graph."""
+        given = (self.specs, self.samples.batches, self.samples.outputs, self.config, None)
+        return Edges(self.flat, captured, *given)
+
+    def lowered(self, target: str) -> Path:
+        """Returns the lowered ONNX file of a target."""
+        if target not in self._lowered:
+            model = pipelines.lower(ir.load(self.emitted), target)
+            self._lowered[target] = self._saved(f"lowered-{target}", model)
+        return self._lowered[target]
+
+    def built(self, target: str, lowered: Path, precision: str = "fp32") -> Path:
+        """Builds an artifact from a lowered file, and returns its path."""
+        folder = self.new_folder("built")
+        build(target, lowered, folder, precision)
+        return folder / ARTIFACT[target]
+
+    def told(self, target: str = "ort") -> ToldWay:
+        """Returns the same way, told how to decide."""
+        if target not in self._told:
+            names = (self.samples.batches.names, self.names)
+            folder = self.folder / f"told-{target}"
+            self._told[target] = ToldWay(self.program, *names, target, "fp32", folder)
+        return self._told[target]
+
+    def teller(
+        self, hop: str, asked: Batches, proof: Proof, graph: ToldGraph, run: RunTold
+    ) -> TellHop:
+        """Returns what runs a hop again, told how to decide, as ``told_hops`` does.
+
+        Args:
+            hop: The hop.
+            asked: The batches that the proof is about.
+            proof: What the hop is held to.
+            graph: The graph whose decisions are inputs.
+            run: Runs what the hop makes of it.
+        """
+        search = TieSearch(
+            self.captured,
+            asked,
+            lambda found, rows: proof.within(hop, found, rows),
+            proof.score_tolerance(hop),
+            proof.is_narrowed(hop) or bool(half_lines(self.captured.graph)),
+            proof.steady.shape[1],
+        )
+        return lambda failed: search.ask(graph, run, failed)
+
+    def new_folder(self, name: str) -> Path:
+        """Makes a folder."""
+        self._count += 1
+        folder = self.folder / f"{name}-{self._count}"
+        folder.mkdir()
+        return folder
+
+    def _saved(self, name: str, model: ir.Model) -> Path:
+        folder = self.folder / name
+        folder.mkdir()
+        path = folder / ARTIFACT["ort"]
+        save_onnx(model, path)
+        return path
+
+
+class Edges(EdgeProof):
+    """Edges whose gates are measured once, and that are floating alone: nothing climbs."""
+
+    def proof(self) -> tuple[Proof, Batches]:
+        """Returns a new proof about them, and their batches."""
+        outputs = {name: np.stack(rows) for name, rows in self._outputs.items()}
+        return self._proof(outputs, self._batches), self._batches
+
+    @property
+    def any(self) -> bool:
+        """Whether there are some."""
+        return bool(self._outputs)
+
+    def _proof(self, outputs: Mapping[str, Array], batches: Batches) -> Proof:
+        if not hasattr(self, "_measured"):
+            self._measured = measured_gates(self._captured, batches, outputs, self._samples)
+        return Asked(batches, dict(outputs), self._measured).proof(self._samples)
+
+    def _climb(
+        self, run: Callable[[Batches], Mapping[str, Array]]
+    ) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+        return {}, {}
+
+
+def run_file(path: Path, batches: Batches, native: bool = True, precision: str = "fp32") -> Any:
+    """Runs an artifact; returns (batches, …) by output name."""
+    with WorkerRunner(Opening(path, precision=precision, native=native)) as runner:
+        return hops.run_artifact(runner, batches)
