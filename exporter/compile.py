@@ -157,11 +157,12 @@ def compile(
                 config.atol,
                 advice_for(config),
             )
-            require_steady(gates, bool(half_lines(captured.graph)))
+            half = half_lines(captured.graph)
+            require_steady(gates.captured, bool(half))
             narrowed = gates.narrowed
             warnings = (
                 *gate_warnings(gates.fp32, known["token_cap"]),
-                *half_warning(half_lines(captured.graph)),
+                *half_warning(half),
                 *spread_warnings(narrowed),
                 *precision_warnings(config),
                 *(() if reduced is None else reduced.use.warnings),
@@ -177,6 +178,7 @@ def compile(
             )
             known |= {"gates": narrowed, "hops": proof.hops, "warnings": warnings}
             proof.check("captured", hops.run_graph(captured, batches, names))
+            require_steady(gates.fp32, bool(half))  # a fault of the trace would look like rounding
             edges = EdgeProof(flat, captured, inputs, batches, outputs, config, known["token_cap"])
 
         with stage("rewrite"):
@@ -251,12 +253,8 @@ def compile(
                 _require_no_run(config, why_not)
                 with stage("edges"):
                     run_lowered = earlier.pop("lowered")
-                    known["edges"] = edges.hold(
-                        "lowered",
-                        run_lowered,
-                        lambda batches, proof: told.about(batches, proof).lowered,
-                        earlier,
-                    )
+                    tell_at = partial(told.at, manifest)
+                    known["edges"] = edges.hold("lowered", run_lowered, tell_at, earlier)
             else:
                 with stage("verify"):
                     again = None if config.precision == "int8" else partial(told.artifact, manifest)
@@ -280,9 +278,7 @@ def compile(
                     known["edges"] = edges.hold(
                         "artifact",
                         partial(hops.run_artifact, runner),
-                        lambda batches, proof: partial(
-                            told.about(batches, proof).artifact, manifest
-                        ),
+                        partial(told.at, manifest),
                         earlier,
                     )
                     manifest = replace(manifest, input_ranges=known["edges"].ranges)

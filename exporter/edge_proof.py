@@ -97,29 +97,37 @@ class EdgeProof:
         self,
         hop: str,
         run: RunBatches,
-        again: Callable[[Batches, Proof], TellHop],
+        tell: Callable[[str, Batches, Proof], TellHop],
         earlier: Mapping[str, RunBatches],
     ) -> EdgeReport:
-        """Holds the last step to eager at the edges.
+        """Holds the traced graph, and then the last step, to eager at the edges.
+
+        A fault of the trace is in the float64 run that the gate of the last step is made from, so
+        that the traced graph has to pass at its own first.
 
         Args:
             hop: The step: ``artifact``, or ``lowered`` where no device runs the artifact.
             run: Runs it.
-            again: Returns what runs it on some batches, told how to decide.
-            earlier: Runs the steps before it, by name and in order; asked where it fails, for the
-                first of them that does.
+            tell: Returns what runs a step on some batches, told how to decide.
+            earlier: Runs the steps before it, by name and in order from ``captured`` on; asked
+                where it fails, for the first of them that does.
 
         Raises:
             ParityError: It answers otherwise; the first step that does is named.
         """
         if self._outputs:
             proof = self._proof(self._outputs, self._batches)
+
+            def check(name: str, run: RunBatches) -> None:
+                proof.check(name, run(self._batches), tell(name, self._batches, proof))
+
+            check("captured", earlier["captured"])
             try:
-                proof.check(hop, run(self._batches), again(self._batches, proof))
+                check(hop, run)
             except ParityError:
-                blame = self._proof(self._outputs, self._batches)
+                proof.hops.clear()
                 for name, run_earlier in earlier.items():
-                    blame.check(name, run_earlier(self._batches))
+                    check(name, run_earlier)
                 raise
             self._leave_out_unsteady(proof)
         ranges, agreed = ({}, {}) if self._precision == "int8" else self._climb(run)

@@ -91,18 +91,18 @@ def _times(scores: Scores, factor: float) -> Scores:
     }
 
 
-def require_steady(gates: MeasuredGates, half: bool) -> None:
+def require_steady(gates: Mapping[str, Gate], half: bool) -> None:
     """Refuses outputs that rounding moves by a large part of what they are.
 
     Args:
-        gates: The gates of the steps.
+        gates: The gates of a step in fp32.
         half: Whether the model itself computes in a half type somewhere.
 
     Raises:
         GateError: An output moves so far that nothing can be proven equal to it.
     """
     most = _HALF_PROVES_NOTHING if half else PROVES_NOTHING
-    for name, gate in gates.fp32.items():
+    for name, gate in gates.items():
         if gate.noise is not None and gate.moves > most:
             raise GateError(
                 f"Rounding alone moves output '{name}' of the model itself by {gate.moves:.1e} of "

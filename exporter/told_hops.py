@@ -19,7 +19,7 @@ from tokexport.exporter.build import ARTIFACT, build, save_onnx
 from tokexport.exporter.capture import capture
 from tokexport.exporter.emit import emit
 from tokexport.exporter.inputs import Batches
-from tokexport.exporter.parity import Proof, ToldRun
+from tokexport.exporter.parity import Proof, TellHop, ToldRun
 from tokexport.exporter.ties import RunTold, TieSearch, selected
 from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import pipelines
@@ -126,6 +126,34 @@ class ToldHops:
     def about(self, batches: Batches, proof: Proof) -> ToldHops:
         """Returns the same way for other batches."""
         return ToldHops(self._captured, self._way, batches, proof)
+
+    def at(self, manifest: Manifest, hop: str, batches: Batches, proof: Proof) -> TellHop:
+        """Returns what tells a hop about other batches.
+
+        Args:
+            manifest: That of the artifact.
+            hop: The hop.
+            batches: The batches.
+            proof: What the hop is held to.
+        """
+        about = self.about(batches, proof)
+        steps: dict[str, TellHop] = {
+            "captured": about.captured,
+            "rewritten": about.rewritten,
+            "onnx": about.onnx,
+            "lowered": about.lowered,
+            "artifact": partial(about.artifact, manifest),
+        }
+        return steps[hop]
+
+    def captured(self, failed: Sequence[int]) -> ToldRun:
+        """Tells the traced graph."""
+        told = tell(self._captured, self._batches.names, self._way.told.outputs)
+        return self._search("captured").ask(
+            told,
+            lambda batches: hops.run_graph(told.module, batches, (*told.outputs, *told.shown)),
+            failed,
+        )
 
     def rewritten(self, failed: Sequence[int]) -> ToldRun:
         """Tells the rewritten graph."""

@@ -226,9 +226,9 @@ def _run_told(way: Way, plant: Plant, batches: Batches) -> Any:
     node: str | None = plant.node
     if plant.how["change"] not in ("kernel", "inputs"):
         node = in_onnx.same_place(ir.load(right), ir.load(file), plant.node)
-    if node is None:
-        raise LookupError(plant.node)
-    return _runner(way, plant.stage, _with_fault(way, file, node, plant))(batches)
+    if node is not None:
+        file = _with_fault(way, file, node, plant)
+    return _runner(way, plant.stage, file)(batches)
 
 
 def _hold(way: Way, plant: Plant, planted: _Planted) -> list[Proof]:
@@ -238,10 +238,11 @@ def _hold(way: Way, plant: Plant, planted: _Planted) -> list[Proof]:
         assert planted.module is not None
         outputs, batches = samples.outputs, samples.batches
         gates = measured_gates(planted.module, batches, outputs, way.size)
-        require_steady(gates, half=False)
+        require_steady(gates.captured, half=False)
         by_hop = {"captured": gates.captured}
         proof = Proof(outputs, gates.fp32, by_hop, samples=way.size)
         proof.check("captured", planted.run(batches))
+        require_steady(gates.fp32, half=False)
         edges = way.edges_of(planted.module)
     else:
         proof = samples.proof(way.size)
@@ -250,14 +251,16 @@ def _hold(way: Way, plant: Plant, planted: _Planted) -> list[Proof]:
         edges = way.edges
     proofs = [proof]
 
-    def again(batches: Batches, proof: Proof) -> TellHop:
-        proofs.append(proof)
-        return _teller(way, planted, "artifact", batches, proof)
-
-    earlier = _right_before(way, plant.stage)
+    right = _right_before(way, plant.stage)
+    earlier = {name: step.run for name, step in right.items()}
     if planted.hop not in ("artifact", "without kernels"):
         earlier[planted.hop] = planted.run
-    edges.hold("artifact", planted.run, again, earlier)
+
+    def tell_at(hop: str, batches: Batches, proof: Proof) -> TellHop:
+        proofs.append(proof)
+        return _teller(way, right.get(hop, planted), hop, batches, proof)
+
+    edges.hold("artifact", planted.run, tell_at, earlier)
     return proofs
 
 
@@ -270,19 +273,40 @@ def _teller(way: Way, planted: _Planted, hop: str, batches: Batches, proof: Proo
     return tell_hop
 
 
-def _right_before(way: Way, stage: str) -> dict[str, Run]:
-    """Returns what runs the hops before a stage, by name and in order."""
-    order: dict[str, Run] = {
-        "captured": partial(_on_graph, way.captured, way.names),
-        "rewritten": partial(_on_graph, way.rewritten, way.names),
-        "onnx": partial(hops.run_onnx, way.emitted),
-        "lowered": partial(hops.run_onnx, way.lowered("openvino")),
-    }
-    if stage.endswith("ort"):
-        del order["lowered"]
-    first = BLAMED[stage][0]
-    names = [*order]
-    return {name: order[name] for name in names[: names.index(first) if first in names else None]}
+def _right_before(way: Way, stage: str) -> dict[str, _Planted]:
+    """Returns the right steps before a stage, by name and in order."""
+    found: dict[str, _Planted] = {}
+    for hop, before in (
+        ("captured", "captured"),
+        ("rewritten", "rewritten"),
+        ("onnx", "emitted"),
+        ("lowered", "lowered for openvino"),
+    ):
+        if hop in BLAMED[stage]:
+            break
+        if not (hop == "lowered" and stage.endswith("ort")):
+            found[hop] = _right(way, before, hop)
+    return found
+
+
+def _right(way: Way, stage: str, hop: str) -> _Planted:
+    """Returns a stage without a fault."""
+    names = way.names
+    if stage in ("captured", "rewritten"):
+        module = way.captured if stage == "captured" else way.rewritten
+        told = tell(module, way.samples.batches.names, names)
+        shown = (*told.outputs, *told.shown)
+        run = partial(_on_graph, module, names)
+        return _Planted(hop, run, run, lambda: told, partial(_on_graph, told.module, shown))
+    target = "openvino" if stage.startswith("lowered") else "ort"
+    runs = _runner(way, stage, _file(way, stage))
+    way_told = way.told(target)
+
+    def run_told(batches: Batches) -> Any:
+        file = way_told.emitted if stage == "emitted" else way_told.lowered
+        return hops.run_onnx(file, batches)
+
+    return _Planted(hop, runs, runs, lambda: way_told.told, run_told)
 
 
 def _effect(way: Way, planted: _Planted) -> tuple[float, str]:

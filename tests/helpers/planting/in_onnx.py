@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
@@ -65,9 +67,9 @@ def plant(model: ir.Model, node: str, how: How) -> None:
                 producer.replace_input_with(position, one)
         case "attribute":
             assert producer is not None
-            kind = ir.AttrFloat32 if isinstance(how["value"], float) else ir.AttrInt64
-            kind = ir.AttrString if isinstance(how["value"], str) else kind
-            producer.attributes[how["name"]] = kind(how["name"], how["value"])
+            producer.attributes[how["name"]] = ir.convenience.convert_attribute(
+                how["name"], how["value"]
+            )
         case "whole numbers":
             assert producer is not None
             numbers = [one + 1 for one in producer.attributes[how["name"]].as_ints()]
@@ -91,22 +93,26 @@ def same_place(model: ir.Model, other: ir.Model, node: str) -> str | None:
         node: The place.
 
     Returns:
-        The name there; None where the two do not have as many nodes of that kind.
+        The name there; None where the other one does not compute it.
     """
     (value,) = (one for one in _values(model) if one.name == node)
     producer = value.producer()
     if producer is None:
         return _same_constant(other, value) if value.const_value is not None else node
-    mine, others = _alike(model, producer), _alike(other, producer)
-    if len(mine) != len(others):
-        return None
-    twin = others[mine.index(producer)]
-    return str(twin.outputs[producer.outputs.index(value)].name)
+    mine, others = [*model.graph], [*other.graph]
+    blocks = SequenceMatcher(
+        None, [*map(_likeness, mine)], [*map(_likeness, others)], autojunk=False
+    ).get_matching_blocks()
+    place = mine.index(producer)
+    for block in blocks:
+        if block.a <= place < block.a + block.size:
+            twin = others[block.b + place - block.a]
+            return str(twin.outputs[producer.outputs.index(value)].name)
+    return None
 
 
-def _alike(model: ir.Model, node: ir.Node) -> list[ir.Node]:
-    key = (node.domain, node.op_type)
-    return [one for one in model.graph if (one.domain, one.op_type) == key]
+def _likeness(node: ir.Node) -> tuple[object, ...]:
+    return node.domain, node.op_type, *map(_shape, node.outputs)
 
 
 def _same_constant(other: ir.Model, value: ir.Value) -> str | None:
@@ -140,8 +146,9 @@ def _place(value: ir.Value) -> Place | None:
     if shape is None or dtype is None or not (value.uses() or value.is_graph_output()):
         return None
     held = None if value.const_value is None else value.const_value.numpy()
-    floats = held is not None and dtype == "float" and held.size > 0
-    fills = floats and bool((np.abs(held) > 1e4).any() and (held == 0).any())
+    fills = False
+    if held is not None and dtype == "float":
+        fills = bool(np.any(np.abs(held) > 1e4)) and bool(np.any(held == 0))
     return Place(
         str(value.name),
         shape,
@@ -169,7 +176,7 @@ def _averaged(value: ir.Value) -> int:
     given, gives = _shape(producer.inputs[0]), _shape(value)
     if given is None or gives is None:
         return 0
-    return int(np.prod(given) // max(np.prod(gives), 1))
+    return math.prod(given) // max(math.prod(gives), 1)
 
 
 def _faults_of_call(node: ir.Node) -> Iterator[tuple[str, How]]:
@@ -280,7 +287,7 @@ def _named(nodes: list[ir.Node]) -> list[ir.Node]:
 def _replace(model: ir.Model, value: ir.Value, made: list[ir.Node], last: ir.Node) -> None:
     """Lets whoever reads a value read the result of the last node instead."""
     new = last.outputs[0]
-    new.dtype, new.shape = value.dtype, value.shape
+    new.type, new.shape = value.type, value.shape
     uses = [use for use in value.uses() if use.node not in (*made, last)]
     _named([*made, last])
     producer = value.producer()

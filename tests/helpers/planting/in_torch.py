@@ -129,9 +129,11 @@ def _faults_of_call(node: Node) -> Iterator[tuple[str, How]]:
         if isinstance(value, float) and value != 0:
             yield "a constant stale by 1 %", _argument(name, value * 1.01)
     if "slice" in _name(node) and isinstance(node.args[2], int) and len(node.args) > 3:
-        start, end = node.args[2:4]
+        axis, start, end = node.args[1:4]
+        assert isinstance(axis, int)
+        assert isinstance(start, int)
         assert isinstance(end, int)
-        if start > 0 and end - start == node.meta["val"].shape[int(node.args[1])]:  # type: ignore
+        if start > 0 and end - start == node.meta["val"].shape[axis]:
             how = {"change": "slice", "start": start - 1, "end": end - 1}
             yield "an index off by one", how
     if node.target in _ORDERS:

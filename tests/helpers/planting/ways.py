@@ -105,7 +105,7 @@ class Way:
         one, two = self.drawn(101), self.drawn(102)
         arrays = {name: [*one.arrays[name], *two.arrays[name]] for name in one.names}
         joined = {name: np.stack(rows) for name, rows in arrays.items()}
-        return self.asked(replace(one, arrays=joined, samples=0))
+        return self.asked(replace(one, arrays=joined, samples=0, kinds=one.kinds * 2))
 
     @cached_property
     def edges(self) -> Edges:
@@ -180,8 +180,7 @@ class Edges(EdgeProof):
 
     def proof(self) -> tuple[Proof, Batches]:
         """Returns a new proof about them, and their batches."""
-        outputs = {name: np.stack(rows) for name, rows in self._outputs.items()}
-        return self._proof(outputs, self._batches), self._batches
+        return self._proof(self._outputs, self._batches), self._batches
 
     @property
     def any(self) -> bool:
