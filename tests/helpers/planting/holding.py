@@ -135,7 +135,7 @@ def hold(way: Way, plant: Plant) -> Outcome:
     """Plants a fault, holds its stage and the edges to the proof, and says what became of it."""
     try:
         planted = _plant(way, plant)
-    except ValueError:
+    except (ValueError, KeyError, IndexError):
         return Outcome(GONE, detail="there is no such node in the graph any more")
     try:
         proofs = _hold(way, plant, planted)
