@@ -53,7 +53,6 @@ ZOO = (
     *("dynamicvit", "divprune", "dpc-knn", "kth matching", "crossget", "super tokens", "sinkhorn"),
 )
 MODELS = (*ZOO, "masked detector", "pixels and words")
-EXCUSED = "excused"
 BATCHES = (1, 3)
 #: Seeds of honest runs; those that are whole multiples of HALF run in half precisions too.
 SEEDS = range(1000, 1009)
@@ -194,48 +193,57 @@ def run_honest(models: Any, end: float) -> None:
             print(name, batch, flush=True)
 
 
+#: What can become of a plant, and what that means.
+STATES = {
+    "caught": "the hop of its stage, or the artifact at the edges, fails, and that stage is named",
+    "refused": "a runtime refuses to build or run it: a compile ends there",
+    "equivalent": "its largest effect lies within what is allowed, on whatever was tried",
+    "blamed wrong": "a compile fails, and names another stage",
+    "excused": "a compile passes, and says that a near-tie fell the other way",
+    "survived": "a compile passes, and the effect is beyond what is allowed",
+    "gone": "there is no such node any more",
+}
+
+
 def state(one: dict[str, Any]) -> str:
     """Says in a word what became of a plant."""
     if one["result"] == "caught":
         return "caught" if one["right"] else "blamed wrong"
     if one["result"] in ("did not run", "gone"):
-        return str(one["result"])
+        return "refused" if one["result"] == "did not run" else "gone"
     if one["effect"] <= 1:
         return "equivalent"
-    return EXCUSED if one["result"] == EXCUSED else "survived"
-
-
-STATES = ("caught", "equivalent", "blamed wrong", "excused", "survived", "did not run", "gone")
+    return "excused" if one["result"] == "excused" else "survived"
 
 
 def summary() -> str:
     """Returns what the README says of it."""
-    found = Counter(map(state, lines(RESULTS)))
+    results = lines(RESULTS)
+    found = Counter(map(state, results))
     runs = [said for one in lines(HONEST) for said in one["runs"].values()]
-    failed = [said for said in runs if said and not said.startswith("tied")]
     tied = sum(said.startswith("tied") for said in runs)
-    planted = sum(found.values())
+    failed = sum(bool(said) for said in runs) - tied
     counts = ", ".join(f"{found[one]} {one}" for one in STATES if found[one])
     return (
-        f"{planted} faults of {len({one['kind'] for one in lines(RESULTS)})} kinds in "
-        f"{len(BLAMES)} stages of {len(MODELS)} models: {counts}. {len(runs)} honest runs on fresh "
-        f"inputs: {len(failed)} false alarms, {tied} near-ties that were told as such."
+        f"{len(results)} faults of {len({one['kind'] for one in results})} kinds in "
+        f"{len(COUNTS)} stages of {len({one['model'] for one in results})} models, of "
+        f"{len(lines(PLANTS))} on the list: {counts}. {len(runs)} runs of right steps on fresh "
+        f"inputs: {failed} false alarms, {tied} near-ties that were told as such."
     )
 
 
-BLAMES = tuple(COUNTS)
-
-
 def table() -> str:
-    """Returns what is known in Markdown: by kind, by stage, and whatever was not caught."""
+    """Returns what is known in Markdown: by stage and kind, and whatever was not caught."""
     results = lines(RESULTS)
     text = [
         "# Faults planted into the stages of a compile, and what the proof made of them",
         "",
-        "Written by `python ci/proof_mutations.py --write`; the faults are those of "
+        "Written by `python ci/proof_mutations.py --write`. The faults are those of "
         "`proof_plants.jsonl`, drawn before any was planted.",
         "",
         summary(),
+        "",
+        *(f"- {name}: {said}" for name, said in STATES.items()),
     ]
     for title, key in (("stage", "stage"), ("kind of fault", "kind"), ("model", "model")):
         text += ["", f"| {title} | planted | {' | '.join(STATES)} |"]
@@ -244,27 +252,27 @@ def table() -> str:
             found = Counter(state(one) for one in results if one[key] == name)
             cells = " | ".join(str(found[one] or "") for one in STATES)
             text.append(f"| {name} | {sum(found.values())} | {cells} |")
-    for title in STATES[1:]:
-        some = [one for one in results if state(one) == title]
-        if some:
-            text += ["", f"## {title.capitalize()}", ""]
-            text += [_told(one) for one in some]
-    text += ["", "## Honest runs", ""]
-    text += [_alarm(one, run, said) for one in lines(HONEST) for run, said in one["runs"].items()]
-    return "\n".join(line for line in text if line is not None).rstrip() + "\n"
+    for title in [one for one in STATES if one != "caught"]:
+        some = [_told(one) for one in results if state(one) == title]
+        text += ["", f"## {title.capitalize()}", "", *some] if some else []
+    alarms = [
+        f"- {one['model']}, batch {one['batch']}, seed {one['seed']}, {run}: {said}"
+        for one in lines(HONEST)
+        for run, said in one["runs"].items()
+        if said and not said.startswith("tied")
+    ]
+    text += ["", "## False alarms", "", *(alarms or ["None."])]
+    return "\n".join(text) + "\n"
 
 
 def _told(one: dict[str, Any]) -> str:
+    """Returns the line of a plant that was not caught."""
     effect = "" if one["effect"] is None else f"; {one['effect']:.1e} of what is allowed"
     on = f" on {one['on']}" if one["on"] else ""
     at = f" at '{one['at']}'" if one["at"] else ""
     detail = f": {one['detail']}" if one["detail"] else ""
-    return f"- {one['key']}{effect}{on}{at}{detail}"
-
-
-def _alarm(one: dict[str, Any], run: str, said: str) -> Any:
-    where = f"{one['model']}, batch {one['batch']}, seed {one['seed']}, {run}"
-    return f"- {where}: {said}" if said and not said.startswith("tied") else None
+    what = f"{one['model']}, {one['stage']}, {one['node']}: {one['kind']}"
+    return f"- {what}{effect}{on}{at}{detail}"
 
 
 def with_summary(readme: str, text: str) -> str:

@@ -55,8 +55,8 @@ class Asked:
     def proof(self, samples: int, narrowed: tuple[str, ...] = ()) -> Proof:
         """Returns a proof about them, with no hop held yet."""
         by_hop = {"captured": self.gates.captured} | dict.fromkeys(narrowed, self.gates.narrowed)
-        kinds = self.batches.kinds
-        return Proof(self.outputs, self.gates.fp32, by_hop, narrowed, samples, kinds)
+        kinds, scores = self.batches.kinds, self.gates.scores_by_hop(narrowed)
+        return Proof(self.outputs, self.gates.fp32, by_hop, narrowed, samples, kinds, scores)
 
 
 class Way:
@@ -157,6 +157,7 @@ class Way:
             proof.score_tolerance(hop),
             proof.is_narrowed(hop) or bool(half_lines(self.captured.graph)),
             proof.steady.shape[1],
+            proof.score_errors(hop),
         )
         return lambda failed: search.ask(graph, run, failed)
 
