@@ -1,4 +1,4 @@
-"""Keeps what selects and counts tokens in float32 inside an OpenVINO model that runs in half.
+"""Keeps what selects and counts tokens in float32 inside an OpenVINO model that runs in less.
 
 Before → after, in the IR::
 
@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 
 from tokexport.exporter.openvino_roles import operators_and_roles
+from tokexport.exporter.openvino_rows import put_rows_first
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.openvino import import_openvino
 
 
 def keep_selection_wide(converted: Path, artifact: Path) -> None:
-    """Writes a converted model anew, with what selects and counts tokens marked.
+    """Writes a converted model anew, with what selects and counts tokens marked, and rows first.
 
     Args:
         converted: The ``.xml`` of the IR, its ``.bin`` beside it.
@@ -36,11 +37,13 @@ def keep_selection_wide(converted: Path, artifact: Path) -> None:
     """
     openvino = import_openvino()
     model = openvino.Core().read_model(converted)
-    if not _exact(model):
+    turned = put_rows_first(model)
+    exact = _exact(model)
+    if not exact and not turned:
         for suffix in (".xml", ".bin"):
             shutil.copyfile(converted.with_suffix(suffix), artifact.with_suffix(suffix))
         return
-    for operator in _exact(model):
+    for operator in exact:
         _settle(operator)
     names = {operator.get_friendly_name() for operator in _exact(model)}
     openvino.save_model(model, str(artifact), compress_to_fp16=False)

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from tokexport.exporter.openvino_roles import operators_and_roles
+from tokexport.exporter.openvino_rows import scaled_by_fixed_row
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.errors import BuildError
 from tokexport.runtimes.importing import import_runtime
@@ -69,11 +70,10 @@ def left_out(model: Any) -> list[str]:
     """Returns the names of the operators of an ``openvino.Model`` that stay in float32."""
     operators, roles = operators_and_roles(model)
     kept = roles.exact | roles.heads | roles.first
-    return [
-        operators[i].get_friendly_name()
-        for i in sorted(kept)
-        if operators[i].get_type_name() != "Constant"
-    ]
+    names = {
+        operators[i].get_friendly_name() for i in kept if operators[i].get_type_name() != "Constant"
+    }
+    return sorted(names | scaled_by_fixed_row(model))
 
 
 @contextlib.contextmanager

@@ -10,6 +10,10 @@ _FLOATS: Final = ("f16", "bf16", "f32", "f64")
 _CONVOLUTIONS: Final = ("Convolution", "ConvolutionBackpropData", "GroupConvolution")
 #: Operators whose later inputs give a type or a shape, and no numbers.
 _READS_ONE: Final = ("ConvertLike", "ShapeOf")
+#: What stands between a constant and the product that reads it; bytes come with a scale.
+_KEEP_A_WEIGHT: Final = (
+    "Convert", "FakeQuantize", "Multiply", "Reshape", "Subtract", "Transpose"
+)  # fmt: skip
 
 
 def operators_and_roles(model: Any) -> tuple[list[Any], Roles]:
@@ -25,6 +29,11 @@ def name(operator: Any) -> str:
     return unique
 
 
+def is_linear(product: Any) -> bool:
+    """Tells whether a MatMul multiplies rows by a constant matrix."""
+    return any(_is_weight(port.get_source_output()) for port in product.inputs())
+
+
 def _step(operator: Any, places: dict[str, int]) -> Step:
     kind = operator.get_type_name()
     sources = [port.get_source_output() for port in operator.inputs()]
@@ -38,15 +47,26 @@ def _step(operator: Any, places: dict[str, int]) -> Step:
         constant=kind == "Constant",
         given=kind == "Parameter",
         answers=kind == "Result",
-        linear=kind == "MatMul" and any(_is_weight(one) for one in sources),
+        linear=kind == "MatMul" and is_linear(operator),
         convolves=kind in _CONVOLUTIONS,
     )
+
+
+def is_fixed(source: Any) -> bool:
+    """Tells whether what comes out of a port depends on no input of the model."""
+    node = source.get_node()
+    if node.get_type_name() in ("Constant", "ShapeOf"):  # sizes are fixed too
+        return True
+    sources = node.input_values()
+    return len(sources) > 0 and all(map(is_fixed, sources))
 
 
 def _is_weight(source: Any) -> bool:
     """Tells whether a constant matrix comes out of a port, maybe turned or decompressed."""
     node = source.get_node()
-    while node.get_type_name() in ("Convert", "Transpose", "Reshape", "FakeQuantize"):
+    while node.get_type_name() in _KEEP_A_WEIGHT:
+        if not all(map(is_fixed, node.input_values()[1:])):
+            return False
         node = node.input_value(0).get_node()
     axes: int = source.get_partial_shape().rank.get_length()
     return node.get_type_name() == "Constant" and axes == 2

@@ -116,6 +116,8 @@ def build_artifact(
         return convert(lowered, artifact)
     converted = scratch / artifact.name
     runtime = convert(lowered, converted)
+    from tokexport.exporter.openvino_half import keep_selection_wide
+
     if precision == "int8":
         from tokexport.exporter.openvino_int8 import quantise
 
@@ -123,11 +125,9 @@ def build_artifact(
         samples = [
             {name: array[i, ...] for name, array in calibration.items()} for i in range(count)
         ]
-        quantise(converted, artifact, samples)
-    else:
-        from tokexport.exporter.openvino_half import keep_selection_wide
-
-        keep_selection_wide(converted, artifact)
+        converted = scratch / f"int8-{artifact.name}"
+        quantise(scratch / artifact.name, converted, samples)
+    keep_selection_wide(converted, artifact)
     return runtime
 
 

@@ -18,9 +18,12 @@ from helpers.openvino_models import MERGES, images, save_merging_vit
 from helpers.torchvision_ops import child_environment
 
 from tokexport.exporter.build import build, save_onnx
+from tokexport.exporter.gates import LEAST_COSINE
 from tokexport.exporter.openvino_int8 import left_out
-from tokexport.exporter.openvino_roles import operators_and_roles
+from tokexport.exporter.openvino_roles import is_linear, operators_and_roles
+from tokexport.exporter.openvino_rows import put_rows_first
 from tokexport.graph_passes import pipelines
+from tokexport.runtimes.comparison import compare
 from tokexport.runtimes.openvino import OpenVinoRunner, convert, import_openvino
 
 
@@ -115,24 +118,86 @@ def test_a_model_that_selects_nothing_is_left_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "model.bin").read_bytes() == (tmp_path / "plain.bin").read_bytes()
 
 
-def test_int8_quantises_the_blocks_and_nothing_else(lowered: Path, tmp_path: Path) -> None:
-    model = import_openvino().Core().read_model(lowered)
-    (name,) = model.inputs[0].get_names()
-    build("openvino", lowered, tmp_path, "int8", images(name))
-    quantised = import_openvino().Core().read_model(tmp_path / "model.xml")
+@pytest.fixture(scope="module")
+def narrow(lowered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact in int8, an IR."""
+    (name,) = import_openvino().Core().read_model(lowered).inputs[0].get_names()
+    folder = tmp_path_factory.mktemp("int8")
+    build("openvino", lowered, folder, "int8", images(name))
+    return folder / "model.xml"
+
+
+def test_int8_quantises_the_blocks_and_nothing_else(narrow: Path) -> None:
+    quantised = import_openvino().Core().read_model(narrow)
     kept = set(left_out(quantised))
     products = [op for op in quantised.get_ordered_ops() if op.get_type_name() == "MatMul"]
-    narrow = {
+    of_bytes = {
         product.get_friendly_name()
         for product in products
         if any(_is_quantised(port.get_source_output().get_node()) for port in product.inputs())
     }
-    assert not narrow & kept
+    assert not of_bytes & kept
     # the head, and per merge scores and two one-hot products
     assert sum(product.get_friendly_name() in kept for product in products) == 1 + 3 * MERGES
-    found = layers(tmp_path / "model.xml", "int8")
+    found = layers(narrow, "int8")
     assert found["FullyConnected", "u8"] + found["FullyConnected", "i8"] >= 4 * 3
     assert found["Convolution", "f32"] == 1
+
+
+def test_no_decision_reads_a_number_rounded_behind_a_linear_in_int8(narrow: Path) -> None:
+    operators, roles = operators_and_roles(import_openvino().Core().read_model(narrow))
+    places = {operator.get_name(): i for i, operator in enumerate(operators)}
+    read, linears = {*roles.selecting}, 0
+    for i in reversed(range(len(operators))):
+        operator = operators[i]
+        if i not in read or operator.get_type_name() == "ShapeOf":
+            continue
+        assert operator.get_type_name() != "FakeQuantize", operator.get_friendly_name()
+        if operator.get_type_name() == "MatMul" and is_linear(operator):
+            linears += 1
+            continue
+        of_numbers = 1 if operator.get_type_name() == "ConvertLike" else None
+        sources = [port.get_node() for port in operator.input_values()[:of_numbers]]
+        read |= {places[node.get_name()] for node in sources}
+    assert linears == MERGES
+
+
+def test_what_int8_leaves_decides_in_float32_also_where_the_rest_runs_in_bf16(
+    narrow: Path,
+) -> None:
+    found = layers(narrow, "bf16")
+    for kind in ("TopK", "Reduce"):
+        assert found[kind, "bf16"] == 0
+        assert found[kind, "f32"] >= MERGES, (kind, found)
+    assert found["FullyConnected", "u8"] + found["FullyConnected", "i8"] >= 4 * 3
+
+
+def test_int8_has_the_rows_of_token_sizes_first(
+    narrow: Path, lowered: Path, tmp_path: Path
+) -> None:
+    core = import_openvino().Core()
+    convert(lowered, tmp_path / "model.xml")
+    assert put_rows_first(core.read_model(tmp_path / "model.xml")) >= MERGES
+    assert put_rows_first(core.read_model(narrow)) == 0
+
+
+@pytest.mark.parametrize("hint", ["f32", "bf16"])
+@pytest.mark.parametrize("joined", ["YES", "NO"])
+def test_int8_answers_as_float32_does_also_where_every_rounding_stands(
+    joined: str, hint: str, narrow: Path, lowered: Path
+) -> None:
+    """Without its transformations for bytes, the plugin rounds wherever the model says so."""
+    core = import_openvino().Core()
+    options = {"INFERENCE_PRECISION_HINT": hint, "LP_TRANSFORMS_MODE": joined}
+    exactly = {"INFERENCE_PRECISION_HINT": "f32"}
+    quantised, exact = (
+        core.compile_model(str(path), "CPU", {**asked, "INFERENCE_NUM_THREADS": 1})
+        for path, asked in ((narrow, options), (lowered, exactly))
+    )
+    (arrays,) = images("x").arrays.values()
+    found = np.stack([quantised([batch])[0] for batch in arrays])
+    expected = np.stack([exact([batch])[0] for batch in arrays])
+    assert compare(expected, found).cosine >= LEAST_COSINE
 
 
 def _is_quantised(node: Any) -> bool:
