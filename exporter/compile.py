@@ -28,7 +28,11 @@ from tokexport.exporter.gates import narrowed_hops, require_accuracy
 from tokexport.exporter.inputs import Batches, accuracy
 from tokexport.exporter.kept_batches import gates_to_verify_by, kept_batches, kept_noise
 from tokexport.exporter.machine import describe_machine
-from tokexport.exporter.measured_gates import measured_gates, require_steady
+from tokexport.exporter.measured_gates import (
+    NARROWED_PROVES_NOTHING,
+    measured_gates,
+    require_steady,
+)
 from tokexport.exporter.new_manifest import new_manifest
 from tokexport.exporter.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.parity import Proof
@@ -179,6 +183,7 @@ def compile(
             known |= {"gates": narrowed, "hops": proof.hops, "warnings": warnings}
             proof.check("captured", hops.run_graph(captured, batches, names))
             require_steady(gates.fp32, bool(half))  # a fault of the trace would look like rounding
+            require_steady(narrowed, bool(half), NARROWED_PROVES_NOTHING)
             edges = EdgeProof(flat, captured, inputs, batches, outputs, config, known["token_cap"])
 
         with stage("rewrite"):
@@ -281,7 +286,6 @@ def compile(
                         partial(told.at, manifest),
                         earlier,
                     )
-                    manifest = replace(manifest, input_ranges=known["edges"].ranges)
                 if config.timed:
                     with stage("speed"):
                         unreduced = None if reduced is None else reduced.unreduced
@@ -298,7 +302,9 @@ def compile(
         with stage("bundle"):
             narrowed, said = gates_to_verify_by(proof, found, narrowed, config)
             manifest = replace(
-                manifest, gates={name: gate.for_manifest() for name, gate in narrowed.items()}
+                manifest,
+                gates={name: gate.for_manifest() for name, gate in narrowed.items()},
+                input_ranges=known["edges"].ranges,
             )
             said += known["edges"].warnings()
             known |= {"gates": narrowed, "warnings": known["warnings"] + said}

@@ -59,14 +59,28 @@ def edge_inputs(
     """
     found: dict[str, dict[str, Array]] = {}
     floats = [spec.name for spec in specs if spec.dtype.startswith("float")]
+    pixels = [spec.name for spec in specs if spec.dtype == "uint8" and spec.name not in tables]
     fresh = synthetic_inputs(specs, 1, seed)
-    drawn = dict(first) | {name: fresh.arrays[name][0] for name in floats}
+    drawn = dict(first) | {name: fresh.arrays[name][0] for name in (*floats, *pixels)}
     for name, top in tables.items():
         ends = between(first[name], 0, top - 1)
         found[f"{name} up to {top - 1}"] = dict(drawn) | {name: ends}
-    if not floats:
-        return found
-    found["another seed"] = drawn
+    masks = [name for name, array in first.items() if name not in tables and _is_mask(array)]
+    if masks:
+        for kind, mask in (
+            ("every other of a mask", _every_other),
+            ("masks turned over", lambda array: array == 0),
+            ("empty masks", np.zeros_like),
+        ):
+            found[kind] = drawn | {
+                name: mask(first[name]).astype(first[name].dtype) for name in masks
+            }
+    if pixels:
+        found["darkest and brightest bytes"] = drawn | {
+            name: 255 * _every_other(first[name]) for name in pixels
+        }
+    if floats or pixels:
+        found["another seed"] = drawn
     for kind, change in (
         ("zeros", np.zeros_like),
         ("a constant", lambda array: np.full_like(array, _CONSTANT)),
@@ -74,8 +88,21 @@ def edge_inputs(
         ("tiny values", lambda array: array * array.dtype.type(TINY)),
         ("duplicates", _duplicated),
     ):
-        found[kind] = dict(drawn) | {name: change(drawn[name]) for name in floats}
+        changed = {name: change(drawn[name]) for name in floats}
+        if any(not np.array_equal(changed[name], drawn[name]) for name in floats):
+            found[kind] = drawn | changed
     return found
+
+
+def _is_mask(array: Array) -> bool:
+    """Tells whether an input holds truth values, by its type or by what it holds."""
+    return array.dtype == bool or (array.dtype.kind in "iu" and bool(np.isin(array, (0, 1)).all()))
+
+
+def _every_other(array: Array) -> Array:
+    """Returns 1 and 0 by turns, 1 first, in an array's shape and type."""
+    by_turns = (np.arange(array.size) + 1) % 2
+    return by_turns.astype(array.dtype).reshape(array.shape)
 
 
 def tables_of(captured: GraphModule, batches: Batches) -> dict[str, int]:

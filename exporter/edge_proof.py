@@ -20,9 +20,9 @@ from tokexport.exporter.parity import ParityError, Proof, TellHop
 from tokexport.exporter.reference import run_reference
 from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.runtimes.base import Array
-from tokexport.runtimes.comparison import compare
+from tokexport.runtimes.errors import RuntimesError
 from tokexport.runtimes.manifest import TensorSpec
-from tokexport.runtimes.neighbourhoods import Neighbourhoods
+from tokexport.runtimes.neighbourhoods import Neighbourhoods, worst
 
 #: How far floating outputs may be off where only the whole numbers are in question.
 _COARSE: Final = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 0.2}
@@ -59,7 +59,6 @@ class EdgeProof:
     ) -> None:
         self._model, self._captured, self._specs = model, captured, specs
         self._precision, self._narrowed = config.precision, narrowed_hops(config)
-        self._atol = config.atol
         self._first = {name: batches.arrays[name][0] for name in batches.names}
         self._samples = specs[0].shape[0] if specs[0].shape else 1
         self._tables = tables_of(captured, batches)
@@ -148,9 +147,7 @@ class EdgeProof:
                 self._not_finite[kind] = said
 
     def _proof(self, outputs: Mapping[str, Array], batches: Batches) -> Proof:
-        gates = measured_gates(
-            self._captured, batches, outputs, self._samples, self._precision, self._atol
-        )
+        gates = measured_gates(self._captured, batches, outputs, self._samples, self._precision)
         by_hop = {"captured": gates.captured} | dict.fromkeys(self._narrowed, gates.narrowed)
         scores = gates.scores_by_hop(self._narrowed)
         return Proof(
@@ -166,40 +163,60 @@ class EdgeProof:
                 continue
             low, high, bounded = self._range_of(spec, run)
             if bounded:
-                own = self._first[spec.name]
-                ranges[spec.name] = min(low, int(own.min())), max(high, int(own.max()))
+                ranges[spec.name] = low, high
             else:
                 agreed[spec.name] = high
         return ranges, agreed
 
     def _range_of(self, spec: TensorSpec, run: RunBatches) -> tuple[int, int, bool]:
-        """Returns how far an input may reach below and above 0, and whether something ended it."""
-        low = high = 0
+        """Returns the range on which an input agrees, and whether something ended it.
+
+        It begins with that of the samples and of the edges, which were held already.
+        """
+        held = [self._first[spec.name], *self._batches.arrays[spec.name]]
+        low, high = (int(pick(list(map(pick, held)))) for pick in (np.min, np.max))
+        top = int(np.iinfo(spec.dtype).max)
         signed = True
-        for rung in RUNGS:
-            if rung > np.iinfo(spec.dtype).max:
-                break
+        for rung in sorted({*(rung for rung in RUNGS if rung <= top), min(top, RUNGS[-1])}):
+            if rung < max(-low, high):
+                continue
             if signed and self._agrees(spec, -rung, rung, run):
                 low, high = -rung, rung
                 continue
             signed = False
             if not self._agrees(spec, 0, rung, run):
                 return low, high, True
-            high = rung
+            low, high = min(low, 0), rung
         return low, high, not signed
 
     def _agrees(self, spec: TensorSpec, low: int, high: int, run: RunBatches) -> bool:
         """Tells whether the last step answers as eager on whole numbers of a range."""
-        values = between(self._first[spec.name], low, high)
-        batch = self._first | {spec.name: values}
+        own = self._first[spec.name]
+        if own.size > 1:
+            return self._agrees_on(spec.name, between(own, low, high), run)
+        return all(self._agrees_on(spec.name, np.full_like(own, end), run) for end in (low, high))
+
+    def _agrees_on(self, name: str, values: Array, run: RunBatches) -> bool:
+        """Tells whether the last step answers as eager on these values of an input."""
+        batch = self._first | {name: values}
         one = _joined(tuple(batch), {"whole numbers": batch})
         try:
             wanted = run_reference(self._model, one, twice=False).outputs
-        except ExporterError:
+            found = run(one)
+        except (ExporterError, RuntimesError):
             return False
-        found = run(one)
         tolerance = _COARSE.get(self._precision, _COARSE["fp32"])
-        return all(compare(wanted[name], found[name]).relative <= tolerance for name in wanted)
+        return all(_near(wanted[name], found[name], tolerance) for name in wanted)
+
+
+def _near(wanted: Array, found: Array, tolerance: float) -> bool:
+    """Tells whether outputs (batches, …) are equal, or off by a share of the scale around each."""
+    if wanted.shape != found.shape or wanted.dtype.kind in "iub":
+        return np.array_equal(wanted, found)
+    around = Neighbourhoods(wanted)
+    allowed = around.allowed(around.noise(np.zeros(wanted.shape)), tolerance)
+    most = worst(wanted, found, allowed)
+    return most is None or most.share <= 1
 
 
 def _moves(expected: Array, gate: Gate, row: int) -> float | None:

@@ -29,6 +29,8 @@ class EdgeReport:
         """Yields what a person should know, a clause each."""
         if self.why_not:
             yield f"none: {self.why_not}"
+        elif not self.held:
+            yield "none: its inputs have no others that it answers"
         if self.held:
             yield f"held to {', '.join(self.held)}"
         for kind, reason in self.not_finite.items():

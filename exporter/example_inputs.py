@@ -235,6 +235,11 @@ def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> B
     )
 
 
+def _is_image(tensor: Tensor) -> bool:
+    """Tells whether an input holds bytes of pixels, of which all values may come."""
+    return tensor.dtype == torch.uint8 and tensor.ndim > 2
+
+
 def _with_example_integers(
     drawn: Batches, specs: tuple[TensorSpec, ...], examples: list[Tensor]
 ) -> Batches:
@@ -242,7 +247,7 @@ def _with_example_integers(
     arrays = dict(drawn.arrays)
     kept = []
     for spec, tensor in zip(specs, examples, strict=True):
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() and not _is_image(tensor):
             arrays[spec.name] = np.stack([tensor.numpy()] * len(drawn))
             kept.append(spec.name)
     if not kept:

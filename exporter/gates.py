@@ -141,10 +141,9 @@ class Gate:
     @property
     def score_tolerance(self) -> float:
         """How far scores that decide may be off, as a share of their scale."""
-        if self.noise is None:
-            return self.tolerance if math.isfinite(self.tolerance) else 0.0
-        most = max((float(one.max(initial=0.0)) for one in self.noise.by_axis), default=0.0)
-        return max(self.tolerance, most / (self.scale or 1.0))
+        if self.explained is not None:  # of an absolute tolerance, which is about outputs
+            return FP32_FLOOR
+        return self.tolerance if math.isfinite(self.tolerance) else 0.0
 
     def judge(self, expected: Array, found: Array, at: Any = slice(None)) -> Verdict:
         """Holds an output to the gate.
@@ -274,7 +273,7 @@ def _local_gate(expected: Array, scale: float, rounding: LocalRounding, precisio
         rounding.error(scale),
         scale,
         reason,
-        moves=rounding.typical,
+        moves=rounding.typical if half is None else rounding.typical_half,
         unstable=rounding.unstable(UNSTABLE) if half is None else "",
         allowed=allowed,
         noise=noise,

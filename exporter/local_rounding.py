@@ -29,6 +29,7 @@ class LocalRounding:
         noise: How far rounding moves the values, (batches × samples, …).
         half: The same for a half type; None where none was asked for.
         shares: ``noise`` as a share of each neighbourhood's own scale.
+        half_shares: The same of ``half``.
         kinds: The rows of ``noise`` of every kind of inputs.
         samples: How many samples a batch has, as the output counts them.
         largest: The largest difference found, an absolute number.
@@ -39,6 +40,7 @@ class LocalRounding:
     noise: Noise
     half: Noise | None
     shares: tuple[Array, ...]
+    half_shares: tuple[Array, ...]
     kinds: tuple[Array, ...]
     samples: int
     largest: float
@@ -72,8 +74,12 @@ class LocalRounding:
     @property
     def typical(self) -> float:
         """What share of its scale rounding moves an ordinary neighbourhood by."""
-        found = [float(np.median(shares)) for shares in self.shares if shares.size]
-        return min(found, default=0.0)
+        return _typical(self.shares)
+
+    @property
+    def typical_half(self) -> float:
+        """The same of rounding to a half type; 0 where none was asked for."""
+        return _typical(self.half_shares)
 
     def unstable(self, share: float) -> str:
         """Names the neighbourhoods that rounding moves by more than a share of their own scale."""
@@ -90,6 +96,10 @@ class LocalRounding:
         if alone > share:
             said.append(f"values far beyond all others, up to {alone:.1e} of themselves")
         return "; ".join(said)
+
+
+def _typical(shares: tuple[Array, ...]) -> float:
+    return min((float(np.median(one)) for one in shares if one.size), default=0.0)
 
 
 def local_rounding(
@@ -122,11 +132,15 @@ def local_rounding(
         far = rounding.from_float64.get(name)
         own = _Pooled(expected, rounding.rows, batches, samples)
         noise, shares = own.of(np.maximum.reduce(parts))
-        half = own.of(rounding.by_half[name])[0] if name in rounding.by_half else None
+        half: Noise | None = None
+        half_shares: tuple[Array, ...] = ()
+        if name in rounding.by_half:
+            half, half_shares = own.of(rounding.by_half[name])
         found[name] = LocalRounding(
             noise,
             half,
             shares,
+            half_shares,
             own.kinds,
             own.samples,
             max((float(part.max(initial=0.0)) for part in parts), default=0.0),

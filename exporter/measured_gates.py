@@ -26,6 +26,9 @@ PROVES_NOTHING: Final = 0.03
 #: The same of a model that itself computes in a half type.
 _HALF_PROVES_NOTHING: Final = 0.15
 
+#: The same of a half type that is asked for.
+NARROWED_PROVES_NOTHING: Final = 0.25
+
 
 @dataclass(frozen=True)
 class MeasuredGates:
@@ -91,21 +94,23 @@ def _times(scores: Scores, factor: float) -> Scores:
     }
 
 
-def require_steady(gates: Mapping[str, Gate], half: bool) -> None:
+def require_steady(gates: Mapping[str, Gate], half: bool, most: float | None = None) -> None:
     """Refuses outputs that rounding moves by a large part of what they are.
 
     Args:
-        gates: The gates of a step in fp32.
+        gates: The gates of a step.
         half: Whether the model itself computes in a half type somewhere.
+        most: The largest share of the scale allowed; by default what ``half`` says.
 
     Raises:
         GateError: An output moves so far that nothing can be proven equal to it.
     """
-    most = _HALF_PROVES_NOTHING if half else PROVES_NOTHING
+    limit = most or (_HALF_PROVES_NOTHING if half else PROVES_NOTHING)
     for name, gate in gates.items():
-        if gate.noise is not None and gate.moves > most:
+        if gate.noise is not None and gate.moves > limit:
             raise GateError(
                 f"Rounding alone moves output '{name}' of the model itself by {gate.moves:.1e} of "
                 "its scale, so nothing can be proven equal to it.",
-                fix="Give trained weights and real inputs, or say with --atol what is allowed.",
+                fix=gate.advice
+                or "Give trained weights and real inputs, or say with --atol what is allowed.",
             )

@@ -122,7 +122,13 @@ class _Measuring:
             self._sizes["half"] = {name: max(size, epsilon(half)) for name, size in own.items()}
         scores = {name for decision in told.decisions for name in decision.scores}
         #: The values of the traced graph that the scores among the results are.
-        self._scores = {name: told.sources[name].names[0] for name in told.shown if name in scores}
+        known = {node.name for node in captured.graph.nodes}
+        self._scores = {
+            name: source
+            for name in told.shown
+            if name in scores
+            if (source := next((n for n in told.sources[name].names if n in known), None))
+        }
         decisions = [told.sources[name].names[0] for name in told.told]
         self._in_float32 = show(captured, [*decisions, *self._scores.values()])
 

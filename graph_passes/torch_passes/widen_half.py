@@ -32,7 +32,7 @@ class WidenHalf(TorchPass):
         """Rewrites the graph in place and returns how many values were widened."""
         changed = 0
         (output,) = edit.graph.find_nodes(op="output")
-        results = {node: _half_of(node) for node in output.all_input_nodes}
+        halves = [_half_of(node) if isinstance(node, Node) else None for node in output.args[0]]
         for node in list(edit.graph.nodes):
             if node.op == "placeholder" and _half_of(node) is not None:
                 with edit.after(node, origin=node):
@@ -45,12 +45,12 @@ class WidenHalf(TorchPass):
                 node.kwargs = {name: _wider(value) for name, value in node.kwargs.items()}
                 changed += _half_of(node) is not None
                 node.meta["val"] = _widened(node.meta.get("val"))
-        for node, half in results.items():
-            if half is not None and node.op == "call_function":
+        results = list(output.args[0])
+        for place, half in enumerate(halves):
+            if half is not None:
                 with edit.before(output):
-                    output.replace_input_with(
-                        node, edit.call(aten._to_copy.default, node, dtype=half)
-                    )
+                    results[place] = edit.call(aten._to_copy.default, results[place], dtype=half)
+        output.args = (tuple(results),)
         return changed
 
 
