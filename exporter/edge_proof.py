@@ -225,7 +225,8 @@ def _moves(expected: Array, gate: Gate, row: int) -> float | None:
         return None
     around = Neighbourhoods(expected[None])
     scale = max(float(np.median(one)) for one in around.scales)
-    return float(np.median(gate.allowed[row])) / scale if scale > 0 else None
+    kept = gate.allowed[row][None][~around.fills]
+    return float(np.median(kept)) / scale if scale > 0 and kept.size else None
 
 
 def _why_not(config: CompileConfig, cap: TokenCapUse | None) -> str:
