@@ -22,8 +22,8 @@ def test_the_bundle_agrees_with_the_model(target: str, tmp_path: Path) -> None:
         model, torch.rand(1, 1, 8, 8), target=target, output=tmp_path / "bundle"
     )
     assert result.status == "PASSED"
-    artifact = result.report.hops[-1].comparisons["output"]
-    assert artifact.relative < 1e-5
+    worst = result.report.hops[-1].worst["output"]  # of all values, what uses most of its allowance
+    assert worst.share < 1
 
 
 def test_a_gate_that_no_arithmetic_meets_fails(tmp_path: Path) -> None:

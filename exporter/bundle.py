@@ -244,6 +244,7 @@ def save_reference(
     outputs: Mapping[str, np.ndarray],
     steady: np.ndarray | None = None,
     noise: Mapping[str, np.ndarray] | None = None,
+    spreads: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Saves what a bundle is verified against.
 
@@ -253,6 +254,7 @@ def save_reference(
         outputs: The reference's outputs on them, (batches, N, …), saved as ``outputs/NAME``.
         steady: Which samples (batches, N) are compared, saved as ``steady``; all without it.
         noise: What rounding explains, (batches, …) by output and part, saved as ``noise/NAME``.
+        spreads: How much all samples vary, by output and axis, saved as ``spread/NAME``.
 
     Raises:
         InternalError: An array holds python objects, or the numbers of batches differ.
@@ -268,6 +270,7 @@ def save_reference(
             "The reference is not one value per batch for every input and output.",
             where=listed([f"{n}: {a.dtype} {a.shape}" for n, a in arrays.items()]),
         )
+    arrays |= {f"spread/{name}": array for name, array in (spreads or {}).items()}
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
 

@@ -27,9 +27,9 @@ from tokexport.exporter.local_rounding import LocalRounding
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import (
     Comparison,
-    channel_error,
     channel_spreads,
     compare,
+    over_all_failure,
     relative_error,
     scale_of,
     spread,
@@ -61,8 +61,6 @@ UNSTABLE: Final = 1e-3
 ROUNDING_FACTOR: Final = 4.0
 #: The same in a half precision, whose rounding is measured by more runs than it takes.
 HALF_FACTOR: Final = 2.0
-#: How many root mean squared errors apart two entries may be that int8 exchanges.
-TOP1_ERRORS: Final = 6.0
 
 _KEPT_OUT: Final[Mapping[str, Any]] = {"report": False}
 
@@ -189,15 +187,9 @@ class Gate:
                 f"is off by {error:.2f} of its spread between {between}, and "
                 f"{self.spread_tolerance:g} is allowed"
             )
-        if expected.ndim < 2:
-            return ""
-        one, other = as_samples(expected, self.samples), as_samples(found, self.samples)
-        most = 2 * self.spread_tolerance
-        failure = channel_error(one, other, self.spreads, self.spread, most)
-        if failure or not math.isfinite(comparison.rms):
-            return failure
-        near = min(TOP1_ERRORS * comparison.rms, 2 * self.spread_tolerance * self.spread)
-        return unexplained_top1(expected, found, np.full(expected.shape, near / 2))
+        return over_all_failure(
+            expected, found, self.samples, self.spreads, self.spread, self.spread_tolerance
+        )
 
     def spread_error(self, comparison: Comparison) -> float | None:
         """Returns the error of an output as a share of the spread; None where none is asked for."""

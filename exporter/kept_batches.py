@@ -15,6 +15,7 @@ from tokexport.exporter.inputs import evenly_spaced
 from tokexport.exporter.local_rounding import stored
 from tokexport.exporter.parity import Proof
 from tokexport.runtimes.base import Array
+from tokexport.runtimes.verification import WHOLE
 
 if TYPE_CHECKING:
     from tokexport.exporter.config import CompileConfig
@@ -154,3 +155,13 @@ def kept_noise(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array]:
         if gate.noise is not None
         for part, array in stored(gate.noise, rows, gate.samples)
     }
+
+
+def kept_spreads(gates: Mapping[str, Gate]) -> dict[str, Array]:
+    """Returns how much all samples vary, where a gate asks: of an output, and along its axes."""
+    found = {}
+    for output, gate in gates.items():
+        if gate.spread is not None:
+            found[f"{output}/{WHOLE}"] = np.array([gate.spread])
+            found |= {f"{output}/{axis}": array for axis, array in gate.spreads.items()}
+    return found

@@ -139,5 +139,6 @@ def without_noise(
     program = run_passes(program, (DropNoise(),)).program
     free = NoiseFree(model, program, tuple(given.outputs), given.constants)
     found = run_reference(free, batches).outputs
+    # Told to the person and held to nothing: the figures are of whole outputs.
     change = {name: compare(array, found[name]) for name, array in given.outputs.items()}
     return free, DroppedNoise(lines, change)

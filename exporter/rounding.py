@@ -239,7 +239,7 @@ def _rounding_of(module: GraphModule) -> dict[str, float]:
     """Returns the largest relative error of each node that rounds what it gives, by its name."""
     found = {}
     for node in module.graph.nodes:
-        moves = node.op == "call_function" and _base_name(node.target) in _MOVES
+        moves = node.op == "call_function" and only_moves(node.target)
         if node.op not in ("placeholder", "call_function") or moves:
             continue
         values = node.meta.get("val")
@@ -248,6 +248,11 @@ def _rounding_of(module: GraphModule) -> dict[str, float]:
                 found[node.name] = epsilon(str(value.dtype).removeprefix("torch."))
                 break
     return found
+
+
+def only_moves(target: Any) -> bool:
+    """Tells whether what is called moves, joins or picks values, and rounds none."""
+    return _base_name(target) in _MOVES
 
 
 def _base_name(target: Any) -> str:

@@ -32,6 +32,7 @@ def verification_json(result: VerifyResult) -> dict[str, Any]:
                 "least_cosine": output.least_cosine,
                 "spread_error": output.spread_error,
                 "spread_tolerance": output.spread_tolerance,
+                "failure": output.failure,
                 "max_abs": output.comparison.max_abs,
                 "mean_abs": output.comparison.mean_abs,
                 "cosine": output.comparison.cosine,
@@ -87,7 +88,9 @@ def _allowed(output: OutputResult) -> str:
 
 def failed_gate(result: VerifyResult) -> GateError | None:
     """Returns the error that names the outputs outside their gates; None where all passed."""
-    failed = [output.name for output in result.outputs if not output.passed]
+    failed = [
+        f"{output.name} {output.failure}".rstrip() for output in result.outputs if not output.passed
+    ]
     if not failed:
         return None
     return GateError(

@@ -31,6 +31,7 @@ from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.choose_forms import TokenCall
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import RuntimesError
+from tokexport.runtimes.neighbourhoods import within_local_floor
 
 #: How many calls a trial's model holds: what a run costs by itself is shared among them.
 CALLS: Final = 4
@@ -41,7 +42,7 @@ TRIAL_SECONDS = 6.0
 SAMPLE_SECONDS = 0.002
 #: By how much a gain must lie above 1.
 LEAST_GAIN: Final = 0.03
-#: How far a form may be off the standard one, relative to the largest number of a result.
+#: How far a form may be off the standard one, as a share of the scale around each number.
 _TOLERANCE: Final = {"fp32": 1e-4, "int8": 1e-4, "bf16": 0.05, "fp16": 0.01}
 
 
@@ -293,11 +294,7 @@ def _runner(
 
 def _agrees(found: Mapping[str, Array], wanted: Mapping[str, Array], tolerance: float) -> bool:
     """Tells whether two forms give the same numbers."""
-    return all(
-        np.abs(found[name] - array).max(initial=0.0)
-        <= tolerance * max(1.0, np.abs(array).max(initial=0.0))
-        for name, array in wanted.items()
-    )
+    return all(within_local_floor(one, found[name], tolerance) for name, one in wanted.items())
 
 
 def _repetitions(run: Callable[[], object]) -> int:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokexport.runtimes.neighbourhoods import fills
+from tokexport.runtimes.neighbourhoods import as_samples, fills
 
 _EXACT_KINDS = "iub"
 _KINDS = _EXACT_KINDS + "f"
@@ -159,6 +159,8 @@ def spread(reference: NDArray[Any], samples: int) -> float:
 _QUIET_CHANNEL = 0.5
 #: The fewest values that tell the spread of a channel.
 _FEWEST = 8
+#: How many root mean squared errors apart two entries may be that int8 exchanges.
+TOP1_ERRORS = 6.0
 
 
 def channel_spreads(reference: NDArray[Any]) -> dict[int, NDArray[np.float64]]:
@@ -212,6 +214,35 @@ def channel_error(
             where = f"at index {place} of axis {axis}"
             return f"is off by {share[place]:.2f} of the spread it has {where}"
     return ""
+
+
+def over_all_failure(
+    reference: NDArray[Any],
+    candidate: NDArray[Any],
+    samples: int,
+    spreads: Mapping[int, NDArray[Any]],
+    whole: float,
+    tolerance: float,
+) -> str:
+    """Says what figures over all samples leave unseen: a channel, a largest entry; '' for nothing.
+
+    Args:
+        reference: What is right, a floating output (batches, …).
+        candidate: What is measured, of that shape.
+        samples: How many samples a batch has.
+        spreads: How much each index along an axis varies, from ``channel_spreads``.
+        whole: The spread of the whole output.
+        tolerance: The error allowed over all, as a share of it.
+    """
+    if reference.ndim < 2:
+        return ""
+    one, other = as_samples(reference, samples), as_samples(candidate, samples)
+    rms = compare(reference, candidate).rms
+    failure = channel_error(one, other, spreads, whole, 2 * tolerance)
+    if failure or not math.isfinite(rms):
+        return failure
+    near = min(TOP1_ERRORS * rms, 2 * tolerance * whole)
+    return unexplained_top1(reference, candidate, np.full(reference.shape, near / 2))
 
 
 def unexplained_top1(

@@ -8,6 +8,8 @@
                     noise/<name>/…  (batches, samples or 1, …), what rounding explains in every
                                     neighbourhood of an output, along its axes 0, 1, …, and as a
                                     ``share`` of values that belong to none
+    spread/<name>/… how much the samples that the model was compiled with vary, of an output whose
+                    gate is one over all: ``whole``, and (size,) along its axes 1, 2, …
 
 An output passes when every value is off by no more than its neighbourhoods allow
 (``tokexport.runtimes.neighbourhoods``), with the gate's ``local_tolerance`` as the floor; in
@@ -16,7 +18,8 @@ bundles of older versions, when its largest difference over the gate's scale is 
 output whose gate has a ``least_cosine``, when its cosine over all batches is no smaller, and the
 root of its mean squared difference, over the gate's ``spread``, is at most its
 ``spread_tolerance``. The spread is that of all samples that the model was compiled with: the few
-here may vary less.
+here may vary less. With ``spread/<name>`` no channel may be off by twice as much of its own spread,
+and no largest entry elsewhere that the error does not explain; bundles made before have none.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from tokexport.runtimes.base import Array, Runner
-from tokexport.runtimes.comparison import Comparison, compare, relative_error
+from tokexport.runtimes.comparison import Comparison, compare, over_all_failure, relative_error
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.manifest import (
@@ -46,6 +49,8 @@ from tokexport.runtimes.neighbourhoods import Neighbourhoods, Noise, Worst, as_s
 REFERENCE_NAME = "reference.npz"
 #: What a gate of an output holds one of.
 _GATES = {"local_tolerance", "relative_tolerance", "least_cosine"}
+#: What the spread of a whole output is called among those along its axes.
+WHOLE = "whole"
 #: What a value is computed in, by the precision of a bundle.
 _COMPUTED_IN = {"fp16": "float16", "bf16": "bfloat16"}
 
@@ -67,6 +72,7 @@ class OutputResult:
             the gate has none.
         spread_tolerance: The largest that the gate allows; None where it has none.
         passed: Whether it is within the gate.
+        failure: What the figures over all samples leave unseen, a clause; '' where all is right.
     """
 
     name: str
@@ -78,6 +84,7 @@ class OutputResult:
     spread_tolerance: float | None
     passed: bool
     worst: Worst | None = None
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,8 @@ class _Reference:
     batches: int
     steady: Array | None
     noise: dict[str, Noise]
+    spreads: dict[str, dict[int, Array]]
+    samples: int
 
     def compared(self, output: Array) -> Array:
         """Returns the samples of an output (batches, …) that are compared."""
@@ -173,15 +182,20 @@ def _judge(name: str, reference: _Reference, found: Array, manifest: Manifest) -
         computed_in = _COMPUTED_IN.get(manifest.precision, "float32")
         allowed = reference.allowed(name, gate["local_tolerance"], computed_in)
         most = worst(one, other, reference.compared(allowed))
+    failure = ""
+    if name in reference.spreads and spread_tolerance is not None:
+        failure = over_all_failure(
+            one, other, reference.samples, reference.spreads[name], gate["spread"], spread_tolerance
+        )
     passed = (
-        (tolerance is None or error <= tolerance)
+        not failure
+        and (tolerance is None or error <= tolerance)
         and (cosine is None or comparison.cosine >= cosine)
         and (spread_error is None or spread_tolerance is None or spread_error <= spread_tolerance)
         and (most is None or most.share <= 1)
     )
-    return OutputResult(
-        name, comparison, error, tolerance, cosine, spread_error, spread_tolerance, passed, most
-    )
+    figures = error, tolerance, cosine, spread_error, spread_tolerance
+    return OutputResult(name, comparison, *figures, passed, most, failure)
 
 
 def _replay(runner: Runner, inputs: dict[str, Array], batches: int) -> dict[str, Array]:
@@ -220,12 +234,33 @@ def _read_reference(bundle: Path, manifest: Manifest) -> _Reference:
     fits = steady is None or (steady.dtype == bool and steady.ndim == 2 and len(steady) == count)
     if not fits or (steady is not None and not steady.any(axis=1).all()):
         raise _bad_reference(path, "what it says of its samples is no choice of some in each batch")
+    first = manifest.inputs[0].shape if manifest.inputs else ()
+    samples = first[0] if first else 1
     noise = {
         spec.name: _noise(path, arrays, spec.name, outputs[spec.name])
         for spec in manifest.outputs
         if "local_tolerance" in manifest.gates.get(spec.name, {})
     }
-    return _Reference(inputs, outputs, count, steady, noise)
+    spreads = {
+        spec.name: _spreads(path, arrays, spec.name, as_samples(outputs[spec.name], samples))
+        for spec in manifest.outputs
+        if f"spread/{spec.name}/{WHOLE}" in arrays
+    }
+    return _Reference(inputs, outputs, count, steady, noise, spreads, samples)
+
+
+def _spreads(path: Path, arrays: dict[str, Any], name: str, flat: Array) -> dict[int, Array]:
+    """Returns how much an output (samples, …) varies along its axes, of those that say."""
+    found = {}
+    for axis in range(1, flat.ndim):
+        own = arrays.get(f"spread/{name}/{axis}")
+        if own is None:
+            continue
+        fits = own.shape == (flat.shape[axis],) and own.dtype.kind == "f"
+        if not fits or not np.isfinite(own).all():
+            raise _bad_reference(path, f"spread/{name}/{axis} does not fit the output")
+        found[axis] = own
+    return found
 
 
 def _noise(path: Path, arrays: dict[str, Any], name: str, output: Array) -> Noise:

@@ -52,9 +52,9 @@ class Entrant:
     Attributes:
         candidate: What it is.
         run: Runs it once on the first batch; None where it cannot run.
-        error: The largest difference of an output from eager, as a share of the output's scale;
-            None where nothing was compared.
-        wrong: Whether that lies outside the gate.
+        error: The largest difference of an output from eager, as a share of the output's scale, as
+            a table shows it; None where nothing was compared.
+        wrong: Whether a value lies outside what its neighbourhood allows.
         note: What the person should know of it; where it cannot run, why.
         threads: How many it runs on; None where its runtime does not say.
     """

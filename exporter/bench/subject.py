@@ -30,8 +30,9 @@ from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.product_kinds import Kind
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import scale_of
+from tokexport.runtimes.neighbourhoods import as_samples, local_floor
 
-#: What the outputs of a model that cannot be traced may be off, as a share of their scale.
+#: What the outputs of a model that cannot be traced may be off, as a share of the scale around.
 WIDEST: Final = 1e-3
 
 
@@ -53,6 +54,20 @@ class GraphFacts:
     heads: int = 0
     hidden: int = 0
     why_not: str = ""
+
+
+def widest_gate(expected: Array, samples: int, reason: str) -> Gate:
+    """Returns the gate of an output of a model whose rounding is not known.
+
+    Args:
+        expected: What eager answers, (batches, …).
+        samples: How many samples a batch has.
+        reason: Why it is not known.
+    """
+    if expected.dtype.kind != "f":
+        return Gate(WIDEST, None, 1.0, reason)
+    allowed = local_floor(as_samples(expected, samples), WIDEST).reshape(expected.shape)
+    return Gate(WIDEST, None, scale_of(expected), reason, allowed=allowed)
 
 
 class Subject:
@@ -106,12 +121,14 @@ class Subject:
             captured = unlifted(self._program)
         except ExporterError as error:
             reason = f"the model cannot be traced: {error.what}"
-            return {
-                name: Gate(WIDEST, None, scale_of(array), reason)
-                for name, array in self.expected.items()
-            }
-        size = self.specs[0].shape[0] if self.specs[0].shape else 1
-        return measured_gates(captured, self.batches, self.expected, size, precision).narrowed
+            outputs = self.expected.items()
+            return {name: widest_gate(array, self._batch, reason) for name, array in outputs}
+        found = measured_gates(captured, self.batches, self.expected, self._batch, precision)
+        return found.narrowed
+
+    @property
+    def _batch(self) -> int:
+        return self.specs[0].shape[0] if self.specs[0].shape else 1
 
     @cached_property
     def _program(self) -> ExportedProgram:

@@ -4,6 +4,9 @@ With u and v the outputs of the unreduced and the reduced model for one sample, 
 
     top-1 = share with argmax u = argmax v      cosine = mean of <u, v> / (|u| |v|)
     KL    = mean of Σ p log(p / q), p = softmax(u), q = softmax(v), in nats
+
+These are figures of what a reduction costs, not a proof, so one number tells of an output. What is
+a fill in both, such as a masked score, is left out of the cosine.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numpy as np
 
 from tokexport.exporter.inputs import Batches
 from tokexport.runtimes.base import Array
+from tokexport.runtimes.neighbourhoods import fills
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,12 @@ def _agreement(unreduced: Array, reduced: Array) -> Agreement:
     kl = None
     if classes and unreduced.ndim == 2:
         log_p, log_q = _log_softmax(unreduced), _log_softmax(reduced)
-        kl = float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
-    flat = unreduced.reshape(len(unreduced), -1), reduced.reshape(len(reduced), -1)
+        with np.errstate(invalid="ignore"):  # of a class that is masked in both
+            parts = np.where(np.exp(log_p) == 0, 0.0, np.exp(log_p) * (log_p - log_q))
+        kl = float(parts.sum(-1).mean())
+    masked = fills(unreduced) & fills(reduced)
+    kept = (np.where(masked, 0.0, array) for array in (unreduced, reduced))
+    flat = [array.reshape(len(array), -1) for array in kept]
     return Agreement(top1, float(_cosines(*flat).mean()), kl)
 
 
@@ -82,9 +90,18 @@ def _log_softmax(logits: Array) -> Array:
 
 def _cosines(one: Array, other: Array) -> Array:
     """Returns the cosine of each row of two (samples, values); two rows of zeros are alike."""
+    one, other = (_to_one(array) for array in (one, other))
     norms = np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
     product = norms[0] * norms[1]
     both_zero = (norms[0] == 0) & (norms[1] == 0)
     found = (one * other).sum(1) / np.where(product == 0, 1.0, product)
-    result: Array = np.where(both_zero, 1.0, found)
+    result: Array = np.nan_to_num(np.where(both_zero, 1.0, found), nan=0.0)
+    return result
+
+
+def _to_one(rows: Array) -> Array:
+    """Divides each row (samples, values) by its largest number: squares leave float64."""
+    largest = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
+    with np.errstate(invalid="ignore"):  # an infinity in a row is like nothing
+        result: Array = rows / np.where(largest == 0, 1.0, largest)
     return result

@@ -17,12 +17,14 @@ from tokexport.exporter.errors import GateError, ModelNotSupportedError, listed
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.outputs import flatten
 from tokexport.exporter.reduction.special_tokens import other_inputs
+from tokexport.exporter.reduction.surgery_distance import Answer
 from tokexport.exporter.torch_warnings import torch_log_silenced, torch_warnings_silenced
 from tokexport.graph_passes.torch_passes.editor import source_line
 
 #: The batches at which the program must answer as the module does.
 CHECKED: Final = (1, 3)
-#: How far it may be from it, relative to an output's scale.
+#: How far it may be from it, as a share of the scale around each value, where rounding explains no
+#: more.
 TOLERANCE: Final = 1e-5
 _PLAIN: Final = ("aten", "prims")
 
@@ -61,7 +63,7 @@ def export_any_batch(model: FlatModel, inputs: Sequence[Tensor]) -> ExportedProg
     _require_plain(program)
     program.example_inputs = (_at_batch(inputs, batched, 1), {})
     for count, sample, answer in zip(CHECKED, samples, wanted, strict=True):
-        _check(program, sample, answer, count)
+        _check(program, sample, Answer(alone, sample, answer), answer, count)
     return program
 
 
@@ -138,17 +140,19 @@ def _require_plain(program: ExportedProgram) -> None:
 
 
 def _check(
-    program: ExportedProgram, inputs: Sequence[Tensor], wanted: Sequence[Any], batch: int
+    program: ExportedProgram,
+    inputs: Sequence[Tensor],
+    answer: Answer,
+    wanted: Sequence[Any],
+    batch: int,
 ) -> None:
     """Holds the program to what the module answered at one batch."""
     with torch.no_grad(), torch_warnings_silenced():
         found = pytree.tree_leaves(program.module()(*inputs))
-    pairs = zip(wanted, found, strict=True)
-    for one, other in ((one, other) for one, other in pairs if isinstance(one, Tensor)):
-        scale = float(one.abs().max()) if one.numel() else 0.0
-        if one.shape == other.shape and torch.allclose(
-            one, other, rtol=0.0, atol=TOLERANCE * scale
-        ):
+    for place, (one, other) in enumerate(zip(wanted, found, strict=True)):
+        if not isinstance(one, Tensor):
+            continue
+        if one.shape == other.shape and answer.distance(place, other, TOLERANCE) <= TOLERANCE:
             continue
         raise GateError(
             f"The exported program gives another answer than the reduced model at batch {batch}.",

@@ -27,10 +27,10 @@ from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.outputs import Constant
 from tokexport.exporter.reduction.shown_blocks import Shown
+from tokexport.exporter.reduction.surgery_distance import Answer, local_distance
 from tokexport.exporter.reduction.surgery_gate import (
     SURGERY_TOLERANCE,
     patch_order,
-    relative_distance,
     shuffled,
 )
 from tokexport.exporter.reduction.tokens_per_layer import ReducedRun
@@ -165,11 +165,13 @@ def shortened_outputs(
     if not falls:
         return ()
     moved = judged.run(_Reordered(behind=falls[0]), inputs)
+    answer = Answer(judged.flat, inputs, list(given.values()))
     shorter = []
-    for name, before in given.items():
+    for position, (name, before) in enumerate(given.items()):
         after = reduced.outputs[name]
-        if relative_distance(before, moved[name]) > SURGERY_TOLERANCE and not _moves_along(
-            before, moved[name], counts[0] - judged.special
+        ways = (moved[name], *_moved_back(moved[name], before, counts[0] - judged.special))
+        if not any(
+            answer.distance(position, way, SURGERY_TOLERANCE) <= SURGERY_TOLERANCE for way in ways
         ):
             raise _refusal(name, before, after, "depends on where its tokens stand", judged)
         if before.shape != after.shape:
@@ -182,13 +184,13 @@ def shortened_outputs(
     return tuple(shorter)
 
 
-def _moves_along(before: Tensor, moved: Tensor, patches: int) -> bool:
-    """Tells floating (B, N, C) whose last rows are the patches, each where its patch went."""
+def _moved_back(moved: Tensor, before: Tensor, patches: int) -> tuple[Tensor, ...]:
+    """Returns floating (B, N, C) with its last rows as far back as patches went; else nothing."""
     if before.dim() != 3 or not before.is_floating_point() or before.shape[1] < patches:
-        return False
+        return ()
     front = before.shape[1] - patches
     order = torch.cat([torch.arange(front), front + patch_order(patches)])
-    return relative_distance(before[:, order], moved) <= SURGERY_TOLERANCE
+    return (moved[:, order.argsort()],)
 
 
 def _has_fewer_tokens(before: Tensor, after: Tensor) -> bool:
@@ -246,9 +248,25 @@ def _require_no_count(
         one, other = many[name], few[name]
         if one.shape != other.shape:
             one = one[:, : other.shape[1]]
-        if not relative_distance(one, other) <= ALIKE_TOLERANCE:
+        if not _are_alike(one, other):
             why = "depends on how many tokens there are, as a sum over them does"
             raise _refusal(name, before, reduced.outputs[name], why, judged)
+
+
+def _are_alike(one: Tensor, other: Tensor) -> bool:
+    """Tells whether outputs of alike tokens are the same, by their rows along some axis.
+
+    A channel has one value in all tokens, however near to 0, and is no scale for itself.
+    """
+    ways = [(one, other)]
+    if one.dim() > 2:
+        axes = range(1, one.dim())
+        ways = [(_rows_along(one, axis), _rows_along(other, axis)) for axis in axes]
+    return any(local_distance(*way, ALIKE_TOLERANCE) <= ALIKE_TOLERANCE for way in ways)
+
+
+def _rows_along(output: Tensor, axis: int) -> Tensor:
+    return output.movedim(axis, -1).flatten(0, -2)
 
 
 def _refusal(name: str, before: Tensor, after: Tensor, why: str, judged: Judged) -> SurgeryError:

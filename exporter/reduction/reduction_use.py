@@ -22,8 +22,8 @@ class ReductionUse:
         options: All its options, those left at their defaults too.
         blocks: The names of the blocks it went into.
         special_tokens: How many tokens at the front are no patches.
-        surgery_error: How far the model with nothing reduced is from the given one, relative to the
-            output's scale.
+        surgery_error: How far the model with nothing reduced is from the given one, as a share of
+            the scale around each value.
         tokens: Tokens of an image that enter the first block, and that leave each.
         warnings: Which outputs have fewer tokens, a sentence each.
         agreement: By output, with the model without the reduction; None for an output that is not
@@ -88,7 +88,7 @@ class ReductionUse:
         yield "layers", f"{first} → {' '.join(map(str, behind))} tokens behind each block"
         yield (
             "surgery",
-            f"with nothing reduced off by {self.surgery_error:.1e} of the output's scale",
+            f"with nothing reduced off by {self.surgery_error:.1e} of the scale around a value",
         )
         for name, found in self.agreement.items():
             yield "agreement", f"{name}: {_said(found)}"

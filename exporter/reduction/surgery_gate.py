@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tokexport.exporter.capture import FlatModel, raised_at
 from tokexport.exporter.errors import ExporterError, GateError, NotRepeatableError
 from tokexport.exporter.module_state import evaluation
+from tokexport.exporter.reduction.surgery_distance import Answer
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.merges import Selection, behind_special
@@ -28,7 +29,8 @@ from tokexport.graph_passes.reduction.method import Block, Layer, Method
 from tokexport.graph_passes.reduction.reduced_block import Flow, ReducedBlock
 from tokexport.graph_passes.reduction.tokens import Tokens
 
-#: How far the surgery with nothing reduced may be from the model, relative to an output's scale.
+#: How far the surgery with nothing reduced may be from the model, as a share of the scale around
+#: each value; more where rounding explains it (``surgery_distance``).
 SURGERY_TOLERANCE: Final = 1e-5
 #: The way out where a model fails on fewer tokens: what follows the blocks may need them all.
 RESTORE_FIX: Final = (
@@ -77,7 +79,7 @@ def shuffled(tokens: Tokens) -> Tokens:
 def surgery_error(
     flat: FlatModel, rebuild: Rebuild, flow: Flow, depth: int, inputs: Sequence[Tensor]
 ) -> float:
-    """Returns the largest difference to the model, relative to an output's scale.
+    """Returns the largest difference to the model, as a share of the scale around it.
 
     It is not a number where the model has no values, on torch's meta device.
 
@@ -90,13 +92,15 @@ def surgery_error(
         return math.nan
     with evaluation(flat), torch.no_grad():
         wanted = flat(*inputs)
-    plain = _distance(flat, rebuild(Method(), flow), depth, inputs, wanted)
+    answer = Answer(flat, inputs, wanted)
+    plain = _distance(flat, rebuild(Method(), flow), depth, inputs, wanted, answer)
     if not plain <= SURGERY_TOLERANCE:
         _require_one_answer(flat, inputs, wanted)
         raise GateError(
             "The model's blocks, taken apart and put together with nothing reduced, give another "
             "answer.",
-            where=f"Off by {plain:.1e} of the output's scale; {SURGERY_TOLERANCE:.0e} is allowed.",
+            where=f"Off by {plain:.1e} of the scale of the values around; "
+            f"{SURGERY_TOLERANCE:.0e} is allowed.",
             fix="The blocks hold something that depends on more than their tokens. Please report "
             "the model.",
         )
@@ -104,13 +108,14 @@ def surgery_error(
     for behind in ({depth - 1}, set(range(depth))):  # the latter where outputs in between are read
         followed = Flow(flow.special, traced=True, restore=frozenset(behind))
         if not shuffled <= SURGERY_TOLERANCE:
-            shuffled = _distance(flat, rebuild(_Shuffled(), followed), depth, inputs, wanted)
+            rebuilt = rebuild(_Shuffled(), followed)
+            shuffled = _distance(flat, rebuilt, depth, inputs, wanted, answer)
     if not shuffled <= SURGERY_TOLERANCE:
         raise SurgeryError(
             "The model tells its tokens apart by where they stand, in its blocks or between them, "
             "and a reduction moves them.",
-            where=f"With the patches in another order its answer is off by {shuffled:.1e} of its "
-            "scale.",
+            where=f"With the patches in another order its answer is off by {shuffled:.1e} of the "
+            "scale of the values around.",
             fix="Reduce a model whose positions are added before the blocks, or enter each block "
             "as a tensor with a row for each token. Where it returns what it reads behind a block, "
             "let the next block take that output as it is.",
@@ -144,6 +149,7 @@ def _distance(
     depth: int,
     inputs: Sequence[Tensor],
     wanted: Sequence[Tensor],
+    answer: Answer,
 ) -> float:
     runs: Counter[int] = Counter()
 
@@ -165,24 +171,10 @@ def _distance(
         )
     if [one.shape for one in found] != [one.shape for one in wanted]:
         raise GateError("The blocks taken apart give outputs of another shape.")
-    return max(map(relative_distance, wanted, found), default=0.0)
-
-
-def relative_distance(wanted: Tensor, found: Tensor) -> float:
-    """Returns the largest difference of two of one shape, over the largest value of the first.
-
-    Of whole numbers it is 0 or infinite. Infinities and NaN are no difference where both have them.
-    """
-    if not wanted.numel():
-        return 0.0
-    if not wanted.is_floating_point():
-        return 0.0 if torch.equal(wanted, found) else math.inf
-    same = (wanted == found) | (wanted.isnan() & found.isnan())
-    scale = (
-        wanted[wanted.isfinite()].abs().amax() if wanted.isfinite().any() else wanted.new_ones(())
+    distances = (
+        answer.distance(position, one, SURGERY_TOLERANCE) for position, one in enumerate(found)
     )
-    apart = torch.where(same, 0.0, (wanted - found).abs()).max()
-    return float(apart / scale.clamp_min(torch.finfo(torch.float32).tiny))
+    return max(distances, default=0.0)
 
 
 def _require_one_answer(flat: FlatModel, inputs: Sequence[Tensor], first: Sequence[Tensor]) -> None:

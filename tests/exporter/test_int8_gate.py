@@ -121,6 +121,10 @@ def test_a_quantised_model_passes_and_its_bundle_says_how_near_it_is(tmp_path: P
         "spread_tolerance": 0.5,
         "spread": gate.spread,
     }
+    with np.load(result.bundle / "reference.npz") as kept:
+        along = np.sqrt(((logits - logits.mean(axis=0)) ** 2).mean(axis=0))
+        np.testing.assert_allclose(kept["spread/output/1"], along, rtol=1e-3)
+        assert kept["spread/output/whole"] == [gate.spread]
     verified = verify_bundle(result.bundle)
     assert verified.passed
     file = io.StringIO()

@@ -49,11 +49,15 @@ def test_two_chains_have_constants_of_their_own() -> None:
     assert calls(rewritten) == {"aten.matmul": 2, "aten.relu": 1}
 
 
+WEIGHTS = 1 + 0.01 * torch.arange(36.0).reshape(9, 4)
 OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
     "two axes at once": lambda x: torch.fft.fft2(x).real,
     "an absolute value": lambda x: torch.fft.fft(x, dim=1).abs(),
     "a filter that depends on x": lambda x: torch.fft.irfft(
         torch.fft.rfft(x, dim=1) * x[:, :6], n=10, dim=1
+    ),
+    "one loud row, and others that differ by channel": lambda x: (
+        torch.fft.fft(x, dim=1).real * torch.cat([torch.full((1, 4), 1e12), WEIGHTS])
     ),
     "an offset": lambda x: (torch.fft.fft(x, dim=1) + torch.ones(1)).real.relu(),
 }

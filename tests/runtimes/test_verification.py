@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,10 +83,10 @@ def test_a_gate_of_the_cosine_fails_another_direction(make_bundle: BundleMaker) 
     assert [output.passed for output in result.outputs] == [False, True]
 
 
-def with_spread(bundle: Path, spread: float) -> Path:
+def with_spread(bundle: Path, spread: float, cosine: float = 0.99) -> Path:
     """Holds the logits of a bundle to half of a spread, beside the cosine."""
     manifest = json.loads((bundle / MANIFEST_NAME).read_text())
-    gate = {"least_cosine": 0.99, "scale": 1.0, "spread_tolerance": 0.5, "spread": spread}
+    gate = {"least_cosine": cosine, "scale": 1.0, "spread_tolerance": 0.5, "spread": spread}
     manifest["gates"]["logits"] = gate
     (bundle / MANIFEST_NAME).write_text(json.dumps(manifest))
     return bundle
@@ -225,3 +226,49 @@ def test_reference_data_never_runs_code(make_bundle: BundleMaker) -> None:
     rehash(bundle)
     with pytest.raises(BundleError, match="allow_pickle"):
         verify_bundle(bundle)
+
+
+BUNDLES = Path(__file__).parents[1] / "bundles"
+
+
+@pytest.mark.parametrize("name", ["relative_tolerance", "least_cosine"])
+def test_a_bundle_of_an_earlier_version_verifies_as_it_is(name: str, tmp_path: Path) -> None:
+    assert verify_bundle(BUNDLES / name).passed
+    bundle = shutil.copytree(BUNDLES / name, tmp_path / name)
+    with np.load(bundle / REFERENCE_NAME) as archive:
+        output = archive["outputs/output"].copy()
+    output[1, 2] += 0.1 * np.abs(output).max()
+    rewrite_reference(bundle, outputs__output=output)
+    assert not verify_bundle(bundle).passed
+
+
+def with_spreads(bundle: Path) -> Path:
+    """Tells how much the logits of a bundle vary, as compile does."""
+    with np.load(bundle / REFERENCE_NAME) as archive:
+        logits = archive["outputs/logits"].reshape(-1, 5)
+    deviation = logits - logits.mean(axis=0)
+    whole = float(np.sqrt(np.square(deviation).mean()))
+    along = np.sqrt(np.square(deviation).mean(axis=0))
+    rewrite_reference(bundle, spread__logits__whole=np.array([whole]), spread__logits__1=along)
+    return with_spread(bundle, whole, 0.9)
+
+
+def test_a_channel_is_held_to_its_own_spread_where_the_bundle_tells_it(
+    make_bundle: BundleMaker,
+) -> None:
+    bundle = with_spreads(make_bundle())
+    assert verify_bundle(bundle).passed
+    with np.load(bundle / REFERENCE_NAME) as archive:
+        logits, along = archive["outputs/logits"], archive["spread/logits/1"]
+        whole = archive["spread/logits/whole"][0]
+    channel = int(np.argmin(along))
+    logits[..., channel] += 1.05 * max(along[channel], whole / 2)
+    rewrite_reference(bundle, outputs__logits=logits)
+    found = verify_bundle(bundle).outputs[0]
+    assert found.comparison.cosine > 0.9
+    assert found.spread_error is not None
+    assert found.spread_error < 0.5
+    assert not found.passed
+    assert f"of the spread it has at index {channel} of axis 1" in found.failure
+    rewrite_reference(bundle, spread__logits__whole=None, spread__logits__1=None)
+    assert verify_bundle(bundle).passed  # one made before

@@ -54,6 +54,20 @@ def test_tokens_have_no_kl_and_another_shape_no_agreement() -> None:
     assert same.cosine == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("fill", [-np.inf, np.finfo(np.float32).min, np.finfo(np.float64).min])
+def test_masked_classes_say_nothing(fill: float) -> None:
+    random = np.random.default_rng(0)
+    plain = random.standard_normal((3, 2, 8)), random.standard_normal((3, 2, 8))
+    masked = [np.concatenate([one, np.full((3, 2, 2), fill)], axis=2) for one in plain]
+    (wanted,) = agreements({"y": plain[0]}, {"y": plain[1]}, batches(6, 2)).values()
+    (found,) = agreements({"y": masked[0]}, {"y": masked[1]}, batches(6, 2)).values()
+    assert found is not None
+    assert wanted is not None
+    assert found.cosine == pytest.approx(wanted.cosine)
+    assert found.kl == pytest.approx(wanted.kl)
+    assert found.top1 == wanted.top1
+
+
 def test_zeros_are_like_zeros_and_like_nothing_else() -> None:
     zeros, ones = np.zeros((1, 1, 2)), np.ones((1, 1, 2))
     found = agreements({"a": zeros, "b": zeros}, {"a": zeros, "b": ones}, batches(1, 1))

@@ -131,6 +131,24 @@ def test_a_surgery_that_changes_the_answer_fails_its_gate() -> None:
         tokexport.reduce(_two_faced(steady=True), "tome", image())
 
 
+class _Masked(nn.Module):
+    """Puts masked scores, or one loud score, beside those of a model."""
+
+    def __init__(self, model: nn.Module, loud: float) -> None:
+        super().__init__()
+        self.model, self.loud = model, loud
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.model(x)
+        return torch.cat([scores, scores.new_full((len(scores), 2), self.loud)], dim=1)
+
+
+@pytest.mark.parametrize("loud", [torch.finfo(torch.float32).min, 1e8])
+def test_nothing_loud_beside_it_hides_what_a_surgery_changes(loud: float) -> None:
+    with pytest.raises(GateError, match="nothing reduced, give another answer"):
+        tokexport.reduce(_Masked(_two_faced(steady=True), loud).eval(), "tome", image())
+
+
 def test_a_model_without_one_answer_is_told_so() -> None:
     with pytest.raises(NotRepeatableError, match="another answer when it runs again"):
         tokexport.reduce(_two_faced(steady=False), "tome", image())

@@ -1,0 +1,167 @@
+"""How far the answers of a model with other blocks are from its own, value by value.
+
+Each value is held to the scale of its own neighbourhood (``runtimes.neighbourhoods``), so that a
+fill or a loud channel hides nothing beside it. Blocks taken apart, or tokens in another order, add
+up in another order, and where a quiet value is the sum of loud ones rounding moves it by more than
+a share of its scale. That is measured, where it is asked for, on the model as given: in a run each
+of whose results is off by as much as rounding would make it, up or down by chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tokexport.exporter.gates import ROUNDING_FACTOR
+from tokexport.exporter.measured_gates import PROVES_NOTHING
+from tokexport.exporter.module_state import evaluation
+from tokexport.exporter.rounding import only_moves
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.neighbourhoods import (
+    Neighbourhoods,
+    Noise,
+    differences,
+    epsilon,
+    local_floor,
+    worst,
+)
+
+#: How many runs with rounded results are made.
+_RUNS: Final = 2
+#: How far a second run of a model may be off that has one answer.
+_REPEATS: Final = 1e-6
+
+
+class Answer:
+    """What a model answers, and how far others may be from it.
+
+    Args:
+        model: The model as given.
+        inputs: What it ran on.
+        outputs: What it answered: the leaves of its result, in their order.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[Any]) -> None:
+        self._model, self._inputs, self._outputs = model, inputs, outputs
+
+    def distance(self, position: int, found: Tensor, floor: float) -> float:
+        """Returns how far an output of the same shape is from that of the model.
+
+        Args:
+            position: Which output; a tensor.
+            found: What is measured.
+            floor: The share of a neighbourhood's scale that is always allowed.
+
+        Returns:
+            The largest difference as a share of the scale around it, no more than ``floor`` where
+            all is allowed; where rounding explains more, as much smaller a share.
+        """
+        wanted = self._outputs[position]
+        plain = local_distance(wanted, found, floor)
+        if plain <= floor or not wanted.is_floating_point() or not self._noise:
+            return plain
+        one, other = _comparable(wanted, found)
+        allowed = Neighbourhoods(one).allowed(self._noise[position], floor)
+        return _share(one, other, allowed) * floor
+
+    @cached_property
+    def _noise(self) -> dict[int, Noise]:
+        """What rounding explains of each floating output; nothing where it cannot be measured."""
+        found: dict[int, Noise] = {}
+        runs: list[AbstractContextManager[Any]] = [nullcontext(), *map(_Rounded, range(_RUNS))]
+        for run in runs:
+            try:
+                with evaluation(self._model), torch.no_grad(), run:
+                    moved = pytree.tree_leaves(self._model(*self._inputs))
+            except Exception:  # whatever a model raises that looks at how it is run
+                return {}
+            if list(map(_shape, moved)) != list(map(_shape, self._outputs)):
+                return {}
+            for position, (wanted, other) in enumerate(zip(self._outputs, moved, strict=True)):
+                if not isinstance(wanted, Tensor) or not wanted.is_floating_point():
+                    continue
+                if isinstance(run, _Rounded):
+                    noise = _noise_of(*_comparable(wanted, other))
+                    found[position] = noise.larger(found.get(position, noise))
+                elif local_distance(wanted, other, _REPEATS) > _REPEATS:
+                    return {}  # it has no one answer: what moves it is no rounding
+        return found
+
+
+def local_distance(wanted: Tensor, found: Tensor, floor: float) -> float:
+    """Returns the largest difference of two of one shape as a share of the scale around it.
+
+    Of whole numbers it is 0 or infinite. Infinities and NaN are no difference where both have them.
+
+    Args:
+        wanted: What is right, samples first.
+        found: What is measured.
+        floor: The largest share that is allowed.
+    """
+    if not wanted.numel():
+        return 0.0
+    if not wanted.is_floating_point():
+        return 0.0 if torch.equal(wanted, found) else math.inf
+    one, other = _comparable(wanted, found)
+    return _share(one, other, local_floor(one, floor)) * floor
+
+
+def _shape(one: Any) -> tuple[int, ...] | None:
+    return tuple(one.shape) if isinstance(one, Tensor) else None
+
+
+def _noise_of(wanted: Array, moved: Array) -> Noise:
+    """Returns what a run with rounded results explains, up to a share that would prove nothing."""
+    around, off = Neighbourhoods(wanted), differences(wanted, moved)
+    noise = around.noise(np.where(np.isfinite(off), off, 0.0)).times(ROUNDING_FACTOR)
+    most = (PROVES_NOTHING * scale for scale in around.scales)
+    by_axis = tuple(np.minimum(one, two) for one, two in zip(noise.by_axis, most, strict=True))
+    return Noise(by_axis, np.minimum(noise.share, PROVES_NOTHING))
+
+
+def _share(wanted: Array, found: Array, allowed: Array) -> float:
+    most = worst(wanted, found, allowed)
+    return 0.0 if most is None else most.share
+
+
+def _comparable(wanted: Tensor, found: Tensor) -> tuple[Array, Array]:
+    """Returns two tensors as arrays (samples, …), without the NaN that both have."""
+    one, other = (each.detach().float().cpu().numpy() for each in (wanted, found))
+    if one.ndim == 0:
+        one, other = one.reshape(1), other.reshape(1)
+    both = np.isnan(one) & np.isnan(other)
+    return np.where(both, 0, one), np.where(both, 0, other)
+
+
+class _Rounded(TorchDispatchMode):
+    """Moves what every operator gives by as much as rounding would.
+
+    Args:
+        seed: The seed of the errors.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._random = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operator and moves its floating results; those of views stay views."""
+        result = func(*args, **(kwargs or {}))
+        aliased = any(one.alias_info is not None for one in func._schema.returns)
+        return result if aliased or only_moves(func) else pytree.tree_map(self._moved, result)
+
+    def _moved(self, result: Any) -> Any:
+        if not isinstance(result, Tensor) or not result.is_floating_point():
+            return result
+        size = epsilon(str(result.dtype).removeprefix("torch."))
+        chance = torch.empty_like(result).uniform_(1 - size, 1 + size, generator=self._random)
+        return chance.mul_(result)
