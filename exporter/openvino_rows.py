@@ -4,8 +4,8 @@ Before → after, in the IR, for rows of shape (1, …, 1, N)::
 
     Add(… q·kᵀ …, row)              →  Add(row, … q·kᵀ …)
     Multiply(… q·kᵀ …, row)         →  Multiply(row, … q·kᵀ …), so Maximum and Minimum
-    Subtract(… q·kᵀ …, fixed row)   →  Add(-fixed row, … q·kᵀ …)
-    Divide(… q·kᵀ …, fixed row)     →  Multiply(1 / fixed row, … q·kᵀ …)
+    Subtract(… q·kᵀ …, row)         →  Add(-row, … q·kᵀ …)
+    Divide(… q·kᵀ …, row)           →  Multiply(1 / row, … q·kᵀ …)
 
 Such a row is the logarithms of token sizes or a mask of keys, at batch 1. The CPU plugin joins what
 comes behind a product of bytes (with AMX) or of bfloat16 to the product itself, and 2026.4.1 reads
@@ -62,8 +62,6 @@ def _with_rows(model: Any) -> Iterator[Any]:
         kind = operator.get_type_name()
         if kind not in (*_COMMUTES, "Subtract", "Divide") or not _is_row(operator.input_value(1)):
             continue
-        if kind not in _COMMUTES and not is_fixed(operator.input_value(1)):
-            continue
         if any(True for _ in _products(operator.input_value(0))):
             yield operator
 
@@ -78,7 +76,9 @@ def _turn(operator: Any) -> None:
     if operator.get_type_name() == "Subtract":
         new = opset.add(opset.negative(row), first)
     else:
-        new = opset.multiply(opset.power(row, np.float32(-1)), first)
+        # The optimiser joins a product with a power of the one number -1 to a division again.
+        exponents = np.full(tuple(row.get_shape()), -1.0, np.float32)
+        new = opset.multiply(opset.power(row, opset.constant(exponents)), first)
     new.set_friendly_name(operator.get_friendly_name())
     operator.output(0).replace(new.output(0))
 

@@ -89,7 +89,7 @@ def test_a_fixed_row_comes_first_and_the_answer_is_right(kind: str, shape: tuple
     assert distance(run(model, "bf16"), expected) < 6e-2
 
 
-@pytest.mark.parametrize("kind", ["add", "multiply", "maximum", "minimum"])
+@pytest.mark.parametrize("kind", MEETINGS)
 def test_a_given_row_comes_first_and_the_answer_is_right(kind: str) -> None:
     meet, numbers, _ = MEETINGS[kind]
     row = opset13.parameter([1, 1, 1, TOKENS], np.float32)
