@@ -243,8 +243,7 @@ def save_reference(
     inputs: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
     steady: np.ndarray | None = None,
-    noise: Mapping[str, np.ndarray] | None = None,
-    spreads: Mapping[str, np.ndarray] | None = None,
+    of_gates: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Saves what a bundle is verified against.
 
@@ -253,15 +252,13 @@ def save_reference(
         inputs: Each input's values, (batches, N, …), saved as ``inputs/NAME``.
         outputs: The reference's outputs on them, (batches, N, …), saved as ``outputs/NAME``.
         steady: Which samples (batches, N) are compared, saved as ``steady``; all without it.
-        noise: What rounding explains, (batches, …) by output and part, saved as ``noise/NAME``.
-        spreads: How much all samples vary, by output and axis, saved as ``spread/NAME``.
+        of_gates: What the gates need beside it, saved under the names they have.
 
     Raises:
         InternalError: An array holds python objects, or the numbers of batches differ.
     """
     arrays = {f"inputs/{name}": array for name, array in inputs.items()}
     arrays |= {f"outputs/{name}": array for name, array in outputs.items()}
-    arrays |= {f"noise/{name}": array for name, array in (noise or {}).items()}
     if steady is not None and not steady.all():
         arrays["steady"] = steady
     odd = [name for name, array in arrays.items() if array.dtype.hasobject or array.ndim == 0]
@@ -270,7 +267,7 @@ def save_reference(
             "The reference is not one value per batch for every input and output.",
             where=listed([f"{n}: {a.dtype} {a.shape}" for n, a in arrays.items()]),
         )
-    arrays |= {f"spread/{name}": array for name, array in (spreads or {}).items()}
+    arrays |= of_gates or {}
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
 

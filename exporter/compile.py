@@ -26,12 +26,7 @@ from tokexport.exporter.gate_advice import advice_for
 from tokexport.exporter.gate_warnings import gate_warnings, half_warning, spread_warnings
 from tokexport.exporter.gates import narrowed_hops, require_accuracy
 from tokexport.exporter.inputs import Batches, accuracy
-from tokexport.exporter.kept_batches import (
-    gates_to_verify_by,
-    kept_batches,
-    kept_noise,
-    kept_spreads,
-)
+from tokexport.exporter.kept_batches import gates_to_verify_by, kept_batches, kept_of_gates
 from tokexport.exporter.machine import describe_machine
 from tokexport.exporter.measured_gates import (
     NARROWED_PROVES_NOTHING,
@@ -321,8 +316,7 @@ def compile(
                 {name: batches.arrays[name][chosen.rows] for name in batches.names},
                 dict(chosen.outputs),
                 chosen.steady,
-                kept_noise(narrowed, chosen.rows),
-                kept_spreads(narrowed),
+                kept_of_gates(narrowed, chosen.rows),
             )
             known |= {"status": manifest.status, "bundle": str(config.output)}
             report = _report(known, checklist)

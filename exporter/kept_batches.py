@@ -142,26 +142,22 @@ def _rows_of(outputs: Mapping[str, Array], rows: list[int]) -> dict[str, Array]:
     return {name: array[rows] for name, array in outputs.items()}
 
 
-def kept_noise(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array]:
-    """Returns what the bundle keeps of what rounding does, for the batches that it keeps.
+def kept_of_gates(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array]:
+    """Returns what the bundle keeps of its gates, under the names of its reference data.
+
+    It is what rounding does in the batches that it keeps, and how much all samples vary where a
+    gate asks: of a whole output, and along its axes.
 
     Args:
         gates: The gates that it is verified by.
         rows: The batches.
     """
-    return {
-        f"{output}/{part}": array
-        for output, gate in gates.items()
-        if gate.noise is not None
-        for part, array in stored(gate.noise, rows, gate.samples)
-    }
-
-
-def kept_spreads(gates: Mapping[str, Gate]) -> dict[str, Array]:
-    """Returns how much all samples vary, where a gate asks: of an output, and along its axes."""
-    found = {}
+    found: dict[str, Array] = {}
     for output, gate in gates.items():
+        if gate.noise is not None:
+            parts = stored(gate.noise, rows, gate.samples)
+            found |= {f"noise/{output}/{part}": array for part, array in parts}
         if gate.spread is not None:
-            found[f"{output}/{WHOLE}"] = np.array([gate.spread])
-            found |= {f"{output}/{axis}": array for axis, array in gate.spreads.items()}
+            found[f"spread/{output}/{WHOLE}"] = np.array([gate.spread])
+            found |= {f"spread/{output}/{axis}": array for axis, array in gate.spreads.items()}
     return found
