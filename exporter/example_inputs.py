@@ -210,7 +210,7 @@ def _numpy_name(name: str, tensor: Tensor) -> str:
 
 
 def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> Batches:
-    """Adds the example inputs as a batch, unless the model itself gives NaN on them.
+    """Adds the example inputs as a batch, unless the model itself has no answer to them.
 
     They are what the person looks at; but many are zeros that only say a shape.
     """
@@ -220,11 +220,10 @@ def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> B
     }
     try:
         run_reference(model, dataclasses.replace(drawn, arrays=example, samples=1), twice=False)
-    except NotFiniteError:
-        said = f"{drawn.origin}; not the example inputs, on which the model gives NaN"
+    except ExporterError as error:
+        why = "the model gives NaN on them" if isinstance(error, NotFiniteError) else error.what
+        said = f"{drawn.origin}; not the example inputs: {why.rstrip('.')}"
         return dataclasses.replace(drawn, origin=said)
-    except ExporterError:
-        pass  # the run on all batches says so, and names random numbers and counts by their lines
     arrays = {name: np.concatenate([drawn.arrays[name], example[name]]) for name in drawn.names}
     return dataclasses.replace(
         drawn,
