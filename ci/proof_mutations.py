@@ -205,6 +205,19 @@ STATES = {
 }
 
 
+#: What explains the plants of a state.
+NOTES = {
+    "refused": "An argument of a kernel that is one more asks for rows that are not there, or "
+    "gives another shape than the model says; the runtime checks both.",
+    "equivalent": "An effect of 0 is that of a value that is compared, and not so closely: a "
+    "factor on a metric goes in the norm of its cosine, a score may be off where no choice turns. "
+    "Or nothing behind it reads that row or channel. An order among equals does nothing where no "
+    "two scores are equal; where they are, torch's own top-k has no order to be held to, and the "
+    "report of a compile tells the tie. All others lie between what rounding does and what it is "
+    "allowed.",
+}
+
+
 def state(one: dict[str, Any]) -> str:
     """Says in a word what became of a plant."""
     if one["result"] == "caught":
@@ -254,7 +267,8 @@ def table() -> str:
             text.append(f"| {name} | {sum(found.values())} | {cells} |")
     for title in [one for one in STATES if one != "caught"]:
         some = [_told(one) for one in results if state(one) == title]
-        text += ["", f"## {title.capitalize()}", "", *some] if some else []
+        note = [NOTES[title], ""] if title in NOTES else []
+        text += ["", f"## {title.capitalize()}", "", *note, *some] if some else []
     alarms = [
         f"- {one['model']}, batch {one['batch']}, seed {one['seed']}, {run}: {said}"
         for one in lines(HONEST)

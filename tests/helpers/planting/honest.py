@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from helpers.planting.ways import TARGETS, Asked, Way, run_file
 from tokexport.exporter import hops
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.parity import ParityError, Proof
+from tokexport.exporter.worker.openings import Opening
+from tokexport.exporter.worker.runner import WorkerRunner
 
 _NARROWED = ("without kernels", "artifact")
 
@@ -32,7 +34,7 @@ class Honest:
 
         Args:
             seed: The seed.
-            half: Whether OpenVINO runs in half precisions too.
+            half: Whether OpenVINO runs in the half precisions of this processor too.
 
         Returns:
             By run, ``openvino, native``: '' where it passed, ``tied: …`` where a near-tie fell the
@@ -64,9 +66,20 @@ class Honest:
             for native in (False, True):
                 name = f"{target}, {'native' if native else 'without kernels'}"
                 found[name] = self._artifact(asked, target, native, "fp32")
-        for precision in ("bf16", "fp16") if half else ():
+        for precision in self._halves if half else ():
             narrow = way.asked(asked.batches, precision)
             found[f"openvino, {precision}"] = self._artifact(narrow, "openvino", True, precision)
+        return found
+
+    @cached_property
+    def _halves(self) -> list[str]:
+        """The half precisions that this processor has; it computes in another for one it lacks."""
+        path = self._way.built("openvino", self._way.lowered("openvino"))
+        found: list[str] = []
+        for precision in ("bf16", "fp16"):
+            with WorkerRunner(Opening(path, precision=precision)) as runner:
+                if runner.runtime.details["inference_precision"] == precision:
+                    found.append(precision)
         return found
 
     def _artifact(self, asked: Asked, target: str, native: bool, precision: str) -> str:
