@@ -53,6 +53,10 @@ class DataDependentError(ModelNotSupportedError):
     """A number of tokens, or a branch, depends on the values of the input."""
 
 
+class EmptyOutputError(ModelNotSupportedError):
+    """The model returns a tensor without a number in it."""
+
+
 class NotRepeatableError(ModelNotSupportedError):
     """The model gives another answer on the same input, so nothing can be proven equal to it."""
 

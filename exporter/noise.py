@@ -9,7 +9,12 @@ from torch.export import ExportedProgram
 
 from tokexport.exporter.capture import FlatModel, capture
 from tokexport.exporter.dropped_noise import DroppedNoise
-from tokexport.exporter.errors import DataDependentError, NotRepeatableError, listed
+from tokexport.exporter.errors import (
+    DataDependentError,
+    EmptyOutputError,
+    NotRepeatableError,
+    listed,
+)
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.outputs import Constant
 from tokexport.exporter.reference import Reference, run_reference, tensors_of
@@ -76,10 +81,10 @@ def reference_of(model: FlatModel, batches: Batches, token_cap: int | None) -> R
     """Runs the model as it is; one without one answer is refused by the lines that are to blame."""
     try:
         return run_reference(model, batches)
-    except (DataDependentError, NotRepeatableError) as error:
+    except (DataDependentError, EmptyOutputError, NotRepeatableError) as error:
         program = _captured(model, batches, token_cap)  # names a count's own line
         lines = random_lines(program)
-        if not lines or isinstance(error, DataDependentError):
+        if not lines or not isinstance(error, NotRepeatableError):
             raise
         raise NotRepeatableError(error.what, where=_where(lines), fix=FIX) from error
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokexport.exporter.errors import ModelNotSupportedError
+from tokexport.exporter.errors import EmptyOutputError, ModelNotSupportedError
 
 #: What a model may return beside tensors; it becomes a constant of the manifest.
 Constant = bool | int | float | str | None
@@ -53,11 +53,11 @@ def refuse_empty(outputs: Mapping[str, Tensor]) -> None:
     """Refuses an output that holds no number: there is nothing to prove of it.
 
     Raises:
-        ModelNotSupportedError: There is one.
+        EmptyOutputError: There is one.
     """
     for name, tensor in outputs.items():
         if not tensor.numel():
-            raise ModelNotSupportedError(
+            raise EmptyOutputError(
                 f"The model returns '{name}' without a number in it: its shape is "
                 f"{tuple(tensor.shape)}.",
                 fix="Leave it out of what forward returns.",
