@@ -218,6 +218,10 @@ NOTES = {
 }
 
 
+#: How what is no false alarm begins.
+TOLD = ("tied", "refused")
+
+
 def state(one: dict[str, Any]) -> str:
     """Says in a word what became of a plant."""
     if one["result"] == "caught":
@@ -234,14 +238,15 @@ def summary() -> str:
     results = lines(RESULTS)
     found = Counter(map(state, results))
     runs = [said for one in lines(HONEST) for said in one["runs"].values()]
-    tied = sum(said.startswith("tied") for said in runs)
-    failed = sum(bool(said) for said in runs) - tied
+    tied, refused = (sum(said.startswith(word) for said in runs) for word in TOLD)
+    failed = sum(bool(said) for said in runs) - tied - refused
     counts = ", ".join(f"{found[one]} {one}" for one in STATES if found[one])
     return (
         f"{len(results)} faults of {len({one['kind'] for one in results})} kinds in "
         f"{len(COUNTS)} stages of {len({one['model'] for one in results})} models, of "
         f"{len(lines(PLANTS))} on the list: {counts}. {len(runs)} runs of right steps on fresh "
-        f"inputs: {failed} false alarms, {tied} near-ties that were told as such."
+        f"inputs: {failed} false alarms, {tied} near-ties that were told as such, and "
+        f"{refused} refused where rounding to the half type decides."
     )
 
 
@@ -273,7 +278,7 @@ def table() -> str:
         f"- {one['model']}, batch {one['batch']}, seed {one['seed']}, {run}: {said}"
         for one in lines(HONEST)
         for run, said in one["runs"].items()
-        if said and not said.startswith("tied")
+        if said and not said.startswith(TOLD)
     ]
     text += ["", "## False alarms", "", *(alarms or ["None."])]
     return "\n".join(text) + "\n"

@@ -10,7 +10,9 @@ from typing import Any
 from helpers.planting.ways import TARGETS, Asked, Way, run_file
 
 from tokexport.exporter import hops
+from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs import Batches
+from tokexport.exporter.measured_gates import NARROWED_PROVES_NOTHING, require_steady
 from tokexport.exporter.parity import ParityError, Proof
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
@@ -38,7 +40,7 @@ class Honest:
 
         Returns:
             By run, ``openvino, native``: '' where it passed, ``tied: …`` where a near-tie fell the
-            other way, else why it failed.
+            other way, ``refused: …`` where rounding to a half type decides, else why it failed.
         """
         way, found = self._way, {}
         asked = way.asked(way.drawn(seed))
@@ -68,6 +70,11 @@ class Honest:
                 found[name] = self._artifact(asked, target, native, "fp32")
         for precision in self._halves if half else ():
             narrow = way.asked(asked.batches, precision)
+            try:
+                require_steady(narrow.gates.narrowed, half=False, most=NARROWED_PROVES_NOTHING)
+            except GateError as error:
+                found[f"openvino, {precision}"] = f"refused: {error.what}"
+                continue
             found[f"openvino, {precision}"] = self._artifact(narrow, "openvino", True, precision)
         return found
 
