@@ -14,11 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
 from tokexport.graph_passes.decisions import Decision, DecisionKind
 from tokexport.runtimes.base import Array
+from tokexport.runtimes.neighbourhoods import fills
+
+#: What a mask puts in the place of scores is this large, and a fill beside all others.
+LEAST_FILL: Final = 1e3
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Fall:
         noise: The largest difference of the step's scores from eager's, as a share of their scale.
         edge: How far eager's choice is from the nearest other one, by its own scores, as a share of
             their scale; infinite where there is no other.
-        scale: The largest of eager's scores; 1 where that is 0.
+        scale: The largest of eager's scores without fills; 1 where that is 0.
     """
 
     flips: int
@@ -62,8 +67,7 @@ def held_against(decision: Decision, eager: Mapping[str, Array], step: Mapping[s
     """
     scores = [_decided_on(decision, eager[name]) for name in decision.scores]
     near = [_decided_on(decision, step[name]) for name in decision.scores]
-    finite = [np.abs(score[np.isfinite(score)]).max(initial=0.0) for score in scores]
-    scale = float(max(finite, default=0.0)) or 1.0
+    scale = max(map(_largest, scores), default=0.0) or 1.0
     errors = [_distance(one, other) for one, other in zip(scores, near, strict=True)]
     choices = {
         position: (eager[name], step[decision.own[position]])
@@ -95,6 +99,12 @@ def _decided_on(decision: Decision, scores: Array) -> Array:
     scores = scores.astype(np.float64)
     scores = np.swapaxes(scores, -1, -2) if decision.turned else scores
     return -scores if decision.negative else scores
+
+
+def _largest(scores: Array) -> float:
+    """Returns the largest score; what a mask puts in the place of scores, such as -1e4, is none."""
+    size = np.abs(scores.reshape(1, -1))
+    return float(size[~fills(size) | (size < LEAST_FILL)].max(initial=0.0))
 
 
 def _distance(one: Array, other: Array) -> float:
