@@ -207,8 +207,8 @@ STATES = {
 
 #: What explains the plants of a state.
 NOTES = {
-    "excused": "Equal scores come in another order: those that a mask fills with one number. Eager's "
-    "own top-k has no order for them, so any is taken for right, and the report says so.",
+    "excused": "Equal scores come in another order: those that a mask fills with one number. "
+    "Eager's own top-k has no order for them, so any is taken for right, and the report says so.",
     "refused": "An argument of a kernel that is one more asks for rows that are not there, or "
     "gives another shape than the model says; the runtime checks both.",
     "equivalent": "An effect of 0 is that of a value that is compared, and not so closely: a "
