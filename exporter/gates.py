@@ -23,7 +23,6 @@ import numpy as np
 
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gate_advice import advice_for
-from tokexport.exporter.local_rounding import LocalRounding
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import (
     Comparison,
@@ -39,6 +38,7 @@ from tokexport.runtimes.neighbourhoods import Noise, Worst, as_samples, worst
 
 if TYPE_CHECKING:
     from tokexport.exporter.config import CompileConfig
+    from tokexport.exporter.local_rounding import LocalRounding
     from tokexport.exporter.report import Accuracy
 
 #: The share of a neighbourhood's scale allowed by default in a half precision.

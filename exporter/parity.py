@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from tokexport.exporter.errors import GateError, listed
 from tokexport.exporter.gates import Gate
-from tokexport.exporter.rounding import Scores
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import Comparison
 from tokexport.runtimes.neighbourhoods import Worst
+
+if TYPE_CHECKING:
+    from tokexport.exporter.rounding import Scores
 
 
 @dataclass(frozen=True)
