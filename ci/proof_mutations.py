@@ -98,7 +98,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def add(path: Path, result: dict[str, Any]) -> None:
     """Writes a result behind the others."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(result, ensure_ascii=False) + "\n")
+        # Lines of the models are told by their paths; where this checkout lies is no part of that.
+        text = json.dumps(result, ensure_ascii=False).replace(f"{Path(__file__).parents[1]}/", "")
+        file.write(text + "\n")
 
 
 @contextmanager
