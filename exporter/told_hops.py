@@ -205,8 +205,8 @@ class ToldHops:
             Its outputs (rows, …) by name; none where its decisions do not settle.
         """
         told = self._way.told
-        search = self._search("artifact")
-        given = {name: search.eager_values(told, rows)[name] for name in told.told}
+        eager = self._search("artifact").eager_values(told, rows)
+        given = {name: eager[name] for name in told.told}
         names = (*self._batches.names, *told.told)
         with ExitStack() as stack:
             if manifest is not None:
