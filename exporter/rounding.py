@@ -5,8 +5,9 @@ Two things are measured on the traced graph, with the decisions that it makes in
 * how far eager is from the same graph in float64, whatever types the code names;
 * how far the graph in float64 moves when the result of every operation is off by as much as
   rounding it would make it, up or down by chance (Monte Carlo arithmetic: Parker, "Monte Carlo
-  Arithmetic", 1997). It knows nothing of eager, so a fault of the trace does not widen it; and it
-  is there where eager, by luck, is exact.
+  Arithmetic", 1997), and sums by as much as their order does (``accumulation``). It knows nothing
+  of eager, so a fault of the trace does not widen it; and it is there where eager, by luck, is
+  exact.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from tokexport.exporter.accumulation import reordered
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reference import tensors_of
 from tokexport.graph_passes.decisions import ToldGraph, show, tell
@@ -210,7 +212,8 @@ class _Rounded(Interpreter):
         if size is None:
             return result
         if isinstance(result, Tensor):
-            return self._moved(result, size)
+            taken = self.fetch_args_kwargs_from_env(n)
+            return reordered(n.target, *taken, result, self._moved(result, size), self._random)
         return tuple(
             self._moved(each, size) if isinstance(each, Tensor) else each for each in result
         )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tokexport.exporter.accumulation import reordered
 from tokexport.exporter.gates import ROUNDING_FACTOR
 from tokexport.exporter.measured_gates import PROVES_NOTHING
 from tokexport.exporter.module_state import evaluation
@@ -155,9 +156,15 @@ class _Rounded(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs an operator and moves its floating results; those of views stay views."""
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         aliased = any(one.alias_info is not None for one in func._schema.returns)
-        return result if aliased or only_moves(func) else pytree.tree_map(self._moved, result)
+        if aliased or only_moves(func):
+            return result
+        moved = pytree.tree_map(self._moved, result)
+        if not isinstance(result, Tensor):
+            return moved
+        return reordered(func, args, kwargs, result, moved, self._random)
 
     def _moved(self, result: Any) -> Any:
         if not isinstance(result, Tensor) or not result.is_floating_point():
