@@ -24,6 +24,7 @@ from tokexport.exporter.fixed_counts import FixedCounts
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.nested_tensors import Nest, Template, filled, places, template
 from tokexport.exporter.outputs import Constant, flatten, refuse_empty
+from tokexport.exporter.region_lines import put_lines
 from tokexport.exporter.torch_warnings import torch_log_silenced, torch_warnings_silenced
 from tokexport.exporter.unbacked import FIX, SomeRows, with_fixed_sizes
 from tokexport.graph_passes.live_rows import Selection
@@ -237,6 +238,7 @@ def capture_padded(
             with SomeRows(), FixedCounts():
                 traced = torch.export.export(model, tuple(example), strict=False)
             program: ExportedProgram = traced.run_decompositions({})
+            put_lines(program, traced)
         except (Exception, SystemExit) as error:
             raise _refusal(error) from error
         selections = with_fixed_sizes(program, token_cap)

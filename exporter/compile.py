@@ -18,7 +18,7 @@ from tokexport.exporter.benchmark import require_speedup
 from tokexport.exporter.build import build
 from tokexport.exporter.bundle import BundleWriter, save_reference
 from tokexport.exporter.config import CompileConfig, CompileOptions
-from tokexport.exporter.edge_proof import EdgeProof, RunBatches
+from tokexport.exporter.edge_proof import EdgeProof
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.example_inputs import prepare
@@ -28,11 +28,7 @@ from tokexport.exporter.gates import narrowed_hops, require_accuracy
 from tokexport.exporter.inputs import Batches, accuracy
 from tokexport.exporter.kept_batches import gates_to_verify_by, kept_batches, kept_of_gates
 from tokexport.exporter.machine import describe_machine
-from tokexport.exporter.measured_gates import (
-    NARROWED_PROVES_NOTHING,
-    measured_gates,
-    require_steady,
-)
+from tokexport.exporter.measured_gates import measured_gates, require_steady
 from tokexport.exporter.new_manifest import new_manifest
 from tokexport.exporter.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.parity import Proof
@@ -49,6 +45,7 @@ from tokexport.exporter.stages import StageFolder
 from tokexport.exporter.token_cap import under_cap
 from tokexport.exporter.told_hops import ToldHops, ToldWay
 from tokexport.exporter.tuning import tune
+from tokexport.exporter.whole_number_ranges import RunBatches
 from tokexport.exporter.worker.process import WORKER
 from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import ops, pipelines
@@ -183,8 +180,9 @@ def compile(
             known |= {"gates": narrowed, "hops": proof.hops, "warnings": warnings}
             proof.check("captured", hops.run_graph(captured, batches, names))
             require_steady(gates.fp32, bool(half))  # a fault of the trace would look like rounding
-            require_steady(narrowed, bool(half), NARROWED_PROVES_NOTHING)
-            edges = EdgeProof(flat, captured, inputs, batches, outputs, config, known["token_cap"])
+            require_steady(narrowed, bool(half), config.precision)
+            cap = known["token_cap"]
+            edges = EdgeProof(flat, captured, inputs, batches, reference, config, cap)
 
         with stage("rewrite"):
             rewritten = pipelines.rewrite(program)

@@ -22,6 +22,8 @@ from tokexport.runtimes.manifest import TensorSpec
 #: How many times as large, and as small, as a normal input.
 LARGE: Final = 1e3
 TINY: Final = 1e-6
+#: The kinds whose floating values are none that real data have.
+EXTREME: Final = ("zeros", "a constant", "large values", "tiny values")
 #: What a constant input holds.
 _CONSTANT: Final = 0.5
 #: Where whole numbers stop being exact: in bfloat16, float16, float32, int32, float64, int64.
@@ -92,6 +94,15 @@ def edge_inputs(
         if any(not np.array_equal(changed[name], drawn[name]) for name in floats):
             found[kind] = drawn | changed
     return found
+
+
+def joined(names: Sequence[str], kinds: Mapping[str, Mapping[str, Array]]) -> Batches:
+    """Returns the batches of some kinds, one each."""
+    arrays = {
+        name: np.stack([batch[name] for batch in kinds.values()]) if kinds else np.zeros((0, 1))
+        for name in names
+    }
+    return Batches(tuple(names), arrays, len(kinds), None, "edges", tuple(kinds))
 
 
 def _is_mask(array: Array) -> bool:

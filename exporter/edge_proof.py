@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from dataclasses import replace
 
 import numpy as np
 from torch.fx import GraphModule
 
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.edge_inputs import RUNGS, between, edge_inputs, tables_of
+from tokexport.exporter.edge_inputs import edge_inputs, joined, tables_of
+from tokexport.exporter.edge_int8 import Int8Figures, int8_figures
 from tokexport.exporter.edge_report import EdgeReport
-from tokexport.exporter.errors import ExporterError
-from tokexport.exporter.gates import ROUNDING_FACTOR, Gate, narrowed_hops
+from tokexport.exporter.errors import ExporterError, listed
+from tokexport.exporter.gate_warnings import weak_kinds
+from tokexport.exporter.gates import narrowed_hops
 from tokexport.exporter.inputs import Batches
-from tokexport.exporter.measured_gates import PROVES_NOTHING, measured_gates
-from tokexport.exporter.parity import ParityError, Proof, TellHop
-from tokexport.exporter.reference import run_reference
+from tokexport.exporter.measured_gates import MeasuredGates, measured_gates, most_steady
+from tokexport.exporter.parity import ParityError, Proof, TellHop, judge
+from tokexport.exporter.reference import Reference, check_constants, run_reference
 from tokexport.exporter.token_cap_use import TokenCapUse
+from tokexport.exporter.whole_number_ranges import RangeSearch, Reach, RunBatches
+from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array
-from tokexport.runtimes.errors import RuntimesError
 from tokexport.runtimes.manifest import TensorSpec
-from tokexport.runtimes.neighbourhoods import Neighbourhoods, worst
 
-#: How far floating outputs may be off where only the whole numbers are in question.
-_COARSE: Final = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 0.2}
-
-#: Runs a step on some batches; gives (batches, …) by output.
-RunBatches = Callable[[Batches], Mapping[str, Array]]
+#: Returns what runs a step on some batches, told how to decide.
+TellAt = Callable[[str, Batches, Proof], TellHop]
 
 #: How far from the seed of the samples that of the edges is.
 _OTHER_SEED = 7919
@@ -42,9 +41,13 @@ class EdgeProof:
         captured: Its traced graph, unlifted, before any pass.
         specs: Its inputs.
         batches: The samples; the first batch is what the edges are made from.
-        outputs: What eager answers to them, (batches, …) by name.
+        reference: What eager answers to them.
         config: What is compiled. Where it has inputs, those are real, and no others are tried.
         cap: How the samples fit under a cap; others might not fit.
+
+    Raises:
+        ModelNotSupportedError: The numbers that the model returns beside its tensors are others at
+            the edges.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class EdgeProof:
         captured: GraphModule,
         specs: tuple[TensorSpec, ...],
         batches: Batches,
-        outputs: Mapping[str, Array],
+        reference: Reference,
         config: CompileConfig,
         cap: TokenCapUse | None,
     ) -> None:
@@ -62,47 +65,46 @@ class EdgeProof:
         self._first = {name: batches.arrays[name][0] for name in batches.names}
         self._samples = specs[0].shape[0] if specs[0].shape else 1
         self._tables = tables_of(captured, batches)
+        self._reference = reference
         self._not_finite: dict[str, str] = {}
         self._why_not = _why_not(config, cap)
         seed = config.seed + _OTHER_SEED
         kinds = {} if self._why_not else edge_inputs(specs, self._first, self._tables, seed)
-        self._shapes = {name: array.shape[1:] for name, array in outputs.items()}
-        answers = self._answers(_joined(batches.names, kinds))
+        answers = self._answers(joined(batches.names, kinds))
         if answers is None:  # some of them say nothing: which, each by itself tells
             alone = {
-                kind: self._answers(_joined(batches.names, {kind: kinds[kind]})) for kind in kinds
+                kind: self._answers(joined(batches.names, {kind: kinds[kind]})) for kind in kinds
             }
             kinds = {kind: kinds[kind] for kind, found in alone.items() if found is not None}
             answers = _stacked([found for found in alone.values() if found is not None])
         self._outputs = answers
-        self._batches = _joined(batches.names, kinds)
+        self._batches = joined(batches.names, kinds)
 
     def _answers(self, batches: Batches) -> dict[str, Array] | None:
         """Runs inputs in eager; None where it does not answer, and a single kind is noted then."""
         if not len(batches):
             return {}
         try:
-            outputs = run_reference(self._model, batches, twice=False).outputs
-            if {name: array.shape[1:] for name, array in outputs.items()} == self._shapes:
-                return outputs
-            why = "its outputs have other shapes there"
+            found = run_reference(self._model, batches, twice=False)
         except ExporterError as error:
-            why = error.what
+            found, why = None, error.what
+        if found is not None:
+            check_constants(self._reference.constants, found.constants, listed(batches.kinds))
+            if _shapes(found.outputs) == _shapes(self._reference.outputs):
+                return found.outputs
+            why = "its outputs have other shapes there"
         if len(batches) == 1:
             self._not_finite[batches.kinds[0]] = why
         return None
 
     def hold(
-        self,
-        hop: str,
-        run: RunBatches,
-        tell: Callable[[str, Batches, Proof], TellHop],
-        earlier: Mapping[str, RunBatches],
+        self, hop: str, run: RunBatches, tell: TellAt, earlier: Mapping[str, RunBatches]
     ) -> EdgeReport:
         """Holds the traced graph, and then the last step, to eager at the edges.
 
         A fault of the trace is in the float64 run that the gate of the last step is made from, so
-        that the traced graph has to pass at its own first.
+        that the traced graph has to pass at its own first. In int8 the last step in fp32 is held in
+        place of the artifact, which is held to less; see ``edge_int8``.
 
         Args:
             hop: The step: ``artifact``, or ``lowered`` where no device runs the artifact.
@@ -114,127 +116,99 @@ class EdgeProof:
         Raises:
             ParityError: It answers otherwise; the first step that does is named.
         """
+        steps = {**earlier, hop: run}
+        if self._precision == "int8":
+            hop = list(earlier)[-1]
+        report = EdgeReport(step=hop, not_finite=self._not_finite, why_not=self._why_not)
         if self._outputs:
-            proof = self._proof(self._outputs, self._batches)
+            measured = self._measured(self._outputs, self._batches)
+            proof = self._proof(measured, self._outputs, self._batches)
+            self._check(proof, hop, steps, tell)
+            unsteady, weak = self._weak(measured)
+            held = tuple(kind for kind in self._batches.kinds if kind not in unsteady)
+            tied = _tied(proof, self._batches.kinds)
+            report = replace(report, held=held, unsteady=unsteady, weak=weak, tied=tied)
+            if self._precision == "int8":
+                report = replace(report, int8=self._check_int8(proof, run(self._batches)))
+        reach = self._climb(run)
+        return replace(
+            report,
+            ranges={name: (one.low, one.high) for name, one in reach.items() if one.why},
+            beyond={name: one.why for name, one in reach.items() if one.why},
+            unbounded={name: one.high for name, one in reach.items() if not one.why},
+        )
 
-            def check(name: str, run: RunBatches) -> None:
-                proof.check(name, run(self._batches), tell(name, self._batches, proof))
+    def _check(self, proof: Proof, hop: str, steps: Mapping[str, RunBatches], tell: TellAt) -> None:
+        """Holds the traced graph and then a step to eager; where that fails, all before it."""
 
-            check("captured", earlier["captured"])
-            try:
-                check(hop, run)
-            except ParityError:
-                proof.hops.clear()
-                for name, run_earlier in earlier.items():
-                    check(name, run_earlier)
-                raise
-            self._leave_out_unsteady(proof)
-        ranges, agreed = ({}, {}) if self._precision == "int8" else self._climb(run)
-        held = tuple(kind for kind in self._batches.kinds if kind not in self._not_finite)
-        return EdgeReport(held, self._not_finite, ranges, agreed, self._why_not)
+        def check(name: str) -> None:
+            proof.check(name, steps[name](self._batches), tell(name, self._batches, proof))
 
-    def _leave_out_unsteady(self, proof: Proof) -> None:
-        """Notes the kinds on which rounding moves every output so far that nothing is proven."""
-        gates = proof.gates_of("artifact")
-        for row, kind in enumerate(self._batches.kinds):
-            moves = [
-                moves
-                for name, gate in gates.items()
-                if (moves := _moves(self._outputs[name][row], gate, row)) is not None
-            ]
-            if moves and min(moves) > ROUNDING_FACTOR * PROVES_NOTHING and not self._narrowed:
-                said = f"rounding alone moves the model by {min(moves) / ROUNDING_FACTOR:.1e} there"
-                self._not_finite[kind] = said
+        check("captured")
+        try:
+            check(hop)
+        except ParityError:
+            proof.hops.clear()
+            for name in list(steps)[: list(steps).index(hop)]:
+                check(name)
+            raise
 
-    def _proof(self, outputs: Mapping[str, Array], batches: Batches) -> Proof:
-        gates = measured_gates(self._captured, batches, outputs, self._samples, self._precision)
+    def _check_int8(self, proof: Proof, found: Mapping[str, Array]) -> Mapping[str, Int8Figures]:
+        """Holds an artifact in int8 to what it can be held to at the edges."""
+        figures, failures = {}, []
+        for name, wanted in self._outputs.items():
+            samples = self._reference.outputs[name]
+            one = int8_figures(wanted, found[name], samples, self._batches.kinds, self._samples)
+            figures[name] = one
+            failures += [f"output '{name}' {one.failure}"] if one.failure else []
+        if failures:
+            result = judge("artifact", self._outputs, found, proof.gates_of("artifact"))
+            failed = replace(result, passed=False, detail="; ".join(failures) + ", at the edges")
+            raise ParityError([*proof.hops, failed], first_narrowed=True)
+        return figures
+
+    def _weak(self, measured: MeasuredGates) -> tuple[dict[str, str], dict[str, str]]:
+        """Returns the kinds on which nothing is proven, and those on which little is; and why."""
+        precision = "fp32" if self._precision == "int8" else self._precision
+        most = most_steady(bool(half_lines(self._captured.graph)), precision)
+        return weak_kinds(self._batches.kinds, self._outputs, measured.rounding, most)
+
+    def _measured(self, outputs: Mapping[str, Array], batches: Batches) -> MeasuredGates:
+        return measured_gates(self._captured, batches, outputs, self._samples, self._precision)
+
+    def _proof(self, gates: MeasuredGates, outputs: Mapping[str, Array], batches: Batches) -> Proof:
         by_hop = {"captured": gates.captured} | dict.fromkeys(self._narrowed, gates.narrowed)
         scores = gates.scores_by_hop(self._narrowed)
         return Proof(
             outputs, gates.fp32, by_hop, self._narrowed, self._samples, batches.kinds, scores
         )
 
-    def _climb(self, run: RunBatches) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    def _climb(self, run: RunBatches) -> dict[str, Reach]:
         """Finds how far the whole numbers of inputs without a table may reach."""
-        ranges: dict[str, tuple[int, int]] = {}
-        agreed: dict[str, int] = {}
-        for spec in self._specs:
-            if np.dtype(spec.dtype).kind != "i" or spec.name in self._tables:
-                continue
-            low, high, bounded = self._range_of(spec, run)
-            if bounded:
-                ranges[spec.name] = low, high
-            else:
-                agreed[spec.name] = high
-        return ranges, agreed
-
-    def _range_of(self, spec: TensorSpec, run: RunBatches) -> tuple[int, int, bool]:
-        """Returns the range on which an input agrees, and whether something ended it.
-
-        It begins with that of the samples and of the edges, which were held already.
-        """
-        held = [self._first[spec.name], *self._batches.arrays[spec.name]]
-        low, high = (int(pick(list(map(pick, held)))) for pick in (np.min, np.max))
-        top = int(np.iinfo(spec.dtype).max)
-        signed = True
-        for rung in sorted({*(rung for rung in RUNGS if rung <= top), min(top, RUNGS[-1])}):
-            if rung < max(-low, high):
-                continue
-            if signed and self._agrees(spec, -rung, rung, run):
-                low, high = -rung, rung
-                continue
-            signed = False
-            if not self._agrees(spec, 0, rung, run):
-                return low, high, True
-            low, high = min(low, 0), rung
-        return low, high, not signed
-
-    def _agrees(self, spec: TensorSpec, low: int, high: int, run: RunBatches) -> bool:
-        """Tells whether the last step answers as eager on whole numbers of a range."""
-        own = self._first[spec.name]
-        if own.size > 1:
-            return self._agrees_on(spec.name, between(own, low, high), run)
-        return all(self._agrees_on(spec.name, np.full_like(own, end), run) for end in (low, high))
-
-    def _agrees_on(self, name: str, values: Array, run: RunBatches) -> bool:
-        """Tells whether the last step answers as eager on these values of an input."""
-        batch = self._first | {name: values}
-        one = _joined(tuple(batch), {"whole numbers": batch})
-        try:
-            wanted = run_reference(self._model, one, twice=False).outputs
-            found = run(one)
-        except (ExporterError, RuntimesError):
-            return False
-        tolerance = _COARSE.get(self._precision, _COARSE["fp32"])
-        return all(_near(wanted[name], found[name], tolerance) for name in wanted)
+        search = RangeSearch(self._model, self._first, run, self._precision)
+        return {
+            spec.name: search.of(spec, [self._first[spec.name], *self._batches.arrays[spec.name]])
+            for spec in self._specs
+            if np.dtype(spec.dtype).kind == "i" and spec.name not in self._tables
+        }
 
 
-def _near(wanted: Array, found: Array, tolerance: float) -> bool:
-    """Tells whether outputs (batches, …) are equal, or off by a share of the scale around each."""
-    if wanted.shape != found.shape or wanted.dtype.kind in "iub":
-        return np.array_equal(wanted, found)
-    around = Neighbourhoods(wanted)
-    allowed = around.allowed(around.noise(np.zeros(wanted.shape)), tolerance)
-    most = worst(wanted, found, allowed)
-    return most is None or most.share <= 1
+def _tied(proof: Proof, kinds: Sequence[str]) -> dict[str, int]:
+    """Returns on how many samples of each kind a near-tie excused a step, where one did."""
+    samples = {one for hop in proof.hops if hop.ties is not None for one in hop.ties.samples}
+    batches = [batch for batch, _ in sorted(samples)]
+    return {kind: batches.count(row) for row, kind in enumerate(kinds) if row in batches}
 
 
-def _moves(expected: Array, gate: Gate, row: int) -> float | None:
-    """Returns what share of its scale half of an output's values may be off by at least."""
-    if gate.allowed is None or gate.noise is None or not expected.size:
-        return None
-    around = Neighbourhoods(expected[None])
-    scale = max(float(np.median(one)) for one in around.scales)
-    kept = gate.allowed[row][None][~around.fills]
-    return float(np.median(kept)) / scale if scale > 0 and kept.size else None
+def _shapes(outputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every output in a batch."""
+    return {name: array.shape[1:] for name, array in outputs.items()}
 
 
 def _why_not(config: CompileConfig, cap: TokenCapUse | None) -> str:
     """Says why no edges are tried; '' where they are."""
     if config.inputs is not None:
         return "the samples given are what it is held to"
-    if config.precision == "int8":
-        return "the gate of int8 is one over all samples"
     return "other inputs may not fit under the cap" if cap is not None else ""
 
 
@@ -242,12 +216,3 @@ def _stacked(outputs: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     """Joins outputs (batches, …) of several runs."""
     names = outputs[0] if outputs else ()
     return {name: np.concatenate([each[name] for each in outputs]) for name in names}
-
-
-def _joined(names: tuple[str, ...], kinds: Mapping[str, Mapping[str, Array]]) -> Batches:
-    """Returns the batches of some kinds, one each."""
-    arrays = {
-        name: np.stack([batch[name] for batch in kinds.values()]) if kinds else np.zeros((0, 1))
-        for name in names
-    }
-    return Batches(names, arrays, len(kinds), None, "edges", tuple(kinds))

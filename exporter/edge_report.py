@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokexport.exporter.edge_int8 import Int8Figures
 
 
 @dataclass(frozen=True)
@@ -11,17 +15,31 @@ class EdgeReport:
     """Which inputs the artifact was held to beside the samples.
 
     Attributes:
+        step: The step that was held to eager there: the artifact, or in int8 the last in fp32.
         held: The kinds on which it was held to eager, and passed.
+        tied: On how many samples of a kind a near-tie fell the other way, and eager's choice was
+            told to it, by kind.
+        weak: What makes the proof on a kind weaker than it looks, by kind.
+        unsteady: The kinds on which rounding alone moves every output so far that nothing is
+            proven, with how far.
         not_finite: The kinds on which eager itself gives NaN or no answer, with the reason.
+        int8: How far the outputs of an artifact in int8 are off there, by output.
         ranges: How far the whole numbers of an input may reach, (lowest, highest) by its name:
-            beyond, the artifact answers otherwise than eager, and a runner refuses them.
+            a runner refuses what is beyond.
+        beyond: What happens beyond those, by the input's name.
         unbounded: How far beyond their tables and types inputs of whole numbers agreed, by name.
         why_not: Why none were tried; '' where some were.
     """
 
+    step: str = "artifact"
     held: tuple[str, ...] = ()
+    tied: Mapping[str, int] = field(default_factory=dict)
+    weak: Mapping[str, str] = field(default_factory=dict)
+    unsteady: Mapping[str, str] = field(default_factory=dict)
     not_finite: Mapping[str, str] = field(default_factory=dict)
+    int8: Mapping[str, Int8Figures] = field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    beyond: Mapping[str, str] = field(default_factory=dict)
     unbounded: Mapping[str, int] = field(default_factory=dict)
     why_not: str = ""
 
@@ -32,16 +50,44 @@ class EdgeReport:
         elif not self.held:
             yield "none: its inputs have no others that it answers"
         if self.held:
-            yield f"held to {', '.join(self.held)}"
-        for kind, reason in self.not_finite.items():
-            yield f"not to {kind}: {reason}"
+            in_fp32 = f", in fp32 ('{self.step}')" if self.int8 else ""
+            yield f"held to {', '.join(self.held)}{in_fp32}"
+        for kind, count in self.tied.items():
+            samples = "a sample" if count == 1 else f"{count} samples"
+            yield (
+                f"on {samples} of {kind} by eager's choices: a near-tie fell the other way there"
+            )
+        yield from _by_reason("little is proven on", self.weak)
+        yield from _by_reason("nothing is proven on", self.unsteady)
+        yield from _by_reason("not to", self.not_finite)
+        yield from self._int8_lines()
         for name, most in self.unbounded.items():
             yield f"whole numbers of {name} agree up to {most}"
 
+    def _int8_lines(self) -> Iterator[str]:
+        """Yields what was proven of an artifact in int8, and what was not."""
+        if not self.int8:
+            return
+        yield (
+            "the artifact in int8 is held to be finite there where eager is, and to read its inputs"
+        )
+        for name, one in self.int8.items():
+            if one.error is not None:
+                yield f"in int8 '{name}' is off by {one.error:.2f} of its spread on ordinary values"
+            for kind, share in one.outside.items():
+                yield f"in int8 '{name}' answers otherwise on {kind}: off by {share:.2g} of it"
+
     def warnings(self) -> tuple[str, ...]:
-        """Says beyond what the artifact answers otherwise."""
+        """Says beyond what a runner refuses whole numbers, and why."""
         return tuple(
-            f"The artifact agrees with eager on whole numbers of '{name}' from {low} to {high} "
-            "only: a runner refuses others."
+            f"Whole numbers of '{name}' work from {low} to {high} only, and a runner refuses "
+            f"others: {self.beyond[name]}."
             for name, (low, high) in self.ranges.items()
         )
+
+
+def _by_reason(what: str, kinds: Mapping[str, str]) -> Iterator[str]:
+    """Yields a clause for every reason, with the kinds that have it."""
+    for reason in dict.fromkeys(kinds.values()):
+        some = ", ".join(kind for kind, own in kinds.items() if own == reason)
+        yield f"{what} {some}: {reason.rstrip('.')}"

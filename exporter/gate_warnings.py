@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from tokexport.exporter.errors import listed
-from tokexport.exporter.gates import Gate
+from tokexport.exporter.gates import UNSTABLE, Gate
+from tokexport.exporter.local_rounding import LocalRounding
 from tokexport.exporter.token_cap_use import TokenCapUse
+from tokexport.runtimes.base import Array
 
 
 def gate_warnings(gates: Mapping[str, Gate], cap: TokenCapUse | None) -> tuple[str, ...]:
@@ -24,6 +28,47 @@ def gate_warnings(gates: Mapping[str, Gate], cap: TokenCapUse | None) -> tuple[s
                 "An error below that cannot be told from it."
             )
     return tuple(found)
+
+
+def weak_kinds(
+    kinds: Sequence[str],
+    outputs: Mapping[str, Array],
+    rounding: Mapping[str, LocalRounding],
+    most: float,
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Says on which kinds of inputs nothing is proven of any output, and on which little is.
+
+    Args:
+        kinds: The kind of every batch.
+        outputs: What eager answers, (batches, …) by name.
+        rounding: What it does to the floating ones.
+        most: By what share of its scale it may move an output that something is proven of.
+    """
+    nothing: dict[str, str] = {}
+    little: dict[str, str] = {}
+    for row, kind in enumerate(kinds):
+        said, moved = [], {}
+        for name, of_all in rounding.items():
+            own = of_all.of_kind(row)
+            moves = max(own.typical, own.typical_half)
+            if moves > most:
+                moved[name] = moves
+                said.append(f"rounding alone moves '{name}' by {moves:.1e} of its scale")
+            elif unstable := own.unstable(UNSTABLE):
+                said.append(f"rounding alone moves '{name}' far: {unstable}")
+            elif not _finite(outputs[name][row]).any():
+                said.append(f"'{name}' is zero")
+        if len(moved) == len(outputs):
+            by = f"by {min(moved.values()):.1e} of its scale"
+            nothing[kind] = f"rounding alone moves {'it' if len(moved) == 1 else 'all'} {by}"
+        elif said:
+            little[kind] = "; ".join(said)
+    return nothing, little
+
+
+def _finite(array: Array) -> Array:
+    found: Array = np.where(np.isfinite(array), array, 0)
+    return found
 
 
 def half_warning(lines: Sequence[str]) -> tuple[str, ...]:

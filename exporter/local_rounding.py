@@ -81,6 +81,22 @@ class LocalRounding:
         """The same of rounding to a half type; 0 where none was asked for."""
         return _typical(self.half_shares)
 
+    def of_kind(self, position: int) -> LocalRounding:
+        """Returns the same of one kind of inputs alone."""
+        rows = self.kinds[position]
+
+        def cut(noise: Noise) -> Noise:
+            return Noise(tuple(one[rows] for one in noise.by_axis), noise.share[rows])
+
+        return replace(
+            self,
+            noise=cut(self.noise),
+            half=None if self.half is None else cut(self.half),
+            shares=tuple(one[rows] for one in self.shares),
+            half_shares=tuple(one[rows] for one in self.half_shares),
+            kinds=(np.arange(len(rows)),),
+        )
+
     def unstable(self, share: float) -> str:
         """Names the neighbourhoods that rounding moves by more than a share of their own scale."""
         said = []
@@ -201,15 +217,20 @@ class _Pooled:
         by_axis = []
         for one, all_scales, scales in zip(noise.by_axis, around.scales, some.scales, strict=True):
             count = max(values // one.shape[1], 1)
-            few = max(1.0, (_FEW / count) ** 0.5)
-            most = one.max(axis=0, keepdims=True) * few
+            most = one.max(axis=0, keepdims=True) * _of_few(count)
             known_scale = scales.max(axis=0, keepdims=True)
             with np.errstate(divide="ignore", invalid="ignore"):
                 larger = np.where(known_scale > 0, all_scales / known_scale, 1.0)
             by_axis.append(most * np.maximum(larger, 1.0))
-        share = np.full(len(samples), noise.share.max(initial=0.0))
+        alone = int(some.alone.sum())
+        share = np.full(len(samples), noise.share.max(initial=0.0) * _of_few(max(alone, 1)))
         found = replace(noise, by_axis=tuple(by_axis), share=share)
         return found, around.share_of_scale(found)
+
+
+def _of_few(count: int) -> float:
+    """Returns how many times as much the largest of a few differences counts for."""
+    return max(1.0, float((_FEW / count) ** 0.5))
 
 
 def stored(noise: Noise, rows: Sequence[int], samples: int) -> Iterator[tuple[str, Array]]:

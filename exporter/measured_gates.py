@@ -17,7 +17,7 @@ from tokexport.exporter.gates import (
     set_gates,
 )
 from tokexport.exporter.inputs import Batches
-from tokexport.exporter.local_rounding import local_rounding, rows_to_measure
+from tokexport.exporter.local_rounding import LocalRounding, local_rounding, rows_to_measure
 from tokexport.exporter.rounding import Scores, measure_rounding
 from tokexport.runtimes.base import Array
 
@@ -25,9 +25,8 @@ from tokexport.runtimes.base import Array
 PROVES_NOTHING: Final = 0.03
 #: The same of a model that itself computes in a half type.
 _HALF_PROVES_NOTHING: Final = 0.15
-
 #: The same of a half type that is asked for.
-NARROWED_PROVES_NOTHING: Final = 0.25
+_NARROWED_PROVES_NOTHING: Final = 0.25
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class MeasuredGates:
         narrowed: Those of the steps in the precision asked for.
         scores: How far rounding moves what decisions are about, by its value and batch.
         narrowed_scores: The same in the precision asked for.
+        rounding: What rounding does to the floating outputs, by their names.
     """
 
     captured: dict[str, Gate]
@@ -48,6 +48,7 @@ class MeasuredGates:
     narrowed: dict[str, Gate]
     scores: Scores
     narrowed_scores: Scores
+    rounding: Mapping[str, LocalRounding]
 
     def scores_by_hop(self, narrowed: Sequence[str]) -> dict[str, Scores]:
         """Returns how far scores may be off at the hops, as a proof takes it."""
@@ -85,7 +86,7 @@ def measured_gates(
     advised = {name: replace(gate, advice=advice) for name, gate in narrowed.items()}
     scores = _times(rounding.scores, ROUNDING_FACTOR)
     narrowed_scores = _times(rounding.half_scores, HALF_FACTOR) if half else scores
-    return MeasuredGates(captured_gates, fp32, advised, scores, narrowed_scores)
+    return MeasuredGates(captured_gates, fp32, advised, scores, narrowed_scores, whole)
 
 
 def _times(scores: Scores, factor: float) -> Scores:
@@ -94,20 +95,31 @@ def _times(scores: Scores, factor: float) -> Scores:
     }
 
 
-def require_steady(gates: Mapping[str, Gate], half: bool, most: float | None = None) -> None:
+def most_steady(half: bool, precision: str = "fp32") -> float:
+    """Returns by what share of its scale rounding may move an output that something is proven of.
+
+    Args:
+        half: Whether the model itself computes in a half type somewhere.
+        precision: The precision of the step that is held to it.
+    """
+    if precision in HALF_TYPES:
+        return _NARROWED_PROVES_NOTHING
+    return _HALF_PROVES_NOTHING if half else PROVES_NOTHING
+
+
+def require_steady(gates: Mapping[str, Gate], half: bool, precision: str = "fp32") -> None:
     """Refuses outputs that rounding moves by a large part of what they are.
 
     Args:
         gates: The gates of a step.
         half: Whether the model itself computes in a half type somewhere.
-        most: The largest share of the scale allowed; by default what ``half`` says.
+        precision: The precision that the step computes in.
 
     Raises:
         GateError: An output moves so far that nothing can be proven equal to it.
     """
-    limit = most or (_HALF_PROVES_NOTHING if half else PROVES_NOTHING)
     for name, gate in gates.items():
-        if gate.noise is not None and gate.moves > limit:
+        if gate.noise is not None and gate.moves > most_steady(half, precision):
             raise GateError(
                 f"Rounding alone moves output '{name}' of the model itself by {gate.moves:.1e} of "
                 "its scale, so nothing can be proven equal to it.",

@@ -73,7 +73,7 @@ def run_reference(model: FlatModel, batches: Batches, *, twice: bool = True) -> 
             for position, batch in enumerate(every, start=1):
                 entered.begin_again()
                 outputs, found = _run(model, tensors_of(batch))
-                _check_constants(constants, found, position)
+                check_constants(constants, found, f"batch {position}")
                 rows.append(outputs)
                 _check_shapes(rows[0], outputs, position)
     _require_same_weights(model, versions)
@@ -157,11 +157,21 @@ def _array(name: str, tensor: Tensor) -> Array:
         ) from error
 
 
-def _check_constants(first: dict[str, Constant], found: dict[str, Constant], position: int) -> None:
+def check_constants(first: dict[str, Constant], found: dict[str, Constant], on: str) -> None:
+    """Refuses a model whose constants are others on other inputs.
+
+    Args:
+        first: Those of the first batch.
+        found: The others.
+        on: What those inputs are called.
+
+    Raises:
+        ModelNotSupportedError: They differ.
+    """
     if found != first:
         raise ModelNotSupportedError(
             "The numbers that the model returns beside its tensors depend on the input.",
-            where=f"First batch: {first}; batch {position}: {found}.",
+            where=f"First batch: {first}; {on}: {found}.",
             fix="Return tensors, or leave these out.",
         )
 

@@ -137,6 +137,13 @@ class Neighbourhoods:
         inside: Flags = self._values <= LOUD * self._spread(self.scales[position], position)
         return inside & ~self.fills
 
+    @property
+    def alone(self) -> Flags:
+        """Tells which values belong to no neighbourhood, and are no fills."""
+        inside = [self.belongs(position) for position in range(len(self.scales))]
+        found: Flags = ~self.fills & ~np.logical_or.reduce(inside)
+        return found
+
     def noise(self, difference: NDArray[Any]) -> Noise:
         """Returns the largest of some differences in every neighbourhood.
 
@@ -145,11 +152,8 @@ class Neighbourhoods:
         """
         samples = len(self._values)
         by_axis = []
-        loud = ~self.fills
         for position, scale in enumerate(self.scales):
-            inside = self.belongs(position)
-            loud &= ~inside
-            part = np.where(inside, difference, 0.0)
+            part = np.where(self.belongs(position), difference, 0.0)
             if self.axes and not self.is_one_number:
                 part = np.moveaxis(part, self.axes[position], 1)
             others = tuple(range(scale.ndim if self.axes else 1, part.ndim))
@@ -157,7 +161,7 @@ class Neighbourhoods:
         if self.is_one_number:
             by_axis = [np.full((samples, 1), by_axis[0].max(initial=0.0))]
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(loud, difference / self._values, 0.0)
+            share = np.where(self.alone, difference / self._values, 0.0)
         return Noise(tuple(by_axis), share.max(axis=tuple(range(1, share.ndim)), initial=0.0))
 
     def allowed(self, noise: Noise, floor: float, computed_in: str = "float32") -> Floats:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -32,6 +34,9 @@ DERIVED: Final = "derived"
 PARTNERS: Final = "partners"
 
 aten = torch.ops.aten
+
+#: Where torch's own frames are.
+_TORCH: Final = f"{Path(torch.__file__).parent}{os.sep}"
 
 
 class Editor:
@@ -164,12 +169,26 @@ def source_line(node: Node) -> str:
 
 
 def innermost_line(trace: str) -> str:
-    """Returns the last frame of a stack trace as one line."""
+    """Returns the last frame of a stack trace as one line, of those outside torch if there are."""
+    frames = stack_frames(trace)
+    return next((frame for frame in reversed(frames) if not frame.startswith(_TORCH)), "") or (
+        frames[-1] if frames else ""
+    )
+
+
+def stack_frames(trace: str) -> list[str]:
+    """Returns the frames of a stack trace from the outermost on, each as one line."""
     lines = [line.strip() for line in trace.strip().splitlines() if line.strip()]
-    frames = [i for i, line in enumerate(lines) if line.startswith('File "')]
-    if not frames:
-        return ""
-    last = frames[-1]
-    frame = lines[last].removeprefix('File "').replace('", line ', ":", 1)
-    code = lines[last + 1] if len(lines) > last + 1 else ""
-    return f"{frame}: {code}" if code else frame
+    found = []
+    for line, code in zip(lines, [*lines[1:], ""], strict=False):
+        if line.startswith('File "'):
+            frame = line.removeprefix('File "').replace('", line ', ":", 1)
+            found.append(f"{frame}: {code}" if code and not code.startswith('File "') else frame)
+    return found
+
+
+def own_frames(node: Node) -> list[str]:
+    """Returns the frames outside torch that a node came from, from the outermost on."""
+    trace = node.meta.get("stack_trace")
+    frames = stack_frames(trace) if isinstance(trace, str) else []
+    return [frame for frame in frames if not frame.startswith(_TORCH)]

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from tokexport.graph_passes.torch_passes.editor import Editor, aten, source_line
+from tokexport.graph_passes.torch_passes.editor import Editor, aten, own_frames
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 
 _HALVES: Final = (torch.float16, torch.bfloat16)
+#: How many lines are told at most where those that call them would do.
+_FEW_LINES: Final = 4
 
 
 class WidenHalf(TorchPass):
@@ -55,26 +57,41 @@ class WidenHalf(TorchPass):
 
 
 def half_lines(graph: Graph) -> tuple[str, ...]:
-    """Returns where the person's code computes in a half type, with the type."""
-    found: dict[str, None] = {}
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target is not aten._to_copy.default:
-            half = _half_of(node)
-            if half is not None:
-                found[f"{str(half).removeprefix('torch.')} {_place(node)}"] = None
-    return tuple(found)
+    """Returns where the person's code computes in a half type or rounds to one, with the type.
 
-
-def _place(node: Node) -> str:
-    """Says where a node comes from: its line, or its module where torch lost the line.
-
-    It does for what stands in an autocast region.
+    It is told by the innermost lines where they are few, and else by those that call them.
     """
-    line = source_line(node)
-    if line and not line.startswith("<eval"):
-        return f"at {line}"
+    found = {
+        (str(half).removeprefix("torch."), *_frames(node)): None
+        for node in graph.nodes
+        if node.op == "call_function"
+        and (half := _half_of(node)) is not None
+        and not _only_leaves(node)
+    }
+    for depth in range(max(map(len, found), default=0), 1, -1):
+        told = dict.fromkeys((half, frames[: depth - 1][-1]) for half, *frames in found)
+        if len(told) <= _FEW_LINES:
+            break
+    return tuple(f"{half} {place}" for half, place in told) if found else ()
+
+
+def _frames(node: Node) -> list[str]:
+    """Says where a node comes from, from the outside in; by its module where no line is known.
+
+    Lines of packages are told only where there are no others.
+    """
+    every = [f"at {frame}" for frame in own_frames(node) if not frame.startswith("<eval")]
+    frames = [frame for frame in every if "site-packages" not in frame] or every
     _, kind = next(reversed(node.meta.get("nn_module_stack", {"": ("", "the model")}).values()))
-    return f"in an autocast region of {kind}"
+    return frames or [f"in a region of {kind}"]
+
+
+def _only_leaves(node: Node) -> bool:
+    """Tells whether a value is cast only to be an output, which stays so, or is of that type."""
+    if node.target is not aten._to_copy.default:
+        return False
+    (given, *_) = node.all_input_nodes
+    return all(user.op == "output" for user in node.users) or _half_of(given) is _half_of(node)
 
 
 def _half_of(node: Node) -> torch.dtype | None:

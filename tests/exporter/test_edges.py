@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
+from helpers.near_ties import Nudge
 from torch import Tensor, nn
 from torch.fx import Node
 
 import tokexport
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.edge_inputs import between, edge_inputs
+from tokexport.exporter.edge_int8 import int8_figures
+from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.parity import ParityError
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
-from tokexport.runtimes.manifest import TensorSpec
+from tokexport.runtimes.manifest import TensorSpec, read_manifest
 
 
 class Masked(nn.Module):
@@ -60,8 +65,92 @@ class ForgetsTheMask(TorchPass):
         return len(found)
 
 
-def compiled(model: nn.Module, inputs: dict[str, Tensor], folder: Path) -> CompileResult:
-    return tokexport.compile(model.eval(), inputs, output=folder / "bundle", timed=False)
+class Saturates(nn.Module):
+    """Keeps the three tokens whose first channel is largest, up to 1; (B, 6, 4) → (B, 3, 4)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        index = x[..., 0].tanh().topk(3, dim=1).indices
+        return x.gather(1, index[..., None].expand(-1, -1, 4)) * 2
+
+
+class Waves(nn.Module):
+    """Turns by an angle of many turns, which rounding moves; and gives what is not turned too."""
+
+    def __init__(self, turns: float, alone: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 5)
+        self.turns, self.alone = turns, alone
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.layer(x)
+        waves = (y * self.turns).sin()
+        return {"waves": waves} if self.alone else {"waves": waves, "line": y}
+
+
+class Counts(nn.Module):
+    """Has an answer for numbers below 200, and for every age."""
+
+    def forward(self, x: Tensor, ids: Tensor, age: Tensor) -> Tensor:
+        return torch.where(ids < 200, x, torch.nan) + (age % 7)
+
+
+class SaysMore(nn.Module):
+    """Returns a number beside its tensor, which zeros change."""
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        is_blank = not torch.compiler.is_compiling() and bool((x == 0).all())
+        return {"y": x * 2, "blank": int(is_blank)}
+
+
+class Mlp(nn.Module):
+    """Two linear layers around a residual, as int8 takes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(64, 128), nn.Linear(128, 64)
+        self.embed, self.head = nn.Linear(16, 64), nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x)
+        y = y + self.second(nn.functional.gelu(self.first(nn.functional.layer_norm(y, (64,)))))
+        return self.head(y.mean(1))
+
+
+class NaNOfZeros(ir.passes.InPlacePass):
+    """A wrong pass: adds |x| / |x| - 1 of the first input to the first output."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Plants in place."""
+        graph = model.graph
+        (x, *_), (output, *_) = graph.inputs, graph.outputs
+        made = output.producer()
+        assert made is not None
+        size = ir.node("ReduceL1", [x], {"keepdims": 0})
+        same = ir.node("Div", [size.outputs[0], size.outputs[0]])
+        none = ir.node("Log", [same.outputs[0]])
+        added = ir.node("Add", [output, none.outputs[0]])
+        for position, node in enumerate((size, same, none)):
+            node.outputs[0].name = f"planted_{position}"
+        added.outputs[0].name, output.name = output.name, "before"
+        added.outputs[0].shape, added.outputs[0].type = output.shape, output.type
+        graph.insert_after(made, [size, same, none, added])
+        graph.outputs[0] = added.outputs[0]
+        return ir.passes.PassResult(model, modified=True)
+
+
+def compiled(
+    model: nn.Module, inputs: dict[str, Tensor], folder: Path, target: str = "ort", **options: Any
+) -> CompileResult:
+    return tokexport.compile(
+        model.eval(), inputs, target, output=folder / "bundle", timed=False, **options
+    )
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, target: str, planted: Any) -> None:
+    lower = {**pipelines.LOWER, target: (*pipelines.LOWER[target], planted)}
+    monkeypatch.setattr(pipelines, "LOWER", lower)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
@@ -106,3 +195,105 @@ def test_a_kind_that_changes_nothing_is_not_said_to_be_tried() -> None:
     found = edge_inputs(specs, {"x": np.ones((2, 5), np.float32)}, {}, 1)
     assert "duplicates" not in found
     assert "zeros" in found
+
+
+def test_kinds_that_ties_excuse_are_named_with_their_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, "ort", Nudge(-1e-7))
+    x = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(3))
+    edges = compiled(Saturates(), {"x": x}, tmp_path).report.edges
+    assert edges is not None
+    assert {*edges.tied} == {"large values"}
+    assert 1 <= edges.tied["large values"] <= 2
+    (line,) = (line for line in edges.lines() if "near-tie" in line)
+    assert "of large values by eager's choices" in line
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "turns"), [("ort", "fp32", 3e3), ("openvino", "bf16", 1.0)]
+)
+def test_where_rounding_moves_an_output_so_far_that_nothing_is_proven(
+    target: str, precision: str, turns: float, tmp_path: Path
+) -> None:
+    x = {"x": torch.randn(3, 6, generator=torch.Generator().manual_seed(3))}
+    for alone in (True, False):
+        (tmp_path / str(alone)).mkdir()
+        model, folder = Waves(turns, alone), tmp_path / str(alone)
+        edges = compiled(model, x, folder, target, precision=precision).report.edges
+        assert edges is not None
+        assert ("large values" in edges.held) is not alone
+        said = (edges.unsteady if alone else edges.weak)["large values"]
+        assert "rounding alone moves" in said
+        assert ("'waves'" in said, "'line'" in said) == (not alone, False)
+        wanted = "nothing is proven on" if alone else "little is proven on"
+        assert any(line.startswith(f"{wanted} large values") for line in edges.lines())
+
+
+def test_what_rounding_moves_far_at_the_edges_is_said_in_a_line_a_reason(tmp_path: Path) -> None:
+    x = {"x": torch.randn(3, 6, generator=torch.Generator().manual_seed(3))}
+    edges = compiled(Waves(30.0), x, tmp_path).report.edges
+    assert edges is not None
+    assert "of their own scale" in edges.weak["large values"]
+    edges = compiled(Bytes(), {"image": torch.zeros(1, 3, 8, 8)}, tmp_path, force=True).report.edges
+    assert edges is not None
+    assert list(edges.lines())[1:] == ["little is proven on zeros: 'output' is zero"]
+
+
+def test_a_number_that_eager_has_no_answer_to_bounds_its_own_input(tmp_path: Path) -> None:
+    inputs = {
+        "x": torch.randn(2, 6),
+        "ids": torch.ones(2, 6, dtype=torch.int64),
+        "age": torch.ones(2, 1, dtype=torch.int64),
+    }
+    result = compiled(Counts(), inputs, tmp_path)
+    edges = result.report.edges
+    assert edges is not None
+    assert {*edges.ranges} == {"ids"}
+    assert edges.ranges["ids"][1] == 199
+    assert edges.ranges["ids"][0] < -(2**53)
+    assert edges.unbounded["age"] >= 2**53
+    assert read_manifest(result.bundle).input_ranges == edges.ranges
+    (said,) = (one for one in result.report.warnings if "'ids'" in one)
+    assert "to 199 only" in said
+    assert said.endswith("refuses others: above, the model itself gives NaN.")
+
+
+def test_a_number_beside_the_tensors_that_the_edges_change_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotSupportedError, match="beside its tensors depend on the input"):
+        compiled(SaysMore(), {"x": torch.randn(2, 6)}, tmp_path)
+
+
+@pytest.mark.parametrize("target", ["ort", "openvino"])
+def test_int8_is_held_to_the_edges_by_what_it_can_be_held_to(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = {"x": torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(3))}
+    edges = compiled(Mlp(), x, tmp_path, target, precision="int8").report.edges
+    assert edges is not None
+    assert edges.step == {"ort": "onnx", "openvino": "lowered"}[target]
+    assert {"another seed", "zeros", "large values", "duplicates"} <= {*edges.held}
+    error = edges.int8["output"].error
+    assert error is not None
+    assert 0 < error < 0.3
+    assert any("in int8 is held to be finite" in line for line in edges.lines())
+    if target == "ort":
+        plant(monkeypatch, target, NaNOfZeros())
+        with pytest.raises(ParityError, match=r"'artifact'.* holds nan on zeros") as caught:
+            compiled(Mlp(), x, tmp_path, precision="int8", force=True)
+        assert "the reduced precision costs too much" in caught.value.where
+
+
+def test_one_answer_for_all_inputs_is_no_int8_of_them() -> None:
+    wanted = np.random.default_rng(0).standard_normal((4, 2, 16)).astype(np.float32)
+    kinds = ("another seed", "duplicates", "large values", "empty masks")
+    wanted[2] *= 1000
+    rough = wanted * np.float32(1.1)
+    rough[2] /= 2
+    figures = int8_figures(wanted, rough, wanted[:2], kinds, 2)
+    assert figures.failure == ""
+    assert {*figures.outside} == {"large values"}
+    blind = np.broadcast_to(wanted[0].mean(axis=0), wanted.shape)
+    assert "one answer for all" in int8_figures(wanted, blind, wanted[:2], kinds, 2).failure
+    held = np.ones((4, 2, 16), np.float32)
+    assert int8_figures(held, held * np.float32(1.01), held, kinds, 2).failure == ""

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tokexport.exporter.bench.subject import widest_gate
-from tokexport.exporter.edge_proof import _near
 from tokexport.exporter.tuning_trials import _agrees
+from tokexport.exporter.whole_number_ranges import near
 from tokexport.runtimes.base import Array
 
 LOUD = ("a fill", "a loud channel")
@@ -30,8 +30,8 @@ def test_a_tenth_off_in_a_quiet_channel_is_seen(name: str) -> None:
     right, close, wrong = beside(name)
     assert _agrees({"y": close}, {"y": right}, 1e-4)
     assert not _agrees({"y": wrong}, {"y": right}, 1e-4)
-    assert _near(right[None], close[None], 1e-3)
-    assert not _near(right[None], wrong[None], 1e-3)
+    assert near(right[None], close[None], "fp32")
+    assert not near(right[None], wrong[None], "fp32")
     gate = widest_gate(right[None], 2, "it cannot be traced")
     assert not gate.judge(right[None], close[None]).failure
     assert "is off by" in gate.judge(right[None], wrong[None]).failure
@@ -39,5 +39,5 @@ def test_a_tenth_off_in_a_quiet_channel_is_seen(name: str) -> None:
 
 def test_whole_numbers_are_equal_or_not() -> None:
     numbers = np.array([[1, 2, 1 << 40]])
-    assert _near(numbers, numbers.copy(), 1e-3)
-    assert not _near(numbers, numbers + np.array([0, 0, 1]), 1e-3)
+    assert near(numbers, numbers.copy(), "fp32")
+    assert not near(numbers, numbers + np.array([0, 0, 1]), "fp32")

@@ -62,6 +62,26 @@ def in_a_region(layer: nn.Module, x: Tensor) -> Tensor:
     return y.float() * 2
 
 
+class Regions(nn.Module):
+    """Computes in a half type in one region, and not in one within it."""
+
+    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = layer(x)
+            with torch.autocast("cpu", enabled=False):
+                y = layer(y.float())
+            z = y @ y.mT
+        return z.float() * 2
+
+
+class Rounds(nn.Module):
+    """Rounds to a half type, and goes on in float32."""
+
+    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        y = layer(x).half().float()
+        return y * 2
+
+
 def picks(layer: nn.Module, x: Tensor) -> Tensor:
     y = layer(x)
     order = (y * y).sum(-1).argsort(dim=1, stable=True)
@@ -104,7 +124,28 @@ def test_a_region_in_a_half_type_is_measured_as_what_it_is() -> None:
     ((name, output),) = outputs.items()
     for off in (rounding.by_chance[name], rounding.from_float64[name]):
         assert 1e-4 < off.max() / np.abs(output).max() < 2e-2
-    assert [line.partition(" ")[0] for line in half_lines(captured.graph)] == ["bfloat16"]
+    (line,) = half_lines(captured.graph)
+    assert line.startswith("bfloat16 at ")
+
+
+def test_what_stands_in_regions_keeps_its_lines() -> None:
+    _, _, captured, _ = measured(Regions())
+    said = [line.rpartition(": ")[2] for line in half_lines(captured.graph)]
+    assert said == ["y = layer(x)", "z = y @ y.mT"]
+
+
+def test_what_is_rounded_to_a_half_type_and_back_is_named() -> None:
+    rounding, outputs, captured, _ = measured(Rounds())
+    (line,) = half_lines(captured.graph)
+    assert line.startswith("float16 at ")
+    assert line.endswith("y = layer(x).half().float()")
+    ((name, output),) = outputs.items()
+    assert rounding.by_chance[name].max() > 1e-4 * np.abs(output).max()
+
+
+def test_a_half_type_that_is_only_given_back_is_none_of_the_models_own() -> None:
+    _, _, captured, _ = measured(lambda layer, x: layer(x).half())
+    assert half_lines(captured.graph) == ()
 
 
 def test_a_half_type_moves_more_than_float32() -> None:

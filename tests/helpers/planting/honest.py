@@ -12,7 +12,7 @@ from helpers.planting.ways import TARGETS, Asked, Way, run_file
 from tokexport.exporter import hops
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs import Batches
-from tokexport.exporter.measured_gates import NARROWED_PROVES_NOTHING, require_steady
+from tokexport.exporter.measured_gates import require_steady
 from tokexport.exporter.parity import ParityError, Proof
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
@@ -71,7 +71,7 @@ class Honest:
         for precision in self._halves if half else ():
             narrow = way.asked(asked.batches, precision)
             try:
-                require_steady(narrow.gates.narrowed, half=False, most=NARROWED_PROVES_NOTHING)
+                require_steady(narrow.gates.narrowed, half=False, precision=precision)
             except GateError as error:
                 found[f"openvino, {precision}"] = f"refused: {error.what}"
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +23,11 @@ from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates
 from tokexport.exporter.parity import Proof, TellHop
-from tokexport.exporter.reference import run_reference, tensors_of
+from tokexport.exporter.reference import Reference, run_reference, tensors_of
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.ties import RunTold, TieSearch
 from tokexport.exporter.told_hops import ToldWay
+from tokexport.exporter.whole_number_ranges import Reach, RunBatches
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes import ops, pipelines
@@ -114,7 +115,8 @@ class Way:
 
     def edges_of(self, captured: GraphModule) -> Edges:
         """Returns the edges as a compile makes them from a traced graph."""
-        given = (self.specs, self.samples.batches, self.samples.outputs, self.config, None)
+        reference = Reference(self.samples.outputs, {})
+        given = (self.specs, self.samples.batches, reference, self.config, None)
         return Edges(self.flat, captured, *given)
 
     def lowered(self, target: str) -> Path:
@@ -181,22 +183,21 @@ class Edges(EdgeProof):
 
     def proof(self) -> tuple[Proof, Batches]:
         """Returns a new proof about them, and their batches."""
-        return self._proof(self._outputs, self._batches), self._batches
+        measured = self._measured(self._outputs, self._batches)
+        return self._proof(measured, self._outputs, self._batches), self._batches
 
     @property
     def any(self) -> bool:
         """Whether there are some."""
         return bool(self._outputs)
 
-    def _proof(self, outputs: Mapping[str, Array], batches: Batches) -> Proof:
-        if not hasattr(self, "_measured"):
-            self._measured = measured_gates(self._captured, batches, outputs, self._samples)
-        return Asked(batches, dict(outputs), self._measured).proof(self._samples)
+    def _measured(self, outputs: Mapping[str, Array], batches: Batches) -> MeasuredGates:
+        if not hasattr(self, "_once"):
+            self._once = super()._measured(outputs, batches)
+        return self._once
 
-    def _climb(
-        self, run: Callable[[Batches], Mapping[str, Array]]
-    ) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
-        return {}, {}
+    def _climb(self, run: RunBatches) -> dict[str, Reach]:
+        return {}
 
 
 def run_file(path: Path, batches: Batches, native: bool = True, precision: str = "fp32") -> Any:

@@ -1,0 +1,168 @@
+"""Finds how far the whole numbers of an input may reach: as far as eager and the artifact agree.
+
+Ranges grow by rungs, both ends at once as long as they can. Where a rung fails, each end goes on by
+itself, and between the last number that works and the first that does not it halves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Final
+
+import numpy as np
+
+from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.edge_inputs import RUNGS, between, joined
+from tokexport.exporter.errors import ExporterError, NotFiniteError
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.reference import run_reference
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.comparison import compare
+from tokexport.runtimes.errors import RuntimesError
+from tokexport.runtimes.manifest import TensorSpec
+from tokexport.runtimes.neighbourhoods import Neighbourhoods, worst
+
+#: How far floating outputs may be off where only the whole numbers are in question.
+_COARSE: Final = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 0.2}
+#: The share of a whole output that int8 may be off by there, or of its whole numbers.
+_INT8: Final = 0.5
+_OTHERWISE: Final = "the artifact answers otherwise than eager"
+
+#: Runs a step on some batches; gives (batches, …) by output.
+RunBatches = Callable[[Batches], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far the whole numbers of an input may reach.
+
+    Attributes:
+        low: The lowest.
+        high: The highest.
+        why: What happens above, below or beyond both, a clause; '' where all that was tried agrees.
+    """
+
+    low: int
+    high: int
+    why: str
+
+
+class RangeSearch:
+    """Searches the range of one input after another, the others as in the first batch.
+
+    Args:
+        model: Takes and gives flat tensors.
+        first: A batch that it takes.
+        run: Runs the step that is held to it.
+        precision: The precision of that step.
+    """
+
+    def __init__(
+        self, model: FlatModel, first: Mapping[str, Array], run: RunBatches, precision: str
+    ) -> None:
+        self._model, self._first, self._run = model, dict(first), run
+        self._precision = precision
+
+    def of(self, spec: TensorSpec, held: Sequence[Array]) -> Reach:
+        """Returns how far an input may reach.
+
+        Args:
+            spec: The input.
+            held: Values of it on which the step was held to eager already.
+        """
+        low, high = int(min(map(np.min, held))), int(max(map(np.max, held)))
+        top = int(np.iinfo(spec.dtype).max)
+        rungs = sorted({*(rung for rung in RUNGS if rung <= top), min(top, RUNGS[-1])})
+        left = [rung for rung in rungs if rung >= max(-low, high)]
+        while left and not self._why_not(spec.name, -left[0], left[0]):
+            high = left.pop(0)
+            low = -high
+        if not left:
+            return Reach(low, high, "")
+        high, above = self._end(high, left, lambda end: self._why_not(spec.name, low, end))
+        down = [-rung for rung in left]
+        low, below = self._end(low, down, lambda end: self._why_not(spec.name, end, high))
+        if above == below:
+            return Reach(low, high, above and f"beyond, {above}")
+        ends = (("above", above), ("below", below))
+        return Reach(low, high, "; ".join(f"{end}, {why}" for end, why in ends if why))
+
+    def _end(
+        self, good: int, rungs: Sequence[int], why_not: Callable[[int], str]
+    ) -> tuple[int, str]:
+        """Returns the farthest number of one side that works, and why the next does not."""
+        for bad in rungs:
+            why = why_not(bad)
+            if why:
+                return _farthest(good, bad, why, why_not)
+            good = bad
+        return good, ""
+
+    def _why_not(self, name: str, low: int, high: int) -> str:
+        """Says why the step cannot be held to eager on whole numbers of a range; '' if it can."""
+        own = self._first[name]
+        if own.size > 1:
+            return self._why_not_on(name, between(own, low, high))
+        ends = (np.full_like(own, end) for end in dict.fromkeys((low, high)))
+        return next(filter(None, (self._why_not_on(name, values) for values in ends)), "")
+
+    def _why_not_on(self, name: str, values: Array) -> str:
+        """Says why the step does not answer as eager on these values of an input; '' if it does."""
+        batch = self._first | {name: values}
+        one = joined(tuple(batch), {"whole numbers": batch})
+        try:
+            wanted = run_reference(self._model, one, twice=False).outputs
+        except NotFiniteError:
+            return "the model itself gives NaN"
+        except ExporterError:
+            return "the model itself refuses them"
+        try:
+            found = self._run(one)
+        except RuntimesError:
+            return _OTHERWISE
+        agrees = all(near(wanted[each], found[each], self._precision) for each in wanted)
+        return "" if agrees else _OTHERWISE
+
+
+def _farthest(good: int, bad: int, why: str, why_not: Callable[[int], str]) -> tuple[int, str]:
+    """Returns the number nearest to a bad one that is good, by doubled steps and then by halves."""
+    away = 1 if bad > good else -1
+    for step in (away << power for power in count()):
+        if abs(step) >= abs(bad - good):
+            break
+        said = why_not(good + step)
+        if said:
+            bad, why = good + step, said
+            break
+        good += step
+    while abs(bad - good) > 1:
+        middle = (good + bad) // 2
+        said = why_not(middle)
+        if said:
+            bad, why = middle, said
+        else:
+            good = middle
+    return good, why
+
+
+def near(wanted: Array, found: Array, precision: str) -> bool:
+    """Tells whether a step answers an output (batches, …) as eager does, up to its precision.
+
+    Floating values are held to the scale around each; those of int8 to the whole output alone.
+    """
+    if wanted.shape != found.shape:
+        return False
+    exact = wanted.dtype.kind in "iub"
+    if precision == "int8":
+        apart = compare(wanted, found)
+        size = compare(wanted, np.zeros_like(wanted)).rms
+        return apart.relative <= _INT8 if exact else apart.rms <= _INT8 * size
+    if exact:
+        return np.array_equal(wanted, found)
+    around = Neighbourhoods(wanted)
+    tolerance = _COARSE.get(precision, _COARSE["fp32"])
+    allowed = around.allowed(around.noise(np.zeros(wanted.shape)), tolerance)
+    most = worst(wanted, found, allowed)
+    return most is None or most.share <= 1
