@@ -29,6 +29,7 @@ from tokexport.exporter.torch_warnings import torch_log_silenced, torch_warnings
 from tokexport.exporter.unbacked import FIX, SomeRows, with_fixed_sizes
 from tokexport.graph_passes.live_rows import Selection
 from tokexport.graph_passes.torch_passes.editor import innermost_line, source_line
+from tokexport.runtimes.memory import lacks_memory
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 #: The kinds of parameters that take whatever is given.
@@ -240,6 +241,8 @@ def capture_padded(
             program: ExportedProgram = traced.run_decompositions({})
             put_lines(program, traced)
         except (Exception, SystemExit) as error:
+            if lacks_memory(error):
+                raise MemoryError(f"Tracing the model: {error}") from error
             raise _refusal(error) from error
         selections = with_fixed_sizes(program, token_cap)
     _check_static(program)

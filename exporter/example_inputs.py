@@ -21,8 +21,8 @@ from tokexport.exporter.capture import (
 from tokexport.exporter.config import InputConfig
 from tokexport.exporter.eager_form import eager_form
 from tokexport.exporter.errors import (
-    ExporterError,
     InputError,
+    ModelNotSupportedError,
     NotFiniteError,
     UsageError,
     listed,
@@ -210,9 +210,12 @@ def _numpy_name(name: str, tensor: Tensor) -> str:
 
 
 def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> Batches:
-    """Adds the example inputs as a batch, unless the model itself has no answer to them.
+    """Adds the example inputs as a batch, unless the model gives NaN on them.
 
     They are what the person looks at; but many are zeros that only say a shape.
+
+    Raises:
+        ModelNotSupportedError: The model fails on them.
     """
     example = {
         name: tensor.detach().numpy()[None]
@@ -220,10 +223,12 @@ def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> B
     }
     try:
         run_reference(model, dataclasses.replace(drawn, arrays=example, samples=1), twice=False)
-    except ExporterError as error:
-        why = "the model gives NaN on them" if isinstance(error, NotFiniteError) else error.what
-        said = f"{drawn.origin}; not the example inputs: {why.rstrip('.')}"
+    except NotFiniteError:
+        said = f"{drawn.origin}; not the example inputs: the model gives NaN on them"
         return dataclasses.replace(drawn, origin=said)
+    except ModelNotSupportedError as error:
+        error.where = f"They are the example inputs.\n{error.where}"
+        raise
     arrays = {name: np.concatenate([drawn.arrays[name], example[name]]) for name in drawn.names}
     return dataclasses.replace(
         drawn,

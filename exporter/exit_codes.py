@@ -41,6 +41,7 @@ _CODES: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
     (runtime_errors.BuildError, ExitCode.BUILD_FAILED),
     (runtime_errors.BundleError, ExitCode.RUN_FAILED),
     (runtime_errors.RunError, ExitCode.RUN_FAILED),
+    (MemoryError, ExitCode.RUN_FAILED),
 )
 
 

@@ -85,6 +85,15 @@ def _said(error: BaseException, is_bug: bool) -> dict[str, str]:
             "fix": "",
         }
     kind = type(error).__name__
+    if isinstance(error, MemoryError):
+        from tokexport.runtimes.memory import FIX
+
+        return {
+            "kind": kind,
+            "what": "There is too little memory.",
+            "where": str(error),
+            "fix": FIX,
+        }
     parts = {name: str(getattr(error, name, "")) for name in ("what", "where", "fix")}
     if not is_bug:
         return {"kind": kind, **parts}

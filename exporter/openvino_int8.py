@@ -21,6 +21,7 @@ from tokexport.exporter.openvino_rows import scaled_by_fixed_row
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.errors import BuildError
 from tokexport.runtimes.importing import import_runtime
+from tokexport.runtimes.memory import FIX, lacking, lacks_memory
 from tokexport.runtimes.openvino import import_openvino, no_telemetry
 
 EXTRA = "int8"
@@ -53,6 +54,10 @@ def quantise(converted: Path, artifact: Path, samples: Sequence[Mapping[str, Arr
                 ignored_scope=scope,
             )
     except Exception as error:  # NNCF raises classes of its own and what OpenVINO raises
+        if lacks_memory(error):
+            raise BuildError(
+                lacking("NNCF", "quantising the model"), where=str(converted), fix=FIX
+            ) from error
         said = str(error).strip() or repr(error)
         raise BuildError(
             f"NNCF cannot quantise the model: {said.splitlines()[0]}", where=str(converted)

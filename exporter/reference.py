@@ -23,6 +23,7 @@ from tokexport.exporter.module_state import evaluation, parameter_versions
 from tokexport.exporter.outputs import Constant
 from tokexport.exporter.unbacked import FIX
 from tokexport.runtimes.base import Array
+from tokexport.runtimes.memory import lacks_memory
 from tokexport.runtimes.neighbourhoods import within_local_floor
 
 #: How far a second run may be off, as a share of the scale of each value's own neighbourhood.
@@ -123,6 +124,8 @@ def _run(model: FlatModel, tensors: Sequence[Tensor]) -> _Answer:
     except ExporterError:
         raise
     except (Exception, SystemExit) as error:
+        if lacks_memory(error):
+            raise MemoryError(f"The model in eager: {error}") from error
         line = raised_at(error)
         shapes = ", ".join(_shape(name, tensor) for name, tensor in _named(model, tensors))
         raise ModelNotSupportedError(

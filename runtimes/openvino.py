@@ -23,12 +23,14 @@ from tokexport.runtimes.base import Array, Runner, forked_error
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RunError
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.manifest import RuntimeInfo, TensorSpec
+from tokexport.runtimes.memory import FIX, lacking, lacks_memory
 from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, openvino_library
 from tokexport.runtimes.openvino_kernels import put_kernels
 from tokexport.runtimes.openvino_layers import attentions, layer_precisions
 from tokexport.runtimes.openvino_requests import Requests
 
 FLAVOUR = "openvino-cpu"
+_NAME = "OpenVINO"
 
 # A precision in this project's words and in OpenVINO's.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -79,6 +81,8 @@ def convert(onnx_path: Path, xml_path: Path) -> RuntimeInfo:
         loaded = front_end.load(str(onnx_path))
         model = front_end.convert(loaded)
     except Exception as error:  # OpenVINO raises classes of its own and plain RuntimeError
+        if lacks_memory(error):
+            raise BuildError(lacking(_NAME, "reading the model"), where=where, fix=FIX) from error
         raise _convert_error(front_end, onnx_path, str(error)) from error
     if not model.outputs:
         raise BuildError("OpenVINO cannot read the model: there is no graph in it.", where=where)
@@ -166,6 +170,9 @@ class OpenVinoRunner(Runner):
             calls = 0 if library is None else put_kernels(openvino, model, library)
             compiled = openvino.Core().compile_model(model, "CPU", options)
         except Exception as error:  # OpenVINO raises classes of its own and plain RuntimeError
+            if lacks_memory(error):
+                said = lacking(_NAME, "loading the model")
+                raise BuildError(said, where=str(path), fix=FIX) from error
             raise BuildError(
                 f"OpenVINO cannot load the model: {_last_lines(str(error))}", where=str(path)
             ) from error
@@ -192,6 +199,9 @@ class OpenVinoRunner(Runner):
         try:
             results = requests.run(list(arrays.values()))
         except Exception as error:  # OpenVINO raises classes of its own and plain RuntimeError
+            if lacks_memory(error):
+                said = lacking(_NAME, "running the model")
+                raise RunError(said, where=self._where, fix=FIX) from error
             raise RunError(
                 f"OpenVINO failed: {_last_lines(str(error))}", where=self._where
             ) from error

@@ -17,6 +17,7 @@ from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RunError
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.manifest import RuntimeInfo, TensorSpec
+from tokexport.runtimes.memory import FIX, lacking, lacks_memory
 from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, native_library
 
 FLAVOUR = "onnxruntime-cpu"
@@ -141,7 +142,7 @@ class OrtRunner(Runner):
                     raise
                 library, made = None, session(None)
         except Exception as error:  # ORT's errors share no base class but this
-            raise _load_error(str(error), where) from error
+            raise _load_error(error, where) from error
         details: dict[str, str | int | list[str]] = {
             "providers": list(made.get_providers()),
             "kernels": NO_KERNELS if library is None else kernels_of(library),
@@ -158,9 +159,13 @@ class OrtRunner(Runner):
         except Exception as error:  # ORT's errors share no base class but this
             said = _message(str(error))
             node, operator = _blamed(said, _BLAMES)
+            lacks = lacks_memory(error)
             raise RunError(
-                f"ONNX Runtime failed: {said}",
+                lacking("ONNX Runtime", "running the model")
+                if lacks
+                else f"ONNX Runtime failed: {said}",
                 where=_node_text(node, operator) or self._where,
+                fix=FIX if lacks else "",
                 node=node,
                 operator=operator,
             ) from error
@@ -202,8 +207,8 @@ def _node_text(node: str, operator: str) -> str:
     return f"Node {node or '(without a name)'}, operator {operator}" if operator else ""
 
 
-def _load_error(text: str, where: str) -> BuildError:
-    said = _message(text)
+def _load_error(error: Exception, where: str) -> BuildError:
+    said = _message(str(error))
     node, operator = _blamed(said, _REFUSALS)
     if operator:
         return OperatorRefusedError(
@@ -214,6 +219,8 @@ def _load_error(text: str, where: str) -> BuildError:
             operator=operator,
         )
     node, operator = _blamed(said, _BLAMES)
+    if lacks_memory(error):
+        return BuildError(lacking("ONNX Runtime", "loading the model"), where=where, fix=FIX)
     if "External" in said and "nitializer" in said:
         return BuildError(
             f"The model's external data cannot be read: {said}",

@@ -26,6 +26,7 @@ from tokexport.exporter.worker.process import (
 from tokexport.exporter.worker.steps import BUILT, LOADED, RUN
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.errors import BuildError, RunError, RuntimesError
+from tokexport.runtimes.memory import FIX, lacking, lacks_memory
 
 #: How the runtimes are called, by their targets.
 _NAMES: Final = {"ort": "ONNX Runtime", "openvino": "OpenVINO", "trt": "TensorRT"}
@@ -96,7 +97,8 @@ def ask(
     except WorkerDied as end:
         died = end
     except MemoryError as error:
-        died = WorkerDied(-signal.SIGKILL, None, str(error))
+        what = lacking(_NAMES[cause.target], _DOING[cause.until])
+        raise _kind(cause)(what, where=str(error), fix=FIX) from error
     raise _error(cause, died, _blamed(cause, died))
 
 
@@ -136,8 +138,11 @@ def _error(cause: Cause, died: WorkerDied, blamed: Blamed) -> BuildError | RunEr
     parts = [str(blamed), f"The last that it printed: {said}" if said else ""]
     where = "\n".join(part for part in parts if part)
     what, fix = _what_and_fix(cause, died, blamed)
-    kind = RunError if cause.until == RUN else BuildError
-    return kind(what, where=where, fix=fix, node=blamed.node, operator=blamed.operator)
+    return _kind(cause)(what, where=where, fix=fix, node=blamed.node, operator=blamed.operator)
+
+
+def _kind(cause: Cause) -> type[BuildError | RunError]:
+    return RunError if cause.until == RUN else BuildError
 
 
 def _what_and_fix(cause: Cause, died: WorkerDied, blamed: Blamed) -> tuple[str, str]:
@@ -150,11 +155,10 @@ def _what_and_fix(cause: Cause, died: WorkerDied, blamed: Blamed) -> tuple[str, 
             f"{name} did not end {doing} within {died.limit_s:g} s.",
             f"If it may take longer, set {VARIABLE} to more seconds. {another}",
         )
-    if died.code == -signal.SIGKILL or "bad_alloc" in died.said:
-        return (
-            f"{name} was ended {doing}, as a process is where memory runs out.",
-            "Free memory, take a smaller --batch, or compile on a machine with more.",
-        )
+    if lacks_memory(died.said):
+        return lacking(name, doing), FIX
+    if died.code == -signal.SIGKILL:
+        return f"{name} was ended {doing}, as a process is where memory runs out.", FIX
     if died.code < 0:
         number = signal.Signals(-died.code)
         return f"{name} died {doing}: {signal.strsignal(number)} ({number.name}).", another

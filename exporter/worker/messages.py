@@ -25,6 +25,7 @@ import numpy as np
 from tokexport.exporter import errors as exporter_errors
 from tokexport.runtimes import errors as runtime_errors
 from tokexport.runtimes.base import Array
+from tokexport.runtimes.memory import lacks_memory
 
 _LENGTH: Final = struct.Struct("<Q")
 _PIECE: Final = 1 << 20  # bytes that are asked for at once
@@ -89,7 +90,7 @@ def described(error: BaseException) -> dict[str, Any]:
         return {"kind": kind, **{name: getattr(error, name, "") for name in _FIELDS}}
     if isinstance(error, OSError) and error.errno is not None:
         return {"kind": "OSError", "given": [error.errno, error.strerror, _text(error.filename)]}
-    if isinstance(error, MemoryError):
+    if lacks_memory(error):
         return {"kind": "MemoryError", "given": [str(error)]}
     return {"kind": "", "said": f"{kind}: {error}", "trace": traceback.format_exc()}
 

@@ -24,6 +24,7 @@ from tokexport.exporter.errors import UsageError
 from tokexport.exporter.worker.messages import Message, error_from, read_message, write_message
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.errors import RunError
+from tokexport.runtimes.memory import FIX, lacks_memory
 
 #: Names how many seconds a step in native code may take, in place of the two below.
 VARIABLE: Final = "TOKEXPORT_TIME_LIMIT"
@@ -343,6 +344,8 @@ def _python_path() -> str:
 
 
 def _not_started(why: str, said: str = "") -> RunError:
+    if lacks_memory(f"{why} {said}"):
+        return RunError("There is too little memory for the process of native code.", fix=FIX)
     return RunError(
         f"The process that native code runs in cannot be started: {why}.",
         where=said.splitlines()[-1] if said else str(sys.executable),

@@ -297,3 +297,21 @@ def test_one_answer_for_all_inputs_is_no_int8_of_them() -> None:
     assert "one answer for all" in int8_figures(wanted, blind, wanted[:2], kinds, 2).failure
     held = np.ones((4, 2, 16), np.float32)
     assert int8_figures(held, held * np.float32(1.01), held, kinds, 2).failure == ""
+
+
+class Asks(nn.Module):
+    """Takes no input whose first number is above 100."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and bool(x.flatten()[0] > 100):
+            raise ValueError("more than 100")
+        return x * 2
+
+
+def test_example_inputs_that_eager_refuses_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotSupportedError, match="ValueError: more than 100") as caught:
+        compiled(Asks(), {"x": torch.full((2, 6), 200.0)}, tmp_path)
+    assert "They are the example inputs." in caught.value.where
+    report = compiled(Asks(), {"x": torch.full((2, 6), 20.0)}, tmp_path).report
+    assert report.edges is not None
+    assert "ValueError" in report.edges.not_finite["large values"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from onnx import helper
 
 from tokexport.exporter.build import build
 from tokexport.exporter.exit_codes import ExitCode, exit_code_of
+from tokexport.exporter.messages import describe
 from tokexport.exporter.worker import cuts
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.process import VARIABLE, WORKER
@@ -27,6 +29,7 @@ from tokexport.exporter.worker.runner import WorkerRunner, here
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.source_lines import STACK_TRACE, node_line
 from tokexport.runtimes.errors import BuildError, RunError
+from tokexport.runtimes.memory import lacks_memory
 from tokexport.runtimes.native_library import VARIABLE as LIBRARY
 
 
@@ -190,20 +193,68 @@ def test_a_worker_that_the_system_ends_lacks_memory(
             runner.run({"x": X})
         timer.join()
     assert caught.value.what.startswith("ONNX Runtime was ended running the model, as a process is")
-    assert "smaller --batch" in caught.value.fix
+    assert "smaller batch" in caught.value.fix
 
 
-def test_memory_that_there_is_not(tmp_path: Path) -> None:
+def huge(folder: Path, planes: int) -> Path:
+    """Writes a model that fills so many planes of 4 MB before it adds them up."""
     nodes = [
         helper.make_node("ConstantOfShape", ["shape"], ["a"], name="huge"),
         helper.make_node("ReduceSum", ["a"], ["b"], name="sum"),
         helper.make_node("Add", ["x", "b"], ["y"], name="last"),
     ]
-    path = saved(tmp_path, nodes, shape=np.array([2**20, 2**20, 2**6]))
-    with pytest.raises((BuildError, RunError)) as caught, WorkerRunner(Opening(path)) as runner:
+    return saved(folder, nodes, shape=np.array([2**10, 2**10, planes]))
+
+
+def test_memory_that_there_is_not(tmp_path: Path) -> None:
+    path = huge(tmp_path, 2**26)
+    with WorkerRunner(Opening(path)) as runner, pytest.raises(RunError) as caught:
         runner.run({"x": X})
-    assert exit_code_of(caught.value) in (ExitCode.BUILD_FAILED, ExitCode.RUN_FAILED)
-    assert "alloc" in str(caught.value)
+    assert caught.value.what == "ONNX Runtime found too little memory running the model."
+    assert caught.value.where == "Node huge, operator ConstantOfShape"
+    assert exit_code_of(caught.value) is ExitCode.RUN_FAILED
+    build("openvino", path, tmp_path)
+    with pytest.raises(BuildError) as refused:
+        WorkerRunner(Opening(tmp_path / "model.xml"), path)
+    assert refused.value.what == "OpenVINO found too little memory loading the model."
+    assert "smaller batch" in refused.value.fix
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
+def test_a_limit_of_memory_is_a_lack_of_it(tmp_path: Path) -> None:
+    path = huge(tmp_path, 2**9)  # 2 GB
+    start_anew()
+    with WorkerRunner(Opening(path)) as runner:
+        assert WORKER._child is not None
+        pid = WORKER._child._started.pid
+        held = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (held + 2**20, held + 2**20))
+        with pytest.raises(RunError, match="found too little memory running the model"):
+            runner.run({"x": X})
+    WORKER.stop()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 4294967296",
+        "libopenvino_intel_cpu_plugin.so: failed to map segment from shared object",
+        "alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried",
+        "Unable to allocate 16.0 GiB for an array with shape (65536, 65536) and data type float32",
+        "OSError: [Errno 12] Cannot allocate memory",
+        MemoryError(),
+    ],
+)
+def test_a_lack_of_memory_is_known_in_any_words(said: str | MemoryError) -> None:
+    assert lacks_memory(said)
+    assert not lacks_memory("Node (memory) Op (Add): shape mismatch")
+
+
+def test_memory_that_this_process_lacks_is_no_bug() -> None:
+    end = describe(MemoryError("DefaultCPUAllocator"))
+    assert end["exit_code"] == ExitCode.RUN_FAILED
+    assert end["error"]["what"] == "There is too little memory."
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
