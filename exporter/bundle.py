@@ -8,8 +8,8 @@
     NAME/                  one rename, once all of it is on the disk
 
 A run that fails or is interrupted takes its partial folder away; one that is killed leaves that
-hidden folder and nothing under NAME. When a bundle is replaced, the old one stays under NAME until
-the new one is complete, is then set aside by a rename, and deleted last.
+hidden folder to the next run, and nothing under NAME. When a bundle is replaced, the old one stays
+under NAME until the new one is complete, is then set aside by a rename, and deleted last.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ from tokexport.exporter.errors import (
     WriteError,
     listed,
 )
+from tokexport.exporter.scratch import HeldFolder, sweep
 from tokexport.runtimes.errors import BundleError, RuntimeMissingError
 from tokexport.runtimes.manifest import MANIFEST_NAME, Manifest, hash_file, read_manifest
 
@@ -55,32 +57,37 @@ class BundleWriter:
     def __init__(self, output: Path, force: bool = False) -> None:
         self._output = Path(os.path.abspath(output))
         self._force = force
-        self._path: Path | None = None
+        self._held: HeldFolder | None = None
         self._aside: Path | None = None
         self._committed = False
 
     @property
     def path(self) -> Path:
         """The folder to write into, while the writer is open."""
-        if self._path is None:
+        if self._held is None:
             raise InternalError("The bundle is written to outside its with block.")
-        return self._path
+        return self._held.path
 
     def __enter__(self) -> Self:
-        """Checks the place and makes the partial folder.
+        """Checks the place and makes the partial folder, in place of those of killed processes.
 
         Raises:
             OutputExistsError: Something is at the output that may not be replaced.
             WriteError: The parent is missing, no folder, or not writable.
         """
-        path = self._sibling("partial")
+        parent = self._output.parent
         try:
             self._check_place()
-            path.mkdir()
+            sweep(parent, rf"\.{re.escape(self._output.name)}\.partial-[0-9a-f]{{16}}")
+            self._held = HeldFolder(self._make_partial)
         except OSError as error:
-            raise _cannot_write(error, self._output.parent) from error
-        self._path = path
+            raise _cannot_write(error, parent) from error
         return self
+
+    def _make_partial(self) -> Path:
+        path = self._sibling("partial")
+        path.mkdir()
+        return path
 
     def __exit__(
         self,
@@ -95,7 +102,6 @@ class BundleWriter:
         """
         said = self._as_write_error(error)
         self._clean_up()
-        self._path = None
         if said is not None:
             raise said from error
 
@@ -165,8 +171,10 @@ class BundleWriter:
                 shutil.rmtree(self._aside, ignore_errors=True)
             else:
                 self._aside.rename(self._output)
-        if self._path is not None:
-            shutil.rmtree(self._path, ignore_errors=True)
+        held, self._held = self._held, None
+        if held is not None:
+            shutil.rmtree(held.path, ignore_errors=True)
+            held.release()
 
     def _sibling(self, role: str) -> Path:
         """Returns a hidden, unused name beside the output, on the same disk as it."""
@@ -220,22 +228,22 @@ class BundleWriter:
 
     def _as_write_error(self, error: BaseException | None) -> WriteError | None:
         """Returns what to say instead of ``error`` when it came of a disk that takes no more."""
-        if self._path is None or self._committed or not isinstance(error, Exception):
+        if self._held is None or self._committed or not isinstance(error, Exception):
             return None
         if isinstance(error, ExporterError | RuntimeMissingError):
             return None
         if isinstance(error, OSError) and (
             error.errno in _UNWRITABLE or self._is_refused_here(error)
         ):
-            return _cannot_write(error, self._path.parent)
-        if shutil.disk_usage(self._path).free < _FULL_BYTES:
-            return _cannot_write(OSError(errno.ENOSPC, str(error)), self._path.parent)
+            return _cannot_write(error, self._output.parent)
+        if shutil.disk_usage(self.path).free < _FULL_BYTES:
+            return _cannot_write(OSError(errno.ENOSPC, str(error)), self._output.parent)
         return None
 
     def _is_refused_here(self, error: OSError) -> bool:
         """Whether the permission that was missing was that of a file in the partial folder."""
         named = str(error.filename) if error.filename is not None else ""
-        return isinstance(error, PermissionError) and named.startswith(str(self._path))
+        return isinstance(error, PermissionError) and named.startswith(str(self.path))
 
 
 def save_reference(

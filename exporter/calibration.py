@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -13,6 +11,7 @@ import onnx_ir as ir
 
 from tokexport.exporter.build import save_onnx
 from tokexport.exporter.inputs import Batches
+from tokexport.exporter.scratch import scratch_folder
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes.linears import block_linears
@@ -50,8 +49,8 @@ def linear_ranges(emitted: ir.Model, batches: Batches) -> dict[str, tuple[float,
         if value.name not in given:
             _give_ends(model.graph, value)
     ranges: dict[str, tuple[float, float]] = {}
-    with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        path = folder / "model.onnx"
         save_onnx(model, path)
         with WorkerRunner(Opening(path)) as runner:
             for batch in calibration_batches(batches):

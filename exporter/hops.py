@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.fx import GraphModule
 from tokexport.exporter.build import save_onnx
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reference import tensors_of
+from tokexport.exporter.scratch import scratch_folder
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
@@ -48,8 +48,8 @@ def run_lowered(path: Path, batches: Batches, arithmetic: Arithmetic) -> dict[st
     """
     if arithmetic.precision not in ("fp16", "bf16"):
         return run_onnx(path, batches)
-    with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
-        widened = Path(folder) / path.name
+    with scratch_folder() as folder:
+        widened = folder / path.name
         save_onnx(ComputeHalfWide()(ir.load(path)).model, widened)
         return run_onnx(widened, batches)
 

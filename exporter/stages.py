@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from torch.export import ExportedProgram
 from tokexport.exporter.build import ARTIFACT, save_onnx
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import OutputExistsError, WriteError
+from tokexport.exporter.scratch import RANDOM, HeldFolder, sweep
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
 from tokexport.graph_passes.onnx_passes.source_lines import lines_by_node
 from tokexport.runtimes.errors import (
@@ -51,6 +53,7 @@ class StageFolder:
         self._force = config.force
         self._lines: dict[str, str] = {}
         self._path: Path | None = None
+        self._held: HeldFolder | None = None
 
     def __enter__(self) -> Self:
         """Makes the folder.
@@ -65,8 +68,10 @@ class StageFolder:
                 self._final.mkdir()
                 self._path = self._final
             else:
-                name = tempfile.mkdtemp(prefix=f".{self._final.name}-", dir=self._final.parent)
-                self._path = Path(name)
+                parent, prefix = self._final.parent, f".{self._final.name}-"
+                sweep(parent, f"{re.escape(prefix)}{RANDOM}")
+                self._held = HeldFolder(lambda: Path(tempfile.mkdtemp(prefix=prefix, dir=parent)))
+                self._path = self._held.path
         except OSError as error:
             raise WriteError(
                 f"The stages cannot be written: {error.strerror}.",
@@ -88,6 +93,8 @@ class StageFolder:
         ended = error is not None and not isinstance(error, Exception)
         if not self._keep or ended or isinstance(error, OSError | WriteError):
             shutil.rmtree(self.path, ignore_errors=True)
+        if self._held is not None:
+            self._held.release()
 
     def _make_room(self) -> None:
         """Takes kept stages of an earlier compile away, and never anything else."""

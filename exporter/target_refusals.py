@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from tokexport.exporter.build import ARTIFACT, build, save_onnx
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import ModelNotSupportedError, WriteError
+from tokexport.exporter.scratch import scratch_folder
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes import errors as graph_errors
@@ -91,8 +92,8 @@ def ask(target: str, model: ir.Model | Refusal) -> Verdict:
         lines |= lines_by_node(model)
         model = onnx_pass(model).model
     try:
-        with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
-            return _try(target, model, lines, Path(folder))
+        with scratch_folder() as folder:
+            return _try(target, model, lines, folder)
     except OSError as error:
         raise WriteError(
             f"The lowered model cannot be written: {error.strerror}.",

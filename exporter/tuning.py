@@ -8,13 +8,11 @@ depends on.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import onnx_ir as ir
 
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.machine import describe_machine, usable_cores
+from tokexport.exporter.scratch import scratch_folder
 from tokexport.exporter.tuned_forms import TunedForm, Tuning
 from tokexport.exporter.tuning_cache import FormCache
 from tokexport.exporter.tuning_trials import try_forms
@@ -55,9 +53,9 @@ def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tu
         names = candidates(call.operator, kernels=kernels and _has_kernel(call, config.target))
         found = cache.get(str(call), names)
         if found is None:
-            with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
+            with scratch_folder() as folder:
                 trial = try_forms(
-                    call, names, config.target, config.precision, Path(folder), config.threads
+                    call, names, config.target, config.precision, folder, config.threads
                 )
             for form, why in trial.refused.items():
                 warnings[f"Form {form} of {call.operator} was left out: {why}"] = None

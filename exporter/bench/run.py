@@ -9,10 +9,8 @@ the products with weights alone.
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -29,6 +27,7 @@ from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduced_source import reduced_source
+from tokexport.exporter.scratch import scratch_folder
 from tokexport.exporter.source import Source
 from tokexport.exporter.speed import busy_warning
 from tokexport.graph_passes import ops
@@ -119,7 +118,7 @@ def _measured(
     )
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokexport-bench-")))
+        folder = stack.enter_context(scratch_folder())
         entrants = Entrants(config, folder, stack, checklist).all(model, without, facts)
         with checklist.stage(f"rounds, batch {measurement.batch}"):
             speed = _timed(entrants, config)

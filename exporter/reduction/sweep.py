@@ -7,7 +7,6 @@ the model as given, which is compiled once for the same runtime, in interleaved 
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from tokexport.exporter.reduction.recipe import Recipe, parse_recipe, with_optio
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.reference import run_reference
+from tokexport.exporter.scratch import scratch_folder
 from tokexport.exporter.source import RANDOM_WEIGHTS, Source
 from tokexport.exporter.speed import SPEED_SECONDS, busy_warning
 from tokexport.graph_passes.reduction.method import Method
@@ -152,8 +152,8 @@ def sweep(
         raise UsageError("There are no values to sweep.", fix="Pass --values 4,8,12,16.")
     recipes = [with_option(base, option, value) for value in values]
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
-    with checklist, tempfile.TemporaryDirectory(prefix="tokexport-sweep-") as folder:
-        return _Sweeping(source, config, checklist, Path(folder)).over(recipes, option, values)
+    with checklist, scratch_folder() as folder:
+        return _Sweeping(source, config, checklist, folder).over(recipes, option, values)
 
 
 class _Sweeping:

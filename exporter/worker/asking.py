@@ -6,13 +6,14 @@ What converts, builds or loads ends in a ``BuildError``, what runs in a ``RunErr
 from __future__ import annotations
 
 import signal
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from tokexport.exporter.scratch import scratch_folder
 from tokexport.exporter.worker.cuts import Blamed, Outcome, deadly_node
 from tokexport.exporter.worker.messages import Message
 from tokexport.exporter.worker.process import (
@@ -49,7 +50,7 @@ class Cause:
         target: The runtime at work.
         until: How far it goes: ``BUILT``, ``LOADED`` or ``RUN``.
         model: The ONNX file that it is made from; None where there is none.
-        arrays: What it runs on.
+        arrays: What it runs on, or OpenVINO measures the ranges of int8 on.
         precision: What OpenVINO is to compute in.
         native: Whether the project's kernels run.
     """
@@ -68,9 +69,16 @@ class Cause:
 
     @property
     def is_searched(self) -> bool:
-        """Whether cuts of the model can be tried: they have no samples, and no engine's inputs."""
+        """Whether cuts of the model can be tried: they have no engine's inputs."""
         engine_runs = self.target == "trt" and self.until != BUILT
-        return self.model is not None and self.precision != "int8" and not engine_runs
+        return self.model is not None and not engine_runs
+
+    @property
+    def searched_in(self) -> tuple[str, ...]:
+        """The precisions to search in: what dies before OpenVINO quantises does so in fp32 too."""
+        if (self.target, self.precision) == ("openvino", "int8"):
+            return "fp32", "int8"
+        return (self.precision,)
 
 
 def ask(
@@ -109,14 +117,14 @@ def _blamed(cause: Cause, died: WorkerDied) -> Blamed:
         return Blamed()
     limit_s = min(cause.limit_s, _HANG_SECONDS) if hung else cause.limit_s
 
-    def try_cut(path: Path) -> Outcome:
-        with tempfile.TemporaryDirectory(prefix="tokexport-") as scratch:
+    def try_cut(precision: str, path: Path) -> Outcome:
+        with scratch_folder() as scratch:
             asked = {
                 "target": cause.target,
                 "until": cause.until,
                 "model": str(path),
-                "scratch": scratch,
-                "precision": cause.precision,
+                "scratch": str(scratch),
+                "precision": precision,
                 "native": cause.native,
             }
             try:
@@ -127,8 +135,10 @@ def _blamed(cause: Cause, died: WorkerDied) -> Blamed:
                 return Outcome.UNCLEAR
         return Outcome.LIVES
 
-    with suppress(Exception), tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
-        return deadly_node(model, Path(folder), try_cut)
+    for precision in cause.searched_in:
+        with suppress(Exception), scratch_folder() as folder:
+            if (found := deadly_node(model, folder, partial(try_cut, precision))).operator:
+                return found
     return Blamed()
 
 

@@ -5,11 +5,11 @@ What is timed runs in this process: ``here`` opens it anew, once it has run in t
 
 from __future__ import annotations
 
-import tempfile
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
+from tokexport.exporter.scratch import scratch_folder
 from tokexport.exporter.worker.asking import Cause, ask
 from tokexport.exporter.worker.openings import Opening, specs_of
 from tokexport.exporter.worker.process import RUN_SECONDS, WORKER, WorkerDied
@@ -111,17 +111,18 @@ def build_in_worker(
     calibration: dict[str, Array],
 ) -> RuntimeInfo:
     """Builds an artifact in the worker; see ``steps.build_artifact``."""
-    with tempfile.TemporaryDirectory(prefix="tokexport-") as scratch:
+    with scratch_folder() as scratch:
         asked = {
             "target": target,
             "lowered": str(lowered.absolute()),
             "artifact": str(artifact.absolute()),
             "precision": precision,
-            "scratch": scratch,
+            "scratch": str(scratch),
         }
         # For ort nothing is built: the artifact is loaded.
         until = LOADED if target == "ort" else BUILT
-        cause = Cause(target, until, lowered, precision=precision)
+        sample = {name: array[0, ...] for name, array in calibration.items()}
+        cause = Cause(target, until, lowered, sample, precision)
         return RuntimeInfo(**ask("build", asked, cause, calibration).fields)
 
 
@@ -133,7 +134,7 @@ def convert_in_worker(model: Path, artifact: Path) -> None:
 
 def optimise_in_worker(model: Path, output: Path, *, heads: int, hidden: int) -> None:
     """Optimises an ONNX file in the worker; see ``runtimes.ort_optimizer.optimise_vit``."""
-    with tempfile.TemporaryDirectory(prefix="tokexport-") as scratch:
+    with scratch_folder() as scratch:
         asked: dict[str, Any] = {"model": str(model.absolute()), "artifact": str(output.absolute())}
-        asked |= {"heads": heads, "hidden": hidden, "scratch": scratch}
+        asked |= {"heads": heads, "hidden": hidden, "scratch": str(scratch)}
         ask("optimise", asked, Cause("ort", BUILT))

@@ -10,6 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import onnx_ir as ir
+
 from tokexport.exporter.worker.messages import Message
 from tokexport.exporter.worker.openings import Opening
 from tokexport.runtimes.base import Array, Runner
@@ -150,10 +153,25 @@ def _try(question: Message) -> Message:
     opening = Opening(model, precision=precision, native=given["native"])
     if given["target"] != "ort":
         artifact = scratch / {"openvino": "try.xml", "trt": "try.engine"}[given["target"]]
-        build_artifact(given["target"], model, artifact, precision, scratch, {})
+        sample: dict[str, Array] = {}
+        if precision == "int8":
+            arrays = question.arrays or _zeros(model)
+            sample = {name: array[np.newaxis] for name, array in arrays.items()}
+        build_artifact(given["target"], model, artifact, precision, scratch, sample)
         opening = Opening(artifact, precision=precision, native=given["native"])
     if given["until"] != BUILT:
         with opening.open() as runner:
             if given["until"] == RUN:
                 runner.run(question.arrays)
     return Message()
+
+
+def _zeros(model: Path) -> dict[str, Array]:
+    """Returns inputs for an ONNX file, which ranges can be measured on as well as on others."""
+    found = {}
+    for value in ir.load(model).graph.inputs:
+        assert value.name is not None
+        assert value.shape is not None
+        assert value.dtype is not None
+        found[value.name] = np.zeros(value.shape.numpy(), value.dtype.numpy())
+    return found

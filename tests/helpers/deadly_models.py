@@ -48,6 +48,22 @@ def gather_of_no_rows(folder: Path) -> Path:
     return saved(folder, nodes, index=np.zeros((2, 0, 1), np.int64))
 
 
+def row_that_is_not_there(folder: Path) -> Path:
+    """What OpenVINO dies of as it runs, where x holds numbers beyond 1 as int8's samples may."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="curve"),
+        helper.make_node("MatMul", ["b", "w"], ["c"], name="second"),
+        helper.make_node("MatMul", ["c", "w"], ["d"], name="third"),
+        helper.make_node("Cast", ["x"], ["e"], name="whole", to=TensorProto.INT64),
+        helper.make_node("Unsqueeze", ["e", "axis"], ["f"], name="apart"),
+        helper.make_node("GatherND", ["x", "f"], ["g"], name="rows"),
+        helper.make_node("ReduceSum", ["g"], ["h"], name="sum"),
+        helper.make_node("Add", ["d", "h"], ["y"], name="last"),
+    ]
+    return saved(folder, nodes, axis=np.array([3]), w=np.eye(4, dtype=np.float32))
+
+
 def endless(folder: Path) -> Path:
     """Writes a loop that ends after 2⁶² rounds."""
     path = folder / "model.onnx"

@@ -16,16 +16,26 @@ import onnx_ir as ir
 import pytest
 import torch
 from helpers.cli import MODELS, compile_model, refusal, tokexport
-from helpers.deadly_models import X, endless, endless_model, gather_of_no_rows, saved
+from helpers.deadly_models import (
+    X,
+    endless,
+    endless_model,
+    gather_of_no_rows,
+    row_that_is_not_there,
+    saved,
+)
 from onnx import helper
 
 from tokexport.exporter.build import build
 from tokexport.exporter.exit_codes import ExitCode, exit_code_of
+from tokexport.exporter.inputs import Batches
 from tokexport.exporter.messages import describe
 from tokexport.exporter.worker import cuts
+from tokexport.exporter.worker.asking import Cause
 from tokexport.exporter.worker.openings import Opening
-from tokexport.exporter.worker.process import VARIABLE, WORKER
+from tokexport.exporter.worker.process import VARIABLE, WORKER, WorkerDied
 from tokexport.exporter.worker.runner import WorkerRunner, here
+from tokexport.exporter.worker.steps import BUILT
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.source_lines import STACK_TRACE, node_line
 from tokexport.runtimes.errors import BuildError, RunError
@@ -64,6 +74,33 @@ def test_a_conversion_that_dies_names_node_and_line(tmp_path: Path, temporary: P
 
     good = saved(tmp_path, [helper.make_node("Neg", ["x"], ["y"])])
     assert build("openvino", good, built).flavour == "openvino-cpu"
+
+
+def test_int8_that_dies_before_it_is_quantised_names_the_node(tmp_path: Path) -> None:
+    built = tmp_path / "built"
+    built.mkdir()
+    samples = Batches(("x",), {"x": X[np.newaxis]}, 2, None, "")
+    with pytest.raises(BuildError) as caught:
+        build("openvino", gather_of_no_rows(tmp_path), built, "int8", samples)
+    assert caught.value.what.startswith("OpenVINO died building the model")
+    assert (caught.value.node, caught.value.operator) == ("rows", "GatherND")
+
+
+def test_a_cut_in_int8_is_quantised_on_a_sample(tmp_path: Path) -> None:
+    """It dies only where its ranges are measured, and only on the sample that the whole died on."""
+    cause = Cause("openvino", BUILT, row_that_is_not_there(tmp_path), precision="int8")
+    assert (cause.is_searched, cause.searched_in) == (True, ("fp32", "int8"))
+    asked = {
+        "target": "openvino",
+        "until": BUILT,
+        "model": str(cause.model),
+        "scratch": str(tmp_path),
+        "precision": "int8",
+        "native": True,
+    }
+    WORKER.ask("try", asked, limit_s=600)
+    with pytest.raises(WorkerDied):
+        WORKER.ask("try", asked, {"x": X * np.float32(1e7)}, limit_s=600)
 
 
 class Plant(ir.passes.InPlacePass):

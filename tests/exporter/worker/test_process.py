@@ -16,6 +16,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from tokexport.exporter import errors as exporter_errors
+from tokexport.exporter.bundle import BundleWriter
+from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.scratch import scratch_folder
+from tokexport.exporter.stages import StageFolder
 from tokexport.exporter.worker.messages import (
     Message,
     described,
@@ -110,6 +114,64 @@ def test_it_ends_with_its_parent_in_the_middle_of_native_code(
     assert process.returncode == code, said
     assert has_ended(pid)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+KILLED = """
+import sys, tempfile
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from helpers.deadly_models import X, endless
+from tokexport.exporter.bundle import BundleWriter
+from tokexport.exporter.scratch import scratch_folder
+from tokexport.exporter.worker.openings import Opening
+from tokexport.exporter.worker.runner import WorkerRunner
+output = Path({folder!r}) / "out"
+with scratch_folder() as folder, BundleWriter(output), WorkerRunner(
+    Opening(endless(folder))
+) as runner:
+    print("running", flush=True)
+    runner.run({{"x": X}})
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_a_killed_process_left_goes_with_the_next_run(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, output = tmp_path / "temporary", tmp_path / "out"
+    temporary.mkdir()
+    (temporary / "tokexport-scratch-of-mine").mkdir()  # no name that this package makes
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED.format(tests=str(ROOT.parent), folder=str(tmp_path))],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+
+    def names(folder: Path) -> list[str]:
+        """Returns what is there; ONNX Runtime puts a file of its own among what is temporary."""
+        return sorted(path.name[:12] for path in folder.iterdir() if path.name != ".ses")
+
+    def next_run() -> None:
+        monkeypatch.setattr("tempfile.tempdir", str(temporary))
+        monkeypatch.setattr("tokexport.exporter.scratch._swept", set())
+        config = CompileConfig(target="ort", output=output)
+        with scratch_folder(), BundleWriter(output), StageFolder(config):
+            pass
+
+    next_run()
+    assert names(tmp_path) == [".out.partial", "temporary"]  # still in use
+    assert names(temporary) == ["tokexport-sc"] * 2
+    process.send_signal(number)
+    assert process.wait(timeout=60) == -number
+    process.stdout.close()
+    assert names(tmp_path) == [".out.partial", "temporary"]
+    (tmp_path / ".out.stages-0123_xyz").mkdir()
+    next_run()
+    assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
+    assert [path.name for path in temporary.glob("tok*")] == ["tokexport-scratch-of-mine"]
 
 
 def test_it_ends_with_a_parent_that_is_done(tmp_path: Path) -> None:

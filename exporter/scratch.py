@@ -1,0 +1,131 @@
+"""Makes folders that go when their work is done, and where a process is killed with the next run.
+
+A process holds a lock on each of its folders, which the system takes from it however it ends. A
+folder that nobody holds a lock on was left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where nothing is held and nothing taken away
+    _can_lock = False
+else:
+    _can_lock = True
+
+_PREFIX: Final = "tokexport-scratch-"
+#: What ``tempfile`` makes different names of.
+RANDOM: Final = "[a-z0-9_]{8}"
+_swept: set[str] = set()
+_lock = threading.Lock()
+
+
+class HeldFolder:
+    """A folder of this process.
+
+    Args:
+        make: Makes a new folder and returns it; asked again where another process took it away
+            before it was held.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, make: Callable[[], Path]) -> None:
+        while True:
+            self.path = make()
+            try:
+                self._handle = _hold(self.path)
+            except (BlockingIOError, FileNotFoundError):
+                continue
+            if self._handle is None or _is_at(self._handle, self.path):
+                return
+            self.release()
+
+    def release(self) -> None:
+        """Lets go of it, once it is taken away or goes on under another name."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Makes a temporary folder for a block, and takes away what killed processes left there."""
+    place = tempfile.gettempdir()
+    with _lock:
+        is_first = place not in _swept
+        _swept.add(place)
+    if is_first:
+        sweep(Path(place), f"{_PREFIX}{RANDOM}")
+    held = HeldFolder(lambda: Path(tempfile.mkdtemp(prefix=_PREFIX)))
+    try:
+        yield held.path
+    finally:
+        shutil.rmtree(held.path, ignore_errors=True)
+        held.release()
+
+
+def sweep(place: Path, name: str) -> None:
+    """Takes away the folders that processes left behind.
+
+    Args:
+        place: The folder that they are in.
+        name: What their names match: those of folders that are held while they are used.
+    """
+    with suppress(OSError):
+        for entry in [*os.scandir(place)]:
+            if re.fullmatch(name, entry.name) and _is_own(entry):
+                with suppress(OSError):
+                    _take_away(Path(entry.path))
+
+
+def _is_own(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):
+        found = entry.stat(follow_symlinks=False)
+        return stat.S_ISDIR(found.st_mode) and _can_lock and found.st_uid == os.getuid()
+    return False
+
+
+def _take_away(path: Path) -> None:
+    handle = _hold(path)
+    if handle is not None:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(handle)
+
+
+def _hold(path: Path) -> int | None:
+    """Locks a folder; None where its disk knows no locks.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+        FileNotFoundError: It is gone.
+    """
+    if not _can_lock:
+        return None
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return handle
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    return False
