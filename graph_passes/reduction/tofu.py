@@ -52,9 +52,9 @@ class ToFu(Method):
         check(self.norm in NORMS, f"norm is '{self.norm}'.", f"Give {' or '.join(NORMS)}.")
 
     def after_attention(self, layer: Layer, tokens: Tokens, attention: Attention) -> Tokens:
-        """Prunes or merges N - ⌊N·keep⌋ of the N tokens, at most half of the patches."""
+        """Prunes or merges ⌊N - N·keep⌋ of the N tokens, at most half of the patches."""
         count = tokens.count
-        r = count - int(count * at_layer(self.keep, layer))
+        r = int(count - count * at_layer(self.keep, layer))
         r = min(r, (count - tokens.special) // 2)
         if r <= 0:
             return tokens

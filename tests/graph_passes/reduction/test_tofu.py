@@ -50,6 +50,6 @@ def test_tofu_puts_a_pruned_token_back_as_it_last_was() -> None:
     case = Case(0, 3, 1, 8)
     tokens = case.tokens()
     found = ToFu(keep=0.6).after_attention(Layer(0, 4), tokens, case.attention())
-    assert found.count == 9 - 4
+    assert found.count == 9 - 3
     assert found.trace is not None
     torch.testing.assert_close(found.trace.restored(found.x), tokens.x, rtol=0, atol=0)

@@ -71,7 +71,7 @@ def tofu(
     x: Array, keys: Array, special: int, keep: float, layer: int, depth: int, norm: str
 ) -> Outcome:
     """A share of all tokens stays: early layers prune, later ones merge by MLERP."""
-    r = min(len(x) - math.floor(len(x) * keep), (len(x) - special) // 2)
+    r = min(math.floor(len(x) - len(x) * keep), (len(x) - special) // 2)
     if r == 0:
         return untouched(x, None)
     alone, odd, pairing = matching(head_mean(keys), special, r)
