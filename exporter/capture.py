@@ -243,10 +243,22 @@ def capture_padded(
         except (Exception, SystemExit) as error:
             if lacks_memory(error):
                 raise MemoryError(f"Tracing the model: {error}") from error
-            raise _refusal(error) from error
+            raise (_scripted(model) or _refusal(error)) from error
         selections = with_fixed_sizes(program, token_cap)
     _check_static(program)
     return program, selections
+
+
+def _scripted(model: nn.Module) -> ModelNotSupportedError | None:
+    """Says which part of a model is TorchScript, which torch.export does not trace."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            return ModelNotSupportedError(
+                f"The model cannot be traced by torch.export: '{name.removeprefix('model.')}' is "
+                "TorchScript.",
+                fix="Put the module there that it was scripted or traced from.",
+            )
+    return None
 
 
 def _refusal(error: BaseException) -> ModelNotSupportedError:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import signal
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -29,17 +30,20 @@ from tokexport.exporter.cli_options import (
     Restore,
     Samples,
     Seed,
-    Target,
     Threads,
     TrustPickle,
+    target_option,
 )
 from tokexport.exporter.messages import (
     console,
     describe,
     prints_aside,
+    show,
     shown_to_the_person,
-    write_json,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     name="tokexport",
@@ -59,7 +63,7 @@ Bundle = Annotated[Path, typer.Argument(help="The folder that compile wrote.")]
 @app.command("compile")
 def compile_command(
     source: ModelSource,
-    target: Annotated[Target, typer.Option(help="What to build for.")],
+    target: Annotated[str, target_option("What to build for.")],
     output: Annotated[
         Path | None, typer.Option(help="The bundle's folder; NAME-TARGET by default.")
     ] = None,
@@ -146,16 +150,14 @@ def compile_command(
                 threads=threads,
                 tune=tune,
             )
-        if json:
-            write_json({"exit_code": 0, "error": None, **result.report.to_json()})
-        else:
-            render(result.report, console())
+        kept = f"The bundle is whole, at {result.bundle}."
+        show(json, result.report.to_json(), partial(render, result.report), kept)
 
 
 @app.command("inspect")
 def inspect_command(
     source: ModelSource,
-    target: Annotated[Target | None, typer.Option(help="Ask this target only.")] = None,
+    target: Annotated[str | None, target_option("Ask this target only.")] = None,
     code_path: CodePath = None,
     inputs: Inputs = None,
     input_shape: InputShape = None,
@@ -193,10 +195,7 @@ def inspect_command(
                 reduce=reduce,
                 restore=restore,
             )
-        if json:
-            write_json({"exit_code": 0, "error": None, **found.to_json()})
-        else:
-            render_inspection(found, console())
+        show(json, found.to_json(), partial(render_inspection, found))
 
 
 @app.command("run")
@@ -212,11 +211,13 @@ def run_command(
     with shown_to_the_person(json):
         from tokexport.exporter.run import run_bundle
 
-        done = run_bundle(bundle, inputs, output, force, threads)
-        if json:
-            write_json({"exit_code": 0, "error": None, **done.to_json()})
-        else:
-            console().print(done.sentence(), highlight=False, markup=False, soft_wrap=True)
+        with prints_aside(json):
+            done = run_bundle(bundle, inputs, output, force, threads)
+
+        def render(terminal: Console) -> None:
+            terminal.print(done.sentence(), highlight=False, markup=False, soft_wrap=True)
+
+        show(json, done.to_json(), render, f"The outputs are in {output}.")
 
 
 @app.command("verify")
@@ -228,14 +229,13 @@ def verify_command(bundle: Bundle, threads: Threads = None, json: Json = False) 
         from tokexport.runtimes.verification import verify_bundle
 
         check_threads(threads)
-        result = verify_bundle(bundle, threads=threads)
+        with prints_aside(json):
+            result = verify_bundle(bundle, threads=threads)
         failed = failed_gate(result)
-        if json:
-            passed: dict[str, Any] = {"exit_code": 0, "error": None}
-            end = passed if failed is None else describe(failed)
-            write_json({**end, **verification_json(result)})
+        end = {} if failed is None else describe(failed)
+        show(json, {**end, **verification_json(result)}, partial(render_verification, result))
+        if json and failed is not None:
             raise typer.Exit(end["exit_code"])
-        render_verification(result, console())
         if failed is not None:
             raise failed
 
@@ -247,12 +247,10 @@ def doctor_command(json: Json = False) -> None:
         from tokexport.exporter.tables import render_components
         from tokexport.runtimes.doctor import diagnose
 
-        components = diagnose()
-        if json:
-            found = [component.to_dict() for component in components]
-            write_json({"exit_code": 0, "error": None, "components": found})
-        else:
-            render_components(components, console())
+        with prints_aside(json):
+            components = diagnose()
+        found = [component.to_dict() for component in components]
+        show(json, {"components": found}, partial(render_components, components))
 
 
 @app.callback(invoke_without_command=True)

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Target = Literal["ort", "openvino", "trt"]
+
+
+def _known_target(value: str | None) -> str | None:
+    """Refuses a target that there is not."""
+    from tokexport.exporter.config import PRECISIONS
+
+    if value is not None and value not in PRECISIONS:
+        raise typer.BadParameter(
+            f"there is no target '{value}'. Pass one of {', '.join(PRECISIONS)}."
+        )
+    return value
+
+
+def target_option(text: str) -> Any:
+    """Returns an option that takes a target.
+
+    Args:
+        text: Its help.
+    """
+    return typer.Option(help=text, metavar="[ort|openvino|trt]", callback=_known_target)
+
+
 ModelSource = Annotated[
     str,
     typer.Argument(

@@ -23,16 +23,16 @@ from tokexport.exporter.cli_options import (
     Restore,
     Samples,
     Seed,
-    Target,
     Threads,
     TrustPickle,
+    target_option,
 )
 from tokexport.exporter.messages import (
     console,
     prints_aside,
+    show,
     show_result,
     shown_to_the_person,
-    write_json,
 )
 
 NeededRecipe = Annotated[str, typer.Option("--reduce", help=RECIPE_HELP)]
@@ -89,10 +89,7 @@ def reduce_command(
                 force=force,
                 progress=Checklist(console(stderr=True), enabled=not json),
             )
-        if json:
-            write_json({"exit_code": 0, "error": None, **done.to_json()})
-        else:
-            render_reduced(done, console())
+        show(json, done.to_json(), partial(render_reduced, done), f"The model is in {output}.")
 
 
 def methods_command(json: Json = False) -> None:
@@ -103,17 +100,14 @@ def methods_command(json: Json = False) -> None:
         require_compile_packages()
         from tokexport.exporter.reduction.method_list import methods_json, render_methods
 
-        if json:
-            write_json({"exit_code": 0, "error": None, **methods_json()})
-        else:
-            render_methods(console())
+        show(json, methods_json(), render_methods)
 
 
 def sweep_command(
     source: ModelSource,
     reduce: NeededRecipe,
     values: Annotated[str, typer.Option(help="The values to try: 4,8,12,16.")],
-    target: Annotated[Target, typer.Option(help="What to build for.")],
+    target: Annotated[str, target_option("What to build for.")],
     option: Annotated[
         str | None, typer.Option(help="The option they go to; the method's main one by default.")
     ] = None,

@@ -17,7 +17,7 @@ from tokexport.exporter import hops
 from tokexport.exporter.benchmark import require_speedup
 from tokexport.exporter.build import build
 from tokexport.exporter.bundle import BundleWriter, save_reference
-from tokexport.exporter.config import CompileConfig, CompileOptions
+from tokexport.exporter.config import CompileConfig, CompileOptions, compile_config
 from tokexport.exporter.edge_proof import EdgeProof
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import GateError
@@ -83,7 +83,7 @@ def compile(
     example_inputs: Any = None,
     target: str = "ort",
     *,
-    output: str | Path,
+    output: str | Path | None = None,
     progress: Checklist | None = None,
     **options: Unpack[CompileOptions],
 ) -> CompileResult:
@@ -96,7 +96,7 @@ def compile(
         model: The module as you use it, in any mode; it is left as it was.
         example_inputs: A tensor, a tuple of them, or a dict by the names of ``forward``.
         target: ``ort``, ``openvino`` or ``trt``.
-        output: The folder that becomes the bundle.
+        output: The folder that becomes the bundle; it has to be given.
         progress: Shows the stages; silent without one.
         options: Further fields of ``CompileConfig``, as ``CompileOptions`` types them:
             inputs, samples, input_shape, batch, reduce, restore, precision, quantization, atol,
@@ -111,7 +111,7 @@ def compile(
         WriteError: The bundle cannot be written.
         tokexport.runtimes.errors.RuntimesError: The target's runtime is missing or failed.
     """
-    config = CompileConfig(target=target, output=Path(output), **options)
+    config = compile_config(target, output, options)
     source = model if isinstance(model, Source) else source_in_memory(model, example_inputs)
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     known: dict[str, Any] = _known_at_first(source, config)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
@@ -227,3 +228,29 @@ class CompileOptions(TypedDict, total=False):
     timed: bool
     tune: bool
     threads: int | None
+
+
+def compile_config(
+    target: str, output: str | Path | None, options: CompileOptions
+) -> CompileConfig:
+    """Returns the options of a compile as keywords of Python give them.
+
+    Args:
+        target: The target.
+        output: The folder that becomes the bundle.
+        options: The others, by name.
+
+    Raises:
+        UsageError: There is no such option, the output is missing, or a value is none.
+    """
+    known = [one.name for one in fields(CompileConfig)]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise UsageError(
+                f"tokexport.compile has no option '{name}'.",
+                fix=f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}.",
+            )
+    if output is None:
+        raise UsageError("tokexport.compile has no output.", fix='Pass output="a new folder".')
+    return CompileConfig(target=target, output=Path(output), **options)

@@ -69,6 +69,10 @@ class WriteError(ExporterError):
     """The result cannot be written: no space, no permission."""
 
 
+class StandardOutputError(WriteError):
+    """Standard output takes nothing more, as where the disk behind it is full."""
+
+
 class OutputExistsError(UsageError):
     """The output folder is there already and was not given up for overwriting."""
 

@@ -63,7 +63,8 @@ def prepare(
     if not examples or not all(tensor.numel() for tensor in examples):
         raise InputError(
             "The example inputs hold no tensor." if not examples else "An example input is empty.",
-            fix="Return (module, example_inputs) with tensors that hold numbers.",
+            fix="Return (module, example_inputs) with torch tensors that hold numbers; of numpy "
+            "arrays torch.from_numpy makes them.",
         )
     if config.batch is not None:
         examples = _rebatched(examples, config.batch)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+#: The descriptors that native code prints to.
+_STDOUT: Final = 1
+_STDERR: Final = 2
 
 
 @contextmanager
@@ -27,17 +33,52 @@ def shown_to_the_person(as_json: bool) -> Iterator[None]:
         raise
     except BaseException as error:
         end = describe(error)
-        report = getattr(error, "report", None)
-        if as_json:
-            write_json({**end, **({} if report is None else report.to_json())})
-        else:
-            _print(end["error"], report)
+        _show_error(as_json, end, error)
         raise typer.Exit(end["exit_code"]) from None
 
 
-def prints_aside(as_json: bool) -> AbstractContextManager[object]:
-    """Sends what the person's own code prints to stderr, where stdout holds one JSON object."""
-    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+def _show_error(as_json: bool, end: Mapping[str, Any], error: BaseException) -> None:
+    """Prints an error, on stderr where stdout takes nothing more."""
+    from tokexport.exporter.errors import StandardOutputError
+
+    report = getattr(error, "report", None)
+    try:
+        if as_json and not isinstance(error, StandardOutputError):
+            _print_json({**end, **({} if report is None else report.to_json())})
+            sys.stdout.flush()
+        else:
+            _print(end["error"], report)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        _leave_stdout()
+        _print(end["error"], None)
+
+
+@contextmanager
+def prints_aside(as_json: bool) -> Iterator[None]:
+    """Sends what the person's own code prints to stderr, where stdout holds one JSON object.
+
+    Native code prints past Python, to descriptor 1, which stands for stderr meanwhile.
+    """
+    if not as_json:
+        yield
+        return
+    sys.stdout.flush()
+    try:
+        kept = os.dup(_STDOUT)
+        os.dup2(_STDERR, _STDOUT)
+    except OSError:  # one of them is closed: nothing native reaches stdout, or nothing at all
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C has buffered belongs to stderr too
+        os.dup2(kept, _STDOUT)
+        os.close(kept)
 
 
 def console(stderr: bool = False) -> Console:
@@ -55,9 +96,47 @@ def describe(error: BaseException) -> dict[str, Any]:
     return {"exit_code": int(code), "error": _said(error, code is ExitCode.INTERNAL)}
 
 
-def write_json(data: Mapping[str, Any]) -> None:
-    """Prints one JSON object on stdout."""
+def show(
+    as_json: bool, data: Mapping[str, Any], render: Callable[[Console], None], kept: str = ""
+) -> None:
+    """Prints what a command found: as one JSON object, or as tables.
+
+    Args:
+        as_json: Whether it is the object.
+        data: What the object holds beside ``exit_code`` and ``error``, or in place of them.
+        render: Prints the tables.
+        kept: What is there although nothing could be printed, a sentence.
+
+    Raises:
+        StandardOutputError: Standard output takes nothing more, as where its disk is full.
+    """
+    from tokexport.exporter.errors import StandardOutputError
+
+    try:
+        if as_json:
+            _print_json({"exit_code": 0, "error": None, **data})
+        else:
+            render(console())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _leave_stdout()
+        raise StandardOutputError(
+            f"Standard output cannot be written: {error.strerror or error}.", fix=kept
+        ) from error
+
+
+def _print_json(data: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _leave_stdout() -> None:
+    """Drops what standard output could not take, which would fail once more at the end."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def show_result(
@@ -68,11 +147,12 @@ def show_result(
 ) -> None:
     """Prints what a measurement found, its files with it: as one JSON object, or as tables."""
     paths = [str(path) for path in written]
-    if as_json:
-        write_json({"exit_code": 0, "error": None, **data, "files": paths})
-    else:
-        render(console())
+
+    def render_all(terminal: Console) -> None:
+        render(terminal)
         typer.echo("\n".join(("", *paths)))
+
+    show(as_json, {**data, "files": paths}, render_all, f"It is in {', '.join(paths)}.")
 
 
 def _said(error: BaseException, is_bug: bool) -> dict[str, str]:

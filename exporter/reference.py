@@ -65,12 +65,12 @@ def run_reference(model: FlatModel, batches: Batches, *, twice: bool = True) -> 
     versions = parameter_versions(model)
     every = iter(batches)
     first = next(every)
-    outputs, constants = _first_run(model, tensors_of(first), versions)
+    (outputs, constants), again = _first_run(model, tensors_of(first), versions, twice=twice)
     rows = [outputs]
-    if twice or len(batches) > 1:
+    if again is not None:
+        _check_repeats((outputs, constants), again)
+    if len(batches) > 1:
         with evaluation(model) as entered:
-            if twice:
-                _check_repeats(_run(model, tensors_of(first)), (outputs, constants))
             for position, batch in enumerate(every, start=1):
                 entered.begin_again()
                 outputs, found = _run(model, tensors_of(batch))
@@ -106,14 +106,38 @@ def _weights(model: FlatModel) -> Iterator[tuple[str, Tensor]]:
 _Answer: TypeAlias = tuple[dict[str, Array], dict[str, Constant]]
 
 
-def _first_run(model: FlatModel, tensors: Sequence[Tensor], versions: dict[str, Any]) -> _Answer:
-    """Runs the model and holds it to its versions; its weights are put back too."""
+def _first_run(
+    model: FlatModel, tensors: Sequence[Tensor], versions: dict[str, Any], *, twice: bool
+) -> tuple[_Answer, _Again | None]:
+    """Runs the model, and again as it is then; holds it to its versions, and puts all back."""
+    again = None
     with evaluation(model, weights=True) as entered:
         answer = _run(model, tensors)
+        if twice:
+            now = parameter_versions(model)
+            kept = tuple(name for name, one in now.items() if versions.get(name) != one)
+            second = _run(model, tensors)
+            entered.begin_again()
+            again = _Again(second, _run(model, tensors), kept)
     _require_same_weights(model, versions)
     written = set(map(id, entered.memory.rewritten))
     _refuse_rewriting([name for name, one in _weights(model) if id(one) in written])
-    return answer
+    return answer, again
+
+
+@dataclass(frozen=True)
+class _Again:
+    """What a model gave when it ran again.
+
+    Attributes:
+        after: As the first run left it.
+        anew: As it was at first.
+        kept: The weights that the first run replaced.
+    """
+
+    after: _Answer
+    anew: _Answer
+    kept: tuple[str, ...]
 
 
 def _run(model: FlatModel, tensors: Sequence[Tensor]) -> _Answer:
@@ -179,15 +203,29 @@ def check_constants(first: dict[str, Constant], found: dict[str, Constant], on: 
         )
 
 
-def _check_repeats(first: _Answer, second: _Answer) -> None:
-    (one, constants), (other, again) = first, second
-    same = constants == again and list(one) == list(other)
-    if not same or not all(_repeats(array, other[name]) for name, array in one.items()):
+def _check_repeats(first: _Answer, again: _Again) -> None:
+    if not _same(first, again.anew):
         raise NotRepeatableError(
             "The model gives another answer when it runs again on the same input.",
             fix="Take the random numbers out of eval mode, so that there is one answer to be held "
             "to.",
         )
+    if not _same(first, again.after):
+        kept = (
+            f"it keeps {', '.join(again.kept[:8])} between runs"
+            if again.kept
+            else "it keeps something"
+        )
+        raise ModelNotSupportedError(
+            f"The model's answer depends on the runs before it: {kept}.",
+            fix="Compute the value without storing it, or take it as an input and return it.",
+        )
+
+
+def _same(first: _Answer, second: _Answer) -> bool:
+    (one, constants), (other, again) = first, second
+    same = constants == again and list(one) == list(other)
+    return same and all(_repeats(array, other[name]) for name, array in one.items())
 
 
 def _repeats(one: Array, other: Array) -> bool:

@@ -218,6 +218,8 @@ def _check_input(spec: TensorSpec, array: Array) -> Array:
             where=where,
             fix="Pass a numpy array: for a torch tensor, tensor.numpy().",
         )
+    if not array.dtype.isnative:  # as a file of another machine may have it; the numbers are those
+        array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype != np.dtype(spec.dtype):
         raise InputMismatchError(
             f"Input {spec.name} has dtype {array.dtype.name}, and the model takes {spec.dtype}.",

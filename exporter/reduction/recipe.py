@@ -75,7 +75,7 @@ def parse_recipe(text: str | Path | Method | Recipe) -> Recipe:
     if isinstance(text, Method):
         changed = _changed(text)
         return Recipe(text, _written(text.name, changed), given=changed)
-    if str(text).endswith((".toml", ".json")):
+    if _is_file(text):
         return _read_file(Path(text))
     name, found, options = str(text).partition(":")
     given: dict[str, Any] = {}
@@ -143,12 +143,32 @@ def _literal(text: str) -> Any:
     return text
 
 
+def _is_file(text: str | Path) -> bool:
+    """Tells a file from a recipe whose last option is one: ``diffrate:schedule=FILE.json``."""
+    if isinstance(text, Path):
+        return True
+    method = text.partition(":")[0].strip()
+    named = any(method == kind.name for kind in METHODS)
+    return not named and Path(text).suffix.lower() in (".toml", ".json")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of a JSON file, none of whose keys may stand twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key '{key}' stands twice")
+        found[key] = value
+    return found
+
+
 def _read_file(path: Path) -> Recipe:
     try:
-        if path.suffix == ".toml":
-            given = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte-order mark first
+        if path.suffix.lower() == ".toml":
+            given = tomllib.loads(text)
         else:
-            given = json.loads(path.read_text(encoding="utf-8"))
+            given = json.loads(text, object_pairs_hook=_each_once)
     except FileNotFoundError as error:
         raise UsageError("The recipe does not exist.", where=str(path)) from error
     except (OSError, ValueError) as error:

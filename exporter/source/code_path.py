@@ -50,7 +50,8 @@ def import_module(name: str, folders: Sequence[Path]) -> ModuleType:
     """
     _check_shadow(name.partition(".")[0], folders)
     try:
-        return importlib.import_module(name)
+        with _own_command_line(name):
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise _not_found(name, error.name, folders) from error
@@ -62,8 +63,25 @@ def import_module(name: str, folders: Sequence[Path]) -> ModuleType:
         ) from error
     except KeyboardInterrupt:
         raise
+    except SystemExit as error:
+        raise SourceError(
+            f"The module {name!r} ends the process when it is imported: exit {error.code}.",
+            where=user_line(error, folders),
+            fix='Put what parses a command line or runs under: if __name__ == "__main__".',
+        ) from error
     except BaseException as error:
         raise failed_code(f"Importing the module {name!r} failed", error, folders) from error
+
+
+@contextmanager
+def _own_command_line(name: str) -> Iterator[None]:
+    """Lets a module that parses the command line meet one without arguments, not tokexport's."""
+    before = sys.argv
+    sys.argv = [name]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def failed_code(what: str, error: BaseException, folders: Sequence[Path]) -> SourceError:

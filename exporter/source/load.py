@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import chdir
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,11 @@ def load_source(options: SourceOptions) -> Source:
         UsageError: Options that do not go together.
         PackageMissingError: The source needs a package that is not installed.
     """
+    with chdir(Path.cwd()):  # a module that changes the folder does it for itself alone
+        return _loaded(options)
+
+
+def _loaded(options: SourceOptions) -> Source:
     name = options.source
     path = Path(name)
     if name.startswith(PREFIX):

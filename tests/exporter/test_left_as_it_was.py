@@ -428,9 +428,12 @@ def test_every_batch_of_the_reference_begins_with_the_model_as_it_was() -> None:
     x = np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32)
     batches = Batches(("x",), {"x": x}, 8, None, "")
     flat = FlatModel(model, call_spec(model, (torch.zeros(2, 3),), {}))
-    added, last = run_reference(flat, batches).outputs.values()
+    added, last = run_reference(flat, batches, twice=False).outputs.values()
     np.testing.assert_array_equal(added, x + 1)
     np.testing.assert_allclose(last, x.sum(axis=1), rtol=1e-6)
+    assert (model.runs, model.last.tolist()) == ([0], [0.0] * 3)
+    with pytest.raises(ModelNotSupportedError, match="depends on the runs before it"):
+        run_reference(flat, batches)
     assert (model.runs, model.last.tolist()) == ([0], [0.0] * 3)
 
 

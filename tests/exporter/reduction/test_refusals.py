@@ -19,6 +19,7 @@ from tokexport.exporter.errors import (
     NotRepeatableError,
     UsageError,
 )
+from tokexport.exporter.reduction.recipe import parse_recipe
 from tokexport.graph_passes.reduction.errors import SurgeryError
 
 
@@ -159,10 +160,23 @@ def test_a_recipe_comes_from_a_file(tmp_path: Path) -> None:
     toml.write_text('method = "mctf"\nr = [0, 5, 3, 2]\nleast = 4\n')
     json.write_text('{"method": "mctf", "r": [0, 5, 3, 2], "least": 4}')
     model, x = build("timm DeiT"), image()
+    marked = tmp_path / "marked.TOML"
+    marked.write_text(toml.read_text(), encoding="utf-8-sig")
     with torch.no_grad():
         wanted = tokexport.reduce(model, "mctf:r=[0,5,3,2],least=4", x)(x)
-        for file in (toml, json):
+        for file in (toml, json, marked):
             assert torch.equal(tokexport.reduce(model, file, x)(x), wanted)
+    json.write_text('{"method": "tome", "r": 3, "r": 4}')
+    with pytest.raises(UsageError, match="the key 'r' stands twice"):
+        tokexport.reduce(model, json, x)
     toml.write_text("r = 3\n")
     with pytest.raises(UsageError, match="names no method"):
         tokexport.reduce(model, toml, x)
+
+
+def test_an_option_may_be_a_file(tmp_path: Path) -> None:
+    schedule = tmp_path / "schedule.json"
+    schedule.write_text('{"prune": [37, 17, 15, 13], "merge": [37, 16, 14, 12]}')
+    recipe = parse_recipe(f"diffrate:schedule={schedule}")
+    assert recipe.method.name == "diffrate"
+    assert recipe.given == {"schedule": str(schedule)}
