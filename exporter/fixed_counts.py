@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from tokexport.exporter.index_sets import Mask
-from tokexport.exporter.mask_facts import RULES, Constant, Fact
+from tokexport.exporter.index_sets import Constant, Fact, Mask
+from tokexport.exporter.mask_facts import RULES
 
 #: Functions whose name says nothing of what they change.
 _IN_PLACE: Final = frozenset({"setitem", "set"})

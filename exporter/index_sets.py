@@ -17,7 +17,7 @@ then on, and masks that have all of them, or none, are masks of the refined orde
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -255,7 +255,44 @@ def in_one_order(one: Mask, other: Mask) -> tuple[Order, Ranks, Ranks] | None:
     return None
 
 
+def joined(one: Mask, other: Mask, function: Callable[[Any, Any], Any]) -> Mask | None:
+    """Returns the mask that a function of two makes; None where it is none, or not known."""
+    common = in_one_order(one, other)
+    if common is None:
+        return None
+    order, first, second = common
+    values = [function(int(rank in first), int(rank in second)) for rank in range(order.size)]
+    if any(value not in (0, 1) for value in values):
+        return None
+    ranks = frozenset(rank for rank, value in enumerate(values) if value)
+    return Mask(one.dim, order, ranks, one.repeats & other.repeats)
+
+
 def known_mask(dim: int, values: Sequence[bool]) -> Mask:
     """Returns a mask whose truth values are known."""
     order = Order(0).extended(len(values), 0)
     return Mask(dim, order, frozenset(place for place, true in enumerate(values) if true))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor all of whose numbers are one that is known."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """One-hot rows (…, k, n) of distinct positions."""
+
+    positions: Positions
+    size: int
+
+
+Fact = Positions | Mask | Constant | OneHot
+#: Says what is known of a tensor.
+Known = Callable[[Any], Fact | None]
+#: What a rule says of a result: a fact, one for some of several results, or nothing.
+Found = Fact | Mapping[int, Fact] | None
+#: A rule: asks with its first argument what is known of a tensor, and takes the function's own.
+Rule = Callable[..., Found]

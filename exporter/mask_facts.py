@@ -8,37 +8,29 @@ does not understand is nothing known, so that what follows is left to the tracer
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import prod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from tokexport.exporter.index_sets import Mask, Order, Positions, in_one_order, known_mask
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A tensor all of whose numbers are one that is known."""
-
-    value: float
-
-
-@dataclass(frozen=True)
-class OneHot:
-    """One-hot rows (…, k, n) of distinct positions."""
-
-    positions: Positions
-    size: int
-
-
-Fact = Positions | Mask | Constant | OneHot
-Known = Callable[[Any], Fact | None]
-Found = Fact | Mapping[int, Fact] | None
-#: A rule: asks with its first argument what is known of a tensor, and takes the function's own.
-Rule = Callable[..., Found]
+from tokexport.exporter import mask_shapes
+from tokexport.exporter.index_sets import (
+    Constant,
+    Fact,
+    Found,
+    Known,
+    Mask,
+    OneHot,
+    Order,
+    Positions,
+    Rule,
+    joined,
+    known_mask,
+)
+from tokexport.exporter.mask_arithmetic import every, invert, logical_not, some, total, two
+from tokexport.exporter.mask_shapes import axis_of, slices_of
 
 
 def along(fact: Fact | None, tensor: Any, dim: int) -> Mask | None:
@@ -48,19 +40,15 @@ def along(fact: Fact | None, tensor: Any, dim: int) -> Mask | None:
     return fact if isinstance(fact, Mask) and fact.dim == dim else None
 
 
-def _axis(tensor: Tensor, dim: int) -> int:
-    return dim % max(tensor.dim(), 1)
-
-
 def topk(known: Known, input: Tensor, k: int, dim: int = -1, *rest: Any, **options: Any) -> Found:
     """The positions of the k largest or smallest: distinct ones."""
-    dim = _axis(input, dim)
+    dim = axis_of(input, dim)
     size = input.shape[dim]
     return {1: Positions(dim, Order(size), tuple(range(k)))}
 
 
 def _permutation(known: Known, input: Tensor, dim: int) -> Positions | None:
-    dim = _axis(input, dim)
+    dim = axis_of(input, dim)
     if not input.dim() or not isinstance(input.shape[dim], int):
         return None
     order = Order(input.shape[dim])
@@ -84,7 +72,7 @@ def sort(known: Known, input: Tensor, dim: Any = -1, *rest: Any, **options: Any)
         return None
     permutation, own = _permutation(known, input, dim), known(input)
     found: dict[int, Fact] = {} if permutation is None else {1: permutation}
-    if isinstance(own, Positions) and own.dim == _axis(input, dim):
+    if isinstance(own, Positions) and own.dim == axis_of(input, dim):
         found[0] = own.rearranged(object())
     return found
 
@@ -123,7 +111,7 @@ def scatter(
     known: Known, input: Tensor, dim: int, index: Tensor, src: Any = None, **options: Any
 ) -> Found:
     """A mask whose values at distinct positions are set."""
-    value, dim = options.pop("value", src), _axis(input, dim)
+    value, dim = options.pop("value", src), axis_of(input, dim)
     if isinstance(value, Tensor):
         fact = known(value)
         value = fact.value if isinstance(fact, Constant) else None
@@ -141,20 +129,7 @@ def _set(mask: Mask | None, places: Mask | None, true: bool) -> Found:
     """Returns a mask with some places set."""
     if mask is None or places is None:
         return None
-    return _joined(mask, places, (lambda a, b: a or b) if true else (lambda a, b: a and not b))
-
-
-def _joined(one: Mask, other: Mask, function: Callable[[Any, Any], Any]) -> Mask | None:
-    """Returns the mask that a function of two makes; None where it is no mask, or unknown."""
-    common = in_one_order(one, other)
-    if common is None:
-        return None
-    order, first, second = common
-    values = [function(int(rank in first), int(rank in second)) for rank in range(order.size)]
-    if any(value not in (0, 1) for value in values):
-        return None
-    ranks = frozenset(rank for rank, value in enumerate(values) if value)
-    return Mask(one.dim, order, ranks, one.repeats & other.repeats)
+    return joined(mask, places, (lambda a, b: a or b) if true else (lambda a, b: a and not b))
 
 
 def masked_fill(known: Known, input: Tensor, mask: Tensor, value: Any) -> Found:
@@ -177,7 +152,7 @@ def setitem(known: Known, input: Tensor, key: Any, value: Any) -> Found:
     keys = key if isinstance(key, tuple) else (key,)
     if len(keys) == input.dim() and all(isinstance(each, Tensor) for each in keys):
         return _set_rows(known, input, keys, bool(value))
-    cut = _slices(keys, input)
+    cut = slices_of(keys, input)
     if cut is None:
         return None
     given = [axis for axis, part in enumerate(cut) if part != slice(None)]
@@ -212,199 +187,9 @@ def _set_rows(known: Known, input: Tensor, keys: Sequence[Tensor], true: bool) -
     return _set(along(known(input), input, dim), places.mask(input.shape[dim]), true)
 
 
-def _slices(keys: Sequence[Any], tensor: Tensor) -> list[slice | int] | None:
-    """Returns a slice or a number for every axis; None where something else is there."""
-    if not all(isinstance(each, slice | int) or each is Ellipsis for each in keys):
-        return None
-    if any(isinstance(each, bool) for each in keys):
-        return None
-    if Ellipsis in keys:
-        at = keys.index(Ellipsis)
-        wide = [slice(None)] * (tensor.dim() - len(keys) + 1)
-        keys = [*keys[:at], *wide, *keys[at + 1 :]]
-    numbers = [
-        end
-        for each in keys
-        if isinstance(each, slice)
-        for end in (each.start, each.stop, each.step)
-    ]
-    if len(keys) > tensor.dim() or not all(n is None or isinstance(n, int) for n in numbers):
-        return None
-    return [*keys, *[slice(None)] * (tensor.dim() - len(keys))]
-
-
-def getitem(known: Known, input: Tensor, key: Any) -> Found:
-    """Parts along the axis, and single rows."""
-    fact = known(input)
-    keys = key if isinstance(key, tuple) else (key,)
-    if isinstance(fact, Constant):
-        plain = all(each is None or isinstance(each, slice | int) or each is ... for each in keys)
-        return fact if plain else None
-    if not isinstance(fact, Positions | Mask):
-        return None
-    if sum(each is None for each in keys) == 1:
-        return _with_new_axis(known, input, keys)
-    cut = _slices(keys, input)
-    if cut is None:
-        return None
-    for axis, part in enumerate(cut):
-        if axis != fact.dim and part != slice(None) and not isinstance(part, int):
-            rows = range(input.shape[axis])[part]
-            if isinstance(fact, Mask) and axis in fact.repeats and len(rows):
-                continue
-            if not len(rows):
-                return None
-    part = cut[fact.dim]
-    if isinstance(part, int):
-        return None
-    found = _cut(fact, input.shape[fact.dim], part)
-    gone = [axis for axis, each in enumerate(cut) if isinstance(each, int)]
-    return None if found is None else _without_axes(found, gone)
-
-
-def _with_new_axis(known: Known, input: Tensor, keys: Sequence[Any]) -> Found:
-    """Rules ``x[:, None]`` and the like, whose other parts take all."""
-    rest = [each for each in keys if each is not None]
-    cut = _slices(rest, input)
-    if cut is None or any(part != slice(None) for part in cut):
-        return None
-    at = next(place for place, each in enumerate(keys) if each is None)
-    if Ellipsis in keys[:at]:
-        at += input.dim() - len(rest)
-    return unsqueeze(known, input, at)
-
-
-def _cut(fact: Positions | Mask, size: int, part: slice) -> Positions | Mask | None:
-    if part == slice(None):
-        return fact
-    if isinstance(fact, Positions):
-        return fact.picked(fact.ranks[part])
-    places = range(size)[part]
-    if places.step != 1:
-        return None
-    return fact.cut(places.start, size - places.stop) if len(places) else None
-
-
-def _without_axes(fact: Positions | Mask, gone: Iterable[int]) -> Positions | Mask:
-    """Returns what is known once some axes are gone."""
-    gone = set(gone)
-
-    def place(axis: int) -> int:
-        return axis - sum(one < axis for one in gone)
-
-    if isinstance(fact, Positions):
-        return replace(fact, dim=place(fact.dim))
-    repeats = frozenset(place(axis) for axis in fact.repeats - gone)
-    return replace(fact, dim=place(fact.dim), repeats=repeats)
-
-
-def _with_axis(fact: Positions | Mask, at: int) -> Positions | Mask:
-    """Returns what is known once there is one more axis of size 1."""
-    dim = fact.dim + (at <= fact.dim)
-    if isinstance(fact, Positions):
-        return replace(fact, dim=dim)
-    repeats = frozenset({axis + (at <= axis) for axis in fact.repeats} | {at})
-    return replace(fact, dim=dim, repeats=repeats)
-
-
-def unsqueeze(known: Known, input: Tensor, dim: int) -> Found:
-    """The same with one more axis."""
-    fact = known(input)
-    at = dim % (input.dim() + 1)
-    return _with_axis(fact, at) if isinstance(fact, Positions | Mask) else fact
-
-
-def squeeze(known: Known, input: Tensor, dim: int) -> Found:
-    """The same without an axis of size 1."""
-    fact, at = known(input), _axis(input, dim)
-    if not isinstance(fact, Positions | Mask) or input.shape[at] != 1 or at == fact.dim:
-        return fact if isinstance(fact, Constant) else None
-    return _without_axes(fact, [at])
-
-
-def expand(known: Known, input: Tensor, *sizes: Any) -> Found:
-    """The same for every index of an axis of size 1."""
-    fact = known(input)
-    if isinstance(fact, Constant):
-        return fact
-    wide = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
-    new = len(wide) - input.dim()
-    if not isinstance(fact, Positions | Mask) or not all(isinstance(each, int) for each in wide):
-        return None
-    for _ in range(new):
-        fact = _with_axis(fact, 0)
-    own = [*[1] * new, *input.shape]
-    spread = {axis for axis, (a, b) in enumerate(zip(own, wide, strict=True)) if b not in (a, -1)}
-    if fact.dim in spread:
-        return None
-    return replace(fact, repeats=fact.repeats | spread) if isinstance(fact, Mask) else fact
-
-
-def expand_as(known: Known, input: Tensor, other: Tensor) -> Found:
-    """The same for every index of an axis of size 1."""
-    return expand(known, input, tuple(other.shape))
-
-
-def view(known: Known, input: Tensor, *sizes: Any) -> Found:
-    """The same where only axes of size 1 come and go."""
-    fact = known(input)
-    if isinstance(fact, Constant):
-        return fact if not any(isinstance(each, torch.dtype) for each in sizes) else None
-    wide = list(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
-    if not isinstance(fact, Positions | Mask) or not all(isinstance(each, int) for each in wide):
-        return None
-    if -1 in wide:
-        rest = -prod(wide)
-        wide[wide.index(-1)] = input.numel() // rest if rest else 0
-    if [size for size in wide if size != 1] != [size for size in input.shape if size != 1]:
-        return None
-    if input.shape[fact.dim] == 1:
-        return None
-    gone = [axis for axis, size in enumerate(input.shape) if size == 1]
-    fact = _without_axes(fact, gone)
-    for axis, size in enumerate(wide):
-        if size == 1:
-            fact = _with_axis(fact, axis)
-    return fact
-
-
-def narrow(known: Known, input: Tensor, dim: int, start: Any, length: Any) -> Found:
-    """A part along the axis."""
-    keys = [slice(None)] * _axis(input, dim) + [slice(start, start + length)]
-    return getitem(known, input, tuple(keys))
-
-
-def unbind(known: Known, input: Tensor, dim: int = 0) -> Found:
-    """Single rows."""
-    fact, at = known(input), _axis(input, dim)
-    if isinstance(fact, Constant):
-        return dict.fromkeys(range(input.shape[at]), fact)
-    if not isinstance(fact, Positions | Mask) or at == fact.dim:
-        return None
-    return dict.fromkeys(range(input.shape[at]), _without_axes(fact, [at]))
-
-
-def split(known: Known, input: Tensor, split_size: Any, dim: int = 0) -> Found:
-    """Parts along the axis."""
-    at, found, start = _axis(input, dim), dict[int, Fact](), 0
-    size = input.shape[at]
-    if isinstance(split_size, int):
-        sizes = [split_size] * -(-size // split_size)
-    elif all(isinstance(each, int) for each in split_size):
-        sizes = list(split_size)
-    else:
-        return None
-    for place, length in enumerate(sizes):
-        part = narrow(known, input, at, start, min(length, size - start))
-        if isinstance(part, Positions | Mask | Constant):
-            found[place] = part
-        start += length
-    return found
-
-
 def cat(known: Known, tensors: Sequence[Tensor], dim: int = 0, **options: Any) -> Found:
     """A mask between known ones, or positions beside others that are known."""
-    dim = _axis(tensors[0], options.pop("axis", dim))
+    dim = axis_of(tensors[0], options.pop("axis", dim))
     facts = [known(each) for each in tensors]
     if any(isinstance(fact, Positions) for fact in facts):
         return _cat_positions(tensors, facts, dim)
@@ -459,7 +244,7 @@ def _cat_positions(tensors: Sequence[Tensor], facts: Sequence[Fact | None], dim:
 
 def gather(known: Known, input: Tensor, dim: int, index: Tensor, **options: Any) -> Found:
     """Positions of positions, and a mask in another order."""
-    fact, places, at = known(input), known(index), _axis(input, dim)
+    fact, places, at = known(input), known(index), axis_of(input, dim)
     lead = [size for axis, size in enumerate(index.shape) if axis != at]
     if not isinstance(places, Positions) or places.dim != at or places.offset:
         return None
@@ -491,42 +276,6 @@ def one_hot(known: Known, input: Tensor, num_classes: int = -1) -> Found:
     return OneHot(fact, num_classes)
 
 
-def total(known: Known, input: Tensor, dim: Any = None, *rest: Any, **options: Any) -> Found:
-    """The count of a mask, and the mask that one-hot rows make together."""
-    fact = known(input)
-    if isinstance(fact, OneHot) and isinstance(dim, int):
-        at = _axis(input, dim)
-        return fact.positions.mask(fact.size) if at == fact.positions.dim else None
-    if isinstance(dim, list | tuple):
-        if len(dim) != 1:
-            return None
-        (dim,) = dim
-    if isinstance(fact, Constant) and fact.value in (0, 1) and isinstance(dim, int | None):
-        return Constant(fact.value * (input.numel() if dim is None else input.shape[dim]))
-    if not isinstance(fact, Mask):
-        return None
-    if dim is None:
-        return Constant(fact.count * input.numel() // max(input.shape[fact.dim], 1))
-    return Constant(fact.count) if _axis(input, dim) == fact.dim else None
-
-
-def some(known: Known, input: Tensor, dim: Any = None, *rest: Any, **options: Any) -> Found:
-    """Whether any of a mask is true; of one-hot rows, the mask that they make together."""
-    fact = known(input)
-    if isinstance(fact, OneHot):
-        return total(known, input, dim)
-    counted = total(known, input, dim)
-    return Constant(counted.value > 0) if isinstance(counted, Constant) else None
-
-
-def every(known: Known, input: Tensor, dim: Any = None, *rest: Any, **options: Any) -> Found:
-    """Whether all of a mask are true."""
-    counted = total(known, input, dim)
-    if not isinstance(counted, Constant) or not isinstance(dim, int | None):
-        return None
-    return Constant(counted.value == (input.numel() if dim is None else input.shape[dim]))
-
-
 def same(known: Known, input: Tensor, *rest: Any, **options: Any) -> Found:
     """The same values, in the same type or as whole numbers or in another precision."""
     fact = known(input)
@@ -548,81 +297,6 @@ def truth(known: Known, input: Tensor) -> Found:
     return Constant(bool(fact.value)) if isinstance(fact, Constant) else masked_as(known, input)
 
 
-def two(function: Callable[[Any, Any], Any]) -> Rule:
-    """Returns the rule of a function of two numbers."""
-
-    def rule(known: Known, input: Any, other: Any, **options: Any) -> Found:
-        if options:
-            return None
-        facts = [known(each) if isinstance(each, Tensor) else each for each in (input, other)]
-        if any(fact is None for fact in facts):
-            return None
-        return _of_two(function, (input, other), facts)
-
-    return rule
-
-
-def _of_two(function: Callable[[Any, Any], Any], given: Any, facts: Sequence[Any]) -> Found:
-    plain = [f.value if isinstance(f, Constant) else f for f in facts]
-    numbers = [isinstance(each, bool | int | float) for each in plain]
-    if all(numbers):
-        return Constant(function(*plain))
-    if not any(numbers):
-        one, other = facts
-        if not isinstance(one, Mask) or not isinstance(other, Mask):
-            return None
-        return _joined(one, other, function) if given[0].shape == given[1].shape else None
-    at = numbers.index(False)
-    fact, number = plain[at], plain[1 - at]
-    wide = given[1 - at].shape if isinstance(given[1 - at], Tensor) else ()
-    if torch.broadcast_shapes(wide, given[at].shape) != given[at].shape:
-        return None
-
-    def applied(value: Any) -> Any:
-        return function(value, number) if at == 0 else function(number, value)
-
-    if isinstance(fact, Mask):
-        low, high = applied(0), applied(1)
-        if low not in (0, 1) or high not in (0, 1):
-            return None
-        if low == high:
-            return Constant(low)
-        return fact if high else fact.inverted()
-    return _of_positions(function, fact, applied) if isinstance(fact, Positions) else None
-
-
-def _of_positions(
-    function: Callable[[Any, Any], Any], fact: Positions, applied: Callable[[Any], Any]
-) -> Found:
-    """Positions moved by a number, and the mask of a comparison of all ranks with one."""
-    if function in (operator.add, operator.sub):
-        moved = applied(fact.offset)
-        step = applied(fact.offset + 1) - moved
-        return replace(fact, offset=moved) if isinstance(moved, int) and step == 1 else None
-    natural = fact.ranks == tuple(range(fact.order.size))
-    if function not in COMPARISONS or not natural:
-        return None
-    true = frozenset(rank for rank in fact.ranks if applied(rank + fact.offset))
-    return Mask(fact.dim, fact.order.inverse(), true)
-
-
-def invert(known: Known, input: Tensor) -> Found:
-    """The mask of all others, of truth values; of whole numbers it is something else."""
-    return logical_not(known, input) if input.dtype is torch.bool else None
-
-
-def logical_not(known: Known, input: Tensor) -> Found:
-    """The mask of all others."""
-    fact = known(input)
-    if isinstance(fact, Constant):
-        return Constant(not fact.value)
-    return fact.inverted() if isinstance(fact, Mask) else None
-
-
-COMPARISONS: Final = (
-    *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
-)
-
 #: The rule of every function that has one, by its name.
 RULES: Final[Mapping[str, Rule]] = {
     "topk": topk,
@@ -637,15 +311,15 @@ RULES: Final[Mapping[str, Rule]] = {
     "scatter": scatter,
     "masked_fill": masked_fill,
     "setitem": setitem,
-    "getitem": getitem,
-    "unsqueeze": unsqueeze,
-    "squeeze": squeeze,
-    "expand": expand,
-    "expand_as": expand_as,
-    **dict.fromkeys(("view", "reshape"), view),
-    "narrow": narrow,
-    "unbind": unbind,
-    **dict.fromkeys(("split", "split_with_sizes"), split),
+    "getitem": mask_shapes.getitem,
+    "unsqueeze": mask_shapes.unsqueeze,
+    "squeeze": mask_shapes.squeeze,
+    "expand": mask_shapes.expand,
+    "expand_as": mask_shapes.expand_as,
+    **dict.fromkeys(("view", "reshape"), mask_shapes.view),
+    "narrow": mask_shapes.narrow,
+    "unbind": mask_shapes.unbind,
+    **dict.fromkeys(("split", "split_with_sizes"), mask_shapes.split),
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
     "gather": gather,
     "one_hot": one_hot,

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from tokexport.exporter.capture import capture
 from tokexport.exporter.errors import DataDependentError
 from tokexport.exporter.fixed_counts import FixedCounts
-from tokexport.exporter.index_sets import Mask, Positions
-from tokexport.exporter.mask_facts import Constant
+from tokexport.exporter.index_sets import Constant, Mask, Positions
 
 K = 4
 Chooses = Callable[[Tensor, Tensor], Tensor]

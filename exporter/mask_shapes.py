@@ -1,0 +1,211 @@
+"""What is left of distinct positions and masks where axes come, go, or are cut.
+
+Rules as in ``mask_facts``: a result of which nothing is certain is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokexport.exporter.index_sets import Constant, Fact, Found, Known, Mask, Positions
+
+
+def axis_of(tensor: Tensor, dim: int) -> int:
+    """Returns an axis counted from the front."""
+    return dim % max(tensor.dim(), 1)
+
+
+def slices_of(keys: Sequence[Any], tensor: Tensor) -> list[slice | int] | None:
+    """Returns a slice or a number for every axis; None where something else is there."""
+    if not all(isinstance(each, slice | int) or each is Ellipsis for each in keys):
+        return None
+    if any(isinstance(each, bool) for each in keys):
+        return None
+    if Ellipsis in keys:
+        at = keys.index(Ellipsis)
+        wide = [slice(None)] * (tensor.dim() - len(keys) + 1)
+        keys = [*keys[:at], *wide, *keys[at + 1 :]]
+    numbers = [
+        end
+        for each in keys
+        if isinstance(each, slice)
+        for end in (each.start, each.stop, each.step)
+    ]
+    if len(keys) > tensor.dim() or not all(n is None or isinstance(n, int) for n in numbers):
+        return None
+    return [*keys, *[slice(None)] * (tensor.dim() - len(keys))]
+
+
+def getitem(known: Known, input: Tensor, key: Any) -> Found:
+    """Parts along the axis, and single rows."""
+    fact = known(input)
+    keys = key if isinstance(key, tuple) else (key,)
+    if isinstance(fact, Constant):
+        plain = all(each is None or isinstance(each, slice | int) or each is ... for each in keys)
+        return fact if plain else None
+    if not isinstance(fact, Positions | Mask):
+        return None
+    if sum(each is None for each in keys) == 1:
+        return _with_new_axis(known, input, keys)
+    cut = slices_of(keys, input)
+    if cut is None:
+        return None
+    for axis, part in enumerate(cut):
+        if axis != fact.dim and part != slice(None) and not isinstance(part, int):
+            rows = range(input.shape[axis])[part]
+            if isinstance(fact, Mask) and axis in fact.repeats and len(rows):
+                continue
+            if not len(rows):
+                return None
+    part = cut[fact.dim]
+    if isinstance(part, int):
+        return None
+    found = _cut(fact, input.shape[fact.dim], part)
+    gone = [axis for axis, each in enumerate(cut) if isinstance(each, int)]
+    return None if found is None else _without_axes(found, gone)
+
+
+def _with_new_axis(known: Known, input: Tensor, keys: Sequence[Any]) -> Found:
+    """Rules ``x[:, None]`` and the like, whose other parts take all."""
+    rest = [each for each in keys if each is not None]
+    cut = slices_of(rest, input)
+    if cut is None or any(part != slice(None) for part in cut):
+        return None
+    at = next(place for place, each in enumerate(keys) if each is None)
+    if Ellipsis in keys[:at]:
+        at += input.dim() - len(rest)
+    return unsqueeze(known, input, at)
+
+
+def _cut(fact: Positions | Mask, size: int, part: slice) -> Positions | Mask | None:
+    if part == slice(None):
+        return fact
+    if isinstance(fact, Positions):
+        return fact.picked(fact.ranks[part])
+    places = range(size)[part]
+    if places.step != 1:
+        return None
+    return fact.cut(places.start, size - places.stop) if len(places) else None
+
+
+def _without_axes(fact: Positions | Mask, gone: Iterable[int]) -> Positions | Mask:
+    """Returns what is known once some axes are gone."""
+    gone = set(gone)
+
+    def place(axis: int) -> int:
+        return axis - sum(one < axis for one in gone)
+
+    if isinstance(fact, Positions):
+        return replace(fact, dim=place(fact.dim))
+    repeats = frozenset(place(axis) for axis in fact.repeats - gone)
+    return replace(fact, dim=place(fact.dim), repeats=repeats)
+
+
+def _with_axis(fact: Positions | Mask, at: int) -> Positions | Mask:
+    """Returns what is known once there is one more axis of size 1."""
+    dim = fact.dim + (at <= fact.dim)
+    if isinstance(fact, Positions):
+        return replace(fact, dim=dim)
+    repeats = frozenset({axis + (at <= axis) for axis in fact.repeats} | {at})
+    return replace(fact, dim=dim, repeats=repeats)
+
+
+def unsqueeze(known: Known, input: Tensor, dim: int) -> Found:
+    """The same with one more axis."""
+    fact = known(input)
+    at = dim % (input.dim() + 1)
+    return _with_axis(fact, at) if isinstance(fact, Positions | Mask) else fact
+
+
+def squeeze(known: Known, input: Tensor, dim: int) -> Found:
+    """The same without an axis of size 1."""
+    fact, at = known(input), axis_of(input, dim)
+    if not isinstance(fact, Positions | Mask) or input.shape[at] != 1 or at == fact.dim:
+        return fact if isinstance(fact, Constant) else None
+    return _without_axes(fact, [at])
+
+
+def expand(known: Known, input: Tensor, *sizes: Any) -> Found:
+    """The same for every index of an axis of size 1."""
+    fact = known(input)
+    if isinstance(fact, Constant):
+        return fact
+    wide = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    new = len(wide) - input.dim()
+    if not isinstance(fact, Positions | Mask) or not all(isinstance(each, int) for each in wide):
+        return None
+    for _ in range(new):
+        fact = _with_axis(fact, 0)
+    own = [*[1] * new, *input.shape]
+    spread = {axis for axis, (a, b) in enumerate(zip(own, wide, strict=True)) if b not in (a, -1)}
+    if fact.dim in spread:
+        return None
+    return replace(fact, repeats=fact.repeats | spread) if isinstance(fact, Mask) else fact
+
+
+def expand_as(known: Known, input: Tensor, other: Tensor) -> Found:
+    """The same for every index of an axis of size 1."""
+    return expand(known, input, tuple(other.shape))
+
+
+def view(known: Known, input: Tensor, *sizes: Any) -> Found:
+    """The same where only axes of size 1 come and go."""
+    fact = known(input)
+    if isinstance(fact, Constant):
+        return fact if not any(isinstance(each, torch.dtype) for each in sizes) else None
+    wide = list(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
+    if not isinstance(fact, Positions | Mask) or not all(isinstance(each, int) for each in wide):
+        return None
+    if -1 in wide:
+        rest = -prod(wide)
+        wide[wide.index(-1)] = input.numel() // rest if rest else 0
+    if [size for size in wide if size != 1] != [size for size in input.shape if size != 1]:
+        return None
+    if input.shape[fact.dim] == 1:
+        return None
+    gone = [axis for axis, size in enumerate(input.shape) if size == 1]
+    fact = _without_axes(fact, gone)
+    for axis, size in enumerate(wide):
+        if size == 1:
+            fact = _with_axis(fact, axis)
+    return fact
+
+
+def narrow(known: Known, input: Tensor, dim: int, start: Any, length: Any) -> Found:
+    """A part along the axis."""
+    keys = [slice(None)] * axis_of(input, dim) + [slice(start, start + length)]
+    return getitem(known, input, tuple(keys))
+
+
+def unbind(known: Known, input: Tensor, dim: int = 0) -> Found:
+    """Single rows."""
+    fact, at = known(input), axis_of(input, dim)
+    if isinstance(fact, Constant):
+        return dict.fromkeys(range(input.shape[at]), fact)
+    if not isinstance(fact, Positions | Mask) or at == fact.dim:
+        return None
+    return dict.fromkeys(range(input.shape[at]), _without_axes(fact, [at]))
+
+
+def split(known: Known, input: Tensor, split_size: Any, dim: int = 0) -> Found:
+    """Parts along the axis."""
+    at, found, start = axis_of(input, dim), dict[int, Fact](), 0
+    size = input.shape[at]
+    if isinstance(split_size, int):
+        sizes = [split_size] * -(-size // split_size)
+    elif all(isinstance(each, int) for each in split_size):
+        sizes = list(split_size)
+    else:
+        return None
+    for place, length in enumerate(sizes):
+        part = narrow(known, input, at, start, min(length, size - start))
+        if isinstance(part, Positions | Mask | Constant):
+            found[place] = part
+        start += length
+    return found
