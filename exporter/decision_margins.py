@@ -20,7 +20,7 @@ import numpy as np
 
 from tokexport.graph_passes.decisions import Decision, DecisionKind
 from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import fills
+from tokexport.runtimes.scales import fills
 
 #: What a mask puts in the place of scores is this large, and a fill beside all others.
 LEAST_FILL: Final = 1e3

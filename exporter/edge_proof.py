@@ -174,7 +174,8 @@ class EdgeProof:
         return weak_kinds(self._batches.kinds, self._outputs, measured.rounding, most)
 
     def _measured(self, outputs: Mapping[str, Array], batches: Batches) -> MeasuredGates:
-        return measured_gates(self._captured, batches, outputs, self._samples, self._precision)
+        precision = "fp32" if self._precision == "int8" else self._precision  # see ``hold``
+        return measured_gates(self._captured, batches, outputs, self._samples, precision)
 
     def _proof(self, gates: MeasuredGates, outputs: Mapping[str, Array], batches: Batches) -> Proof:
         by_hop = {"captured": gates.captured} | dict.fromkeys(self._narrowed, gates.narrowed)

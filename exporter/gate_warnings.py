@@ -82,10 +82,17 @@ def half_warning(lines: Sequence[str]) -> tuple[str, ...]:
 
 
 def spread_warnings(gates: Mapping[str, Gate]) -> tuple[str, ...]:
-    """Says of which outputs no sample shows that an artifact reads its inputs."""
-    return tuple(
+    """Says of which outputs, or channels, no sample shows that an artifact reads its inputs."""
+    same = tuple(
         f"Output '{name}' is the same for all samples, so nothing shows that int8 reads its "
         "inputs: give several different samples with --inputs."
         for name, gate in gates.items()
         if not gate.varies
     )
+    hidden = tuple(
+        f"int8 may move {gate.hidden} of output '{name}' by more than they vary between the "
+        "samples, so an error of that size cannot be told from it: give more samples with --inputs."
+        for name, gate in gates.items()
+        if gate.hidden and gate.varies
+    )
+    return same + hidden

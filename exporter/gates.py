@@ -25,20 +25,16 @@ from tokexport.exporter.errors import GateError
 from tokexport.exporter.gate_advice import advice_for
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import (
+    Channels,
     Comparison,
-    channel_spreads,
     compare,
-    over_all_failure,
     relative_error,
-    scale_of,
-    spread,
     unexplained_top1,
 )
-from tokexport.runtimes.neighbourhoods import Noise, Worst, as_samples, worst
+from tokexport.runtimes.neighbourhoods import Noise, Worst, as_samples, limits, worst
 
 if TYPE_CHECKING:
     from tokexport.exporter.config import CompileConfig
-    from tokexport.exporter.local_rounding import LocalRounding
     from tokexport.exporter.report import Accuracy
 
 #: The share of a neighbourhood's scale allowed by default in a half precision.
@@ -106,8 +102,13 @@ class Gate:
         allowed: How far every value may be off, (batches, …); None where one number holds for all.
         explained: How near two entries must be to change places, (batches, …); None where
             ``allowed`` says so.
+        top1_tolerance: The share of a scale that two entries may always be apart which change
+            places; None where ``explained`` is.
         noise: What rounding explains, by neighbourhood; None where none is asked for.
-        spreads: How much each channel varies, by axis; empty where the gate does not ask.
+        computed_in: The precision that fills are held to.
+        scale_of_numbers: The scale of each sample of an output of one number each; else None.
+        channels: How far each channel may be off over all samples; None where no gate asks.
+        hidden: Which channels int8 moves by more than they vary, a clause; '' for none.
         samples: How many samples a batch has.
     """
 
@@ -125,10 +126,14 @@ class Gate:
     unstable: str = ""
     allowed: Array | None = field(default=None, repr=False, compare=False, metadata=_KEPT_OUT)
     explained: Array | None = field(default=None, repr=False, compare=False, metadata=_KEPT_OUT)
+    top1_tolerance: float | None = None
     noise: Noise | None = field(default=None, repr=False, compare=False, metadata=_KEPT_OUT)
-    spreads: Mapping[int, Array] = field(
-        default_factory=dict, repr=False, compare=False, metadata=_KEPT_OUT
+    computed_in: str = field(default="float32", metadata=_KEPT_OUT)
+    scale_of_numbers: Array | None = field(
+        default=None, repr=False, compare=False, metadata=_KEPT_OUT
     )
+    channels: Channels | None = field(default=None, repr=False, compare=False, metadata=_KEPT_OUT)
+    hidden: str = field(default="", metadata=_KEPT_OUT)
     samples: int = field(default=1, metadata=_KEPT_OUT)
 
     @property
@@ -157,6 +162,8 @@ class Gate:
             failure = f"differs in {share:.2%} of its values" if not share <= self.tolerance else ""
             return Verdict(comparison, None, failure)
         if self.holds_over_all:
+            if isinstance(at, int):  # one batch
+                expected, found = expected[None], found[None]
             return Verdict(comparison, None, self._over_all(expected, found, comparison))
         if self.allowed is None:
             allowed = np.full(expected.shape, self.tolerance * (self.scale or 1.0))
@@ -187,9 +194,10 @@ class Gate:
                 f"is off by {error:.2f} of its spread between {between}, and "
                 f"{self.spread_tolerance:g} is allowed"
             )
-        return over_all_failure(
-            expected, found, self.samples, self.spreads, self.spread, self.spread_tolerance
-        )
+        if self.channels is None:
+            return ""
+        one, other = as_samples(expected, self.samples), as_samples(found, self.samples)
+        return self.channels.failure(one, other)
 
     def spread_error(self, comparison: Comparison) -> float | None:
         """Returns the error of an output as a share of the spread; None where none is asked for."""
@@ -210,132 +218,29 @@ class Gate:
             if self.spread is not None:
                 found |= {"spread_tolerance": self.spread_tolerance, "spread": self.spread}
             return found
+        if self.top1_tolerance is not None:
+            top1 = {"top1_tolerance": self.top1_tolerance}
+            return {"relative_tolerance": self.tolerance, "scale": self.scale} | top1
         key = "relative_tolerance" if self.noise is None else "local_tolerance"
         return {key: self.tolerance, "scale": self.scale}
 
+    def about(self, expected: Array, rows: list[int]) -> Gate:
+        """Returns the gate of some batches about another reference.
 
-def set_gates(
-    outputs: Mapping[str, Array],
-    rounding: Mapping[str, LocalRounding],
-    precision: str,
-    atol: float | None,
-    *,
-    batch: int = 1,
-) -> dict[str, Gate]:
-    """Returns the gate of every output.
-
-    Args:
-        outputs: What the model answered, (batches, …) by name.
-        rounding: What rounding does to the floating ones.
-        precision: The precision that is judged.
-        atol: An absolute tolerance that the person asked for; it replaces the default of floating
-            outputs. Whole numbers and booleans must be equal.
-        batch: How many samples a batch has: the leading axis of outputs that have one of that size.
-    """
-    gates = {}
-    for name, expected in outputs.items():
-        scale = scale_of(expected)
-        if expected.dtype.kind in "iub":
-            gate = Gate(0.0, None, scale, "whole numbers are equal or they are not")
-        elif precision == "int8" and atol is None:
-            least = FP32_FLOOR * scale
-            gate = _over_all_samples(expected, rounding[name].error(scale), scale, least, batch)
-        else:
-            gate = _local_gate(expected, scale, rounding[name], precision)
-            if atol is not None:
-                gate = _absolute(gate, rounding[name], atol)
-        gates[name] = gate
-    return gates
-
-
-def _local_gate(expected: Array, scale: float, rounding: LocalRounding, precision: str) -> Gate:
-    """Returns the gate that holds every value to its own neighbourhoods."""
-    half = HALF_TYPES.get(precision)
-    floor = FP32_FLOOR if half is None else REDUCED_PRECISION_TOLERANCE[precision]
-    noise = rounding.noise.times(ROUNDING_FACTOR)
-    reason = f"{floor:g} of the scale of its neighbourhood, or 4 × what rounding does there"
-    if half is not None and rounding.half is not None:
-        noise = noise.larger(rounding.half.times(HALF_FACTOR))
-        reason = f"{floor:g} of the scale of its neighbourhood, or 2 × what {precision} does there"
-    if rounding.why_not:
-        reason += f"; no float64 run, {rounding.why_not}"
-    allowed, noise = rounding.limits(expected, noise, floor, half or "float32")
-    return Gate(
-        floor,
-        rounding.error(scale),
-        scale,
-        reason,
-        moves=rounding.typical if half is None else rounding.typical_half,
-        unstable=rounding.unstable(UNSTABLE) if half is None else "",
-        allowed=allowed,
-        noise=noise,
-        samples=rounding.samples,
-    )
-
-
-def _absolute(gate: Gate, rounding: LocalRounding, atol: float) -> Gate:
-    """Returns a gate of the absolute tolerance that a person asked for."""
-    least, reason = rounding.largest, f"--atol {atol:g}"
-    if atol < least:
-        reason += f", which float32 cannot meet: rounding alone moves it by {least:.1e}"
-    return replace(
-        gate,
-        tolerance=atol / (gate.scale or 1.0),
-        reason=reason,
-        unmeetable=atol < least,
-        allowed=None,
-        noise=None,
-        explained=gate.allowed,
-    )
-
-
-def over_all_gates(
-    gates: Mapping[str, Gate], outputs: Mapping[str, Array], batch: int
-) -> dict[str, Gate]:
-    """Returns gates over all samples together in place of gates of each; those of integers stay.
-
-    Args:
-        gates: The gate of every output.
-        outputs: What the model answered, (batches, …) by name.
-        batch: How many samples a batch has.
-    """
-    found = {}
-    for name, gate in gates.items():
-        if outputs[name].dtype.kind not in "iub":
-            noise = gate.scale * max(FP32_FLOOR, ROUNDING_FACTOR * (gate.eager_error or 0.0))
-            over_all = _over_all_samples(outputs[name], gate.eager_error, gate.scale, noise, batch)
-            reason = f"every sample holds a near-tie that fell the other way; {over_all.reason}"
-            gate = replace(over_all, reason=reason, advice=gate.advice)
-        found[name] = gate
-    return found
-
-
-def _over_all_samples(
-    expected: Array, error: float | None, scale: float, noise: float, batch: int
-) -> Gate:
-    """Returns the gate over all samples together for an output (batches, …).
-
-    Where the samples do not differ by more than rounding, or there is but one, the spread is that
-    between the output's own values; where those do not differ either, it is their size.
-    """
-    per_sample = expected.ndim > 1 and expected.shape[1] == batch
-    finite = expected[np.isfinite(expected)]
-    between = spread(expected, 2 if per_sample else 1), spread(finite, 1)
-    size = compare(finite, np.zeros_like(finite)).rms
-    found = next((each for each in between if each > noise), size)
-    return Gate(
-        math.inf,
-        error,
-        scale,
-        f"the default over all samples: a cosine of {LEAST_COSINE:g} or more, and an "
-        f"error of {SPREAD_TOLERANCE:g} of the spread between samples or less",
-        least_cosine=LEAST_COSINE,
-        spread=found,
-        varies=between[0] > noise,
-        spread_tolerance=SPREAD_TOLERANCE,
-        spreads=channel_spreads(as_samples(expected, batch)) if between[0] > noise else {},
-        samples=batch,
-    )
+        Args:
+            expected: What those batches are compared with, (rows, …).
+            rows: The batches.
+        """
+        if self.noise is None:
+            return self
+        of = np.concatenate([np.arange(self.samples) + row * self.samples for row in rows])
+        scale = None if self.scale_of_numbers is None else self.scale_of_numbers[of]
+        floor = self.tolerance if self.top1_tolerance is None else self.top1_tolerance
+        noise, samples = self.noise.of(of), self.samples
+        found = limits(expected, noise, floor, self.computed_in, samples, scale)
+        if self.top1_tolerance is not None:
+            return replace(self, explained=found)
+        return replace(self, allowed=found)
 
 
 def narrowed_hops(config: CompileConfig) -> tuple[str, ...]:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from tokexport.exporter.default_gates import over_all_gates
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gate_warnings import spread_warnings
-from tokexport.exporter.gates import Gate, over_all_gates
+from tokexport.exporter.gates import Gate
 from tokexport.exporter.inputs import evenly_spaced
 from tokexport.exporter.local_rounding import stored
 from tokexport.exporter.parity import Proof
 from tokexport.runtimes.base import Array
-from tokexport.runtimes.verification import WHOLE
+from tokexport.runtimes.verification import TOP1
 
 if TYPE_CHECKING:
     from tokexport.exporter.config import CompileConfig
@@ -117,12 +118,12 @@ def _told(
 ) -> Kept:
     """Compares with eager told what the last hop decides, where every sample holds a near-tie."""
     outputs = own(rows)
-    gates = proof.gates_of(proof.hops[-1].name)
-    failures = [
-        f"output '{name}' {failure}"
-        for name, gate in gates.items()
-        if outputs and (failure := gate.judge(outputs[name], found[name][rows], rows).failure)
-    ]
+    gates = proof.gates_of(proof.hops[-1].name) if outputs else {}
+    failures = []
+    for name, gate in gates.items():
+        about = gate.about(outputs[name], rows)  # ``verify`` knows no other reference either
+        if failure := about.judge(outputs[name], found[name][rows]).failure:
+            failures.append(f"output '{name}' {failure}")
     if failures or not outputs:
         why = "; ".join(failures) or "what it decides changes each time that it is told it"
         raise GateError(
@@ -145,8 +146,8 @@ def _rows_of(outputs: Mapping[str, Array], rows: list[int]) -> dict[str, Array]:
 def kept_of_gates(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array]:
     """Returns what the bundle keeps of its gates, under the names of its reference data.
 
-    It is what rounding does in the batches that it keeps, and how much all samples vary where a
-    gate asks: of a whole output, and along its axes.
+    It is what rounding does in the batches that it keeps, and how far channels may be off where a
+    gate is one over all samples.
 
     Args:
         gates: The gates that it is verified by.
@@ -155,9 +156,10 @@ def kept_of_gates(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array
     found: dict[str, Array] = {}
     for output, gate in gates.items():
         if gate.noise is not None:
-            parts = stored(gate.noise, rows, gate.samples)
+            parts = stored(gate.noise, gate.scale_of_numbers, rows, gate.samples)
             found |= {f"noise/{output}/{part}": array for part, array in parts}
-        if gate.spread is not None:
-            found[f"spread/{output}/{WHOLE}"] = np.array([gate.spread])
-            found |= {f"spread/{output}/{axis}": array for axis, array in gate.spreads.items()}
+        if gate.channels is not None:
+            channels: dict[str, Array] = {TOP1: gate.channels.top1}
+            channels |= {str(axis): array for axis, array in gate.channels.allowed.items()}
+            found |= {f"channel/{output}/{part}": array for part, array in channels.items()}
     return found

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from tokexport.exporter.gates import ROUNDING_FACTOR
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.rounding import Rounding
 from tokexport.runtimes.base import Array
@@ -35,6 +36,9 @@ class LocalRounding:
         largest: The largest difference found, an absolute number.
         from_float64: The largest distance of eager from float64; None where there is no such run.
         why_not: The reason for that.
+        int8: What int8 does to the values measured, (some samples, …); None where none was asked
+            for.
+        decides: Whether the model decides something by comparing numbers.
     """
 
     noise: Noise
@@ -46,26 +50,23 @@ class LocalRounding:
     largest: float
     from_float64: float | None
     why_not: str = ""
+    int8: Array | None = None
+    decides: bool = False
 
-    def limits(
-        self, expected: Array, noise: Noise, floor: float, computed_in: str
-    ) -> tuple[Array, Noise]:
-        """Returns how far every value of an output (batches, …) may be off, and what noise allows.
+    def scale_of_numbers(self, expected: Array) -> Array | None:
+        """Returns the scale of each sample (batches × samples,) of an output of one number each.
 
-        Where each sample has one number, the scale of all of them goes into the noise: a bundle
-        keeps a few samples only.
+        It is that of all samples of its kind of inputs, of which a bundle keeps a few; None where
+        samples have more numbers.
         """
         flat = as_samples(expected, self.samples)
-        found = np.empty(flat.shape, np.float32)
-        by_axis = [one.copy() for one in noise.by_axis]
+        scale = np.zeros(len(flat))
         for rows in self.kinds:
             around = Neighbourhoods(flat[rows])
-            if around.is_one_number:
-                by_axis[0][rows] = np.maximum(by_axis[0][rows], floor * around.scales[0])
-            own = Noise(tuple(one[rows] for one in by_axis), noise.share[rows])
-            limits = around.allowed(own, floor, computed_in)
-            found[rows] = np.minimum(limits, np.finfo(np.float32).max)
-        return found.reshape(expected.shape), Noise(tuple(by_axis), noise.share)
+            if not around.is_one_number:
+                return None
+            scale[rows] = around.scales[0][:, 0]
+        return scale
 
     def error(self, scale: float) -> float | None:
         """Returns the largest distance of eager from float64 as a share of a scale."""
@@ -84,14 +85,10 @@ class LocalRounding:
     def of_kind(self, position: int) -> LocalRounding:
         """Returns the same of one kind of inputs alone."""
         rows = self.kinds[position]
-
-        def cut(noise: Noise) -> Noise:
-            return Noise(tuple(one[rows] for one in noise.by_axis), noise.share[rows])
-
         return replace(
             self,
-            noise=cut(self.noise),
-            half=None if self.half is None else cut(self.half),
+            noise=self.noise.of(rows),
+            half=None if self.half is None else self.half.of(rows),
             shares=tuple(one[rows] for one in self.shares),
             half_shares=tuple(one[rows] for one in self.half_shares),
             kinds=(np.arange(len(rows)),),
@@ -129,7 +126,7 @@ def local_rounding(
     """Returns what rounding does to each floating output, by neighbourhood.
 
     What was measured on some batches of a kind of inputs holds for all of that kind: the largest in
-    each neighbourhood, in proportion where a batch that was not measured has a larger scale there.
+    each neighbourhood, in proportion where a batch that was not measured has larger values there.
 
     Args:
         outputs: What the model answered, (batches, …) by name.
@@ -162,8 +159,20 @@ def local_rounding(
             max((float(part.max(initial=0.0)) for part in parts), default=0.0),
             None if far is None else float(far.max(initial=0.0)),
             rounding.why_not,
+            _int8(rounding, name, parts, own.samples),
+            bool(rounding.scores),
         )
     return found
+
+
+def _int8(rounding: Rounding, name: str, parts: Sequence[Array], samples: int) -> Array | None:
+    """Returns what int8 and the rounding beside it do to an output, (some samples, …)."""
+    if name not in rounding.by_int8:
+        return None
+    found = rounding.by_int8[name]
+    times = len(found) // len(rounding.rows)
+    beside = np.repeat(np.maximum.reduce(parts), times, axis=0)
+    return as_samples(np.maximum(found, ROUNDING_FACTOR * beside), samples)
 
 
 def rows_to_measure(batches: Batches) -> tuple[int, ...]:
@@ -199,44 +208,74 @@ class _Pooled:
             np.concatenate(columns)[order]
             for columns in zip(*(noise.by_axis for noise in noises), strict=True)
         )
-        share = np.concatenate([noise.share for noise in noises])[order]
+        share, fills = (
+            np.concatenate(columns)[order]
+            for columns in zip(*((noise.share, noise.fills) for noise in noises), strict=True)
+        )
         shares = tuple(
             np.concatenate(columns)[order]
             for columns in zip(*(shares for _, shares in parts), strict=True)
         )
-        return Noise(by_axis, share), shares
+        return Noise(by_axis, share, fills), shares
 
     def _kind(self, flat: Array, rows: Array, samples: Array) -> tuple[Noise, tuple[Array, ...]]:
         """Returns the noise of the samples of one kind of inputs."""
-        known = [place for place, row in enumerate(self._measured) if row in set(rows.tolist())]
-        measured = self._samples_of(np.array([self._measured[place] for place in known]))
+        places = [place for place, row in enumerate(self._measured) if row in set(rows.tolist())]
+        measured = self._samples_of(np.array([self._measured[place] for place in places]))
         around = Neighbourhoods(self._flat[samples])
         some = Neighbourhoods(self._flat[measured])
-        noise = some.noise(flat[self._samples_of(np.array(known))])
-        values = max(self._flat[measured].size, 1)
+        noise = some.noise(flat[self._samples_of(np.array(places))])
         by_axis = []
-        for one, all_scales, scales in zip(noise.by_axis, around.scales, some.scales, strict=True):
-            count = max(values // one.shape[1], 1)
-            most = one.max(axis=0, keepdims=True) * _of_few(count)
-            known_scale = scales.max(axis=0, keepdims=True)
+        for position, (one, scales) in enumerate(zip(noise.by_axis, around.scales, strict=True)):
+            members = some.members(position)
+            known_top = members.max(axis=(0, 2), initial=0.0)[None]
+            known = some.scales[position].max(axis=0, keepdims=True)
+            top = around.members(position).max(axis=2, initial=0.0)
             with np.errstate(divide="ignore", invalid="ignore"):
-                larger = np.where(known_scale > 0, all_scales / known_scale, 1.0)
-            by_axis.append(most * np.maximum(larger, 1.0))
-        alone = int(some.alone.sum())
-        share = np.full(len(samples), noise.share.max(initial=0.0) * _of_few(max(alone, 1)))
-        found = replace(noise, by_axis=tuple(by_axis), share=share)
+                count = members.sum(axis=(0, 2))[None] / known_top  # of those as large as it
+                larger = np.maximum(scales / known, top / known_top)
+            most = one.max(axis=0, keepdims=True) * _few(np.nan_to_num(count))
+            seen = most * np.maximum(np.nan_to_num(larger, posinf=1.0), 1.0)
+            by_axis.append(np.where(known > 0, seen, _unseen(most, known, scales)))
+        share, fills = (
+            np.full(len(samples), one.max(initial=0.0) * _few(int(np.count_nonzero(where))))
+            for one, where in ((noise.share, some.alone), (noise.fills, some.computed_fills))
+        )
+        found = Noise(tuple(by_axis), share, fills)
         return found, around.share_of_scale(found)
 
 
-def _of_few(count: int) -> float:
-    """Returns how many times as much the largest of a few differences counts for."""
-    return max(1.0, float((_FEW / count) ** 0.5))
+def _few(count: Array | int) -> Array:
+    """Returns how many times the largest of so many differences counts."""
+    found: Array = np.maximum(1.0, (_FEW / np.maximum(count, 1)) ** 0.5)
+    return found
 
 
-def stored(noise: Noise, rows: Sequence[int], samples: int) -> Iterator[tuple[str, Array]]:
-    """Yields what a bundle keeps of a noise for some batches, under the last part of a name."""
-    for position, one in enumerate((*noise.by_axis, noise.share)):
+def _unseen(most: Array, known: Array, scales: Array) -> Array:
+    """Returns the noise of neighbourhoods that held nothing but zeros where it was measured.
+
+    It is that of an ordinary one, and no larger a share of their scale than any has.
+    """
+    if not (known > 0).any():
+        return np.zeros_like(scales)
+    share = most[known > 0] / known[known > 0]
+    found: Array = np.minimum(np.median(most[known > 0]), share.max() * scales)
+    return found
+
+
+def stored(
+    noise: Noise, scale: Array | None, rows: Sequence[int], samples: int
+) -> Iterator[tuple[str, Array]]:
+    """Yields what a bundle keeps of a noise for some batches, under the last part of a name.
+
+    Args:
+        noise: The noise of all samples.
+        scale: The scale of each where it has one number.
+        rows: The batches.
+        samples: How many samples a batch has.
+    """
+    parts = dict(enumerate(noise.by_axis)) | {"share": noise.share, "fills": noise.fills}
+    for name, one in (parts if scale is None else parts | {"scale": scale}).items():
         by_batch = one.reshape(-1, samples, *one.shape[1:])[list(rows)]
-        name = "share" if position == len(noise.by_axis) else str(position)
         # The next larger float32, so that the tolerance does not shrink by being stored.
-        yield name, np.nextafter(by_batch.astype(np.float32), np.float32(np.inf))
+        yield str(name), np.nextafter(by_batch.astype(np.float32), np.float32(np.inf))

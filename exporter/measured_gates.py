@@ -8,13 +8,13 @@ from typing import Final
 
 from torch.fx import GraphModule
 
+from tokexport.exporter.default_gates import set_gates
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gates import (
     HALF_FACTOR,
     HALF_TYPES,
     ROUNDING_FACTOR,
     Gate,
-    set_gates,
 )
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.local_rounding import LocalRounding, local_rounding, rows_to_measure
@@ -76,7 +76,8 @@ def measured_gates(
         advice: What to do where a step in that precision leaves its gate.
     """
     rows, half = rows_to_measure(batches), HALF_TYPES.get(precision)
-    rounding = measure_rounding(captured, batches, outputs, rows, half)
+    int8 = precision == "int8" and atol is None
+    rounding = measure_rounding(captured, batches, outputs, rows, half, int8)
     by_chance = local_rounding(outputs, rounding, batches, samples, with_float64=False)
     whole = local_rounding(outputs, rounding, batches, samples)
     captured_gates = set_gates(outputs, by_chance, "fp32", atol, batch=samples)

@@ -5,16 +5,17 @@ Two things are measured on the traced graph, with the decisions that it makes in
 * how far eager is from the same graph in float64, whatever types the code names;
 * how far the graph in float64 moves when the result of every operation is off by as much as
   rounding it would make it, up or down by chance (Monte Carlo arithmetic: Parker, "Monte Carlo
-  Arithmetic", 1997), and sums by as much as their order does (``accumulation``). It knows nothing
-  of eager, so a fault of the trace does not widen it; and it is there where eager, by luck, is
-  exact.
+  Arithmetic", 1997), and sums by as much as their order does (``accumulation``). A sigmoid and its
+  like are off by as much of what they are a part of, as runtimes compute small ones with the error
+  of large ones. It knows nothing of eager, so a fault of the trace does not widen it; and it is
+  there where eager, by luck, is exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from tokexport.exporter.accumulation import reordered
 from tokexport.exporter.inputs import Batches
+from tokexport.exporter.quantised_run import QuantisedRun
 from tokexport.exporter.reference import tensors_of
 from tokexport.graph_passes.decisions import ToldGraph, show, tell
 from tokexport.runtimes.base import Array
@@ -45,8 +47,14 @@ _MOVES: Final = frozenset(
 )
 
 
+#: What runtimes compute as a part of a number that stays where the result vanishes: of 1, or of
+#: what comes in.
+_PARTS_OF_ONE: Final = frozenset(("sigmoid", "tanh", "erf", "hardsigmoid"))
+_PARTS_OF_INPUT: Final = frozenset(("gelu", "silu", "mish", "hardswish"))
 #: What an operator without a form in float64 raises.
 _NO_FLOAT64: Final = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
+#: How many values are wanted of each channel, to tell what int8 does to it.
+_INT8_VALUES: Final = 16
 #: How far something moves scores, by the name of the value in the traced graph and by batch.
 Scores = Mapping[str, Mapping[int, float]]
 
@@ -66,6 +74,8 @@ class Rounding:
         from_float64: How far eager is from float64, (rows, …) by output; empty where the graph
             does not run in float64.
         why_not: The reason for that, in words.
+        by_int8: How far int8 moves every output, (rows × runs, …): all runs of a row, then the
+            next; empty where none is asked for.
     """
 
     rows: tuple[int, ...]
@@ -75,6 +85,7 @@ class Rounding:
     scores: Scores
     half_scores: Scores
     why_not: str = ""
+    by_int8: Mapping[str, Array] = field(default_factory=dict)
 
 
 def measure_rounding(
@@ -83,6 +94,7 @@ def measure_rounding(
     outputs: Mapping[str, Array],
     rows: Sequence[int],
     half: str | None = None,
+    int8: bool = False,
 ) -> Rounding:
     """Runs the traced graph in float64, exactly and with rounded results.
 
@@ -92,15 +104,17 @@ def measure_rounding(
         outputs: What eager gave in fp32, (batches, …) each, in the graph's order.
         rows: The batches to run.
         half: A half type whose rounding is measured too: ``float16`` or ``bfloat16``.
+        int8: Whether what products of 8 bits do is measured too.
     """
     told = tell(captured, batches.names, tuple(outputs))
-    measuring = _Measuring(captured, told, batches, outputs, rows, half)
+    measuring = _Measuring(captured, told, batches, outputs, rows, half, int8)
     try:
         return measuring.run(in_float64(told.module), wide=True)
     except _NO_FLOAT64 as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     told = tell(captured, batches.names, tuple(outputs))
-    measured = _Measuring(captured, told, batches, outputs, rows, half).run(told.module, wide=False)
+    measuring = _Measuring(captured, told, batches, outputs, rows, half, int8)
+    measured = measuring.run(told.module, wide=False)
     return replace(measured, why_not=f"it does not run in float64: {reason}")
 
 
@@ -115,7 +129,9 @@ class _Measuring:
         outputs: Mapping[str, Array],
         rows: Sequence[int],
         half: str | None,
+        int8: bool,
     ) -> None:
+        self._int8_runs = _int8_runs(outputs, rows) if int8 else 0
         self._told, self._batches = told, batches
         self._outputs, self._rows = outputs, tuple(rows)
         own = _rounding_of(told.module)
@@ -136,10 +152,14 @@ class _Measuring:
 
     def run(self, graph: GraphModule, wide: bool) -> Rounding:
         """Measures on a graph, in float64 if it is wide."""
-        off: dict[str, dict[str, list[Array]]] = {"chance": {}, "half": {}, "float64": {}}
+        off: dict[str, dict[str, list[Array]]]
+        off = {"chance": {}, "half": {}, "float64": {}, "int8": {}}
         scores: dict[str, dict[str, dict[int, float]]] = {"chance": {}, "half": {}}
         for row in self._rows:
-            exact, moved, own = self._run_batch(graph, row, wide)
+            exact, moved, quantised, own = self._run_batch(graph, row, wide)
+            for found in quantised:
+                for name, array in self._apart(exact, found).items():
+                    off["int8"].setdefault(name, []).append(array)
             for kind, found in moved.items():
                 for name, array in self._apart(exact, found).items():
                     off[kind].setdefault(name, []).append(array)
@@ -156,14 +176,16 @@ class _Measuring:
             for kind, each in off.items()
         }
         far = stacked["float64"] if wide else {}
-        return Rounding(
-            self._rows, stacked["chance"], stacked["half"], far, scores["chance"], scores["half"]
-        )
+        by_chance, by_half = stacked["chance"], stacked["half"]
+        found_scores = scores["chance"], scores["half"]
+        return Rounding(self._rows, by_chance, by_half, far, *found_scores, "", stacked["int8"])
 
     def _run_batch(
         self, graph: GraphModule, row: int, wide: bool
-    ) -> tuple[dict[str, Array], dict[str, dict[str, Array]], dict[str, Array]]:
-        """Returns the results of a batch: exactly, by kind of rounding, and scores in float32."""
+    ) -> tuple[
+        dict[str, Array], dict[str, dict[str, Array]], list[dict[str, Array]], dict[str, Array]
+    ]:
+        """Returns the results of a batch: exactly, by kind of rounding, in int8, and scores."""
         batch = {name: self._batches.arrays[name][row] for name in self._batches.names}
         tensors = tensors_of(batch)
         names = (*self._outputs, *self._told.shown)
@@ -177,7 +199,11 @@ class _Measuring:
                 kind: _named(names, _Rounded(graph, sizes, row).run(*given))
                 for kind, sizes in self._sizes.items()
             }
-        return exact, moved, _named([*self._scores], values[len(decisions) :])
+            quantised = [
+                _named(names, QuantisedRun(graph, row * self._int8_runs + run).run(*given))
+                for run in range(self._int8_runs)
+            ]
+        return exact, moved, quantised, _named([*self._scores], values[len(decisions) :])
 
     def _apart(self, exact: Mapping[str, Array], found: Mapping[str, Array]) -> dict[str, Array]:
         """Returns how far every floating output is from the exact one."""
@@ -213,18 +239,43 @@ class _Rounded(Interpreter):
             return result
         if isinstance(result, Tensor):
             taken = self.fetch_args_kwargs_from_env(n)
-            return reordered(n.target, *taken, result, self._moved(result, size), self._random)
+            moved = self._moved(result, size, self._whole(n))
+            return reordered(n.target, *taken, result, moved, self._random)
         return tuple(
             self._moved(each, size) if isinstance(each, Tensor) else each for each in result
         )
 
-    def _moved(self, tensor: Tensor, size: float) -> Tensor:
+    def _whole(self, node: Node) -> Tensor | None:
+        """Returns what the result of a node is computed as a part of; None where it is itself."""
+        name = _base_name(node.target)
+        if name in _PARTS_OF_ONE:
+            return torch.ones(())
+        if name in _PARTS_OF_INPUT and isinstance(node.args[0], Node):
+            source: Tensor = self.env[node.args[0]]
+            return source
+        return None
+
+    def _moved(self, tensor: Tensor, size: float, whole: Tensor | None = None) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
         # Of the tensor's own strides, as views behind it were traced on those.
         chance = torch.empty_like(tensor).uniform_(1 - size, 1 + size, generator=self._random)
         # Whole numbers in floats are counts and positions, which come out exactly.
-        return torch.where(tensor == tensor.round(), tensor, chance.mul_(tensor))
+        moved = torch.where(tensor == tensor.round(), tensor, chance.mul_(tensor))
+        if whole is None:
+            return moved
+        # A half type rounds the result alone: what computes it has the range of float32.
+        least = min(size, epsilon("float32"))
+        return moved + whole * torch.empty_like(moved).uniform_(
+            -least, least, generator=self._random
+        )
+
+
+def _int8_runs(outputs: Mapping[str, Array], rows: Sequence[int]) -> int:
+    """Returns how often int8 is run, so that enough values tell what it does to a channel."""
+    floating = [array for array in outputs.values() if array.dtype.kind == "f" and array.size]
+    values = min((max(array[0].size // array.shape[-1], 1) for array in floating), default=1)
+    return min(max(-(-_INT8_VALUES // (values * len(rows))), 1), _INT8_VALUES // 4)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokexport.runtimes.neighbourhoods import as_samples, fills
+from tokexport.runtimes.scales import fills
 
 _EXACT_KINDS = "iub"
 _KINDS = _EXACT_KINDS + "f"
@@ -155,94 +155,74 @@ def spread(reference: NDArray[Any], samples: int) -> float:
     return _rms((scaled - mean)[finite]) * largest
 
 
-#: The share of the whole output's spread that a channel has at least, for its error.
-_QUIET_CHANNEL = 0.5
-#: The fewest values that tell the spread of a channel.
-_FEWEST = 8
-#: How many root mean squared errors apart two entries may be that int8 exchanges.
-TOP1_ERRORS = 6.0
+#: How many root mean squared errors an entry may be off that changes its place, where int8 moves
+#: decisions as well and simulation says less.
+_TOP1_ERRORS = 3.0
 
 
-def channel_spreads(reference: NDArray[Any]) -> dict[int, NDArray[np.float64]]:
-    """Returns how much every index along an axis varies between samples, by axis.
+@dataclass(frozen=True)
+class Channels:
+    """How far the indices along each axis of a floating output may be off, all samples together.
+
+    Attributes:
+        allowed: The root mean squared error of each index, by axis of (samples, …); that of few
+            values may be more, by their number.
+        top1: How far each index of the last axis may be off at least for a largest entry to change
+            its place.
+    """
+
+    allowed: Mapping[int, NDArray[np.floating[Any]]]
+    top1: NDArray[np.floating[Any]]
+
+    def failure(self, reference: NDArray[Any], candidate: NDArray[Any]) -> str:
+        """Says what figures over all samples leave unseen: a channel, a largest entry; '' if none.
+
+        Args:
+            reference: What is right, (samples, …).
+            candidate: What is measured, of that shape.
+        """
+        kept = ~fills(reference)
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = candidate.astype(np.float64) - reference.astype(np.float64)
+        error = np.where(kept, error, 0.0)
+        for axis, (rms, count) in along_axes(error, kept).items():
+            most = self.allowed[axis] * (1 + 1 / np.sqrt(np.maximum(count, 1)))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                share = np.where(rms == 0, 0.0, rms / most)
+            place = int(np.argmax(share))
+            if not share[place] <= 1:
+                return (
+                    f"is off by {rms[place]:.2e} at index {place} of axis {axis}, and "
+                    f"{most[place]:.2e} is allowed over all samples there"
+                )
+        whole = _rms(error)
+        last = self.allowed.get(reference.ndim - 1)
+        if last is None or not math.isfinite(whole):
+            return ""
+        near = np.maximum(np.minimum(_TOP1_ERRORS * whole, last), self.top1)
+        return unexplained_top1(reference, candidate, np.broadcast_to(near, reference.shape))
+
+
+def along_axes(
+    values: NDArray[Any], kept: NDArray[np.bool_]
+) -> dict[int, tuple[NDArray[np.float64], NDArray[np.int64]]]:
+    """Returns the root mean square and the number of values at each index, by axis.
 
     Args:
-        reference: A floating output, (samples, …).
+        values: (samples, …); 0 where they are not kept.
+        kept: Which count.
     """
-    wide = reference.astype(np.float64)
-    kept = ~fills(wide)
-    counts = np.maximum(kept.sum(axis=0, keepdims=True), 1)
-    mean = np.where(kept, wide, 0.0).sum(axis=0, keepdims=True) / counts
-    apart = np.where(kept, wide - mean, 0.0)
     found = {}
-    for axis in range(1, wide.ndim):
-        others = tuple(each for each in range(wide.ndim) if each != axis)
-        if wide.shape[axis] > 1 and wide.size // wide.shape[axis] >= _FEWEST:
-            count = np.maximum(kept.sum(axis=others), 1)
-            found[axis] = np.sqrt(np.square(apart).sum(axis=others) / count)
+    for axis in range(1, values.ndim):
+        if values.shape[axis] > 1:
+            others = tuple(each for each in range(values.ndim) if each != axis)
+            count = kept.sum(axis=others)
+            largest = np.abs(values).max(axis=others, initial=0.0, keepdims=True)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                scaled = np.where(largest > 0, values / largest, 0.0)
+            mean = np.square(scaled).sum(axis=others) / np.maximum(count, 1)
+            found[axis] = np.sqrt(mean) * largest.reshape(-1), count
     return found
-
-
-def channel_error(
-    reference: NDArray[Any],
-    candidate: NDArray[Any],
-    spreads: Mapping[int, NDArray[np.float64]],
-    whole: float,
-    most: float,
-) -> str:
-    """Says which channel is off by more than a share of its own spread; '' where none is.
-
-    One that varies by less than half of what the whole output does is held to that half.
-
-    Args:
-        reference: What is right, (samples, …).
-        candidate: What is measured, of that shape.
-        spreads: How much each index along an axis varies, from ``channel_spreads``.
-        whole: The spread of the whole output.
-        most: The largest share allowed.
-    """
-    kept = ~fills(reference)
-    with np.errstate(invalid="ignore", over="ignore"):
-        error = candidate.astype(np.float64) - reference.astype(np.float64)
-    error = np.where(kept, error, 0.0)
-    for axis, own in spreads.items():
-        others = tuple(each for each in range(error.ndim) if each != axis)
-        rms = np.sqrt(np.square(error).sum(axis=others) / np.maximum(kept.sum(axis=others), 1))
-        share = rms / np.maximum(own, _QUIET_CHANNEL * whole)
-        place = int(np.argmax(share))
-        if not share[place] <= most:
-            where = f"at index {place} of axis {axis}"
-            return f"is off by {share[place]:.2f} of the spread it has {where}"
-    return ""
-
-
-def over_all_failure(
-    reference: NDArray[Any],
-    candidate: NDArray[Any],
-    samples: int,
-    spreads: Mapping[int, NDArray[Any]],
-    whole: float,
-    tolerance: float,
-) -> str:
-    """Says what figures over all samples leave unseen: a channel, a largest entry; '' for nothing.
-
-    Args:
-        reference: What is right, a floating output (batches, …).
-        candidate: What is measured, of that shape.
-        samples: How many samples a batch has.
-        spreads: How much each index along an axis varies, from ``channel_spreads``.
-        whole: The spread of the whole output.
-        tolerance: The error allowed over all, as a share of it.
-    """
-    if reference.ndim < 2:
-        return ""
-    one, other = as_samples(reference, samples), as_samples(candidate, samples)
-    rms = compare(reference, candidate).rms
-    failure = channel_error(one, other, spreads, whole, 2 * tolerance)
-    if failure or not math.isfinite(rms):
-        return failure
-    near = min(TOP1_ERRORS * rms, 2 * tolerance * whole)
-    return unexplained_top1(reference, candidate, np.full(reference.shape, near / 2))
 
 
 def unexplained_top1(

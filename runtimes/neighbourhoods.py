@@ -10,16 +10,20 @@ its sample with the same index along one axis::
     maps   (B, C, H, W)    its channel, its line, its column
     one number a sample    the numbers of all samples
 
-The scale of a neighbourhood is the root mean square without its largest 1 % (one value at least),
-or 1.48 times the median of what is not zero where that is less. With s the scale of a neighbourhood
-and e what rounding does to its values, measured on the model itself, a value x may be off by
+The scale of a neighbourhood is the root mean square of what is not zero in it, without the largest
+1 % (one value at least), or 1.48 times the median where that is less. Zeros say nothing of the size
+of the others, and are themselves held to the root mean square with them. With s the scale of a
+neighbourhood and e what rounding does to its values, measured on the model itself, a value x may be
+off by
 
     max(floor · |x|, min over its neighbourhoods of max(floor · s, e))
 
 A value beyond ``LOUD`` scales of a neighbourhood does not belong to it, for its own sake and for
-that of its neighbours; one that belongs to none may be off by a share of itself. Fills, which are
+that of its neighbours, and neither does one that is small by chance where its other neighbourhood
+is as loud: it is computed from large numbers. One that belongs to none may be off by a share of
+itself. Fills, which are
 infinities and constants far beyond everything else, belong to nothing and are compared exactly, or
-to the precision that is computed in.
+to the precision that is computed in; to what rounding does to them, where they were computed.
 
 Everything is computed in float64, with numpy alone.
 """
@@ -34,28 +38,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
-Flags = NDArray[np.bool_]
+from tokexport.runtimes.scales import ENDS, Flags, Floats, fills, scales_of
 
-#: The share of a neighbourhood's largest values that its scale leaves out.
-LEFT_OUT: Final = 0.01
-#: The median of a normal distribution, as a share of its deviation, turned over.
-_OVER_MEDIAN: Final = 1.4826
 #: How many scales of a neighbourhood a value may have to belong to it.
 LOUD: Final = 10.0
+#: How many times its own scale, and that of its like, a neighbourhood may have whose values are
+#: taken for those of a crossing one.
+_APART: Final = 3.0
 #: The fewest values that make a neighbourhood.
 FEWEST: Final = 4
-#: A constant that repeats at this many times the scale of all else is a fill.
-FILL_SCALES: Final = 1000.0
-#: A value of one of these sizes is a fill wherever it is beyond ``FILL_SCALES``, alone too.
-_ENDS: Final = (
-    float(np.finfo(np.float64).max),
-    float(np.finfo(np.float32).max),
-    float(np.finfo(np.float16).max),
-    3.3895313892515355e38,  # of bfloat16
-)
-#: How many kinds of finite fills an output may hold.
-_FILL_KINDS: Final = 4
 #: Bits of the mantissa, and the largest number, of each precision that can be computed in.
 _MANTISSA: Final = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
 _LARGEST: Final = {"float64": 1.7e308, "float32": 3.4e38, "float16": 65504.0, "bfloat16": 3.38e38}
@@ -76,21 +67,31 @@ class Noise:
             neighbourhood.
         share: How far a value that belongs to no neighbourhood may be off, as a share of itself,
             (samples,).
+        fills: The same of a fill that is a finite number and not the end of a type.
     """
 
     by_axis: tuple[Floats, ...]
     share: Floats
+    fills: Floats
 
     def larger(self, other: Noise) -> Noise:
         """Returns the larger of two for every neighbourhood."""
         pairs = zip(self.by_axis, other.by_axis, strict=True)
         return Noise(
-            tuple(np.maximum(one, two) for one, two in pairs), np.maximum(self.share, other.share)
+            tuple(np.maximum(one, two) for one, two in pairs),
+            np.maximum(self.share, other.share),
+            np.maximum(self.fills, other.fills),
         )
 
     def times(self, factor: float) -> Noise:
         """Returns so many times as much for every neighbourhood."""
-        return Noise(tuple(one * factor for one in self.by_axis), self.share * factor)
+        by_axis = tuple(one * factor for one in self.by_axis)
+        return Noise(by_axis, self.share * factor, self.fills * factor)
+
+    def of(self, rows: NDArray[Any]) -> Noise:
+        """Returns that of some samples."""
+        by_axis = tuple(one[rows] for one in self.by_axis)
+        return Noise(by_axis, self.share[rows], self.fills[rows])
 
 
 class Neighbourhoods:
@@ -98,6 +99,8 @@ class Neighbourhoods:
 
     Args:
         reference: What is right, (samples, …).
+        scale: The scale of every sample's neighbourhood (samples,) where each has one number and
+            these are but some of the samples; None takes it from them.
 
     Attributes:
         axes: The axes that a neighbourhood is one index of; empty where it is the whole sample, or
@@ -105,9 +108,9 @@ class Neighbourhoods:
         fills: Which values are fills.
     """
 
-    def __init__(self, reference: NDArray[Any]) -> None:
+    def __init__(self, reference: NDArray[Any], scale: Floats | None = None) -> None:
         self._values = np.abs(reference.astype(np.float64))
-        self._reference = reference
+        self._scale = scale
         self.axes = _axes(reference.shape)
         self.fills = fills(reference)
 
@@ -119,29 +122,65 @@ class Neighbourhoods:
     @cached_property
     def scales(self) -> tuple[Floats, ...]:
         """The scale of every neighbourhood, (samples, size) for each axis; else (samples, 1)."""
+        if self.is_one_number and self._scale is not None:
+            return (self._scale.reshape(-1, 1),)
+        return tuple(scale for scale, _ in self._both_scales)
+
+    @property
+    def _of_zero(self) -> tuple[Floats, ...]:
+        """What zeros are held to in place of ``scales``."""
+        if self.is_one_number and self._scale is not None:
+            return self.scales
+        return tuple(scale for _, scale in self._both_scales)
+
+    @cached_property
+    def _both_scales(self) -> tuple[tuple[Floats, Floats], ...]:
+        """The scales of what is not zero, and those that zeros are held to."""
         samples = len(self._values)
         known = np.where(self.fills, np.inf, self._values)
         if self.is_one_number:
-            return (np.full((samples, 1), _scale_of(known.reshape(1, -1))[0]),)
-        if not self.axes:
-            return (_scale_of(known.reshape(samples, math.prod(known.shape[1:])))[:, None],)
+            one, other = scales_of(known.reshape(1, -1))
+            return ((np.full((samples, 1), one[0]), np.full((samples, 1), other[0])),)
         found = []
-        for axis in self.axes:
-            moved = np.moveaxis(known, axis, 1)
-            size = moved.shape[1]
-            found.append(_scale_of(moved.reshape(samples * size, -1)).reshape(samples, size))
+        for position in range(max(len(self.axes), 1)):
+            moved = self._gathered(known, position)
+            size, values = moved.shape[1:]
+            one, other = scales_of(moved.reshape(samples * size, values))
+            found.append((one.reshape(samples, size), other.reshape(samples, size)))
         return tuple(found)
 
     def belongs(self, position: int) -> Flags:
         """Tells which values belong to their neighbourhood along one of the axes."""
-        inside: Flags = self._values <= LOUD * self._spread(self.scales[position], position)
-        return inside & ~self.fills
+        own = self._spread(self.scales[position], position)
+        inside: Flags = (self._values <= LOUD * own) & ~self.fills
+        for other, scales in enumerate(self.scales):
+            if other != position and not self.is_one_number:
+                ordinary = _APART * _median(scales)[:, None]
+                loud = self._spread(np.where(scales > ordinary, scales, 0.0), other)
+                inside &= loud <= _APART * own
+        return inside
 
-    @property
+    def members(self, position: int) -> Floats:
+        """Returns the magnitudes in each neighbourhood along an axis, (samples, size, …).
+
+        It is 0 where a value does not belong to it.
+        """
+        found: Floats = self._gathered(
+            np.where(self.belongs(position), self._values, 0.0), position
+        )
+        return found
+
+    @cached_property
     def alone(self) -> Flags:
-        """Tells which values belong to no neighbourhood, and are no fills."""
-        inside = [self.belongs(position) for position in range(len(self.scales))]
-        found: Flags = ~self.fills & ~np.logical_or.reduce(inside)
+        """Which values belong to no neighbourhood, and are no fills."""
+        some = [self.belongs(position) for position in range(len(self.scales))]
+        found: Flags = ~self.fills & ~np.logical_or.reduce(some)
+        return found
+
+    @cached_property
+    def computed_fills(self) -> Flags:
+        """Which fills are numbers that a model may have computed, and not the end of a type."""
+        found: Flags = self.fills & np.isfinite(self._values) & ~np.isin(self._values, ENDS)
         return found
 
     def noise(self, difference: NDArray[Any]) -> Noise:
@@ -150,19 +189,21 @@ class Neighbourhoods:
         Args:
             difference: Absolute differences that rounding explains, (samples, …).
         """
-        samples = len(self._values)
         by_axis = []
-        for position, scale in enumerate(self.scales):
-            part = np.where(self.belongs(position), difference, 0.0)
-            if self.axes and not self.is_one_number:
-                part = np.moveaxis(part, self.axes[position], 1)
-            others = tuple(range(scale.ndim if self.axes else 1, part.ndim))
-            by_axis.append(part.max(axis=others, initial=0.0).reshape(scale.shape))
+        for position in range(len(self.scales)):
+            inside = self.belongs(position)
+            part = self._gathered(np.where(inside, difference, 0.0), position)
+            by_axis.append(part.max(axis=-1, initial=0.0))
         if self.is_one_number:
-            by_axis = [np.full((samples, 1), by_axis[0].max(initial=0.0))]
+            by_axis = [np.full(by_axis[0].shape, by_axis[0].max(initial=0.0))]
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(self.alone, difference / self._values, 0.0)
-        return Noise(tuple(by_axis), share.max(axis=tuple(range(1, share.ndim)), initial=0.0))
+            own = difference / self._values
+        inner = tuple(range(1, own.ndim))
+        share, filled = (
+            np.where(where, own, 0.0).max(axis=inner, initial=0.0)
+            for where in (self.alone, self.computed_fills)
+        )
+        return Noise(tuple(by_axis), share, filled)
 
     def allowed(self, noise: Noise, floor: float, computed_in: str = "float32") -> Floats:
         """Returns how far every value may be off, (samples, …); nothing for an infinite one.
@@ -173,14 +214,17 @@ class Neighbourhoods:
             computed_in: The precision that is computed in, which fills are held to.
         """
         least = np.full(self._values.shape, np.inf)
-        for position, scale in enumerate(self.scales):
-            own = np.maximum(floor * scale, noise.by_axis[position])
-            spread = np.where(self.belongs(position), self._spread(own, position), np.inf)
-            np.minimum(least, spread, out=least)
+        zero = self._values == 0
+        for position, (scale, of_zero) in enumerate(zip(self.scales, self._of_zero, strict=True)):
+            of_noise = self._spread(noise.by_axis[position], position)
+            held = np.where(zero, self._spread(of_zero, position), self._spread(scale, position))
+            own = np.maximum(floor * held, of_noise)
+            np.minimum(least, np.where(self.belongs(position), own, np.inf), out=least)
         values = np.where(np.isfinite(self._values), self._values, 0.0)
         alone = self._spread(np.maximum(noise.share, floor)[:, None], None) * values
-        least = np.where(np.isinf(least), alone, np.maximum(least, floor * values))
-        least = np.where(self.fills, 4 * epsilon(computed_in) * values, least)
+        least = np.where(self.alone, alone, np.maximum(least, floor * values))
+        filled = np.where(self.computed_fills, self._spread(noise.fills[:, None], None), 0.0)
+        least = np.where(self.fills, np.maximum(4 * epsilon(computed_in), filled) * values, least)
         found: Floats = np.maximum(least, np.finfo(np.float32).tiny)
         return found
 
@@ -192,6 +236,13 @@ class Neighbourhoods:
                 for one, scale in zip(noise.by_axis, self.scales, strict=True)
             )
 
+    def _gathered(self, values: NDArray[Any], position: int) -> NDArray[Any]:
+        """Brings the values of each neighbourhood along an axis together, (samples, size, …)."""
+        if not self.axes or self.is_one_number:
+            return values.reshape(len(values), 1, math.prod(values.shape[1:]))
+        moved = np.moveaxis(values, self.axes[position], 1)
+        return moved.reshape(*moved.shape[:2], math.prod(moved.shape[2:]))
+
     def _spread(self, numbers: Floats, position: int | None) -> Floats:
         """Brings numbers (samples, size) of an axis, or (samples, 1), beside the values."""
         ndim = self._values.ndim
@@ -200,6 +251,29 @@ class Neighbourhoods:
         shape = [1] * ndim
         shape[0], shape[self.axes[position]] = numbers.shape
         return numbers.reshape(shape)
+
+
+def limits(
+    outputs: NDArray[Any],
+    noise: Noise,
+    floor: float,
+    computed_in: str,
+    samples: int,
+    scale: Floats | None,
+) -> Floats:
+    """Returns how far every value of an output (batches, …) may be off, no more than float32 holds.
+
+    Args:
+        outputs: The output.
+        noise: What rounding explains of all its samples.
+        floor: The share of a scale that is always allowed.
+        computed_in: The precision that is computed in, which fills are held to.
+        samples: How many samples a batch has.
+        scale: The scale that samples of one number have; None takes it from these.
+    """
+    around = Neighbourhoods(as_samples(outputs, samples), scale)
+    allowed = np.minimum(around.allowed(noise, floor, computed_in), np.finfo(np.float32).max)
+    return allowed.astype(np.float32).reshape(outputs.shape)
 
 
 @dataclass(frozen=True)
@@ -272,8 +346,7 @@ def local_floor(reference: NDArray[Any], floor: float) -> Floats:
     """
     flat = reference.reshape(1) if reference.ndim == 0 else reference
     around = Neighbourhoods(flat)
-    still = Noise(tuple(np.zeros_like(scale) for scale in around.scales), np.zeros(len(flat)))
-    return around.allowed(still, floor).reshape(reference.shape)
+    return around.allowed(around.noise(np.zeros(flat.shape)), floor).reshape(reference.shape)
 
 
 def differences(
@@ -306,6 +379,15 @@ def _is_saturated(wide: Floats, other: Floats, allowed: Floats) -> Flags:
     return found
 
 
+def _median(scales: Floats) -> Floats:
+    """Returns the median of what is not zero in each row; 0 where all is."""
+    ordered = np.sort(scales, axis=1)
+    zeros = (ordered == 0).sum(axis=1)
+    middle = np.minimum((zeros + ordered.shape[1]) // 2, ordered.shape[1] - 1)[:, None]
+    found: Floats = np.take_along_axis(ordered, middle, axis=1)[:, 0]
+    return found
+
+
 def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the axes along which one index makes a neighbourhood."""
     inner = [axis for axis in range(1, len(shape)) if shape[axis] > 1]
@@ -313,59 +395,3 @@ def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(inner) < 2:
         return ()
     return tuple(axis for axis in inner if values // shape[axis] >= FEWEST)
-
-
-def _scale_of(values: Floats) -> Floats:
-    """Returns the scale of each row of magnitudes (rows, values); infinities are left out."""
-    ordered = np.sort(values, axis=1)
-    counts = np.isfinite(ordered).sum(axis=1)
-    zeros = (ordered == 0).sum(axis=1)
-    ordered = np.where(np.isfinite(ordered), ordered, 0.0)
-    kept = np.maximum(counts - np.ceil(LEFT_OUT * counts).astype(np.int64), np.minimum(counts, 1))
-    if ordered.shape[1] == 0:
-        return np.zeros(len(ordered))
-    largest = ordered.max(axis=1, initial=0.0)
-    unit = np.where(largest > 0, largest, 1.0)[:, None]
-    sums = np.cumsum(np.square(ordered / unit), axis=1)
-    last = np.maximum(kept - 1, 0)[:, None]
-    rms = np.sqrt(np.take_along_axis(sums, last, axis=1)[:, 0] / np.maximum(kept, 1)) * unit[:, 0]
-    middle = np.minimum(zeros + (counts - zeros) // 2, ordered.shape[1] - 1)[:, None]
-    median = np.take_along_axis(ordered, middle, axis=1)[:, 0]
-    found: Floats = np.where(zeros < counts, np.minimum(rms, _OVER_MEDIAN * median), 0.0)
-    return found
-
-
-def fills(reference: NDArray[Any]) -> Flags:
-    """Tells which values are fills: infinities, and constants far beyond everything else.
-
-    Args:
-        reference: A floating output, (samples, …).
-    """
-    found: Flags = ~np.isfinite(reference)
-    values = np.abs(reference.astype(np.float64))
-    for sample in range(len(reference)):
-        own, marked = values[sample], found[sample, ...]
-        for _ in range(_FILL_KINDS):
-            kind = _largest_fill(own, marked)
-            if kind is None:
-                break
-            if found.ndim == 1:
-                found[sample] = True
-                break
-            marked |= kind
-    return found
-
-
-def _largest_fill(values: Floats, marked: Flags) -> Flags | None:
-    """Returns where the largest of the unmarked values stands if it is a fill, else None."""
-    left = np.where(marked, -1.0, values)
-    top = float(left.max(initial=-1.0))
-    if top <= 0:
-        return None
-    kind: Flags = left == top
-    count, rest = int(kind.sum()), left[(left >= 0) & ~kind]
-    if not rest.size or (count < 2 and top not in _ENDS):
-        return None
-    scale = float(_scale_of(rest.reshape(1, -1))[0])
-    # What is small beside a 0 is no constant far beyond the rest: masks of 0 and 1 have no fills.
-    return kind if scale > 0 and top >= FILL_SCALES * scale else None

@@ -6,20 +6,25 @@
                                     on the others a decision is so near a tie that it falls either
                                     way, and outputs with one value a sample leave them out
                     noise/<name>/…  (batches, samples or 1, …), what rounding explains in every
-                                    neighbourhood of an output, along its axes 0, 1, …, and as a
-                                    ``share`` of values that belong to none
-    spread/<name>/… how much the samples that the model was compiled with vary, of an output whose
-                    gate is one over all: ``whole``, and (size,) along its axes 1, 2, …
+                                    neighbourhood of an output, along its axes 0, 1, …, as a
+                                    ``share`` of values that belong to none, and of constants far
+                                    beyond the rest, ``fills``; and the ``scale`` of samples that
+                                    have one number each
+    channel/<name>/…
+                    (size,), how far the channels of an output may be off whose gate is one over
+                    all samples, along its axes 1, 2, …, and ``top1`` along the last
 
 An output passes when every value is off by no more than its neighbourhoods allow
-(``tokexport.runtimes.neighbourhoods``), with the gate's ``local_tolerance`` as the floor; in
-bundles of older versions, when its largest difference over the gate's scale is at most the gate's
-``relative_tolerance``. An output of whole numbers when at most that fraction of it differs; an
-output whose gate has a ``least_cosine``, when its cosine over all batches is no smaller, and the
-root of its mean squared difference, over the gate's ``spread``, is at most its
-``spread_tolerance``. The spread is that of all samples that the model was compiled with: the few
-here may vary less. With ``spread/<name>`` no channel may be off by twice as much of its own spread,
-and no largest entry elsewhere that the error does not explain; bundles made before have none.
+(``tokexport.runtimes.neighbourhoods``), with the gate's ``local_tolerance`` as the floor; with an
+absolute tolerance, and in bundles of older versions, when its largest difference over the gate's
+scale is at most the gate's ``relative_tolerance``, and no largest entry is elsewhere that is not
+explained with the gate's ``top1_tolerance`` as the floor, where it has one. An output of whole
+numbers when at most that fraction of it differs; an output whose gate has a ``least_cosine``, when
+its cosine over all batches is no smaller, and the root of its mean squared difference, over the
+gate's ``spread``, is at most its ``spread_tolerance``. The spread is that of all samples that the
+model was compiled with: the few here may vary less. With ``channel/<name>`` no channel may be off
+by more than that, and no largest entry elsewhere that it does not explain; bundles made before have
+none.
 """
 
 from __future__ import annotations
@@ -34,7 +39,13 @@ from typing import Any
 import numpy as np
 
 from tokexport.runtimes.base import Array, Runner
-from tokexport.runtimes.comparison import Comparison, compare, over_all_failure, relative_error
+from tokexport.runtimes.comparison import (
+    Channels,
+    Comparison,
+    compare,
+    relative_error,
+    unexplained_top1,
+)
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.manifest import (
@@ -44,13 +55,22 @@ from tokexport.runtimes.manifest import (
     TensorSpec,
     read_manifest,
 )
-from tokexport.runtimes.neighbourhoods import Neighbourhoods, Noise, Worst, as_samples, worst
+from tokexport.runtimes.neighbourhoods import (
+    Neighbourhoods,
+    Noise,
+    Worst,
+    as_samples,
+    limits,
+    worst,
+)
 
 REFERENCE_NAME = "reference.npz"
 #: What a gate of an output holds one of.
 _GATES = {"local_tolerance", "relative_tolerance", "least_cosine"}
-#: What the spread of a whole output is called among those along its axes.
-WHOLE = "whole"
+#: What it holds where it asks for what rounding explains.
+_OF_NOISE = {"local_tolerance", "top1_tolerance"}
+#: What is kept of channels for the place of a largest entry.
+TOP1 = "top1"
 #: What a value is computed in, by the precision of a bundle.
 _COMPUTED_IN = {"fp16": "float16", "bf16": "bfloat16"}
 
@@ -148,7 +168,8 @@ class _Reference:
     batches: int
     steady: Array | None
     noise: dict[str, Noise]
-    spreads: dict[str, dict[int, Array]]
+    scales: dict[str, Array]
+    channels: dict[str, Channels]
     samples: int
 
     def compared(self, output: Array) -> Array:
@@ -157,12 +178,17 @@ class _Reference:
             return output
         return output[self.steady]
 
+    def by_sample(self, output: Array) -> Array:
+        """Returns the samples of an output (batches, …) that are compared, (samples, …)."""
+        compared = self.compared(output)
+        return compared if compared is not output else as_samples(output, self.samples)
+
     def allowed(self, name: str, floor: float, computed_in: str) -> Array:
         """Returns how far every value of an output (batches, …) may be off."""
-        output, noise = self.outputs[name], self.noise[name]
-        flat = as_samples(output, len(noise.share) // self.batches)
-        found: Array = Neighbourhoods(flat).allowed(noise, floor, computed_in)
-        return found.reshape(output.shape)
+        noise = self.noise[name]
+        samples = len(noise.share) // self.batches
+        scale = self.scales.get(name)
+        return limits(self.outputs[name], noise, floor, computed_in, samples, scale)
 
 
 def _judge(name: str, reference: _Reference, found: Array, manifest: Manifest) -> OutputResult:
@@ -177,15 +203,17 @@ def _judge(name: str, reference: _Reference, found: Array, manifest: Manifest) -
     spread_error, spread_tolerance = None, gate.get("spread_tolerance")
     if spread_tolerance is not None and "spread" in gate:
         spread_error = relative_error(comparison.rms, gate["spread"])
-    most = None
+    most, failure = None, ""
+    computed_in = _COMPUTED_IN.get(manifest.precision, "float32")
     if "local_tolerance" in gate:
-        computed_in = _COMPUTED_IN.get(manifest.precision, "float32")
         allowed = reference.allowed(name, gate["local_tolerance"], computed_in)
         most = worst(one, other, reference.compared(allowed))
-    failure = ""
-    if name in reference.spreads and spread_tolerance is not None:
-        failure = over_all_failure(
-            one, other, reference.samples, reference.spreads[name], gate["spread"], spread_tolerance
+    if "top1_tolerance" in gate:
+        explained = reference.allowed(name, gate["top1_tolerance"], computed_in)
+        failure = unexplained_top1(one, other, reference.compared(explained))
+    if name in reference.channels and spread_tolerance is not None:
+        failure = reference.channels[name].failure(
+            reference.by_sample(wanted), reference.by_sample(found)
         )
     passed = (
         not failure
@@ -239,28 +267,33 @@ def _read_reference(bundle: Path, manifest: Manifest) -> _Reference:
     noise = {
         spec.name: _noise(path, arrays, spec.name, outputs[spec.name])
         for spec in manifest.outputs
-        if "local_tolerance" in manifest.gates.get(spec.name, {})
+        if _OF_NOISE & manifest.gates.get(spec.name, {}).keys()
     }
-    spreads = {
-        spec.name: _spreads(path, arrays, spec.name, as_samples(outputs[spec.name], samples))
+    scales = {
+        name: _of_samples(path, arrays, name, "scale", own.share.size)
+        for name, own in noise.items()
+        if f"noise/{name}/scale" in arrays
+    }
+    channels = {
+        spec.name: _channels(path, arrays, spec.name, as_samples(outputs[spec.name], samples))
         for spec in manifest.outputs
-        if f"spread/{spec.name}/{WHOLE}" in arrays
+        if f"channel/{spec.name}/{TOP1}" in arrays
     }
-    return _Reference(inputs, outputs, count, steady, noise, spreads, samples)
+    return _Reference(inputs, outputs, count, steady, noise, scales, channels, samples)
 
 
-def _spreads(path: Path, arrays: dict[str, Any], name: str, flat: Array) -> dict[int, Array]:
-    """Returns how much an output (samples, …) varies along its axes, of those that say."""
-    found = {}
-    for axis in range(1, flat.ndim):
-        own = arrays.get(f"spread/{name}/{axis}")
-        if own is None:
-            continue
-        fits = own.shape == (flat.shape[axis],) and own.dtype.kind == "f"
-        if not fits or not np.isfinite(own).all():
-            raise _bad_reference(path, f"spread/{name}/{axis} does not fit the output")
-        found[axis] = own
-    return found
+def _channels(path: Path, arrays: dict[str, Any], name: str, flat: Array) -> Channels:
+    """Returns how far the channels of an output (samples, …) may be off."""
+    sizes = {axis: size for axis, size in enumerate(flat.shape) if axis and size > 1}
+
+    def part(key: int | str, size: int) -> Array:
+        own: Array | None = arrays.get(f"channel/{name}/{key}")
+        if own is None or own.shape != (size,) or own.dtype.kind != "f" or np.isnan(own).any():
+            raise _bad_reference(path, f"channel/{name}/{key} does not fit the output")
+        return own
+
+    allowed = {axis: part(axis, size) for axis, size in sizes.items()}
+    return Channels(allowed, part(TOP1, flat.shape[-1] if flat.ndim > 1 else 1))
 
 
 def _noise(path: Path, arrays: dict[str, Any], name: str, output: Array) -> Noise:
@@ -276,7 +309,18 @@ def _noise(path: Path, arrays: dict[str, Any], name: str, output: Array) -> Nois
         if found is None or not fits or found.dtype.kind != "f" or len(flat) != share.size:
             raise _bad_reference(path, f"noise/{name}/{position} does not fit the output")
         by_axis.append(found.reshape(share.size, -1).astype(np.float64))
-    return Noise(tuple(by_axis), share.reshape(-1).astype(np.float64))
+    fills = np.zeros(share.size)  # in bundles made before
+    if f"noise/{name}/fills" in arrays:
+        fills = _of_samples(path, arrays, name, "fills", share.size)
+    return Noise(tuple(by_axis), share.reshape(-1).astype(np.float64), fills)
+
+
+def _of_samples(path: Path, arrays: dict[str, Any], name: str, part: str, size: int) -> Array:
+    """Returns a number for each sample of what rounding explains of an output."""
+    found: Array = arrays[f"noise/{name}/{part}"]
+    if found.size != size or found.dtype.kind != "f":
+        raise _bad_reference(path, f"noise/{name}/{part} does not fit the output")
+    return found.reshape(-1).astype(np.float64)
 
 
 def _take(

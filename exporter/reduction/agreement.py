@@ -18,7 +18,7 @@ import numpy as np
 
 from tokexport.exporter.inputs import Batches
 from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import fills
+from tokexport.runtimes.scales import fills
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ def _noise_of(wanted: Array, moved: Array) -> Noise:
     noise = around.noise(np.where(np.isfinite(off), off, 0.0)).times(ROUNDING_FACTOR)
     most = (PROVES_NOTHING * scale for scale in around.scales)
     by_axis = tuple(np.minimum(one, two) for one, two in zip(noise.by_axis, most, strict=True))
-    return Noise(by_axis, np.minimum(noise.share, PROVES_NOTHING))
+    alone = (np.minimum(one, PROVES_NOTHING) for one in (noise.share, noise.fills))
+    return Noise(by_axis, *alone)
 
 
 def _share(wanted: Array, found: Array, allowed: Array) -> float:

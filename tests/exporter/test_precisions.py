@@ -175,8 +175,9 @@ def test_a_broken_quantisation_fails_and_says_what_to_do(
 def test_the_share_of_right_answers_is_a_gate_of_its_own(
     broken: tuple[DigitsViT, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokexport.exporter.gates.LEAST_COSINE", -1.0)
-    monkeypatch.setattr("tokexport.exporter.gates.SPREAD_TOLERANCE", 100.0)
+    monkeypatch.setattr("tokexport.exporter.default_gates.LEAST_COSINE", -1.0)
+    monkeypatch.setattr("tokexport.exporter.default_gates.SPREAD_TOLERANCE", 100.0)
+    monkeypatch.setattr("tokexport.exporter.channel_gates.CHANNEL_TOLERANCE", 100.0)
     with pytest.raises(GateError, match=r"labelled samples are right, and .* in fp32") as caught:
         compiled(*broken, "ort", tmp_path / "out", "int8")
     assert "and 100.00% in fp32: 0.5%" in caught.value.what

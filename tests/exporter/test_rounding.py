@@ -156,6 +156,38 @@ def test_a_half_type_moves_more_than_float32() -> None:
         assert 0.7 * times < found < 1.4 * times
 
 
+@pytest.mark.parametrize(("name", "least"), [("sigmoid", 1e-8), ("gelu", 1e-7)])
+def test_small_results_of_what_saturates_are_off_by_what_large_ones_are(
+    name: str, least: float
+) -> None:
+    """ONNX Runtime is off by 1e-7 in a sigmoid of 1e-6: it computes 1 and takes the rest."""
+
+    def scores(layer: nn.Module, x: Tensor) -> Tensor:
+        function = {"sigmoid": torch.sigmoid, "gelu": torch.nn.functional.gelu}[name]
+        return function(layer(x) - 12)
+
+    rounding, _, _, _ = measured(scores)
+    (off,) = rounding.by_chance.values()
+    assert least < np.median(off) < 1e-5
+    half, _, _, _ = measured(scores, "bfloat16")
+    (off,) = half.by_half.values()
+    assert np.median(off) < 1e-3
+
+
+def test_int8_is_measured_on_enough_values_of_each_channel() -> None:
+    rounding, outputs, captured, given = measured(lambda layer, x: layer(x).relu())
+    assert rounding.by_int8 == {}
+    found = measure_rounding(captured, given, outputs, range(3), int8=True)
+    ((name, output),) = outputs.items()
+    own = np.abs(found.by_int8[name])
+    assert own.shape == output.shape
+    assert 1e-3 < own.max() / np.abs(output).max() < 5e-2
+    _, outputs, captured, given = measured(lambda layer, x: layer(x).mean(1))
+    ((name, output),) = outputs.items()
+    found = measure_rounding(captured, given, outputs, range(3), int8=True)
+    assert found.by_int8[name].shape == (3 * 3, *output.shape[1:])
+
+
 def test_a_graph_that_float64_cannot_run_is_rounded_in_float32() -> None:
     rounding, outputs, _, _ = measured(as_bits)
     ((name, output),) = outputs.items()

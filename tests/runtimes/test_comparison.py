@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tokexport.runtimes.comparison import (
-    channel_error,
-    channel_spreads,
+    Channels,
     compare,
     spread,
     unexplained_top1,
@@ -234,20 +233,38 @@ def test_a_fill_is_no_part_of_a_spread_nor_of_a_channel() -> None:
     logits = np.random.default_rng(0).standard_normal((40, 10))
     logits[:, 7:] = np.finfo(np.float32).min
     assert 0.8 < spread(logits, 1) < 1.2
-    spreads = channel_spreads(logits)
-    assert spreads[1][:7] == pytest.approx(np.ones(7), abs=0.4)
-    swapped = logits.copy()
-    swapped[:, [0, 1]] = logits[:, [1, 0]]
-    assert channel_error(logits, logits, spreads, 1.0, 1.0) == ""
-    assert "at index" in channel_error(logits, swapped, spreads, 1.0, 1.0)
+    channels = Channels({1: np.full(10, 0.1)}, np.zeros(10))
+    assert channels.failure(logits, logits) == ""
+    off = logits.copy()
+    off[:, 3] += 0.11  # and a tenth more is allowed, of 40 values
+    assert channels.failure(logits, off) == ""
+    off[:, 3] += 0.02
+    assert "at index 3 of axis 1, and 1.16e-01 is allowed" in channels.failure(logits, off)
 
 
-def test_a_quiet_channel_is_held_to_half_of_what_the_output_varies() -> None:
-    logits = np.random.default_rng(0).standard_normal((40, 10))
-    logits[:, 4] *= 1e-3
-    off = logits + 0.2 * np.random.default_rng(1).standard_normal(logits.shape)
-    whole = spread(logits, 1)
-    assert channel_error(logits, off, channel_spreads(logits), whole, 1.0) == ""
+def test_a_channel_is_held_to_what_is_allowed_for_it_on_every_axis() -> None:
+    tokens = np.random.default_rng(0).standard_normal((4, 30, 6))
+    allowed = {1: np.full(30, 1.0), 2: np.array([1.0, 1.0, 1e-3, 1.0, 1.0, 0.0])}
+    channels = Channels(allowed, np.full(6, 10.0))
+    assert channels.failure(tokens, tokens) == ""
+    for place in ((2, 7, 2), (0, 0, 5), (1, 9, 3)):
+        off = tokens.copy()
+        off[place] += 0.1
+        assert bool(channels.failure(tokens, off)) == (place[2] != 3)
+    off = tokens.copy()
+    off[:, 4] = np.nan
+    assert "of axis 1" in channels.failure(tokens, off)
+
+
+def test_a_largest_entry_moves_as_far_as_its_channels_may_be_off() -> None:
+    scores = np.zeros((200, 3))
+    scores[:, 0], scores[:, 1] = 0.3, 500.0
+    scores[:, 2] = 499.0
+    off = scores.copy()
+    off[0, 1:] = 499.0, 500.0
+    wide, narrow = np.array([1.0, 0.6, 0.6]), np.array([1.0, 0.1, 0.1])
+    assert Channels({1: np.ones(3)}, wide).failure(scores, off) == ""
+    assert "no near-tie" in Channels({1: np.ones(3)}, narrow).failure(scores, off)
 
 
 @pytest.mark.parametrize(("margin", "said"), [(0.01, False), (0.5, True)])

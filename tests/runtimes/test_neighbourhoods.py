@@ -13,9 +13,10 @@ from tokexport.runtimes.neighbourhoods import (
     as_samples,
     differences,
     epsilon,
-    fills,
+    limits,
     worst,
 )
+from tokexport.runtimes.scales import fills
 
 FLOOR = 1e-5
 LOWEST = float(np.finfo(np.float32).min)
@@ -169,6 +170,58 @@ def test_one_number_a_sample_is_held_to_those_of_all_samples() -> None:
     off[7] += np.float32(1e-3)
     assert share(numbers, off) > 1
     assert share(numbers[:, 0], off[:, 0]) > 1
+
+
+def test_one_number_a_sample_may_be_told_the_scale_of_its_kind_of_inputs() -> None:
+    numbers = np.array([1.0, 1e3, 2e3, 1.5e3, 1.2, 0.5])[:, None]
+    noise = Neighbourhoods(numbers).noise(np.zeros(numbers.shape))
+    own, told = (
+        limits(numbers, noise, FLOOR, "float32", 1, scale)[:, 0]
+        for scale in (None, np.array([1.0, 1e3, 1e3, 1e3, 1.0, 1.0]))
+    )
+    assert own[0] > 1e-3
+    np.testing.assert_allclose(told, [1e-5, 1e-2, 2e-2, 1.5e-2, 1.2e-5, 1e-5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("few", [1, 2, 5])
+def test_a_channel_of_mostly_zeros_has_the_scale_of_its_other_values(few: int) -> None:
+    tokens = drawn(2, 40, 12)
+    tokens[:, :, 4:] *= 1e6
+    tokens[:, few:, 3] = 0
+    off = tokens.copy()
+    off[0, 0, 3] *= np.float32(1.1)
+    assert share(tokens, off) > 100
+    assert share(tokens, rounded(tokens)) < 1
+    off = tokens.copy()
+    off[0, -1, 3] = 1e-3
+    assert share(tokens, off) > 10
+
+
+def test_a_value_that_is_small_by_chance_in_a_loud_channel_is_held_to_its_channel() -> None:
+    tokens = drawn(2, 60, 24)
+    tokens[:, :, 5] *= 50
+    tokens[0, 8, 5] = 0.1  # computed from numbers of the size of 50
+    off = tokens.copy()
+    off[0, 8, 5] += np.float32(1e-4)
+    assert share(tokens, off) < 1
+    off[0, 8, 5] += np.float32(5e-3)
+    assert share(tokens, off) > 1
+
+
+def test_what_rounding_does_to_a_repeated_loud_constant_widens_it_and_no_end_of_a_type() -> None:
+    logits = drawn(2, 12)
+    logits[:, 6:9], logits[:, 9:11], logits[:, 11] = 2e6, LOWEST, np.inf
+    off = logits.copy()
+    off[:, 6:9] *= np.float32(1 + 1e-6)
+    assert share(logits, off) > 1
+    moved = np.where(fills(logits) & np.isfinite(logits), 2e-6 * np.abs(logits), 0)
+    noise = Neighbourhoods(logits).noise(moved)
+    assert share(logits, off, noise) < 1
+    off[:, 9:11] *= np.float32(1 - 1e-6)
+    assert share(logits, off, noise) > 1
+    other = logits.copy()
+    other[0, 11], other[0, 0] = other[0, 0], other[0, 11]
+    assert share(logits, other, noise) == np.inf
 
 
 def test_an_output_of_rectified_values_is_held_to_those_that_are_not_zero() -> None:

@@ -242,33 +242,48 @@ def test_a_bundle_of_an_earlier_version_verifies_as_it_is(name: str, tmp_path: P
     assert not verify_bundle(bundle).passed
 
 
-def with_spreads(bundle: Path) -> Path:
-    """Tells how much the logits of a bundle vary, as compile does."""
-    with np.load(bundle / REFERENCE_NAME) as archive:
-        logits = archive["outputs/logits"].reshape(-1, 5)
-    deviation = logits - logits.mean(axis=0)
-    whole = float(np.sqrt(np.square(deviation).mean()))
-    along = np.sqrt(np.square(deviation).mean(axis=0))
-    rewrite_reference(bundle, spread__logits__whole=np.array([whole]), spread__logits__1=along)
-    return with_spread(bundle, whole, 0.9)
-
-
-def test_a_channel_is_held_to_its_own_spread_where_the_bundle_tells_it(
-    make_bundle: BundleMaker,
-) -> None:
-    bundle = with_spreads(make_bundle())
+def test_a_channel_is_held_to_what_the_bundle_allows_for_it(make_bundle: BundleMaker) -> None:
+    bundle = with_spread(make_bundle(), 1.0, 0.9)
+    allowed = np.array([1.0, 1.0, 1e-3, 1.0, 1.0])
+    rewrite_reference(bundle, channel__logits__1=allowed, channel__logits__top1=np.full(5, 10.0))
     assert verify_bundle(bundle).passed
     with np.load(bundle / REFERENCE_NAME) as archive:
-        logits, along = archive["outputs/logits"], archive["spread/logits/1"]
-        whole = archive["spread/logits/whole"][0]
-    channel = int(np.argmin(along))
-    logits[..., channel] += 1.05 * max(along[channel], whole / 2)
+        logits = archive["outputs/logits"]
+    logits[..., 2] += 2e-3
     rewrite_reference(bundle, outputs__logits=logits)
     found = verify_bundle(bundle).outputs[0]
     assert found.comparison.cosine > 0.9
-    assert found.spread_error is not None
-    assert found.spread_error < 0.5
     assert not found.passed
-    assert f"of the spread it has at index {channel} of axis 1" in found.failure
-    rewrite_reference(bundle, spread__logits__whole=None, spread__logits__1=None)
+    assert "at index 2 of axis 1" in found.failure
+    # Also where the bundle says which samples are compared, as many as there are classes.
+    rewrite_reference(bundle, steady=np.ones((3, 2), bool))
+    assert "at index 2 of axis 1" in verify_bundle(bundle).outputs[0].failure
+    rewrite_reference(bundle, channel__logits__1=np.ones(4))
+    with pytest.raises(BundleError, match="channel/logits/1 does not fit"):
+        verify_bundle(bundle)
+    rewrite_reference(bundle, channel__logits__1=None, channel__logits__top1=None)
     assert verify_bundle(bundle).passed  # one made before
+
+
+def test_a_largest_entry_is_held_beside_an_absolute_tolerance(make_bundle: BundleMaker) -> None:
+    label = {"relative_tolerance": 0.0}
+    wide = {"relative_tolerance": 10.0, "scale": 1.0}
+    bundle = make_bundle(gates={"logits": wide | {"top1_tolerance": 1e-5}, "label": label})
+    explained = {"noise__logits__share": np.zeros((3, 2), np.float32)}
+    explained["noise__logits__0"] = np.zeros((3, 2, 1), np.float32)
+    rewrite_reference(bundle, **explained)
+    assert verify_bundle(bundle).passed
+    with np.load(bundle / REFERENCE_NAME) as archive:
+        logits = archive["outputs/logits"].copy()
+    logits[1, 0] = np.roll(logits[1, 0], 1)
+    rewrite_reference(bundle, outputs__logits=logits)
+    found = verify_bundle(bundle).outputs[0]
+    assert not found.passed
+    assert "no near-tie" in found.failure
+    rewrite_reference(bundle, noise__logits__share=None)
+    with pytest.raises(BundleError, match="what rounding does to logits"):
+        verify_bundle(bundle)
+    manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+    del manifest["gates"]["logits"]["top1_tolerance"]
+    (bundle / MANIFEST_NAME).write_text(json.dumps(manifest))
+    assert verify_bundle(bundle).passed  # one made before tells nothing of it
