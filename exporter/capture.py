@@ -21,6 +21,7 @@ from tokexport.exporter.errors import (
     ModelNotSupportedError,
 )
 from tokexport.exporter.fixed_counts import FixedCounts
+from tokexport.exporter.known_values import KnownValues
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.nested_tensors import Nest, Template, filled, places, template
 from tokexport.exporter.outputs import Constant, flatten, refuse_empty
@@ -236,7 +237,7 @@ def capture_padded(
     """Captures as ``capture`` does, and returns the choices that were padded too."""
     with evaluation(model), torch.no_grad(), torch_warnings_silenced(), torch_log_silenced():
         try:
-            with SomeRows(), FixedCounts():
+            with SomeRows(), FixedCounts(), KnownValues(model):
                 traced = torch.export.export(model, tuple(example), strict=False)
             program: ExportedProgram = traced.run_decompositions({})
             put_lines(program, traced)

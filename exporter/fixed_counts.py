@@ -24,15 +24,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from tokexport.exporter.in_place import changed_by
 from tokexport.exporter.index_sets import Constant, Fact, Mask
 from tokexport.exporter.mask_facts import RULES
 
-#: Functions whose name says nothing of what they change.
-_IN_PLACE: Final = frozenset({"setitem", "set"})
 #: Other names of functions that have a rule.
 _ALSO: Final = {"bitwise_and": "and", "bitwise_or": "or", "bitwise_xor": "xor"} | {
     "bitwise_not": "invert"
 }
+#: What Python calls with an i before it where it assigns.
+_ASSIGNED: Final = frozenset({"and", "or", "xor", "add", "sub", "mul"})
 #: Functions that turn a tensor of one number into a Python number.
 _NUMBERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "item": lambda value: value,
@@ -65,13 +66,12 @@ class FixedCounts(TorchFunctionMode):
         found = self._instead(func, name, args, kwargs)
         if found is not NotImplemented:
             return found
-        changes = name in _IN_PLACE or name.endswith("_") or "out" in kwargs
-        fact = self._follow(name.removesuffix("_"), args, kwargs)
+        fact = self._follow(name, args, kwargs)
         found = func(*args, **kwargs)
-        if changes:
-            changed = args[0] if args else None
-            self._forget(kwargs.get("out", changed))
-            self._note(changed, None if "out" in kwargs else fact)
+        changed = changed_by(func, args, kwargs)
+        if changed is not None:
+            self._forget(changed)
+            self._note(changed, None if "out" in kwargs or isinstance(fact, Mapping) else fact)
         elif isinstance(fact, Mapping):
             for place, one in fact.items():
                 self._note(found[place], one)
@@ -99,12 +99,8 @@ class FixedCounts(TorchFunctionMode):
         if isinstance(value, Tensor) and fact is not None:
             self._facts[value] = fact
 
-    def _forget(self, changed: Any) -> None:
+    def _forget(self, changed: Tensor) -> None:
         """Forgets what was known of a tensor, and of what shares its numbers."""
-        if not isinstance(changed, Tensor):
-            self._facts.clear()
-            self._places.clear()
-            return
         with torch._C.DisableTorchFunction():
             storage = changed.untyped_storage()._cdata
             for table in (self._facts, self._places):
@@ -240,14 +236,13 @@ _KEYWORDS: Final = {"axis": "dim", "self": "input"}
 
 
 def _name_of(func: Any) -> str:
-    """Returns the name of a function without the marks of a method or an overload."""
+    """Returns the name of a function without the marks of a method, an overload, or in place."""
     name = str(getattr(func, "__name__", "")).partition(".")[0]
     if name.startswith("__") and name.endswith("__"):
         name = name[2:-2]
-        if name[:1] == "i" and name[1:] in ("and", "or", "xor", "add", "sub", "mul"):
-            name = f"{name[1:]}_"
-    ending = "_" if name.endswith("_") else ""
-    return _ALSO.get(name.removesuffix("_"), name.removesuffix("_")) + ending
+        name = name.removeprefix("i") if name.removeprefix("i") in _ASSIGNED else name
+    name = name.removesuffix("_")
+    return _ALSO.get(name, name)
 
 
 def _positions(mask: Tensor, fact: Mask) -> Tensor:

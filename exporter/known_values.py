@@ -1,0 +1,256 @@
+"""Reads numbers, while a model is traced, from tensors that no input reaches.
+
+A tracer gives values no numbers: ``grid.tolist()``, ``int(mask.sum())`` or ``x[mask]`` on a buffer
+stop it, although what they give never changes. Here every value that is computed from buffers,
+parameters and Python numbers alone is computed beside the trace, and what asks for its numbers gets
+them::
+
+    split(x, grid.prod(-1).tolist())    split(x, [8, 8])
+    x[:, mask]                          x[:, positions], which are a constant
+    if mask.sum() == n:                 the branch that it is
+
+What draws random numbers has no such value, and none is kept of what is large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from tokexport.exporter.in_place import changed_by
+
+#: Values of more numbers are not computed beside the trace.
+LARGEST: Final = 1 << 20
+#: What asks a tensor for its numbers.
+_READERS: Final[Mapping[str, Callable[[Tensor], Any]]] = {
+    "item": Tensor.item,
+    "tolist": Tensor.tolist,
+    "numpy": lambda value: value.numpy().copy(),
+    "__array__": lambda value: value.numpy().copy(),
+    "__int__": int,
+    "__float__": float,
+    "__bool__": bool,
+    "__index__": lambda value: value.__index__(),
+}
+#: What gives as many results as the numbers say: of known ones, a known number.
+_COUNTING: Final = frozenset(
+    name
+    for line in (
+        "nonzero argwhere where masked_select __getitem__ unique _unique2 unique_consecutive",
+        "repeat_interleave bincount",
+    )
+    for name in line.split()
+)
+#: What takes numbers, which may come as tensors of one.
+_OF_NUMBERS: Final = frozenset({"arange", "linspace", "range", "full", "zeros", "ones", "narrow"})
+
+
+class KnownValues(TorchFunctionMode):
+    """Follows values that no input reaches, and answers what reads their numbers.
+
+    Args:
+        model: The model; its parameters and buffers are known.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+        self._tensors = dict(_tensors(model))
+        self._names: dict[int, str] = {}
+        self._values: Any = WeakTensorKeyDictionary()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Calls a function, and computes what it gives beside the trace where that is known."""
+        name = str(getattr(func, "__name__", "")).partition(".")[0]
+        kwargs = dict(kwargs or {})
+        tensors = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        if any(isinstance(one, FakeTensor) for one in tensors):
+            answer = self._answer(func, name, args, kwargs)
+            if answer is not NotImplemented:
+                return answer
+        found = func(*args, **kwargs)
+        changed = changed_by(func, args, kwargs)
+        if changed is not None:
+            self._change(changed, func, args, kwargs)
+        elif any(isinstance(one, FakeTensor) for one in pytree.tree_leaves(found)):
+            given = self._given((args, kwargs))
+            self._note(found, None if given is None else _computed(func, *given))
+        return found
+
+    def _answer(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Returns what is known of a call that asks for numbers; NotImplemented for others."""
+        if name in _READERS:
+            value = self._value(args[0])
+            return NotImplemented if value is None else _apart(_READERS[name], value)
+        if name in _OF_NUMBERS:
+            args, kwargs = pytree.tree_map(self._number, (args, kwargs))
+            return func(*args, **kwargs)
+        if name == "__setitem__":
+            return self._set(*args)
+        if name not in _COUNTING:
+            return NotImplemented
+        key = self._positions(args[1]) if name == "__getitem__" else None
+        given = self._given((args, kwargs))
+        if given is not None and (key is not None or name != "__getitem__"):
+            return self._constant(_computed(func, *given))
+        if name == "__getitem__":
+            return NotImplemented if key is None else args[0][key]
+        if name == "masked_select":
+            return self._select(*args, **kwargs)
+        return self._repeat(*args, **kwargs) if name == "repeat_interleave" else NotImplemented
+
+    def _constant(self, values: Any) -> Any:
+        """Puts known values into the trace, each as a value of its own that may be changed."""
+        if values is NotImplemented:
+            return NotImplemented
+        found = pytree.tree_map(lambda one: one.clone() if _is_tensor(one) else one, values)
+        self._note(found, values)
+        return found
+
+    def _positions(self, key: Any) -> tuple[Any, ...] | None:
+        """Returns a key whose known masks are the positions that they choose; None for no mask."""
+        keys = key if isinstance(key, tuple) else (key,)
+        masks = [
+            isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) for part in keys
+        ]
+        found: list[Any] = []
+        for part, is_mask in zip(keys, masks, strict=True):
+            value = self._value(part) if is_mask else None
+            if is_mask and value is None:
+                return None
+            found += [part] if value is None else _apart(_columns, value)
+        return tuple(found) if any(masks) else None
+
+    def _set(self, x: Tensor, key: Any, value: Any) -> Any:
+        given = self._positions(key) if isinstance(value, Tensor) and value.dim() else None
+        if given is None:
+            return NotImplemented
+        x[given] = value
+        self._change(x, Tensor.__setitem__, (x, key, value), {})
+        return None
+
+    def _select(self, input: Tensor, mask: Any) -> Any:
+        value = self._value(mask)
+        if value is None:
+            return NotImplemented
+        shape = torch.broadcast_shapes(input.shape, mask.shape)
+        return input.expand(shape)[tuple(_apart(lambda one: _columns(one.expand(shape)), value))]
+
+    def _repeat(self, input: Tensor, repeats: Any, dim: int | None = None, **options: Any) -> Any:
+        value = self._value(repeats) if isinstance(repeats, Tensor) else None
+        if value is None or value.dim() != 1:
+            return NotImplemented
+        x, axis = (input.flatten(), 0) if dim is None else (input, dim)
+        return x.index_select(axis, _apart(torch.repeat_interleave, value))
+
+    def _number(self, part: Any) -> Any:
+        value = self._value(part) if isinstance(part, FakeTensor) and not part.dim() else None
+        return part if value is None else _apart(Tensor.item, value)
+
+    def _value(self, tensor: Any) -> Tensor | None:
+        """Returns the numbers of a tensor; None where they are not known."""
+        if not isinstance(tensor, Tensor):
+            return None
+        found: Tensor | None = self._values.get(tensor)
+        if found is not None:
+            return found
+        own: Tensor | None = tensor if type(tensor) in (Tensor, nn.Parameter) else None
+        if isinstance(tensor, FakeTensor):
+            if not self._names:  # while it is traced, the model holds stand-ins of its tensors
+                self._names = {id(one): name for name, one in _tensors(self._model)}
+            own = self._tensors.get(self._names.get(id(tensor), ""))
+        if own is None or own.numel() > LARGEST:
+            return None
+        # A copy: what changes it in the trace must not change the model.
+        copy: Tensor = _apart(lambda: own.detach().clone())
+        self._values[tensor] = copy
+        return copy
+
+    def _given(self, tree: Any) -> Any:
+        """Returns what a call is given with the numbers of its tensors; None where some are not."""
+        leaves, spec = pytree.tree_flatten(tree)
+        known = [self._value(one) if isinstance(one, Tensor) else one for one in leaves]
+        lost = any(
+            v is None and isinstance(one, Tensor) for one, v in zip(leaves, known, strict=True)
+        )
+        return None if lost else pytree.tree_unflatten(known, spec)
+
+    def _note(self, found: Any, values: Any) -> None:
+        own, other = pytree.tree_leaves(found), pytree.tree_leaves(values)
+        if len(own) != len(other):
+            return
+        for tensor, value in zip(own, other, strict=True):
+            fits = isinstance(tensor, FakeTensor) and _is_tensor(value)
+            if fits and tensor.shape == value.shape and value.numel() <= LARGEST:
+                self._values[tensor] = value
+
+    def _change(self, target: Tensor, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Changes a known value as a call changes its tensor, or forgets it."""
+        own = self._value(target)
+        if own is None:
+            return
+        given = self._given((args, kwargs))
+        if given is None or _computed(func, *given) is NotImplemented:
+            self._forget(own)
+
+    def _forget(self, own: Tensor) -> None:
+        """Forgets what shares its numbers with a value."""
+        storage = own.untyped_storage()._cdata
+        for tensor, value in list(self._values.items()):
+            if value.untyped_storage()._cdata == storage:
+                del self._values[tensor]
+                self._tensors.pop(self._names.get(id(tensor), ""), None)
+
+
+class _Settled(TorchDispatchMode):
+    """Refuses what draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operator that gives the same whenever it runs."""
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise RuntimeError("It draws random numbers.")
+        return func(*args, **(kwargs or {}))
+
+
+def _computed(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Returns what a function gives beside the trace; NotImplemented where it fails or draws."""
+    try:
+        return _apart(func, *args, **kwargs)
+    except Exception:  # whatever it is, the call in the trace says it to the person
+        return NotImplemented
+
+
+def _apart(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Runs a function outside of the trace."""
+    with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad(), _Settled():
+        return func(*args, **kwargs)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _columns(mask: Tensor) -> list[Tensor]:
+    return list(mask.nonzero(as_tuple=True))
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
