@@ -52,11 +52,9 @@ class EdgeReport:
         if self.held:
             in_fp32 = f", in fp32 ('{self.step}')" if self.int8 else ""
             yield f"held to {', '.join(self.held)}{in_fp32}"
-        for kind, count in self.tied.items():
-            samples = "a sample" if count == 1 else f"{count} samples"
-            yield (
-                f"on {samples} of {kind} by eager's choices: a near-tie fell the other way there"
-            )
+        if self.tied:
+            kinds = (f"{kind} ({n} sample{'s' * (n != 1)})" for kind, n in self.tied.items())
+            yield f"told eager's choices where near-ties fell the other way: on {', '.join(kinds)}"
         yield from _by_reason("little is proven on", self.weak)
         yield from _by_reason("nothing is proven on", self.unsteady)
         yield from _by_reason("not to", self.not_finite)

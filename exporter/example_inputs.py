@@ -213,7 +213,8 @@ def _numpy_name(name: str, tensor: Tensor) -> str:
 def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> Batches:
     """Adds the example inputs as a batch, unless the model gives NaN on them.
 
-    They are what the person looks at; but many are zeros that only say a shape.
+    They are what the person looks at; but many are zeros that only say a shape. Where nothing was
+    drawn beside them, they are all there is.
 
     Raises:
         ModelNotSupportedError: The model fails on them.
@@ -230,6 +231,9 @@ def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> B
     except ModelNotSupportedError as error:
         error.where = f"They are the example inputs.\n{error.where}"
         raise
+    if all(np.array_equal(drawn.arrays[name][0], example[name][0]) for name in drawn.names):
+        size = drawn.samples // len(drawn)
+        return dataclasses.replace(drawn, arrays=example, samples=size, origin="the example inputs")
     arrays = {name: np.concatenate([drawn.arrays[name], example[name]]) for name in drawn.names}
     return dataclasses.replace(
         drawn,

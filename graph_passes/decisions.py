@@ -206,8 +206,9 @@ class _Teller:
             origins = {part: _source(part) for part in (*results[node].values(), *_scores(node))}
             told: dict[int, str] = {}
             for position, result in results[node].items():
-                readers = [user for user in result.users if user is not self._output]
+                readers = list(result.users)
                 if readers and 0 not in shape_of(result):  # nothing is left to decide
+                    self._names.pop(result, None)  # an output is what is told from here on
                     told[position] = f"told_{len(decisions)}_{position}"
                     sources[told[position]] = origins[result]
                     self._tell(told[position], result, readers)

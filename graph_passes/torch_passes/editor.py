@@ -35,6 +35,8 @@ PARTNERS: Final = "partners"
 
 aten = torch.ops.aten
 
+#: Where the modules are that the person's model is run in.
+_WRAPPERS: Final = f"{Path(__file__).absolute().parents[2] / 'exporter'}{os.sep}"
 #: Where torch's own frames are.
 _TORCH: Final = f"{Path(torch.__file__).parent}{os.sep}"
 
@@ -177,14 +179,17 @@ def innermost_line(trace: str) -> str:
 
 
 def stack_frames(trace: str) -> list[str]:
-    """Returns the frames of a stack trace from the outermost on, each as one line."""
+    """Returns the frames of a stack trace from the outermost on, each as one line.
+
+    Those of the modules that a person's model is run in are left out.
+    """
     lines = [line.strip() for line in trace.strip().splitlines() if line.strip()]
     found = []
     for line, code in zip(lines, [*lines[1:], ""], strict=False):
         if line.startswith('File "'):
             frame = line.removeprefix('File "').replace('", line ', ":", 1)
             found.append(f"{frame}: {code}" if code and not code.startswith('File "') else frame)
-    return found
+    return [frame for frame in found if not frame.startswith(_WRAPPERS)]
 
 
 def own_frames(node: Node) -> list[str]:

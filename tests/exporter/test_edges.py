@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from helpers.near_ties import Nudge
+from models.hard_to_prove import WholeNumbers
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -206,8 +207,8 @@ def test_kinds_that_ties_excuse_are_named_with_their_samples(
     assert edges is not None
     assert {*edges.tied} == {"large values"}
     assert 1 <= edges.tied["large values"] <= 2
-    (line,) = (line for line in edges.lines() if "near-tie" in line)
-    assert "of large values by eager's choices" in line
+    (line,) = (line for line in edges.lines() if "near-ties" in line)
+    assert f"on large values ({edges.tied['large values']} sample" in line
 
 
 @pytest.mark.parametrize(
@@ -315,3 +316,8 @@ def test_example_inputs_that_eager_refuses_are_told(tmp_path: Path) -> None:
     report = compiled(Asks(), {"x": torch.full((2, 6), 20.0)}, tmp_path).report
     assert report.edges is not None
     assert "ValueError" in report.edges.not_finite["large values"]
+
+
+def test_whole_numbers_that_are_the_example_are_counted_once(tmp_path: Path) -> None:
+    report = compiled(WholeNumbers(), {"ids": torch.arange(33).reshape(3, 11)}, tmp_path).report
+    assert (report.inputs, report.samples, report.batches) == ("the example inputs", 3, 1)

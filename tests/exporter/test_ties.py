@@ -103,6 +103,28 @@ def test_a_tie_is_excused_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert verify_bundle(result.bundle).passed
 
 
+class GivesWhatItKeeps(KeepsTheBest):
+    """Returns the positions beside the tokens."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        index = (x[..., 0] * 1.0).topk(KEPT, dim=1).indices
+        return x.gather(1, index[..., None].expand(-1, -1, CHANNELS)) * 2, index
+
+
+def test_an_output_that_is_a_decision_is_excused_by_a_tie_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, model = samples(0.5, 2e-7), GivesWhatItKeeps()
+    result = compile_with(monkeypatch, tmp_path, images, Nudge(1e-6), model=model)
+    ties = result.report.hops[-1].ties
+    assert ties is not None
+    assert ties.batches == (1,)
+    assert verify_bundle(result.bundle).passed
+    monkeypatch.undo()
+    with pytest.raises(ParityError, match="no decision|chooses what is worse|are off by"):
+        compile_with(monkeypatch, tmp_path, images, Nudge(0.6), model=model, force=True)
+
+
 def test_for_ort_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = compile_with(monkeypatch, tmp_path, samples(2e-7, 0.5), Nudge(1e-6), target="ort")
     (artifact,) = (hop for hop in result.report.hops if hop.name == "artifact")
