@@ -7,6 +7,7 @@ it is made from, except in the kinds that are about them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -116,37 +117,63 @@ def _every_other(array: Array) -> Array:
     return by_turns.astype(array.dtype).reshape(array.shape)
 
 
-def tables_of(captured: GraphModule, batches: Batches) -> dict[str, int]:
-    """Returns the size of the smallest table that each input of whole numbers is an index of.
+@dataclass(frozen=True)
+class Table:
+    """What whole numbers are an index of.
+
+    Attributes:
+        size: How many entries it has.
+        from_end: Whether negative numbers count from its end.
+        whole: Whether every number of the input is such an index, and not a part of them.
+    """
+
+    size: int
+    from_end: bool = False
+    whole: bool = True
+
+
+def tables_of(captured: GraphModule, batches: Batches) -> dict[str, list[Table]]:
+    """Returns the tables that each input of whole numbers is an index of, where it is of some.
 
     Args:
         captured: The traced model, unlifted.
         batches: Its inputs.
     """
-    found: dict[str, int] = {}
+    found: dict[str, list[Table]] = {}
     nodes = captured.graph.find_nodes(op="placeholder")
     for name, node in zip(batches.names, nodes, strict=True):
         if batches.arrays[name].dtype.kind not in "iu":
             continue
-        sizes = [*_sizes(node)]
-        if sizes:
-            found[name] = min(sizes)
+        if tables := [*_tables(node)]:
+            found[name] = tables
     return found
 
 
-def _sizes(node: Node) -> Iterator[int]:
-    """Yields the sizes of the tables that a value is an index of, however it gets there."""
+def index_ranges(tables: Mapping[str, Sequence[Table]]) -> dict[str, tuple[int, int]]:
+    """Returns which whole numbers eager takes of inputs that are an index, (lowest, highest)."""
+    found = {}
+    for name, each in tables.items():
+        if whole := [table for table in each if table.whole]:
+            low = max(-table.size if table.from_end else 0 for table in whole)
+            found[name] = low, min(table.size for table in whole) - 1
+    return found
+
+
+def _tables(node: Node) -> Iterator[Table]:
+    """Yields the tables that a value is an index of, however it gets there."""
     for user in node.users:
         if is_call(user, aten.embedding.default) and user.args[1] is node:
-            yield shape_of(operand(user, "weight"))[0]
+            yield Table(shape_of(operand(user, "weight"))[0])
         elif is_call(user, *_PICKS) and user.args[2] is node:
-            yield shape_of(operand(user))[_whole(user.args[1])]
+            yield Table(shape_of(operand(user))[_whole(user.args[1])])
         elif is_call(user, aten.index.Tensor) and isinstance(user.args[1], list | tuple):
             for axis, index in enumerate(user.args[1]):
                 if index is node:
-                    yield shape_of(operand(user))[axis]
+                    yield Table(shape_of(operand(user))[axis], from_end=True)
         elif is_call(user, *_PASSES_ON) and is_tensor(user) and not _is_floating(user):
-            yield from _sizes(user)
+            cuts = is_call(user, aten.slice.Tensor, aten.select.int)
+            for table in _tables(user):
+                yield replace(table, whole=table.whole and not cuts)
 
 
 def _whole(value: object) -> int:

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.edge_inputs import edge_inputs, joined, tables_of
+from tokexport.exporter.edge_inputs import edge_inputs, index_ranges, joined, tables_of
 from tokexport.exporter.edge_int8 import Int8Figures, int8_figures
 from tokexport.exporter.edge_report import EdgeReport
 from tokexport.exporter.errors import ExporterError, listed
@@ -64,7 +64,9 @@ class EdgeProof:
         self._precision, self._narrowed = config.precision, narrowed_hops(config)
         self._first = {name: batches.arrays[name][0] for name in batches.names}
         self._samples = specs[0].shape[0] if specs[0].shape else 1
-        self._tables = tables_of(captured, batches)
+        tables = tables_of(captured, batches)
+        self._index_ranges = index_ranges(tables)
+        self._tables = {name: min(one.size for one in each) for name, each in tables.items()}
         self._reference = reference
         self._not_finite: dict[str, str] = {}
         self._why_not = _why_not(config, cap)
@@ -133,7 +135,8 @@ class EdgeProof:
         reach = self._climb(run)
         return replace(
             report,
-            ranges={name: (one.low, one.high) for name, one in reach.items() if one.why},
+            ranges=self._index_ranges
+            | {name: (one.low, one.high) for name, one in reach.items() if one.why},
             beyond={name: one.why for name, one in reach.items() if one.why},
             unbounded={name: one.high for name, one in reach.items() if not one.why},
         )

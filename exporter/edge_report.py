@@ -26,7 +26,7 @@ class EdgeReport:
         int8: How far the outputs of an artifact in int8 are off there, by output.
         ranges: How far the whole numbers of an input may reach, (lowest, highest) by its name:
             a runner refuses what is beyond.
-        beyond: What happens beyond those, by the input's name.
+        beyond: What happens beyond those that are no index of a table, by the input's name.
         unbounded: How far beyond their tables and types inputs of whole numbers agreed, by name.
         why_not: Why none were tried; '' where some were.
     """
@@ -47,7 +47,7 @@ class EdgeReport:
         """Yields what a person should know, a clause each."""
         if self.why_not:
             yield f"none: {self.why_not}"
-        elif not self.held:
+        elif not (self.held or self.ranges or self.unbounded):
             yield "none: its inputs have no others that it answers"
         if self.held:
             in_fp32 = f", in fp32 ('{self.step}')" if self.int8 else ""
@@ -59,6 +59,9 @@ class EdgeReport:
         yield from _by_reason("nothing is proven on", self.unsteady)
         yield from _by_reason("not to", self.not_finite)
         yield from self._int8_lines()
+        for name, (low, high) in self.ranges.items():
+            if name not in self.beyond:
+                yield f"{name} is an index from {low} to {high}, and a runner refuses others"
         for name, most in self.unbounded.items():
             yield f"whole numbers of {name} agree up to {most}"
 
@@ -81,6 +84,7 @@ class EdgeReport:
             f"Whole numbers of '{name}' work from {low} to {high} only, and a runner refuses "
             f"others: {self.beyond[name]}."
             for name, (low, high) in self.ranges.items()
+            if name in self.beyond
         )
 
 

@@ -23,6 +23,7 @@ from tokexport.exporter.parity import ParityError
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.manifest import TensorSpec, read_manifest
 
 
@@ -321,3 +322,40 @@ def test_example_inputs_that_eager_refuses_are_told(tmp_path: Path) -> None:
 def test_whole_numbers_that_are_the_example_are_counted_once(tmp_path: Path) -> None:
     report = compiled(WholeNumbers(), {"ids": torch.arange(33).reshape(3, 11)}, tmp_path).report
     assert (report.inputs, report.samples, report.batches) == ("the example inputs", 3, 1)
+    assert report.edges is not None
+    (line,) = report.edges.lines()
+    assert line.startswith("whole numbers of ids agree up to ")
+
+
+class Looks(nn.Module):
+    """Looks rows up: by an embedding, from both ends of a table, and by a part of its numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(30, 4)
+        self.register_buffer("rows", torch.randn(7, 4))
+
+    def forward(self, ids: Tensor, turn: Tensor, both: Tensor) -> Tensor:
+        return self.embed(ids) + self.rows[turn] + self.embed(both[:, :3]) + both[:, 3:, None]
+
+
+@pytest.mark.parametrize("target", ["ort", "openvino"])
+def test_a_number_that_is_no_index_is_refused_as_eager_refuses_it(
+    target: str, tmp_path: Path
+) -> None:
+    names = ("ids", "turn")
+    inputs = {name: torch.tensor([[0, 1, 2], [3, 4, 5]]) for name in names}
+    inputs["both"] = torch.tensor([[0, 1, 2, 900], [3, 4, 5, 900]])
+    result = compiled(Looks(), inputs, tmp_path, target)
+    assert read_manifest(result.bundle).input_ranges == {"ids": (0, 29), "turn": (-7, 6)}
+    assert result.report.edges is not None
+    assert "ids is an index from 0 to 29, and a runner refuses others" in [
+        *result.report.edges.lines()
+    ]
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    with tokexport.runtimes.load(result.bundle) as runner:
+        runner.run(arrays | {"turn": arrays["turn"] - 7})
+        for wrong in (arrays["ids"] + 30, arrays["ids"] - 3):
+            with pytest.raises(InputMismatchError, match="Input ids holds"):
+                runner.run(arrays | {"ids": wrong})
