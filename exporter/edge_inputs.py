@@ -23,8 +23,9 @@ from tokexport.runtimes.manifest import TensorSpec
 #: How many times as large, and as small, as a normal input.
 LARGE: Final = 1e3
 TINY: Final = 1e-6
-#: The kinds whose floating values are none that real data have.
-EXTREME: Final = ("zeros", "a constant", "large values", "tiny values")
+_BYTES: Final = "darkest and brightest bytes"
+#: The kinds whose values are none that real data have.
+EXTREME: Final = ("zeros", "a constant", "large values", "tiny values", _BYTES)
 #: What a constant input holds.
 _CONSTANT: Final = 0.5
 #: Where whole numbers stop being exact: in bfloat16, float16, float32, int32, float64, int64.
@@ -79,9 +80,7 @@ def edge_inputs(
                 name: mask(first[name]).astype(first[name].dtype) for name in masks
             }
     if pixels:
-        found["darkest and brightest bytes"] = drawn | {
-            name: 255 * _every_other(first[name]) for name in pixels
-        }
+        found[_BYTES] = drawn | {name: 255 * _every_other(first[name]) for name in pixels}
     if floats or pixels:
         found["another seed"] = drawn
     for kind, change in (

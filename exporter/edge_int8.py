@@ -33,7 +33,7 @@ class Int8Figures:
             spread between samples or kinds; None where the output does not vary, or is of whole
             numbers.
         outside: The kinds on which it is off by more than the gate of the samples allows, as a
-            share of that spread or of the output there, whichever is more.
+            share of that spread or of its size there, whichever is more.
         failure: Why it does not pass, a clause; '' where it does.
     """
 
@@ -67,11 +67,11 @@ def int8_figures(
     ordinary = [row for row, kind in enumerate(kinds) if kind not in EXTREME]
     around = [_spread(part, batch) for part in (samples, wanted[ordinary]) if len(part)]
     varies = max(around, default=0.0)
-    if not varies > FP32_FLOOR * scale_of(wanted):
+    if not varies > FP32_FLOOR * scale_of(samples):
         return Int8Figures()
     outside = {}
     for row, kind in enumerate(kinds):
-        size = max(varies, spread(wanted[row], 1) if wanted[row].ndim else 0.0)
+        size = max(varies, compare(wanted[row], np.zeros_like(wanted[row])).rms)
         share = compare(wanted[row], found[row]).rms / size
         if not share <= SPREAD_TOLERANCE:
             outside[kind] = share

@@ -75,8 +75,9 @@ class EdgeReport:
         for name, one in self.int8.items():
             if one.error is not None:
                 yield f"in int8 '{name}' is off by {one.error:.2f} of its spread on ordinary values"
-            for kind, share in one.outside.items():
-                yield f"in int8 '{name}' answers otherwise on {kind}: off by {share:.2g} of it"
+            if one.outside:
+                by = ", ".join(f"{share:.0%} on {kind}" for kind, share in one.outside.items())
+                yield f"in int8 '{name}' answers otherwise at the ends, off by {by}"
 
     def warnings(self) -> tuple[str, ...]:
         """Says beyond what a runner refuses whole numbers, and why."""

@@ -84,7 +84,7 @@ def half_warning(lines: Sequence[str]) -> tuple[str, ...]:
 def spread_warnings(gates: Mapping[str, Gate]) -> tuple[str, ...]:
     """Says of which outputs, or channels, no sample shows that an artifact reads its inputs."""
     same = tuple(
-        f"Output '{name}' is the same for all samples, so nothing shows that int8 reads its "
+        f"Output '{name}' is the same for all samples, so no sample shows that int8 reads its "
         "inputs: give several different samples with --inputs."
         for name, gate in gates.items()
         if not gate.varies

@@ -26,8 +26,10 @@ from tokexport.runtimes.neighbourhoods import Neighbourhoods, worst
 
 #: How far floating outputs may be off where only the whole numbers are in question.
 _COARSE: Final = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 0.2}
-#: The share of a whole output that int8 may be off by there, or of its whole numbers.
-_INT8: Final = 0.5
+#: The share of a whole output that int8 may be off by there, at least and at most.
+_INT8: Final = 1e-3, 0.5
+#: How many times as much as on the first batch it may be off there.
+_INT8_FACTOR: Final = 4.0
 _OTHERWISE: Final = "the artifact answers otherwise than eager"
 
 #: Runs a step on some batches; gives (batches, …) by output.
@@ -64,6 +66,7 @@ class RangeSearch:
     ) -> None:
         self._model, self._first, self._run = model, dict(first), run
         self._precision = precision
+        self._allowed: dict[str, float] = {}
 
     def of(self, spec: TensorSpec, held: Sequence[Array]) -> Reach:
         """Returns how far an input may reach.
@@ -72,6 +75,8 @@ class RangeSearch:
             spec: The input.
             held: Values of it on which the step was held to eager already.
         """
+        if self._precision == "int8" and not self._allowed:
+            self._allowed = self._int8_allowed()
         low, high = int(min(map(np.min, held))), int(max(map(np.max, held)))
         top = int(np.iinfo(spec.dtype).max)
         rungs = sorted({*(rung for rung in RUNGS if rung <= top), min(top, RUNGS[-1])})
@@ -122,8 +127,23 @@ class RangeSearch:
             found = self._run(one)
         except RuntimesError:
             return _OTHERWISE
-        agrees = all(near(wanted[each], found[each], self._precision) for each in wanted)
+        agrees = all(
+            _off(wanted[each], found[each]) <= self._allowed[each]
+            if each in self._allowed
+            else near(wanted[each], found[each], self._precision)
+            for each in wanted
+        )
         return "" if agrees else _OTHERWISE
+
+    def _int8_allowed(self) -> dict[str, float]:
+        """Returns by what share of the whole each output may be off in int8."""
+        one = joined(tuple(self._first), {"first": self._first})
+        wanted = run_reference(self._model, one, twice=False).outputs
+        found, (least, most) = self._run(one), _INT8
+        return {
+            name: min(max(least, _INT8_FACTOR * _off(array, found[name])), most)
+            for name, array in wanted.items()
+        }
 
 
 def _farthest(good: int, bad: int, why: str, why_not: Callable[[int], str]) -> tuple[int, str]:
@@ -147,19 +167,19 @@ def _farthest(good: int, bad: int, why: str, why_not: Callable[[int], str]) -> t
     return good, why
 
 
-def near(wanted: Array, found: Array, precision: str) -> bool:
-    """Tells whether a step answers an output (batches, …) as eager does, up to its precision.
-
-    Floating values are held to the scale around each; those of int8 to the whole output alone.
-    """
+def _off(wanted: Array, found: Array) -> float:
+    """Returns by what share of the whole an output is off, or of its whole numbers."""
     if wanted.shape != found.shape:
-        return False
-    exact = wanted.dtype.kind in "iub"
-    if precision == "int8":
-        apart = compare(wanted, found)
-        size = compare(wanted, np.zeros_like(wanted)).rms
-        return apart.relative <= _INT8 if exact else apart.rms <= _INT8 * size
-    if exact:
+        return np.inf
+    if wanted.dtype.kind in "iub":
+        return compare(wanted, found).relative
+    size = compare(wanted, np.zeros_like(wanted)).rms
+    return compare(wanted, found).rms / (size or 1.0)
+
+
+def near(wanted: Array, found: Array, precision: str) -> bool:
+    """Tells whether outputs (batches, …) are equal, or off by a share of the scale around each."""
+    if wanted.shape != found.shape or wanted.dtype.kind in "iub":
         return np.array_equal(wanted, found)
     around = Neighbourhoods(wanted)
     tolerance = _COARSE.get(precision, _COARSE["fp32"])

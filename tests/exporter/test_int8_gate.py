@@ -197,7 +197,7 @@ def test_samples_that_show_nothing_are_warned_of(images: np.ndarray, tmp_path: P
     logits = expected_of(images)
     assert not gate.varies
     assert gate.spread == pytest.approx(float(logits.std()), rel=1e-4)
-    assert any("nothing shows that int8 reads its inputs" in w for w in result.report.warnings)
+    assert any("no sample shows that int8 reads its inputs" in w for w in result.report.warnings)
     assert verify_bundle(result.bundle).passed
 
 
@@ -313,3 +313,11 @@ def test_the_bundle_carries_as_many_batches_as_the_gate_needs() -> None:
     gate, few = proof.gates_of("artifact")["y"], [0, 50, 100, 150]
     assert not gate.judge(proof.expected["y"][rows], found["y"][rows], rows).failure
     assert gate.judge(proof.expected["y"][few], found["y"][few], few).failure
+
+
+def test_a_batch_of_as_many_tokens_as_samples_is_judged() -> None:
+    values = np.random.default_rng(0).standard_normal((4, 3, 3, 16)).astype(np.float32)
+    gates = set_gates({"y": values}, exact(values, 3), "int8", None, batch=3)
+    proof = Proof({"y": values}, gates, samples=3)
+    assert proof.within("artifact", {"y": values}, range(4)) == [True] * 4
+    assert proof.within("artifact", {"y": -values[1:2]}, [1]) == [False]
