@@ -209,16 +209,17 @@ STATES = {
 
 #: What explains the plants of a state.
 NOTES = {
-    "excused": "Equal scores come in another order: those that a mask fills with one number. "
-    "Eager's own top-k has no order for them, so any is taken for right, and the report says so.",
+    "excused": "Equal scores come in another order where torch's own top-k has none for them, so "
+    "any is taken for right, and the report says so. Where the model asks for one, by a stable "
+    "sort or an arg-max, it is held to it.",
     "refused": "An argument of a kernel that is one more asks for rows that are not there, or "
     "gives another shape than the model says; the runtime checks both.",
     "equivalent": "An effect of 0 is that of a value that is compared, and not so closely: a "
     "factor on a metric goes in the norm of its cosine, a score may be off where no choice turns. "
     "Or nothing behind it reads that row or channel. An order among equals does nothing where no "
-    "two scores are equal; where they are, torch's own top-k has no order to be held to, and the "
-    "report of a compile tells the tie. All others lie between what rounding does and what it is "
-    "allowed.",
+    "two scores are equal, which is what most models make of any input: positions tell equal "
+    "patches apart. Where a mask fills scores with one number, it is caught. All others lie "
+    "between what rounding does and what it is allowed.",
 }
 
 

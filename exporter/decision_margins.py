@@ -1,29 +1,35 @@
 """Says of a decision that fell differently whether rounding explains it.
 
-A decision is about scores. Eager decided on its scores s, a later step on its own s', which differ
-by rounding: ε = max |s' - s|. What the step chose is at most 2ε worse by eager's scores than what
-eager chose, whatever the decision: an order, an arg-max, a match. A comparison a > b falls
-differently only where |a - b| is at most the sum of both errors. So a choice beyond that is wrong,
-and so are scores that are off by more than the gate allows.
+Eager decided on its scores s, a later step on its own s', which differ by rounding. A decision that
+fell differently is a tie where both of this holds, and an error elsewhere:
 
-How near a decision is to a tie is told by eager's scores alone: the smallest step between what it
-chose and the next best thing it could have chosen. A step beyond 2ε cannot fall the other way.
+* every score is eager's, within what its own neighbourhood allows (``held_scores``);
+* the step decided right on its own scores: of two that it put in order none is worse than what
+  comes behind it, and of two that are equal the lower index comes first where the decision says so.
+
+Then two scores change places only where |sᵢ - sⱼ| ≤ |s'ᵢ - sᵢ| + |s'ⱼ - sⱼ|: by their own errors,
+whatever others are off by. A kernel that computes scores and decides in one may have decided on
+others than it shows; there each may be worse by what rounding does to these two.
+
+How near eager's decision is to a tie is told by eager's scores: some score that it chose, and some
+that it did not, are no farther apart than the sum of what both are off by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from tokexport.graph_passes.decisions import Decision, DecisionKind
+from tokexport.exporter.held_scores import HeldScores, share
+from tokexport.graph_passes.decision_kinds import Decision, DecisionKind
 from tokexport.runtimes.base import Array
-from tokexport.runtimes.scales import fills
 
-#: What a mask puts in the place of scores is this large, and a fill beside all others.
-LEAST_FILL: Final = 1e3
+_NO_CHOICE: Final = "names a row that is not there, or one twice"
+_NOT_IN_ORDER: Final = "gives the rows that stay in another order than theirs"
+_UNSTABLE: Final = "takes equal scores in another order than that of their places"
 
 
 @dataclass(frozen=True)
@@ -32,150 +38,330 @@ class Fall:
 
     Attributes:
         flips: How many positions or truth values differ.
-        margin: How much worse the step's choice is by eager's scores, as a share of their scale;
-            infinite where it is no choice at all, such as a row taken twice.
-        noise: The largest difference of the step's scores from eager's, as a share of their scale.
-        edge: How far eager's choice is from the nearest other one, by its own scores, as a share of
-            their scale; infinite where there is no other.
-        scale: The largest of eager's scores without fills; 1 where that is 0.
+        margin: How much worse the step's choice is by eager's scores, as a share of the scale
+            around them; infinite where it is no choice at all, such as a row taken twice.
+        noise: The largest difference of the step's scores from eager's, as such a share.
+        edge: How far eager's choice is from the nearest other one, by its own scores, as such a
+            share; infinite where there is no other.
+        is_near: Whether scores that are off as the step's are could have made another choice.
+        why_not: Why rounding does not explain how the step decided, a clause; '' where it does.
     """
 
     flips: int
     margin: float
     noise: float
     edge: float
-    scale: float = field(default=1.0, compare=False)
-
-    def is_tie(self, tolerance: float) -> bool:
-        """Tells whether rounding, within the tolerance that arithmetic has, explains the flips."""
-        return self.noise <= tolerance and self.margin <= 2 * self.noise
+    is_near: bool
+    why_not: str = ""
 
     @property
-    def is_near(self) -> bool:
-        """Whether rounding such as the step's could have made another choice."""
-        return self.noise > 0 and self.edge <= 2 * self.noise
+    def is_tie(self) -> bool:
+        """Whether rounding explains the flips, if there are any."""
+        return not self.why_not
 
 
-def held_against(decision: Decision, eager: Mapping[str, Array], step: Mapping[str, Array]) -> Fall:
-    """Compares a step's scores and choices with eager's.
+def held_against(
+    decision: Decision,
+    scores: Sequence[HeldScores],
+    eager: Mapping[str, Array],
+    step: Mapping[str, Array],
+) -> Fall:
+    """Holds what a step decides to its own scores, and these to eager's.
 
     Args:
         decision: The decision.
-        eager: The scores of eager, and what it decided: the values under the names in ``scores``
-            and ``told``.
-        step: The scores of the step and what it would decide: under ``scores`` and ``own``.
+        scores: The values named in its ``scores``.
+        eager: What eager decided: the values under the names in ``told``.
+        step: What the step would decide: under ``own``.
     """
-    scores = [_decided_on(decision, eager[name]) for name in decision.scores]
-    near = [_decided_on(decision, step[name]) for name in decision.scores]
-    scale = max(map(_largest, scores), default=0.0) or 1.0
-    errors = [_distance(one, other) for one, other in zip(scores, near, strict=True)]
-    choices = {
-        position: (eager[name], step[decision.own[position]])
-        for position, name in decision.told.items()
-    }
-    flips = sum(int((one != other).sum()) for one, other in choices.values())
+    own = {position: step[name] for position, name in decision.own.items()}
+    flips = sum(int((eager[n] != own[position]).sum()) for position, n in decision.told.items())
+    noise = max((one.noise for one in scores), default=0.0)
+    parts = _parts(decision, [_decided_on(decision, one) for one in scores], eager, own)
+    if isinstance(parts, str):
+        return Fall(flips, np.inf, noise, np.inf, False, f"it {parts}")
+    too_far = next((one.too_far for one in scores if one.too_far), "")
+    why_not = f"its scores {too_far}" if too_far else ""
+    for part in parts:
+        why_not = why_not or part.wrong()
+    return Fall(
+        flips,
+        max((part.margin() for part in parts), default=0.0),
+        noise,
+        min((part.edge() for part in parts), default=np.inf),
+        any(part.is_near() for part in parts),
+        why_not,
+    )
+
+
+def _decided_on(decision: Decision, scores: HeldScores) -> HeldScores:
+    """Returns scores as a decision reads them: the best is the largest."""
+    if decision.turned:
+        scores = scores.each(lambda array: np.swapaxes(array, -1, -2))
+    return scores.negative() if decision.negative else scores
+
+
+@dataclass(frozen=True)
+class _Ordering:
+    """The best of some rows of scores, in order.
+
+    Attributes:
+        scores: The scores (rows, n).
+        chosen: The positions that the step chose, (rows, count).
+        stable: Whether of equal scores the lower index comes first.
+        as_set: Whether eager could have chosen the same in any order.
+        count: How many are chosen.
+    """
+
+    scores: HeldScores
+    chosen: Array
+    stable: bool
+    as_set: bool = False
+
+    @property
+    def count(self) -> int:
+        return int(self.chosen.shape[1])
+
+    def wrong(self) -> str:
+        """Says how the choice is wrong by the step's own scores; '' where it is right."""
+        step, rounding = self.scores.step, self.scores.rounding
+        worse = self._worse(step + rounding, step - rounding)
+        if worse.size and worse.max() > 0:
+            most = share(worse, self._behind(self.scores.scale))
+            return f"it chooses what is worse by {most:.1e} of the scale of its own scores"
+        if self.stable and self._is_unstable():
+            return f"it {_UNSTABLE}"
+        return ""
+
+    def margin(self) -> float:
+        """How much worse the step's choice is by eager's scores, as a share of their scale."""
+        eager = self.scores.eager
+        return share(self._worse(eager, eager), self._behind(self.scores.scale))
+
+    def edge(self) -> float:
+        """How far eager's choice is from the next, as a share of the scale."""
+        order = _best_first(self.scores.eager)
+        eager, scale = (_at(array, order) for array in (self.scores.eager, self.scores.scale))
+        with np.errstate(invalid="ignore"):
+            steps = eager[:, :-1] - eager[:, 1:]
+        around, cuts = np.minimum(scale[:, :-1], scale[:, 1:]), self._cuts()
+        return _nearest(steps[:, cuts], around[:, cuts])
+
+    def is_near(self) -> bool:
+        """Tells whether what the scores are off by could have made another choice of eager's."""
+        order = _best_first(self.scores.eager)
+        eager, off = (_at(array, order) for array in (self.scores.eager, self.scores.off))
+        with np.errstate(invalid="ignore"):
+            least = np.minimum.accumulate(eager - off, axis=1)[:, :-1]
+            most = np.maximum.accumulate((eager + off)[:, ::-1], axis=1)[:, ::-1][:, 1:]
+            return bool((least < most)[:, self._cuts()].any())
+
+    def _cuts(self) -> slice:
+        """Where an order is cut in two: behind each that is chosen, or behind the last of a set."""
+        return slice(self.count - 1 if self.as_set else 0, self.count)
+
+    def _worse(self, before: Array, behind: Array) -> Array:
+        """Returns by how much each score is better than some that was put before it, (rows, n-1).
+
+        Args:
+            before: The scores as those before it may be seen, (rows, n).
+            behind: The scores as it may be seen.
+        """
+        before = _at(before, self._places()).copy()
+        before[:, self.count :] = np.inf
+        least = np.minimum.accumulate(before, axis=1)[:, :-1]
+        with np.errstate(invalid="ignore"):
+            worse = self._behind(behind) - least
+        return np.where(self._behind(behind) > least, worse, 0.0)
+
+    def _behind(self, array: Array) -> Array:
+        return _at(array, self._places())[:, 1:]
+
+    def _places(self) -> Array:
+        """Returns what the step chose and behind it all others, the best first, (rows, n)."""
+        left: Array = np.ones(self.scores.step.shape, bool)
+        np.put_along_axis(left, self.chosen, False, axis=1)
+        others: Array = np.lexsort((-self.scores.step, ~left))
+        return np.concatenate(
+            [self.chosen, others[:, : self.scores.step.shape[1] - self.count]], axis=1
+        )
+
+    def _is_unstable(self) -> bool:
+        """Tells whether of two equal scores, which rounding does not move, the higher is first."""
+        places = self._places()
+        step, rounding = (_at(array, places) for array in (self.scores.step, self.scores.rounding))
+        equal = (step[:, :-1] == step[:, 1:]) & (rounding[:, :-1] == 0) & (rounding[:, 1:] == 0)
+        turned = equal & (places[:, :-1] > places[:, 1:])
+        return bool(turned[:, : self.count].any())
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Numbers that are compared one by one.
+
+    Attributes:
+        operator: What compares: ``gt``.
+        first: The numbers before the sign.
+        second: Those behind it.
+        chosen: What the step says.
+        flipped: Where eager says otherwise.
+    """
+
+    operator: str
+    first: HeldScores
+    second: HeldScores
+    chosen: Array
+    flipped: Array
+
+    def wrong(self) -> str:
+        """Says how the choice is wrong by the step's own numbers; '' where it is right."""
+        true, false = _may_be(self.operator, *self._seen(self.first), *self._seen(self.second))
+        wrong = np.where(self.chosen, ~true, ~false)
+        if not wrong.any():
+            return ""
+        return f"it takes {int(wrong.sum())} of its own comparisons for what they are not"
+
+    def margin(self) -> float:
+        """The largest distance of two numbers that eager compares otherwise."""
+        return share(np.where(self.flipped, self._apart(), 0.0), self._scale())
+
+    def edge(self) -> float:
+        """The smallest distance of two numbers that eager compares."""
+        return _nearest(self._apart(), self._scale())
+
+    def is_near(self) -> bool:
+        """Tells whether what the numbers are off by could have turned a comparison of eager's."""
+        return bool((self._apart() < self.first.off + self.second.off).any())
+
+    def _seen(self, scores: HeldScores) -> tuple[Array, Array]:
+        return scores.step - scores.rounding, scores.step + scores.rounding
+
+    def _apart(self) -> Array:
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(self.first.eager - self.second.eager)
+        return np.where(self.first.eager == self.second.eager, 0.0, apart)
+
+    def _scale(self) -> Array:
+        return np.minimum(self.first.scale, self.second.scale)
+
+
+def _nearest(steps: Array, scale: Array) -> float:
+    """Returns the smallest step as a share of its scale; between two fills there is no choice."""
+    with np.errstate(invalid="ignore"):
+        found = np.where(np.isfinite(scale), steps / scale, np.inf)
+    return float(np.nan_to_num(found, nan=np.inf, posinf=np.inf).min(initial=np.inf))
+
+
+def _may_be(operator: str, a: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array]:
+    """Tells of numbers in [a, b] and in [c, d] whether a comparison may be true, and may not be."""
+    sure_equal = (a == b) & (c == d) & (a == c)
+    return {
+        "gt": (b > c, a <= d),
+        "ge": (b >= c, a < d),
+        "lt": (a < d, b >= c),
+        "le": (a <= d, b > c),
+        "eq": ((a <= d) & (b >= c), ~sure_equal),
+        "ne": (~sure_equal, (a <= d) & (b >= c)),
+    }[operator]
+
+
+def _parts(
+    decision: Decision,
+    scores: Sequence[HeldScores],
+    eager: Mapping[str, Array],
+    own: Mapping[int, Array],
+) -> Sequence[_Ordering | _Comparison] | str:
+    """Returns what a decision consists of, or says why the step made none."""
     match decision.kind:
         case DecisionKind.COMPARISON:
-            first, second = (*scores, np.zeros(()))[:2]
-            one, other = choices[0]
-            margin, noise = _of_comparison(first, second, one != other), sum(errors) / 2
-            with np.errstate(invalid="ignore"):
-                edge = _nearest(first - second)
+            flipped = eager[decision.told[0]] != own[0]
+            return [_compared(decision, scores, own[0], flipped)]
         case DecisionKind.ORDER:
-            ((one, other),) = choices.values()
-            margin, noise = _of_order(scores[0], one, other, decision.dim), errors[0]
-            count = one.shape[decision.dim] if one.ndim == scores[0].ndim else 1
-            edge = _nearest(_steps(scores[0], count, decision.dim))
+            (chosen,) = own.values()
+            return _ordered(decision, scores[0], chosen)
         case DecisionKind.MATCH:
-            own = [step[decision.own[position]] for position in range(3)]
-            margin, noise = _of_match(scores[0], own, decision.ordered), errors[0]
-            taken = step[decision.own[1]].shape[1]
-            edge = _edge_of_match(scores[0], taken, decision.ordered)
-    return Fall(flips, margin / scale, noise / scale, edge / scale, scale)
+            return _matched(decision, scores[0], [own[position] for position in range(3)])
 
 
-def _decided_on(decision: Decision, scores: Array) -> Array:
-    """Returns scores as a decision reads them, in float64."""
-    scores = scores.astype(np.float64)
-    scores = np.swapaxes(scores, -1, -2) if decision.turned else scores
-    return -scores if decision.negative else scores
+def _compared(
+    decision: Decision, scores: Sequence[HeldScores], chosen: Array, flipped: Array
+) -> _Comparison:
+    number = np.asarray(decision.beside)
+    exact = HeldScores(number, number, np.zeros(()), np.zeros(()), np.asarray(np.inf))
+    first, second = (*scores, exact)[:2]
+    shape = np.broadcast_shapes(first.eager.shape, second.eager.shape)
+    first, second = (
+        one.each(lambda array: np.broadcast_to(array, shape)) for one in (first, second)
+    )
+    return _Comparison(decision.operator.rpartition(".")[2], first, second, chosen, flipped)
 
 
-def _largest(scores: Array) -> float:
-    """Returns the largest score; what a mask puts in the place of scores, such as -1e4, is none."""
-    size = np.abs(scores.reshape(1, -1))
-    return float(size[~fills(size) | (size < LEAST_FILL)].max(initial=0.0))
+def _ordered(decision: Decision, scores: HeldScores, chosen: Array) -> Sequence[_Ordering] | str:
+    dim = decision.dim
+    if dim is None:
+        scores, chosen = scores.each(lambda array: array.reshape(1, -1)), chosen.reshape(1, -1)
+    else:
+        if chosen.ndim < scores.eager.ndim:  # of an arg-max that drops its axis
+            chosen = np.expand_dims(chosen, dim)
+        scores, chosen = scores.each(lambda array: _as_rows(array, dim)), _as_rows(chosen, dim)
+    if not _are_positions(chosen, scores.eager.shape[1]):
+        return _NO_CHOICE
+    return [_Ordering(scores, chosen, decision.stable)]
 
 
-def _distance(one: Array, other: Array) -> float:
-    """Returns the largest difference; equal infinities are no distance apart."""
-    with np.errstate(invalid="ignore"):
-        apart = np.where(one == other, 0.0, np.abs(one - other))
-    return float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max(initial=0.0))
-
-
-def _of_comparison(first: Array, second: Array, flipped: Array) -> float:
-    first, second, flipped = np.broadcast_arrays(first, second, flipped)
-    return _distance(first[flipped], second[flipped])
-
-
-def _of_order(scores: Array, one: Array, other: Array, dim: int) -> float:
-    """Holds the scores in the order one chose to those in the order the other chose."""
-    if one.ndim < scores.ndim:  # of an arg-max that drops its axis
-        one, other = np.expand_dims(one, dim), np.expand_dims(other, dim)
-    if not _are_positions(other, scores.shape[dim], dim):
-        return np.inf
-    first, second = (np.take_along_axis(scores, order, dim) for order in (one, other))
-    return _distance(first, second)
-
-
-def _of_match(scores: Array, own: list[Array], ordered: str) -> float:
-    """Holds a step's match to eager's: its sources, their partners, and the rows that are left."""
+def _matched(
+    decision: Decision, scores: HeldScores, own: Sequence[Array]
+) -> Sequence[_Ordering] | str:
+    """Returns the partners of the rows that merge, and the rows themselves."""
     kept, src, dst = own
     rows = np.concatenate([src, kept], axis=1)
-    if rows.shape[1] != scores.shape[1] or not _are_positions(rows, scores.shape[1], 1):
-        return np.inf
-    if not _are_positions(dst[..., None], scores.shape[2], 2):
-        return np.inf
-    best = scores.max(axis=2)
-    reached = np.take_along_axis(scores, src[:, :, None], 1)
-    reached = np.take_along_axis(reached, dst[:, :, None], 2)[:, :, 0]
-    margin = _distance(np.take_along_axis(best, src, 1), reached)
-    if ordered == "score":
-        return max(margin, _of_order(best, np.argsort(-best, axis=1, kind="stable"), rows, 1))
-    if not (np.diff(kept, axis=1) > 0).all():
-        return np.inf
-    best_of_eager = -np.sort(-best, axis=1)[:, : src.shape[1]]
-    return max(margin, _distance(best_of_eager, np.take_along_axis(best, src, 1)))
+    count, width = scores.eager.shape[1:]
+    if rows.shape[1] != count or not _are_positions(rows, count):
+        return _NO_CHOICE
+    if not _are_positions(dst.reshape(-1, 1), width):
+        return _NO_CHOICE
+    by_index = decision.ordered == "index"
+    if by_index and not (np.diff(kept, axis=1) > 0).all():
+        return _NOT_IN_ORDER
+    partners = scores.each(lambda array: _at(array, src[:, :, None]).reshape(-1, width))
+    best = _best_of_rows(scores)
+    taken = src if by_index else rows
+    return [
+        _Ordering(partners, dst.reshape(-1, 1), decision.stable),
+        _Ordering(best, taken, decision.stable, as_set=by_index),
+    ]
 
 
-def _edge_of_match(scores: Array, taken: int, ordered: str) -> float:
-    """Returns the step to the nearest other match: another partner, or another row that merges."""
-    best = scores.max(axis=2)
-    merged = np.argsort(-best, axis=1, kind="stable")[:, :taken]
-    partners = np.take_along_axis(scores, merged[:, :, None], 1)
-    rows = _steps(best, best.shape[1] if ordered == "score" else taken, 1)
-    if ordered != "score":
-        rows = rows[:, max(taken - 1, 0) :]  # in which order they merge makes no difference
-    return min(_nearest(_steps(partners, 1, 2)), _nearest(rows))
-
-
-def _steps(scores: Array, count: int, dim: int) -> Array:
-    """Returns the steps between the ``count`` best along an axis, and from the last to the next."""
-    best = -np.sort(-scores, axis=dim).take(range(min(count + 1, scores.shape[dim])), axis=dim)
+def _best_of_rows(scores: HeldScores) -> HeldScores:
+    """Returns the best score of every row (B, Na, Nb): (B, Na)."""
+    low, high = (scores.step + sign * scores.rounding for sign in (-1, 1))
+    step = scores.step.max(axis=2)
     with np.errstate(invalid="ignore"):
-        return np.asarray(-np.diff(best, axis=dim))
+        rounding = np.maximum(high.max(axis=2) - step, step - low.max(axis=2))
+    place = scores.eager.argmax(axis=2)[:, :, None]
+    allowed, scale = (_at(array, place)[:, :, 0] for array in (scores.allowed, scores.scale))
+    return HeldScores(scores.eager.max(axis=2), step, allowed, np.nan_to_num(rounding), scale)
 
 
-def _nearest(steps: Array) -> float:
-    """Returns the smallest step; between two that are infinitely bad there is no choice."""
-    return float(np.nan_to_num(np.abs(steps), nan=np.inf, posinf=np.inf).min(initial=np.inf))
+def _as_rows(array: Array, dim: int) -> Array:
+    """Brings an axis to the end and all others into one before it."""
+    moved = np.moveaxis(array, dim, -1)
+    return moved.reshape(-1, moved.shape[-1])
 
 
-def _are_positions(index: Array, size: int, dim: int) -> bool:
-    """Tells whether an index holds positions along an axis, none of them twice."""
+def _best_first(scores: Array) -> Array:
+    return np.argsort(-scores, axis=1, kind="stable")
+
+
+def _at(array: Array, places: Array) -> Array:
+    found: Array = np.take_along_axis(array, places, axis=1)
+    return found
+
+
+def _are_positions(index: Array, size: int) -> bool:
+    """Tells whether every row of an index holds positions, none of them twice."""
     if index.size == 0:
         return True
-    ordered = np.sort(index, axis=dim)
+    ordered = np.sort(index, axis=1)
     inside = ordered.min() >= 0 and ordered.max() < size
-    return bool(inside and (np.diff(ordered, axis=dim) > 0).all())
+    return bool(inside and (np.diff(ordered, axis=1) > 0).all())

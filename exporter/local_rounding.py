@@ -11,13 +11,12 @@ import numpy as np
 from tokexport.exporter.gates import ROUNDING_FACTOR
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.rounding import Rounding
+from tokexport.exporter.score_rounding import few
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.neighbourhoods import Neighbourhoods, Noise, as_samples
 
 #: How many batches of one kind of inputs are measured.
 MEASURED: Final = 4
-#: The largest of fewer differences than this says too little, and counts for more.
-_FEW: Final = 16
 #: What an axis of an output is called, by how many it has in a sample.
 _AXIS_NAMES: Final = {2: ("row", "channel"), 3: ("channel", "line", "column")}
 
@@ -234,21 +233,15 @@ class _Pooled:
             with np.errstate(divide="ignore", invalid="ignore"):
                 count = members.sum(axis=(0, 2))[None] / known_top  # of those as large as it
                 larger = np.maximum(scales / known, top / known_top)
-            most = one.max(axis=0, keepdims=True) * _few(np.nan_to_num(count))
+            most = one.max(axis=0, keepdims=True) * few(np.nan_to_num(count))
             seen = most * np.maximum(np.nan_to_num(larger, posinf=1.0), 1.0)
             by_axis.append(np.where(known > 0, seen, _unseen(most, known, scales)))
         share, fills = (
-            np.full(len(samples), one.max(initial=0.0) * _few(int(np.count_nonzero(where))))
+            np.full(len(samples), one.max(initial=0.0) * few(int(np.count_nonzero(where))))
             for one, where in ((noise.share, some.alone), (noise.fills, some.computed_fills))
         )
         found = Noise(tuple(by_axis), share, fills)
         return found, around.share_of_scale(found)
-
-
-def _few(count: Array | int) -> Array:
-    """Returns how many times the largest of so many differences counts."""
-    found: Array = np.maximum(1.0, (_FEW / np.maximum(count, 1)) ** 0.5)
-    return found
 
 
 def _unseen(most: Array, known: Array, scales: Array) -> Array:

@@ -18,7 +18,8 @@ from tokexport.exporter.gates import (
 )
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.local_rounding import LocalRounding, local_rounding, rows_to_measure
-from tokexport.exporter.rounding import Scores, measure_rounding
+from tokexport.exporter.rounding import measure_rounding
+from tokexport.exporter.score_rounding import Scores
 from tokexport.runtimes.base import Array
 
 #: Where rounding moves most neighbourhoods by more of their scale, any answer would pass.
@@ -77,7 +78,7 @@ def measured_gates(
     """
     rows, half = rows_to_measure(batches), HALF_TYPES.get(precision)
     int8 = precision == "int8" and atol is None
-    rounding = measure_rounding(captured, batches, outputs, rows, half, int8)
+    rounding = measure_rounding(captured, batches, outputs, rows, half, int8, samples)
     by_chance = local_rounding(outputs, rounding, batches, samples, with_float64=False)
     whole = local_rounding(outputs, rounding, batches, samples)
     captured_gates = set_gates(outputs, by_chance, "fp32", atol, batch=samples)
@@ -92,7 +93,8 @@ def measured_gates(
 
 def _times(scores: Scores, factor: float) -> Scores:
     return {
-        name: {row: far * factor for row, far in by_row.items()} for name, by_row in scores.items()
+        name: {row: far.times(factor) for row, far in by_row.items()}
+        for name, by_row in scores.items()
     }
 
 

@@ -13,6 +13,7 @@ Two things are measured on the traced graph, with the decisions that it makes in
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,10 @@ from tokexport.exporter.accumulation import reordered
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.quantised_run import QuantisedRun
 from tokexport.exporter.reference import tensors_of
+from tokexport.exporter.score_rounding import Moved, Scores, moved
 from tokexport.graph_passes.decisions import ToldGraph, show, tell
+from tokexport.graph_passes.torch_passes.distances import Distances
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.neighbourhoods import differences, epsilon
 
@@ -55,8 +59,6 @@ _PARTS_OF_INPUT: Final = frozenset(("gelu", "silu", "mish", "hardswish"))
 _NO_FLOAT64: Final = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
 #: How many values are wanted of each channel, to tell what int8 does to it.
 _INT8_VALUES: Final = 16
-#: How far something moves scores, by the name of the value in the traced graph and by batch.
-Scores = Mapping[str, Mapping[int, float]]
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ class Rounding:
         by_chance: How far rounded results move it, (rows, …) by output.
         by_half: The same where every result is rounded to a half type; empty where none is asked
             for.
-        scores: How far rounded results move the numbers that decisions are about, by the name of
-            the value and the batch.
+        scores: How far rounded results move the numbers that decisions are about.
         half_scores: The same for a half type.
         from_float64: How far eager is from float64, (rows, …) by output; empty where the graph
             does not run in float64.
@@ -95,6 +96,7 @@ def measure_rounding(
     rows: Sequence[int],
     half: str | None = None,
     int8: bool = False,
+    samples: int = 1,
 ) -> Rounding:
     """Runs the traced graph in float64, exactly and with rounded results.
 
@@ -105,17 +107,36 @@ def measure_rounding(
         rows: The batches to run.
         half: A half type whose rounding is measured too: ``float16`` or ``bfloat16``.
         int8: Whether what products of 8 bits do is measured too.
+        samples: How many samples a batch has.
     """
-    told = tell(captured, batches.names, tuple(outputs))
-    measuring = _Measuring(captured, told, batches, outputs, rows, half, int8)
+    spelled = _with_distances_spelled(captured)
+    told = tell(spelled, batches.names, tuple(outputs))
+    measuring = _Measuring(captured, told, batches, outputs, rows, half, int8, samples)
     try:
         return measuring.run(in_float64(told.module), wide=True)
     except _NO_FLOAT64 as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    told = tell(captured, batches.names, tuple(outputs))
-    measuring = _Measuring(captured, told, batches, outputs, rows, half, int8)
+    told = tell(spelled, batches.names, tuple(outputs))
+    measuring = _Measuring(captured, told, batches, outputs, rows, half, int8, samples)
     measured = measuring.run(told.module, wide=False)
     return replace(measured, why_not=f"it does not run in float64: {reason}")
+
+
+def _with_distances_spelled(captured: GraphModule) -> GraphModule:
+    """Returns a copy whose distances are what torch computes: of many rows they round inside."""
+    graph = copy.deepcopy(captured.graph)
+    before = set(graph.nodes)
+    Distances().call(Editor(graph))
+    for node in graph.find_nodes(op="call_function", target=aten.clamp.default):
+        if node not in before:  # √(max(|a|² + |b|² - 2 a·b, 0))
+            (difference,) = node.all_input_nodes
+            node.target, node.args = _square_of, (difference, difference.args[0])
+    return GraphModule(captured, graph)
+
+
+def _square_of(difference: Tensor, size: Tensor) -> Tensor:
+    """Returns the square of a distance: the difference of a sum of squares of that size."""
+    return difference.clamp(0)
 
 
 class _Measuring:
@@ -130,9 +151,10 @@ class _Measuring:
         rows: Sequence[int],
         half: str | None,
         int8: bool,
+        samples: int,
     ) -> None:
         self._int8_runs = _int8_runs(outputs, rows) if int8 else 0
-        self._told, self._batches = told, batches
+        self._told, self._batches, self._samples = told, batches, samples
         self._outputs, self._rows = outputs, tuple(rows)
         own = _rounding_of(told.module)
         self._sizes = {"chance": own}
@@ -154,20 +176,21 @@ class _Measuring:
         """Measures on a graph, in float64 if it is wide."""
         off: dict[str, dict[str, list[Array]]]
         off = {"chance": {}, "half": {}, "float64": {}, "int8": {}}
-        scores: dict[str, dict[str, dict[int, float]]] = {"chance": {}, "half": {}}
+        scores: dict[str, dict[str, dict[int, Moved]]] = {"chance": {}, "half": {}}
         for row in self._rows:
-            exact, moved, quantised, own = self._run_batch(graph, row, wide)
+            exact, rounded, quantised, own = self._run_batch(graph, row, wide)
             for found in quantised:
                 for name, array in self._apart(exact, found).items():
                     off["int8"].setdefault(name, []).append(array)
-            for kind, found in moved.items():
+            for kind, found in rounded.items():
                 for name, array in self._apart(exact, found).items():
                     off[kind].setdefault(name, []).append(array)
                 for name, source in self._scores.items():
-                    scores[kind].setdefault(source, {})[row] = max(
-                        float(_finite(differences(exact[name], near)).max(initial=0.0))
-                        for near in (found[name], own[name])
-                    )
+                    if name not in exact:  # whole numbers come out exactly
+                        continue
+                    pair = (differences(exact[name], near) for near in (found[name], own[name]))
+                    one = moved(exact[name], np.maximum(*map(_finite, pair)), self._samples)
+                    scores[kind].setdefault(source, {})[row] = one
             eager = {name: array[row] for name, array in self._outputs.items()}
             for name, array in self._apart(exact, eager).items():
                 off["float64"].setdefault(name, []).append(array)
@@ -195,7 +218,7 @@ class _Measuring:
         with torch.no_grad(), _default_dtype(torch.float64 if wide else torch.float32):
             given = (*(_doubled(tensors) if wide else tensors), *decisions)
             exact = _named(names, graph(*given))
-            moved = {
+            rounded = {
                 kind: _named(names, _Rounded(graph, sizes, row).run(*given))
                 for kind, sizes in self._sizes.items()
             }
@@ -203,7 +226,7 @@ class _Measuring:
                 _named(names, QuantisedRun(graph, row * self._int8_runs + run).run(*given))
                 for run in range(self._int8_runs)
             ]
-        return exact, moved, quantised, _named([*self._scores], values[len(decisions) :])
+        return exact, rounded, quantised, _named([*self._scores], values[len(decisions) :])
 
     def _apart(self, exact: Mapping[str, Array], found: Mapping[str, Array]) -> dict[str, Array]:
         """Returns how far every floating output is from the exact one."""
@@ -232,7 +255,13 @@ class _Rounded(Interpreter):
         self._random = torch.Generator().manual_seed(seed)
 
     def run_node(self, n: Node) -> Any:
-        """Runs one node and moves its floating results."""
+        """Runs one node and moves its floating results.
+
+        The square of a distance is as far off as it may be, where a draw might take some for exact.
+        """
+        if n.target is _square_of:
+            (difference, scale), _ = self.fetch_args_kwargs_from_env(n)
+            return difference.clamp(0) + self._sizes[n.name] * scale
         result = super().run_node(n)
         size = self._sizes.get(n.name)
         if size is None:

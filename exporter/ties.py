@@ -5,17 +5,20 @@ It is excused on a batch where all of this holds, and on no other, and there on 
 in which a decision falls differently:
 
 * told so, its outputs lie within the gate: its arithmetic is right;
-* the scores it decides on are eager's, within the gate's tolerance;
-* some decision of its own differs from eager's, and none by a margin beyond what that difference of
-  the scores explains (``decision_margins``). In a half precision none needs to differ: told, it
+* each score that it decides on is eager's, within what its own neighbourhood allows, and it decides
+  right on its own scores (``decision_margins``);
+* some decision of its own differs from eager's. In a half precision none needs to differ: told, it
   rounds other numbers than before, and a choice on the edge may fall right. But some choice has to
-  be so near the edge that the difference of its scores could have turned it.
+  be so near the edge that what its own scores are off by could have turned it.
+
+A decision that is made for each sample by itself is judged for each; another speaks for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -23,15 +26,49 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from tokexport.exporter.decision_margins import Fall, held_against
+from tokexport.exporter.gates import HALF_TYPES
+from tokexport.exporter.held_scores import Allowance, hold_scores
 from tokexport.exporter.inputs import Batches
-from tokexport.exporter.parity import Ties, ToldRun
+from tokexport.exporter.parity import Proof, Ties, ToldRun
 from tokexport.exporter.reference import tensors_of
-from tokexport.exporter.rounding import Scores
-from tokexport.graph_passes.decisions import Decision, ToldGraph, show
+from tokexport.exporter.score_rounding import Scores
+from tokexport.graph_passes.decision_kinds import Decision, DecisionKind
+from tokexport.graph_passes.decisions import ToldGraph, show
+from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array
 
 #: Runs a told graph on batches that hold the told inputs too; gives (batches, …) by name.
 RunTold = Callable[[Batches], dict[str, Array]]
+
+
+#: The hops whose decisions read what they show: kernels come in behind them.
+_BEFORE_KERNELS: Final = ("captured", "rewritten", "onnx")
+
+
+def tie_search(
+    captured: GraphModule, batches: Batches, proof: Proof, hop: str, precision: str = "fp32"
+) -> TieSearch:
+    """Returns what tells the ties of a hop from errors.
+
+    Args:
+        captured: The traced model, unlifted, before any pass.
+        batches: All batches that the proof is about.
+        proof: What the hop is held to.
+        hop: The hop.
+        precision: The precision of the hops in a reduced one.
+    """
+    narrowed = proof.is_narrowed(hop)
+    return TieSearch(
+        captured,
+        batches,
+        lambda found, rows: proof.within(hop, found, rows),
+        proof.score_tolerance(hop),
+        half=narrowed or bool(half_lines(captured.graph)),
+        samples=proof.steady.shape[1],
+        errors=proof.score_errors(hop),
+        computed_in=HALF_TYPES.get(precision, "float32") if narrowed else "float32",
+        matches_anew=hop not in _BEFORE_KERNELS,
+    )
 
 
 class TieSearch:
@@ -41,11 +78,14 @@ class TieSearch:
         captured: The traced model, unlifted, before any pass.
         batches: All batches of the reference.
         within: Tells whether outputs (batches, …) of those batches lie within the gates, for each.
-        tolerance: How far scores may be off, as a share of their scale.
+        tolerance: How far scores may be off, as a share of the scale around them.
         half: Whether the hop computes in a half precision.
         samples: How many samples a batch has.
-        errors: How far single scores may be off where that is more, absolute numbers by their value
-            in the traced graph and by batch.
+        errors: What rounding does to scores, where that is more: by their value in the traced graph
+            and by batch.
+        computed_in: The precision that the hop computes in.
+        matches_anew: Whether a match of the hop may compute the scores that it decides on, and not
+            read those that the hop shows: what comes behind the emitted ONNX has kernels for that.
     """
 
     def __init__(
@@ -54,18 +94,24 @@ class TieSearch:
         batches: Batches,
         within: Callable[[Mapping[str, Array], Sequence[int]], list[bool]],
         tolerance: float,
+        *,
         half: bool = False,
         samples: int = 1,
         errors: Scores | None = None,
+        computed_in: str = "float32",
+        matches_anew: bool = True,
     ) -> None:
         self._captured = captured
-        self._names = {node.name for node in captured.graph.nodes if node.op == "call_function"}
+        self._names = {
+            n.name for n in captured.graph.nodes if n.op in ("call_function", "get_attr")
+        }
         self._batches = batches
         self._within = within
-        self._tolerance = tolerance
         self._half = half
-        self._samples = samples
         self._errors = errors or {}
+        self._matches_anew = matches_anew
+        self._allowance = Allowance(tolerance, samples=samples, computed_in=computed_in)
+        self._kinds = {row: rows for rows in batches.by_kind().values() for row in rows}
 
     def ask(self, told: ToldGraph, run: RunTold, failed: Sequence[int]) -> ToldRun:
         """Runs a hop told what eager decided on the batches it failed on, and judges it.
@@ -104,18 +150,24 @@ class TieSearch:
             inputs = {name: self._batches.arrays[name][batch] for name in self._batches.names}
             one = inputs | {name: array[row] for name, array in eager.items()}
             other = inputs | {name: array[row] for name, array in found.items()}
-            falls = [(d, held_against(d, one, other)) for d in told.decisions]
-            for decision, fall in falls:
-                tolerance = self._tolerance_of(told, decision, fall, batch)
-                if not fall.is_tie(tolerance):
-                    return ToldRun({}, None, _said(decision, fall, tolerance))
-            flipped = [(decision, fall) for decision, fall in falls if fall.flips]
-            near = [(decision, fall) for decision, fall in falls if fall.is_near]
+            falls = [
+                (decision, places, fall)
+                for decision in told.decisions
+                for places, fall in self._falls(told, decision, one, other, batch)
+            ]
+            for decision, _, fall in falls:
+                if not fall.is_tie:
+                    return ToldRun({}, None, f"{_named(decision)} is no tie: {fall.why_not}")
+            flipped = [(decision, fall) for decision, _, fall in falls if fall.flips]
+            near = [(decision, fall) for decision, _, fall in falls if fall.is_near]
             if not flipped and not (self._half and near):
-                return ToldRun({}, None, _no_tie(batch, falls if self._half else ()))
+                others = [(decision, fall) for decision, _, fall in falls if self._half]
+                return ToldRun({}, None, _no_tie(batch, others))
             ties += flipped or near
-            with_ties = np.any([self._undecided(d, fall, one, other) for d, fall in falls], axis=0)
-            samples += [(batch, int(sample)) for sample in np.flatnonzero(with_ties)]
+            tied = {
+                place for _, places, fall in falls if self._may_differ(fall) for place in places
+            }
+            samples += [(batch, place) for place in sorted(tied)]
         return ToldRun(
             {},
             Ties(
@@ -128,38 +180,46 @@ class TieSearch:
             ),
         )
 
-    def _tolerance_of(self, told: ToldGraph, decision: Decision, fall: Fall, batch: int) -> float:
-        """Returns how far the scores of a decision may be off, as a share of their scale."""
-        most = 0.0
-        for name in decision.scores:
-            source = self._source(told, name) if name in told.sources else None
-            by_batch = self._errors.get(source, {}) if source is not None else {}
-            most = max(most, by_batch.get(batch, max(by_batch.values(), default=0.0)))
-        return max(self._tolerance, most / fall.scale)
-
-    def _undecided(
+    def _falls(
         self,
+        told: ToldGraph,
         decision: Decision,
-        fall: Fall,
         eager: Mapping[str, Array],
         step: Mapping[str, Array],
-    ) -> Array:
-        """Tells for each sample of a batch whether a decision falls differently, or might in half.
+        batch: int,
+    ) -> Iterator[tuple[Sequence[int], Fall]]:
+        """Yields how a decision fell, with the samples that it speaks for.
 
-        One that is not made for each sample by itself speaks, as it fell in all, for all of them.
+        One that is made for each sample by itself is judged for each; another speaks for all.
         """
-        names = {*decision.scores, *decision.told.values(), *decision.own.values()}
+        scores = [
+            hold_scores(eager[name], step[name], self._allowed(told, decision, name, batch))
+            for name in decision.scores
+        ]
+        count = self._allowance.samples
+        names = {*decision.told.values(), *decision.own.values()}
         values = [one[name] for one in (eager, step) for name in names if name in one]
-        count = self._samples
-        if count == 1 or any(value.shape[:1] != (count,) for value in values):
-            return np.full(count, self._may_differ(fall))
-        return np.array(
-            [
-                self._may_differ(
-                    held_against(decision, _cut(eager, names, i), _cut(step, names, i))
-                )
-                for i in range(count)
+        shapes = [one.eager.shape for one in scores] + [value.shape for value in values]
+        across = decision.kind is DecisionKind.ORDER and not decision.dim
+        if count == 1 or across or any(shape[:1] != (count,) for shape in shapes):
+            yield range(count), held_against(decision, scores, eager, step)
+            return
+        for sample in range(count):
+            part = slice(sample, sample + 1)
+            own = [each.part(part) for each in scores]
+            cut = [
+                {name: one[name][part] for name in names if name in one} for one in (eager, step)
             ]
+            yield (sample,), held_against(decision, own, *cut)
+
+    def _allowed(self, told: ToldGraph, decision: Decision, name: str, batch: int) -> Allowance:
+        """Returns what a score may be off by: as rounding was measured on its kind of inputs."""
+        source = self._source(told, name) if name in told.sources else None
+        measured = self._errors.get(source, {}) if source is not None else {}
+        alike = {row: far for row, far in measured.items() if row in self._kinds[batch]}
+        anew = self._half or (self._matches_anew and decision.kind is DecisionKind.MATCH)
+        return replace(
+            self._allowance, measured=alike or measured, batch=batch, decides_on_shown=not anew
         )
 
     def _may_differ(self, fall: Fall) -> bool:
@@ -186,11 +246,6 @@ class TieSearch:
         return {name: np.stack([row[name] for row in rows]) for name in sources}
 
 
-def _cut(values: Mapping[str, Array], names: Collection[str], sample: int) -> dict[str, Array]:
-    """Returns the values of these names for one sample, as a batch of it alone."""
-    return {name: values[name][sample : sample + 1] for name in names if name in values}
-
-
 def _as_array(tensor: Tensor) -> Array:
     """Returns the values of a tensor; of a half type, which numpy may not have, in float32."""
     found: Array = (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
@@ -215,24 +270,11 @@ def selected(batches: Batches, rows: Sequence[int], told: Mapping[str, Array]) -
     )
 
 
-def _said(decision: Decision, fall: Fall, tolerance: float) -> str:
-    """Says why a decision is no tie."""
-    if fall.noise > tolerance:
-        return (
-            f"the scores of {_named(decision)} are off by {fall.noise:.1e} of their scale, and "
-            f"{tolerance:.1e} is allowed"
-        )
-    return (
-        f"{_named(decision)} chooses what is worse by {fall.margin:.1e} of the scale of its "
-        f"scores, which are off by {fall.noise:.1e} only"
-    )
-
-
 def _no_tie(batch: int, falls: Sequence[tuple[Decision, Fall]]) -> str:
     """Says that a batch holds no tie, and what comes nearest to one of what might be none."""
     if not falls:
         return f"no decision of batch {batch} falls differently"
-    decision, fall = min(falls, key=lambda each: each[1].edge - 2 * each[1].noise)
+    decision, fall = min(falls, key=lambda each: each[1].edge)
     return (
         f"no decision of batch {batch} is near a tie: in {_named(decision)} the nearest choices "
         f"are {fall.edge:.1e} of the scale of the scores apart, which are off by {fall.noise:.1e}"

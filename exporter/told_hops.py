@@ -20,13 +20,12 @@ from tokexport.exporter.capture import capture
 from tokexport.exporter.emit import emit
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.parity import Proof, TellHop, ToldRun
-from tokexport.exporter.ties import RunTold, TieSearch, selected
+from tokexport.exporter.ties import RunTold, TieSearch, selected, tie_search
 from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import ToldGraph, tell, unlifted
 from tokexport.graph_passes.onnx_passes.choose_forms import Forms
 from tokexport.graph_passes.pipelines import Arithmetic
-from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.manifest import Manifest, TensorSpec
 
@@ -121,7 +120,6 @@ class ToldHops:
         self._batches = batches
         self._captured = captured
         self._proof = proof
-        self._half = bool(half_lines(captured.graph))
 
     def about(self, batches: Batches, proof: Proof) -> ToldHops:
         """Returns the same way for other batches."""
@@ -247,12 +245,8 @@ class ToldHops:
 
     def _search(self, hop: str) -> TieSearch:
         """Returns what tells the ties of a hop from errors."""
-        within = partial(self._proof.within, hop)
-        half = self._proof.is_narrowed(hop) or self._half
-        samples = self._proof.steady.shape[1]
-        tolerance = self._proof.score_tolerance(hop)
-        errors = self._proof.score_errors(hop)
-        return TieSearch(self._captured, self._batches, within, tolerance, half, samples, errors)
+        precision = self._way.arithmetic.precision
+        return tie_search(self._captured, self._batches, self._proof, hop, precision)
 
     def _ask(self, hop: str, run: RunTold, failed: Sequence[int]) -> ToldRun:
         return self._search(hop).ask(self._way.told, run, failed)

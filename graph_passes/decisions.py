@@ -18,94 +18,27 @@ import copy
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Final
 
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 
+from tokexport.graph_passes.decision_kinds import (
+    WITH_VALUES,
+    Decision,
+    decides,
+    decision_of,
+    scores_of,
+)
 from tokexport.graph_passes.torch_passes.calls import (
-    argument,
     axis,
-    dtype_of,
     is_call,
     is_tensor,
     operand,
-    operator_name,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import (
-    DERIVED,
-    PARTNERS,
-    STANDS_FOR,
-    Editor,
-    aten,
-    source_line,
-)
-
-_WITH_VALUES: Final = (
-    aten.sort.default,
-    aten.sort.stable,
-    aten.topk.default,
-    aten.max.dim,
-    aten.min.dim,
-)
-_ORDERS: Final = (
-    *_WITH_VALUES,
-    aten.argsort.default,
-    aten.argsort.stable,
-    aten.argmax.default,
-    aten.argmin.default,
-)
-_COMPARISONS: Final = tuple(
-    overload
-    for packet in (aten.gt, aten.ge, aten.lt, aten.le, aten.eq, aten.ne)
-    for overload in (packet.Tensor, packet.Scalar)
-)
-
-
-class DecisionKind(Enum):
-    """What the results of a decision mean.
-
-    ``MATCH``       kept, src and dst of ``bipartite_match``
-    ``ORDER``       positions along an axis, the best first
-    ``COMPARISON``  truth values
-    """
-
-    MATCH = "match"
-    ORDER = "order"
-    COMPARISON = "comparison"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A call that turns numbers into positions or truth values.
-
-    Attributes:
-        operator: What decides: ``tokexport.bipartite_match``.
-        line: The line of the person's code that it came from, or ''.
-        kind: What its results mean.
-        dim: The axis that is ordered; 0 where none is.
-        ordered: The order of a match's kept rows, ``index`` or ``score``; '' of anything else.
-        scores: The names of the values that hold the numbers decided on.
-        told: By result (0 for the only one), the input that holds what is decided.
-        own: By result, the value that holds what the graph itself would decide.
-        negative: Whether it decides on the negatives of the scores.
-        turned: Whether it decides on the scores with their last two axes exchanged.
-    """
-
-    operator: str
-    line: str
-    kind: DecisionKind
-    dim: int
-    ordered: str
-    scores: tuple[str, ...]
-    told: dict[int, str]
-    own: dict[int, str]
-    negative: bool = False
-    turned: bool = False
+from tokexport.graph_passes.torch_passes.editor import PARTNERS, STANDS_FOR, Editor, aten
 
 
 @dataclass(frozen=True)
@@ -203,7 +136,7 @@ class _Teller:
         sources: dict[str, Source] = {}
         decisions: list[Decision] = []
         for node in found:
-            origins = {part: _source(part) for part in (*results[node].values(), *_scores(node))}
+            origins = {part: _source(part) for part in (*results[node].values(), *scores_of(node))}
             told: dict[int, str] = {}
             for position, result in results[node].items():
                 readers = list(result.users)
@@ -214,28 +147,15 @@ class _Teller:
                     self._tell(told[position], result, readers)
             if not told:
                 continue
-            scores = {part: self._show(part) for part in _scores(node)}
+            scores = {part: self._show(part) for part in scores_of(node)}
             own = {position: self._show(result) for position, result in results[node].items()}
-            if is_call(node, *_WITH_VALUES):
+            if is_call(node, *WITH_VALUES):
                 self._read_values_at(node, self._last_input)
             sources |= {
                 name: origins[part] for part, name in scores.items() if name not in self._inputs
             }
-            kind, dim, ordered = _kind(node)
-            decisions.append(
-                Decision(
-                    operator=operator_name(node),
-                    line=source_line(node),
-                    kind=kind,
-                    dim=dim,
-                    ordered=ordered,
-                    scores=tuple(scores.values()),
-                    told=told,
-                    own=own,
-                    negative=_is_derived(node, aten.neg.default),
-                    turned=_is_derived(node, aten.transpose.int),
-                )
-            )
+            shown = tuple(scores[part] for part in scores_of(node))
+            decisions.append(decision_of(node, shown, told, own))
         self._output.args = ((*self._output.args[0], *self._shown.values()),)
         self._graph.lint()
         self._module.recompile()
@@ -307,52 +227,12 @@ def find_decisions(graph: Graph) -> Iterator[Node]:
                 yield node
 
 
-def decides(node: Node) -> bool:
-    """Tells whether a call turns floating-point numbers into positions or truth values."""
-    if is_call(node, torch.ops.tokexport.bipartite_match.default):
-        return True
-    if is_call(node, *_ORDERS):
-        return argument(node, "dim") is not None and dtype_of(operand(node)).is_floating_point
-    return is_call(node, *_COMPARISONS) and bool(_scores(node))
-
-
-def _kind(node: Node) -> tuple[DecisionKind, int, str]:
-    if is_call(node, torch.ops.tokexport.bipartite_match.default):
-        return DecisionKind.MATCH, 1, argument(node, "order")
-    if is_call(node, *_COMPARISONS):
-        return DecisionKind.COMPARISON, 0, ""
-    return DecisionKind.ORDER, axis(node), ""
-
-
-def _scores(node: Node) -> list[Node]:
-    """Returns the floating-point numbers that a decision is about, as eager has them."""
-    return [
-        _underived(part)
-        for part in node.args
-        if isinstance(part, Node) and is_tensor(part) and dtype_of(part).is_floating_point
-    ]
-
-
-def _underived(node: Node) -> Node:
-    return _underived(operand(node)) if node.meta.get(DERIVED) else node
-
-
-def _is_derived(decision: Node, target: object) -> bool:
-    """Tells whether a pass made what is decided on by a call of the target."""
-    node = decision.args[0]
-    while isinstance(node, Node) and node.meta.get(DERIVED):
-        if is_call(node, target):
-            return True
-        node = operand(node)
-    return False
-
-
 def _results(edit: Editor, node: Node) -> dict[int, Node]:
     """Returns the values that hold what a call decides, by position; inserts what nobody read."""
     if is_tensor(node):
         return {0: node}
     found = {}
-    for position in (1,) if is_call(node, *_WITH_VALUES) else (0, 1, 2):
+    for position in (1,) if is_call(node, *WITH_VALUES) else (0, 1, 2):
         parts = [u for u in node.users if u.target is operator.getitem and u.args[1] == position]
         if not parts:
             with edit.after(node, origin=node):

@@ -86,11 +86,19 @@ def convert(onnx_path: Path, xml_path: Path) -> RuntimeInfo:
         raise _convert_error(front_end, onnx_path, str(error)) from error
     if not model.outputs:
         raise BuildError("OpenVINO cannot read the model: there is no graph in it.", where=where)
+    _order_stably(model)
     try:
         openvino.save_model(model, str(xml_path), compress_to_fp16=False)
     except Exception as error:  # a plain RuntimeError that says no more than "iostream error"
         raise _write_error(xml_path, str(error)) from error
     return RuntimeInfo("openvino", FLAVOUR, _version(openvino))
+
+
+def _order_stably(model: Any) -> None:
+    """Lets the lower index come first among equals, as ONNX has it of TopK, ArgMax and ArgMin."""
+    for node in model.get_ops():
+        if node.get_type_name() == "TopK" and "stable" in node.get_attributes():
+            node.set_attribute("stable", True)
 
 
 class OpenVinoRunner(Runner):

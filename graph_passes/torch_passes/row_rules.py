@@ -16,7 +16,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from tokexport.graph_passes.decisions import decides
+from tokexport.graph_passes.decision_kinds import decides
 from tokexport.graph_passes.ops import NAMESPACE
 from tokexport.graph_passes.torch_passes.calls import (
     argument,

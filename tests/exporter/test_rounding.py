@@ -45,7 +45,7 @@ def measured(
     given = Batches(flat.spec.names, {"x": x.numpy()}, 2 * batches, None, "")
     outputs = run_reference(flat, given).outputs
     captured = unlifted(capture(flat, [x[0]]))
-    rounding = measure_rounding(captured, given, outputs, range(batches), half)
+    rounding = measure_rounding(captured, given, outputs, range(batches), half, samples=2)
     return rounding, outputs, captured, given
 
 
@@ -117,6 +117,24 @@ def test_what_cancels_keeps_what_its_operands_lost() -> None:
     rounding, outputs, _, _ = measured(named_types)
     ((name, output),) = outputs.items()
     assert np.median(rounding.by_chance[name]) > 1e-6 * np.abs(output).max()
+
+
+def nearest(layer: nn.Module, x: Tensor) -> Tensor:
+    """Adds to each of 32 rows, of which two pairs are equal, the nearest of some of them."""
+    y = layer(torch.cat([x, x[:, :8], x + 1], dim=1)) * 100
+    partner = torch.cdist(y, y[:, 10:14]).argmin(dim=2)
+    return y + y[:, 10:14].gather(1, partner[..., None].expand(-1, -1, 16))
+
+
+def test_distances_of_equal_rows_keep_what_their_squares_lost() -> None:
+    rounding, *_ = measured(nearest)
+    ((source, by_batch),) = rounding.scores.items()
+    assert source == "cdist"
+    for far in by_batch.values():
+        (rows, columns) = far.noise.by_axis
+        for row in (0, 1, 12, 13):  # of these one distance is 0
+            assert rows[:, row].min() > 2e-5 * far.scales[0][:, row].max()
+        assert columns.min() > 2e-5 * far.scales[1].max()
 
 
 def test_a_region_in_a_half_type_is_measured_as_what_it_is() -> None:

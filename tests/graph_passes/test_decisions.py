@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from helpers.graphs import trace
@@ -11,7 +12,8 @@ from models.tome_patched import match, weighted_mean
 from torch import Tensor, nn
 
 from tokexport.graph_passes import ops, pipelines
-from tokexport.graph_passes.decisions import DecisionKind, ToldGraph, show, tell, unlifted
+from tokexport.graph_passes.decision_kinds import DecisionKind
+from tokexport.graph_passes.decisions import ToldGraph, show, tell, unlifted
 
 
 class Merges(nn.Module):
@@ -88,6 +90,14 @@ class GatesOneRow(nn.Module):
         return gated[:, 0] * gated[:, 2]
 
 
+class TakesTheLargest(nn.Module):
+    """Adds the row of (2, 13, 8) that holds the largest number, by an arg-max of the whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.sin().reshape(26, 8)
+        return x + rows.index_select(0, rows.argmax().reshape(1) // 8)
+
+
 class DecidesNothing(nn.Module):
     """Sorts a constant, and integers."""
 
@@ -127,6 +137,7 @@ def eager_choices(told: ToldGraph, captured: nn.Module, x: Tensor) -> list[Tenso
         (MergesByColumns(), [DecisionKind.MATCH]),
         (ReadsOneRow(), [DecisionKind.COMPARISON, DecisionKind.MATCH, DecisionKind.COMPARISON]),
         (GatesOneRow(), [DecisionKind.COMPARISON]),
+        (TakesTheLargest(), [DecisionKind.ORDER]),
         (DecidesNothing(), []),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
@@ -145,6 +156,32 @@ def test_told_its_own_decisions_a_graph_answers_the_same(
         for position, name in decision.told.items():
             own = results[decision.own[position]]
             assert torch.equal(own, choices[told.told.index(name)])
+
+
+@pytest.mark.parametrize(
+    ("decide", "dim", "negative", "stable", "beside"),
+    [
+        (lambda y: y.argmax(), None, False, True, 0.0),
+        (lambda y: y.argmin(dim=2), 2, True, True, 0.0),
+        (lambda y: y.argsort(dim=1, stable=True), 1, True, True, 0.0),
+        (lambda y: y.sort(dim=1, descending=True)[1], 1, False, True, 0.0),  # sorted stably now
+        (lambda y: y.topk(3, dim=1, largest=False)[1], 1, True, False, 0.0),
+        (lambda y: y.topk(3, dim=1)[1], 1, False, False, 0.0),
+        (lambda y: y > 0.1, 0, False, False, float(np.float32(0.1))),
+        (lambda y: y >= torch.full((8,), 0.1), 0, False, False, 0.0),
+    ],
+)
+def test_what_is_better_is_read_from_the_call(
+    decide: Callable[[Tensor], Tensor], dim: int | None, negative: bool, stable: bool, beside: float
+) -> None:
+    class Decides(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.sin()
+            return y.sum() + decide(y).float()
+
+    (decision,) = told_and_captured(Decides(), torch.randn(2, 13, 8))[0].decisions
+    found = (decision.dim, decision.negative, decision.stable, decision.beside)
+    assert found == (dim, negative, stable, beside)
 
 
 def test_a_match_of_every_row_decides_the_partners_that_eager_decides() -> None:

@@ -28,7 +28,7 @@ from tokexport.exporter.inputs import Batches
 from tokexport.exporter.measured_gates import measured_gates
 from tokexport.exporter.parity import Proof, ToldRun
 from tokexport.exporter.reference import run_reference, tensors_of
-from tokexport.exporter.rounding import Scores
+from tokexport.exporter.score_rounding import Scores
 from tokexport.exporter.source.in_memory import split_arguments
 from tokexport.exporter.told_hops import ToldHops, ToldWay
 from tokexport.graph_passes import pipelines

@@ -89,6 +89,30 @@ def test_names_of_several_outputs_of_one_tensor_are_kept(save_model: SaveModel) 
     np.testing.assert_array_equal(result["same"], x)
 
 
+def test_of_equal_values_the_lower_index_comes_first_as_in_onnx(save_model: SaveModel) -> None:
+    path = save_model(
+        [
+            make_node("Constant", [], ["k"], value_ints=[9]),
+            make_node("TopK", ["x", "k"], ["values", "order"], axis=1),
+            make_node("ArgMax", ["x"], ["first"], axis=1, keepdims=0),
+            make_node("ArgMin", ["x"], ["last"], axis=1, keepdims=0),
+        ],
+        [float_value("x", [4, 36])],
+        [
+            make_tensor_value_info("order", TensorProto.INT64, [4, 9]),
+            make_tensor_value_info("first", TensorProto.INT64, [4]),
+            make_tensor_value_info("last", TensorProto.INT64, [4]),
+        ],
+    )
+    convert(path, path.with_suffix(".xml"))
+    x = np.random.default_rng(0).integers(0, 3, (4, 36)).astype(np.float32)
+    with OpenVinoRunner.from_file(path.with_suffix(".xml")) as runner:
+        result = runner.run({"x": x})
+    np.testing.assert_array_equal(result["order"], np.argsort(-x, axis=1, kind="stable")[:, :9])
+    np.testing.assert_array_equal(result["first"], x.argmax(axis=1))
+    np.testing.assert_array_equal(result["last"], x.argmin(axis=1))
+
+
 def test_names_of_operators_without_effect_do_not_join_those_of_ports(
     save_model: SaveModel,
 ) -> None:

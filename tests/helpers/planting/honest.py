@@ -104,7 +104,7 @@ class Honest:
             hop,
             partial(run, way.lowered(target)),
             lambda batches: run(way.told(target).lowered, batches),
-            () if precision == "fp32" else _NARROWED,
+            precision,
         )
 
     def _held(
@@ -113,14 +113,16 @@ class Honest:
         hop: str,
         run: Callable[[Batches], Any],
         told: Callable[[Batches], Any],
-        narrowed: tuple[str, ...] = (),
+        precision: str = "fp32",
     ) -> str:
         """Holds one step; returns what is to be said of it, '' where nothing is."""
+        narrowed = () if precision == "fp32" else _NARROWED
         proof: Proof = asked.proof(self._way.size, narrowed)
 
         def tell_hop(failed: Any) -> Any:
             graph = self._way.told().told
-            return self._way.teller(hop, asked.batches, proof, graph, told)(failed)
+            teller = self._way.teller(hop, asked.batches, proof, graph, told, precision)
+            return teller(failed)
 
         try:
             proof.check(hop, run(asked.batches), tell_hop)

@@ -25,14 +25,13 @@ from tokexport.exporter.measured_gates import MeasuredGates, measured_gates
 from tokexport.exporter.parity import Proof, TellHop
 from tokexport.exporter.reference import Reference, run_reference, tensors_of
 from tokexport.exporter.source.in_memory import source_in_memory
-from tokexport.exporter.ties import RunTold, TieSearch
+from tokexport.exporter.ties import RunTold, tie_search
 from tokexport.exporter.told_hops import ToldWay
 from tokexport.exporter.whole_number_ranges import Reach, RunBatches
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import ToldGraph, unlifted
-from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array
 
 #: The targets that run here.
@@ -141,7 +140,13 @@ class Way:
         return self._told[target]
 
     def teller(
-        self, hop: str, asked: Batches, proof: Proof, graph: ToldGraph, run: RunTold
+        self,
+        hop: str,
+        asked: Batches,
+        proof: Proof,
+        graph: ToldGraph,
+        run: RunTold,
+        precision: str = "fp32",
     ) -> TellHop:
         """Returns what runs a hop again, told how to decide, as ``told_hops`` does.
 
@@ -151,16 +156,9 @@ class Way:
             proof: What the hop is held to.
             graph: The graph whose decisions are inputs.
             run: Runs what the hop makes of it.
+            precision: The precision of the hops in a reduced one.
         """
-        search = TieSearch(
-            self.captured,
-            asked,
-            lambda found, rows: proof.within(hop, found, rows),
-            proof.score_tolerance(hop),
-            proof.is_narrowed(hop) or bool(half_lines(self.captured.graph)),
-            proof.steady.shape[1],
-            proof.score_errors(hop),
-        )
+        search = tie_search(self.captured, asked, proof, hop, precision)
         return lambda failed: search.ask(graph, run, failed)
 
     def new_folder(self, name: str) -> Path:

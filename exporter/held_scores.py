@@ -1,0 +1,126 @@
+"""Holds the numbers that a step decided on to eager's, each by its own neighbourhood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from tokexport.exporter.score_rounding import Moved, by_sample, pooled
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.neighbourhoods import Neighbourhoods, worst
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What scores may be off by.
+
+    Attributes:
+        floor: The share of the scale of a neighbourhood that is always allowed.
+        measured: What rounding does to them, by batch.
+        batch: The batch.
+        samples: How many samples it has.
+        computed_in: The precision that the step computes in.
+        decides_on_shown: Whether the step decides on the very numbers that it shows. A kernel that
+            computes scores and decides in one, or in more bits than it stores, does not.
+    """
+
+    floor: float = 0.0
+    measured: Mapping[int, Moved] | None = None
+    batch: int = 0
+    samples: int = 1
+    computed_in: str = "float32"
+    decides_on_shown: bool = True
+
+
+@dataclass(frozen=True)
+class HeldScores:
+    """One of the values that a decision is about, all of one shape.
+
+    Attributes:
+        eager: Eager's numbers.
+        step: Those that the step shows.
+        allowed: How far each may be off.
+        rounding: How far from what it shows the step may have decided on.
+        scale: The scale of what is around each; infinite for a fill.
+    """
+
+    eager: Array
+    step: Array
+    allowed: Array
+    rounding: Array
+    scale: Array
+
+    @property
+    def error(self) -> Array:
+        """How far each is off; equal infinities are no distance apart."""
+        with np.errstate(invalid="ignore"):
+            apart = np.where(self.eager == self.step, 0.0, np.abs(self.eager - self.step))
+        return np.nan_to_num(apart, nan=np.inf, posinf=np.inf)
+
+    @property
+    def off(self) -> Array:
+        """How far from eager's the step may have decided on each; a fill is what it is."""
+        return np.where(np.isfinite(self.scale), self.error + self.rounding, 0.0)
+
+    @property
+    def too_far(self) -> str:
+        """Says which score is off by more than it may be; '' where none is."""
+        most = worst(self.eager, self.step, self.allowed)
+        if most is None or most.share <= 1:
+            return ""
+        scale = self.scale[most.index]
+        unit = scale if np.isfinite(scale) and scale > 0 else 1.0
+        of = " of their scale" if unit == scale else ""
+        return f"are off by {most.error / unit:.1e}{of}, and {most.allowed / unit:.1e} is allowed"
+
+    @property
+    def noise(self) -> float:
+        """The largest error as a share of the scale around it."""
+        return share(self.error, self.scale)
+
+    def each(self, change: Callable[[Array], Array]) -> HeldScores:
+        """Returns the scores with all arrays changed in one way."""
+        return HeldScores(*(change(getattr(self, one.name)) for one in fields(self)))
+
+    def part(self, rows: slice) -> HeldScores:
+        """Returns some of them along the leading axis."""
+        return self.each(lambda array: array[rows])
+
+    def negative(self) -> HeldScores:
+        """Returns the scores with the other sign."""
+        return HeldScores(-self.eager, -self.step, self.allowed, self.rounding, self.scale)
+
+
+def hold_scores(eager: Array, step: Array, allowance: Allowance | None = None) -> HeldScores:
+    """Holds one value of a step to eager's.
+
+    Args:
+        eager: The numbers of eager, of a batch.
+        step: Those of the step, of that shape.
+        allowance: What they may be off by.
+    """
+    allowance = allowance or Allowance()
+    flat = by_sample(eager.astype(np.float64), allowance.samples)
+    around = Neighbourhoods(flat)
+    noise = pooled(allowance.measured or {}, allowance.batch, around)
+    still = around.noise(np.zeros(flat.shape))
+    allowed = around.allowed(noise, allowance.floor, allowance.computed_in)
+    rounding: Array = np.zeros_like(flat)
+    if not allowance.decides_on_shown:
+        rounding = around.allowed(noise, 0.0)
+        none = around.fills | (rounding <= np.finfo(np.float32).tiny)
+        rounding = np.where(none, 0.0, rounding)
+    scale = around.allowed(still, 1.0)
+    scale = np.where(scale <= np.finfo(np.float32).tiny, 1.0, scale)
+    scale = np.where(around.fills, np.inf, scale)
+    arrays = (flat, step.astype(np.float64), allowed, rounding, scale)
+    return HeldScores(*(array.reshape(eager.shape) for array in arrays))
+
+
+def share(numbers: Array, scale: Array) -> float:
+    """Returns the largest of some numbers as a share of the scale around each; of none 0."""
+    with np.errstate(invalid="ignore"):
+        found = np.where(np.isfinite(scale), numbers / scale, 0.0)
+    return float(found.max(initial=0.0))

@@ -1,0 +1,106 @@
+"""What rounding does to the numbers that decisions are about, in each of their neighbourhoods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.neighbourhoods import LOUD, Neighbourhoods, Noise
+
+#: The largest of fewer differences than this says too little, and counts for more.
+_FEW: Final = 16
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far rounding moves one value in one batch.
+
+    Attributes:
+        noise: How far, by neighbourhood, (samples, …).
+        scales: The scales of the neighbourhoods.
+        size: How many numbers the value has.
+    """
+
+    noise: Noise
+    scales: tuple[Array, ...]
+    size: int
+
+    def times(self, factor: float) -> Moved:
+        """Returns so many times as much for every neighbourhood."""
+        return replace(self, noise=self.noise.times(factor))
+
+
+#: How far rounding moves scores, by the name of the value in the traced graph and by batch.
+Scores = Mapping[str, Mapping[int, Moved]]
+
+
+def by_sample(array: Array, samples: int) -> Array:
+    """Brings a value of a batch to (samples, …); one without such an axis counts as one sample."""
+    return array if array.ndim and len(array) == samples else array[None]
+
+
+def moved(exact: Array, difference: Array, samples: int) -> Moved:
+    """Returns what rounding does to a value of a batch.
+
+    Args:
+        exact: The value.
+        difference: How far rounding moved each of its numbers.
+        samples: How many samples the batch has.
+    """
+    around = Neighbourhoods(by_sample(exact, samples))
+    noise = around.noise(by_sample(difference, samples))
+    alone, filled = (int(np.count_nonzero(one)) for one in (around.alone, around.computed_fills))
+    noise = replace(noise, share=noise.share * few(alone), fills=noise.fills * few(filled))
+    return Moved(noise, around.scales, exact.size)
+
+
+def few(count: Array | int) -> Array:
+    """Returns how many times the largest of so many differences counts."""
+    found: Array = np.maximum(1.0, (_FEW / np.maximum(count, 1)) ** 0.5)
+    return found
+
+
+def pooled(measured: Mapping[int, Moved], batch: int, around: Neighbourhoods) -> Noise:
+    """Returns what rounding does to a value in a batch, as measured there, or else on others.
+
+    Of others it is the largest in each neighbourhood: in proportion where the scale is larger now,
+    and where it is far smaller, as one loud sample says nothing of a quiet one.
+
+    Args:
+        measured: What was measured, by batch, of the same kind of inputs.
+        batch: The batch.
+        around: The neighbourhoods of the value there.
+    """
+    none = np.zeros(len(around.scales[0]))
+    found = Noise(tuple(map(np.zeros_like, around.scales)), none, none)
+    for one in [measured[batch]] if batch in measured else measured.values():
+        found = found.larger(_in_proportion(one, around, own=batch in measured))
+    return found
+
+
+def _in_proportion(one: Moved, around: Neighbourhoods, own: bool) -> Noise:
+    samples = len(around.scales[0])
+    share, fills = (
+        np.full(samples, a.max(initial=0.0)) for a in (one.noise.share, one.noise.fills)
+    )
+    fits = [scales.shape[1:] for scales in one.scales]
+    if fits != [scales.shape[1:] for scales in around.scales]:  # it was spread over further axes
+        least = min(float(axis.max(initial=0.0)) for axis in one.noise.by_axis)
+        return Noise(tuple(np.full(scales.shape, least) for scales in around.scales), share, fills)
+    by_axis = []
+    for noise, before, now in zip(one.noise.by_axis, one.scales, around.scales, strict=True):
+        times_few = few(one.size // noise.size)
+        if own:
+            by_axis.append(noise * times_few)
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):
+            times = np.where(before > 0, now[:, None] / before, 1.0)
+        times = np.where(times < 1 / LOUD, times * LOUD, np.maximum(times, 1.0))
+        by_axis.append((noise * times_few * times).max(axis=1))
+    if own:
+        share, fills = one.noise.share, one.noise.fills
+    return Noise(tuple(by_axis), share, fills)

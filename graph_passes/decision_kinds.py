@@ -1,0 +1,188 @@
+"""Reads what a decision is about: which numbers, along which axis, and which of them are better.
+
+A decision turns numbers into positions or truth values::
+
+    bipartite_match(scores, r, order)    the best partner of each row, and the r best rows
+    sort, argsort, topk, argmax, max …   positions along an axis, or in the whole, the best first
+    x > y, x <= 0.5 …                    truth values
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import torch
+from torch.fx import Node
+
+from tokexport.graph_passes.torch_passes.calls import (
+    argument,
+    axis,
+    dtype_of,
+    is_call,
+    is_tensor,
+    operand,
+    operator_name,
+)
+from tokexport.graph_passes.torch_passes.editor import DERIVED, aten, source_line
+
+WITH_VALUES: Final = (
+    aten.sort.default,
+    aten.sort.stable,
+    aten.topk.default,
+    aten.max.dim,
+    aten.min.dim,
+)
+_FIRST_OF_BEST: Final = (
+    aten.max.dim,
+    aten.min.dim,
+    aten.argmax.default,
+    aten.argmin.default,
+)
+_ORDERS: Final = (
+    *WITH_VALUES,
+    *_FIRST_OF_BEST,
+    aten.argsort.default,
+    aten.argsort.stable,
+)
+_COMPARISONS: Final = tuple(
+    overload
+    for packet in (aten.gt, aten.ge, aten.lt, aten.le, aten.eq, aten.ne)
+    for overload in (packet.Tensor, packet.Scalar)
+)
+
+
+class DecisionKind(Enum):
+    """What the results of a decision mean.
+
+    ``MATCH``       kept, src and dst of ``bipartite_match``
+    ``ORDER``       positions along an axis, the best first
+    ``COMPARISON``  truth values
+    """
+
+    MATCH = "match"
+    ORDER = "order"
+    COMPARISON = "comparison"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A call that turns numbers into positions or truth values.
+
+    Attributes:
+        operator: What decides: ``tokexport.bipartite_match``.
+        line: The line of the person's code that it came from, or ''.
+        kind: What its results mean.
+        dim: The axis that is ordered; 0 where none is; None where all numbers are ordered as one.
+        ordered: The order of a match's kept rows, ``index`` or ``score``; '' of anything else.
+        scores: The names of the values that hold the numbers decided on.
+        told: By result (0 for the only one), the input that holds what is decided.
+        own: By result, the value that holds what the graph itself would decide.
+        negative: Whether the smallest of the scores are the best.
+        turned: Whether it decides on the scores with their last two axes exchanged.
+        stable: Whether of equal scores the lower index comes first.
+        beside: What a comparison holds its only scores to.
+    """
+
+    operator: str
+    line: str
+    kind: DecisionKind
+    dim: int | None
+    ordered: str
+    scores: tuple[str, ...]
+    told: dict[int, str]
+    own: dict[int, str]
+    negative: bool = False
+    turned: bool = False
+    stable: bool = False
+    beside: float = 0.0
+
+
+def decides(node: Node) -> bool:
+    """Tells whether a call turns floating-point numbers into positions or truth values."""
+    if is_call(node, torch.ops.tokexport.bipartite_match.default):
+        return True
+    if is_call(node, *_ORDERS):
+        return dtype_of(operand(node)).is_floating_point
+    return is_call(node, *_COMPARISONS) and bool(scores_of(node))
+
+
+def decision_of(
+    node: Node, scores: tuple[str, ...], told: dict[int, str], own: dict[int, str]
+) -> Decision:
+    """Describes a call that decides.
+
+    Args:
+        node: The call.
+        scores: The names of the numbers that it is about.
+        told: The inputs that hold what is decided, by result.
+        own: The values that hold what it decides itself, by result.
+    """
+    kind, dim, ordered = _kind(node)
+    return Decision(
+        operator=operator_name(node),
+        line=source_line(node),
+        kind=kind,
+        dim=dim,
+        ordered=ordered,
+        scores=scores,
+        told=told,
+        own=own,
+        negative=_is_derived(node, aten.neg.default) != _smallest_first(node),
+        turned=_is_derived(node, aten.transpose.int),
+        stable=_is_stable(node),
+        beside=_beside(node),
+    )
+
+
+def scores_of(node: Node) -> list[Node]:
+    """Returns the numbers that a decision is about, as eager has them; none where all are whole."""
+    parts = [part for part in node.args if isinstance(part, Node) and is_tensor(part)]
+    if not any(dtype_of(part).is_floating_point for part in parts):
+        return []
+    return [_underived(part) for part in parts]
+
+
+def _kind(node: Node) -> tuple[DecisionKind, int | None, str]:
+    if is_call(node, torch.ops.tokexport.bipartite_match.default):
+        return DecisionKind.MATCH, 1, argument(node, "order")
+    if is_call(node, *_COMPARISONS):
+        return DecisionKind.COMPARISON, 0, ""
+    return DecisionKind.ORDER, None if argument(node, "dim") is None else axis(node), ""
+
+
+def _smallest_first(node: Node) -> bool:
+    if is_call(node, aten.topk.default):
+        return not argument(node, "largest")
+    if is_call(node, aten.min.dim, aten.argmin.default):
+        return True
+    sorts = (aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable)
+    return is_call(node, *sorts) and not argument(node, "descending")
+
+
+def _is_stable(node: Node) -> bool:
+    if is_call(node, aten.sort.stable, aten.argsort.stable):
+        return bool(argument(node, "stable"))
+    return is_call(node, torch.ops.tokexport.bipartite_match.default, *_FIRST_OF_BEST)
+
+
+def _beside(node: Node) -> float:
+    if not is_call(node, *_COMPARISONS) or isinstance(argument(node, "other"), Node):
+        return 0.0
+    other = argument(node, "other")
+    return float(torch.tensor(other, dtype=dtype_of(operand(node))))  # as it is compared
+
+
+def _underived(node: Node) -> Node:
+    return _underived(operand(node)) if node.meta.get(DERIVED) else node
+
+
+def _is_derived(decision: Node, target: object) -> bool:
+    """Tells whether a pass made what is decided on by a call of the target."""
+    node = decision.args[0]
+    while isinstance(node, Node) and node.meta.get(DERIVED):
+        if is_call(node, target):
+            return True
+        node = operand(node)
+    return False
