@@ -217,7 +217,7 @@ def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> B
     drawn beside them, they are all there is.
 
     Raises:
-        ModelNotSupportedError: The model fails on them.
+        ModelNotSupportedError: The model fails on them, and they are not zeros alone.
     """
     example = {
         name: tensor.detach().numpy()[None]
@@ -229,6 +229,9 @@ def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> B
         said = f"{drawn.origin}; not the example inputs: the model gives NaN on them"
         return dataclasses.replace(drawn, origin=said)
     except ModelNotSupportedError as error:
+        if not any(tensor.any() for tensor in examples):  # they only say a shape
+            said = f"{drawn.origin}; not the example inputs: {error.what.rstrip('.')}"
+            return dataclasses.replace(drawn, origin=said)
         error.where = f"They are the example inputs.\n{error.where}"
         raise
     if all(np.array_equal(drawn.arrays[name][0], example[name][0]) for name in drawn.names):
