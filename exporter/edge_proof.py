@@ -10,12 +10,13 @@ from torch.fx import GraphModule
 
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.edge_inputs import edge_inputs, index_ranges, joined, tables_of
+from tokexport.exporter.edge_inputs import edge_inputs, joined
 from tokexport.exporter.edge_int8 import Int8Figures, int8_figures
 from tokexport.exporter.edge_report import EdgeReport
 from tokexport.exporter.errors import ExporterError, listed
 from tokexport.exporter.gate_warnings import weak_kinds
 from tokexport.exporter.gates import narrowed_hops
+from tokexport.exporter.index_tables import indices_of
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates, most_steady
 from tokexport.exporter.parity import ParityError, Proof, TellHop, judge
@@ -64,9 +65,7 @@ class EdgeProof:
         self._precision, self._narrowed = config.precision, narrowed_hops(config)
         self._first = {name: batches.arrays[name][0] for name in batches.names}
         self._samples = specs[0].shape[0] if specs[0].shape else 1
-        tables = tables_of(captured, batches)
-        self._index_ranges = index_ranges(tables)
-        self._tables = {name: min(one.size for one in each) for name, each in tables.items()}
+        self._tables = indices_of(captured, batches)
         self._reference = reference
         self._not_finite: dict[str, str] = {}
         self._why_not = _why_not(config, cap)
@@ -132,12 +131,24 @@ class EdgeProof:
             report = replace(report, held=held, unsteady=unsteady, weak=weak, tied=tied)
             if self._precision == "int8":
                 report = replace(report, int8=self._check_int8(proof, run(self._batches)))
-        reach = self._climb(run)
+        return self._with_ranges(report, self._climb(run))
+
+    def _with_ranges(self, report: EdgeReport, reach: Mapping[str, Reach]) -> EdgeReport:
+        """Says how far whole numbers may reach: by their tables, and by what was found."""
+        wrong = {name: one for name, one in reach.items() if one.why}
+        ranges = {name: one.ends for name, one in self._tables.items() if one.read.all()}
+        beyond = {name: one.why for name, one in wrong.items()}
+        for name, one in wrong.items():
+            ranges[name] = one.low, one.high
+            if name in self._tables:  # a range is one of all numbers of an input
+                low, high = self._tables[name].ends
+                ranges[name] = min(low, one.low), max(high, one.high)
+                beyond[name] += f"; what is no index works from {one.low} to {one.high}"
         return replace(
             report,
-            ranges=self._index_ranges
-            | {name: (one.low, one.high) for name, one in reach.items() if one.why},
-            beyond={name: one.why for name, one in reach.items() if one.why},
+            ranges=ranges,
+            beyond=beyond,
+            parts={name: found for name, one in self._tables.items() if (found := one.narrower)},
             unbounded={name: one.high for name, one in reach.items() if not one.why},
         )
 
@@ -188,13 +199,17 @@ class EdgeProof:
         )
 
     def _climb(self, run: RunBatches) -> dict[str, Reach]:
-        """Finds how far the whole numbers of inputs without a table may reach."""
+        """Finds how far whole numbers may reach that are an index of no table."""
         search = RangeSearch(self._model, self._first, run, self._precision)
-        return {
-            spec.name: search.of(spec, [self._first[spec.name], *self._batches.arrays[spec.name]])
-            for spec in self._specs
-            if np.dtype(spec.dtype).kind == "i" and spec.name not in self._tables
-        }
+        found = {}
+        for spec in self._specs:
+            free = np.ones(self._first[spec.name].shape, dtype=bool)
+            if spec.name in self._tables:
+                free = ~self._tables[spec.name].read
+            if np.dtype(spec.dtype).kind == "i" and free.any():
+                held = [self._first[spec.name], *self._batches.arrays[spec.name]]
+                found[spec.name] = search.of(spec, held, free)
+        return found
 
 
 def _tied(proof: Proof, kinds: Sequence[str]) -> dict[str, int]:

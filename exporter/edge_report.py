@@ -27,6 +27,8 @@ class EdgeReport:
         ranges: How far the whole numbers of an input may reach, (lowest, highest) by its name:
             a runner refuses what is beyond.
         beyond: What happens beyond those that are no index of a table, by the input's name.
+        parts: Between which ends those numbers of an input are an index that are not all of it,
+            which a runner does not hold each to, by the input's name.
         unbounded: How far beyond their tables and types inputs of whole numbers agreed, by name.
         why_not: Why none were tried; '' where some were.
     """
@@ -40,6 +42,7 @@ class EdgeReport:
     int8: Mapping[str, Int8Figures] = field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     beyond: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     unbounded: Mapping[str, int] = field(default_factory=dict)
     why_not: str = ""
 
@@ -62,8 +65,12 @@ class EdgeReport:
         for name, (low, high) in self.ranges.items():
             if name not in self.beyond:
                 yield f"{name} is an index from {low} to {high}, and a runner refuses others"
+        for name, ends in self.parts.items():
+            said = " or ".join(f"from {low} to {high}" for low, high in ends)
+            yield f"a part of {name} is an index {said}, and no runner holds it to that by itself"
         for name, most in self.unbounded.items():
-            yield f"whole numbers of {name} agree up to {most}"
+            other = "other " * (name in self.parts)
+            yield f"{other}whole numbers of {name} agree up to {most}"
 
     def _int8_lines(self) -> Iterator[str]:
         """Yields what was proven of an artifact in int8, and what was not."""

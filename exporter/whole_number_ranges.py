@@ -67,17 +67,20 @@ class RangeSearch:
         self._model, self._first, self._run = model, dict(first), run
         self._precision = precision
         self._allowed: dict[str, float] = {}
+        self._free: dict[str, Array] = {}
 
-    def of(self, spec: TensorSpec, held: Sequence[Array]) -> Reach:
+    def of(self, spec: TensorSpec, held: Sequence[Array], free: Array) -> Reach:
         """Returns how far an input may reach.
 
         Args:
             spec: The input.
             held: Values of it on which the step was held to eager already.
+            free: Which of its numbers are in question; the others stay.
         """
+        self._free[spec.name] = free
         if self._precision == "int8" and not self._allowed:
             self._allowed = self._int8_allowed()
-        low, high = int(min(map(np.min, held))), int(max(map(np.max, held)))
+        low, high = (int(end([one[free] for one in held])) for end in (np.min, np.max))
         top = int(np.iinfo(spec.dtype).max)
         rungs = sorted({*(rung for rung in RUNGS if rung <= top), min(top, RUNGS[-1])})
         left = [rung for rung in rungs if rung >= max(-low, high)]
@@ -107,15 +110,18 @@ class RangeSearch:
 
     def _why_not(self, name: str, low: int, high: int) -> str:
         """Says why the step cannot be held to eager on whole numbers of a range; '' if it can."""
-        own = self._first[name]
-        if own.size > 1:
-            return self._why_not_on(name, between(own, low, high))
-        ends = (np.full_like(own, end) for end in dict.fromkeys((low, high)))
-        return next(filter(None, (self._why_not_on(name, values) for values in ends)), "")
+        free = self._free[name]
+        own = self._first[name][free]
+        tried = [between(own, low, high)]
+        if own.size == 1:
+            tried = [np.full_like(own, end) for end in dict.fromkeys((low, high))]
+        return next(filter(None, (self._why_not_on(name, values) for values in tried)), "")
 
     def _why_not_on(self, name: str, values: Array) -> str:
-        """Says why the step does not answer as eager on these values of an input; '' if it does."""
-        batch = self._first | {name: values}
+        """Says why the step does not answer as eager with these numbers in an input; '' if so."""
+        given = self._first[name].copy()
+        given[self._free[name]] = values
+        batch = self._first | {name: given}
         one = joined(tuple(batch), {"whole numbers": batch})
         try:
             wanted = run_reference(self._model, one, twice=False).outputs

@@ -204,7 +204,7 @@ def _check_range(name: str, array: Array, low: int, high: int) -> None:
         return
     outside = int(array.min()) if int(array.min()) < low else int(array.max())
     raise InputMismatchError(
-        f"Input {name} holds {outside}, and the artifact is proven from {low} to {high} only.",
+        f"Input {name} holds {outside}, and the artifact takes {low} to {high} only.",
         where="Beyond, the model it was compiled from has no answer, or answers otherwise.",
         fix="Pass numbers within that range. Where the target ends it, ort may reach farther.",
     )

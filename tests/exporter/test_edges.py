@@ -331,7 +331,7 @@ def test_whole_numbers_that_are_the_example_are_counted_once(tmp_path: Path) -> 
 
 
 class Looks(nn.Module):
-    """Looks rows up: by an embedding, from both ends of a table, and by a part of its numbers."""
+    """Looks rows up: by an embedding, from both ends of a table, and by parts of its numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -340,7 +340,8 @@ class Looks(nn.Module):
         self.register_buffer("rows", torch.randn(7, 4))
 
     def forward(self, ids: Tensor, turn: Tensor, both: Tensor) -> Tensor:
-        return self.embed(ids) + self.rows[turn] + self.embed(both[:, :3]) + both[:, 3:, None]
+        found = self.embed(ids) + self.rows[turn.long()]
+        return found + self.embed(both[:, :3]) + self.rows[both[:, 3:]]
 
 
 @pytest.mark.parametrize("target", ["ort", "openvino"])
@@ -349,16 +350,55 @@ def test_a_number_that_is_no_index_is_refused_as_eager_refuses_it(
 ) -> None:
     names = ("ids", "turn")
     inputs = {name: torch.tensor([[0, 1, 2], [3, 4, 5]]) for name in names}
-    inputs["both"] = torch.tensor([[0, 1, 2, 900], [3, 4, 5, 900]])
+    inputs["turn"] = inputs["turn"].to(torch.int8)
+    inputs["both"] = torch.tensor([[0, 1, 29, 6], [3, 4, 5, 2]])
     result = compiled(Looks(), inputs, tmp_path, target)
-    assert read_manifest(result.bundle).input_ranges == {"ids": (0, 29), "turn": (-7, 6)}
+    ranges = {"ids": (0, 29), "turn": (-7, 6), "both": (-7, 29)}
+    assert read_manifest(result.bundle).input_ranges == ranges
     assert result.report.edges is not None
-    assert "ids is an index from 0 to 29, and a runner refuses others" in [
-        *result.report.edges.lines()
-    ]
+    kinds = {"ids up to 29", "turn up to 6", "turn from -7", "both up to 29", "both from -7"}
+    assert {*result.report.edges.held} == kinds
+    lines = [*result.report.edges.lines()]
+    assert "ids is an index from 0 to 29, and a runner refuses others" in lines
+    said = "a part of both is an index from -7 to 6 or from 0 to 29, and no runner holds it to that"
+    assert any(line.startswith(said) for line in lines)
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     with tokexport.runtimes.load(result.bundle) as runner:
         runner.run(arrays | {"turn": arrays["turn"] - 7})
         for wrong in (arrays["ids"] + 30, arrays["ids"] - 3):
             with pytest.raises(InputMismatchError, match="Input ids holds"):
                 runner.run(arrays | {"ids": wrong})
+
+
+class Mixes(nn.Module):
+    """Looks up what its first number says, and adds the others; (B, 3) → (B, 2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(16, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.embed(ids[:, 0]) + ids[:, 1:].float()
+
+
+@pytest.mark.parametrize(("target", "refused"), [("ort", False), ("openvino", True)])
+def test_numbers_beside_an_index_are_tried_to_the_ends_of_their_type(
+    target: str, refused: bool, tmp_path: Path
+) -> None:
+    ids = torch.tensor([[3, 900, 7], [15, 5, 2]])
+    result = compiled(Mixes(), {"ids": ids}, tmp_path, target)
+    edges, ranges = result.report.edges, read_manifest(result.bundle).input_ranges
+    assert edges is not None
+    assert edges.parts == {"ids": ((0, 15),)}
+    assert ({*ranges}, {*edges.unbounded}) == (({"ids"}, set()) if refused else (set(), {"ids"}))
+    far = ids.clone()
+    far[0, 1] = 2**31
+    with tokexport.runtimes.load(result.bundle) as runner:
+        if refused:
+            assert ranges["ids"][1] == 2**31 - 1
+            with pytest.raises(InputMismatchError, match=r"ids holds 2147483648, .* takes -"):
+                runner.run({"ids": far.numpy()})
+        else:
+            found = runner.run({"ids": far.numpy()})["output"]
+            np.testing.assert_allclose(found, Mixes()(far).detach().numpy(), rtol=1e-6)
