@@ -60,6 +60,7 @@ from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
 from tokexport.graph_passes.torch_passes.infrastructure import Rewritten, TorchPass, run_passes
 from tokexport.graph_passes.torch_passes.match_every_row import MatchEveryRow
 from tokexport.graph_passes.torch_passes.products_as_matmul import ProductsAsMatmul
+from tokexport.graph_passes.torch_passes.promote_types import PromoteTypes
 from tokexport.graph_passes.torch_passes.read_means import ReadMeans
 from tokexport.graph_passes.torch_passes.read_one_hot import ReadOneHot
 from tokexport.graph_passes.torch_passes.recognise_attention import RecogniseAttention
@@ -77,6 +78,7 @@ from tokexport.graph_passes.torch_passes.zero_blind_queries import ZeroBlindQuer
 #: From the functional traced graph to one that moves tokens with operators of the domain.
 REWRITE: Final[tuple[TorchPass, ...]] = (
     WidenHalf(),
+    PromoteTypes(),
     DropIdentities(),
     DropEmpty(),
     ShareRepeats(),
