@@ -173,7 +173,7 @@ class KnownValues(TorchFunctionMode):
             if not self._names:  # while it is traced, the model holds stand-ins of its tensors
                 self._names = {id(one): name for name, one in _tensors(self._model)}
             own = self._tensors.get(self._names.get(id(tensor), ""))
-        if own is None or own.numel() > LARGEST:
+        if own is None or own.numel() > LARGEST or own.is_meta:
             return None
         # A copy: what changes it in the trace must not change the model.
         copy: Tensor = _apart(lambda: own.detach().clone())

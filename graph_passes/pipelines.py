@@ -56,6 +56,7 @@ from tokexport.graph_passes.torch_passes.drop_unread_columns import DropUnreadCo
 from tokexport.graph_passes.torch_passes.drop_unread_rows import DropUnreadRows
 from tokexport.graph_passes.torch_passes.flatten_attention import FlattenAttention
 from tokexport.graph_passes.torch_passes.fold_transforms import FoldTransforms
+from tokexport.graph_passes.torch_passes.gains_ahead import GainsAhead
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
 from tokexport.graph_passes.torch_passes.infrastructure import Rewritten, TorchPass, run_passes
 from tokexport.graph_passes.torch_passes.match_every_row import MatchEveryRow
@@ -69,6 +70,8 @@ from tokexport.graph_passes.torch_passes.recognise_merges import RecogniseMerges
 from tokexport.graph_passes.torch_passes.scatter_rows import ScatterRows
 from tokexport.graph_passes.torch_passes.share_repeats import ShareRepeats
 from tokexport.graph_passes.torch_passes.sort_stably import SortStably
+from tokexport.graph_passes.torch_passes.spell_out_modes import SpellOutModes
+from tokexport.graph_passes.torch_passes.spell_out_pools import SpellOutPools
 from tokexport.graph_passes.torch_passes.spell_out_transforms import SpellOutTransforms
 from tokexport.graph_passes.torch_passes.whole_quotients import WholeQuotients
 from tokexport.graph_passes.torch_passes.widen_half import WidenHalf
@@ -78,7 +81,10 @@ from tokexport.graph_passes.torch_passes.zero_blind_queries import ZeroBlindQuer
 #: From the functional traced graph to one that moves tokens with operators of the domain.
 REWRITE: Final[tuple[TorchPass, ...]] = (
     WidenHalf(),
+    SpellOutPools(),
+    SpellOutModes(),
     PromoteTypes(),
+    GainsAhead(),
     DropIdentities(),
     DropEmpty(),
     ShareRepeats(),
