@@ -22,10 +22,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from tokexport.exporter.in_place import changed_by
-from tokexport.exporter.index_sets import Constant, Fact, Mask
+from tokexport.exporter.followed_tensors import FollowedTensors, changed_since, versions_of
+from tokexport.exporter.index_sets import Constant, Fact, Mask, Positions
 from tokexport.exporter.mask_facts import RULES
 
 #: Other names of functions that have a rule.
@@ -49,8 +48,8 @@ class FixedCounts(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._facts: Any = WeakTensorKeyDictionary()
-        self._places: Any = WeakTensorKeyDictionary()
+        self._facts: FollowedTensors[Fact] = FollowedTensors()
+        self._places: FollowedTensors[Tensor] = FollowedTensors()
 
     def __torch_function__(
         self,
@@ -67,11 +66,14 @@ class FixedCounts(TorchFunctionMode):
         if found is not NotImplemented:
             return found
         fact = self._follow(name, args, kwargs)
+        versions = versions_of((args, kwargs))
         found = func(*args, **kwargs)
-        changed = changed_by(func, args, kwargs)
-        if changed is not None:
-            self._forget(changed)
-            self._note(changed, None if "out" in kwargs or isinstance(fact, Mapping) else fact)
+        changed = changed_since(versions, func, args, kwargs)
+        if changed:
+            self._facts.forget(changed)
+            self._places.forget(changed)
+            if len(changed) == 1 and changed[0] is args[0] and "out" not in kwargs:
+                self._note(changed[0], None if isinstance(fact, Mapping) else fact)
         elif isinstance(fact, Mapping):
             for place, one in fact.items():
                 self._note(found[place], one)
@@ -81,8 +83,7 @@ class FixedCounts(TorchFunctionMode):
 
     def known(self, value: Any) -> Fact | None:
         """Returns what is known of a tensor."""
-        found: Fact | None = self._facts.get(value) if isinstance(value, Tensor) else None
-        return found
+        return self._facts.get(value)
 
     def _follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Returns what is known of what a function gives."""
@@ -96,17 +97,13 @@ class FixedCounts(TorchFunctionMode):
             return None  # a form of the call that the rule does not have: nothing is known
 
     def _note(self, value: Any, fact: Fact | None) -> None:
-        if isinstance(value, Tensor) and fact is not None:
-            self._facts[value] = fact
-
-    def _forget(self, changed: Tensor) -> None:
-        """Forgets what was known of a tensor, and of what shares its numbers."""
-        with torch._C.DisableTorchFunction():
-            storage = changed.untyped_storage()._cdata
-            for table in (self._facts, self._places):
-                for one in list(table.keys()):
-                    if one is changed or one.untyped_storage()._cdata == storage:
-                        del table[one]
+        if not isinstance(value, Tensor) or fact is None:
+            return
+        exact = not isinstance(fact, Constant) or _holds(value.dtype, fact.value)
+        if isinstance(fact, Positions):
+            exact = value.dtype in (torch.int32, torch.int64)
+        if exact:
+            self._facts.set(value, fact)
 
     def _instead(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Returns what stands for a choice with a certain count; NotImplemented for all else."""
@@ -135,9 +132,10 @@ class FixedCounts(TorchFunctionMode):
 
     def _positions(self, mask: Tensor, fact: Mask) -> Tensor:
         """Returns the positions (…, count) of what is true in the rows of a mask, in order."""
-        if mask not in self._places:
-            self._places[mask] = _positions(mask, fact)
-        found: Tensor = self._places[mask]
+        found = self._places.get(mask)
+        if found is None:
+            found = _positions(mask, fact)
+            self._places.set(mask, found)
         return found
 
     def _coordinates(self, mask: Tensor, fact: Mask) -> list[Tensor]:
@@ -175,7 +173,7 @@ class FixedCounts(TorchFunctionMode):
             return NotImplemented
         start, mask, fact = place
         x[(*[slice(None)] * start, *self._coordinates(mask, fact))] = value
-        self._forget(x)
+        self._facts.forget([x])
         return None
 
     def _place(self, x: Any, key: Any) -> tuple[int, Tensor, Mask] | None:
@@ -233,6 +231,17 @@ _CHOICES: Final[Mapping[str, Callable[..., Any]]] = {
 }
 #: What torch calls some parameters, by other names they go under.
 _KEYWORDS: Final = {"axis": "dim", "self": "input"}
+
+
+def _holds(dtype: torch.dtype, value: float) -> bool:
+    """Tells whether a type has a number: whole numbers wrap around, and halves round."""
+    if dtype is torch.bool:
+        return value in (0, 1)
+    if dtype.is_floating_point:
+        return float(torch.tensor(value, dtype=dtype)) == value
+    if dtype.is_complex or value != int(value):
+        return False
+    return torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
 
 
 def _name_of(func: Any) -> str:

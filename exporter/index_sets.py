@@ -49,7 +49,7 @@ class Order:
 
     def refined(self, moved: Ranks, by: object) -> Order:
         """Returns the order in which ``by`` rearranges some ranks; the same for the same ``by``."""
-        key = "refined", moved, id(by), by
+        key = "refined", moved, by
         if key not in self._made:
             self._made[key] = Order(self.size, self, moved)
         return self._made[key]
@@ -93,6 +93,27 @@ class Order:
         if "inverse" not in self._made:
             self._made["inverse"] = Order(self.size)
         return self._made["inverse"]
+
+    def part(self, key: object) -> Order:
+        """Returns the order of some of the rows, of which others may have another one.
+
+        Args:
+            key: Which rows; those of one key are the same.
+        """
+        if len(self.fixed) == self.size:
+            return self  # the same in every row
+        if ("part", key) not in self._made:
+            if self.inner is not None:
+                order, before, after = self.inner
+                made = order.part(key).extended(before, after)
+            else:
+                base = self.base.part(key) if self.base is not None else None
+                made = Order(self.size, base, self.moved)
+                made.fixed = dict(self.fixed)
+            self._made["part", key] = made
+            if "inverse" in self._made:
+                made.set_inverse(self._made["inverse"].part(key))
+        return self._made["part", key]
 
     def set_inverse(self, order: Order) -> None:
         """Says which order this one's permutation holds the ranks of."""
@@ -246,7 +267,7 @@ class Mask:
 
 def in_one_order(one: Mask, other: Mask) -> tuple[Order, Ranks, Ranks] | None:
     """Returns an order of two masks and the ranks of each in it; None where there is none."""
-    if one.dim != other.dim:
+    if one.dim != other.dim or one.repeats != other.repeats:
         return None
     for order in (one.order, other.order):
         first, second = one._in(order), other._in(order)

@@ -14,7 +14,7 @@ What draws random numbers has no such value, and none is kept of what is large.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -23,9 +23,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from tokexport.exporter.in_place import changed_by
+from tokexport.exporter.followed_tensors import (
+    FollowedTensors,
+    changed_since,
+    version_of,
+    versions_of,
+)
+from tokexport.runtimes.base import Array
 
 #: Values of more numbers are not computed beside the trace.
 LARGEST: Final = 1 << 20
@@ -33,8 +38,8 @@ LARGEST: Final = 1 << 20
 _READERS: Final[Mapping[str, Callable[[Tensor], Any]]] = {
     "item": Tensor.item,
     "tolist": Tensor.tolist,
-    "numpy": lambda value: value.numpy().copy(),
-    "__array__": lambda value: value.numpy().copy(),
+    "numpy": lambda value: _only_read(value.numpy()),
+    "__array__": lambda value: _only_read(value.numpy()),
     "__int__": int,
     "__float__": float,
     "__bool__": bool,
@@ -64,8 +69,9 @@ class KnownValues(TorchFunctionMode):
         super().__init__()
         self._model = model
         self._tensors = dict(_tensors(model))
-        self._names: dict[int, str] = {}
-        self._values: Any = WeakTensorKeyDictionary()
+        #: While it is traced, the model holds stand-ins of its tensors: their names and versions.
+        self._stand_ins: dict[int, tuple[str, int | None]] = {}
+        self._values: FollowedTensors[Tensor] = FollowedTensors()
 
     def __torch_function__(
         self,
@@ -77,19 +83,36 @@ class KnownValues(TorchFunctionMode):
         """Calls a function, and computes what it gives beside the trace where that is known."""
         name = str(getattr(func, "__name__", "")).partition(".")[0]
         kwargs = dict(kwargs or {})
-        tensors = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        if any(isinstance(one, FakeTensor) for one in tensors):
-            answer = self._answer(func, name, args, kwargs)
-            if answer is not NotImplemented:
-                return answer
+        versions = versions_of((args, kwargs))
+        if not any(isinstance(one, FakeTensor) for one, _ in versions):
+            found = func(*args, **kwargs)
+            self._values.forget(changed_since(versions, func, args, kwargs))
+            if _has_stand_ins(found):  # made of Python numbers and constants alone
+                self._note_computed(found, func, args, kwargs)
+            return found
+        if not self._stand_ins:
+            self._find_stand_ins()
+        answer = self._answer(func, name, args, kwargs)
+        if answer is not NotImplemented:
+            return answer
+        given = self._given((args, kwargs))
+        may_change = name.endswith("_") or "inplace" in kwargs or "out" in kwargs
+        valid = self._values.known() if may_change and given is not None else frozenset()
         found = func(*args, **kwargs)
-        changed = changed_by(func, args, kwargs)
-        if changed is not None:
-            self._change(changed, func, args, kwargs)
-        elif any(isinstance(one, FakeTensor) for one in pytree.tree_leaves(found)):
-            given = self._given((args, kwargs))
-            self._note(found, None if given is None else _computed(func, *given))
+        changed = changed_since(versions, func, args, kwargs)
+        if changed:
+            self._change(changed, func, given, valid)
+        elif given is not None and _has_stand_ins(found):
+            self._note(found, _computed(func, *given))
         return found
+
+    def _find_stand_ins(self) -> None:
+        own = [(name, one) for name, one in _tensors(self._model) if isinstance(one, FakeTensor)]
+        self._stand_ins = {id(one): (name, version_of(one)) for name, one in own}
+
+    def _note_computed(self, found: Any, func: Any, args: Any, kwargs: Any) -> None:
+        given = self._given((args, kwargs))
+        self._note(found, NotImplemented if given is None else _computed(func, *given))
 
     def _answer(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         """Returns what is known of a call that asks for numbers; NotImplemented for others."""
@@ -139,8 +162,9 @@ class KnownValues(TorchFunctionMode):
         given = self._positions(key) if isinstance(value, Tensor) and value.dim() else None
         if given is None:
             return NotImplemented
+        known, valid = self._given(((x, key, value), {})), self._values.known()
         x[given] = value
-        self._change(x, Tensor.__setitem__, (x, key, value), {})
+        self._change([x], Tensor.__setitem__, known, valid)
         return None
 
     def _select(self, input: Tensor, mask: Any) -> Any:
@@ -165,19 +189,18 @@ class KnownValues(TorchFunctionMode):
         """Returns the numbers of a tensor; None where they are not known."""
         if not isinstance(tensor, Tensor):
             return None
-        found: Tensor | None = self._values.get(tensor)
+        found = self._values.get(tensor)
         if found is not None:
             return found
         own: Tensor | None = tensor if type(tensor) in (Tensor, nn.Parameter) else None
         if isinstance(tensor, FakeTensor):
-            if not self._names:  # while it is traced, the model holds stand-ins of its tensors
-                self._names = {id(one): name for name, one in _tensors(self._model)}
-            own = self._tensors.get(self._names.get(id(tensor), ""))
+            name, version = self._stand_ins.get(id(tensor), ("", None))
+            own = self._tensors.get(name) if version == version_of(tensor) else None
         if own is None or own.numel() > LARGEST or own.is_meta:
             return None
         # A copy: what changes it in the trace must not change the model.
         copy: Tensor = _apart(lambda: own.detach().clone())
-        self._values[tensor] = copy
+        self._values.set(tensor, copy)
         return copy
 
     def _given(self, tree: Any) -> Any:
@@ -196,24 +219,26 @@ class KnownValues(TorchFunctionMode):
         for tensor, value in zip(own, other, strict=True):
             fits = isinstance(tensor, FakeTensor) and _is_tensor(value)
             if fits and tensor.shape == value.shape and value.numel() <= LARGEST:
-                self._values[tensor] = value
+                self._values.set(tensor, value)
 
-    def _change(self, target: Tensor, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Changes a known value as a call changes its tensor, or forgets it."""
-        own = self._value(target)
-        if own is None:
-            return
-        given = self._given((args, kwargs))
-        if given is None or _computed(func, *given) is NotImplemented:
-            self._forget(own)
+    def _change(
+        self, changed: Sequence[Tensor], func: Any, given: Any, valid: frozenset[int]
+    ) -> None:
+        """Changes known values as a call changed their tensors, or forgets them.
 
-    def _forget(self, own: Tensor) -> None:
-        """Forgets what shares its numbers with a value."""
-        storage = own.untyped_storage()._cdata
-        for tensor, value in list(self._values.items()):
-            if value.untyped_storage()._cdata == storage:
-                del self._values[tensor]
-                self._tensors.pop(self._names.get(id(tensor), ""), None)
+        Args:
+            changed: The tensors that the call changed.
+            func: The function.
+            given: What it took, with the numbers of the tensors from before; None where some are
+                not known.
+            valid: The identities of the tensors whose values were known before.
+        """
+        sharing = self._values.sharing(changed)
+        self._values.forget(changed)
+        if given is not None and _computed(func, *given) is not NotImplemented:
+            for tensor, value in sharing:
+                if id(tensor) in valid:
+                    self._values.set(tensor, value)
 
 
 class _Settled(TorchDispatchMode):
@@ -243,8 +268,19 @@ def _apart(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return func(*args, **kwargs)
 
 
+def _has_stand_ins(found: Any) -> bool:
+    return any(isinstance(one, FakeTensor) for one in pytree.tree_leaves(found))
+
+
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
+
+
+def _only_read(array: Array) -> Array:
+    """Returns a copy that nothing can be written into: it would be lost to the trace."""
+    array = array.copy()
+    array.flags.writeable = False
+    return array
 
 
 def _columns(mask: Tensor) -> list[Tensor]:

@@ -47,14 +47,18 @@ def topk(known: Known, input: Tensor, k: int, dim: int = -1, *rest: Any, **optio
     return {1: Positions(dim, Order(size), tuple(range(k)))}
 
 
-def _permutation(known: Known, input: Tensor, dim: int) -> Positions | None:
+def _permutation(
+    known: Known, input: Tensor, dim: int, rest: tuple[Any, ...], options: dict[str, Any]
+) -> Positions | None:
     dim = axis_of(input, dim)
     if not input.dim() or not isinstance(input.shape[dim], int):
         return None
     order = Order(input.shape[dim])
     own = known(input)
     natural = tuple(range(order.size))
-    if isinstance(own, Positions) and own.dim == dim and own.ranks == natural and not own.offset:
+    rising = not options.get("descending") and not any(rest)
+    whole = isinstance(own, Positions) and own.dim == dim and own.ranks == natural
+    if rising and whole and isinstance(own, Positions) and not own.offset:
         order.set_inverse(own.order)
     return Positions(dim, order, natural)
 
@@ -63,14 +67,14 @@ def argsort(known: Known, input: Tensor, dim: Any = -1, *rest: Any, **options: A
     """A permutation of all positions; that of a permutation is its inverse."""
     if isinstance(dim, bool):  # argsort(stable, dim, descending)
         return None
-    return _permutation(known, input, dim)
+    return _permutation(known, input, dim, rest, options)
 
 
 def sort(known: Known, input: Tensor, dim: Any = -1, *rest: Any, **options: Any) -> Found:
     """The permutation, and of distinct positions the same ones in another order."""
     if isinstance(dim, bool):
         return None
-    permutation, own = _permutation(known, input, dim), known(input)
+    permutation, own = _permutation(known, input, dim, rest, options), known(input)
     found: dict[int, Fact] = {} if permutation is None else {1: permutation}
     if isinstance(own, Positions) and own.dim == axis_of(input, dim):
         found[0] = own.rearranged(object())
@@ -80,6 +84,8 @@ def sort(known: Known, input: Tensor, dim: Any = -1, *rest: Any, **options: Any)
 def arange(known: Known, *args: Any, **options: Any) -> Found:
     """Positions that are known."""
     if not 1 <= len(args) <= 2 or not all(isinstance(each, int) for each in args):
+        return None
+    if not {*options} <= {"dtype", "device", "layout", "requires_grad", "pin_memory"}:
         return None
     start, end = (0, *args)[-2:]
     if start < 0 or end <= start:

@@ -57,18 +57,25 @@ def getitem(known: Known, input: Tensor, key: Any) -> Found:
     if cut is None:
         return None
     for axis, part in enumerate(cut):
-        if axis != fact.dim and part != slice(None) and not isinstance(part, int):
-            rows = range(input.shape[axis])[part]
-            if isinstance(fact, Mask) and axis in fact.repeats and len(rows):
-                continue
-            if not len(rows):
-                return None
+        if axis != fact.dim:
+            fact = _of_rows(fact, input, axis, part)
     part = cut[fact.dim]
     if isinstance(part, int):
         return None
     found = _cut(fact, input.shape[fact.dim], part)
     gone = [axis for axis, each in enumerate(cut) if isinstance(each, int)]
     return None if found is None else _without_axes(found, gone)
+
+
+def _of_rows(
+    fact: Positions | Mask, input: Tensor, axis: int, part: slice | int
+) -> Positions | Mask:
+    """Returns what is known of some rows, which each have an order of their own."""
+    size = input.shape[axis]
+    rows = range(size)[part] if isinstance(part, slice) else range(size)[part : part + 1 or None]
+    if rows == range(size) or (isinstance(fact, Mask) and axis in fact.repeats):
+        return fact
+    return replace(fact, order=fact.order.part((input.dim(), axis, rows)))
 
 
 def _with_new_axis(known: Known, input: Tensor, keys: Sequence[Any]) -> Found:
@@ -120,7 +127,9 @@ def unsqueeze(known: Known, input: Tensor, dim: int) -> Found:
     """The same with one more axis."""
     fact = known(input)
     at = dim % (input.dim() + 1)
-    return _with_axis(fact, at) if isinstance(fact, Positions | Mask) else fact
+    if isinstance(fact, Positions | Mask):
+        return _with_axis(fact, at)
+    return fact if isinstance(fact, Constant) else None
 
 
 def squeeze(known: Known, input: Tensor, dim: int) -> Found:
@@ -146,7 +155,10 @@ def expand(known: Known, input: Tensor, *sizes: Any) -> Found:
     spread = {axis for axis, (a, b) in enumerate(zip(own, wide, strict=True)) if b not in (a, -1)}
     if fact.dim in spread:
         return None
-    return replace(fact, repeats=fact.repeats | spread) if isinstance(fact, Mask) else fact
+    if isinstance(fact, Mask):
+        return replace(fact, repeats=fact.repeats | spread)
+    rows = ("spread", len(wide), frozenset(spread))
+    return replace(fact, order=fact.order.part(rows)) if spread else fact
 
 
 def expand_as(known: Known, input: Tensor, other: Tensor) -> Found:
@@ -179,6 +191,8 @@ def view(known: Known, input: Tensor, *sizes: Any) -> Found:
 
 def narrow(known: Known, input: Tensor, dim: int, start: Any, length: Any) -> Found:
     """A part along the axis."""
+    if not isinstance(start, int) or start < 0:
+        return None
     keys = [slice(None)] * axis_of(input, dim) + [slice(start, start + length)]
     return getitem(known, input, tuple(keys))
 
@@ -190,7 +204,9 @@ def unbind(known: Known, input: Tensor, dim: int = 0) -> Found:
         return dict.fromkeys(range(input.shape[at]), fact)
     if not isinstance(fact, Positions | Mask) or at == fact.dim:
         return None
-    return dict.fromkeys(range(input.shape[at]), _without_axes(fact, [at]))
+    return {
+        row: _without_axes(_of_rows(fact, input, at, row), [at]) for row in range(input.shape[at])
+    }
 
 
 def split(known: Known, input: Tensor, split_size: Any, dim: int = 0) -> Found:

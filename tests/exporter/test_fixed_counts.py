@@ -236,6 +236,37 @@ def changed_out(x: Tensor, scores: Tensor) -> Tensor:
     return x[mask].sum()[None]
 
 
+def heads_of_one(x: Tensor, scores: Tensor) -> Tensor:
+    top = torch.stack([scores, x.sum(-1)], 1).topk(K, dim=2).indices
+    mask = torch.zeros(len(x), 2, scores.shape[1], dtype=torch.bool).scatter_(2, top, True)
+    return x[mask[:, 0] & mask[:, 1]].sum()[None]
+
+
+def images_of_one_batch(x: Tensor, scores: Tensor) -> Tensor:
+    mask = scattered(scores)
+    return x[:2][mask[:2] & mask[1:]].sum()[None]
+
+
+def one_row_for_all(x: Tensor, scores: Tensor) -> Tensor:
+    mask = scattered(scores)
+    return x[mask & mask[:1].expand(3, -1)].sum()[None]
+
+
+def rows_against_columns(x: Tensor, scores: Tensor) -> Tensor:
+    top = scores.topk(K).indices
+    zeros = torch.zeros(3, 3, scores.shape[1], dtype=torch.bool)
+    one = zeros.scatter(2, top[:, None].expand(-1, 3, -1), True)
+    other = zeros.scatter(2, top[None].expand(3, -1, -1), True)
+    return (x[None].expand(3, -1, -1, -1)[one & other]).sum()[None]
+
+
+def descending_of_positions(x: Tensor, scores: Tensor) -> Tensor:
+    ranks = scores.argsort(1).argsort(1, descending=True)
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    mask = mask.scatter(1, scores.argsort(1)[:, :K], True)
+    return x[(ranks < K) & mask].sum()[None]
+
+
 def some_rows(x: Tensor, scores: Tensor) -> Tensor:
     mask = torch.zeros(scores.shape, dtype=torch.bool)
     mask.scatter_(1, scores.topk(K).indices[: max(len(x) // 2, 1)], True)
@@ -253,7 +284,8 @@ def wraps(x: Tensor, scores: Tensor) -> Tensor:
     "function",
     [
         *(repeats, overlap, threshold, changed, changed_by_a_view, changed_out, some_rows),
-        wraps,
+        *(wraps, heads_of_one, images_of_one_batch, one_row_for_all, rows_against_columns),
+        descending_of_positions,
     ],
 )
 def test_what_may_vary_is_refused(function: Chooses) -> None:
@@ -308,6 +340,18 @@ CALLS: list[Callable[[Tensor, Tensor, int, int], Tensor]] = [
     lambda one, other, n, start: one.long(),
     lambda one, other, n, start: one[:, None].expand(-1, 4, -1),
     lambda one, other, n, start: one[..., None].squeeze(2),
+    lambda one, other, n, start: one[n : n + 1].expand(3, -1),
+    lambda one, other, n, start: one[n][None].expand(3, -1),
+    lambda one, other, n, start: one.unbind(0)[n][None].expand(3, -1),
+    lambda one, other, n, start: torch.stack([one, other], 1).unbind(1)[n % 2],
+    lambda one, other, n, start: one[:, None].expand(-1, 3, -1)[:, n],
+    lambda one, other, n, start: one[None].expand(3, -1, -1)[:, n],
+    lambda one, other, n, start: one.argsort(1, descending=True),
+    lambda one, other, n, start: torch.arange(0, 10, step=2)[None].expand(3, -1),
+    lambda one, other, n, start: one.narrow(1, -start - 1, n),
+    lambda one, other, n, start: one.to(torch.uint8) - n,
+    lambda one, other, n, start: one.sum(1, keepdim=True).to(torch.int8) * 100,
+    lambda one, other, n, start: torch.full((3, 10), 1.7).long(),
     lambda one, other, n, start: one.sum(1),
     lambda one, other, n, start: F.one_hot(one, 12).sum(1),
 ]

@@ -179,6 +179,74 @@ def test_the_model_is_not_changed() -> None:
     assert torch.equal(model.plain, held[1])
 
 
+def by_a_view_of_a_shape(m: Holds, x: Tensor) -> Tensor:
+    held = torch.zeros(x.numel())
+    held.view_as(x).copy_(x)
+    return x * 2 if held.abs().max() > 1 else x
+
+
+def by_out(m: Holds, x: Tensor) -> Tensor:
+    peak, at = torch.zeros(len(x)), torch.zeros(len(x), dtype=torch.long)
+    torch.max(x.flatten(1), 1, out=(peak, at))
+    return x * 2 if peak[0] > 1 else x
+
+
+def by_a_list(m: Holds, x: Tensor) -> Tensor:
+    held = torch.zeros(x.shape)
+    torch._foreach_add_([held], [x])
+    return x * 2 if held.sum() > 1 else x
+
+
+def by_an_option(m: Holds, x: Tensor) -> Tensor:
+    held = torch.zeros(x.shape)
+    held.reshape_as(x)[:, :] = x
+    nn.functional.relu(held, inplace=True)
+    return x * 2 if held.sum() > 1 else x
+
+
+def by_data(m: Holds, x: Tensor) -> Tensor:
+    held = torch.zeros(x.shape)
+    held.data.add_(x)
+    return x * 2 if held.sum() > 1 else x
+
+
+def by_other_data(m: Holds, x: Tensor) -> Tensor:
+    held = torch.zeros(x.shape)
+    held.data = x.clone()
+    return x * 2 if held.sum() > 1 else x
+
+
+def by_an_operator(m: Holds, x: Tensor) -> Tensor:
+    peak, at = torch.zeros(len(x)), torch.zeros(len(x), dtype=torch.long)
+    torch.ops.aten.max.dim_max(x.flatten(1), 1, max=peak, max_values=at)
+    return x * 2 if peak[0] > 1 else x
+
+
+def by_numpy_written(m: Holds, x: Tensor) -> Tensor:
+    mask = m.keep.clone()
+    mask.numpy()[3] = True
+    return x[:, mask]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(by_a_view_of_a_shape, by_out, by_a_list, by_an_option, by_data, by_other_data),
+        by_an_operator,
+    ],
+)
+def test_what_is_changed_by_any_name_is_not_known(
+    function: Callable[[Holds, Tensor], Tensor],
+) -> None:
+    with pytest.raises(ModelNotSupportedError):
+        capture(Holds(function).eval(), (torch.randn(2, 12, 5),))
+
+
+def test_what_is_written_through_numpy_is_refused() -> None:
+    with pytest.raises(ModelNotSupportedError, match="read-only"):
+        capture(Holds(by_numpy_written).eval(), (torch.randn(2, 12, 5),))
+
+
 @pytest.mark.parametrize("function", [of_the_input, mixed, by_chance, changed_by_a_view])
 def test_what_an_input_reaches_is_not_known(function: Callable[[Holds, Tensor], Tensor]) -> None:
     with pytest.raises(DataDependentError):
