@@ -232,7 +232,8 @@ def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> B
         if not any(tensor.any() for tensor in examples):  # they only say a shape
             said = f"{drawn.origin}; not the example inputs: {error.what.rstrip('.')}"
             return dataclasses.replace(drawn, origin=said)
-        error.where = f"They are the example inputs.\n{error.where}"
+        if error.where.startswith("Inputs: "):
+            error.where = f"They are the example inputs.\n{error.where}"
         raise
     if all(np.array_equal(drawn.arrays[name][0], example[name][0]) for name in drawn.names):
         size = drawn.samples // len(drawn)

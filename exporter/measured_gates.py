@@ -11,7 +11,6 @@ from torch.fx import GraphModule
 from tokexport.exporter.default_gates import set_gates
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gates import (
-    HALF_FACTOR,
     HALF_TYPES,
     ROUNDING_FACTOR,
     Gate,
@@ -87,7 +86,7 @@ def measured_gates(
         narrowed = set_gates(outputs, whole, precision, atol, batch=samples)
     advised = {name: replace(gate, advice=advice) for name, gate in narrowed.items()}
     scores = _times(rounding.scores, ROUNDING_FACTOR)
-    narrowed_scores = _times(rounding.half_scores, HALF_FACTOR) if half else scores
+    narrowed_scores = _times(rounding.half_scores, ROUNDING_FACTOR) if half else scores
     return MeasuredGates(captured_gates, fp32, advised, scores, narrowed_scores, whole)
 
 

@@ -115,6 +115,6 @@ class KeepsState(nn.Module):
         y: Tensor = self.layer(x)
         self.schedule.extend([3] if len(self.schedule) == 1 else [])
         self.schedule.popleft()
-        y = y if self.state.size is None else y + self.state.size
+        y = y if self.state.size is None else y + 0 * self.state.size
         self.state.size = y.mean()
         return y

@@ -18,7 +18,7 @@ Fuse = Callable[..., Tensor]
 def bipartite_fusion(metric: Tensor, ratio: float) -> Fuse:
     """Matches metric (B, N, C) and returns what prunes or merges by it."""
     B, N, _ = metric.shape
-    r = min(N - int(N * ratio), (N - 1) // 2)
+    r = min(int(N - N * ratio), (N - 1) // 2)
     with torch.no_grad():
         metric = metric / metric.norm(dim=-1, keepdim=True)
         a, b = metric[..., ::2, :], metric[..., 1::2, :]

@@ -58,7 +58,7 @@ class Fusing(nn.Module):
             assert isinstance(layer, Block)
             mixed, keys = self.attend(layer.attn, layer.norm1(h))
             h = mixed + h
-            plan = pair_up(keys, h.size(1) - int(h.size(1) * self.keep))
+            plan = pair_up(keys, int(h.size(1) - h.size(1) * self.keep))
             h = merged(h, *plan) if 2 * number > len(self.vit.blocks) else pruned(h, plan[0])
             h = layer.mlp(layer.norm2(h)) + h
         result: Tensor = self.vit.head(self.vit.norm(h).select(1, 0))
