@@ -30,14 +30,15 @@ class Int8Figures:
 
     Attributes:
         error: The root of the mean squared difference on inputs of ordinary size, as a share of the
-            spread between samples or kinds; None where the output does not vary, or is of whole
-            numbers.
+            spread between samples or kinds; None where that is not asked.
+        not_asked: Why not, a clause; '' where it is.
         outside: The kinds on which it is off by more than the gate of the samples allows, as a
             share of that spread or of its size there, whichever is more.
         failure: Why it does not pass, a clause; '' where it does.
     """
 
     error: float | None = None
+    not_asked: str = ""
     outside: Mapping[str, float] = field(default_factory=dict)
     failure: str = ""
 
@@ -58,7 +59,8 @@ def int8_figures(
         return Int8Figures(failure=f"is {found.dtype} {found.shape[1:]} there")
     if wanted.dtype.kind != "f":
         apart = {kind: _share(wanted[row] != found[row]) for row, kind in enumerate(kinds)}
-        return Int8Figures(None, {kind: share for kind, share in apart.items() if share > 0})
+        outside = {kind: share for kind, share in apart.items() if share > 0}
+        return Int8Figures(not_asked="is of whole numbers", outside=outside)
     for row, kind in enumerate(kinds):
         lost = np.isfinite(wanted[row]) & ~np.isfinite(found[row])
         if lost.any():
@@ -68,18 +70,21 @@ def int8_figures(
     around = [_spread(part, batch) for part in (samples, wanted[ordinary]) if len(part)]
     varies = max(around, default=0.0)
     if not varies > FP32_FLOOR * scale_of(samples):
-        return Int8Figures()
+        return Int8Figures(not_asked="does not vary between the samples or there")
     outside = {}
     for row, kind in enumerate(kinds):
         size = max(varies, compare(wanted[row], np.zeros_like(wanted[row])).rms)
         share = compare(wanted[row], found[row]).rms / size
         if not share <= SPREAD_TOLERANCE:
             outside[kind] = share
-    error = compare(wanted[ordinary], found[ordinary]).rms / varies if ordinary else None
-    if error is not None and not error < _BLIND:
+    if not ordinary:
+        return Int8Figures(not_asked="has no inputs of ordinary size there", outside=outside)
+    error = compare(wanted[ordinary], found[ordinary]).rms / varies
+    failure = ""
+    if not error < _BLIND:
         said = f"is off by {error:.2f} of its spread on inputs of ordinary size"
-        return Int8Figures(error, outside, f"{said}, as one answer for all would be")
-    return Int8Figures(error, outside)
+        failure = f"{said}, as one answer for all would be"
+    return Int8Figures(error, outside=outside, failure=failure)
 
 
 def _share(differing: Array) -> float:

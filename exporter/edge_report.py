@@ -76,10 +76,11 @@ class EdgeReport:
         """Yields what was proven of an artifact in int8, and what was not."""
         if not self.int8:
             return
-        yield (
-            "the artifact in int8 is held to be finite there where eager is, and to read its inputs"
-        )
+        read = ", and to read its inputs" * any(one.error is not None for one in self.int8.values())
+        yield f"the artifact in int8 is held to be finite there where eager is{read}"
         for name, one in self.int8.items():
+            if one.not_asked:
+                yield f"in int8 '{name}' is not held to read its inputs: it {one.not_asked}"
             if one.error is not None:
                 yield f"in int8 '{name}' is off by {one.error:.2f} of its spread on ordinary values"
             if one.outside:

@@ -3,7 +3,8 @@
 Token positions are integers that TensorRT can neither sort nor add up by index, and float32 holds
 whole numbers exactly up to 2²⁴ only. What the graph itself makes (sorts, arg-max, arange,
 constants, truth values) is bounded by shapes, and moving, selecting, adding or overwriting keeps
-bounds. Integers that come from outside may be anything.
+bounds, as far as the type holds them: beyond its ends a number wraps around. Integers that come
+from outside may be anything.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ _SPLITS = (
     aten.unbind.int,
 )
 _CONVERSIONS = (aten._to_copy.default, aten.to.dtype)
+_COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 _EXACT = (torch.int32, torch.int64, torch.float32, torch.float64)
 _FULLS = (aten.full.default, aten.full_like.default, aten.new_full.default)
 #: An empty tensor may hold anything, and whoever reads it before writing reads garbage.
@@ -152,7 +154,7 @@ class _Reader:
             return None
         if given not in self._known:
             self._known[given] = None
-            self._known[given] = self._read(given)
+            self._known[given] = _wrapped(self._read(given), dtype_of(given))
         return self._known[given]
 
     def _read(self, node: Node) -> Bounds | None:
@@ -291,6 +293,14 @@ _ARITHMETIC: Final[dict[Any, Callable[[_Reader, Node], Bounds | None]]] = {
     aten.cumsum.default: _Reader.summed,
     aten.clamp.default: _Reader.clamped,
 }
+
+
+def _wrapped(found: Bounds | None, dtype: torch.dtype) -> Bounds | None:
+    """Returns the bounds of what a type makes of whole numbers; beyond its ends, it may be any."""
+    if found is None or dtype.is_floating_point or dtype in (torch.bool, *_COMPLEX):
+        return found
+    ends = torch.iinfo(dtype)
+    return found if ends.min <= found[0] and found[1] <= ends.max else (ends.min, ends.max)
 
 
 def _length(node: Node) -> int:

@@ -18,6 +18,7 @@ import tokexport
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.edge_inputs import between, edge_inputs
 from tokexport.exporter.edge_int8 import int8_figures
+from tokexport.exporter.edge_report import EdgeReport
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.parity import ParityError
 from tokexport.graph_passes import pipelines
@@ -301,7 +302,19 @@ def test_one_answer_for_all_inputs_is_no_int8_of_them() -> None:
     few[2] *= 1e6  # large values say nothing of how the others vary
     assert int8_figures(few, few, few[:2], kinds, 2).error == 0
     held = np.ones((4, 2, 16), np.float32)
-    assert int8_figures(held, held * np.float32(1.01), held, kinds, 2).failure == ""
+    same = int8_figures(held, held * np.float32(1.01), held, kinds, 2)
+    assert same.failure == ""
+    (_, line, why) = EdgeReport(held=("zeros",), int8={"y": same}).lines()
+    assert line.endswith("held to be finite there where eager is")
+    assert why == (
+        "in int8 'y' is not held to read its inputs: it does not vary between the samples or there"
+    )
+    whole = int8_figures(held.astype(int), held.astype(int) + 1, held.astype(int), kinds, 2)
+    both = [*EdgeReport(held=("zeros",), int8={"y": figures, "n": whole}).lines()]
+    assert both[1].endswith("and to read its inputs")
+    assert any(
+        one.endswith("'n' is not held to read its inputs: it is of whole numbers") for one in both
+    )
 
 
 class Asks(nn.Module):
