@@ -76,6 +76,8 @@ def _local_gate(expected: Array, scale: float, rounding: LocalRounding, precisio
     if half is not None and rounding.half is not None:
         noise = noise.larger(rounding.half.times(HALF_FACTOR))
         reason = f"{floor:g} of the scale of its neighbourhood, or 2 × what {precision} does there"
+    if rounding.times_few > 1:
+        reason += f", and up to {rounding.times_few:.2g} times that where few values tell it"
     if rounding.why_not:
         reason += f"; no float64 run, {rounding.why_not}"
     computed_in, scale_of_numbers = half or "float32", rounding.scale_of_numbers(expected)

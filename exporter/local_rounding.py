@@ -38,6 +38,7 @@ class LocalRounding:
         int8: What int8 does to the values measured, (some samples, …); None where none was asked
             for.
         decides: Whether the model decides something by comparing numbers.
+        times_few: How many times at most it counts where few values tell what it is.
     """
 
     noise: Noise
@@ -51,6 +52,7 @@ class LocalRounding:
     why_not: str = ""
     int8: Array | None = None
     decides: bool = False
+    times_few: float = 1.0
 
     def scale_of_numbers(self, expected: Array) -> Array | None:
         """Returns the scale of each sample (batches × samples,) of an output of one number each.
@@ -160,6 +162,7 @@ def local_rounding(
             rounding.why_not,
             _int8(rounding, name, parts, own.samples),
             bool(rounding.scores),
+            own.times_few,
         )
     return found
 
@@ -187,6 +190,7 @@ class _Pooled:
     ) -> None:
         per_sample = expected.ndim > 1 and expected.shape[1] == samples
         self.samples = samples if per_sample else 1
+        self.times_few = 1.0
         self._flat = as_samples(expected, samples)
         self._measured = measured
         self._rows = [np.array(rows) for rows in batches.by_kind().values()]
@@ -233,7 +237,9 @@ class _Pooled:
             with np.errstate(divide="ignore", invalid="ignore"):
                 count = members.sum(axis=(0, 2))[None] / known_top  # of those as large as it
                 larger = np.maximum(scales / known, top / known_top)
-            most = one.max(axis=0, keepdims=True) * few(np.nan_to_num(count))
+            largest, times = one.max(axis=0, keepdims=True), few(np.nan_to_num(count))
+            self.times_few = max(self.times_few, times[(known > 0) & (largest > 0)].max(initial=1))
+            most = largest * times
             seen = most * np.maximum(np.nan_to_num(larger, posinf=1.0), 1.0)
             by_axis.append(np.where(known > 0, seen, _unseen(most, known, scales)))
         share, fills = (

@@ -209,6 +209,15 @@ def test_a_half_precision_says_what_it_is_held_to(precision: str, floor: float) 
     assert (gate.tolerance, gate.reason, gate.spread) == (floor, reason, None)
 
 
+def test_a_gate_of_few_values_says_by_how_much_more_rounding_counts() -> None:
+    values = np.ones((2, 1, 4), np.float32)
+    batches = Batches(("x",), {"x": np.zeros((2, 1), np.float32)}, 1, None, "")
+    moved = {"y": np.full(values.shape, 1e-7)}
+    few = local_rounding({"y": values}, Rounding((0, 1), moved, moved, moved, {}, {}), batches, 1)
+    reason = set_gates({"y": values}, few, "fp32", None)["y"].reason
+    assert "4 × what rounding does there, and up to 1.4 times that where few values" in reason
+
+
 def gates_of(expected: Array, batch: int) -> dict[str, Gate]:
     return set_gates({"y": expected}, exact(expected, batch), "int8", None, batch=batch)
 
