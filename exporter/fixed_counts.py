@@ -234,13 +234,13 @@ _KEYWORDS: Final = {"axis": "dim", "self": "input"}
 
 
 def _holds(dtype: torch.dtype, value: float) -> bool:
-    """Tells whether a type has a number: whole numbers wrap around, and halves round."""
+    """Tells whether a type has a whole number: integers wrap around, and halves round."""
+    if value != int(value) or dtype.is_complex:
+        return False
     if dtype is torch.bool:
         return value in (0, 1)
     if dtype.is_floating_point:
-        return float(torch.tensor(value, dtype=dtype)) == value
-    if dtype.is_complex or value != int(value):
-        return False
+        return abs(value) * torch.finfo(dtype).eps <= 1
     return torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
 
 
