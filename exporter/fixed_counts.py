@@ -16,6 +16,7 @@ may overlap) is left as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -235,7 +236,7 @@ _KEYWORDS: Final = {"axis": "dim", "self": "input"}
 
 def _holds(dtype: torch.dtype, value: float) -> bool:
     """Tells whether a type has a whole number: integers wrap around, and halves round."""
-    if value != int(value) or dtype.is_complex:
+    if not math.isfinite(value) or value != int(value) or dtype.is_complex:
         return False
     if dtype is torch.bool:
         return value in (0, 1)

@@ -352,6 +352,7 @@ CALLS: list[Callable[[Tensor, Tensor, int, int], Tensor]] = [
     lambda one, other, n, start: one.to(torch.uint8) - n,
     lambda one, other, n, start: one.sum(1, keepdim=True).to(torch.int8) * 100,
     lambda one, other, n, start: torch.full((3, 10), 1.7).long(),
+    lambda one, other, n, start: torch.full((3, 10), float("-inf")),
     lambda one, other, n, start: one.sum(1),
     lambda one, other, n, start: F.one_hot(one, 12).sum(1),
 ]
