@@ -81,7 +81,11 @@ def _local_gate(expected: Array, scale: float, rounding: LocalRounding, precisio
     if rounding.why_not:
         reason += f"; no float64 run, {rounding.why_not}"
     computed_in, scale_of_numbers = half or "float32", rounding.scale_of_numbers(expected)
-    samples = rounding.samples
+    samples, columns = rounding.samples, None
+    if rounding.columns is not None:
+        columns = rounding.columns.limits(floor, ROUNDING_FACTOR)
+        if half is not None and rounding.half_columns is not None:
+            columns = np.maximum(columns, rounding.half_columns.limits(floor, HALF_FACTOR))
     return Gate(
         floor,
         rounding.error(scale),
@@ -89,10 +93,11 @@ def _local_gate(expected: Array, scale: float, rounding: LocalRounding, precisio
         reason,
         moves=rounding.typical if half is None else rounding.typical_half,
         unstable=rounding.unstable(UNSTABLE) if half is None else "",
-        allowed=limits(expected, noise, floor, computed_in, samples, scale_of_numbers),
+        allowed=limits(expected, noise, floor, computed_in, samples, scale_of_numbers, columns),
         noise=noise,
         computed_in=computed_in,
         scale_of_numbers=scale_of_numbers,
+        columns=columns,
         samples=samples,
     )
 

@@ -107,6 +107,8 @@ class Gate:
         noise: What rounding explains, by neighbourhood; None where none is asked for.
         computed_in: The precision that fills are held to.
         scale_of_numbers: The scale of each sample of an output of one number each; else None.
+        columns: How far every value of an output of one row a sample may be off for its column,
+            (samples, values); else None.
         channels: How far each channel may be off over all samples; None where no gate asks.
         hidden: Which channels int8 moves by more than they vary, a clause; '' for none.
         samples: How many samples a batch has.
@@ -132,6 +134,7 @@ class Gate:
     scale_of_numbers: Array | None = field(
         default=None, repr=False, compare=False, metadata=_KEPT_OUT
     )
+    columns: Array | None = field(default=None, repr=False, compare=False, metadata=_KEPT_OUT)
     channels: Channels | None = field(default=None, repr=False, compare=False, metadata=_KEPT_OUT)
     hidden: str = field(default="", metadata=_KEPT_OUT)
     samples: int = field(default=1, metadata=_KEPT_OUT)
@@ -234,10 +237,11 @@ class Gate:
         if self.noise is None:
             return self
         of = np.concatenate([np.arange(self.samples) + row * self.samples for row in rows])
-        scale = None if self.scale_of_numbers is None else self.scale_of_numbers[of]
+        numbers = self.scale_of_numbers, self.columns
+        told = [None if each is None else each[of] for each in numbers]
         floor = self.tolerance if self.top1_tolerance is None else self.top1_tolerance
         noise, samples = self.noise.of(of), self.samples
-        found = limits(expected, noise, floor, self.computed_in, samples, scale)
+        found = limits(expected, noise, floor, self.computed_in, samples, *told)
         if self.top1_tolerance is not None:
             return replace(self, explained=found)
         return replace(self, allowed=found)

@@ -156,7 +156,8 @@ def kept_of_gates(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array
     found: dict[str, Array] = {}
     for output, gate in gates.items():
         if gate.noise is not None:
-            parts = stored(gate.noise, gate.scale_of_numbers, rows, gate.samples)
+            told = gate.scale_of_numbers, gate.columns
+            parts = stored(gate.noise, *told, rows, gate.samples)
             found |= {f"noise/{output}/{part}": array for part, array in parts}
         if gate.channels is not None:
             channels: dict[str, Array] = {TOP1: gate.channels.top1}

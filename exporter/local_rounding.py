@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from tokexport.exporter.column_rounding import Columns, columns_of
 from tokexport.exporter.gates import ROUNDING_FACTOR
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.rounding import Rounding
@@ -39,6 +40,8 @@ class LocalRounding:
             for.
         decides: Whether the model decides something by comparing numbers.
         times_few: How many times at most it counts where few values tell what it is.
+        columns: What rounding does to the columns of an output of one row a sample; else None.
+        half_columns: The same of a half type; None where none was asked for.
     """
 
     noise: Noise
@@ -53,6 +56,8 @@ class LocalRounding:
     int8: Array | None = None
     decides: bool = False
     times_few: float = 1.0
+    columns: Columns | None = None
+    half_columns: Columns | None = None
 
     def scale_of_numbers(self, expected: Array) -> Array | None:
         """Returns the scale of each sample (batches × samples,) of an output of one number each.
@@ -93,17 +98,21 @@ class LocalRounding:
             shares=tuple(one[rows] for one in self.shares),
             half_shares=tuple(one[rows] for one in self.half_shares),
             kinds=(np.arange(len(rows)),),
+            columns=None if self.columns is None else self.columns.of(rows),
+            half_columns=None if self.half_columns is None else self.half_columns.of(rows),
         )
 
     def unstable(self, share: float) -> str:
         """Names the neighbourhoods that rounding moves by more than a share of their own scale."""
         said = []
-        inner = len(self.shares)
-        for axis, shares in enumerate(self.shares):
+        names = _AXIS_NAMES.get(len(self.shares), ("sample",) * len(self.shares))
+        parts = list(zip(names, self.shares, strict=True))
+        if self.columns is not None:
+            parts.append(("column", self.columns.shares))
+        for word, shares in parts:
             most = shares.max(axis=0, initial=0.0)
             over = np.flatnonzero(most > share)
             if over.size:
-                word = _AXIS_NAMES.get(inner, ("sample",) * inner)[axis]
                 which = f"{over.size} of {most.size} {word}s"
                 said.append(f"{which}, up to {most.max():.1e} of their own scale")
         alone = float(self.noise.share.max(initial=0.0))
@@ -148,8 +157,10 @@ def local_rounding(
         noise, shares = own.of(np.maximum.reduce(parts))
         half: Noise | None = None
         half_shares: tuple[Array, ...] = ()
+        half_columns: Columns | None = None
         if name in rounding.by_half:
             half, half_shares = own.of(rounding.by_half[name])
+            half_columns = own.columns([rounding.by_half[name]], rounding.draws)
         found[name] = LocalRounding(
             noise,
             half,
@@ -163,6 +174,8 @@ def local_rounding(
             _int8(rounding, name, parts, own.samples),
             bool(rounding.scores),
             own.times_few,
+            own.columns(parts, rounding.draws),
+            half_columns,
         )
     return found
 
@@ -221,6 +234,13 @@ class _Pooled:
         )
         return Noise(by_axis, share, fills), shares
 
+    def columns(self, parts: Sequence[Array], draws: int) -> Columns | None:
+        """Returns what rounding does to the columns of an output of one row a sample."""
+        inner = self._flat.shape[1:]
+        flat = [one.reshape(-1, *inner) for one in parts]
+        measured = self._samples_of(np.array(self._measured))
+        return columns_of(self._flat, measured, flat, self.kinds, draws)
+
     def _kind(self, flat: Array, rows: Array, samples: Array) -> tuple[Noise, tuple[Array, ...]]:
         """Returns the noise of the samples of one kind of inputs."""
         places = [place for place, row in enumerate(self._measured) if row in set(rows.tolist())]
@@ -263,18 +283,26 @@ def _unseen(most: Array, known: Array, scales: Array) -> Array:
 
 
 def stored(
-    noise: Noise, scale: Array | None, rows: Sequence[int], samples: int
+    noise: Noise,
+    scale: Array | None,
+    columns: Array | None,
+    rows: Sequence[int],
+    samples: int,
 ) -> Iterator[tuple[str, Array]]:
     """Yields what a bundle keeps of a noise for some batches, under the last part of a name.
 
     Args:
         noise: The noise of all samples.
         scale: The scale of each where it has one number.
+        columns: How far their values may be off for their columns, where they have some.
         rows: The batches.
         samples: How many samples a batch has.
     """
-    parts = dict(enumerate(noise.by_axis)) | {"share": noise.share, "fills": noise.fills}
-    for name, one in (parts if scale is None else parts | {"scale": scale}).items():
+    parts: dict[int | str, Array] = dict(enumerate(noise.by_axis))
+    parts |= {"share": noise.share, "fills": noise.fills}
+    told = {"scale": scale, "column": columns}
+    parts |= {name: one for name, one in told.items() if one is not None}
+    for name, one in parts.items():
         by_batch = one.reshape(-1, samples, *one.shape[1:])[list(rows)]
         # The next larger float32, so that the tolerance does not shrink by being stored.
         yield str(name), np.nextafter(by_batch.astype(np.float32), np.float32(np.inf))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.runtimes.base import Array
 
 #: How many steps an operand of 8 bits has on either side of zero.
 _STEPS: Final = 127
@@ -23,6 +24,8 @@ _FACTORS: Final = {
     aten.baddbmm.default: (1, 2, -2),
 }
 _ATTENTION: Final = aten.scaled_dot_product_attention.default
+#: How many values are wanted of each channel, to tell what int8 does to it.
+_VALUES: Final = 16
 
 
 class QuantisedRun(Interpreter):
@@ -72,3 +75,10 @@ def _factors(node: Node) -> Iterator[tuple[int, int | None]]:
         weights = node.args[second]
         of_weights = isinstance(weights, Node) and weights.op == "get_attr"
         yield second, axis if of_weights else None
+
+
+def int8_runs(outputs: Mapping[str, Array], rows: Sequence[int]) -> int:
+    """Returns how often int8 is run, so that enough values tell what it does to a channel."""
+    floating = [array for array in outputs.values() if array.dtype.kind == "f" and array.size]
+    values = min((max(array[0].size // array.shape[-1], 1) for array in floating), default=1)
+    return min(max(-(-_VALUES // (values * len(rows))), 1), _VALUES // 4)

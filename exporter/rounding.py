@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from tokexport.exporter.accumulation import reordered
+from tokexport.exporter.column_rounding import draws_of
 from tokexport.exporter.inputs import Batches
-from tokexport.exporter.quantised_run import QuantisedRun
+from tokexport.exporter.quantised_run import QuantisedRun, int8_runs
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.score_rounding import Moved, Scores, moved
 from tokexport.graph_passes.decisions import ToldGraph, show, tell
@@ -64,8 +65,8 @@ _LAST_BITS: Final[Mapping[str, float]] = {
 }
 #: What an operator without a form in float64 raises.
 _NO_FLOAT64: Final = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
-#: How many values are wanted of each channel, to tell what int8 does to it.
-_INT8_VALUES: Final = 16
+#: How far apart the seeds of two runs of one batch are.
+_NEXT_SEED: Final = 104729
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Rounding:
         why_not: The reason for that, in words.
         by_int8: How far int8 moves every output, (rows × runs, …): all runs of a row, then the
             next; empty where none is asked for.
+        draws: How many runs those of rounded results are the largest of.
     """
 
     rows: tuple[int, ...]
@@ -94,6 +96,7 @@ class Rounding:
     half_scores: Scores
     why_not: str = ""
     by_int8: Mapping[str, Array] = field(default_factory=dict)
+    draws: int = 1
 
 
 def measure_rounding(
@@ -160,7 +163,8 @@ class _Measuring:
         int8: bool,
         samples: int,
     ) -> None:
-        self._int8_runs = _int8_runs(outputs, rows) if int8 else 0
+        self._int8_runs = int8_runs(outputs, rows) if int8 else 0
+        self._draws = draws_of(outputs, len(rows), samples)
         self._told, self._batches, self._samples = told, batches, samples
         self._outputs, self._rows = outputs, tuple(rows)
         own = _rounding_of(told.module)
@@ -189,9 +193,12 @@ class _Measuring:
             for found in quantised:
                 for name, array in self._apart(exact, found).items():
                     off["int8"].setdefault(name, []).append(array)
-            for kind, found in rounded.items():
-                for name, array in self._apart(exact, found).items():
-                    off[kind].setdefault(name, []).append(array)
+            for kind, runs in rounded.items():
+                apart = [self._apart(exact, found) for found in runs]
+                for name in apart[0]:
+                    most = np.maximum.reduce([one[name] for one in apart])
+                    off[kind].setdefault(name, []).append(most)
+                found = runs[0]
                 for name, source in self._scores.items():
                     if name not in exact:  # whole numbers come out exactly
                         continue
@@ -208,12 +215,16 @@ class _Measuring:
         far = stacked["float64"] if wide else {}
         by_chance, by_half = stacked["chance"], stacked["half"]
         found_scores = scores["chance"], scores["half"]
-        return Rounding(self._rows, by_chance, by_half, far, *found_scores, "", stacked["int8"])
+        int8 = stacked["int8"]
+        return Rounding(self._rows, by_chance, by_half, far, *found_scores, "", int8, self._draws)
 
     def _run_batch(
         self, graph: GraphModule, row: int, wide: bool
     ) -> tuple[
-        dict[str, Array], dict[str, dict[str, Array]], list[dict[str, Array]], dict[str, Array]
+        dict[str, Array],
+        dict[str, list[dict[str, Array]]],
+        list[dict[str, Array]],
+        dict[str, Array],
     ]:
         """Returns the results of a batch: exactly, by kind of rounding, in int8, and scores."""
         batch = {name: self._batches.arrays[name][row] for name in self._batches.names}
@@ -226,7 +237,10 @@ class _Measuring:
             given = (*(_doubled(tensors) if wide else tensors), *decisions)
             exact = _named(names, graph(*given))
             rounded = {
-                kind: _named(names, _Rounded(graph, sizes, row).run(*given))
+                kind: [
+                    _named(names, _Rounded(graph, sizes, seed).run(*given))
+                    for seed in range(row, row + self._draws * _NEXT_SEED, _NEXT_SEED)
+                ]
                 for kind, sizes in self._sizes.items()
             }
             quantised = [
@@ -308,13 +322,6 @@ class _Rounded(Interpreter):
         return moved + whole * torch.empty_like(moved).uniform_(
             -least, least, generator=self._random
         )
-
-
-def _int8_runs(outputs: Mapping[str, Array], rows: Sequence[int]) -> int:
-    """Returns how often int8 is run, so that enough values tell what it does to a channel."""
-    floating = [array for array in outputs.values() if array.dtype.kind == "f" and array.size]
-    values = min((max(array[0].size // array.shape[-1], 1) for array in floating), default=1)
-    return min(max(-(-_INT8_VALUES // (values * len(rows))), 1), _INT8_VALUES // 4)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ dominates: a row of padding at 1e9, boxes in pixels beside scores, one loud chan
 held to those around it. For an output with one row a sample, its neighbourhoods are the values of
 its sample with the same index along one axis::
 
-    logits (B, C)          the sample
+    logits (B, C)          the sample, its column
     tokens (B, N, C)       its token, its channel
     maps   (B, C, H, W)    its channel, its line, its column
     one number a sample    the numbers of all samples
@@ -25,6 +25,9 @@ itself. Fills, which are
 infinities and constants far beyond everything else, belong to nothing and are compared exactly, or
 to the precision that is computed in; to what rounding does to them, where they were computed.
 
+A column is one value of all samples, also of those not at hand: how far it may be off is told to
+``limits``. Where it is, rows too short for a scale have no other neighbourhood.
+
 Everything is computed in float64, with numpy alone.
 """
 
@@ -38,7 +41,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tokexport.runtimes.scales import ENDS, Flags, Floats, fills, scales_of
+from tokexport.runtimes.scales import ENDS, Flags, Floats, fills, median_of, scales_of
 
 #: How many scales of a neighbourhood a value may have to belong to it.
 LOUD: Final = 10.0
@@ -111,7 +114,7 @@ class Neighbourhoods:
     def __init__(self, reference: NDArray[Any], scale: Floats | None = None) -> None:
         self._values = np.abs(reference.astype(np.float64))
         self._scale = scale
-        self.axes = _axes(reference.shape)
+        self.axes = axes_of(reference.shape)
         self.fills = fills(reference)
 
     @property
@@ -155,7 +158,7 @@ class Neighbourhoods:
         inside: Flags = (self._values <= LOUD * own) & ~self.fills
         for other, scales in enumerate(self.scales):
             if other != position and not self.is_one_number:
-                ordinary = _APART * _median(scales)[:, None]
+                ordinary = _APART * median_of(scales)[:, None]
                 loud = self._spread(np.where(scales > ordinary, scales, 0.0), other)
                 inside &= loud <= _APART * own
         return inside
@@ -260,6 +263,7 @@ def limits(
     computed_in: str,
     samples: int,
     scale: Floats | None,
+    columns: Floats | None = None,
 ) -> Floats:
     """Returns how far every value of an output (batches, …) may be off, no more than float32 holds.
 
@@ -270,9 +274,17 @@ def limits(
         computed_in: The precision that is computed in, which fills are held to.
         samples: How many samples a batch has.
         scale: The scale that samples of one number have; None takes it from these.
+        columns: How far each value of all samples may be off for its column, beside a share of
+            itself; None where that is not told.
     """
-    around = Neighbourhoods(as_samples(outputs, samples), scale)
-    allowed = np.minimum(around.allowed(noise, floor, computed_in), np.finfo(np.float32).max)
+    flat = as_samples(outputs, samples)
+    around = Neighbourhoods(flat, scale)
+    allowed = around.allowed(noise, floor, computed_in)
+    if columns is not None:
+        own = np.maximum(columns.reshape(flat.shape), floor * np.abs(flat))
+        least = np.where(around.alone | around.is_one_number, own, np.minimum(allowed, own))
+        allowed = np.where(around.fills, allowed, least)
+    allowed = np.clip(allowed, np.finfo(np.float32).tiny, np.finfo(np.float32).max)
     return allowed.astype(np.float32).reshape(outputs.shape)
 
 
@@ -379,16 +391,7 @@ def _is_saturated(wide: Floats, other: Floats, allowed: Floats) -> Flags:
     return found
 
 
-def _median(scales: Floats) -> Floats:
-    """Returns the median of what is not zero in each row; 0 where all is."""
-    ordered = np.sort(scales, axis=1)
-    zeros = (ordered == 0).sum(axis=1)
-    middle = np.minimum((zeros + ordered.shape[1]) // 2, ordered.shape[1] - 1)[:, None]
-    found: Floats = np.take_along_axis(ordered, middle, axis=1)[:, 0]
-    return found
-
-
-def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+def axes_of(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the axes along which one index makes a neighbourhood."""
     inner = [axis for axis in range(1, len(shape)) if shape[axis] > 1]
     values = math.prod(shape[1:])

@@ -60,6 +60,15 @@ def scales_of(values: Floats) -> tuple[Floats, Floats]:
     return own, with_zeros
 
 
+def median_of(scales: Floats) -> Floats:
+    """Returns the median of what is not zero in each row; 0 where all is."""
+    ordered = np.sort(scales, axis=1)
+    zeros = (ordered == 0).sum(axis=1)
+    middle = np.minimum((zeros + ordered.shape[1]) // 2, ordered.shape[1] - 1)[:, None]
+    found: Floats = np.take_along_axis(ordered, middle, axis=1)[:, 0]
+    return found
+
+
 def fills(reference: NDArray[Any]) -> Flags:
     """Tells which values are fills: infinities, and constants far beyond everything else.
 

@@ -9,7 +9,9 @@
                                     neighbourhood of an output, along its axes 0, 1, …, as a
                                     ``share`` of values that belong to none, and of constants far
                                     beyond the rest, ``fills``; and the ``scale`` of samples that
-                                    have one number each
+                                    have one number each; of samples of one row each how far every
+                                    value may be off for its ``column``, (batches, samples, values);
+                                    bundles made before have none
     channel/<name>/…
                     (size,), how far the channels of an output may be off whose gate is one over
                     all samples, along its axes 1, 2, …, and ``top1`` along the last
@@ -169,6 +171,7 @@ class _Reference:
     steady: Array | None
     noise: dict[str, Noise]
     scales: dict[str, Array]
+    columns: dict[str, Array]
     channels: dict[str, Channels]
     samples: int
 
@@ -187,8 +190,8 @@ class _Reference:
         """Returns how far every value of an output (batches, …) may be off."""
         noise = self.noise[name]
         samples = len(noise.share) // self.batches
-        scale = self.scales.get(name)
-        return limits(self.outputs[name], noise, floor, computed_in, samples, scale)
+        told = self.scales.get(name), self.columns.get(name)
+        return limits(self.outputs[name], noise, floor, computed_in, samples, *told)
 
 
 def _judge(name: str, reference: _Reference, found: Array, manifest: Manifest) -> OutputResult:
@@ -274,12 +277,17 @@ def _read_reference(bundle: Path, manifest: Manifest) -> _Reference:
         for name, own in noise.items()
         if f"noise/{name}/scale" in arrays
     }
+    columns = {
+        name: _of_samples(path, arrays, name, "column", outputs[name].size)
+        for name in noise
+        if f"noise/{name}/column" in arrays
+    }
     channels = {
         spec.name: _channels(path, arrays, spec.name, as_samples(outputs[spec.name], samples))
         for spec in manifest.outputs
         if f"channel/{spec.name}/{TOP1}" in arrays
     }
-    return _Reference(inputs, outputs, count, steady, noise, scales, channels, samples)
+    return _Reference(inputs, outputs, count, steady, noise, scales, columns, channels, samples)
 
 
 def _channels(path: Path, arrays: dict[str, Any], name: str, flat: Array) -> Channels:
@@ -316,7 +324,7 @@ def _noise(path: Path, arrays: dict[str, Any], name: str, output: Array) -> Nois
 
 
 def _of_samples(path: Path, arrays: dict[str, Any], name: str, part: str, size: int) -> Array:
-    """Returns a number for each sample of what rounding explains of an output."""
+    """Returns a number for each sample, or value, of what rounding explains of an output."""
     found: Array = arrays[f"noise/{name}/{part}"]
     if found.size != size or found.dtype.kind != "f":
         raise _bad_reference(path, f"noise/{name}/{part} does not fit the output")

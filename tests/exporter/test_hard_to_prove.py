@@ -171,3 +171,47 @@ def test_the_example_inputs_are_part_of_the_proof_and_of_the_bundle(tmp_path: Pa
     assert edges is not None
     assert {"another seed", "zeros", "large values", "tiny values", "duplicates"} <= {*edges.held}
     assert LOWEST in reference["outputs/output"]
+
+
+class BoxBesideScore(nn.Module):
+    """Answers one row (B, 5): a box in pixels, and a score of about 0.04 beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 32, 16, 16)
+        self.box, self.score = nn.Linear(32, 4), nn.Linear(32, 1)
+        nn.init.constant_(self.score.bias, -3.2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Takes image (B, 3, H, W)."""
+        x = self.patches(image).relu().mean((2, 3))
+        return torch.cat([320 + 200 * self.box(x), self.score(x).sigmoid()], 1)
+
+
+class MoveScores(ir.passes.InPlacePass):
+    """A wrong pass: the bias in front of every sigmoid is off."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Puts a sum before each sigmoid."""
+        sigmoids = [node for node in model.graph if node.op_type == "Sigmoid"]
+        for node in sigmoids:
+            (before,) = node.inputs
+            off = ir.tensor(np.array(0.03, np.float32))
+            constant = ir.node("Constant", [], attributes={"value": off})
+            moved = ir.node("Add", [before, constant.outputs[0]])
+            constant.outputs[0].name, moved.outputs[0].name = "off", "moved"
+            model.graph.insert_before(node, [constant, moved])
+            node.replace_input_with(0, moved.outputs[0])
+        return ir.passes.PassResult(model, modified=bool(sigmoids))
+
+
+def test_a_wrong_bias_of_a_score_fails_beside_its_box(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = compiled(BoxBesideScore(), image(1, 1), tmp_path).bundle
+    assert verify_bundle(bundle).passed
+    wrong = {**pipelines.LOWER, "ort": (*pipelines.LOWER["ort"], MoveScores())}
+    monkeypatch.setattr(pipelines, "LOWER", wrong)
+    with pytest.raises(ParityError, match=r"Parity failed at 'artifact'(.|\n)*, 4\]"):
+        compiled(BoxBesideScore(), image(1, 1), tmp_path / "bundle")

@@ -183,6 +183,18 @@ def test_one_number_a_sample_may_be_told_the_scale_of_its_kind_of_inputs() -> No
     np.testing.assert_allclose(told, [1e-5, 1e-2, 2e-2, 1.5e-2, 1.2e-5, 1e-5], rtol=1e-6)
 
 
+def test_a_value_is_allowed_no_more_than_its_column_but_a_share_of_itself() -> None:
+    rows = np.array([[300.0, 200, 500, 400, 0.04], [100, LOWEST, 1e6, 400, 0.5]], np.float32)
+    noise = Neighbourhoods(rows).noise(np.full(rows.shape, 1e-2))
+    columns = np.array([1e-3, 1e-3, 1e-3, 1, 1e-6])
+    found = limits(rows, noise, FLOOR, "float32", 1, None, np.tile(columns, (2, 1)))
+    np.testing.assert_allclose(found[0], [3e-3, 2e-3, 5e-3, 1e-2, 1e-6], rtol=1e-5)
+    np.testing.assert_allclose(found[1, [0, 2, 3, 4]], [1e-3, 10, 1e-2, 5e-6], rtol=1e-5)
+    assert found[1, 1] > 1e30  # a fill
+    short = limits(rows[:, 2:], noise, FLOOR, "float32", 1, None, np.tile(columns[2:], (2, 1)))
+    np.testing.assert_allclose(short[0], [5e-3, 1, 1e-6], rtol=1e-5)
+
+
 @pytest.mark.parametrize("few", [1, 2, 5])
 def test_a_channel_of_mostly_zeros_has_the_scale_of_its_other_values(few: int) -> None:
     tokens = drawn(2, 40, 12)

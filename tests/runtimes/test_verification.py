@@ -287,3 +287,28 @@ def test_a_largest_entry_is_held_beside_an_absolute_tolerance(make_bundle: Bundl
     del manifest["gates"]["logits"]["top1_tolerance"]
     (bundle / MANIFEST_NAME).write_text(json.dumps(manifest))
     assert verify_bundle(bundle).passed  # one made before tells nothing of it
+
+
+def test_a_value_is_held_to_what_the_bundle_allows_for_its_column(make_bundle: BundleMaker) -> None:
+    label = {"relative_tolerance": 0.0}
+    bundle = make_bundle(gates={"logits": {"local_tolerance": 1.0}, "label": label})
+    noise = {"noise__logits__share": np.zeros((3, 2), np.float32)}
+    noise["noise__logits__0"] = np.full((3, 2, 1), 10, np.float32)
+    columns = np.full((3, 2, 5), 10, np.float32)
+    columns[..., 2] = 1e-3
+    rewrite_reference(bundle, noise__logits__column=columns, **noise)
+    assert verify_bundle(bundle).passed
+    with np.load(bundle / REFERENCE_NAME) as archive:
+        logits = archive["outputs/logits"].copy()
+    logits[1, 0, 2] = 0
+    logits[1, 0, 2] += 2e-3
+    moved = logits.copy()
+    rewrite_reference(bundle, outputs__logits=moved)
+    found = verify_bundle(bundle).outputs[0].worst
+    assert found is not None
+    assert (found.index, found.share > 1) == ((1, 0, 2), True)
+    rewrite_reference(bundle, noise__logits__column=np.ones((3, 2, 4), np.float32))
+    with pytest.raises(BundleError, match="noise/logits/column does not fit"):
+        verify_bundle(bundle)
+    rewrite_reference(bundle, noise__logits__column=None)
+    assert verify_bundle(bundle).passed  # one made before tells nothing of it
