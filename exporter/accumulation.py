@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from tokexport.graph_passes.torch_passes.calls import base_name
 from tokexport.runtimes.neighbourhoods import epsilon
 
 #: How many partial sums a kernel keeps: those of one vector of AVX-512.
@@ -93,7 +94,7 @@ def accumulation(target: Any, args: Any, kwargs: Any, result: Tensor) -> Tensor 
     Returns:
         Numbers of the result's shape, in float32; None where the operator sums nothing.
     """
-    name = str(getattr(target, "__name__", target)).partition(".")[0]
+    name = base_name(target)
     terms = _TERMS.get(name)
     if terms is None or not result.numel():
         return None

@@ -27,10 +27,14 @@ from torch.overrides import TorchFunctionMode
 from tokexport.exporter.followed_tensors import FollowedTensors, changed_since, versions_of
 from tokexport.exporter.index_sets import Constant, Fact, Mask, Positions
 from tokexport.exporter.mask_facts import RULES
+from tokexport.graph_passes.torch_passes.calls import base_name
 
 #: Other names of functions that have a rule.
-_ALSO: Final = {"bitwise_and": "and", "bitwise_or": "or", "bitwise_xor": "xor"} | {
-    "bitwise_not": "invert"
+_ALSO: Final = {
+    "bitwise_and": "and",
+    "bitwise_or": "or",
+    "bitwise_xor": "xor",
+    "bitwise_not": "invert",
 }
 #: What Python calls with an i before it where it assigns.
 _ASSIGNED: Final = frozenset({"and", "or", "xor", "add", "sub", "mul"})
@@ -247,7 +251,7 @@ def _holds(dtype: torch.dtype, value: float) -> bool:
 
 def _name_of(func: Any) -> str:
     """Returns the name of a function without the marks of a method, an overload, or in place."""
-    name = str(getattr(func, "__name__", "")).partition(".")[0]
+    name = base_name(func)
     if name.startswith("__") and name.endswith("__"):
         name = name[2:-2]
         name = name.removeprefix("i") if name.removeprefix("i") in _ASSIGNED else name

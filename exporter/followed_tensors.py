@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from tokexport.graph_passes.torch_passes.calls import base_name
+
 T = TypeVar("T")
 
 
@@ -84,7 +86,7 @@ def changed_since(
     """
     found = {id(one): one for one, version in versions if version_of(one) != version}
     found |= {id(one): one for one in _tensors_in(kwargs.get("out"))}
-    name = str(getattr(func, "__name__", "")).partition(".")[0]
+    name = base_name(func)
     in_place = name.endswith("_") and not name.endswith("__")
     replaced = name == "__set__" and getattr(func.__self__, "__name__", "") == "data"
     if in_place or replaced:  # neither lists of tensors nor other data are counted

@@ -286,7 +286,7 @@ def joined(one: Mask, other: Mask, function: Callable[[Any, Any], Any]) -> Mask 
     if any(value not in (0, 1) for value in values):
         return None
     ranks = frozenset(rank for rank, value in enumerate(values) if value)
-    return Mask(one.dim, order, ranks, one.repeats & other.repeats)
+    return Mask(one.dim, order, ranks, one.repeats)
 
 
 def known_mask(dim: int, values: Sequence[bool]) -> Mask:

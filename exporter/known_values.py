@@ -30,6 +30,7 @@ from tokexport.exporter.followed_tensors import (
     version_of,
     versions_of,
 )
+from tokexport.graph_passes.torch_passes.calls import base_name
 from tokexport.runtimes.base import Array
 
 #: Values of more numbers are not computed beside the trace.
@@ -81,29 +82,23 @@ class KnownValues(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Calls a function, and computes what it gives beside the trace where that is known."""
-        name = str(getattr(func, "__name__", "")).partition(".")[0]
-        kwargs = dict(kwargs or {})
+        name, kwargs = base_name(func), dict(kwargs or {})
         versions = versions_of((args, kwargs))
-        if not any(isinstance(one, FakeTensor) for one, _ in versions):
-            found = func(*args, **kwargs)
-            self._values.forget(changed_since(versions, func, args, kwargs))
-            if _has_stand_ins(found):  # made of Python numbers and constants alone
-                self._note_computed(found, func, args, kwargs)
-            return found
-        if not self._stand_ins:
-            self._find_stand_ins()
-        answer = self._answer(func, name, args, kwargs)
-        if answer is not NotImplemented:
-            return answer
-        given = self._given((args, kwargs))
-        may_change = name.endswith("_") or "inplace" in kwargs or "out" in kwargs
-        valid = self._values.known() if may_change and given is not None else frozenset()
+        given, valid = None, frozenset[int]()
+        if any(isinstance(one, FakeTensor) for one, _ in versions):
+            if not self._stand_ins:
+                self._find_stand_ins()
+            answer = self._answer(func, name, args, kwargs)
+            if answer is not NotImplemented:
+                return answer
+            if name.endswith("_") or "inplace" in kwargs or "out" in kwargs:
+                given, valid = self._given((args, kwargs)), self._values.known()
         found = func(*args, **kwargs)
         changed = changed_since(versions, func, args, kwargs)
         if changed:
             self._change(changed, func, given, valid)
-        elif given is not None and _has_stand_ins(found):
-            self._note(found, _computed(func, *given))
+        elif _has_stand_ins(found):
+            self._note_computed(found, func, args, kwargs)
         return found
 
     def _find_stand_ins(self) -> None:

@@ -31,6 +31,7 @@ from tokexport.exporter.quantised_run import QuantisedRun, int8_runs
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.score_rounding import Moved, Scores, moved
 from tokexport.graph_passes.decisions import ToldGraph, show, tell
+from tokexport.graph_passes.torch_passes.calls import base_name
 from tokexport.graph_passes.torch_passes.distances import Distances
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.runtimes.base import Array
@@ -289,7 +290,7 @@ class _Rounded(Interpreter):
             return result
         if isinstance(result, Tensor):
             taken = self.fetch_args_kwargs_from_env(n)
-            bits = _LAST_BITS.get(_base_name(n.target), 1.0)
+            bits = _LAST_BITS.get(base_name(n.target), 1.0)
             moved = self._moved(result, size, self._whole(n), bits)
             return reordered(n.target, *taken, result, moved, self._random)
         return tuple(
@@ -298,7 +299,7 @@ class _Rounded(Interpreter):
 
     def _whole(self, node: Node) -> Tensor | None:
         """Returns what the result of a node is computed as a part of; None where it is itself."""
-        name = _base_name(node.target)
+        name = base_name(node.target)
         if name in _PARTS_OF_ONE:
             return torch.ones(())
         if name in _PARTS_OF_INPUT and isinstance(node.args[0], Node):
@@ -345,7 +346,7 @@ def _rounding_of(module: GraphModule) -> dict[str, float]:
         values = node.meta.get("val")
         for value in values if isinstance(values, tuple | list) else (values,):
             if isinstance(value, Tensor) and value.is_floating_point():
-                bits = _LAST_BITS.get(_base_name(node.target), 1.0)
+                bits = _LAST_BITS.get(base_name(node.target), 1.0)
                 found[node.name] = bits * epsilon(str(value.dtype).removeprefix("torch."))
                 break
     return found
@@ -353,12 +354,7 @@ def _rounding_of(module: GraphModule) -> dict[str, float]:
 
 def only_moves(target: Any) -> bool:
     """Tells whether what is called moves, joins or picks values, and rounds none."""
-    return _base_name(target) in _MOVES
-
-
-def _base_name(target: Any) -> str:
-    name = getattr(target, "__name__", str(target))
-    return str(name).partition(".")[0]
+    return base_name(target) in _MOVES
 
 
 def _named(outputs: Collection[str], results: Sequence[Tensor]) -> dict[str, Array]:

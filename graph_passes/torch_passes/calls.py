@@ -55,6 +55,11 @@ def operator_name(node: Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
 
 
+def base_name(target: Any) -> str:
+    """Returns what a function or an operator is called, without its overload: ``gather``."""
+    return str(getattr(target, "__name__", target)).partition(".")[0]
+
+
 def argument(node: Node, name: str) -> Any:
     """Returns an argument of an operator's call, or the schema's default for it."""
     target = node.target
