@@ -5,7 +5,8 @@ fell differently is a tie where both of this holds, and an error elsewhere:
 
 * every score is eager's, within what its own neighbourhood allows (``held_scores``);
 * the step decided right on its own scores: of two that it put in order none is worse than what
-  comes behind it, and of two that are equal the lower index comes first where the decision says so.
+  comes behind it, and of two that are equal the lower index comes first where the decision says so;
+  a number that it rounded lies on the step that came out.
 
 Then two scores change places only where |sᵢ - sⱼ| ≤ |s'ᵢ - sᵢ| + |s'ⱼ - sⱼ|: by their own errors,
 whatever others are off by. A kernel that computes scores and decides in one may have decided on
@@ -23,7 +24,8 @@ from typing import Final
 
 import numpy as np
 
-from tokexport.exporter.held_scores import HeldScores, share
+from tokexport.exporter.elementwise_choices import Comparison, Staircase, compared, stepped
+from tokexport.exporter.held_scores import HeldScores, nearest, share
 from tokexport.graph_passes.decision_kinds import Decision, DecisionKind
 from tokexport.runtimes.base import Array
 
@@ -75,7 +77,7 @@ def held_against(
         step: What the step would decide: under ``own``.
     """
     own = {position: step[name] for position, name in decision.own.items()}
-    flips = sum(int((eager[n] != own[position]).sum()) for position, n in decision.told.items())
+    flips = sum(_apart(eager[n], own[position]) for position, n in decision.told.items())
     noise = max((one.noise for one in scores), default=0.0)
     parts = _parts(decision, [_decided_on(decision, one) for one in scores], eager, own)
     if isinstance(parts, str):
@@ -92,6 +94,14 @@ def held_against(
         any(part.is_near() for part in parts),
         why_not,
     )
+
+
+def _apart(eager: Array, own: Array) -> int:
+    """Returns how many results differ; what is no number is none in both."""
+    differ = eager != own
+    if eager.dtype.kind == own.dtype.kind == "f":
+        differ &= ~(np.isnan(eager) & np.isnan(own))
+    return int(differ.sum())
 
 
 def _decided_on(decision: Decision, scores: HeldScores) -> HeldScores:
@@ -145,7 +155,7 @@ class _Ordering:
         with np.errstate(invalid="ignore"):
             steps = eager[:, :-1] - eager[:, 1:]
         around, cuts = np.minimum(scale[:, :-1], scale[:, 1:]), self._cuts()
-        return _nearest(steps[:, cuts], around[:, cuts])
+        return nearest(steps[:, cuts], around[:, cuts])
 
     def is_near(self) -> bool:
         """Tells whether what the scores are off by could have made another choice of eager's."""
@@ -195,105 +205,24 @@ class _Ordering:
         return bool(turned[:, : self.count].any())
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """Numbers that are compared one by one.
-
-    Attributes:
-        operator: What compares: ``gt``.
-        first: The numbers before the sign.
-        second: Those behind it.
-        chosen: What the step says.
-        flipped: Where eager says otherwise.
-    """
-
-    operator: str
-    first: HeldScores
-    second: HeldScores
-    chosen: Array
-    flipped: Array
-
-    def wrong(self) -> str:
-        """Says how the choice is wrong by the step's own numbers; '' where it is right."""
-        true, false = _may_be(self.operator, *self._seen(self.first), *self._seen(self.second))
-        wrong = np.where(self.chosen, ~true, ~false)
-        if not wrong.any():
-            return ""
-        return f"it takes {int(wrong.sum())} of its own comparisons for what they are not"
-
-    def margin(self) -> float:
-        """The largest distance of two numbers that eager compares otherwise."""
-        return share(np.where(self.flipped, self._apart(), 0.0), self._scale())
-
-    def edge(self) -> float:
-        """The smallest distance of two numbers that eager compares."""
-        return _nearest(self._apart(), self._scale())
-
-    def is_near(self) -> bool:
-        """Tells whether what the numbers are off by could have turned a comparison of eager's."""
-        return bool((self._apart() < self.first.off + self.second.off).any())
-
-    def _seen(self, scores: HeldScores) -> tuple[Array, Array]:
-        return scores.step - scores.rounding, scores.step + scores.rounding
-
-    def _apart(self) -> Array:
-        with np.errstate(invalid="ignore"):
-            apart = np.abs(self.first.eager - self.second.eager)
-        return np.where(self.first.eager == self.second.eager, 0.0, apart)
-
-    def _scale(self) -> Array:
-        return np.minimum(self.first.scale, self.second.scale)
-
-
-def _nearest(steps: Array, scale: Array) -> float:
-    """Returns the smallest step as a share of its scale; between two fills there is no choice."""
-    with np.errstate(invalid="ignore"):
-        found = np.where(np.isfinite(scale), steps / scale, np.inf)
-    return float(np.nan_to_num(found, nan=np.inf, posinf=np.inf).min(initial=np.inf))
-
-
-def _may_be(operator: str, a: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array]:
-    """Tells of numbers in [a, b] and in [c, d] whether a comparison may be true, and may not be."""
-    sure_equal = (a == b) & (c == d) & (a == c)
-    return {
-        "gt": (b > c, a <= d),
-        "ge": (b >= c, a < d),
-        "lt": (a < d, b >= c),
-        "le": (a <= d, b > c),
-        "eq": ((a <= d) & (b >= c), ~sure_equal),
-        "ne": (~sure_equal, (a <= d) & (b >= c)),
-    }[operator]
-
-
 def _parts(
     decision: Decision,
     scores: Sequence[HeldScores],
     eager: Mapping[str, Array],
     own: Mapping[int, Array],
-) -> Sequence[_Ordering | _Comparison] | str:
+) -> Sequence[_Ordering | Comparison | Staircase] | str:
     """Returns what a decision consists of, or says why the step made none."""
     match decision.kind:
         case DecisionKind.COMPARISON:
             flipped = eager[decision.told[0]] != own[0]
-            return [_compared(decision, scores, own[0], flipped)]
+            return [compared(decision, scores, own[0], flipped)]
+        case DecisionKind.STAIRCASE:
+            return [stepped(decision, scores[0], own[0], eager[decision.told[0]])]
         case DecisionKind.ORDER:
             (chosen,) = own.values()
             return _ordered(decision, scores[0], chosen)
         case DecisionKind.MATCH:
             return _matched(decision, scores[0], [own[position] for position in range(3)])
-
-
-def _compared(
-    decision: Decision, scores: Sequence[HeldScores], chosen: Array, flipped: Array
-) -> _Comparison:
-    number = np.asarray(decision.beside)
-    exact = HeldScores(number, number, np.zeros(()), np.zeros(()), np.asarray(np.inf))
-    first, second = (*scores, exact)[:2]
-    shape = np.broadcast_shapes(first.eager.shape, second.eager.shape)
-    first, second = (
-        one.each(lambda array: np.broadcast_to(array, shape)) for one in (first, second)
-    )
-    return _Comparison(decision.operator.rpartition(".")[2], first, second, chosen, flipped)
 
 
 def _ordered(decision: Decision, scores: HeldScores, chosen: Array) -> Sequence[_Ordering] | str:

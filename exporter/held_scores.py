@@ -124,3 +124,10 @@ def share(numbers: Array, scale: Array) -> float:
     with np.errstate(invalid="ignore"):
         found = np.where(np.isfinite(scale), numbers / scale, 0.0)
     return float(found.max(initial=0.0))
+
+
+def nearest(steps: Array, scale: Array) -> float:
+    """Returns the smallest step as a share of its scale; between two fills there is no choice."""
+    with np.errstate(invalid="ignore"):
+        found = np.where(np.isfinite(scale), steps / scale, np.inf)
+    return float(np.nan_to_num(found, nan=np.inf, posinf=np.inf).min(initial=np.inf))

@@ -235,7 +235,7 @@ class _Measuring:
             values = self._in_float32(*tensors)
         decisions = values[: len(self._told.told)]
         with torch.no_grad(), _default_dtype(torch.float64 if wide else torch.float32):
-            given = (*(_doubled(tensors) if wide else tensors), *decisions)
+            given = tuple(_doubled([*tensors, *decisions])) if wide else (*tensors, *decisions)
             exact = _named(names, graph(*given))
             rounded = {
                 kind: [

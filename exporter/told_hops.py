@@ -219,7 +219,7 @@ class ToldHops:
                     for decision in told.decisions
                     for position, name in decision.told.items()
                 }
-                if all(np.array_equal(own[name], given[name]) for name in given):
+                if all(_are_equal(own[name], given[name]) for name in given):
                     batches = selected(self._batches, rows, given)
                     answers = hops.run_graph(told.module, batches, self._way.results)
                     return {name: answers[name] for name in told.outputs}
@@ -250,6 +250,10 @@ class ToldHops:
 
     def _ask(self, hop: str, run: RunTold, failed: Sequence[int]) -> ToldRun:
         return self._search(hop).ask(self._way.told, run, failed)
+
+
+def _are_equal(one: Array, other: Array) -> bool:
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
 def _specs(names: Sequence[str], module: GraphModule, op: str) -> Iterator[TensorSpec]:

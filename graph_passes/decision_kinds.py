@@ -4,7 +4,8 @@ A decision turns numbers into positions or truth values::
 
     bipartite_match(scores, r, order)    the best partner of each row, and the r best rows
     sort, argsort, topk, argmax, max …   positions along an axis, or in the whole, the best first
-    x > y, x <= 0.5 …                    truth values
+    x > y, x <= 0.5, x.bool() …          truth values
+    x.round(), x.sign(), x.long() …      a step of a staircase for each number
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.fx import Node
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
     axis,
+    base_name,
     dtype_of,
     is_call,
     is_tensor,
@@ -51,6 +53,15 @@ _COMPARISONS: Final = tuple(
     for packet in (aten.gt, aten.ge, aten.lt, aten.le, aten.eq, aten.ne)
     for overload in (packet.Tensor, packet.Scalar)
 )
+_STAIRCASES: Final = (
+    aten.round.default,
+    aten.round.decimals,
+    aten.floor.default,
+    aten.ceil.default,
+    aten.trunc.default,
+    aten.sign.default,
+)
+_CASTS: Final = (aten._to_copy.default, aten.to.dtype)
 
 
 class DecisionKind(Enum):
@@ -59,11 +70,13 @@ class DecisionKind(Enum):
     ``MATCH``       kept, src and dst of ``bipartite_match``
     ``ORDER``       positions along an axis, the best first
     ``COMPARISON``  truth values
+    ``STAIRCASE``   of each number the step that it lies on: its floor, its sign
     """
 
     MATCH = "match"
     ORDER = "order"
     COMPARISON = "comparison"
+    STAIRCASE = "staircase"
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,8 @@ class Decision:
         turned: Whether it decides on the scores with their last two axes exchanged.
         stable: Whether of equal scores the lower index comes first.
         beside: What a comparison holds its only scores to.
+        rule: Which comparison or staircase it is: ``gt``, ``floor``; '' of anything else.
+        digits: How many decimals a rounding keeps.
     """
 
     operator: str
@@ -97,15 +112,17 @@ class Decision:
     turned: bool = False
     stable: bool = False
     beside: float = 0.0
+    rule: str = ""
+    digits: int = 0
 
 
 def decides(node: Node) -> bool:
-    """Tells whether a call turns floating-point numbers into positions or truth values."""
+    """Tells whether a call turns floating-point numbers into positions, truth values or steps."""
     if is_call(node, torch.ops.tokexport.bipartite_match.default):
         return True
     if is_call(node, *_ORDERS):
         return dtype_of(operand(node)).is_floating_point
-    return is_call(node, *_COMPARISONS) and bool(scores_of(node))
+    return bool(_rule(node)) and bool(scores_of(node))
 
 
 def decision_of(
@@ -133,6 +150,8 @@ def decision_of(
         turned=_is_derived(node, aten.transpose.int),
         stable=_is_stable(node),
         beside=_beside(node),
+        rule=_rule(node),
+        digits=argument(node, "decimals") if is_call(node, aten.round.decimals) else 0,
     )
 
 
@@ -147,9 +166,23 @@ def scores_of(node: Node) -> list[Node]:
 def _kind(node: Node) -> tuple[DecisionKind, int | None, str]:
     if is_call(node, torch.ops.tokexport.bipartite_match.default):
         return DecisionKind.MATCH, 1, argument(node, "order")
-    if is_call(node, *_COMPARISONS):
+    if is_call(node, *_COMPARISONS) or _rule(node) == "ne":
         return DecisionKind.COMPARISON, 0, ""
+    if _rule(node):
+        return DecisionKind.STAIRCASE, 0, ""
     return DecisionKind.ORDER, None if argument(node, "dim") is None else axis(node), ""
+
+
+def _rule(node: Node) -> str:
+    """Names the comparison or the staircase that a call is; '' where it is none.
+
+    A cast cuts off what is behind the point, and to truth values it tells what is not zero.
+    """
+    if is_call(node, *_COMPARISONS, *_STAIRCASES):
+        return base_name(node.target)
+    if not is_call(node, *_CASTS) or dtype_of(node).is_floating_point or dtype_of(node).is_complex:
+        return ""
+    return "ne" if dtype_of(node) == torch.bool else "trunc"
 
 
 def _smallest_first(node: Node) -> bool:

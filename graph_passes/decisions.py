@@ -136,7 +136,8 @@ class _Teller:
         sources: dict[str, Source] = {}
         decisions: list[Decision] = []
         for node in found:
-            origins = {part: _source(part) for part in (*results[node].values(), *scores_of(node))}
+            parts = (*results[node].values(), *scores_of(node))
+            origins = {part: sources.get(part.name) or _source(part) for part in parts}
             told: dict[int, str] = {}
             for position, result in results[node].items():
                 readers = list(result.users)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -32,8 +33,14 @@ ORDER = replace(
     MATCH, operator="aten.topk", kind=DecisionKind.ORDER, ordered="", told={1: "t1"}, own={1: "o1"}
 )
 COMPARISON = replace(
-    ORDER, operator="aten.gt", kind=DecisionKind.COMPARISON, told={0: "t0"}, own={0: "o0"}
+    ORDER,
+    operator="aten.gt",
+    kind=DecisionKind.COMPARISON,
+    told={0: "t0"},
+    own={0: "o0"},
+    rule="gt",
 )
+STAIRCASE = replace(COMPARISON, operator="aten.floor", kind=DecisionKind.STAIRCASE)
 
 
 def fall(
@@ -139,13 +146,68 @@ def test_so_is_a_comparison_and_turned_over_it_is_none(
     scores = random.standard_normal((3, 8)).round(1)
     scores[0, 3] = -np.inf
     near = rounded(scores, noise, random)
-    decision = replace(COMPARISON, operator=f"aten.{operator}", beside=0.5)
+    decision = replace(COMPARISON, rule=operator, beside=0.5)
     told, own = (getattr(np, NUMPYS[operator])(each, 0.5) for each in (scores, near))
     found = fall(decision, scores, near, [told], [own], measured(scores, noise))
     assert found.is_tie, found.why_not
     own[1, 2] = not own[1, 2]
     turned = fall(decision, scores, near, [told], [own], measured(scores, noise))
     assert turned.why_not == "it takes 1 of its own comparisons for what they are not"
+
+
+STAIRCASES: dict[str, Callable[[Array], Array]] = {
+    "round": np.rint,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "trunc": np.trunc,
+    "sign": np.sign,
+}
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rule=st.sampled_from([*STAIRCASES]),
+    noise=st.sampled_from([0.0, 1e-6, 0.2]),
+    dtype=st.sampled_from(["float32", "int64"]),
+)
+def test_so_are_the_steps_of_a_staircase_and_one_further_is_none(
+    seed: int, rule: str, noise: float, dtype: str
+) -> None:
+    random = np.random.default_rng(seed)
+    scores = (2 * random.standard_normal((3, 8))).round(0) / 2  # on the edges of all of them
+    near = rounded(scores, noise, random)
+    if dtype == "float32":
+        scores[0, 3] = near[0, 3] = -np.inf
+    told, own = (STAIRCASES[rule](each).astype(dtype) for each in (scores, near))
+    decision = replace(STAIRCASE, rule=rule)
+    found = fall(decision, scores, near, [told], [own], measured(scores, noise))
+    assert found.is_tie, found.why_not
+    assert found.flips == 0 or (found.is_near and found.margin <= noise * 4)
+    own[1, 2] += 1
+    wrong = fall(decision, scores, near, [told], [own], measured(scores, noise))
+    assert wrong.why_not == f"it gives 1 of its own numbers another {rule}"
+
+
+def test_a_rounding_to_decimals_is_one_by_a_product_that_rounds() -> None:
+    scores = np.array([[0.125, 0.13499999, 0.265, 12.345]])
+    hundredth = replace(STAIRCASE, rule="round", digits=2)
+    told = np.array([[0.12, 0.13, 0.26, 12.34]], np.float32)
+    own = np.array([[0.12, 0.14, 0.27, 12.35]], np.float32)
+    assert fall(hundredth, scores, scores, [told], [told]).is_tie
+    found = fall(hundredth, scores, scores, [told], [own])
+    assert found.is_tie
+    assert found.flips == 3
+    own[0, 1] = 0.15
+    assert not fall(hundredth, scores, scores, [told], [own]).is_tie
+
+
+@pytest.mark.parametrize("number", [3e9, -1.0, np.inf])
+def test_of_a_number_that_a_type_cannot_hold_a_cast_says_nothing(number: float) -> None:
+    scores, kind = np.array([[1.5, number]]), np.uint8 if number == -1 else np.int32
+    told, own = np.array([[1, 7]], kind), np.array([[1, 9]], kind)
+    assert fall(replace(STAIRCASE, rule="trunc"), scores, scores, [told], [own]).is_tie
+    own[0, 0] = 2
+    assert not fall(replace(STAIRCASE, rule="trunc"), scores, scores, [told], [own]).is_tie
 
 
 NUMPYS = {

@@ -68,6 +68,14 @@ class MergesByColumns(nn.Module):
         return torch.cat([a.gather(1, kept[..., None].expand(-1, -1, 8)), merged], dim=1)
 
 
+class TakesSteps(nn.Module):
+    """Rounds (2, 13, 8), cuts off what is behind the point of that, and marks what is not zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = (x * 3 + 0.5).floor().int()
+        return x * whole + (x - 0.5).relu().bool()
+
+
 class ReadsOneRow(nn.Module):
     """Scales the positive numbers of (2, 13, 8), merges beside the first token and returns that."""
 
@@ -138,6 +146,7 @@ def eager_choices(told: ToldGraph, captured: nn.Module, x: Tensor) -> list[Tenso
         (ReadsOneRow(), [DecisionKind.COMPARISON, DecisionKind.MATCH, DecisionKind.COMPARISON]),
         (GatesOneRow(), [DecisionKind.COMPARISON]),
         (TakesTheLargest(), [DecisionKind.ORDER]),
+        (TakesSteps(), [DecisionKind.STAIRCASE, DecisionKind.STAIRCASE, DecisionKind.COMPARISON]),
         (DecidesNothing(), []),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",

@@ -31,6 +31,24 @@ class ReadsTheFirst(KeepsTheBest):
         return torch.cat([first, rest], dim=1).tanh()[:, 0]
 
 
+class Rounds(nn.Module):
+    """Rounds the first channel of its tokens, as a quantised activation does; → (1, 6, 4)."""
+
+    def __init__(self, how: str = "round") -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = x[..., 0] * 1.0
+        steps = {
+            "round": lambda: scores.round(),
+            "long": lambda: (scores + 0.5).long().float(),
+            "floor": lambda: (scores + 0.5).floor(),
+            "bool": lambda: (scores - 3.5).relu().bool() * 2.0,
+        }[self.how]()
+        return x * steps[..., None] * 2
+
+
 def samples(*apart: float) -> np.ndarray:
     """Returns an image per number: that much lies between its third and its fourth score."""
     images = np.random.default_rng(0).standard_normal((len(apart), TOKENS, CHANNELS))
@@ -41,13 +59,19 @@ def samples(*apart: float) -> np.ndarray:
 
 @dataclass
 class Nudge(ir.passes.InPlacePass):
-    """A pass that adds to the scores of a top-k; a little of it is what rounding does."""
+    """A pass that adds to the scores of a top-k; a little of it is what rounding does.
+
+    Attributes:
+        amount: How much it adds to the third score, and takes from the fifth.
+        op_type: What it puts that in front of.
+    """
 
     amount: float
+    op_type: str = "TopK"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lifts the third token's score and lowers the fifth's."""
-        (top_k,) = (node for node in model.graph if node.op_type == "TopK")
+        (top_k,) = (node for node in model.graph if node.op_type == self.op_type)
         scores = top_k.inputs[0]
         assert scores is not None
         nudge = np.array([0, 0, 1, 0, -1, 0], dtype=np.float32) * np.float32(self.amount)

@@ -1,0 +1,196 @@
+"""Choices that are made for each number by itself: comparisons, and steps of a staircase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from tokexport.exporter.held_scores import HeldScores, nearest, share
+from tokexport.graph_passes.decision_kinds import Decision
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.neighbourhoods import epsilon
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Numbers that are compared one by one.
+
+    Attributes:
+        rule: What compares: ``gt``.
+        first: The numbers before the sign.
+        second: Those behind it.
+        chosen: What the step says.
+        flipped: Where eager says otherwise.
+    """
+
+    rule: str
+    first: HeldScores
+    second: HeldScores
+    chosen: Array
+    flipped: Array
+
+    def wrong(self) -> str:
+        """Says how the choice is wrong by the step's own numbers; '' where it is right."""
+        true, false = _may_be(self.rule, *self._seen(self.first), *self._seen(self.second))
+        wrong = np.where(self.chosen, ~true, ~false)
+        if not wrong.any():
+            return ""
+        return f"it takes {int(wrong.sum())} of its own comparisons for what they are not"
+
+    def margin(self) -> float:
+        """The largest distance of two numbers that eager compares otherwise."""
+        return share(np.where(self.flipped, self._apart(), 0.0), self._scale())
+
+    def edge(self) -> float:
+        """The smallest distance of two numbers that eager compares."""
+        return nearest(self._apart(), self._scale())
+
+    def is_near(self) -> bool:
+        """Tells whether what the numbers are off by could have turned a comparison of eager's."""
+        return bool((self._apart() < self.first.off + self.second.off).any())
+
+    def _seen(self, scores: HeldScores) -> tuple[Array, Array]:
+        return scores.step - scores.rounding, scores.step + scores.rounding
+
+    def _apart(self) -> Array:
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(self.first.eager - self.second.eager)
+        return np.where(self.first.eager == self.second.eager, 0.0, apart)
+
+    def _scale(self) -> Array:
+        return np.minimum(self.first.scale, self.second.scale)
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """Numbers of which each lies on a step.
+
+    Attributes:
+        rule: What tells the steps: ``floor``.
+        numbers: The numbers, in units of what the steps are apart.
+        chosen: The steps that the step of the way gives.
+        eager: Those that eager gives.
+        told: Where the rule says what comes of a number: a cast does not, of what it cannot hold.
+    """
+
+    rule: str
+    numbers: HeldScores
+    chosen: Array
+    eager: Array
+    told: Array
+
+    def wrong(self) -> str:
+        """Says how the steps are wrong by the step's own numbers; '' where they are right."""
+        step, rounding = self.numbers.step, self.numbers.rounding
+        low, high = _ends(self.rule, self.chosen)
+        beside = (step + rounding < low) | (step - rounding > high)
+        wrong = np.where(rounding == 0, _STAIRCASES[self.rule](step) != self.chosen, beside)
+        count = int((wrong & self.told).sum())
+        return f"it gives {count} of its own numbers another {self.rule}" if count else ""
+
+    def margin(self) -> float:
+        """How far eager's numbers are from the steps that were chosen."""
+        low, high = _ends(self.rule, self.chosen)
+        with np.errstate(invalid="ignore"):
+            beyond = np.maximum(low - self.numbers.eager, self.numbers.eager - high)
+        off = np.nan_to_num(np.maximum(beyond, 0.0), nan=0.0)
+        return share(np.where(self.told, off, 0.0), self.numbers.scale)
+
+    def edge(self) -> float:
+        """How near eager's numbers come to the end of their steps."""
+        return nearest(np.where(self.told, self._left(), np.inf), self.numbers.scale)
+
+    def is_near(self) -> bool:
+        """Tells whether what the numbers are off by could have brought one to another step."""
+        return bool((self.told & (self._left() < self.numbers.off)).any())
+
+    def _left(self) -> Array:
+        low, high = _ends(self.rule, self.eager)
+        with np.errstate(invalid="ignore"):
+            left = np.minimum(self.numbers.eager - low, high - self.numbers.eager)
+        found: Array = np.nan_to_num(left, nan=np.inf, posinf=np.inf)
+        return found
+
+
+_STAIRCASES: Final[Mapping[str, Callable[[Array], Array]]] = {
+    "round": np.rint,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "trunc": np.trunc,
+    "sign": np.sign,
+}
+
+
+def _ends(rule: str, step: Array) -> tuple[Array, Array]:
+    """Returns the least and the largest number that lie on each step, or next to it."""
+    far: Array = np.full(step.shape, np.inf)
+    match rule:
+        case "round":
+            return step - 0.5, step + 0.5
+        case "floor":
+            return step, step + 1
+        case "ceil":
+            return step - 1, step
+        case "trunc":
+            return step - (step <= 0), step + (step >= 0)
+        case _:
+            return np.where(step < 0, -far, 0.0), np.where(step > 0, far, 0.0)
+
+
+def _may_be(rule: str, a: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array]:
+    """Tells of numbers in [a, b] and in [c, d] whether a comparison may be true, and may not be."""
+    sure_equal = (a == b) & (c == d) & (a == c)
+    return {
+        "gt": (b > c, a <= d),
+        "ge": (b >= c, a < d),
+        "lt": (a < d, b >= c),
+        "le": (a <= d, b > c),
+        "eq": ((a <= d) & (b >= c), ~sure_equal),
+        "ne": (~sure_equal, (a <= d) & (b >= c)),
+    }[rule]
+
+
+def compared(
+    decision: Decision, scores: Sequence[HeldScores], chosen: Array, flipped: Array
+) -> Comparison:
+    """Returns the comparison that a decision is.
+
+    Args:
+        decision: The decision.
+        scores: The numbers that it is about, one value or two.
+        chosen: What the step says.
+        flipped: Where eager says otherwise.
+    """
+    number = np.asarray(decision.beside)
+    exact = HeldScores(number, number, np.zeros(()), np.zeros(()), np.asarray(np.inf))
+    first, second = (*scores, exact)[:2]
+    shape = np.broadcast_shapes(first.eager.shape, second.eager.shape)
+    first, second = (
+        one.each(lambda array: np.broadcast_to(array, shape)) for one in (first, second)
+    )
+    return Comparison(decision.rule, first, second, chosen, flipped)
+
+
+def stepped(decision: Decision, scores: HeldScores, chosen: Array, eager: Array) -> Staircase:
+    """Returns the staircase that a decision is.
+
+    Args:
+        decision: The decision.
+        scores: The numbers that it is about.
+        chosen: What the step makes of them.
+        eager: What eager makes of its own.
+    """
+    unit = 10.0**decision.digits
+    numbers = scores.each(lambda array: array * unit)
+    if decision.digits:  # the product with the unit is rounded, too
+        rounding = numbers.rounding + 2 * epsilon("float32") * np.abs(numbers.step)
+        numbers = replace(numbers, rounding=rounding)
+    told = np.isfinite(numbers.step)
+    if chosen.dtype.kind in "iu":
+        bounds = np.iinfo(chosen.dtype)
+        told &= (numbers.step > bounds.min - 1.0) & (numbers.step < bounds.max + 1.0)
+    chosen, eager = (np.rint(unit * array.astype(np.float64)) for array in (chosen, eager))
+    return Staircase(decision.rule, numbers, chosen, eager, told)
