@@ -118,14 +118,8 @@ def _told(
 ) -> Kept:
     """Compares with eager told what the last hop decides, where every sample holds a near-tie."""
     outputs = own(rows)
-    gates = proof.gates_of(proof.hops[-1].name) if outputs else {}
-    failures = []
-    for name, gate in gates.items():
-        about = gate.about(outputs[name], rows)  # ``verify`` knows no other reference either
-        if failure := about.judge(outputs[name], found[name][rows]).failure:
-            failures.append(f"output '{name}' {failure}")
-    if failures or not outputs:
-        why = "; ".join(failures) or "what it decides changes each time that it is told it"
+    why = proof.not_its_own(proof.hops[-1].name, outputs, found, rows)
+    if why:
         raise GateError(
             "Every sample holds a near-tie that fell the other way, and told what the artifact "
             f"decides eager answers otherwise: {why}.",

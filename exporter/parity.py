@@ -49,11 +49,14 @@ class ToldRun:
         outputs: Its outputs, (batches asked about, …) by name.
         ties: What fell differently by itself; None where ties do not explain the failure.
         why_not: Why they do not, a clause; '' where they do, or where nothing is decided.
+        own: What eager answers that is told what the hop decides by itself, like ``outputs``;
+            empty where that does not settle, None where it is not asked for.
     """
 
     outputs: Mapping[str, Array]
     ties: Ties | None
     why_not: str = ""
+    own: Mapping[str, Array] | None = None
 
 
 #: Runs a hop on the batches it failed on, told what eager decided.
@@ -308,6 +311,27 @@ class Proof:
             for row, batch in enumerate(batches)
         ]
 
+    def not_its_own(
+        self, hop: str, own: Mapping[str, Array], found: Mapping[str, Array], rows: Sequence[int]
+    ) -> str:
+        """Says why a hop does not answer as eager does that is told its decisions; '' if it does.
+
+        Args:
+            hop: The hop.
+            own: What eager answers, told what the hop decides, (rows, …); empty where the hop
+                decides in another way each time that it is told what it decides.
+            found: What the hop gave, (batches, …).
+            rows: The batches.
+        """
+        if not own:
+            return "what it decides changes each time that it is told it"
+        failures = []
+        for name, gate in self.gates_of(hop).items():
+            about = gate.about(own[name], list(rows))  # ``verify`` knows no other reference either
+            if failure := about.judge(own[name], found[name][list(rows)]).failure:
+                failures.append(f"output '{name}' {failure}")
+        return "; ".join(failures)
+
     def _outside(self, hop: str, found: Mapping[str, Array]) -> list[int]:
         """Returns the batches whose outputs lie outside the gates by themselves."""
         (count,) = {len(array) for array in found.values()}
@@ -360,6 +384,11 @@ class Proof:
                 return replace(result, detail=f"{result.detail}; {why_not}")
             self.steady[batch] &= inside
             self._moved.setdefault(result.name, np.zeros_like(self.steady))[batch] = ~inside
+        if told.own is not None and (
+            why_not := self.not_its_own(result.name, told.own, found, failed)
+        ):
+            why_not = f"told what it decides by itself, eager answers otherwise: {why_not}"
+            return replace(result, detail=f"{result.detail}; {why_not}")
         mixed = {name: array.copy() for name, array in found.items()}
         for name, array in mixed.items():
             array[failed] = told.outputs[name]

@@ -86,6 +86,9 @@ class TieSearch:
         computed_in: The precision that the hop computes in.
         matches_anew: Whether a match of the hop may compute the scores that it decides on, and not
             read those that the hop shows: what comes behind the emitted ONNX has kernels for that.
+
+    Attributes:
+        half: Whether the hop computes in a half precision.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class TieSearch:
         }
         self._batches = batches
         self._within = within
-        self._half = half
+        self.half = half
         self._errors = errors or {}
         self._matches_anew = matches_anew
         self._allowance = Allowance(tolerance, samples=samples, computed_in=computed_in)
@@ -160,8 +163,8 @@ class TieSearch:
                     return ToldRun({}, None, f"{_named(decision)} is no tie: {fall.why_not}")
             flipped = [(decision, fall) for decision, _, fall in falls if fall.flips]
             near = [(decision, fall) for decision, _, fall in falls if fall.is_near]
-            if not flipped and not (self._half and near):
-                others = [(decision, fall) for decision, _, fall in falls if self._half]
+            if not flipped and not (self.half and near):
+                others = [(decision, fall) for decision, _, fall in falls if self.half]
                 return ToldRun({}, None, _no_tie(batch, others))
             ties += flipped or near
             tied = {
@@ -217,13 +220,13 @@ class TieSearch:
         source = self._source(told, name) if name in told.sources else None
         measured = self._errors.get(source, {}) if source is not None else {}
         alike = {row: far for row, far in measured.items() if row in self._kinds[batch]}
-        anew = self._half or (self._matches_anew and decision.kind is DecisionKind.MATCH)
+        anew = self.half or (self._matches_anew and decision.kind is DecisionKind.MATCH)
         return replace(
             self._allowance, measured=alike or measured, batch=batch, decides_on_shown=not anew
         )
 
     def _may_differ(self, fall: Fall) -> bool:
-        return fall.flips > 0 or (self._half and fall.is_near)
+        return fall.flips > 0 or (self.half and fall.is_near)
 
     def _source(self, told: ToldGraph, name: str) -> str | None:
         """Returns the value of the captured graph that a score or a decision was there."""

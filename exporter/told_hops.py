@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -167,11 +167,7 @@ class ToldHops:
 
     def lowered(self, failed: Sequence[int]) -> ToldRun:
         """Tells the lowered ONNX."""
-        return self._ask(
-            "lowered",
-            lambda batches: hops.run_lowered(self._way.lowered, batches, self._way.arithmetic),
-            failed,
-        )
+        return self._ask("lowered", self._run_lowered, failed)
 
     def artifact(self, manifest: Manifest, failed: Sequence[int], native: bool = True) -> ToldRun:
         """Tells an artifact built from the lowered ONNX like the one that failed.
@@ -182,18 +178,13 @@ class ToldHops:
             native: Whether it failed with the native kernels in it.
         """
         hop = "artifact" if native else "without kernels"
-
-        def run(batches: Batches) -> dict[str, Array]:
-            with self._told_artifact(manifest, hop, batches.names) as runner:
-                return hops.run_artifact(runner, batches)
-
-        return self._ask(hop, run, failed)
+        if not self._way.told.decisions:
+            return ToldRun({}, None)
+        with self._told_artifact(manifest, hop) as runner:
+            return self._ask(hop, partial(hops.run_artifact, runner), failed)
 
     def own_decisions(self, manifest: Manifest | None, rows: Sequence[int]) -> Mapping[str, Array]:
         """Returns what the rewritten graph answers in eager on what the last step decides itself.
-
-        The step is told its own decisions until they no longer change: the first is its own at
-        once, and each time one more behind it.
 
         Args:
             manifest: That of the artifact; None where the lowered ONNX is the last step.
@@ -202,36 +193,42 @@ class ToldHops:
         Returns:
             Its outputs (rows, …) by name; none where its decisions do not settle.
         """
+        if manifest is None:
+            return self._own("artifact", self._run_lowered, rows)
+        with self._told_artifact(manifest, "artifact") as runner:
+            return self._own("artifact", partial(hops.run_artifact, runner), rows)
+
+    def _own(self, hop: str, run: RunTold, rows: Sequence[int]) -> Mapping[str, Array]:
+        """Returns what the rewritten graph answers in eager on what a step decides itself.
+
+        The step is told its own decisions until they no longer change: the first is its own at
+        once, and each time one more behind it.
+        """
         told = self._way.told
-        eager = self._search("artifact").eager_values(told, rows)
+        eager = self._search(hop).eager_values(told, rows)
         given = {name: eager[name] for name in told.told}
-        names = (*self._batches.names, *told.told)
-        with ExitStack() as stack:
-            if manifest is not None:
-                entered = self._told_artifact(manifest, "artifact", names)
-                run = partial(hops.run_artifact, stack.enter_context(entered))
-            else:
-                run = partial(hops.run_lowered, self._way.lowered, arithmetic=self._way.arithmetic)
-            for _ in range(len(told.decisions) + 2):
-                found = run(batches=selected(self._batches, rows, given))
-                own = {
-                    name: found[decision.own[position]]
-                    for decision in told.decisions
-                    for position, name in decision.told.items()
-                }
-                if all(_are_equal(own[name], given[name]) for name in given):
-                    batches = selected(self._batches, rows, given)
-                    answers = hops.run_graph(told.module, batches, self._way.results)
-                    return {name: answers[name] for name in told.outputs}
-                given = own
+        for _ in range(len(told.decisions) + 2):
+            found = run(selected(self._batches, rows, given))
+            own = {
+                name: found[decision.own[position]]
+                for decision in told.decisions
+                for position, name in decision.told.items()
+            }
+            if all(_are_equal(own[name], given[name]) for name in given):
+                batches = selected(self._batches, rows, given)
+                answers = hops.run_graph(told.module, batches, self._way.results)
+                return {name: answers[name] for name in told.outputs}
+            given = own
         return {}
 
+    def _run_lowered(self, batches: Batches) -> dict[str, Array]:
+        return hops.run_lowered(self._way.lowered, batches, self._way.arithmetic)
+
     @contextmanager
-    def _told_artifact(
-        self, manifest: Manifest, hop: str, names: Sequence[str]
-    ) -> Iterator[Runner]:
-        """Opens an artifact that takes decisions, with inputs of these names."""
+    def _told_artifact(self, manifest: Manifest, hop: str) -> Iterator[Runner]:
+        """Opens an artifact that takes decisions."""
         way = self._way
+        names = (*self._batches.names, *way.told.told)
         folder = way.folder_for(hop)
         told = replace(
             manifest,
@@ -249,7 +246,16 @@ class ToldHops:
         return tie_search(self._captured, self._batches, self._proof, hop, precision)
 
     def _ask(self, hop: str, run: RunTold, failed: Sequence[int]) -> ToldRun:
-        return self._search(hop).ask(self._way.told, run, failed)
+        """Asks a hop, and in fp32 also what eager makes of the hop's own decisions.
+
+        In a half precision a hop that is told something rounds other numbers than before, and may
+        decide otherwise than it did.
+        """
+        search = self._search(hop)
+        answer = search.ask(self._way.told, run, failed)
+        if answer.ties is None or search.half:
+            return answer
+        return replace(answer, own=self._own(hop, run, failed))
 
 
 def _are_equal(one: Array, other: Array) -> bool:

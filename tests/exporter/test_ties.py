@@ -20,6 +20,7 @@ from helpers.near_ties import (
     RightWhenTold,
     Rounds,
     SmallestFirst,
+    WrongWhereItTies,
     samples,
 )
 from torch import Tensor, nn
@@ -171,6 +172,22 @@ def test_a_wrong_choice_is_no_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "Parity failed at 'lowered'" in message
     assert "aten.topk at " in message
     assert "it chooses what is worse by 9.0e-01 of the scale of its own scores" in message
+
+
+@pytest.mark.parametrize("target", ["ort", "openvino"])
+def test_an_error_that_only_an_image_with_a_tie_shows_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    images = samples(2e-7, 0.5)
+    images[0, 5, 1] = 7.0
+    passes = Nudge(1e-6), WrongWhereItTies()
+    message = failed_with(monkeypatch, tmp_path, images, *passes, target=target)
+    assert "told what it decides by itself, eager answers otherwise: output 'output' is off" in (
+        message
+    )
+    images[0, 5, 1] = 5.0
+    monkeypatch.undo()
+    assert compile_with(monkeypatch, tmp_path, images, *passes, target=target).status == "PASSED"
 
 
 def test_an_error_beside_a_tie_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,28 @@ class HalfAgain(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
+class WrongWhereItTies(ir.passes.InPlacePass):
+    """A wrong pass that one image shows, and only where no decision is told: it is near a tie."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Adds to the tokens what their largest value is above 6, where the model has one input."""
+        if len(model.graph.inputs) > 1:
+            return ir.passes.PassResult(model, modified=False)
+        last = [node for node in model.graph if node.op_type == "Mul"][-1]
+        six = ir.node("Constant", [], attributes={"value": ir.tensor(np.float32(6.0))})
+        most = ir.node("ReduceMax", [model.graph.inputs[0]])
+        above = ir.node("Sub", [most.outputs[0], six.outputs[0]])
+        error = ir.node("Relu", [above.outputs[0]])
+        tokens = last.inputs[0]
+        assert tokens is not None
+        add = ir.node("Add", [tokens, error.outputs[0]])
+        for node in (six, most, above, error, add):
+            node.outputs[0].name = f"wrong_{id(node)}"
+        model.graph.insert_before(last, [six, most, above, error, add])
+        last.replace_input_with(0, add.outputs[0])
+        return ir.passes.PassResult(model, modified=True)
+
+
 class RightWhenTold(ir.passes.InPlacePass):
     """A wrong pass that looks like a tie: the last product is wrong unless decisions are inputs."""
 
