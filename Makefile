@@ -1,5 +1,6 @@
 # make demo    trains a small ViT on digits and compiles it with its token merging
-# make test    the whole test suite
+# make test    the test suite
+# make thorough   those tests that say little more and take long
 # make lint    ruff, and its formatting
 # make types   mypy --strict
 # make sanitize   the native kernels' tests under AddressSanitizer
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 WORKERS ?= 2
 EXTRAS := compile,openvino,int8,trt-rtx,timm,transformers,plot,demo,test,lint
 
-.PHONY: demo test lint types sanitize clean
+.PHONY: demo test thorough lint types sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -24,6 +25,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	-@test -e /usr/include/onnxruntime/onnxruntime_c_api.h || ci/ort_headers.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+thorough: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m thorough
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
