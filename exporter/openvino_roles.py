@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tokexport.graph_passes.precision_roles import Roles, Step, roles_of
+from tokexport.graph_passes.precision_roles import Roles, Step, is_marked, roles_of
 
 _FLOATS: Final = ("f16", "bf16", "f32", "f64")
 _CONVOLUTIONS: Final = ("Convolution", "ConvolutionBackpropData", "GroupConvolution")
@@ -14,6 +14,9 @@ _READS_ONE: Final = ("ConvertLike", "ShapeOf")
 _KEEP_A_WEIGHT: Final = (
     "Convert", "FakeQuantize", "Multiply", "Reshape", "Subtract", "Transpose"
 )  # fmt: skip
+
+#: What gives a constant another type or shape.
+_KEEP_A_SHAPE: Final = ("Convert", "Reshape", "Transpose", "Unsqueeze")
 
 
 def operators_and_roles(model: Any) -> tuple[list[Any], Roles]:
@@ -47,9 +50,18 @@ def _step(operator: Any, places: dict[str, int]) -> Step:
         constant=kind == "Constant",
         given=kind == "Parameter",
         answers=kind == "Result",
+        wide=any(map(_reads_marked, sources)),
         linear=kind == "MatMul" and is_linear(operator),
         convolves=kind in _CONVOLUTIONS,
     )
+
+
+def _reads_marked(source: Any) -> bool:
+    """Tells whether a marked constant comes out of a port, in whatever shape."""
+    node = source.get_node()
+    while node.get_type_name() in _KEEP_A_SHAPE:
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "Constant" and is_marked(node.get_friendly_name())
 
 
 def is_fixed(source: Any) -> bool:

@@ -30,8 +30,10 @@ from tokexport.exporter.inputs import Batches
 from tokexport.exporter.quantised_run import QuantisedRun, int8_runs
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.score_rounding import Moved, Scores, moved
+from tokexport.exporter.transform_rounding import WIDEST, complex_parts, like, moved_transform
 from tokexport.graph_passes.decisions import ToldGraph, show, tell
 from tokexport.graph_passes.torch_passes.calls import base_name
+from tokexport.graph_passes.torch_passes.complex_pairs import is_complex, real_type
 from tokexport.graph_passes.torch_passes.distances import Distances
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.runtimes.base import Array
@@ -51,7 +53,6 @@ _MOVES: Final = frozenset(
     )
     for name in line.split()
 )
-
 
 #: What runtimes compute as a part of a number that stays where the result vanishes: of 1, or of
 #: what comes in.
@@ -291,8 +292,10 @@ class _Rounded(Interpreter):
         if isinstance(result, Tensor):
             taken = self.fetch_args_kwargs_from_env(n)
             bits = _LAST_BITS.get(base_name(n.target), 1.0)
-            moved = self._moved(result, size, self._whole(n), bits)
-            return reordered(n.target, *taken, result, moved, self._random)
+            parts, whole = complex_parts(result) if is_complex(n) else (result, self._whole(n))
+            moved = like(result, self._moved(parts, size, whole, bits))
+            ordered = reordered(n.target, *taken, result, moved, self._random)
+            return moved_transform(n, result, ordered, self._random)
         return tuple(
             self._moved(each, size) if isinstance(each, Tensor) else each for each in result
         )
@@ -340,14 +343,15 @@ def _rounding_of(module: GraphModule) -> dict[str, float]:
     """Returns the largest relative error of each node that rounds what it gives, by its name."""
     found = {}
     for node in module.graph.nodes:
-        moves = node.op == "call_function" and only_moves(node.target)
-        if node.op not in ("placeholder", "call_function") or moves:
+        calls = node.op == "call_function" and not only_moves(node.target)
+        if not calls and node.op != "placeholder":
             continue
         values = node.meta.get("val")
         for value in values if isinstance(values, tuple | list) else (values,):
-            if isinstance(value, Tensor) and value.is_floating_point():
+            if isinstance(value, Tensor) and real_type(value.dtype).is_floating_point:
                 bits = _LAST_BITS.get(base_name(node.target), 1.0)
-                found[node.name] = bits * epsilon(str(value.dtype).removeprefix("torch."))
+                kind = real_type(value.dtype)
+                found[node.name] = bits * epsilon(str(kind).removeprefix("torch."))
                 break
     return found
 
@@ -393,4 +397,4 @@ def in_float64(module: GraphModule) -> GraphModule:
 
 
 def _wider(value: Any) -> Any:
-    return torch.float64 if value in (torch.float32, torch.float16, torch.bfloat16) else value
+    return WIDEST.get(value, value) if isinstance(value, torch.dtype) else value

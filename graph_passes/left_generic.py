@@ -93,7 +93,7 @@ def _reason(node: Node, kinds: ProductKinds) -> tuple[str, str]:
     if is_call(node, torch.ops.tokexport.scatter_tokens.default):
         return "merge", _no_merge(node)
     if operator_name(node).startswith("aten.fft_"):
-        return "transform", "it is a Fourier transform, not a product with a constant matrix"
+        return "transform", "it is a Fourier transform whose matrix would be too large"
     if is_call(node, aten.embedding.default) and not kinds.varies(operand(node, "weight")):
         return "gather", ""
     what, check = _CHECKS.get(node.target, ("", _no_reason))

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from tokexport.graph_passes.precision_roles import Roles, Step, roles_of
+from tokexport.graph_passes.precision_roles import Roles, Step, is_marked, roles_of
 
 _DECISIONS: Final = frozenset(
     {
@@ -109,6 +109,7 @@ def steps_of(graph: ir.Graph) -> list[Step]:
                 reads(_read(node)),
                 tuple(decides(value) for value in node.outputs),
                 constant=constant,
+                wide=any(each is not None and is_marked(each.name) for each in node.inputs),
                 linear=as_linear(node) is not None,
                 convolves=node.op_type in ("Conv", "ConvTranspose"),
             )

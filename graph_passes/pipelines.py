@@ -72,7 +72,7 @@ from tokexport.graph_passes.torch_passes.share_repeats import ShareRepeats
 from tokexport.graph_passes.torch_passes.sort_stably import SortStably
 from tokexport.graph_passes.torch_passes.spell_out_modes import SpellOutModes
 from tokexport.graph_passes.torch_passes.spell_out_pools import SpellOutPools
-from tokexport.graph_passes.torch_passes.spell_out_transforms import SpellOutTransforms
+from tokexport.graph_passes.torch_passes.split_complex import SplitComplex
 from tokexport.graph_passes.torch_passes.whole_quotients import WholeQuotients
 from tokexport.graph_passes.torch_passes.widen_half import WidenHalf
 from tokexport.graph_passes.torch_passes.write_by_where import WriteByWhere
@@ -89,7 +89,7 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     DropEmpty(),
     ShareRepeats(),
     FoldTransforms(),
-    SpellOutTransforms(),
+    SplitComplex(),
     ProductsAsMatmul(),
     Distances(),
     CountForSearch(),

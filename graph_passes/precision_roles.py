@@ -7,6 +7,9 @@ A *decision* is a result of whole numbers or truths: an index, a rank, a compari
                 one-hot rows
     moving      reads numbers that count beside others: x · size, a one-hot product, log(size) + q·k
 
+    wide          reads a constant that is marked, as the matrix of a Fourier transform is: sums
+                  with it cancel, and would by no more than rounding leaves of them
+
 Rounding a step that selects makes other tokens merge; rounding one that counts or moves makes a
 merged token another mean. Both cost little time and much agreement, so they stay in float32.
 """
@@ -15,6 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+#: What the name of a constant begins with that is read in float32 alone.
+WIDE: Final = "c_wide_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,7 @@ class Step:
         constant: Whether it holds a weight or another constant.
         given: Whether it is an input of the model.
         answers: Whether it is an output of the model.
+        wide: Whether it reads a marked constant.
         linear: Whether it multiplies rows by a constant matrix.
         convolves: Whether it is a convolution.
     """
@@ -36,6 +44,7 @@ class Step:
     constant: bool = False
     given: bool = False
     answers: bool = False
+    wide: bool = False
     linear: bool = False
     convolves: bool = False
 
@@ -50,6 +59,7 @@ class Roles:
         moving: They read what counts beside what does not.
         heads: Linears that no other linear comes behind.
         first: Convolutions and linears that no other comes before: of an image, its patches.
+        wide: They read a marked constant.
     """
 
     selecting: frozenset[int]
@@ -57,11 +67,12 @@ class Roles:
     moving: frozenset[int]
     heads: frozenset[int]
     first: frozenset[int]
+    wide: frozenset[int]
 
     @property
     def exact(self) -> frozenset[int]:
         """The steps that stay in float32."""
-        return self.selecting | self.counting | self.moving
+        return self.selecting | self.counting | self.moving | self.wide
 
 
 def roles_of(steps: Sequence[Step]) -> Roles:
@@ -82,7 +93,13 @@ def roles_of(steps: Sequence[Step]) -> Roles:
         ),
         heads=_heads(steps, forward) - selecting,
         first=_first(steps, products),
+        wide=frozenset(i for i, step in enumerate(steps) if step.wide),
     )
+
+
+def is_marked(name: str | None) -> bool:
+    """Tells whether a constant of that name is marked: what reads it stays in float32."""
+    return (name or "").startswith(WIDE)
 
 
 def _forward(steps: Sequence[Step]) -> list[list[int]]:

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from tokexport.graph_passes.precision_roles import WIDE
 from tokexport.graph_passes.torch_passes.calls import CONSTANT, dtype_of, shape_of, value
 
 #: Where a node came from in the user's code; copied from a node to what replaces it.
@@ -93,12 +94,18 @@ class Editor:
         node.meta[DERIVED] = True
         return node
 
-    def constant(self, tensor: Tensor) -> Node:
-        """Adds a constant as a new first input of the graph; ``constants`` then names it."""
+    def constant(self, tensor: Tensor, *, wide: bool = False) -> Node:
+        """Adds a constant as a new first input of the graph; ``constants`` then names it.
+
+        Args:
+            tensor: Its value.
+            wide: Whether what reads it stays in float32, whatever the precision asked for.
+        """
         tensor = tensor.contiguous()  # torch.export saves no view well
         first = next(iter(self.graph.nodes))
         taken = {node.target for node in self.graph.find_nodes(op="placeholder")}
-        name = next(name for name in map("c_made_{}".format, count()) if name not in taken)
+        names = map(f"{WIDE if wide else 'c_made_'}{{}}".format, count())
+        name = next(name for name in names if name not in taken)
         with self.graph.inserting_before(first):
             node = self.graph.placeholder(name)
         with self._fake_mode:

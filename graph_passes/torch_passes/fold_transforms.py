@@ -239,10 +239,10 @@ def _replace(edit: Editor, chain: _Chain, axis: int, matrix: Tensor) -> None:
     dtype = dtype_of(chain.source)
     with edit.before(chain.result):
         if axis == rank - 2:
-            constant = edit.constant(matrix.to(dtype))
+            constant = edit.constant(matrix.to(dtype), wide=True)
             new = edit.call(aten.matmul.default, constant, chain.source)
         else:
-            constant = edit.constant(matrix.T.contiguous().to(dtype))
+            constant = edit.constant(matrix.T.contiguous().to(dtype), wide=True)
             order = [a for a in range(rank) if a != axis] + [axis]
             moved = edit.permute(chain.source, order)
             new = edit.call(aten.matmul.default, moved, constant)

@@ -128,6 +128,8 @@ def _cast(
             return type(part)(map(cast, part))
         if not is_tensor(part) or dtype_of(part) == wanted:
             return part
+        if dtype_of(part).is_complex and not wanted.is_complex:  # an absolute value is real
+            return part
         count += 1
         return edit.call(aten._to_copy.default, part, dtype=wanted)
 

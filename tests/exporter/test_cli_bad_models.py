@@ -78,8 +78,8 @@ def test_a_model_that_fails_in_eager(tmp_path: Path) -> None:
     ("target", "model", "shape", "mark", "parts"),
     [
         (
-            *("trt", "Fourier", "2,4", "transformed here"),
-            ("TensorRT does not take the operator DFT.", "(DFT), from", "constant DFT matrix"),
+            *("trt", "SortsNumbers", "2,4", "sorted here"),
+            ("TensorRT does not take a top-k of integers.", "(TopK), from", "Sort floats"),
         ),
         (
             *("trt", "Determinant", "2,3,3", "taken here"),

@@ -248,11 +248,10 @@ def test_the_model_is_left_as_it_was() -> None:
 # The targets.
 
 
-class Mixes(nn.Module):
+class Sorts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x * 2
-        spectrum = torch.fft.fft(x, dim=1)  # mixed here
-        return torch.view_as_real(spectrum * spectrum)
+        return x.long().sort(1).values  # sorted here
 
 
 class Bends(nn.Module):
@@ -319,18 +318,18 @@ def test_without_kernels_no_attention_is_fused(monkeypatch: pytest.MonkeyPatch) 
     assert len(verdict.unfused) == 2
 
 
-def test_a_fourier_transform_is_refused_by_trt_with_its_line() -> None:
-    found = look(Mixes(), torch.zeros(1, 4, 6), targets=("ort", "trt"))
+def test_a_sort_of_whole_numbers_is_refused_by_trt_with_its_line() -> None:
+    found = look(Sorts(), torch.zeros(1, 4, 6), targets=("ort", "trt"))
     ort, trt = found.targets
     assert ort.refusals == ()
     assert len(trt.refusals) == 1
     (refusal,) = trt.refusals
-    assert "DFT" in refusal.what
-    assert refusal.where.endswith("# mixed here")
+    assert "top-k of integers" in refusal.what
+    assert refusal.where.endswith("# sorted here")
     assert refusal.fix
     shown = printed(found)
     assert "trt      refuses" in shown
-    assert "# mixed here" in shown
+    assert "# sorted here" in shown
 
 
 def test_every_place_that_openvino_refuses_is_told() -> None:

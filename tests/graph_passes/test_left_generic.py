@@ -11,6 +11,7 @@ from helpers.graphs import Outputs, rewrite
 from torch import Tensor, nn
 
 from tokexport.graph_passes.left_generic import LeftGeneric, left_generic
+from tokexport.graph_passes.torch_passes import fourier_products
 
 B, N, C = 2, 6, 4
 
@@ -118,10 +119,16 @@ LEFT: dict[Callable[..., Outputs], tuple[str, str, str]] = {
         "tokexport.scatter_tokens",
         "its mean leaves out the row that was there",
     ),
-    by_fourier: ("transform", "aten.fft_fft", "a Fourier transform"),
     by_a_match_without_ranks: ("selection", "aten.matmul", "its scores go to aten.argmax"),
     by_read_probabilities: ("attention", "aten.matmul", "read by aten.mean too"),
 }
+
+
+def test_a_transform_whose_matrix_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fourier_products, "LARGEST", 1)
+    (found,) = left(by_fourier)
+    assert (found.what, found.operator) == ("transform", "aten.fft_fft")
+    assert "too large" in found.why
 
 
 @pytest.mark.parametrize("function", LEFT, ids=lambda function: function.__name__)
