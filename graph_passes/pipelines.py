@@ -72,6 +72,7 @@ from tokexport.graph_passes.torch_passes.share_repeats import ShareRepeats
 from tokexport.graph_passes.torch_passes.sort_stably import SortStably
 from tokexport.graph_passes.torch_passes.spell_out_modes import SpellOutModes
 from tokexport.graph_passes.torch_passes.spell_out_pools import SpellOutPools
+from tokexport.graph_passes.torch_passes.spell_out_resizes import SpellOutResizes
 from tokexport.graph_passes.torch_passes.split_complex import SplitComplex
 from tokexport.graph_passes.torch_passes.whole_quotients import WholeQuotients
 from tokexport.graph_passes.torch_passes.widen_half import WidenHalf
@@ -83,6 +84,7 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     WidenHalf(),
     SpellOutPools(),
     SpellOutModes(),
+    SpellOutResizes(),
     PromoteTypes(),
     GainsAhead(),
     DropIdentities(),

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Final
 
 import torch
@@ -25,12 +24,12 @@ from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
-    dtype_of,
     normal_axis,
     operator_name,
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.complex_pairs import Pair
+from tokexport.graph_passes.torch_passes.constant_products import multiplied
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
 
 #: The largest matrix that is made, in elements.
@@ -167,17 +166,6 @@ def _along(edit: Editor, pair: Pair, step: Step, matrix: Tensor) -> Pair:
     if step.kind in _TO_REAL:
         return Pair(found)
     return Pair(edit.cut(found, step.axis, 0, count), edit.cut(found, step.axis, count, 2 * count))
-
-
-def multiplied(edit: Editor, x: Node, axis: int, matrix: Tensor) -> Node:
-    """Inserts the product of a constant matrix (K, N) and a real tensor along an axis of N."""
-    shape = shape_of(x)
-    matrix = matrix.to(dtype_of(x))
-    if axis == len(shape) - 1:
-        return edit.call(aten.matmul.default, x, edit.constant(matrix.T.contiguous(), wide=True))
-    flat = edit.view(x, (prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])))
-    found = edit.call(aten.matmul.default, edit.constant(matrix, wide=True), flat)
-    return edit.view(found, (*shape[:axis], matrix.shape[0], *shape[axis + 1 :]))
 
 
 def framed(edit: Editor, node: Node, window: Tensor | None) -> Pair | None:

@@ -84,12 +84,10 @@ def test_it_passes_where_it_is_right(name: str, target: str, batch: int, tmp_pat
         assert verify_bundle(result.bundle).passed
 
 
-def test_a_fill_does_not_hide_a_wrong_resize(tmp_path: Path) -> None:
-    """OpenVINO 2026.4 computes the antialiased resize otherwise: off by half of the logits."""
+def test_an_antialiased_resize_in_openvino(tmp_path: Path) -> None:
+    """Its own, of version 2026.4, is off by half of the logits."""
     model, inputs = Detector(resized=True), masked(2, 1, 64)
-    with pytest.raises(ParityError, match="Parity failed at 'without kernels'"):
-        compiled(model, inputs, tmp_path, "openvino")
-    result = compiled(model, inputs, tmp_path)
+    result = compiled(model, inputs, tmp_path, "openvino")
     assert share(result.bundle, model, masked(2, 2, 64), 1e-4) <= 1
 
 
