@@ -6,6 +6,7 @@ import inspect
 import re
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -20,21 +21,25 @@ from tokexport.exporter.errors import (
     InputError,
     ModelNotSupportedError,
 )
+from tokexport.exporter.example_numbers import ExampleNumbers
 from tokexport.exporter.fixed_counts import FixedCounts
 from tokexport.exporter.known_values import KnownValues
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.nested_tensors import Nest, Template, filled, places, template
 from tokexport.exporter.outputs import Constant, flatten, refuse_empty
 from tokexport.exporter.region_lines import put_lines
+from tokexport.exporter.spelled_out import SpelledOut
 from tokexport.exporter.torch_warnings import torch_log_silenced, torch_warnings_silenced
-from tokexport.exporter.unbacked import FIX, SomeRows, with_fixed_sizes
-from tokexport.graph_passes.live_rows import Selection
+from tokexport.exporter.unbacked import FIX, OR_CAP, Padding, SomeRows, with_fixed_sizes
 from tokexport.graph_passes.torch_passes.editor import innermost_line, source_line
 from tokexport.runtimes.memory import lacks_memory
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 #: The kinds of parameters that take whatever is given.
 CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+#: Room for so many rows is tried, to see whether a model could be padded.
+_ROOM_TO_TRY = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +218,7 @@ class FlatModel(nn.Module):
 
 
 def capture(
-    model: nn.Module, example: Sequence[Tensor], token_cap: int | None = None
+    model: nn.Module, example: Sequence[Tensor], caps: Sequence[int] | None = None
 ) -> ExportedProgram:
     """Returns the functional graph of a model of tensors on inputs of these shapes.
 
@@ -222,22 +227,61 @@ def capture(
     Args:
         model: Takes and gives flat tensors.
         example: Inputs of the shapes to trace.
-        token_cap: For how many rows a choice by the data has room; None allows no such choice.
+        caps: For how many rows each choice by the data has room; None allows no such choice.
 
     Raises:
         DataDependentError: A count or a branch depends on the values of the input.
         ModelNotSupportedError: torch.export cannot trace the model for another reason.
     """
-    return capture_padded(model, example, token_cap)[0]
+    return capture_padded(model, example, caps)[0]
 
 
 def capture_padded(
-    model: nn.Module, example: Sequence[Tensor], token_cap: int | None
-) -> tuple[ExportedProgram, tuple[Selection, ...]]:
-    """Captures as ``capture`` does, and returns the choices that were padded too."""
-    with evaluation(model), torch.no_grad(), torch_warnings_silenced(), torch_log_silenced():
+    model: nn.Module, example: Sequence[Tensor], caps: Sequence[int] | None
+) -> tuple[ExportedProgram, Padding]:
+    """Captures as ``capture`` does, and returns what was padded too.
+
+    With caps the model runs on the example first: a branch on the data is the one that the example
+    takes, and a check of the graph. Without, a refusal says whether caps would help.
+    """
+    try:
+        return _captured(model, example, caps)
+    except DataDependentError as error:
+        if caps is None and _helps(model, example):
+            raise DataDependentError(
+                error.what, where=error.where, fix=error.fix + OR_CAP
+            ) from error
+        raise
+
+
+def _helps(model: nn.Module, example: Sequence[Tensor]) -> bool:
+    """Tells whether a model can be padded at all."""
+    try:
+        _captured(model, example, (_ROOM_TO_TRY,))
+    except ModelNotSupportedError:
+        return False
+    return True
+
+
+def _captured(
+    model: nn.Module, example: Sequence[Tensor], caps: Sequence[int] | None
+) -> tuple[ExportedProgram, Padding]:
+    numbers = ExampleNumbers()
+    with ExitStack() as quiet:
+        entered = quiet.enter_context(evaluation(model))
+        for context in (torch.no_grad(), torch_warnings_silenced(), torch_log_silenced()):
+            quiet.enter_context(context)
         try:
-            with SomeRows(), FixedCounts(), KnownValues(model):
+            if caps is not None:
+                with numbers:
+                    model(*example)
+                entered.begin_again()
+                numbers.begin()
+            with ExitStack() as modes:
+                for mode in (SpelledOut(), SomeRows(), FixedCounts(), KnownValues(model)):
+                    modes.enter_context(mode)
+                if caps is not None:
+                    modes.enter_context(numbers)
                 traced = torch.export.export(model, tuple(example), strict=False)
             program: ExportedProgram = traced.run_decompositions({})
             put_lines(program, traced)
@@ -245,9 +289,9 @@ def capture_padded(
             if lacks_memory(error):
                 raise MemoryError(f"Tracing the model: {error}") from error
             raise (_scripted(model) or _refusal(error)) from error
-        selections = with_fixed_sizes(program, token_cap)
+        padding = with_fixed_sizes(program, caps)
     _check_static(program)
-    return program, selections
+    return program, padding
 
 
 def _scripted(model: nn.Module) -> ModelNotSupportedError | None:

@@ -31,6 +31,7 @@ from tokexport.exporter.cli_options import (
     Samples,
     Seed,
     Threads,
+    TokenCap,
     TrustPickle,
     target_option,
 )
@@ -95,9 +96,7 @@ def compile_command(
         bool,
         typer.Option("--drop-noise", help="Put the mean in place of each random number."),
     ] = False,
-    token_cap: Annotated[
-        int | None, typer.Option(help="Pad token counts that depend on the data to this many.")
-    ] = None,
+    token_cap: TokenCap = None,
     threads: Threads = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Time the forms of the token operators; keep the best.")
@@ -116,6 +115,7 @@ def compile_command(
 
         require_compile_packages()
         from tokexport.exporter.compile import compile
+        from tokexport.exporter.config import parse_caps
         from tokexport.exporter.inputs import parse_shape
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.report import render
@@ -146,7 +146,7 @@ def compile_command(
                 keep_stages=keep_stages,
                 force=force,
                 drop_noise=drop_noise,
-                token_cap=token_cap,
+                token_cap=None if token_cap is None else parse_caps(token_cap),
                 threads=threads,
                 tune=tune,
             )
@@ -164,6 +164,7 @@ def inspect_command(
     batch: Batch = None,
     reduce: Recipe = None,
     restore: Restore = False,
+    token_cap: TokenCap = None,
     checkpoint: Checkpoint = None,
     builder: Builder = None,
     trust_pickle: TrustPickle = False,
@@ -174,7 +175,7 @@ def inspect_command(
         from tokexport.exporter.requirements import require_compile_packages
 
         require_compile_packages()
-        from tokexport.exporter.config import PRECISIONS
+        from tokexport.exporter.config import PRECISIONS, parse_caps
         from tokexport.exporter.inputs import parse_shape
         from tokexport.exporter.inspection import inspect
         from tokexport.exporter.inspection_tables import render_inspection
@@ -194,6 +195,7 @@ def inspect_command(
                 batch=batch,
                 reduce=reduce,
                 restore=restore,
+                token_cap=None if token_cap is None else parse_caps(token_cap),
             )
         show(json, found.to_json(), partial(render_inspection, found))
 

@@ -63,6 +63,10 @@ Builder = Annotated[
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Let code inside the source run.")
 ]
+TokenCap = Annotated[
+    str | None,
+    typer.Option(help="Room for tokens where the data decide how many: 64, or 64,32 by place."),
+]
 Threads = Annotated[
     int | None, typer.Option(help="The most threads for eager and the runtime; by default theirs.")
 ]

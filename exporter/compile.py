@@ -42,7 +42,7 @@ from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.speed import busy_warning, over_unreduced, time_against_eager, timed_name
 from tokexport.exporter.stages import StageFolder
-from tokexport.exporter.token_cap import under_cap
+from tokexport.exporter.token_cap import checks_of, under_cap
 from tokexport.exporter.told_hops import ToldHops, ToldWay
 from tokexport.exporter.tuning import tune
 from tokexport.exporter.whole_number_ranges import RunBatches
@@ -133,19 +133,18 @@ def compile(
             given, inputs, batches = prepare(source, config)
             batches = replace(batches, watch=checklist.counted)
             size = inputs[0].shape[0] if inputs[0].shape else 1
-            batches, known["token_cap"] = under_cap(given, batches, size, config.token_cap)
+            given, batches, cap = under_cap(given, batches, size, config.caps)
+            known["token_cap"] = cap
             known |= {"inputs": batches.origin, "samples": batches.samples, "batches": len(batches)}
-            flat, known["noise"] = without_noise(
-                given, batches, config.drop_noise, config.token_cap
-            )
-            reference = reference_of(flat, batches, config.token_cap)
+            flat, known["noise"] = without_noise(given, batches, config.drop_noise)
+            reference = reference_of(flat, batches)
             names = tuple(reference.outputs)
             _accuracy(reference, reference.outputs, batches)  # labels of no class end it here
             if reduced is not None:
                 known["reduction"] = reduced.compared(reference.outputs, batches)
 
         with stage("capture"):
-            program = capture_without_noise(flat, batches, config.token_cap)
+            program = capture_without_noise(flat, batches)
             kept.save_program("captured", program)
             captured = unlifted(program)
             outputs = reference.outputs
@@ -162,7 +161,7 @@ def compile(
             require_steady(gates.captured, bool(half))
             narrowed = gates.narrowed
             warnings = (
-                *gate_warnings(gates.fp32, known["token_cap"]),
+                *gate_warnings(gates.fp32, cap),
                 *half_warning(half),
                 *spread_warnings(narrowed),
                 *precision_warnings(config),
@@ -181,7 +180,6 @@ def compile(
             proof.check("captured", hops.run_graph(captured, batches, names))
             require_steady(gates.fp32, bool(half))  # a fault of the trace would look like rounding
             require_steady(narrowed, bool(half), config.precision)
-            cap = known["token_cap"]
             edges = EdgeProof(flat, captured, inputs, batches, reference, config, cap)
 
         with stage("rewrite"):
@@ -233,6 +231,7 @@ def compile(
                 known.get("tuning"),
                 schedule,
                 runtime,
+                checks_of(given),
             )
             known |= {"runtime": runtime, "artifact_bytes": _size(bundle.path)}
 
@@ -301,7 +300,7 @@ def compile(
             narrowed, said = gates_to_verify_by(proof, found, narrowed, config)
             manifest = replace(
                 manifest,
-                gates={name: gate.for_manifest() for name, gate in narrowed.items()},
+                gates={spec.name: narrowed[spec.name].for_manifest() for spec in manifest.outputs},
                 input_ranges=known["edges"].ranges,
             )
             said += known["edges"].warnings()
@@ -312,7 +311,7 @@ def compile(
             save_reference(
                 bundle.path / REFERENCE_NAME,
                 {name: batches.arrays[name][chosen.rows] for name in batches.names},
-                dict(chosen.outputs),
+                {spec.name: chosen.outputs[spec.name] for spec in manifest.outputs},
                 chosen.steady,
                 kept_of_gates(narrowed, chosen.rows),
             )

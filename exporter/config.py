@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -78,14 +79,24 @@ class ReduceConfig(InputConfig):
         reduce: The recipe, ``tome:r=8``, a .toml or .json file, or a method object; None
             leaves the model as it is.
         restore: Whether every token is put back behind the last block, whatever the recipe says.
+        token_cap: For how many tokens a choice by the data has room, or for how many each has, in
+            order; None refuses such a choice.
     """
 
     reduce: str | Path | Method | Recipe | None = None
     restore: bool = False
+    token_cap: int | Sequence[int] | None = None
+
+    @property
+    def caps(self) -> tuple[int, ...] | None:
+        """For how many tokens each choice by the data has room; the last is of all that follow."""
+        given = self.token_cap
+        return (given,) if isinstance(given, int) else None if given is None else tuple(given)
 
     def __post_init__(self) -> None:
-        """Refuses tokens to restore where none go."""
+        """Refuses tokens to restore where none go, and caps that leave no room."""
         super().__post_init__()
+        check_caps(self.caps)
         if self.restore and self.reduce is None:
             raise UsageError(
                 "--restore puts back the tokens that --reduce takes out, and there is no --reduce.",
@@ -109,7 +120,6 @@ class CompileConfig(ReduceConfig):
         keep_stages: Whether every stage leaves its artifact in ``OUTPUT.stages``.
         force: Whether an earlier bundle at ``output`` may be replaced.
         drop_noise: Whether random numbers drawn at inference become their means.
-        token_cap: For how many tokens a choice by the data has room; None refuses such a choice.
         timed: Whether the artifact is timed against eager.
         tune: Whether the forms of the token operators are timed, and the fastest are built.
         threads: The most threads that eager and the runtime may use; None leaves it to them.
@@ -125,7 +135,6 @@ class CompileConfig(ReduceConfig):
     keep_stages: bool = False
     force: bool = False
     drop_noise: bool = False
-    token_cap: int | None = None
     timed: bool = True
     tune: bool = False
     threads: int | None = None
@@ -143,8 +152,6 @@ class CompileConfig(ReduceConfig):
                 fix=f"Pass one of {', '.join(PRECISIONS[self.target])}.",
             )
         self._check_quantization()
-        if self.token_cap is not None and not _is_count(self.token_cap):
-            raise UsageError(f"--token-cap is {self.token_cap}.", fix="Pass a cap of 1 or more.")
         check_threads(self.threads)
         if self.tune and self.target == "trt":
             raise UsageError(
@@ -202,6 +209,31 @@ def check_threads(threads: int | None) -> None:
         raise UsageError(f"--threads is {threads}.", fix="Pass a number of 1 or more.")
 
 
+def parse_caps(text: str) -> tuple[int, ...]:
+    """Returns the caps of a text: one for all choices, or one for each of them in order.
+
+    Raises:
+        UsageError: It is not whole numbers with commas between.
+    """
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError as error:
+        raise UsageError(
+            f"--token-cap is {text}.",
+            fix="Pass a cap of 1 or more, or one for each choice: 197,150,120.",
+        ) from error
+
+
+def check_caps(caps: Sequence[int] | None) -> None:
+    """Refuses caps that leave no room."""
+    if caps is not None and not (caps and all(map(_is_count, caps))):
+        text = ",".join(map(str, caps))
+        raise UsageError(
+            f"--token-cap is {text}.",
+            fix="Pass a cap of 1 or more, or one for each choice: 197,150,120.",
+        )
+
+
 def _is_count(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
@@ -224,7 +256,7 @@ class CompileOptions(TypedDict, total=False):
     keep_stages: bool
     force: bool
     drop_noise: bool
-    token_cap: int | None
+    token_cap: int | Sequence[int] | None
     timed: bool
     tune: bool
     threads: int | None

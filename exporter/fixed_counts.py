@@ -198,8 +198,9 @@ class FixedCounts(TorchFunctionMode):
         if ... in rest[:start]:
             start += x.dim() - mask.dim() - len(rest)
         fact = self._counted(mask)
-        fits = tuple(x.shape[start : start + mask.dim()]) == tuple(mask.shape)
-        return None if fact is None or not fits else (start, mask, fact)
+        if fact is None or tuple(x.shape[start : start + mask.dim()]) != tuple(mask.shape):
+            return None
+        return start, mask, fact
 
     def _selected(self, input: Any, mask: Any, **options: Any) -> Any:
         """``masked_select(input, mask)``."""

@@ -22,7 +22,7 @@ from tokexport.exporter.config import PRECISIONS, ReduceConfig
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.inputs import Batches
-from tokexport.exporter.noise import random_lines
+from tokexport.exporter.noise import capture_any, random_lines
 from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
@@ -30,6 +30,8 @@ from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.target_refusals import Verdict, ask, emitted
+from tokexport.exporter.token_cap import under_cap
+from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.blocks import Blocks, Tokens, find_blocks, tokens_through
@@ -105,6 +107,8 @@ class Inspection:
         targets: What each target says.
         recipe: The reduction that was put into the model first; '' where none was.
         unreduced_means: How ``unreduced`` comes about.
+        token_cap: The counts met on the inputs, and how they fit under a cap; None without one, or
+            where none was needed.
     """
 
     source: str
@@ -119,6 +123,7 @@ class Inspection:
     targets: tuple[Verdict, ...]
     recipe: str = ""
     unreduced_means: str = UNREDUCED_MEANS
+    token_cap: TokenCapUse | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names, with ``schema_version`` before them."""
@@ -142,7 +147,7 @@ def inspect(
         targets: Which targets to ask what they would refuse.
         progress: Shows the stages; silent without one.
         options: Further fields of ``ReduceConfig``: inputs, input_shape, batch, seed, reduce,
-            restore.
+            restore, token_cap.
 
     Raises:
         UsageError: The options or inputs do not fit.
@@ -169,10 +174,11 @@ def inspect(
                 source = reduced.source
         with checklist.stage("capture"):
             flat, specs, batches = prepare(source, config)
-            program = capture(flat, tensors_of(next(iter(batches))))
+            shape = specs[0].shape
+            batch = shape[0] if shape else 1
+            flat, batches, cap = under_cap(flat, batches, batch, config.caps)
+            program = capture_any(flat, batches)
             noise = random_lines(program)
-        shape = specs[0].shape
-        batch = shape[0] if shape else 1
         with checklist.stage("count"):
             counted = _Count(program, batch)
             unreduced = counted.unreduced
@@ -200,6 +206,7 @@ def inspect(
         targets=tuple(verdicts),
         recipe="" if reduced is None else reduced.use.recipe,
         unreduced_means=UNREDUCED_MEANS if reduced is None else GIVEN_MEANS,
+        token_cap=cap,
     )
 
 

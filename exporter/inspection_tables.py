@@ -38,6 +38,10 @@ def render_inspection(found: Inspection, console: Console) -> None:
         show(Text("\nStayed generic", "bold"))
     for line in generic:
         show(line)
+    if found.token_cap is not None:
+        show(Text("\nRows that the data choose, under --token-cap", "bold"))
+        for said in (*found.token_cap.lines(), *found.token_cap.warnings()):
+            show(Text(f"  {said}"))
     if found.noise:
         show(Text("\nDraws random numbers (compile refuses it without --drop-noise)", "bold"))
     for draw in found.noise:

@@ -55,6 +55,8 @@ _COUNTING: Final = frozenset(
     )
     for name in line.split()
 )
+#: Numbers that only the data says.
+_SYMBOLS: Final = (torch.SymInt, torch.SymFloat, torch.SymBool)
 #: What takes numbers, which may come as tensors of one.
 _OF_NUMBERS: Final = frozenset({"arange", "linspace", "range", "full", "zeros", "ones", "narrow"})
 
@@ -203,7 +205,8 @@ class KnownValues(TorchFunctionMode):
         leaves, spec = pytree.tree_flatten(tree)
         known = [self._value(one) if isinstance(one, Tensor) else one for one in leaves]
         lost = any(
-            v is None and isinstance(one, Tensor) for one, v in zip(leaves, known, strict=True)
+            (v is None and isinstance(one, Tensor)) or isinstance(one, _SYMBOLS)
+            for one, v in zip(leaves, known, strict=True)
         )
         return None if lost else pytree.tree_unflatten(known, spec)
 

@@ -11,6 +11,7 @@ from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.reference import Reference
 from tokexport.exporter.source import Source
 from tokexport.exporter.tuned_forms import Tuning
+from tokexport.runtimes.input_checks import InputChecks
 from tokexport.runtimes.manifest import (
     BUILT_NOT_RUN,
     SCHEMA_VERSION,
@@ -29,6 +30,7 @@ def new_manifest(
     tuning: Tuning | None,
     schedule: tuple[int, ...],
     runtime: RuntimeInfo,
+    checks: InputChecks | None,
 ) -> Manifest:
     """Returns the manifest of an artifact that was built and has not run.
 
@@ -41,6 +43,7 @@ def new_manifest(
         tuning: Which forms were chosen by measurement; None without tuning.
         schedule: The number of tokens at each attention.
         runtime: What built the artifact.
+        checks: What has to hold of an input; None where nothing was taken for granted.
     """
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -55,6 +58,7 @@ def new_manifest(
         outputs=tuple(
             TensorSpec(name, array.shape[1:], str(array.dtype))
             for name, array in reference.outputs.items()
+            if checks is None or name != checks.output
         ),
         constant_outputs=reference.constants,
         token_schedule=schedule,
@@ -64,4 +68,5 @@ def new_manifest(
         files={},
         reduction=None if reduction is None else reduction.for_manifest(),
         forms=None if tuning is None else tuning.for_manifest(),
+        checks=checks,
     )

@@ -18,6 +18,7 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.outputs import Constant
 from tokexport.exporter.reference import Reference, run_reference, tensors_of
+from tokexport.exporter.token_cap import CappedModel
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.draws import drop_unread_draws, find_draws
 from tokexport.graph_passes.torch_passes.drop_noise import DropNoise
@@ -77,21 +78,19 @@ def random_lines(program: ExportedProgram) -> tuple[str, ...]:
     )
 
 
-def reference_of(model: FlatModel, batches: Batches, token_cap: int | None) -> Reference:
+def reference_of(model: FlatModel, batches: Batches) -> Reference:
     """Runs the model as it is; one without one answer is refused by the lines that are to blame."""
     try:
         return run_reference(model, batches)
     except (DataDependentError, EmptyOutputError, NotRepeatableError) as error:
-        program = _captured(model, batches, token_cap)  # names a count's own line
+        program = capture_any(model, batches)  # names a count's own line
         lines = random_lines(program)
         if not lines or not isinstance(error, NotRepeatableError):
             raise
         raise NotRepeatableError(error.what, where=_where(lines), fix=FIX) from error
 
 
-def capture_without_noise(
-    model: FlatModel, batches: Batches, token_cap: int | None
-) -> ExportedProgram:
+def capture_without_noise(model: FlatModel, batches: Batches) -> ExportedProgram:
     """Captures a model that draws no random numbers.
 
     Raises:
@@ -100,7 +99,7 @@ def capture_without_noise(
     """
     if isinstance(model, NoiseFree):
         return model.program
-    program = _captured(model, batches, token_cap)
+    program = capture_any(model, batches)
     lines = random_lines(program)
     if lines:
         raise NotRepeatableError(
@@ -111,8 +110,11 @@ def capture_without_noise(
     return program
 
 
-def _captured(model: FlatModel, batches: Batches, token_cap: int | None) -> ExportedProgram:
-    return capture(model, tensors_of(next(iter(batches))), token_cap)
+def capture_any(model: FlatModel, batches: Batches) -> ExportedProgram:
+    """Captures a model on its first batch; one that was padded has its graph already."""
+    if isinstance(model, CappedModel):
+        return model.program
+    return capture(model, tensors_of(next(iter(batches))))
 
 
 def _where(lines: tuple[str, ...]) -> str:
@@ -120,7 +122,7 @@ def _where(lines: tuple[str, ...]) -> str:
 
 
 def without_noise(
-    model: FlatModel, batches: Batches, drop: bool, token_cap: int | None
+    model: FlatModel, batches: Batches, drop: bool
 ) -> tuple[FlatModel, DroppedNoise | None]:
     """Returns the model without its noise, and what that changed.
 
@@ -128,7 +130,6 @@ def without_noise(
         model: The model as given; one that draws nothing is returned as it is.
         batches: The inputs.
         drop: Whether noise may be dropped; without that nothing is done.
-        token_cap: For how many rows a choice by the data has room.
 
     Raises:
         ModelNotSupportedError: The model cannot be traced.
@@ -136,7 +137,7 @@ def without_noise(
     """
     if not drop:
         return model, None
-    program = _captured(model, batches, token_cap)
+    program = capture_any(model, batches)
     lines = random_lines(program)
     if not lines:
         return model, None

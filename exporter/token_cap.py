@@ -1,59 +1,216 @@
-"""Holds the samples to the cap on data-dependent token counts: which of them fit under it."""
+"""Holds the samples to what a padded graph takes for granted: which of them it answers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.export import ExportedProgram
 
 from tokexport.exporter.capture import FlatModel, capture_padded
 from tokexport.exporter.errors import DataDependentError
 from tokexport.exporter.inputs import Batches
+from tokexport.exporter.outputs import Constant
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.token_cap_use import Place, TokenCapUse
+from tokexport.exporter.unbacked import Padding
 from tokexport.graph_passes.decisions import show, unlifted
+from tokexport.graph_passes.torch_passes.added_output import keep_checks
+from tokexport.runtimes import input_checks
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.input_checks import InputCheck, InputChecks
+
+#: How near the padded graph has to be to eager, where no row is chosen, for that to be allowed.
+_NEAR = 1e-4
+
+
+class CappedModel(FlatModel):
+    """A model, and its padded graph; it gives one more output, that all checks hold.
+
+    Args:
+        given: The model as given.
+        program: Its padded graph, whose last output says whether the checks hold.
+        checks: The checks; without any there is no such output.
+    """
+
+    def __init__(self, given: FlatModel, program: ExportedProgram, checks: InputChecks) -> None:
+        super().__init__(given.model, given.spec)
+        self.program = program
+        self.checks = checks
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Runs the model."""
+        outputs = super().forward(*tensors)
+        return (*outputs, self._held()) if self.checks.held else outputs
+
+    def named_outputs(self, *tensors: Tensor) -> tuple[dict[str, Tensor], dict[str, Constant]]:
+        """Runs the model and returns its tensors by name, and its constants."""
+        named, constants = super().named_outputs(*tensors)
+        more = {self.checks.output: self._held()} if self.checks.held else {}
+        return {**named, **more}, constants
+
+    def _held(self) -> Tensor:
+        return torch.ones(len(self.checks.held), dtype=torch.bool)
+
+
+def checks_of(model: FlatModel) -> InputChecks | None:
+    """Returns what a model's graph takes for granted; None where that is nothing."""
+    held = isinstance(model, CappedModel) and model.checks.held
+    return model.checks if isinstance(model, CappedModel) and held else None
 
 
 def under_cap(
-    model: FlatModel, batches: Batches, size: int, cap: int | None
-) -> tuple[Batches, TokenCapUse | None]:
-    """Returns the batches on which the model stays under the cap, and how far it does.
+    model: FlatModel, batches: Batches, size: int, caps: Sequence[int] | None
+) -> tuple[FlatModel, Batches, TokenCapUse | None]:
+    """Returns the model with its checks, the batches that it answers under the cap, and how far.
 
     Args:
         model: The model as given.
         batches: All samples.
         size: How many samples a batch holds.
-        cap: The cap; without one, and for a model that needs none, nothing is left out.
+        caps: The caps; without any, and for a model that needs none, nothing is left out.
 
     Raises:
-        DataDependentError: The model cannot be padded exactly, or every batch exceeds the cap.
+        DataDependentError: The model cannot be padded exactly, or no batch fits.
     """
-    if cap is None:
-        return batches, None
-    program, selections = capture_padded(model, tensors_of(next(iter(batches))), cap)
-    if not selections:
-        return batches, None
-    counting = show(unlifted(program), [one.count.name for one in selections])
+    if caps is None:
+        return model, batches, None
+    program, padding = capture_padded(model, tensors_of(next(iter(batches))), caps)
+    if not padding.checks:
+        return CappedModel(model, program, _checks_of(padding, [])), batches, None
+    counts, held, outputs = _run(program, padding, batches)
+    none = _proven_none(model, batches, padding, held, outputs)
+    kept = [at for at in range(len(padding.checks)) if at not in none]
+    keep_checks(program, kept)
+    checks = _checks_of(padding, kept)
+    held = held[:, kept]
+    use = _use(caps, padding, counts, held, kept, len(batches))
+    fits = np.asarray(held.all(axis=1))
+    if not fits.any():
+        raise _none_fits(use)
+    return CappedModel(model, program, checks), _kept(batches, size, fits), use
+
+
+def _run(
+    program: ExportedProgram, padding: Padding, batches: Batches
+) -> tuple[Array, Array, list[list[Array]]]:
+    """Returns counts (batches, places), whether checks hold (batches, checks), and the outputs."""
+    graph = unlifted(program)
+    (output,) = graph.graph.find_nodes(op="output")
+    names = [*(one.count.name for one in padding.selections), *(n.name for n in output.args[0])]
+    counting = show(graph, names)
+    places = len(padding.selections)
     with torch.no_grad():
-        counts = np.array([[int(n) for n in counting(*tensors_of(batch))] for batch in batches])
-    rooms = np.array([one.cap for one in selections])
+        rows = [[found.numpy() for found in counting(*tensors_of(batch))] for batch in batches]
+    counts = np.array([[int(n) for n in row[:places]] for row in rows])
+    held = np.array([row[-1] for row in rows])
+    return counts.reshape(len(rows), places), held, [row[places:-1] for row in rows]
+
+
+def _proven_none(
+    model: FlatModel,
+    batches: Batches,
+    padding: Padding,
+    held: Array,
+    outputs: list[list[Array]],
+) -> set[int]:
+    """Returns the checks that some row is chosen which samples break and answer all the same.
+
+    The proof holds those samples to eager like all others.
+    """
+    kinds = [check.kind for check in padding.checks]
+    empty = np.array([kind == "none" for kind in kinds])
+    broken = np.logical_not(held) & empty
+    only = (held | empty).all(axis=1) & broken.any(axis=1)
+    wrong: set[int] = set()
+    seen: set[int] = set()
+    for at, batch in enumerate(batches):
+        if only[at]:
+            own = set(np.flatnonzero(broken[at]).tolist())
+            seen |= own
+            with torch.no_grad():
+                wanted = [found.numpy() for found in model(*tensors_of(batch))]
+            if not all(map(_are_near, wanted, outputs[at])):
+                wrong |= own
+    return seen - wrong
+
+
+def _are_near(wanted: Array, found: Array) -> bool:
+    if wanted.shape != found.shape or wanted.dtype.kind != "f":
+        return bool(np.array_equal(wanted, found))
+    scale = float(np.abs(wanted).max(initial=0.0, where=np.isfinite(wanted)))
+    return bool(np.allclose(found, wanted, rtol=_NEAR, atol=_NEAR * scale))
+
+
+def _checks_of(padding: Padding, kept: list[int]) -> InputChecks:
+    held = tuple(
+        InputCheck(check.kind, check.said, check.line)
+        for at, check in enumerate(padding.checks)
+        if at in kept
+    )
+    return InputChecks(input_checks.NAME, held)
+
+
+def _use(
+    caps: Sequence[int],
+    padding: Padding,
+    counts: Array,
+    held: Array,
+    kept: list[int],
+    batches: int,
+) -> TokenCapUse:
+    checks = [padding.checks[at] for at in kept]
+    rooms = np.array([one.cap for one in padding.selections], dtype=np.int64)
     over = counts > rooms
     # Behind a choice that lost rows the numbers say nothing.
     known = np.cumsum(np.cumsum(over, axis=1), axis=1) <= 1
-    largest = np.where(known, counts, 0).max(axis=0)
+    refuses = {check.line for check in checks if check.kind == "none"}
     places = tuple(
-        Place(one.line, one.cap, int(most)) for one, most in zip(selections, largest, strict=True)
+        Place(
+            one.line,
+            one.cap,
+            int(np.where(known[:, at], counts[:, at], 0).max()),
+            int(np.where(known[:, at], counts[:, at], one.cap).min()),
+            one.line in refuses,
+        )
+        for at, one in enumerate(padding.selections)
     )
-    fits = np.logical_not(over.any(axis=1, keepdims=True))[:, 0]
-    use = TokenCapUse(cap, places, len(batches), int((~fits).sum()))
-    if not fits.any():
-        raise DataDependentError(
-            f"Every batch chooses more rows than --token-cap {cap} has room for.",
+    room = np.array([check.kind == "room" for check in checks], dtype=bool)
+    exceeding = np.logical_not(held[:, room].all(axis=1))
+    others = {
+        (check.kind, check.said, check.line): int((~held[:, at] & ~exceeding).sum())
+        for at, check in enumerate(checks)
+        if check.kind != "room"
+    }
+    return TokenCapUse(
+        tuple(caps),
+        places,
+        batches,
+        int(exceeding.sum()),
+        int(np.logical_not(held.all(axis=1)).sum()),
+        tuple(
+            (InputCheck(*check), broken)
+            for check, broken in others.items()
+            if broken or check[0] in ("rows", "branch")
+        ),
+    )
+
+
+def _none_fits(use: TokenCapUse) -> DataDependentError:
+    if use.exceeding == use.batches:
+        return DataDependentError(
+            f"Every batch chooses more rows than --token-cap {use.text} has room for.",
             where="\n".join(f"Up to {line}" for line in use.lines()),
             fix=f"Pass --token-cap {use.needed}, or more: later choices may need more.",
         )
-    return _kept(batches, size, fits), use
+    return DataDependentError(
+        "No batch keeps to what the padded model takes for granted.",
+        where="\n".join(use.broken()),
+        fix="Give samples of which it holds first, with --inputs.",
+    )
 
 
 def _kept(batches: Batches, size: int, fits: np.ndarray) -> Batches:

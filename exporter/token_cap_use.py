@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tokexport.runtimes.input_checks import InputCheck
+
 
 @dataclass(frozen=True)
 class Place:
@@ -14,11 +16,16 @@ class Place:
         line: The line of the person's code, or ''.
         room: How many rows it has room for.
         largest: The most rows that a batch chose there, of those that fit until then.
+        least: The least rows that a batch chose there, of those.
+        refuses_none: Whether the artifact refuses an input that chooses no row there: no sample
+            proves that it answers such a one as the model does.
     """
 
     line: str
     room: int
     largest: int
+    least: int
+    refuses_none: bool
 
 
 @dataclass(frozen=True)
@@ -26,34 +33,63 @@ class TokenCapUse:
     """How the samples fit under ``--token-cap``.
 
     Attributes:
-        cap: The cap.
+        caps: The caps.
         places: The choices that were padded, in order.
         batches: How many batches there were.
         exceeding: How many of them chose more rows than there is room for; they prove nothing.
+        left_out: How many are no part of the proof, those included.
+        held: What else was taken for granted, and how many batches it does not hold of.
     """
 
-    cap: int
+    caps: tuple[int, ...]
     places: tuple[Place, ...]
     batches: int
     exceeding: int
+    left_out: int
+    held: tuple[tuple[InputCheck, int], ...]
+
+    @property
+    def text(self) -> str:
+        """The caps as they are passed."""
+        return ",".join(map(str, self.caps))
 
     @property
     def needed(self) -> int:
         """The cap that all batches need, as far as those tell that exceeded it."""
-        return max(place.largest for place in self.places)
+        return max((place.largest for place in self.places), default=0)
 
     def lines(self) -> Iterator[str]:
-        """Yields a clause for every place that some batch reached without losing rows."""
+        """Yields a clause for every place, and one for whatever else was taken for granted."""
         for place in self.places:
-            if place.largest:
-                yield f"{place.largest} of {place.room} at {place.line or 'an unknown line'}"
+            if place.largest or not place.refuses_none:
+                counts = f"{place.largest} of {place.room}"
+                if place.least < place.largest:
+                    counts = f"{place.least} to {counts}"
+                none = (
+                    ", none is refused" if place.refuses_none else ", none too" * (not place.least)
+                )
+                yield f"{counts} at {place.line or 'an unknown line'}{none}"
+        for check, _ in self.held:
+            if check.kind != "none":
+                yield f"refused where {check}"
+
+    def broken(self) -> Iterator[str]:
+        """Yields what does not hold of some batches, and of how many."""
+        for check, batches in self.held:
+            if batches:
+                yield f"{batches} of {self.batches} batches: {check}"
 
     def warnings(self) -> tuple[str, ...]:
-        """Says what the artifact answers wrongly, and what was left out of the proof."""
-        if not self.exceeding:
-            return ()
-        return (
-            f"{self.exceeding} of {self.batches} batches choose more than --token-cap {self.cap} "
-            f"rows, up to {self.needed}: they are not part of the proof, and the artifact answers "
-            "otherwise on them.",
-        )
+        """Says what the artifact refuses, and what was left out of the proof."""
+        found = []
+        if self.exceeding:
+            found.append(
+                f"{self.exceeding} of {self.batches} batches choose more than --token-cap "
+                f"{self.text} rows, up to {self.needed}: they are not part of the proof, and a "
+                "runner refuses them."
+            )
+        found += [
+            f"{line}. They are not part of the proof, and a runner refuses them."
+            for line in self.broken()
+        ]
+        return tuple(found)

@@ -7,6 +7,7 @@ known count, and with a cap the rest is padded; what cannot be is refused with i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -15,8 +16,10 @@ from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
 from tokexport.exporter.errors import DataDependentError
+from tokexport.graph_passes.cap_numbers import ASSERTIONS
 from tokexport.graph_passes.errors import TokenCountError
-from tokexport.graph_passes.live_rows import Selection
+from tokexport.graph_passes.live_rows import Check, Selection
+from tokexport.graph_passes.torch_passes.calls import is_call
 from tokexport.graph_passes.torch_passes.cap_tokens import CapTokens
 from tokexport.graph_passes.torch_passes.infrastructure import run_passes
 
@@ -26,9 +29,11 @@ FIX: Final = (
     ".item()): keep = scores.topk(K).indices; live = mask.gather(1, keep); then add "
     "torch.where(live, 0.0, -inf) to the attention logits and count only live rows in means."
 )
-_OR_CAP: Final = (
-    " Or choose rows with a mask or nonzero, and pass --token-cap N to compile, which does the "
-    "same."
+
+#: The same, where padding would do.
+OR_CAP: Final = (
+    " Or pass --token-cap N: the model can be padded to N rows where the data decide how many, and "
+    "a runner then refuses inputs that need more."
 )
 
 
@@ -56,29 +61,46 @@ class SomeRows(TorchFunctionMode):
         return found
 
 
-def with_fixed_sizes(program: ExportedProgram, cap: int | None) -> tuple[Selection, ...]:
+@dataclass(frozen=True)
+class Padding:
+    """What was padded in a graph, and what must hold of its inputs.
+
+    Attributes:
+        selections: The choices that were padded, in order.
+        checks: What the last output of the graph holds the truth of, in order; where there is
+            nothing to check, there is no such output.
+    """
+
+    selections: tuple[Selection, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+
+def with_fixed_sizes(program: ExportedProgram, caps: Sequence[int] | None) -> Padding:
     """Makes a traced graph static, in place; one that is static already stays as it is.
 
     Args:
         program: The program.
-        cap: For how many rows a choice by the data has room; None allows none.
+        caps: For how many rows each choice by the data has room, in order; None allows none.
 
     Returns:
-        The choices that were padded.
+        What was padded.
 
     Raises:
         DataDependentError: A size cannot be fixed.
     """
-    if not any(_is_symbolic(node.meta.get("val")) for node in program.graph.nodes):
-        return ()
-    cap_tokens = CapTokens(program, cap)
+    if not any(
+        _is_symbolic(node.meta.get("val")) or is_call(node, *ASSERTIONS)
+        for node in program.graph.nodes
+    ):
+        return Padding()
+    cap_tokens = CapTokens(program, caps)
     try:
         run_passes(program, (cap_tokens,))
     except TokenCountError as error:
-        fix = FIX + _OR_CAP if cap is None else FIX
-        raise DataDependentError(error.what, where=error.where, fix=fix) from error
+        raise DataDependentError(error.what, where=error.where, fix=FIX) from error
     left = set(program.graph.nodes)
-    return tuple(one for one in cap_tokens.selections if one.count in left)
+    selections = tuple(one for one in cap_tokens.selections if one.count in left)
+    return Padding(selections, cap_tokens.checks)
 
 
 def _is_symbolic(value: Any) -> bool:

@@ -26,37 +26,93 @@ from tokexport.graph_passes.torch_passes.editor import aten
 
 Rule = Callable[[Padded, Node], None]
 
+#: What may give an infinity or NaN of numbers that are finite.
+_MAY_BE_INFINITE: Final = frozenset(
+    {
+        aten.div.Tensor,
+        aten.reciprocal.default,
+        aten.rsqrt.default,
+        aten.sqrt.default,
+        aten.log.default,
+        aten.log2.default,
+        aten.log10.default,
+        aten.log1p.default,
+        aten.pow.Tensor_Scalar,
+        aten.pow.Tensor_Tensor,
+    }
+)
+
 
 def pointwise(padded: Padded, node: Node) -> None:
     """Number by number: every operand that is padded must be padded alike."""
     rank = len(node.meta["val"].shape)
     args, kwargs = padded.new(node.args), padded.named(node)
-    parts = [part for part in args if isinstance(part, Node) and is_tensor(part)]
-    found = aligned(padded, node, parts, rank)
+    places = [at for at, part in enumerate(args) if isinstance(part, Node) and is_tensor(part)]
+    met, found = aligned(padded, node, [args[at] for at in places], rank)
+    for at, part in zip(places, met, strict=True):
+        args[at] = part
+    target, args = _of_tensors(padded, node, args)
+    new = padded.edit.call(target, *args, **kwargs)
+    if target in _MAY_BE_INFINITE:
+        new = _finite(padded, new, found)
+    padded.set(node, new, found)
+
+
+def _of_tensors(padded: Padded, node: Node, args: list[Any]) -> tuple[Any, list[Any]]:
+    """Returns the form of a call that takes a number of the data where it took a Python number."""
     target: Any = node.target
-    if target._overloadname == "Scalar" and any(isinstance(part, Node) for part in args[1:]):
-        target = getattr(aten, target._schema.name.removeprefix("aten::")).Tensor
-    padded.set(node, padded.edit.call(target, *args, **kwargs), found)
+    formals = target._schema.arguments
+    numbers = [
+        at
+        for at, part in enumerate(args)
+        if isinstance(part, Node) and "Tensor" not in str(formals[at].type)
+    ]
+    if not numbers:
+        return target, args
+    dtype = dtype_of(args[0])
+    packet = getattr(aten, target._schema.name.removeprefix("aten::"))
+    for at, part in enumerate(args):
+        if at in numbers:
+            args[at] = padded.edit.call(aten._to_copy.default, part, dtype=dtype)
+        elif at and isinstance(part, int | float) and not isinstance(part, bool):
+            args[at] = padded.constant((), part, dtype)
+    return packet.Tensor, args
+
+
+def _finite(padded: Padded, new: Node, live: dict[int, Live]) -> Node:
+    """Returns a quotient, logarithm or power with 1 in its dead rows.
+
+    Those may hold 0 where no row was copied into them, and what is not finite there would reach
+    live rows through products.
+    """
+    if not dtype_of(new).is_floating_point:
+        return new
+    padded.note(new, live)
+    for axis in live:
+        new = padded.filled(new, axis, 1.0)
+    return new
 
 
 def aligned(
     padded: Padded, node: Node, parts: Sequence[Node], rank: int, inner: int = 0
-) -> dict[int, Live]:
-    """Returns the padded axes of what is broadcast together; the inner axes are left out."""
-    found: dict[int, Live] = {}
-    for part in parts:
-        offset = rank - len(shape_of(part))
-        for axis, live in padded.live(part).items():
-            outer = axis + offset < rank - inner
-            if outer and found.setdefault(axis + offset, live) is not live:
-                raise refused(node, "it combines rows that were chosen differently")
-    for part in parts:
+) -> tuple[list[Node], dict[int, Live]]:
+    """Returns values that are broadcast together, and their padded axes; inner ones are left out.
+
+    Rows that were chosen apart are required to be as many, and at the same places.
+    """
+
+    def place(position: int, axis: int) -> int | None:
+        outer = axis + rank - len(shape_of(parts[position]))
+        return outer if outer < rank - inner else None
+
+    met, found = padded.meet(node, parts, place)
+    for part in met:
         offset = rank - len(shape_of(part))
         for axis in found:
             own = padded.live(part).get(axis - offset)
             if axis >= offset and own is None and shape_of(part)[axis - offset] != 1:
                 raise refused(node, "it combines padded rows with rows of a fixed number")
-    return found
+    return met, found
 
 
 def same_shape(padded: Padded, node: Node) -> None:
@@ -212,10 +268,13 @@ def matmul(padded: Padded, node: Node) -> None:
     if min(ranks) < 2:
         raise refused(node, "one of its factors is a vector")
     one, other = padded.live(a).get(ranks[0] - 1), padded.live(b).get(ranks[1] - 2)
-    if one is not other:
+    if (one is None) is not (other is None):
         raise refused(node, "it sums over rows that were chosen differently")
+    if one is not None and other is not None:
+        both = padded.agree(node, one, other)
+        a, b = padded.narrowed(a, ranks[0] - 1, both), padded.narrowed(b, ranks[1] - 2, both)
     rank = max(ranks)
-    found = aligned(padded, node, (a, b), rank, inner=2)
+    (a, b), found = aligned(padded, node, (a, b), rank, inner=2)
     for part, own, axis, place in ((a, ranks[0], -2, rank - 2), (b, ranks[1], -1, rank - 1)):
         live = padded.live(part).get(own + axis)
         if live is not None:
@@ -232,19 +291,17 @@ def einsum(padded: Padded, node: Node) -> None:
     letters = terms.split(",")
     if not arrow or "." in equation or any(len(set(term)) < len(term) for term in letters):
         raise refused(node, "its equation is implicit, has dots or takes a diagonal")
-    found: dict[str, Live | None] = {}
+    parts, found = padded.meet(node, parts, lambda at, axis: letters[at][axis])
     for term, part in zip(letters, parts, strict=True):
-        for axis, letter in enumerate(term):
-            live = padded.live(part).get(axis)
-            if found.setdefault(letter, live) is not live:
-                raise refused(node, "it combines rows that were chosen differently")
+        if any(letter in found and a not in padded.live(part) for a, letter in enumerate(term)):
+            raise refused(node, "it combines padded rows with rows of a fixed number")
     filled = []
     for term, part in zip(letters, parts, strict=True):
         for axis, letter in enumerate(term):
             if letter not in result:
                 part = padded.filled(part, axis, 0.0)
         filled.append(part)
-    after = {a: live for a, letter in enumerate(result) if (live := found[letter]) is not None}
+    after = {a: found[letter] for a, letter in enumerate(result) if letter in found}
     padded.set(node, padded.edit.call(node.target, equation, filled), after)
 
 
@@ -252,8 +309,9 @@ def attention(padded: Padded, node: Node) -> None:
     """Fused attention; dead keys get the bias -inf, dead values count as 0."""
     q, k, v = (padded.new(argument(node, name)) for name in ("query", "key", "value"))
     rank = len(shape_of(q))
-    live = padded.live(k).get(rank - 2)
-    if padded.live(v).get(rank - 2) is not live or argument(node, "is_causal"):
+    (k, v), rows = padded.meet(node, (k, v), lambda _, axis: axis)
+    live = rows.get(rank - 2)
+    if padded.live(k) != padded.live(v) or argument(node, "is_causal"):
         raise refused(node, "its keys and values are padded differently, or it is causal")
     if any(axis != rank - 2 for part in (q, k, v) for axis in padded.live(part)):
         raise refused(node, "it has padded rows on another axis than the tokens")

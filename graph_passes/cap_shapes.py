@@ -7,10 +7,14 @@ from typing import Any, Final
 
 from torch.fx import Node
 
+from tokexport.graph_passes.cap_numbers import rows_of
 from tokexport.graph_passes.cap_rules import Rule
 from tokexport.graph_passes.live_rows import Live, Padded, refused
 from tokexport.graph_passes.torch_passes.calls import argument, normal_axis, shape_of
 from tokexport.graph_passes.torch_passes.editor import aten
+
+#: Where a cut that goes to the end may end.
+_NO_END: Final = 1 << 62
 
 
 def regroup(padded: Padded, node: Node) -> None:
@@ -69,14 +73,12 @@ def expand(padded: Padded, node: Node) -> None:
             sizes.append(size)
             continue
         if axis not in found and (axis < offset or shape_of(x)[axis - offset] == 1):
-            live = padded.of_size(size)
-            if live is not None:
-                found[axis] = live
-                sizes.append(shape_of(live.mask)[0])
-                continue
-            if padded.exact(size) is None:
-                raise refused(node, "it repeats a row as often as the data says")
-            sizes.append(padded.exact(size) or 0)
+            rows = rows_of(padded, node, size, argument(node, "size")[axis])
+            if isinstance(rows, int):
+                sizes.append(rows)
+            else:
+                found[axis] = rows
+                sizes.append(shape_of(rows.mask)[0])
             continue
         sizes.append(shape_of(x)[axis - offset])
     padded.set(node, padded.edit.call(aten.expand.default, x, sizes), found)
@@ -141,36 +143,84 @@ def slice_(padded: Padded, node: Node) -> None:
     start = 0 if start is None else start
     if dim not in live:
         start, end = padded.new(start), padded.new(end)
-        if isinstance(start, Node) or isinstance(end, Node):
+        if isinstance(start, Node) or (isinstance(end, Node) and (start, step) != (0, 1)):
             raise refused(node, "where it cuts depends on the values of the input")
+        if isinstance(end, Node):  # the first rows, as many as a number says
+            found = padded.of_number(node, end, shape_of(x)[dim])
+            end, live = shape_of(found.mask)[0], {**live, dim: found}
         new = padded.edit.call(aten.slice.Tensor, x, dim, start, end, step)
         padded.set(node, new, live)
         return
     size = shape_of(x)[dim]
     if not isinstance(start, int) or start < 0 or step != 1:
         raise refused(node, "it cuts padded rows other than behind the first few")
+    others = {a: one for a, one in live.items() if a != dim}
     if isinstance(after, int):  # a fixed number of rows that are always there
         if start + after > live[dim].sure and not live[dim].front:
             raise refused(node, "it takes a fixed number of rows, and some may be padding")
         new = padded.edit.call(aten.slice.Tensor, x, dim, start, start + after)
-        padded.set(node, new, {a: one for a, one in live.items() if a != dim})
+        padded.set(node, new, others)
         return
-    whole = node.args[0].meta["val"].shape[dim].node.expr - start  # type: ignore[union-attr]
-    if after.node.expr != whole or (start > live[dim].sure and not live[dim].front):
+    if start > live[dim].sure and not live[dim].front:
         raise refused(node, "it cuts padded rows other than behind the first few")
+    to_the_end = end is None or (isinstance(end, int) and end >= _NO_END)
+    if not to_the_end and (start or not live[dim].front):
+        raise refused(node, "it cuts padded rows other than behind the first few")
+    if not to_the_end:
+        number = padded.new(end)
+        if not isinstance(number, Node):
+            raise refused(node, "where it cuts is not known")
+        number = padded.edit.call(aten.minimum.default, number, live[dim].count)
+        padded.set_most(number, size)
+        rows = padded.of_number(node, number)
+        new = padded.edit.call(aten.slice.Tensor, x, dim, 0, shape_of(rows.mask)[0])
+        padded.set(node, new, {**others, dim: rows})
+        return
     new = padded.edit.call(aten.slice.Tensor, x, dim, start, size) if start else x
-    padded.set(node, new, {**live, dim: padded.cut(live[dim], start) if start else live[dim]})
+    padded.set(node, new, {**others, dim: padded.cut(live[dim], start) if start else live[dim]})
+
+
+def pad(padded: Padded, node: Node) -> None:
+    """Rows of one number before and behind; those before and behind padded ones are real."""
+    x = padded.new(node.args[0])
+    widths, number = argument(node, "pad"), argument(node, "value") or 0
+    if node.target is aten.pad.default and argument(node, "mode") != "constant":
+        raise refused(node, "it repeats rows")
+    if not all(isinstance(width, int) for width in widths):
+        raise refused(node, "it adds as many rows as the data says")
+    live = padded.live(x)
+    for pair, axis in enumerate(range(len(shape_of(x)) - 1, -1, -1)):
+        before, behind = (*widths[2 * pair : 2 * pair + 2], 0, 0)[:2]
+        if axis not in live:
+            new = padded.edit.call(
+                aten.constant_pad_nd.default,
+                x,
+                [*[0, 0] * pair, before, behind],
+                number,
+            )
+            x = new if before or behind else x
+            continue
+        if min(before, behind) < 0:
+            raise refused(node, "it cuts padded rows")
+        rows = [each for each in (before, live[axis], behind) if each != 0]
+        sizes = [
+            [each if a == axis else size for a, size in enumerate(shape_of(x))]
+            for each in (before, behind)
+        ]
+        dtype = node.meta["val"].dtype
+        filling = [padded.constant(size, number, dtype) for size in sizes]
+        parts = [filling[0]] * (before > 0) + [x] + [filling[1]] * (behind > 0)
+        if len(parts) > 1:
+            x = padded.edit.call(aten.cat.default, parts, axis)
+            live = {**live, axis: padded.joined(rows)}
+    padded.set(node, x, live)
 
 
 def cat(padded: Padded, node: Node) -> None:
     """Joins; along the padded axis the parts' rows follow each other."""
     parts: list[Node] = padded.new(argument(node, "tensors"))
     dim = normal_axis(argument(node, "dim"), len(shape_of(parts[0])))
-    found: dict[int, Live] = {}
-    for part in parts:
-        for axis, live in padded.live(part).items():
-            if axis != dim and found.setdefault(axis, live) is not live:
-                raise refused(node, "it joins rows that were chosen differently")
+    parts, found = padded.meet(node, parts, lambda _, axis: None if axis == dim else axis)
     if any(axis not in padded.live(part) for part in parts for axis in found):
         raise refused(node, "it joins padded rows with rows of a fixed number")
     if any(dim in padded.live(part) for part in parts):
@@ -183,9 +233,10 @@ def stack(padded: Padded, node: Node) -> None:
     """Joins along a new axis; the parts must be padded alike."""
     parts: list[Node] = padded.new(argument(node, "tensors"))
     dim = normal_axis(argument(node, "dim"), len(shape_of(parts[0])) + 1)
-    if any(padded.live(part) != padded.live(parts[0]) for part in parts):
-        raise refused(node, "it joins rows that were chosen differently")
-    found = {axis + (axis >= dim): one for axis, one in padded.live(parts[0]).items()}
+    parts, rows = padded.meet(node, parts, lambda _, axis: axis)
+    if any(axis not in padded.live(part) for part in parts for axis in rows):
+        raise refused(node, "it joins padded rows with rows of a fixed number")
+    found = {axis + (axis >= dim): one for axis, one in rows.items()}
     padded.set(node, padded.edit.call(node.target, parts, dim), found)
 
 
@@ -205,12 +256,12 @@ def gather(padded: Padded, node: Node) -> None:
     """Gather: positions along one axis; the others must be padded alike."""
     x, index = padded.new(node.args[0]), padded.new(argument(node, "index"))
     dim = normal_axis(argument(node, "dim"), len(shape_of(x)))
-    live, rows = padded.live(x), padded.live(index)
-    if dim in live and not live[dim].front:
+    if dim in padded.live(x) and not padded.live(x)[dim].front:
         raise refused(node, "it reads positions among rows that are padded inside")
-    for axis in {*live, *rows} - {dim}:
-        if live.get(axis) is not rows.get(axis):
-            raise refused(node, "it reads rows that were chosen differently")
+    (x, index), found = padded.meet(node, (x, index), lambda _, a: None if a == dim else a)
+    if any(axis not in padded.live(part) for part in (x, index) for axis in found):
+        raise refused(node, "it reads rows that were chosen differently")
+    rows = padded.live(index)
     index = padded.positions(index)
     padded.set(node, padded.edit.call(node.target, x, dim, index), rows)
 
@@ -239,29 +290,6 @@ def embedding(padded: Padded, node: Node) -> None:
     padded.set(node, new, live)
 
 
-def create(padded: Padded, node: Node) -> None:
-    """Makes values of a size that depends on the data."""
-    sizes: list[int] = []
-    found: dict[int, Live] = {}
-    for axis, size in enumerate(node.meta["val"].shape):
-        live = None if isinstance(size, int) else padded.of_size(size)
-        exact = size if isinstance(size, int) else padded.exact(size)
-        if live is None and exact is None:
-            raise refused(node, "which rows it makes is not known")
-        if live is not None:
-            found[axis] = live
-            exact = shape_of(live.mask)[0]
-        sizes.append(int(exact or 0))
-    kwargs = padded.named(node)
-    if node.target is aten.arange.default:
-        if any(not live.front for live in found.values()):
-            raise refused(node, "it counts rows that are padded inside")
-        new = padded.edit.call(node.target, sizes[0], **kwargs)
-    else:
-        new = padded.edit.call(node.target, sizes, *padded.new(node.args[1:]), **kwargs)
-    padded.set(node, new, found)
-
-
 SHAPE_RULES: Final[dict[object, Rule]] = {
     **dict.fromkeys(
         (
@@ -283,6 +311,8 @@ SHAPE_RULES: Final[dict[object, Rule]] = {
     aten.unsqueeze.default: unsqueeze,
     aten.select.int: select,
     aten.slice.Tensor: slice_,
+    aten.pad.default: pad,
+    aten.constant_pad_nd.default: pad,
     aten.cat.default: cat,
     aten.stack.default: stack,
     aten.unbind.int: split,
@@ -292,9 +322,4 @@ SHAPE_RULES: Final[dict[object, Rule]] = {
     aten.gather.default: gather,
     aten.index_select.default: index_select,
     aten.embedding.default: embedding,
-    aten.full.default: create,
-    aten.zeros.default: create,
-    aten.ones.default: create,
-    aten.empty.memory_format: create,
-    aten.arange.default: create,
 }

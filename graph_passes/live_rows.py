@@ -10,7 +10,7 @@ What dead rows hold is arbitrary and finite; no live row may come to depend on i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,25 +56,45 @@ class Selection:
     line: str
 
 
+@dataclass(frozen=True)
+class Check:
+    """What must hold of an input for the padded graph to answer as the model does.
+
+    Attributes:
+        holds: Whether it does, a truth value of rank 0.
+        kind: ``room``, ``none``, ``rows`` or ``branch``: what was taken for granted.
+        said: What an input did where it does not hold, a clause.
+        line: The line of the person's code, or ''.
+    """
+
+    holds: Node
+    kind: str
+    said: str
+    line: str
+
+
 class Padded:
     """The padded counterparts of a graph's values.
 
     Args:
         edit: The graph.
-        cap: The number of rows that there is room for; None allows no choice by the data.
+        caps: The number of rows that there is room for at each choice, in order, and the last one
+            at all that follow; None allows no choice by the data.
     """
 
-    def __init__(self, edit: Editor, cap: int | None) -> None:
+    def __init__(self, edit: Editor, caps: Sequence[int] | None) -> None:
         self.edit = edit
-        self.cap = cap
+        self.caps = caps
         self.selections: list[Selection] = []
+        self.checks: dict[tuple[Any, ...], Check] = {}
         self.memo: dict[tuple[Any, ...], Any] = {}
         self._new: dict[Node, Any] = {}
         self._live: dict[Node, dict[int, Live]] = {}
         self._first: dict[Node, Node] = {}
         self._computed: dict[tuple[Any, str, str], Node] = {}
         self._exact: dict[str, int] = {}
-        self._of_size: dict[str, set[Live]] = {}
+        self._of_size: dict[str, dict[Live, None]] = {}
+        self._most: dict[Node, int] = {}
 
     def set(self, old: Node, new: Any, live: Mapping[int, Live] | None = None) -> None:
         """Notes what stands for a node: a padded node, a number, or a list of padded nodes."""
@@ -84,7 +104,7 @@ class Padded:
         sizes = getattr(old.meta.get("val"), "shape", ())
         for axis, one in (live or {}).items():
             if axis < len(sizes):
-                self._of_size.setdefault(str(sizes[axis]), set()).add(one)
+                self._of_size.setdefault(str(sizes[axis]), {})[one] = None
 
     def first(self, node: Node) -> Node:
         """Returns the first node that computes the same by the same calls."""
@@ -130,9 +150,147 @@ class Padded:
         return self._live.get(new, {}) if isinstance(new, Node) else {}
 
     def of_size(self, size: Any) -> Live | None:
-        """Returns the rows that an axis of that symbolic size has, where only one fits."""
-        found = self._of_size.get(str(size), set())
-        return next(iter(found)) if len(found) == 1 else None
+        """Returns rows that an axis of that symbolic size has; None where no value has one.
+
+        All that there are have equal counts, and those that come first are the same rows.
+        """
+        found = self._of_size.get(str(size), {})
+        return next((one for one in found if one.front), None) or (
+            next(iter(found)) if len(found) == 1 else None
+        )
+
+    def note_size(self, size: Any, live: Live) -> None:
+        """Notes that an axis of that symbolic size has these rows."""
+        self._of_size.setdefault(str(size), {})[live] = None
+
+    def room_for(self, node: Node, most: int | None, times: int = 1) -> int:
+        """Returns for how many rows the next choice has room.
+
+        Args:
+            node: The call that chooses.
+            most: How many it could choose; None where nothing bounds it.
+            times: How many images it chooses for at once.
+
+        Raises:
+            TokenCountError: No choice by the data is allowed.
+        """
+        if self.caps is None:
+            raise TokenCountError(
+                f"How many rows {node.target} gives depends on the values of the input, and a "
+                "static graph has no room for that.",
+                where=f"At {source_line(node) or node.name}",
+            )
+        room = self.caps[min(len(self.selections), len(self.caps) - 1)] * times
+        return room if most is None else min(room, most)
+
+    def chosen(self, node: Node, count: Node, room: int, most: int | None) -> None:
+        """Notes a choice, and that it must fit into its room."""
+        line = source_line(node)
+        self.selections.append(Selection(count, room, line))
+        self._most[count] = room
+        if most is None or room < most:
+            fits = self.edit.call(aten.le.Scalar, count, room)
+            self.require(fits, "room", f"more than {room} rows are chosen", line)
+        some = self.edit.call(aten.ge.Scalar, count, 1)
+        self.require(some, "none", "no row is chosen", line)
+
+    def require(self, holds: Node, kind: str, said: str, line: str) -> None:
+        """Notes what must hold of an input; the same twice is noted once."""
+        one = self.first(holds)
+        self.checks.setdefault((kind, one), Check(one, kind, said, line))
+
+    def most(self, number: Any) -> int | None:
+        """Returns what a number of rank 0 is at most; None where that is not known."""
+        return number if isinstance(number, int) else self._most.get(number)
+
+    def set_most(self, number: Node, most: int | None) -> None:
+        """Notes what a number of rank 0 is at most."""
+        if most is not None:
+            self._most[number] = most
+
+    def of_number(self, node: Node, number: Node, most: int | None = None) -> Live:
+        """Returns the first rows of an axis, as many as a number of rank 0 says.
+
+        Args:
+            node: The call that makes the axis.
+            number: How many rows it has.
+            most: How many it could have; None where only the number itself may tell that.
+        """
+        number = self.first(number)
+        key = ("number", number, most)
+        if key not in self.memo:
+            known = self.most(number)
+            bounds = [each for each in (known, most) if each is not None]
+            bound = min(bounds) if bounds else None
+            room = bound if known is not None and bound is not None else self.room_for(node, bound)
+            count = number
+            if most is not None and (known is None or known > most):
+                count = self.edit.call(aten.clamp_max.default, number, most)
+            mask = self.edit.call(aten.lt.Tensor, self.counted(room), count)
+            if known is None:
+                self.chosen(node, count, room, bound)
+            self.memo[key] = Live(mask, count, True, 0)
+        found: Live = self.memo[key]
+        return found
+
+    def agree(self, node: Node, one: Live, other: Live) -> Live:
+        """Returns rows that two choices have in common, which are then required to be the same.
+
+        Raises:
+            TokenCountError: Their rows lie at different places.
+        """
+        if one is other:
+            return one
+        if one.front and other.front:
+            same = self.edit.call(aten.eq.Tensor, one.count, other.count)
+            smaller = min(one, other, key=lambda live: shape_of(live.mask)[0])
+        elif shape_of(one.mask) == shape_of(other.mask):
+            equal = self.edit.call(aten.eq.Tensor, one.mask, other.mask)
+            same, smaller = self.edit.call(aten.all.default, equal), one
+        else:
+            raise refused(node, "it combines rows that were chosen differently")
+        if self.first(one.count) is not self.first(other.count) or not one.front:
+            self.require(same, "rows", "choices that are combined differ", source_line(node))
+        return smaller
+
+    def meet(
+        self, node: Node, parts: Sequence[Node], place: Callable[[int, int], Any]
+    ) -> tuple[list[Node], dict[Any, Live]]:
+        """Returns values whose padded axes at one place have the same rows, and those rows.
+
+        Args:
+            node: The call that combines them.
+            parts: The values.
+            place: Says of a value's position and an axis at which place it is; None leaves it out.
+        """
+        found: dict[Any, Live] = {}
+        for position, part in enumerate(parts):
+            for axis, live in self.live(part).items():
+                key = place(position, axis)
+                if key is not None:
+                    found[key] = self.agree(node, found.get(key, live), live)
+        met = []
+        for position, part in enumerate(parts):
+            for axis in self.live(part):
+                key = place(position, axis)
+                if key is not None:
+                    part = self.narrowed(part, axis, found[key])
+            met.append(part)
+        return met, found
+
+    def narrowed(self, part: Node, axis: int, live: Live) -> Node:
+        """Returns a value with rows in place of its own, which agree with them."""
+        own = self.live(part)
+        if own[axis] is live:
+            return part
+        room = shape_of(live.mask)[0]
+        found = part
+        if shape_of(part)[axis] != room:
+            found = self.edit.call(aten.slice.Tensor, part, axis, 0, room)
+        else:
+            found = self.edit.call(aten.alias.default, part)
+        self._live[found] = {**own, axis: live}
+        return found
 
     def set_exact(self, size: Any, number: int) -> None:
         """Notes what a symbolic size is."""

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokexport.runtimes.errors import InputMismatchError, RunError
+from tokexport.runtimes.input_checks import InputChecks
 from tokexport.runtimes.manifest import RuntimeInfo, TensorSpec
 
 Array = NDArray[Any]
@@ -45,6 +46,7 @@ class Runner(ABC):
         outputs: The model's outputs, in order.
         runtime: What runs it.
         ranges: The lowest and the highest whole number that an input may hold, by its name.
+        computed: What the artifact gives: the outputs, and whether its checks hold.
     """
 
     def __init__(
@@ -55,7 +57,8 @@ class Runner(ABC):
     ) -> None:
         self.inputs = inputs
         self.ranges: Mapping[str, tuple[int, int]] = {}
-        self.outputs = outputs
+        self.outputs = self.computed = outputs
+        self._checks: InputChecks | None = None
         self.runtime = runtime
         self._closed = False
         self._forked = False
@@ -73,13 +76,26 @@ class Runner(ABC):
             An array for each output, by name, in the order of ``outputs``.
 
         Raises:
-            InputMismatchError: The arrays are not the model's inputs.
+            InputMismatchError: The arrays are not the model's inputs, or the artifact would not
+                answer them as the model does.
             RunError: The runner is closed, it was loaded before this process was forked, or the
                 runtime failed.
         """
         if self._closed:
             raise self._closed_error()
-        return self._run_impl(check_inputs(self.inputs, arrays, self.ranges))
+        return self._checked(self._run_impl(check_inputs(self.inputs, arrays, self.ranges)))
+
+    def hold_to(self, checks: InputChecks | None) -> None:
+        """Refuses from now on inputs of which the checks do not hold, and keeps their output."""
+        self._checks = checks
+        self.outputs = tuple(
+            spec for spec in self.computed if checks is None or spec.name != checks.output
+        )
+
+    def _checked(self, found: dict[str, Array]) -> dict[str, Array]:
+        if self._checks is not None:
+            self._checks.require(found.pop(self._checks.output))
+        return found
 
     def bound(self, arrays: Mapping[str, Array]) -> Callable[[], dict[str, Array]]:
         """Checks arrays once and returns what runs the model on them: for timing, again and again.
@@ -96,7 +112,7 @@ class Runner(ABC):
         def run() -> dict[str, Array]:
             if self._closed:
                 raise self._closed_error()
-            return self._run_impl(checked)
+            return self._checked(self._run_impl(checked))
 
         return run
 

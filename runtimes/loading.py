@@ -36,7 +36,9 @@ def load(bundle: str | os.PathLike[str], *, threads: int | None = None) -> Runne
     folder = Path(bundle)
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    return open_runner(folder, manifest, threads=threads)
+    runner = open_runner(folder, manifest, threads=threads)
+    runner.hold_to(manifest.checks)
+    return runner
 
 
 def open_runner(
@@ -44,7 +46,8 @@ def open_runner(
 ) -> Runner:
     """Makes the runner of a bundle whose files were checked; see ``load``.
 
-    Without ``native`` the project's kernels are left out, as they are where there are none.
+    It gives what the artifact computes, whether the checks of an input hold included. Without
+    ``native`` the project's kernels are left out, as they are where there are none.
     """
     artifact = file_in(bundle, manifest.artifact)
     runner: Runner
@@ -66,7 +69,7 @@ def open_runner(
             runner = TrtRunner.from_file(
                 artifact,
                 inputs=manifest.inputs,
-                outputs=manifest.outputs,
+                outputs=manifest.computed,
                 built=manifest.runtime,
             )
         case flavour:
@@ -77,11 +80,12 @@ def open_runner(
             )
     try:
         _check_specs(bundle, "inputs", manifest.inputs, runner.inputs)
-        _check_specs(bundle, "outputs", manifest.outputs, runner.outputs)
+        _check_specs(bundle, "outputs", manifest.computed, runner.outputs)
     except BundleError:
         runner.close()
         raise
-    runner.inputs, runner.outputs = manifest.inputs, manifest.outputs
+    runner.inputs, runner.computed = manifest.inputs, manifest.computed
+    runner.outputs = runner.computed
     runner.ranges = manifest.input_ranges
     return runner
 

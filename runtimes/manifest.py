@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tokexport.runtimes.errors import BundleError
+from tokexport.runtimes.input_checks import InputChecks
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -98,6 +99,8 @@ class Manifest:
             artifact answers as the model did; a runner refuses others.
         forms: Which form the token operators have, by what the calls look like: ``form``,
             ``standard``, ``speedup`` and ``of_minima`` as measured, ``nodes``; None without tuning.
+        checks: What has to hold of an input, and the output that says whether it does, which is
+            the artifact's last one; None where nothing was taken for granted.
     """
 
     schema_version: int
@@ -119,6 +122,14 @@ class Manifest:
     reduction: dict[str, Any] | None = None
     forms: dict[str, Any] | None = None
     input_ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
+    checks: InputChecks | None = None
+
+    @property
+    def computed(self) -> tuple[TensorSpec, ...]:
+        """What the artifact gives: the outputs, and whether its checks hold."""
+        if self.checks is None:
+            return self.outputs
+        return (*self.outputs, TensorSpec(self.checks.output, (len(self.checks.held),), "bool"))
 
     def to_json(self) -> str:
         """The manifest as JSON text, keys in the order above."""
@@ -267,6 +278,7 @@ class _Reader:
             reduction=self._object_or_null(data, "reduction"),
             forms=self._object_or_null(data, "forms"),
             input_ranges=self._ranges(data),
+            checks=self._checks(data),
         )
 
     def _wrong(self, key: str, wanted: str, found: object) -> BundleError:
@@ -353,6 +365,19 @@ class _Reader:
                 raise self._wrong(f"input_ranges.{name}", "a lowest and a highest number", ends)
             found[name] = ends[0], ends[1]
         return found
+
+    def _checks(self, data: Mapping[str, Any]) -> InputChecks | None:
+        given = self._object_or_null(data, "checks")
+        if given is None:
+            return None
+        self._get(given, "output", str, "checks.")
+        for index, one in enumerate(self._get(given, "held", list, "checks.")):
+            within = f"checks.held[{index}]"
+            if not isinstance(one, dict):
+                raise self._wrong(within, "an object", one)
+            for key in ("kind", "said", "line"):
+                self._get(one, key, str, f"{within}.")
+        return InputChecks.from_json(given)
 
     def _files(self, data: Mapping[str, Any]) -> dict[str, str]:
         files: dict[str, str] = self._get(data, "files", dict)

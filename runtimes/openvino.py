@@ -213,7 +213,7 @@ class OpenVinoRunner(Runner):
             raise RunError(
                 f"OpenVINO failed: {_last_lines(str(error))}", where=self._where
             ) from error
-        return {spec.name: results[index] for index, spec in enumerate(self.outputs)}
+        return {spec.name: results[index] for index, spec in enumerate(self.computed)}
 
     def _close_impl(self) -> None:
         self._requests = None

@@ -112,7 +112,7 @@ class TrtRunner(Runner):
             raise
 
     def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
-        results = {spec.name: np.empty(spec.shape, spec.dtype) for spec in self.outputs}
+        results = {spec.name: np.empty(spec.shape, spec.dtype) for spec in self.computed}
         with self._lock, self._log.collecting():
             if self._closed:
                 raise self._closed_error()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tokexport.runtimes.base import Runner
+from tokexport.runtimes.input_checks import InputChecks
 from tokexport.runtimes.loading import open_runner
 from tokexport.runtimes.manifest import Manifest, RuntimeInfo, TensorSpec
 from tokexport.runtimes.openvino import OpenVinoRunner
@@ -70,6 +71,7 @@ class Opening:
             "runtime": RuntimeInfo(**given["runtime"]),
             "inputs": specs_of(given["inputs"]),
             "outputs": specs_of(given["outputs"]),
+            "checks": InputChecks.from_json(given["checks"]),
             "input_ranges": {name: tuple(ends) for name, ends in given["input_ranges"].items()},
         }
         return replace(opening, manifest=Manifest(**{**given, **read}))

@@ -14,6 +14,7 @@ for which operators this is exact; every other one that meets padded rows is ref
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 import torch
@@ -23,30 +24,30 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from tokexport.graph_passes import cap_selections
-from tokexport.graph_passes.cap_rules import RULES, pointwise
+from tokexport.graph_passes import cap_indexing, cap_selections, cap_unique
+from tokexport.graph_passes.cap_numbers import ASSERTIONS, NUMBER_RULES, is_number, number
+from tokexport.graph_passes.cap_rules import RULES, Rule, pointwise
+from tokexport.graph_passes.cap_scatters import SCATTER_RULES
 from tokexport.graph_passes.cap_shapes import SHAPE_RULES
 from tokexport.graph_passes.draws import draws
 from tokexport.graph_passes.errors import TokenCountError
-from tokexport.graph_passes.live_rows import Padded, Selection, refused
-from tokexport.graph_passes.torch_passes.calls import argument, is_call, is_tensor
+from tokexport.graph_passes.live_rows import Check, Padded, Selection, refused
+from tokexport.graph_passes.torch_passes.added_output import add_output
+from tokexport.graph_passes.torch_passes.calls import is_call
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 
 _SELECTIONS: Final = {
     aten.nonzero.default: cap_selections.nonzero,
+    aten.argwhere.default: cap_selections.nonzero,
     aten.nonzero_numpy.default: cap_selections.where,
     aten.where.default: cap_selections.where,
     aten.masked_select.default: cap_selections.masked_select,
-    aten._unique2.default: cap_selections.unique,
-    aten.index.Tensor: cap_selections.index,
-    aten.index_put.default: cap_selections.put,
+    aten._unique2.default: cap_unique.unique,
+    aten.index.Tensor: cap_indexing.index,
+    aten.index_put.default: cap_indexing.put,
 }
-_ARITHMETIC: Final = {
-    operator.add: aten.add.Tensor,
-    operator.sub: aten.sub.Tensor,
-    operator.mul: aten.mul.Tensor,
-}
+_RULES: Final[dict[object, Rule]] = {**RULES, **SHAPE_RULES, **SCATTER_RULES, **NUMBER_RULES}
 
 
 class CapTokens(TorchPass):
@@ -54,20 +55,25 @@ class CapTokens(TorchPass):
 
     Args:
         program: The program whose graph is changed; its weights are constants here.
-        cap: How many rows a choice by the data has room for; None allows none.
+        caps: For how many rows each choice by the data has room, in order, and the last one at all
+            that follow; None allows none.
 
     Attributes:
         selections: The choices that were padded.
+        checks: What must hold of an input; the graph gives them as one more output, truth values
+            (checks,), where there are any.
     """
 
     name: ClassVar[str] = "cap tokens"
 
-    def __init__(self, program: ExportedProgram, cap: int | None) -> None:
-        self._cap = cap
+    def __init__(self, program: ExportedProgram, caps: Sequence[int] | None) -> None:
+        self._caps = caps
+        self._program = program
         self._weights = _weights(program)
         self._known: dict[Node, Any] = {}
         self._fixed: dict[Node, bool] = {}
         self.selections: tuple[Selection, ...] = ()
+        self.checks: tuple[Check, ...] = ()
 
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many choices were made fixed.
@@ -75,10 +81,11 @@ class CapTokens(TorchPass):
         Raises:
             TokenCountError: An operator cannot be made exact on padded rows.
         """
-        padded = Padded(edit, self._cap)
+        padded = Padded(edit, self._caps)
         old = list(edit.graph.nodes)
         for node in old:
-            if node.op == "call_function" and self._depends(padded, node):
+            asserts = is_call(node, *ASSERTIONS)
+            if node.op == "call_function" and (asserts or self._depends(padded, node)):
                 with edit.before(node):
                     self._try(padded, node)
         (output,) = edit.graph.find_nodes(op="output")
@@ -90,6 +97,12 @@ class CapTokens(TorchPass):
             if padded.changed(node) and not node.users:
                 edit.graph.erase_node(node)
         self.selections = tuple(padded.selections)
+        self.checks = tuple(padded.checks.values())
+        if self.checks:
+            with edit.before(output):
+                holds = [edit.view(check.holds, [1]) for check in self.checks]
+                both = edit.call(aten.cat.default, holds, 0) if len(holds) > 1 else holds[0]
+            add_output(self._program, output, both)
         return len(padded.memo)
 
     def _depends(self, padded: Padded, node: Node) -> bool:
@@ -106,11 +119,7 @@ class CapTokens(TorchPass):
 
     def _pad(self, padded: Padded, node: Node) -> None:
         target = node.target
-        if is_call(node, aten.sym_size.int):
-            self._size(padded, node)
-        elif is_call(node, aten.item.default) or is_call(node, aten._local_scalar_dense.default):
-            padded.set(node, padded.new(node.args[0]))
-        elif target is operator.getitem:
+        if target is operator.getitem:
             source = padded.new(node.args[0])
             position: Any = node.args[1]
             if isinstance(source, list):
@@ -119,14 +128,12 @@ class CapTokens(TorchPass):
                 padded.set(node, padded.edit.item(source, position), padded.live(source))
         elif target in _SELECTIONS:
             _SELECTIONS[target](padded, node, self._constant)
-        elif target in SHAPE_RULES:
-            SHAPE_RULES[target](padded, node)
-        elif target in RULES:
-            RULES[target](padded, node)
+        elif target in _RULES:
+            _RULES[target](padded, node)
         elif isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags:
             pointwise(padded, node)
-        elif not is_tensor(node) and not isinstance(node.meta.get("val"), tuple | list):
-            self._number(padded, node)
+        elif is_number(node):
+            number(padded, node)
         elif any(padded.live(padded.new(source)) for source in node.all_input_nodes):
             raise refused(node, "there is no rule for it")
         else:
@@ -135,34 +142,6 @@ class CapTokens(TorchPass):
             if _is_symbolic(new):
                 raise refused(node, "there is no rule for it, and its size depends on the data")
             padded.set(node, new, {})
-
-    def _size(self, padded: Padded, node: Node) -> None:
-        source = padded.new(node.args[0])
-        axis = argument(node, "dim")
-        live = padded.live(source).get(axis)
-        if live is None:
-            size = int(source.meta["val"].shape[axis])
-            padded.set_exact(node.meta["val"], size)
-            padded.set(node, size)
-        else:
-            padded.set(node, live.count)
-
-    def _number(self, padded: Padded, node: Node) -> None:
-        """Computes with sizes; what is only asserted of them was true while tracing."""
-        target: Any = node.target
-        args = padded.new(node.args)
-        if None in args or not any(isinstance(part, Node) for part in args):
-            known = None not in args and not isinstance(target, OpOverload)
-            padded.set(node, target(*args) if known else None)
-        elif target in _ARITHMETIC:
-            number, *_ = [part for part in args if isinstance(part, Node)]
-            if not isinstance(args[0], Node):  # a number first
-                args = [padded.constant((), args[0], number.meta["val"].dtype), args[1]]
-            padded.set(node, padded.edit.call(_ARITHMETIC[target], *args))
-        elif all(_only_asserted(user) for user in node.users) or not node.users:
-            padded.set(node, None)
-        else:
-            raise refused(node, "it computes with the number of tokens")
 
     def _constant(self, node: Node) -> Tensor | None:
         """Computes a value that no input reaches; None where one does."""
@@ -192,10 +171,6 @@ def _is_symbolic(node: Node) -> bool:
     parts = values if isinstance(values, tuple | list) else (values,)
     sizes = [s for part in parts for s in (part.shape if isinstance(part, Tensor) else (part,))]
     return any(isinstance(s, torch.SymInt | torch.SymBool | torch.SymFloat) for s in sizes)
-
-
-def _only_asserted(node: Node) -> bool:
-    return is_call(node, aten._assert_scalar.default) or all(map(_only_asserted, node.users))
 
 
 def _weights(program: ExportedProgram) -> dict[Node, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from helpers.cli import compile_model, refusal
 from models import ragged
 
+from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import load
 
 MODELS = "models.ragged"
@@ -47,7 +48,7 @@ def test_all_samples_fit(model: str, target: str, samples: Path, tmp_path: Path)
     assert answer.code == 0, answer
     found = answer.json
     assert found["samples"] == 24
-    assert (found["token_cap"]["cap"], found["token_cap"]["exceeding"]) == (cap, 0)
+    assert (found["token_cap"]["caps"], found["token_cap"]["exceeding"]) == ([cap], 0)
     assert {
         place["line"].startswith(line_of(MARK[model])) for place in found["token_cap"]["places"]
     }
@@ -76,6 +77,16 @@ def test_samples_that_exceed_are_left_out_and_counted(
     (warning,) = [line for line in found["warnings"] if "--token-cap" in line]
     assert warning.startswith(f"{exceeding} of 24 batches choose more than --token-cap {cap} rows")
     assert f"up to {CAPS[model][0]}: they are not part of the proof" in warning
+    assert warning.endswith("a runner refuses them.")
+    refused = 0
+    with np.load(samples) as file, load(tmp_path / "out") as runner:
+        for x in file["x"][:, None]:
+            try:
+                assert [*runner.run({"x": x})] == ["output"]
+            except InputMismatchError:
+                refused += 1
+    assert refused == exceeding
+    assert [spec.name for spec in runner.outputs] == ["output"]
     if model == "sampled":  # what a person is shown is printed alike for all
         shown = compile_model(*arguments, "--force")
         assert warning in shown.said

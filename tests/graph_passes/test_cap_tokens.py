@@ -12,6 +12,7 @@ from torch.nn import functional as f
 
 from tokexport.exporter.capture import FlatModel, call_spec, capture_padded
 from tokexport.exporter.errors import DataDependentError
+from tokexport.exporter.unbacked import Padding
 from tokexport.graph_passes.decisions import unlifted
 
 Rows = Callable[[Tensor], Tensor]
@@ -65,6 +66,7 @@ EXACT: dict[str, Rows] = {
         torch.einsum("bnc, bmc -> bnm", chosen(x), chosen(x)).softmax(2).amax((1, 2))
     ),
     "written back": written_back,
+    "written at positions": written_at_positions,
     "attention": lambda x: attend(chosen(x)).mean(1),
     "attention with a class token": lambda x: attend(torch.cat([x[:, :1], chosen(x)], 1))[:, 0],
     "behind the class token": lambda x: attend(torch.cat([x[:, :1], chosen(x)], 1))[:, 1:].sum(1),
@@ -82,7 +84,6 @@ EXACT: dict[str, Rows] = {
     "stack": lambda x: torch.stack([chosen(x), chosen(x).exp()]).sum(2),
 }
 REFUSED: dict[str, tuple[Rows, str]] = {
-    "written at positions": (written_at_positions, "other than with one mask"),
     "an output": (chosen, "it is an output"),
     "deviation": (lambda x: chosen(x).std(1), "there is no rule for it"),
     "the last row": (lambda x: chosen(x)[:, -1], "may be padding"),
@@ -110,11 +111,13 @@ def test_live_rows_are_exact(name: str) -> None:
     module = Function(EXACT[name])
     first, *others = inputs()
     flat = FlatModel(module, call_spec(module, (first,), {}))
-    program, selections = capture_padded(flat, (first,), N * C)
-    assert selections
+    program, padding = capture_padded(flat, (first,), (N * C,))
+    assert padding.selections
     graph = unlifted(program)
     for x in (first, *others):
-        wanted, (found,) = module(x), graph(x)
+        wanted, (found, holds) = module(x), graph(x)
+        broken = {one.kind for one, true in zip(padding.checks, holds, strict=True) if not true}
+        assert broken <= {"none"}  # that no row is chosen, eager answers here too
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -124,16 +127,19 @@ def test_what_cannot_be_exact_is_refused(name: str) -> None:
     module = Function(function)
     x = inputs()[0]
     with pytest.raises(DataDependentError, match=why) as refused:
-        capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), N)
+        capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), (N,))
     assert refused.value.where.startswith("At /")
 
 
 def test_rows_that_exceed_the_cap_are_the_last() -> None:
     module = Function(lambda x: chosen(x).sum(1))
     x = inputs()[0]
-    program, (selection,) = capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), 2)
+    program, padding = capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), (2,))
     kept = x[:, (x.sum(-1) > 0)[0]]
+    (selection,) = padding.selections
     assert (selection.cap, kept.shape[1] > 2) == (2, True)
+    assert [check.kind for check in padding.checks] == ["room", "none"]
+    assert unlifted(program)(x)[1].tolist() == [False, True]
     torch.testing.assert_close(unlifted(program)(x)[0], kept[:, :2].sum(1))
 
 
@@ -144,6 +150,6 @@ def test_a_constant_mask_leaves_no_mask(mask: list[int]) -> None:
     flags = torch.tensor(mask).bool()
     module = Function(lambda x: attend(x[:, flags]))
     x = inputs()[0]
-    program, selections = capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), None)
-    assert selections == ()
+    program, padding = capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), None)
+    assert padding == Padding()
     torch.testing.assert_close(unlifted(program)(x)[0], module(x))

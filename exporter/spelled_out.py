@@ -1,0 +1,155 @@
+"""Spells out, while a model is traced, calls that the tracer does not follow on symbolic sizes.
+
+Before → after::
+
+    pad_sequence([a (u,), b (v,)])     stack of each at min(0 … max(u, v) - 1, its last), 0 beyond
+    range(0, n)                        arange(0, n + 1)
+    sparse_coo_tensor((i, j), v, …)    a dense matrix: one-hot rows of i, times v, times those of j
+    sparse.mm(a, b), a.coalesce()      a @ b, a
+    x.data = value                     x.copy_(value)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from tokexport.graph_passes.torch_passes.calls import base_name
+
+#: A sparse matrix of more numbers is not made dense.
+_LARGEST: Final = 1 << 24
+
+
+class SpelledOut(TorchFunctionMode):
+    """Puts calls that can be traced in the place of some that cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._dense: set[int] = set()
+        self._held: list[Tensor] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Calls a function, or what says the same."""
+        name, kwargs = base_name(func), dict(kwargs or {})
+        of = getattr(getattr(func, "__self__", None), "__name__", "")
+        if name in ("__get__", "__set__") and of == "data":
+            name = f"data{name}"
+        instead = _INSTEAD.get(name)
+        if instead is not None and _is_traced((args, kwargs)):
+            found = instead(self, *args, **kwargs)
+            if found is not NotImplemented:
+                return found
+        return func(*args, **kwargs)
+
+    def _data(self, tensor: Any) -> Any:
+        return NotImplemented if isinstance(tensor, nn.Parameter) else tensor.detach()
+
+    def _set_data(self, tensor: Any, value: Any) -> Any:
+        """``x.data = value``; a view of x that was taken before would keep its numbers in eager."""
+        fits = (tensor.shape, tensor.dtype) == (value.shape, value.dtype)
+        if isinstance(tensor, nn.Parameter) or not fits:
+            return NotImplemented
+        tensor.copy_(value)
+        return None
+
+    def _pad_sequence(
+        self,
+        sequences: Sequence[Tensor],
+        batch_first: bool = False,
+        padding_value: float = 0.0,
+        padding_side: str = "right",
+    ) -> Any:
+        if padding_side != "right" or not sequences:
+            return NotImplemented
+        most: Any = sequences[0].shape[0]
+        for one in sequences[1:]:
+            most = torch.sym_max(most, one.shape[0])
+        places = torch.arange(most)
+        rows = []
+        for one in sequences:
+            own = one.index_select(0, places.clamp(max=one.shape[0] - 1))
+            there = (places < one.shape[0]).view(-1, *[1] * (one.dim() - 1))
+            rows.append(torch.where(there, own, torch.full((), padding_value, dtype=one.dtype)))
+        return torch.stack(rows, 0 if batch_first else 1)
+
+    def _range(self, start: Any, end: Any = None, step: Any = 1, **options: Any) -> Any:
+        start, end = (0, start) if end is None else (start, end)
+        if step != 1 or isinstance(start, float) or isinstance(end, float):
+            return NotImplemented
+        options.setdefault("dtype", torch.get_default_dtype())
+        return torch.arange(start, end + 1, **options)
+
+    def _sparse(self, indices: Any, values: Any = None, size: Any = None, **options: Any) -> Any:
+        """A sparse matrix, dense; equal places add up, as they do in what reads it."""
+        if not isinstance(indices, Tensor) or not isinstance(values, Tensor) or size is None:
+            return NotImplemented
+        sizes = [*size]
+        known = [each for each in sizes if isinstance(each, int)]
+        if len(sizes) != 2 or values.dim() != 1 or torch.Size(known).numel() > _LARGEST:
+            return NotImplemented
+        values = values.to(options.get("dtype") or values.dtype)
+        rows, columns = (
+            (at[:, None] == torch.arange(length)).to(values.dtype)
+            for at, length in zip(indices, sizes, strict=True)
+        )
+        found = (rows * values[:, None]).transpose(0, 1) @ columns
+        self._dense.add(id(found))
+        self._held.append(found)
+        return found
+
+    def _product(self, input: Any, mat2: Any, *rest: Any, **options: Any) -> Any:
+        """``torch.sparse.mm``; other functions of that name are left alone."""
+        if id(input) not in self._dense or rest or options:
+            return NotImplemented
+        return torch.matmul(input, mat2)
+
+    def _same(self, input: Any, *rest: Any, **options: Any) -> Any:
+        return input if id(input) in self._dense else NotImplemented
+
+    def _sum(self, input: Any, dim: Any = None, dtype: Any = None) -> Any:
+        if id(input) not in self._dense:
+            return NotImplemented
+        found = torch.sum(input, dim, dtype=dtype) if dim is not None else torch.sum(input)
+        self._dense.add(id(found))
+        self._held.append(found)
+        return found
+
+    def _turned(self, input: Any, *rest: Any, **options: Any) -> Any:
+        if id(input) not in self._dense:
+            return NotImplemented
+        found = torch.transpose(input, 0, 1)
+        self._dense.add(id(found))
+        self._held.append(found)
+        return found
+
+
+def _is_traced(tree: Any) -> bool:
+    kinds = FakeTensor, torch.SymInt
+    return any(isinstance(one, kinds) for one in pytree.tree_leaves(tree))
+
+
+_INSTEAD: Final[Mapping[str, Callable[..., Any]]] = {
+    "data__get__": SpelledOut._data,
+    "data__set__": SpelledOut._set_data,
+    "pad_sequence": SpelledOut._pad_sequence,
+    "range": SpelledOut._range,
+    "sparse_coo_tensor": SpelledOut._sparse,
+    "mm": SpelledOut._product,
+    "_sparse_mm": SpelledOut._product,
+    "coalesce": SpelledOut._same,
+    "to_dense": SpelledOut._same,
+    "_sparse_sum": SpelledOut._sum,
+    "t": SpelledOut._turned,
+}

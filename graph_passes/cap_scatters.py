@@ -1,0 +1,100 @@
+"""Pads scatters: a row that is not there goes to one behind the last, which is cut off.
+
+Before → after::
+
+    scatter_reduce(x, 1, index, src, "sum")     x and a row to lose; index where live, else behind
+                                                the last; the scatter; all but that row
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from torch.fx import Node
+
+from tokexport.graph_passes.cap_indexing import lost, with_a_row_to_lose
+from tokexport.graph_passes.cap_rules import Rule
+from tokexport.graph_passes.live_rows import Padded, refused
+from tokexport.graph_passes.torch_passes.calls import argument, normal_axis, shape_of
+from tokexport.graph_passes.torch_passes.editor import aten
+
+
+def scatter(padded: Padded, node: Node) -> None:
+    """Scatter, scatter_add and scatter_reduce: an index for every number."""
+    args = padded.new(node.args)
+    x, _, index = args[:3]
+    dim = normal_axis(argument(node, "dim"), len(shape_of(x)))
+    parts = [x, index, *[part for part in args[3:4] if isinstance(part, Node)]]
+    own = padded.live(x).get(dim)
+    if own is not None and not own.front:
+        raise refused(node, "it writes at positions among rows that are padded inside")
+    if len(parts) > 2 and not shape_of(parts[2]) and shape_of(x):
+        parts.pop()  # a number that the data says
+
+    def place(position: int, axis: int) -> Any:
+        return (axis, position > 0) if axis == dim else axis
+
+    parts, found = padded.meet(node, parts, place)
+    wanted = {a: one for a, one in padded.live(parts[0]).items() if a != dim}
+    rows = padded.live(parts[1])
+    if {a: one for a, one in rows.items() if a != dim} != wanted:
+        raise refused(node, "it writes rows that were chosen otherwise than where they go")
+    if len(parts) > 2 and padded.live(parts[2]) != rows:
+        raise refused(node, "what it writes was chosen otherwise than where it goes")
+    x, index = parts[:2]
+    args[3:4] = [*parts[2:], *args[3:4]][:1]
+    size, live = shape_of(x)[dim], padded.live(x)
+    for axis, one in rows.items():
+        index = lost(padded, index, one, axis, size)
+        padded.note(index, rows)
+    wide = with_a_row_to_lose(padded, x, dim) if rows else x
+    new = padded.edit.call(node.target, wide, dim, index, *args[3:], **padded.named(node))
+    if rows:
+        new = padded.edit.call(aten.slice.Tensor, new, dim, 0, size)
+    padded.set(node, new, live)
+
+
+def index_add(padded: Padded, node: Node) -> None:
+    """index_add, index_copy and index_reduce: an index (K,) for every row."""
+    args = padded.new(node.args)
+    x, _, index, source = args[:4]
+    dim = normal_axis(argument(node, "dim"), len(shape_of(x)))
+    own = padded.live(x).get(dim)
+    if own is not None and not own.front:
+        raise refused(node, "it writes at positions among rows that are padded inside")
+
+    def place(position: int, axis: int) -> Any:
+        if position == 1:
+            return "rows"
+        return ("rows" if position else "into") if axis == dim else axis
+
+    (x, index, source), found = padded.meet(node, (x, index, source), place)
+    rows = found.get("rows")
+    lives = [{a: one for a, one in padded.live(part).items() if a != dim} for part in (x, source)]
+    if lives[0] != lives[1]:
+        raise refused(node, "it writes rows that were chosen otherwise than where they go")
+    both = padded.live(index).get(0), padded.live(source).get(dim)
+    if both[0] is not both[1]:
+        raise refused(node, "what it writes was chosen otherwise than where it goes")
+    size, live = shape_of(x)[dim], padded.live(x)
+    wide = x
+    if rows is not None:
+        index = lost(padded, index, rows, 0, size)
+        wide = with_a_row_to_lose(padded, x, dim)
+    new = padded.edit.call(node.target, wide, dim, index, source, *args[4:], **padded.named(node))
+    if rows is not None:
+        new = padded.edit.call(aten.slice.Tensor, new, dim, 0, size)
+    padded.set(node, new, live)
+
+
+SCATTER_RULES: Final[dict[object, Rule]] = {
+    aten.scatter.src: scatter,
+    aten.scatter.value: scatter,
+    aten.scatter.reduce: scatter,
+    aten.scatter.value_reduce: scatter,
+    aten.scatter_add.default: scatter,
+    aten.scatter_reduce.two: scatter,
+    aten.index_add.default: index_add,
+    aten.index_copy.default: index_add,
+    aten.index_reduce.default: index_add,
+}
