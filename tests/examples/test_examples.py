@@ -63,6 +63,7 @@ def test_the_demo_trains_and_compiles(demo: tuple[Path, str]) -> None:
     assert report["token_schedule"] == [17, 17, 14, 11, 8]
 
 
+@pytest.mark.thorough
 def test_the_demo_can_be_run_for_another_target(demo: tuple[Path, str]) -> None:
     folder, _ = demo
     arguments = ("--epochs", "4", "--target", "openvino", "--output", folder / "another")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers.cli import MODELS, Compiled, command, compile_model, in_own_process, refusal
+from helpers.thorough import thorough_but
 
 from tokexport.graph_passes.errors import PassError
 
@@ -20,7 +21,7 @@ SOURCE = f"{MODELS}:with_inputs"
 INSTALLED = Path(sys.executable).with_name("tokexport")
 
 
-@pytest.mark.parametrize("target", ["ort", "openvino", "trt"])
+@pytest.mark.parametrize("target", thorough_but(["ort", "openvino"], ["ort", "openvino", "trt"]))
 def test_nothing_warns(target: str, tmp_path: Path) -> None:
     answer = in_own_process(
         *("compile", SOURCE, "--target", target, "--output", tmp_path / "out", "--json")
@@ -109,7 +110,7 @@ def test_a_signal_leaves_nothing_behind(
     [
         ("2m", "The disk is full", ()),  # while the stages are written
         ("5m", "The bundle needs 2.1 MB, and only", ()),  # before the artifact is
-        ("2m", "The disk is full", ("--keep-stages",)),
+        pytest.param("2m", "The disk is full", ("--keep-stages",), marks=pytest.mark.thorough),
         ("7m", "The disk is full", ("--keep-stages",)),
     ],
 )

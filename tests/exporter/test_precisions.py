@@ -13,6 +13,7 @@ import pytest
 import torch
 from digits_demo import digits, train
 from digits_vit import Block, DigitsViT
+from helpers.thorough import thorough_but
 from torch import nn
 
 import tokexport
@@ -84,9 +85,16 @@ def compiled(
     )
 
 
-@pytest.mark.parametrize("merge", [MERGING, PLAIN], ids=["merging", "plain"])
 @pytest.mark.parametrize(
-    ("target", "quantization"), [("ort", "dynamic"), ("ort", "static"), ("openvino", None)]
+    ("merge", "target", "quantization"),
+    thorough_but(
+        [(MERGING, "ort", "dynamic"), (PLAIN, "ort", "static"), (MERGING, "openvino", None)],
+        [
+            (merge, *way)
+            for merge in (MERGING, PLAIN)
+            for way in (("ort", "dynamic"), ("ort", "static"), ("openvino", None))
+        ],
+    ),
 )
 def test_int8_keeps_the_answers_of_a_trained_vit(
     merge: tuple[int, ...], target: str, quantization: str | None, trained: Digits, tmp_path: Path

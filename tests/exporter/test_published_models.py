@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.thorough import thorough_but
 from models.tome_patched import patched
 from torch import nn
 
@@ -76,9 +78,21 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+TARGETS = ("ort", "openvino", "trt")
+
+
 @pytest.mark.usefixtures("without_gpu")
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("target", ["ort", "openvino", "trt"])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    thorough_but(
+        [
+            *(("class-patched ToMe DeiT-S", target) for target in TARGETS),
+            ("transformers ViT", "openvino"),
+            ("torchvision ViT", "ort"),
+        ],
+        itertools.product(MODELS, TARGETS),
+    ),
+)
 def test_it_compiles_within_the_fp32_gate(name: str, target: str, tmp_path: Path) -> None:
     build, schedule = MODELS[name]
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from helpers.cli import MODELS, compile_model, refusal
+from helpers.thorough import thorough_but
 from models.tiny_vit import image, tiny_tome
 
 import tokexport
@@ -174,18 +175,20 @@ class Paused:
 
     def __call__(self) -> None:
         self.count += 1
-        time.sleep((self.first_ms if self.count <= self.calls else self.later_ms) / 1e3)
+        wait = self.first_ms if self.count <= self.calls else self.later_ms
+        if wait:  # to sleep for no time gives the core away
+            time.sleep(wait / 1e3)
 
 
 def test_the_choice_must_win_twice() -> None:
     def standard() -> Paused:
-        return Paused(0.0, later_ms=4.0)
+        return Paused(0.0, later_ms=20.0)
 
     won = fastest({"one-hot": standard(), "scatter": Paused(0.0)}, "one-hot")
     assert won.form == "scatter"
     assert won.speedup > 1
     calls = MIN_PAIRS + 1  # of the first measurement, its warm-up among them
-    lucky = Paused(0.0, calls, later_ms=8.0)
+    lucky = Paused(0.0, calls, later_ms=60.0)
     assert fastest({"one-hot": standard(), "scatter": lucky}, "one-hot").form == "one-hot"
     assert lucky.count == 2 * calls
 
@@ -206,7 +209,7 @@ def emitted_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bundle.stages" / "emitted" / "model.onnx"
 
 
-@pytest.mark.parametrize("target", ["ort", "openvino"])
+@pytest.mark.parametrize("target", thorough_but(["ort"], ["ort", "openvino"]))
 def test_a_compile_measures_once_and_remembers(target: str, tmp_path: Path, cache: Path) -> None:
     first, second = (compiled(target, tmp_path / name) for name in ("first", "second"))
     tuning, again = first.report.tuning, second.report.tuning
@@ -237,13 +240,16 @@ def prepare(calls: list[str], target: str, form: str, standard: str) -> None:
 
 @pytest.mark.parametrize(
     ("target", "kernels", "form"),
-    [
-        ("ort", True, "scatter"),
-        ("ort", True, "one-hot"),
-        ("ort", False, "scatter-flat"),
-        ("openvino", False, "scatter"),
-        ("openvino", False, "scatter-flat"),
-    ],
+    thorough_but(
+        [("ort", True, "scatter"), ("openvino", False, "scatter-flat")],
+        [
+            ("ort", True, "scatter"),
+            ("ort", True, "one-hot"),
+            ("ort", False, "scatter-flat"),
+            ("openvino", False, "scatter"),
+            ("openvino", False, "scatter-flat"),
+        ],
+    ),
 )
 def test_what_the_cache_says_is_what_is_built_proven_and_verified(
     target: str,

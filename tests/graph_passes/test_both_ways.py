@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from helpers.graphs import Outputs, assert_close, emitted, lowered, rewrite, run_eager, run_onnx
+from helpers.thorough import thorough_but
 from models.plain_vits import DEPTH, build, image
 from torch import Tensor, nn
 
@@ -121,15 +122,17 @@ def test_a_graph_that_is_told_how_to_decide_runs_the_same_kernels(target: str) -
     assert "bipartite_match" not in made
 
 
+OPTIONS: list[tuple[str, str, set[str]]] = [
+    ("tau_sim=0.5", "scored_match", {"bipartite_match", "match_back", "places_both_ways"}),
+    ("pooling=0", "fusion_criteria", {"scored_match", "match_back", "merge_both_ways"}),
+    ("pooling=2", "fusion_criteria", {"scored_match", "places_both_ways", "merge_tokens_amax"}),
+    ("one_step_ahead=2", "ahead_attention", {"scored_match", "rows_attention_by_size"}),
+    ("bidirectional=false", "match_back", {"scored_match", "merge_tokens_sum"}),
+]
+
+
 @pytest.mark.parametrize(
-    ("option", "without", "left"),
-    [
-        ("tau_sim=0.5", "scored_match", {"bipartite_match", "match_back", "places_both_ways"}),
-        ("pooling=0", "fusion_criteria", {"scored_match", "match_back", "merge_both_ways"}),
-        ("pooling=2", "fusion_criteria", {"scored_match", "places_both_ways", "merge_tokens_amax"}),
-        ("one_step_ahead=2", "ahead_attention", {"scored_match", "rows_attention_by_size"}),
-        ("bidirectional=false", "match_back", {"scored_match", "merge_tokens_sum"}),
-    ],
+    ("option", "without", "left"), thorough_but([OPTIONS[0], OPTIONS[3]], OPTIONS)
 )
 def test_other_options_take_the_calls_that_fit(option: str, without: str, left: set[str]) -> None:
     x = image(1)
@@ -232,9 +235,18 @@ def test_a_mean_by_other_weights_stays_a_quotient() -> None:
     assert found["merge_both_ways_by_weight"] == 0
 
 
-@pytest.mark.parametrize("special", [0, 1, 2, 3])
-@pytest.mark.parametrize("count", [20, 21])
-@pytest.mark.parametrize(("forth", "back"), [(0, 1), (4, 3), (4, 0)])
+@pytest.mark.parametrize(
+    ("special", "count", "forth", "back"),
+    thorough_but(
+        [(0, 20, 4, 3), (1, 21, 4, 3), (2, 20, 0, 1), (3, 21, 4, 0), (1, 20, 4, 3)],
+        [
+            (special, count, *amounts)
+            for special in (0, 1, 2, 3)
+            for count in (20, 21)
+            for amounts in ((0, 1), (4, 3), (4, 0))
+        ],
+    ),
+)
 def test_special_tokens_and_sizes(special: int, count: int, forth: int, back: int) -> None:
     def merged(x: Tensor, rare: Tensor) -> tuple[Tensor, Tensor]:
         by = matched(x, rare, special, forth, back)

@@ -16,6 +16,7 @@ from helpers.graphs import (
     lowered,
     lowered_for_ort,
 )
+from helpers.thorough import thorough_but
 from models.plain_vits import DEPTH, PLAIN, build, image
 from models.tome_patched import patched
 from torch import Tensor, nn
@@ -61,7 +62,9 @@ APART = {
 }
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    "name", thorough_but(["timm EVA-02", "transformers ViT", "torchvision ViT", "timm ViT"], PLAIN)
+)
 def test_a_reduced_plain_vit(name: str, tmp_path: Path) -> None:
     x = image(2)
     model = build(name)

@@ -74,7 +74,9 @@ def compile_for_ort(
     model: nn.Module, example: Tensor | dict[str, Tensor], folder: Path, images: Array | None = None
 ) -> Compiled:
     """Compiles a model of one input; ``images`` is what it is held to eager on."""
-    result = tokexport.compile(model, example, output=folder / "bundle", keep_stages=True)
+    result = tokexport.compile(
+        model, example, output=folder / "bundle", keep_stages=True, timed=False
+    )
     args, kwargs = split_arguments(example)
     flat = FlatModel(model, call_spec(model, args or (), kwargs))
     if images is None:

@@ -6,6 +6,7 @@ from typing import Final
 
 import pytest
 import torch
+from helpers.thorough import thorough_but
 from models.cli_models import plain_vit
 from models.plain_vits import build, image
 
@@ -33,14 +34,15 @@ def reduced(recipe: str) -> tuple[FlatModel, torch.Tensor]:
     return FlatModel(reduce_flat(flat, (x,), parse_recipe(recipe)).model, flat.spec), x
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        *(RECIPES.get(kind.name, kind.name) for kind in METHODS),
-        "tome:r=4,restore=true",
-        "evit:restore=[1]",
-    ],
+ALL: Final = (
+    *(RECIPES.get(kind.name, kind.name) for kind in METHODS),
+    "tome:r=4,restore=true",
+    "evit:restore=[1]",
 )
+FIRST: Final = ("tome:r=4,restore=true", "pitome", "evit", "dpcknn", RECIPES["vtc-cls"], "dct")
+
+
+@pytest.mark.parametrize("recipe", thorough_but(FIRST, ALL))
 def test_any_batch(recipe: str) -> None:
     ops.register()  # as a compile in the same process does
     model, x = reduced(recipe)
