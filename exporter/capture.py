@@ -31,6 +31,7 @@ from tokexport.exporter.region_lines import put_lines
 from tokexport.exporter.spelled_out import SpelledOut
 from tokexport.exporter.torch_warnings import torch_log_silenced, torch_warnings_silenced
 from tokexport.exporter.unbacked import FIX, OR_CAP, Padding, SomeRows, with_fixed_sizes
+from tokexport.exporter.view_writes import write_by_copy
 from tokexport.graph_passes.torch_passes.editor import innermost_line, source_line
 from tokexport.runtimes.memory import lacks_memory
 
@@ -283,6 +284,7 @@ def _captured(
                 if caps is not None:
                     modes.enter_context(numbers)
                 traced = torch.export.export(model, tuple(example), strict=False)
+            write_by_copy(traced.graph_module)
             program: ExportedProgram = traced.run_decompositions({})
             put_lines(program, traced)
         except (Exception, SystemExit) as error:

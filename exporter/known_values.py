@@ -51,7 +51,7 @@ _COUNTING: Final = frozenset(
     name
     for line in (
         "nonzero argwhere where masked_select __getitem__ unique _unique2 unique_consecutive",
-        "repeat_interleave bincount",
+        "repeat_interleave bincount combinations",
     )
     for name in line.split()
 )
@@ -121,6 +121,9 @@ class KnownValues(TorchFunctionMode):
             return func(*args, **kwargs)
         if name == "__setitem__":
             return self._set(*args)
+        if name == "_assert":
+            value = self._value(args[0])
+            return NotImplemented if value is None else _apart(torch._assert, value, *args[1:])
         if name not in _COUNTING:
             return NotImplemented
         key = self._positions(args[1]) if name == "__getitem__" else None

@@ -73,10 +73,12 @@ from tokexport.graph_passes.torch_passes.sort_stably import SortStably
 from tokexport.graph_passes.torch_passes.spell_out_modes import SpellOutModes
 from tokexport.graph_passes.torch_passes.spell_out_pools import SpellOutPools
 from tokexport.graph_passes.torch_passes.spell_out_resizes import SpellOutResizes
+from tokexport.graph_passes.torch_passes.spell_out_running import SpellOutRunning
 from tokexport.graph_passes.torch_passes.split_complex import SplitComplex
 from tokexport.graph_passes.torch_passes.whole_quotients import WholeQuotients
 from tokexport.graph_passes.torch_passes.widen_half import WidenHalf
 from tokexport.graph_passes.torch_passes.write_by_where import WriteByWhere
+from tokexport.graph_passes.torch_passes.write_strided import WriteStrided
 from tokexport.graph_passes.torch_passes.zero_blind_queries import ZeroBlindQueries
 
 #: From the functional traced graph to one that moves tokens with operators of the domain.
@@ -84,7 +86,9 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     WidenHalf(),
     SpellOutPools(),
     SpellOutModes(),
+    SpellOutRunning(),
     SpellOutResizes(),
+    WriteStrided(),
     PromoteTypes(),
     GainsAhead(),
     DropIdentities(),

@@ -123,10 +123,17 @@ def changed_in_place(m: Holds, x: Tensor) -> Tensor:
     return x[:, 2:][:, mask].mean() * x[:, : int(part)]
 
 
+def asserted(m: Holds, x: Tensor) -> Tensor:
+    torch._assert(m.keep.any(), "nothing is kept")
+    torch._assert(x.shape[1] == 12, "twelve tokens")
+    torch._check(bool((m.grid > 0).all()))
+    return x[:, torch.combinations(m.grid[0])[:, 0]]
+
+
 FOLDED = [
     *(parts, plain_list, counted, branch, truth, chosen, by_numpy, by_array, of_loops, ranges),
     *(repeated, spread, written, selected, changed_first, unique),
-    changed_in_place,
+    *(changed_in_place, asserted),
 ]
 
 

@@ -1,0 +1,66 @@
+"""Writes running maxima and minima by maxima of pairs, each time twice as far apart.
+
+Before → after, along an axis of n numbers, for s = 1, 2, 4, … below n::
+
+    cummax(x).values    →  x = cat([x[:s], maximum(x[s:], x[:-s])])
+    cummax(x).indices   →  the same of where(x >= values, arange, 0)
+
+Of equal values PyTorch gives the last position. ONNX has neither operator.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import Node
+
+from tokexport.graph_passes.torch_passes.calls import axis, is_call, operand, shape_of
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+
+
+class SpellOutRunning(TorchPass):
+    """Rewrites ``cummax`` and ``cummin``."""
+
+    name: ClassVar[str] = "spell out running extremes"
+
+    def call(self, edit: Editor) -> int:
+        """Rewrites the graph in place and returns how many calls it changed."""
+        changed = 0
+        for node in list(edit.graph.nodes):
+            if not is_call(node, aten.cummax.default, aten.cummin.default):
+                continue
+            with edit.before(node):
+                parts = _spelled(edit, node)
+            for user in list(node.users):
+                edit.replace(user, parts[user.args[1]])
+            changed += 1
+        return changed
+
+
+def _spelled(edit: Editor, node: Node) -> tuple[Node, Node]:
+    x = operand(node)
+    along = axis(node) if shape_of(x) else 0
+    if not shape_of(x):
+        return x, edit.constant(torch.zeros((), dtype=torch.int64))
+    largest = is_call(node, aten.cummax.default)
+    values = _running(edit, x, along, aten.maximum.default if largest else aten.minimum.default)
+    reaches = edit.call(aten.ge.Tensor if largest else aten.le.Tensor, x, values)
+    shape = shape_of(x)
+    counted = torch.arange(shape[along]).reshape([-1] + [1] * (len(shape) - 1 - along))
+    places = edit.constant(counted.expand(shape).clone())
+    nowhere = edit.constant(torch.zeros(shape, dtype=torch.int64))
+    here = edit.call(aten.where.self, reaches, places, nowhere)
+    return values, _running(edit, here, along, aten.maximum.default)
+
+
+def _running(edit: Editor, x: Node, along: int, extreme: Any) -> Node:
+    """Inserts the running extreme of an axis."""
+    size, step = shape_of(x)[along], 1
+    while step < size:
+        first = edit.cut(x, along, 0, step)
+        pair = edit.cut(x, along, step, size), edit.cut(x, along, 0, size - step)
+        x = edit.call(aten.cat.default, [first, edit.call(extreme, *pair)], along)
+        step *= 2
+    return x
