@@ -32,6 +32,7 @@ from tokexport.exporter.spelled_out import SpelledOut
 from tokexport.exporter.torch_warnings import torch_log_silenced, torch_warnings_silenced
 from tokexport.exporter.unbacked import FIX, OR_CAP, Padding, SomeRows, with_fixed_sizes
 from tokexport.exporter.view_writes import write_by_copy
+from tokexport.graph_passes.torch_passes.added_output import drop_writes
 from tokexport.graph_passes.torch_passes.editor import innermost_line, source_line
 from tokexport.runtimes.memory import lacks_memory
 
@@ -186,7 +187,13 @@ class FlatModel(nn.Module):
     Args:
         model: The person's model; it is held, not copied.
         spec: How the inputs become its arguments.
+
+    Attributes:
+        settled: The weights that it writes with the same numbers whatever the input; the model is
+            a copy then, which holds them.
     """
+
+    settled: frozenset[str] = frozenset()
 
     def __init__(self, model: nn.Module, spec: CallSpec) -> None:
         super().__init__()
@@ -286,6 +293,7 @@ def _captured(
                 traced = torch.export.export(model, tuple(example), strict=False)
             write_by_copy(traced.graph_module)
             program: ExportedProgram = traced.run_decompositions({})
+            drop_writes(program)
             put_lines(program, traced)
         except (Exception, SystemExit) as error:
             if lacks_memory(error):

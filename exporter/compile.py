@@ -38,6 +38,7 @@ from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.reference import Reference
 from tokexport.exporter.report import FAILED, Accuracy, Report
+from tokexport.exporter.settled_state import settled_warning
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.speed import busy_warning, over_unreduced, time_against_eager, timed_name
@@ -163,6 +164,7 @@ def compile(
             warnings = (
                 *gate_warnings(gates.fp32, cap),
                 *half_warning(half),
+                *settled_warning(flat),
                 *spread_warnings(narrowed),
                 *precision_warnings(config),
                 *(() if reduced is None else reduced.use.warnings),

@@ -21,7 +21,7 @@ from tokexport.exporter.reference import Reference, run_reference, tensors_of
 from tokexport.exporter.token_cap import CappedModel
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.draws import drop_unread_draws, find_draws
-from tokexport.graph_passes.torch_passes.drop_noise import DropNoise
+from tokexport.graph_passes.torch_passes.drop_noise import DropNoise, without_mean
 from tokexport.graph_passes.torch_passes.editor import source_line
 from tokexport.graph_passes.torch_passes.infrastructure import run_passes
 from tokexport.runtimes.comparison import compare
@@ -31,6 +31,16 @@ FIX: Final = (
     "Take the random numbers out of eval mode, or pass --drop-noise: every draw becomes the mean "
     "of its distribution, and the report says what that changed."
 )
+
+
+def _way_out(program: ExportedProgram) -> str:
+    """Returns the way out of a refusal; ``--drop-noise`` is one where every draw has a mean."""
+    for _, why in without_mean(program.graph):
+        return (
+            f"Take it out of eval mode, or draw once and keep that as a buffer: {why}, and "
+            "--drop-noise is of no use here."
+        )
+    return FIX
 
 
 class NoiseFree(FlatModel):
@@ -87,7 +97,7 @@ def reference_of(model: FlatModel, batches: Batches) -> Reference:
         lines = random_lines(program)
         if not lines or not isinstance(error, NotRepeatableError):
             raise
-        raise NotRepeatableError(error.what, where=_where(lines), fix=FIX) from error
+        raise NotRepeatableError(error.what, where=_where(lines), fix=_way_out(program)) from error
 
 
 def capture_without_noise(model: FlatModel, batches: Batches) -> ExportedProgram:
@@ -105,7 +115,7 @@ def capture_without_noise(model: FlatModel, batches: Batches) -> ExportedProgram
         raise NotRepeatableError(
             "The model draws random numbers at inference, so it has no one answer to be held to.",
             where=_where(lines),
-            fix=FIX,
+            fix=_way_out(program),
         )
     return program
 

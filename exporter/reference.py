@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.module_state import evaluation, parameter_versions
 from tokexport.exporter.outputs import Constant
+from tokexport.exporter.settled_state import settle, weights_of
 from tokexport.exporter.unbacked import FIX
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.memory import lacks_memory
@@ -85,7 +87,8 @@ def run_reference(model: FlatModel, batches: Batches, *, twice: bool = True) -> 
 
 def _require_same_weights(model: FlatModel, versions: dict[str, Any]) -> None:
     now = parameter_versions(model)
-    _refuse_rewriting([name for name, version in now.items() if versions[name] != version])
+    changed = [name for name, version in now.items() if versions[name] != version]
+    _refuse_rewriting([name for name in changed if name not in model.settled])
 
 
 def _refuse_rewriting(changed: Sequence[str]) -> None:
@@ -95,11 +98,6 @@ def _refuse_rewriting(changed: Sequence[str]) -> None:
             where=f"Changed: {', '.join(changed[:8])}.",
             fix="Compute the value without storing it, or store it once before compiling.",
         )
-
-
-def _weights(model: FlatModel) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 #: What a run gave: tensors by name, and what was no tensor.
@@ -119,9 +117,14 @@ def _first_run(
             second = _run(model, tensors)
             entered.begin_again()
             again = _Again(second, _run(model, tensors), kept)
+    rewritten = set(map(id, entered.memory.rewritten))
+    written = [name for name, one in weights_of(model) if id(one) in rewritten]
+    if written and not model.settled and settle(model, written, tensors, partial(_run, model)):
+        versions.clear()
+        versions |= parameter_versions(model)
+        return _first_run(model, tensors, versions, twice=twice)
     _require_same_weights(model, versions)
-    written = set(map(id, entered.memory.rewritten))
-    _refuse_rewriting([name for name, one in _weights(model) if id(one) in written])
+    _refuse_rewriting([name for name in written if name not in model.settled])
     return answer, again
 
 

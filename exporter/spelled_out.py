@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -33,6 +33,16 @@ class SpelledOut(TorchFunctionMode):
         super().__init__()
         self._dense: set[int] = set()
         self._held: list[Tensor] = []
+
+    def __enter__(self) -> Any:
+        """Begins, and lets ``torch.range``, which no mode meets, count by ``arange``."""
+        setattr(torch, "range", _range)  # noqa: B010
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        """Ends."""
+        setattr(torch, "range", _OWN_RANGE)  # noqa: B010
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,
@@ -54,12 +64,12 @@ class SpelledOut(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _data(self, tensor: Any) -> Any:
-        return NotImplemented if isinstance(tensor, nn.Parameter) else tensor.detach()
+        return tensor.detach()
 
     def _set_data(self, tensor: Any, value: Any) -> Any:
         """``x.data = value``; a view of x that was taken before would keep its numbers in eager."""
         fits = (tensor.shape, tensor.dtype) == (value.shape, value.dtype)
-        if isinstance(tensor, nn.Parameter) or not fits:
+        if not fits:
             return NotImplemented
         tensor.copy_(value)
         return None
@@ -83,13 +93,6 @@ class SpelledOut(TorchFunctionMode):
             there = (places < one.shape[0]).view(-1, *[1] * (one.dim() - 1))
             rows.append(torch.where(there, own, torch.full((), padding_value, dtype=one.dtype)))
         return torch.stack(rows, 0 if batch_first else 1)
-
-    def _range(self, start: Any, end: Any = None, step: Any = 1, **options: Any) -> Any:
-        start, end = (0, start) if end is None else (start, end)
-        if step != 1 or isinstance(start, float) or isinstance(end, float):
-            return NotImplemented
-        options.setdefault("dtype", torch.get_default_dtype())
-        return torch.arange(start, end + 1, **options)
 
     def _sparse(self, indices: Any, values: Any = None, size: Any = None, **options: Any) -> Any:
         """A sparse matrix, dense; equal places add up, as they do in what reads it."""
@@ -135,6 +138,17 @@ class SpelledOut(TorchFunctionMode):
         return found
 
 
+_OWN_RANGE: Final = torch.range
+
+
+def _range(start: Any = 0, end: Any = None, step: Any = 1, **options: Any) -> Tensor:
+    """``torch.range``, which counts its end in, up to a number that the data says."""
+    if step != 1 or not any(isinstance(one, torch.SymInt) for one in (start, end)):
+        return _OWN_RANGE(start, end, step, **options)
+    options["dtype"] = options.get("dtype") or torch.get_default_dtype()
+    return torch.arange(start, end + 1, **options)
+
+
 def _is_traced(tree: Any) -> bool:
     kinds = FakeTensor, torch.SymInt
     return any(isinstance(one, kinds) for one in pytree.tree_leaves(tree))
@@ -144,7 +158,6 @@ _INSTEAD: Final[Mapping[str, Callable[..., Any]]] = {
     "data__get__": SpelledOut._data,
     "data__set__": SpelledOut._set_data,
     "pad_sequence": SpelledOut._pad_sequence,
-    "range": SpelledOut._range,
     "sparse_coo_tensor": SpelledOut._sparse,
     "mm": SpelledOut._product,
     "_sparse_mm": SpelledOut._product,

@@ -11,7 +11,7 @@ from tokexport.graph_passes.cap_numbers import rows_of
 from tokexport.graph_passes.cap_rules import Rule
 from tokexport.graph_passes.live_rows import Live, Padded, refused
 from tokexport.graph_passes.torch_passes.calls import argument, normal_axis, shape_of
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.editor import aten, source_line
 
 #: Where a cut that goes to the end may end.
 _NO_END: Final = 1 << 62
@@ -35,6 +35,8 @@ def regroup(padded: Padded, node: Node) -> None:
         ]
         if len(padded.live(x)) > 1:  # axis by axis, ones left out
             fits = _by_order(before, axis, after)
+        if len(fits) != 1 and _in_groups(padded, node, x, axis, after):
+            return
         if len(fits) != 1:
             raise refused(node, f"it regroups the padded rows of {tuple(before)}")
         found[fits[0]] = live
@@ -47,6 +49,38 @@ def regroup(padded: Padded, node: Node) -> None:
     if after.count(-1) > 1:
         raise refused(node, "it makes several axes whose sizes depend on the data")
     padded.set(node, padded.edit.call(aten.reshape.default, x, after), found)
+
+
+def _in_groups(padded: Padded, node: Node, x: Node, axis: int, after: list[Any]) -> bool:
+    """Pads ``x[mask].view(B, -1, C)``: each group has the next rows, as many as there are for each.
+
+    Where rows come first, those of group b are b · k … b · k + k - 1, with k the count over B.
+
+    Returns:
+        Whether it is that form.
+    """
+    edit, before, live = padded.edit, shape_of(x), padded.live(x)[axis]
+    grown = [place for place, size in enumerate(after) if not isinstance(size, int)]
+    if len(padded.live(x)) > 1 or len(grown) != 1 or not grown[0] or not live.front:
+        return False
+    place, groups = grown[0], after[grown[0] - 1]
+    ahead, behind = prod(before[:axis]), prod(before[axis + 1 :])
+    if prod(after[: place - 1]) != ahead or prod(after[place + 1 :]) != behind or groups < 1:
+        return False
+    room = shape_of(live.mask)[0]
+    each = edit.call(aten.div.Tensor_mode, live.count, groups, rounding_mode="floor")
+    padded.set_most(each, room // groups)
+    own = padded.of_number(node, each)
+    even = edit.call(aten.eq.Scalar, edit.call(aten.remainder.Scalar, live.count, groups), 0)
+    said = f"the rows do not fall into {groups} groups of as many"
+    padded.require(even, "rows", said, source_line(node))
+    first = edit.call(aten.mul.Tensor, edit.view(padded.counted(groups), [groups, 1]), each)
+    rows = edit.call(aten.add.Tensor, first, edit.view(padded.counted(room // groups), [1, -1]))
+    rows = edit.call(aten.clamp_max.default, edit.view(rows, [groups * (room // groups)]), room - 1)
+    taken = edit.call(aten.index_select.default, x, axis, rows)
+    sizes = [room // groups if at == place else size for at, size in enumerate(after)]
+    padded.set(node, edit.view(taken, sizes), {place: own})
+    return True
 
 
 def _by_order(before: tuple[int, ...], axis: int, after: list[Any]) -> list[int]:

@@ -182,6 +182,8 @@ def _rule(node: Node) -> str:
         return base_name(node.target)
     if not is_call(node, *_CASTS) or dtype_of(node).is_floating_point or dtype_of(node).is_complex:
         return ""
+    if node.meta.get(DERIVED):  # a pass casts whole numbers back
+        return ""
     return "ne" if dtype_of(node) == torch.bool else "trunc"
 
 

@@ -30,6 +30,19 @@ def add_output(program: ExportedProgram, output: Node, value: Node) -> None:
     call.signature.out_spec = pytree.tree_structure((0,) * count)
 
 
+def drop_writes(program: ExportedProgram) -> None:
+    """Drops what a program writes into its own weights; what it reads of that is computed still."""
+    signature = program.graph_signature
+    kinds = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
+    (output,) = program.graph.find_nodes(op="output")
+    kept = [at for at, spec in enumerate(signature.output_specs) if spec.kind not in kinds]
+    if len(kept) < len(signature.output_specs):
+        output.args = (tuple(output.args[0][at] for at in kept),)
+        signature.output_specs[:] = [signature.output_specs[at] for at in kept]
+        program.graph.eliminate_dead_code()
+        program.graph_module.recompile()
+
+
 def keep_checks(program: ExportedProgram, kept: list[int]) -> None:
     """Keeps some of the truth values in the last output of a program; none, and it goes.
 

@@ -6,12 +6,15 @@ Before → after::
     log(rand_like(x))                →  full([B, N], -1.0)
     neg(log(exponential(x)))         →  neg(full([B, N], -γ)): Gumbel noise has the mean γ
     normal(mean, std)                →  mean
+    bernoulli(p) / p · x             →  p / p · x
+    dropout(x, 0.1, True)            →  x
+    attention(q, k, v, dropout 0.1)  →  attention(q, k, v)
 
 Where code turns a draw into another distribution, number by number, the mean is that of what it
 makes: -log(-log(u)) has the mean γ = 0.5772, while the mean of u put through it gives 0.3665. Such
 a mean is taken at the midpoints of equal parts of the probability. A draw that chooses (a
-permutation, a coin, a row) has no mean: it is refused, and so is a comparison or a sort that
-nothing but a draw decides.
+permutation, a row) has no mean: it is refused, and so is a comparison or a sort that nothing but a
+draw decides, and a coin that is used otherwise than as a factor or in a sum.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     argument,
     dtype_of,
     is_call,
+    is_tensor,
     operand,
     operator_name,
     shape_of,
@@ -68,6 +72,36 @@ _CHOICES: Final = frozenset(
         *("aten.ceil", "aten.round", "aten.trunc", "aten.sign", "aten.searchsorted"),
     }
 )
+#: Draws of a dropout, whose mean is what goes in.
+_DROPOUTS: Final = frozenset(
+    {
+        *("aten.dropout", "aten.native_dropout", "aten.feature_dropout"),
+        "aten.scaled_dot_product_attention",
+    }
+)
+_PERMUTATION: Final = "a permutation that is drawn has no mean"
+#: Draws that choose, and why no mean stands for them.
+_CHOOSING: Final = {
+    "aten.randperm": _PERMUTATION,
+    "aten.multinomial": "rows that are drawn have no mean",
+    "aten.randint": "positions that are drawn have no mean",
+    "aten.randint_like": "positions that are drawn have no mean",
+}
+#: Draws whose distribution has a mean.
+_KNOWN: Final = frozenset(
+    {
+        *("aten.rand", "aten.rand_like", "aten.uniform", "aten.randn", "aten.randn_like"),
+        *("aten.normal", "aten.normal_functional", "aten.exponential", "aten.bernoulli"),
+    }
+)
+#: What moves numbers, or adds and multiplies them.
+_MOVED: Final = frozenset(
+    {
+        *("aten.mul", "aten.div", "aten.add", "aten.sub", "aten.neg", "aten._to_copy"),
+        *("aten.clone", "aten.expand", "aten.view", "aten.reshape", "aten.unsqueeze"),
+        *("aten.squeeze", "aten.permute", "aten.transpose", "aten.slice", "aten.select"),
+    }
+)
 
 
 class DropNoise(TorchPass):
@@ -83,12 +117,67 @@ class DropNoise(TorchPass):
         """
         drop_unread_draws(edit.graph)
         found = find_draws(edit.graph)
-        for choice in _choices(edit.graph):
-            raise _refused(choice, "nothing but random numbers decides its result")
+        for node, why in without_mean(edit.graph):
+            raise _refused(node, why)
         for draw in found:
-            _replace(edit, draw)
+            if operator_name(draw) in _DROPOUTS:
+                _leave_out(edit, draw)
+            else:
+                _replace(edit, draw)
         drop_unread_draws(edit.graph)
         return len(found)
+
+
+def without_mean(graph: Graph) -> Iterator[tuple[Node, str]]:
+    """Yields the calls of a graph that no mean can stand for, and why, a clause."""
+    for choice in _choices(graph):
+        sorts = operator_name(choice) in ("aten.sort", "aten.argsort", "aten.topk")
+        yield choice, _PERMUTATION if sorts else "nothing but random numbers decides its result"
+    for draw in find_draws(graph):
+        name = operator_name(draw)
+        if name in _CHOOSING:
+            yield draw, _CHOOSING[name]
+        elif name == "aten.bernoulli" and (reader := _reads_as_truth(draw)):
+            yield draw, f"{operator_name(reader)} chooses by that coin"
+        elif name not in _DROPOUTS and name not in _KNOWN:
+            yield draw, "what it draws has none"
+
+
+def _reads_as_truth(draw: Node) -> Node | None:
+    """Returns what reads a coin otherwise than in sums and products; None where nothing does."""
+    seen, waiting = {draw}, [draw]
+    while waiting:
+        for reader in waiting.pop().users:
+            if reader.op == "output" or not is_tensor(reader) or reader in seen:
+                continue
+            if operator_name(reader) not in _MOVED:
+                return reader
+            if not dtype_of(reader).is_floating_point:
+                return reader
+            seen.add(reader)
+            # What the coin was a factor of, or added to, is a number like any other from there on.
+            if len(reader.all_input_nodes) == 1:
+                waiting.append(reader)
+    return None
+
+
+def _leave_out(edit: Editor, draw: Node) -> None:
+    """Leaves out a dropout; its mean is what goes in."""
+    name = operator_name(draw)
+    with edit.before(draw):
+        if name == "aten.scaled_dot_product_attention":
+            kwargs = {key: one for key, one in draw.kwargs.items() if key != "dropout_p"}
+            args = [*draw.args[:4], 0.0, *draw.args[5:]] if len(draw.args) > 4 else draw.args
+            new = edit.call(draw.target, *args, **kwargs)
+        elif name == "aten.native_dropout":
+            ones = edit.call(aten.ones_like.default, operand(draw, "input"), dtype=torch.bool)
+            for part in list(draw.users):
+                kept = operand(draw, "input") if part.args[1] == 0 else ones
+                edit.replace(part, edit.call(aten.alias.default, kept))
+            return
+        else:
+            new = edit.call(aten.alias.default, operand(draw, "input"))
+    edit.replace(draw, new)
 
 
 def _choices(graph: Graph) -> Iterator[Node]:
@@ -118,6 +207,16 @@ def _replace(edit: Editor, draw: Node) -> None:
     if is_call(draw, aten.normal.Tensor_Tensor, aten.normal.Tensor_float):
         with edit.before(draw):
             edit.replace(draw, edit.expand(operand(draw, "mean"), shape_of(draw)))
+        return
+    if operator_name(draw) == "aten.bernoulli":
+        chance = argument(draw, "p") if len(draw.target._schema.arguments) > 2 else None  # type: ignore[union-attr]
+        with edit.before(draw):
+            if isinstance(chance, float):
+                shape, dtype = [*shape_of(draw)], dtype_of(draw)
+                options = {"dtype": dtype, "device": value(draw).device, "pin_memory": False}
+                edit.replace(draw, edit.call(aten.full.default, shape, chance, **options))
+            else:
+                edit.replace(draw, edit.call(aten.alias.default, operand(draw)))
         return
     numbers, mean = _distribution(draw)
     end, calls = draw, []

@@ -43,7 +43,7 @@ def test_noise_is_refused_with_its_line(
 @pytest.mark.parametrize("target", ["ort", "openvino"])
 @pytest.mark.parametrize(
     ("model", "changes"),
-    [("tie_breaking", False), ("gumbel", True)],
+    [("tie_breaking", False), ("gumbel", True), ("flips", False)],
 )
 def test_noise_is_dropped_and_what_that_did_is_reported(
     model: str, changes: bool, target: str, tmp_path: Path
@@ -74,10 +74,11 @@ def test_noise_is_dropped_and_what_that_did_is_reported(
         np.testing.assert_allclose(found, plain(torch.from_numpy(x)).numpy(), atol=1e-5)
 
 
-def test_a_coin_cannot_be_dropped(tmp_path: Path) -> None:
-    answer = compile_model(f"{MODELS}:flips", tmp_path / "out", "--drop-noise")
-    message = refusal(answer, 3, tmp_path, "cannot replace aten.bernoulli.default by its mean")
-    assert LINE in message
+@pytest.mark.parametrize("extra", [[], ["--drop-noise"]])
+def test_a_permutation_has_no_mean(extra: list[str], tmp_path: Path) -> None:
+    answer = compile_model(f"{MODELS}:shuffled", tmp_path / "out", *extra)
+    message = refusal(answer, 3, tmp_path, "a permutation that is drawn has no mean", LINE)
+    assert "pass --drop-noise" not in message
 
 
 def test_without_noise_the_option_changes_nothing(tmp_path: Path) -> None:

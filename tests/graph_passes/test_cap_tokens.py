@@ -23,6 +23,10 @@ def chosen(x: Tensor) -> Tensor:
     return x[:, (x.sum(-1) > 0)[0]]
 
 
+def chosen_by_first(x: Tensor) -> Tensor:
+    return x[0][x[0, :, 0] > 0]
+
+
 def attend(y: Tensor) -> Tensor:
     q = y.reshape(1, y.shape[1], 2, 2).transpose(1, 2)
     return f.scaled_dot_product_attention(q, q, q).transpose(1, 2).reshape(1, y.shape[1], C)
@@ -81,6 +85,9 @@ EXACT: dict[str, Rows] = {
     "unique": lambda x: x[:, (x[0, :, 0] * 2).long().clamp(0, 8).unique()].sum(1),
     "unique of chosen": lambda x: (chosen(x)[0, :, 0] * 2).long().unique().sum(),
     "ones of that size": lambda x: (chosen(x) * torch.ones(chosen(x).shape[1], 1)).sum(1),
+    "a range up to a count": lambda x: (
+        torch.range(0, (x[0, :, 0] > 0).sum().item() - 1)[:, None] * chosen_by_first(x)
+    ).sum(0),
     "stack": lambda x: torch.stack([chosen(x), chosen(x).exp()]).sum(2),
 }
 REFUSED: dict[str, tuple[Rows, str]] = {
@@ -100,12 +107,45 @@ REFUSED: dict[str, tuple[Rows, str]] = {
 }
 
 
+BATCH: dict[str, Rows] = {
+    "groups of a mask": lambda x: attend_groups(x[equal_mask(x)].view(2, -1, C)).mean(1),
+    "groups of what was computed": lambda x: (x[equal_mask(x)] * 2).reshape(2, -1, C).amax(1),
+    "positions in groups": lambda x: x.gather(
+        1, torch.argwhere(equal_mask(x))[..., 1].reshape(2, -1, 1).expand(-1, -1, C)
+    ).sum(1),
+    "mask and position": lambda x: torch.stack([x[i, equal_mask(x)[i]].sum(0) for i in range(2)]),
+    "two masks written": lambda x: written_by_two(x),
+    "rows as many as a number": lambda x: (
+        x[:, : equal_mask(x)[0].sum().item()] * torch.arange(equal_mask(x)[1].sum().item())[:, None]
+    ).sum(1),
+}
+
+
+def equal_mask(x: Tensor) -> Tensor:
+    """Returns (2, 9), true at as many places in both rows."""
+    first = x[0, :, 0] > 0
+    return torch.stack([first, first.flip(0)])
+
+
+def attend_groups(y: Tensor) -> Tensor:
+    return f.scaled_dot_product_attention(y, y, y)
+
+
+def written_by_two(x: Tensor) -> Tensor:
+    result = x.clone()
+    rows, columns = equal_mask(x)[0], equal_mask(x)[1]
+    result[0, rows] = x[0, columns] * 3
+    result[1][rows.nonzero()[:, 0], 2] += 1.0
+    return result
+
+
 def inputs() -> list[Tensor]:
     return [
         torch.randn(1, N, C, generator=torch.Generator().manual_seed(i)) for i in (0, 1, 3, 4, 6)
     ]
 
 
+@pytest.mark.filterwarnings("ignore:torch.range is deprecated")
 @pytest.mark.parametrize("name", EXACT)
 def test_live_rows_are_exact(name: str) -> None:
     module = Function(EXACT[name])
@@ -119,6 +159,39 @@ def test_live_rows_are_exact(name: str) -> None:
         broken = {one.kind for one, true in zip(padding.checks, holds, strict=True) if not true}
         assert broken <= {"none"}  # that no row is chosen, eager answers here too
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BATCH)
+def test_rows_of_a_batch_are_exact(name: str) -> None:
+    module = Function(BATCH[name])
+    batches = [torch.cat([x, x.flip(1) * 0.5]) for x in inputs()]
+    flat = FlatModel(module, call_spec(module, (batches[0],), {}))
+    program, padding = capture_padded(flat, (batches[0],), (N,))
+    graph = unlifted(program)
+    for x in batches:
+        wanted, (found, holds) = module(x), graph(x)
+        assert holds.all()
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert padding.selections
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda x: x[x[..., 0] > 0].view(2, -1, C).sum(1), "groups of as many"),
+        (lambda x: x[:, x[0, :, 0] > 0] + x[:, x[1, :, 0] > 0], "not as many"),
+    ],
+)
+def test_what_does_not_hold_of_an_input_is_said(function: Rows, why: str) -> None:
+    x = torch.cat([inputs()[0], inputs()[0].flip(1)])
+    module = Function(lambda x: function(x).sum())
+    program, padding = capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), (N,))
+    graph = unlifted(program)
+    assert graph(x)[-1].all()
+    x[1, :, 0] = torch.where(torch.arange(N) == 0, 1.0, -1.0)
+    x[0, :, 0] = torch.where(torch.arange(N) < 4, 1.0, -1.0)
+    said = [c.said for c, true in zip(padding.checks, graph(x)[-1], strict=True) if not true]
+    assert [one for one in said if why in one], said
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -35,12 +35,23 @@ MEANS: dict[str, tuple[Noise, float]] = {
     "gumbel of rand": (lambda x: -torch.log(-torch.log(torch.rand_like(x))), GAMMA),
     "guarded gumbel": (lambda x: -(-(torch.rand(5) + 1e-20).log() + 1e-20).log(), GAMMA),
 }
+#: Factors with a mean of 1 that are left on, and what is left of them.
+LEFT_ON: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda x: f.dropout(x, 0.5),
+    "dropout of channels": lambda x: f.dropout1d(x[None], 0.5)[0],
+    "native dropout": lambda x: torch.native_dropout(x, 0.5, True)[0],
+    "stochastic depth": lambda x: x * x.new_empty(2, 1).bernoulli_(0.75).div_(0.75),
+    "a coin of one": lambda x: x * torch.bernoulli(torch.full((2, 1), 0.5)) * 2,
+    "attention with dropout": lambda x: f.scaled_dot_product_attention(
+        x[None], x[None], x[None], dropout_p=0.4
+    )[0],
+}
 CHOICES: dict[str, Noise] = {
-    "a coin": lambda x: torch.bernoulli(x.sigmoid()),
+    "a coin that selects": lambda x: torch.where(torch.bernoulli(x.sigmoid()) > 0, x, -x),
+    "a coin as a mask": lambda x: x.masked_fill(torch.bernoulli(x.sigmoid()).bool(), 0.0),
     "whole numbers": lambda x: torch.randint(0, 9, (5,)),
     "a permutation": lambda x: torch.randperm(5),
     "rows": lambda x: torch.multinomial(x.abs(), 5),
-    "dropout": lambda x: f.dropout(x, 0.5),
     "a permutation by hand": lambda x: torch.rand(5).argsort(),
     "a coin by hand": lambda x: (torch.rand(5) < 0.3).float(),
     "stochastic depth": lambda x: (torch.rand(2, 1) + 0.7).floor(),
@@ -74,6 +85,23 @@ def test_what_two_read_keeps_the_mean_of_the_draw() -> None:
     x = torch.randn(2, 5)
     (found,) = run_rewritten(rewrite(function, x, passes=(DropNoise(),)), x)
     torch.testing.assert_close(found, x + torch.tensor(0.5).log() + 0.5)
+
+
+@pytest.mark.parametrize("name", LEFT_ON)
+def test_what_is_left_on_becomes_what_went_in(name: str) -> None:
+    x = torch.randn(2, 5)
+    wanted = x
+    if name == "attention with dropout":
+        wanted = f.scaled_dot_product_attention(x[None], x[None], x[None])[0]
+    rewritten = rewrite(lambda x: LEFT_ON[name](x), x, passes=(DropNoise(),))
+    assert find_draws(rewritten.program.graph) == []
+    torch.testing.assert_close(run_rewritten(rewritten, x)[0], wanted)
+
+
+@pytest.mark.parametrize("name", ["a permutation", "a permutation by hand"])
+def test_a_permutation_is_said_to_have_no_mean(name: str) -> None:
+    with pytest.raises(OperatorRefusedError, match="a permutation that is drawn has no mean"):
+        rewrite(lambda x: x + CHOICES[name](x), torch.randn(2, 5), passes=(DropNoise(),))
 
 
 @pytest.mark.parametrize("name", CHOICES)

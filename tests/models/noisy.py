@@ -63,6 +63,14 @@ class Flips(Noisy):
         return torch.bernoulli(scores.sigmoid()) * 1e-9
 
 
+class Shuffled(Noisy):
+    """Breaks ties by a permutation."""
+
+    def noise(self, scores: Tensor) -> Tensor:
+        """Returns (12,)."""
+        return torch.randperm(TOKENS) * 1e-6
+
+
 def tie_breaking() -> tuple[nn.Module, Tensor]:
     return _with_inputs(TieBreaking)
 
@@ -77,6 +85,10 @@ def unread() -> tuple[nn.Module, Tensor]:
 
 def flips() -> tuple[nn.Module, Tensor]:
     return _with_inputs(Flips)
+
+
+def shuffled() -> tuple[nn.Module, Tensor]:
+    return _with_inputs(Shuffled)
 
 
 def silent() -> tuple[nn.Module, Tensor]:

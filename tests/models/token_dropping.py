@@ -79,7 +79,7 @@ class PaddedSampling(Block):
         """Returns (B, 1 + most, 16)."""
         out, attention, v = self.attention(self.norm1(x))
         x = x + out
-        cdf = class_scores(attention, v).cumsum(dim=1)
+        cdf = class_scores(attention.pow(0.25), v).cumsum(dim=1)
         steps = (torch.arange(self.samples) + 0.5) / self.samples
         ids = (cdf[:, None, :] - steps[None, :, None]).abs().argmin(dim=-1) + 1
         ids = pad_sequence([torch.unique(one, sorted=True) for one in torch.unbind(ids)], True)

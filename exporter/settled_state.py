@@ -1,0 +1,116 @@
+"""Settles what a model writes into its own weights, where that is the same whatever the input.
+
+Centres that are computed anew from weights at each call, or a weight that is normalised in place,
+end at one value. A copy of the model that holds it answers the same, and writes what is there.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.module_state import evaluation
+
+#: A weight that is normalised in place may take some calls to stay what it is.
+_CALLS = 3
+#: How far it may still move, as a share of each number.
+_SAME = 1e-6
+
+
+def weights_of(model: FlatModel) -> Iterator[tuple[str, Tensor]]:
+    """Yields the parameters and buffers of a model, by name."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def settle(
+    model: FlatModel,
+    written: Sequence[str],
+    tensors: Sequence[Tensor],
+    run: Callable[[Sequence[Tensor]], object],
+) -> bool:
+    """Puts a copy with settled weights in the place of a model that writes them.
+
+    The model as given is left as it was.
+
+    Args:
+        model: Takes and gives flat tensors.
+        written: The weights that it writes.
+        tensors: An input.
+        run: Runs it.
+
+    Returns:
+        Whether they settle: two inputs leave the same numbers, which a further call leaves alone.
+    """
+    try:
+        with evaluation(model, weights=True) as entered:
+            values = _written_by(_others(tensors), model, written, run)
+            entered.begin_again()
+            if not _equal(values, _written_by(tensors, model, written, run)):
+                return False
+            for _ in range(_CALLS):
+                before, values = values, _written_by(tensors, model, written, run)
+            if not (
+                _near(values, before) and _near(values, _written_by(tensors, model, written, run))
+            ):
+                return False
+            if not _near(values, _written_by(_others(tensors), model, written, run)):
+                return False
+        copied = copy.deepcopy(model.model)
+    except Exception:  # it fails on the other input, or cannot be copied: it is refused as it is
+        return False
+    model.model = copied
+    own = dict(weights_of(model))
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].data.copy_(value)
+    model.settled |= frozenset(written)
+    return True
+
+
+def settled_warning(model: FlatModel) -> tuple[str, ...]:
+    """Says which weights of a model were settled."""
+    if not model.settled:
+        return ()
+    names = ", ".join(sorted(name.removeprefix("model.") for name in model.settled)[:8])
+    return (
+        f"The model writes {names} while it runs in eval mode, with the same numbers whatever the "
+        "input: they are constants of the artifact.",
+    )
+
+
+def _written_by(
+    tensors: Sequence[Tensor],
+    model: FlatModel,
+    names: Sequence[str],
+    run: Callable[[Sequence[Tensor]], object],
+) -> dict[str, Tensor]:
+    """Runs an input and returns what the weights of those names hold then."""
+    run(tensors)
+    return _values(model, names)
+
+
+def _near(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Tells whether weights are the same up to rounding."""
+    return all(torch.allclose(v, other[n], rtol=_SAME, atol=0) for n, v in one.items())
+
+
+def _values(model: FlatModel, names: Sequence[str]) -> dict[str, Tensor]:
+    own = dict(weights_of(model))
+    return {name: own[name].detach().clone() for name in names}
+
+
+def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def _others(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns inputs that differ from some, of numbers that occur in them."""
+    return [
+        one.flip(tuple(range(one.dim()))) * (-0.5 if one.is_floating_point() else 1)
+        for one in tensors
+    ]
