@@ -27,7 +27,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     operator_name,
 )
-from tokexport.graph_passes.torch_passes.editor import DERIVED, aten, source_line
+from tokexport.graph_passes.torch_passes.editor import DERIVED, MADE, aten, source_line
 
 WITH_VALUES: Final = (
     aten.sort.default,
@@ -176,9 +176,14 @@ def _kind(node: Node) -> tuple[DecisionKind, int | None, str]:
 def _rule(node: Node) -> str:
     """Names the comparison or the staircase that a call is; '' where it is none.
 
-    A cast cuts off what is behind the point, and to truth values it tells what is not zero.
+    A cast cuts off what is behind the point, and to truth values it tells what is not zero. Steps
+    that a pass takes are about whole numbers, which it brought to floats itself.
     """
-    if is_call(node, *_COMPARISONS, *_STAIRCASES):
+    if is_call(node, *_COMPARISONS):
+        return base_name(node.target)
+    if node.meta.get(MADE):
+        return ""
+    if is_call(node, *_STAIRCASES):
         return base_name(node.target)
     if not is_call(node, *_CASTS) or dtype_of(node).is_floating_point or dtype_of(node).is_complex:
         return ""

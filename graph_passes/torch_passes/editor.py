@@ -30,6 +30,9 @@ STANDS_FOR: Final = "stands_for"
 #: negative or a transpose of scores.
 DERIVED: Final = "derived"
 
+#: Under this key the meta of a call says that a pass made it: it has no counterpart in eager.
+MADE: Final = "made"
+
 #: Under this key the meta of a match of every row names the values that hold the partner of each
 #: row, where nothing but the pass ranked the rows.
 PARTNERS: Final = "partners"
@@ -81,6 +84,7 @@ class Editor:
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         """Inserts a call; fails where torch would fail on these shapes and dtypes."""
         node = self.graph.call_function(target, args, kwargs)
+        node.meta[MADE] = True
         with self._fake_mode, torch.no_grad():
             node.meta["val"] = target(*map_arg(args, value), **map_arg(kwargs, value))
         if self._origin is not None:
