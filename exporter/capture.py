@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
-import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,13 +25,12 @@ from tokexport.exporter.known_values import KnownValues
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.nested_tensors import Nest, Template, filled, places, template
 from tokexport.exporter.outputs import Constant, flatten, refuse_empty
-from tokexport.exporter.region_lines import put_lines
 from tokexport.exporter.spelled_out import SpelledOut
-from tokexport.exporter.torch_warnings import torch_log_silenced, torch_warnings_silenced
+from tokexport.exporter.traced_lines import tracing
 from tokexport.exporter.unbacked import FIX, OR_CAP, Padding, SomeRows, with_fixed_sizes
 from tokexport.exporter.view_writes import write_by_copy
+from tokexport.graph_passes.stack_traces import innermost_line, origin, raised_at
 from tokexport.graph_passes.torch_passes.added_output import drop_writes
-from tokexport.graph_passes.torch_passes.editor import innermost_line, source_line
 from tokexport.runtimes.memory import lacks_memory
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -277,8 +274,7 @@ def _captured(
     numbers = ExampleNumbers()
     with ExitStack() as quiet:
         entered = quiet.enter_context(evaluation(model))
-        for context in (torch.no_grad(), torch_warnings_silenced(), torch_log_silenced()):
-            quiet.enter_context(context)
+        quiet.enter_context(tracing())
         try:
             if caps is not None:
                 with numbers:
@@ -294,7 +290,6 @@ def _captured(
             write_by_copy(traced.graph_module)
             program: ExportedProgram = traced.run_decompositions({})
             drop_writes(program)
-            put_lines(program, traced)
         except (Exception, SystemExit) as error:
             if lacks_memory(error):
                 raise MemoryError(f"Tracing the model: {error}") from error
@@ -319,7 +314,7 @@ def _scripted(model: nn.Module) -> ModelNotSupportedError | None:
 def _refusal(error: BaseException) -> ModelNotSupportedError:
     """Turns what torch.export raised into a message with the person's own line."""
     text = str(error)
-    line = _users_line(text) or raised_at(error)
+    line = raised_at(error) or _users_line(text)
     where = f"At {line}" if line else ""
     if "data-dependent" in text.lower() or "DataDependent" in type(error).__name__:
         return DataDependentError(
@@ -349,16 +344,6 @@ def _users_line(text: str) -> str:
     return ""
 
 
-def raised_at(error: BaseException) -> str:
-    """Names the deepest frame that is neither torch's nor of this package, or ''."""
-    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    found = ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        if not frame.filename.startswith(own) and frame.line:
-            found = f"{frame.filename}:{frame.lineno}, in {frame.name}: {frame.line}"
-    return found
-
-
 def _check_static(program: ExportedProgram) -> None:
     """Refuses a graph in which some size is only known when it runs."""
     for node in program.graph.nodes:
@@ -369,6 +354,6 @@ def _check_static(program: ExportedProgram) -> None:
                 raise DataDependentError(
                     f"The result of {node.target} has a size that depends on the values of the "
                     "input.",
-                    where=f"At {source_line(node)}" if source_line(node) else f"Node {node.name}",
+                    where=origin(node),
                     fix=FIX,
                 )

@@ -17,7 +17,7 @@ from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.torch_warnings import exporter_silenced, torch_warnings_silenced
 from tokexport.graph_passes import onnx_functions as functions
 from tokexport.graph_passes.pipelines import written
-from tokexport.graph_passes.torch_passes.editor import innermost_line, source_line
+from tokexport.graph_passes.stack_traces import innermost_line, origin
 
 _FLOATS = ["tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"]
 _INDEX = "tensor(int64)"
@@ -143,7 +143,7 @@ def _refusal(error: Exception) -> ModelNotSupportedError:
     if node is not None:
         return ModelNotSupportedError(
             f"The operator {node.target} has no ONNX form.",
-            where=f"At {source_line(node) or node.name}",
+            where=origin(node),
             fix="Write that line with other operations.",
         )
     text = "\n".join(str(cause) for cause in _causes(error))

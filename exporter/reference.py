@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokexport.exporter.capture import FlatModel, raised_at
+from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.errors import (
     DataDependentError,
     ExporterError,
@@ -24,6 +24,7 @@ from tokexport.exporter.module_state import evaluation, parameter_versions
 from tokexport.exporter.outputs import Constant
 from tokexport.exporter.settled_state import settle, weights_of
 from tokexport.exporter.unbacked import FIX
+from tokexport.graph_passes.stack_traces import raised_at
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.memory import lacks_memory
 from tokexport.runtimes.neighbourhoods import within_local_floor

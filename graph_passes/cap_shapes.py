@@ -10,8 +10,9 @@ from torch.fx import Node
 from tokexport.graph_passes.cap_numbers import rows_of
 from tokexport.graph_passes.cap_rules import Rule
 from tokexport.graph_passes.live_rows import Live, Padded, refused
+from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.calls import argument, normal_axis, shape_of
-from tokexport.graph_passes.torch_passes.editor import aten, source_line
+from tokexport.graph_passes.torch_passes.editor import aten
 
 #: Where a cut that goes to the end may end.
 _NO_END: Final = 1 << 62

@@ -17,6 +17,7 @@ from typing import Final
 import torch
 from torch.fx import Node
 
+from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
     axis,
@@ -27,7 +28,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     operator_name,
 )
-from tokexport.graph_passes.torch_passes.editor import DERIVED, MADE, aten, source_line
+from tokexport.graph_passes.torch_passes.editor import DERIVED, MADE, aten
 
 WITH_VALUES: Final = (
     aten.sort.default,

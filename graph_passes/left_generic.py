@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from tokexport.graph_passes.product_kinds import Kind, ProductKinds, factors, is_product, stops
+from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.broadcast import varying_axes
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
@@ -27,7 +28,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     operator_name,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import aten, source_line
+from tokexport.graph_passes.torch_passes.editor import aten
 from tokexport.graph_passes.torch_passes.recognise_attention import read_attention
 from tokexport.graph_passes.torch_passes.token_indices import is_index_tensor
 

@@ -20,8 +20,9 @@ from torch.fx.node import map_arg
 
 from tokexport.graph_passes.draws import draws
 from tokexport.graph_passes.errors import TokenCountError
+from tokexport.graph_passes.stack_traces import origin, source_line
 from tokexport.graph_passes.torch_passes.calls import dtype_of, shape_of
-from tokexport.graph_passes.torch_passes.editor import Editor, aten, source_line
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +179,7 @@ class Padded:
             raise TokenCountError(
                 f"How many rows {node.target} gives depends on the values of the input, and a "
                 "static graph has no room for that.",
-                where=f"At {source_line(node) or node.name}",
+                where=origin(node),
             )
         room = self.caps[min(len(self.selections), len(self.caps) - 1)] * times
         return room if most is None else min(room, most)
@@ -374,5 +375,5 @@ def refused(node: Node, why: str) -> TokenCountError:
     """Returns the error for a call that cannot be made exact on padded rows."""
     return TokenCountError(
         f"The operator {node.target} cannot be padded to a fixed number of tokens exactly: {why}.",
-        where=f"At {source_line(node) or node.name}",
+        where=origin(node),
     )

@@ -26,6 +26,7 @@ from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokexport.graph_passes.product_kinds import FACTORS, Kind, ProductKinds, factors
+from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
     is_tensor,
@@ -36,7 +37,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     value,
 )
 from tokexport.graph_passes.torch_passes.drop_unread_columns import columns_read
-from tokexport.graph_passes.torch_passes.editor import aten, source_line
+from tokexport.graph_passes.torch_passes.editor import aten
 
 
 @dataclass(frozen=True)

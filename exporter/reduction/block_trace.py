@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from tokexport.exporter.capture import raised_at
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.reduction.observed_calls import Call
-from tokexport.exporter.torch_warnings import torch_log_silenced, torch_warnings_silenced
+from tokexport.exporter.traced_lines import tracing
 from tokexport.graph_passes.reduction.errors import SurgeryError
+from tokexport.graph_passes.stack_traces import raised_at
 
 
 class _Alone(nn.Module):
@@ -48,7 +48,7 @@ def trace_block(call: Call) -> ExportedProgram:
     tensors = (x, *(call.leaves[position] for position in call.extras))
     free = tuple(dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in tensors)
     free[0][2] = Dim.STATIC
-    with evaluation(call.module), torch.no_grad(), torch_warnings_silenced(), torch_log_silenced():
+    with evaluation(call.module), tracing():
         try:
             return torch.export.export(_Alone(call), tensors, dynamic_shapes=(free,), strict=False)
         except Exception as error:

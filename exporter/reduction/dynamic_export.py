@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from tokexport.exporter.capture import FlatModel, raised_at
+from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.errors import GateError, ModelNotSupportedError, listed
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.outputs import flatten
 from tokexport.exporter.reduction.special_tokens import other_inputs
 from tokexport.exporter.reduction.surgery_distance import Answer
-from tokexport.exporter.torch_warnings import torch_log_silenced, torch_warnings_silenced
-from tokexport.graph_passes.torch_passes.editor import source_line
+from tokexport.exporter.torch_warnings import torch_warnings_silenced
+from tokexport.exporter.traced_lines import tracing
+from tokexport.graph_passes.stack_traces import raised_at, source_line
 
 #: The batches at which the program must answer as the module does.
 CHECKED: Final = (1, 3)
@@ -53,7 +54,7 @@ def export_any_batch(model: FlatModel, inputs: Sequence[Tensor]) -> ExportedProg
     example = _at_batch(inputs, batched, 2)  # a size of 1 is never free
     batch = Dim("batch", min=1)
     shapes = tuple({0: batch} if free else None for free in batched)
-    with evaluation(alone), torch.no_grad(), torch_warnings_silenced(), torch_log_silenced():
+    with evaluation(alone), tracing():
         try:  # the answers first: a trace may leave something behind in what a method keeps
             wanted = [pytree.tree_leaves(alone(*sample)) for sample in samples]
             traced = torch.export.export(alone, example, dynamic_shapes=shapes, strict=False)

@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from tokexport.exporter.capture import FlatModel, raised_at
+from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.errors import ExporterError, GateError, NotRepeatableError
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.reduction.surgery_distance import Answer
@@ -28,6 +28,7 @@ from tokexport.graph_passes.reduction.merges import Selection, behind_special
 from tokexport.graph_passes.reduction.method import Block, Layer, Method
 from tokexport.graph_passes.reduction.reduced_block import Flow, ReducedBlock
 from tokexport.graph_passes.reduction.tokens import Tokens
+from tokexport.graph_passes.stack_traces import raised_at
 
 #: How far the surgery with nothing reduced may be from the model, as a share of the scale around
 #: each value; more where rounding explains it (``surgery_distance``).

@@ -6,7 +6,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.torch_passes.editor import innermost_line
+from tokexport.graph_passes.stack_traces import innermost_line
 
 #: The metadata key under which torch's exporter leaves the stack trace of a node.
 STACK_TRACE: Final = "pkg.torch.onnx.stack_trace"

@@ -8,7 +8,8 @@ from typing import Any, Final
 from torch.fx import Graph, Node
 
 from tokexport.graph_passes.reduction.errors import SurgeryError
-from tokexport.graph_passes.torch_passes.editor import aten, source_line
+from tokexport.graph_passes.stack_traces import source_line
+from tokexport.graph_passes.torch_passes.editor import aten
 
 _FUSED: Final = aten.scaled_dot_product_attention.default
 _SOFTMAX: Final = (aten.softmax.int, aten._softmax.default)

@@ -136,5 +136,6 @@ class _Cut:
         if size is not None:
             return self.graph.call_function(torch.ops.aten.sym_size.int, size)
         copy = self.graph.node_copy(node, lambda one: self._copies[one])
-        copy.meta = {}
+        trace = node.meta.get("stack_trace")
+        copy.meta = {"stack_trace": trace} if trace else {}
         return copy

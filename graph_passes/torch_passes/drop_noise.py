@@ -28,6 +28,7 @@ from torch.fx import Graph, Node
 
 from tokexport.graph_passes.draws import draws, drop_unread_draws, find_draws
 from tokexport.graph_passes.errors import OperatorRefusedError
+from tokexport.graph_passes.stack_traces import origin
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
     dtype_of,
@@ -38,7 +39,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     shape_of,
     value,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten, source_line
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 
 #: From probabilities to the numbers of a distribution, and the mean of these.
@@ -291,6 +292,6 @@ def _normal(mean: float, std: float) -> Distribution:
 def _refused(node: Node, why: str) -> OperatorRefusedError:
     return OperatorRefusedError(
         f"--drop-noise cannot replace {node.target} by its mean: {why}.",
-        where=f"At {source_line(node) or node.name}",
+        where=origin(node),
         fix="Take it out of eval mode, or make its result once and keep it as a buffer.",
     )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -38,11 +36,6 @@ MADE: Final = "made"
 PARTNERS: Final = "partners"
 
 aten = torch.ops.aten
-
-#: Where the modules are that the person's model is run in.
-_WRAPPERS: Final = f"{Path(__file__).absolute().parents[2] / 'exporter'}{os.sep}"
-#: Where torch's own frames are.
-_TORCH: Final = f"{Path(torch.__file__).parent}{os.sep}"
 
 
 class Editor:
@@ -173,38 +166,3 @@ def _find_fake_mode(graph: Graph) -> FakeTensorMode:
         if isinstance(mode, FakeTensorMode):
             return mode
     return FakeTensorMode()
-
-
-def source_line(node: Node) -> str:
-    """Returns ``file:line, in function: code`` of the user's line a node came from, or ''."""
-    trace = node.meta.get("stack_trace")
-    return innermost_line(trace) if isinstance(trace, str) else ""
-
-
-def innermost_line(trace: str) -> str:
-    """Returns the last frame of a stack trace as one line, of those outside torch if there are."""
-    frames = stack_frames(trace)
-    return next((frame for frame in reversed(frames) if not frame.startswith(_TORCH)), "") or (
-        frames[-1] if frames else ""
-    )
-
-
-def stack_frames(trace: str) -> list[str]:
-    """Returns the frames of a stack trace from the outermost on, each as one line.
-
-    Those of the modules that a person's model is run in are left out.
-    """
-    lines = [line.strip() for line in trace.strip().splitlines() if line.strip()]
-    found = []
-    for line, code in zip(lines, [*lines[1:], ""], strict=False):
-        if line.startswith('File "'):
-            frame = line.removeprefix('File "').replace('", line ', ":", 1)
-            found.append(f"{frame}: {code}" if code and not code.startswith('File "') else frame)
-    return [frame for frame in found if not frame.startswith(_WRAPPERS)]
-
-
-def own_frames(node: Node) -> list[str]:
-    """Returns the frames outside torch that a node came from, from the outermost on."""
-    trace = node.meta.get("stack_trace")
-    frames = stack_frames(trace) if isinstance(trace, str) else []
-    return [frame for frame in frames if not frame.startswith(_TORCH)]

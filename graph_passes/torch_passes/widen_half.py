@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from tokexport.graph_passes.torch_passes.editor import Editor, aten, own_frames
+from tokexport.graph_passes.stack_traces import own_frames
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 
 _HALVES: Final = (torch.float16, torch.bfloat16)
@@ -80,7 +81,7 @@ def _frames(node: Node) -> list[str]:
 
     Lines of packages are told only where there are no others.
     """
-    every = [f"at {frame}" for frame in own_frames(node) if not frame.startswith("<eval")]
+    every = [f"at {frame}" for frame in own_frames(node)]
     frames = [frame for frame in every if "site-packages" not in frame] or every
     _, kind = next(reversed(node.meta.get("nn_module_stack", {"": ("", "the model")}).values()))
     return frames or [f"in a region of {kind}"]

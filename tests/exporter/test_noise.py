@@ -16,12 +16,13 @@ from models import noisy
 from tokexport.runtimes.loading import load
 
 MODELS = "models.noisy"
-(_NUMBER,) = (
-    number
-    for number, line in enumerate(inspect.getsource(noisy).splitlines(), 1)
-    if line.endswith("# drawn here")
-)
-LINE = f"{noisy.__file__}:{_NUMBER}, in forward: "
+
+
+def line_of(model: str) -> str:
+    """The line that draws the noise of a model, called by its forward."""
+    lines = inspect.getsource(noisy).splitlines()
+    (number,) = (number for number, line in enumerate(lines, 1) if line.endswith(f"# {model}"))
+    return f"{noisy.__file__}:{number}, in noise: "
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_noise_is_refused_with_its_line(
     model: str, operator: str, what: str, tmp_path: Path
 ) -> None:
     answer = compile_model(f"{MODELS}:{model}", tmp_path / "out")
-    refusal(answer, 3, tmp_path, what, f"{operator} at {LINE}", "pass --drop-noise")
+    refusal(answer, 3, tmp_path, what, f"{operator} at {line_of(model)}", "pass --drop-noise")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -53,7 +54,7 @@ def test_noise_is_dropped_and_what_that_did_is_reported(
     assert answer.code == 0, answer
     noise = answer.json["noise"]
     (draw,) = noise["draws"]
-    assert LINE in draw
+    assert line_of(model) in draw
     change = noise["change"]["output"]
     assert (change["relative"] > 1e-3) == changes
     assert (change["relative"] == 0) == (not changes)
@@ -64,7 +65,7 @@ def test_noise_is_dropped_and_what_that_did_is_reported(
     shown = compile_model(*arguments, "--force", target=target)
     assert "Parity with the model without its noise" in shown.stdout
     assert "compared with one run as it was given" in shown.stdout
-    assert LINE in shown.stdout
+    assert line_of(model) in shown.stdout
 
     x = np.random.default_rng(3).standard_normal((2, 12, 8), dtype=np.float32)
     plain = getattr(noisy, model)()[0]
@@ -77,7 +78,8 @@ def test_noise_is_dropped_and_what_that_did_is_reported(
 @pytest.mark.parametrize("extra", [[], ["--drop-noise"]])
 def test_a_permutation_has_no_mean(extra: list[str], tmp_path: Path) -> None:
     answer = compile_model(f"{MODELS}:shuffled", tmp_path / "out", *extra)
-    message = refusal(answer, 3, tmp_path, "a permutation that is drawn has no mean", LINE)
+    said = ("a permutation that is drawn has no mean", line_of("shuffled"))
+    message = refusal(answer, 3, tmp_path, *said)
     assert "pass --drop-noise" not in message
 
 
@@ -102,9 +104,9 @@ def test_inspect_names_the_noise_and_refuses_nothing() -> None:
     answer = tokexport("inspect", f"{MODELS}:tie_breaking", "--target", "ort", "--json")
     assert answer.code == 0
     (draw,) = json.loads(answer.stdout)["noise"]
-    assert draw.startswith(f"aten.rand.default at {LINE}")
+    assert draw.startswith(f"aten.rand.default at {line_of('tie_breaking')}")
     shown = tokexport("inspect", f"{MODELS}:tie_breaking", "--target", "ort")
     assert "Draws random numbers" in shown.said
-    assert LINE in shown.stdout
+    assert line_of("tie_breaking") in shown.stdout
     silent = tokexport("inspect", f"{MODELS}:silent", "--target", "ort")
     assert "Draws random numbers" not in silent.said

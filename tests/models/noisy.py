@@ -23,7 +23,7 @@ class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, 3)."""
         scores = self.score(x)[..., 0]
-        noisy = scores + self.noise(scores)  # drawn here
+        noisy = scores + self.noise(scores)
         order = noisy.argsort(dim=1, descending=True)[:, :KEPT]
         kept = x.gather(1, order[..., None].expand(-1, -1, WIDTH))
         result: Tensor = self.head(kept.mean(dim=1))
@@ -35,7 +35,7 @@ class TieBreaking(Noisy):
 
     def noise(self, scores: Tensor) -> Tensor:
         """Returns (B, 12)."""
-        return torch.rand(scores.shape) * 1e-6
+        return torch.rand(scores.shape) * 1e-6  # tie_breaking
 
 
 class Gumbel(Noisy):
@@ -43,7 +43,7 @@ class Gumbel(Noisy):
 
     def noise(self, scores: Tensor) -> Tensor:
         """Returns (B, 12)."""
-        return -torch.empty_like(scores).exponential_().log()
+        return -torch.empty_like(scores).exponential_().log()  # gumbel
 
 
 class Unread(Noisy):
@@ -60,7 +60,7 @@ class Flips(Noisy):
 
     def noise(self, scores: Tensor) -> Tensor:
         """Returns (B, 12)."""
-        return torch.bernoulli(scores.sigmoid()) * 1e-9
+        return torch.bernoulli(scores.sigmoid()) * 1e-9  # flips
 
 
 class Shuffled(Noisy):
@@ -68,7 +68,7 @@ class Shuffled(Noisy):
 
     def noise(self, scores: Tensor) -> Tensor:
         """Returns (12,)."""
-        return torch.randperm(TOKENS) * 1e-6
+        return torch.randperm(TOKENS) * 1e-6  # shuffled
 
 
 def tie_breaking() -> tuple[nn.Module, Tensor]:
