@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from tokexport.exporter.branch_paths import with_paths
 from tokexport.exporter.capture import FlatModel, capture_padded
 from tokexport.exporter.errors import DataDependentError
 from tokexport.exporter.inputs import Batches
@@ -18,6 +19,7 @@ from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.token_cap_use import Place, TokenCapUse
 from tokexport.exporter.unbacked import Padding
 from tokexport.graph_passes.decisions import show, unlifted
+from tokexport.graph_passes.live_rows import Selection
 from tokexport.graph_passes.torch_passes.added_output import keep_checks
 from tokexport.runtimes import input_checks
 from tokexport.runtimes.base import Array
@@ -81,6 +83,7 @@ def under_cap(
     program, padding = capture_padded(model, tensors_of(next(iter(batches))), caps)
     if not padding.checks:
         return CappedModel(model, program, _checks_of(padding, [])), batches, None
+    program, padding = with_paths(model, batches, caps, program, padding)
     counts, held, outputs = _run(program, padding, batches)
     none = _proven_none(model, batches, padding, held, outputs)
     kept = [at for at in range(len(padding.checks)) if at not in none]
@@ -97,17 +100,24 @@ def under_cap(
 def _run(
     program: ExportedProgram, padding: Padding, batches: Batches
 ) -> tuple[Array, Array, list[list[Array]]]:
-    """Returns counts (batches, places), whether checks hold (batches, checks), and the outputs."""
+    """Returns counts (batches, choices), whether checks hold (batches, checks), and the outputs.
+
+    A choice on a way that a batch does not take has the count -1.
+    """
     graph = unlifted(program)
     (output,) = graph.graph.find_nodes(op="output")
-    names = [*(one.count.name for one in padding.selections), *(n.name for n in output.args[0])]
-    counting = show(graph, names)
-    places = len(padding.selections)
+    names = [one.count.name for one in padding.selections]
+    names += [(one.when or one.count).name for one in padding.selections]
+    counting = show(graph, [*names, *(node.name for node in output.args[0])])
+    choices = len(padding.selections)
     with torch.no_grad():
         rows = [[found.numpy() for found in counting(*tensors_of(batch))] for batch in batches]
-    counts = np.array([[int(n) for n in row[:places]] for row in rows])
+    counts = np.array([[int(n) for n in row[:choices]] for row in rows]).reshape(-1, choices)
+    for at, one in enumerate(padding.selections):
+        if one.when is not None:
+            counts[:, at] = np.where([row[choices + at] for row in rows], counts[:, at], -1)
     held = np.array([row[-1] for row in rows])
-    return counts.reshape(len(rows), places), held, [row[places:-1] for row in rows]
+    return counts, held, [row[2 * choices : -1] for row in rows]
 
 
 def _proven_none(
@@ -165,18 +175,19 @@ def _use(
     checks = [padding.checks[at] for at in kept]
     rooms = np.array([one.cap for one in padding.selections], dtype=np.int64)
     over = counts > rooms
+    met = counts >= 0
     # Behind a choice that lost rows the numbers say nothing.
-    known = np.cumsum(np.cumsum(over, axis=1), axis=1) <= 1
+    known = (np.cumsum(np.cumsum(over, axis=1), axis=1) <= 1) & met
     refuses = {check.line for check in checks if check.kind == "none"}
     places = tuple(
         Place(
-            one.line,
-            one.cap,
-            int(np.where(known[:, at], counts[:, at], 0).max()),
-            int(np.where(known[:, at], counts[:, at], one.cap).min()),
-            one.line in refuses,
+            line,
+            room,
+            int(np.where(known[:, same], counts[:, same], 0).max()),
+            int(np.where(known[:, same], counts[:, same], room).min()),
+            line in refuses,
         )
-        for at, one in enumerate(padding.selections)
+        for (line, room, _), same in _by_place(padding.selections).items()
     )
     room = np.array([check.kind == "room" for check in checks], dtype=bool)
     exceeding = np.logical_not(held[:, room].all(axis=1))
@@ -197,6 +208,16 @@ def _use(
             if broken or check[0] in ("rows", "branch")
         ),
     )
+
+
+def _by_place(selections: Sequence[Selection]) -> dict[tuple[str, int, int], list[int]]:
+    """Returns which choices are one place: those on several ways at one line, in their order."""
+    found: dict[tuple[str, int, int], list[int]] = {}
+    for at, one in enumerate(selections):
+        earlier = [each for each in selections[:at] if each.when is one.when]
+        place = one.line, one.cap, sum(each.line == one.line for each in earlier)
+        found.setdefault(place, []).append(at)
+    return found
 
 
 def _none_fits(use: TokenCapUse) -> DataDependentError:

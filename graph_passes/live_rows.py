@@ -50,11 +50,13 @@ class Selection:
         count: How many rows are chosen, a whole number of rank 0.
         cap: For how many there is room.
         line: The line of the person's code, or ''.
+        when: Whether the way is taken that it is on, a truth value of rank 0; None for always.
     """
 
     count: Node
     cap: int
     line: str
+    when: Node | None = None
 
 
 @dataclass(frozen=True)

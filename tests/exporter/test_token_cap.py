@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.cli import compile_model, refusal
+from helpers.cli import compile_model, refusal, tokexport
 from models import ragged
 
 from tokexport.runtimes.errors import InputMismatchError
@@ -112,6 +112,81 @@ def test_without_a_cap_the_line_is_named_and_what_to_write(model: str, tmp_path:
         *(answer, 3, tmp_path, "depends on the values of the input", line_of(MARK[model])),
         *("keep = scores.topk(K).indices; live = mask.gather(1, keep)", "--token-cap N"),
     )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_ways_of_the_samples_are_selected(target: str, samples: Path, tmp_path: Path) -> None:
+    answer = compile_model(
+        *(f"{MODELS}:branching", tmp_path / "out", "--inputs", samples),
+        *("--token-cap", 12, "--json"),
+        target=target,
+    )
+    assert answer.code == 0, answer
+    cap = answer.json["token_cap"]
+    assert (answer.json["samples"], cap["left_out"]) == (24, 0)
+    (check,) = [check for check, _ in cap["held"] if check["kind"] == "branch"]
+    assert line_of("# dark here") in check["line"]
+    assert line_of("# few here") in check["line"]
+    model, x = ragged.branching()
+    ways = set()
+    with load(tmp_path / "out") as runner, torch.no_grad():
+        for seed in range(40):
+            image = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+            found = runner.run({"x": image.numpy()})["output"]
+            np.testing.assert_allclose(found, model(image).numpy(), atol=1e-5)
+            ways.add((bool(image.mean() < 0), int((image[0, :, 0] > 0).sum()) < 4))
+    assert len(ways) > 2
+
+
+def test_a_way_that_no_sample_takes_is_refused_when_it_runs(tmp_path: Path) -> None:
+    light = torch.rand(3, 12, 16, generator=torch.Generator().manual_seed(1))
+    np.savez(tmp_path / "light.npz", x=light.numpy())
+    answer = compile_model(
+        *(f"{MODELS}:branching", tmp_path / "out", "--inputs", tmp_path / "light.npz"),
+        *("--token-cap", "12,5"),
+    )
+    assert answer.code == 0, answer
+    assert "12 of 12 at" in answer.stdout
+    assert "none is refused" in answer.stdout
+    assert "refused where the code branches otherwise than on the sample" in answer.stdout
+    with load(tmp_path / "out") as runner:
+        runner.run({"x": light[:1].numpy()})
+        with pytest.raises(InputMismatchError, match="would not answer this input") as refused:
+            runner.run({"x": -light[:1].numpy()})
+    assert line_of("# dark here").removesuffix(", in forward: ") in refused.value.where
+    np.savez(tmp_path / "dark.npz", x=-light.numpy())
+    arguments = ("--inputs", tmp_path / "dark.npz", "--output", tmp_path / "y.npz")
+    told = tokexport("run", tmp_path / "out", *arguments)
+    assert (told.code, "branches otherwise" in told.stderr) == (2, True)
+
+
+def test_choosing_none_is_proven_where_a_sample_does(samples: Path, tmp_path: Path) -> None:
+    answer = compile_model(
+        *("models.token_dropping:early_exit", tmp_path / "out", "--inputs", samples),
+        *("--token-cap", "2,12,1,12", "--json"),
+    )
+    assert answer.code == 0, answer
+    cap = answer.json["token_cap"]
+    assert cap["caps"] == [2, 12, 1, 12]
+    rooms = [(place["room"], place["least"], place["refuses_none"]) for place in cap["places"]]
+    assert rooms == [(2, 0, False), (12, 10, True), (1, 0, False), (12, 9, True)]
+    assert answer.json["samples"] == 24 - cap["left_out"]
+    assert 0 < cap["exceeding"] < 24
+
+
+def test_inspect_says_the_counts_that_it_meets(samples: Path) -> None:
+    arguments = (f"{MODELS}:sampled", "--inputs", samples, "--target", "trt")
+    shown = tokexport("inspect", *arguments, "--token-cap", "5,4")
+    assert shown.code == 0, shown
+    assert "3 to 5 of 5 at" in shown.stdout or "of 5 at" in shown.stdout
+    assert line_of("# sampled here") in shown.stdout
+    assert tokexport("inspect", *arguments).code == 3
+
+
+def test_a_cap_is_suggested_only_where_it_helps(tmp_path: Path) -> None:
+    answer = compile_model(f"{MODELS}:deviation", tmp_path / "out")
+    message = refusal(answer, 3, tmp_path, "depends on the values of the input")
+    assert "--token-cap" not in message
 
 
 def test_what_padding_would_change_is_refused(tmp_path: Path) -> None:

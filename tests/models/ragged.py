@@ -120,6 +120,25 @@ class OneRow(Vit):
         return super().forward(x) + x[0, x[0].norm(dim=-1).argmax()][None, :CLASSES]
 
 
+class Branching(Vit):
+    """Takes another way where the image is dark, and adds a constant where few tokens are left."""
+
+    def __init__(self) -> None:
+        super().__init__([Block()])
+        self.dark = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (1, 5)."""
+        kept = x[:, x[0, :, 0] > 0]
+        if x.mean() < 0:  # dark here
+            kept = self.dark(kept) * torch.tensor([1.0, 2.0]).repeat(WIDTH // 2)
+            kept = kept[:, kept[0, :, 1] > -1]
+        result = super().forward(kept)
+        if kept.shape[1] < 4:  # few here
+            result = result + 1.0
+        return result
+
+
 class Deviation(Vit):
     """Mixes the kept tokens in a way that padding changes."""
 
@@ -143,6 +162,10 @@ def constant_mask() -> tuple[nn.Module, Tensor]:
 
 def one_row() -> tuple[nn.Module, Tensor]:
     return _model(lambda: OneRow([Block()]))
+
+
+def branching() -> tuple[nn.Module, Tensor]:
+    return _model(Branching)
 
 
 def deviation() -> tuple[nn.Module, Tensor]:

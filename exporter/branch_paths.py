@@ -1,0 +1,77 @@
+"""Traces the ways that code takes on the samples, so that the artifact can select among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from tokexport.exporter.capture import FlatModel, capture_padded
+from tokexport.exporter.errors import ModelNotSupportedError
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.reference import tensors_of
+from tokexport.exporter.unbacked import Padding
+from tokexport.graph_passes.decisions import show, unlifted
+from tokexport.graph_passes.errors import TokenCountError
+from tokexport.graph_passes.torch_passes.infrastructure import run_passes
+from tokexport.graph_passes.torch_passes.select_paths import Path, SelectPaths
+from tokexport.runtimes.base import Array
+
+#: All ways are computed on every run: no more than so many are.
+MOST_PATHS = 4
+
+
+def with_paths(
+    model: FlatModel,
+    batches: Batches,
+    caps: Sequence[int],
+    program: ExportedProgram,
+    padding: Padding,
+) -> tuple[ExportedProgram, Padding]:
+    """Returns a padded graph that also takes the ways other samples take, where they differ.
+
+    Args:
+        model: The model as given.
+        batches: All samples.
+        caps: The caps.
+        program: The padded graph of the first batch.
+        padding: What was padded in it.
+    """
+    if len(batches) == 1 or all(check.kind != "branch" for check in padding.checks):
+        return program, padding
+    paths = [Path(program, padding.selections, padding.checks)]
+    taken = [_takes(paths[0], batches)]
+    tried: set[int] = set()
+    while len(paths) < MOST_PATHS:
+        nowhere = np.flatnonzero(~np.any(taken, axis=0)).tolist()
+        left = [at for at in nowhere if at not in tried]
+        if not left:
+            break
+        tried.add(left[0])
+        example = {name: batches.arrays[name][left[0]] for name in batches.names}
+        try:
+            other, more = capture_padded(model, tensors_of(example), caps)
+        except ModelNotSupportedError:
+            continue  # that way cannot be padded: such inputs are refused
+        if any(check.kind == "branch" for check in more.checks):
+            paths.append(Path(other, more.selections, more.checks))
+            taken.append(_takes(paths[-1], batches))
+    if len(paths) == 1:
+        return program, padding
+    joined = SelectPaths(paths[0], paths[1:])
+    try:
+        run_passes(program, (joined,))
+    except TokenCountError:
+        return capture_padded(model, tensors_of(next(iter(batches))), caps)
+    return program, Padding(joined.selections, joined.checks)
+
+
+def _takes(path: Path, batches: Batches) -> Array:
+    """Returns on which batches (batches,) all branches of a way are taken."""
+    names = [check.holds.name for check in path.checks if check.kind == "branch"]
+    graph = show(unlifted(path.program), names)
+    with torch.no_grad():
+        rows = [all(bool(one) for one in graph(*tensors_of(batch))) for batch in batches]
+    return np.array(rows)
