@@ -1,11 +1,12 @@
-"""Writes running maxima and minima by maxima of pairs, each time twice as far apart.
+"""Writes running maxima, minima and products by those of pairs, each time twice as far apart.
 
 Before → after, along an axis of n numbers, for s = 1, 2, 4, … below n::
 
     cummax(x).values    →  x = cat([x[:s], maximum(x[s:], x[:-s])])
     cummax(x).indices   →  the same of where(x >= values, arange, 0)
+    cumprod(x)          →  the same with products
 
-Of equal values PyTorch gives the last position. ONNX has neither operator.
+Of equal values PyTorch gives the last position. ONNX has none of these operators.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import axis, is_call, operand, shape_of
+from tokexport.graph_passes.torch_passes.calls import axis, dtype_of, is_call, operand, shape_of
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 
 
 class SpellOutRunning(TorchPass):
-    """Rewrites ``cummax`` and ``cummin``."""
+    """Rewrites ``cummax``, ``cummin`` and ``cumprod``."""
 
     name: ClassVar[str] = "spell out running extremes"
 
@@ -29,6 +30,10 @@ class SpellOutRunning(TorchPass):
         """Rewrites the graph in place and returns how many calls it changed."""
         changed = 0
         for node in list(edit.graph.nodes):
+            if is_call(node, aten.cumprod.default) and not dtype_of(node).is_complex:
+                with edit.before(node):
+                    edit.replace(node, _product(edit, node))
+                changed += 1
             if not is_call(node, aten.cummax.default, aten.cummin.default):
                 continue
             with edit.before(node):
@@ -55,8 +60,15 @@ def _spelled(edit: Editor, node: Node) -> tuple[Node, Node]:
     return values, _running(edit, here, along, aten.maximum.default)
 
 
+def _product(edit: Editor, node: Node) -> Node:
+    x = operand(node)
+    if dtype_of(x) != dtype_of(node):
+        x = edit.call(aten._to_copy.default, x, dtype=dtype_of(node))
+    return _running(edit, x, axis(node), aten.mul.Tensor) if shape_of(x) else x
+
+
 def _running(edit: Editor, x: Node, along: int, extreme: Any) -> Node:
-    """Inserts the running extreme of an axis."""
+    """Inserts the running extreme, or product, of an axis."""
     size, step = shape_of(x)[along], 1
     while step < size:
         first = edit.cut(x, along, 0, step)

@@ -110,3 +110,13 @@ class Writes(nn.Module):
 def test_writes_into_views(write: Callable[[Tensor, Tensor], None], region: bool) -> None:
     x, y = drawn(2, 6, 6).round(), drawn(2, 6, 6).flip(1).round()
     checked(Writes(write, region), x, y, targets=("ort",))
+
+
+def test_running_products() -> None:
+    x, ids = drawn(2, 7, 5), torch.arange(1, 15).reshape(2, 7) % 5
+
+    def function(x: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        return x.cumprod(1), x.cumprod(-1), ids.cumprod(1), ids.cumprod(0, dtype=torch.float32)
+
+    rewritten = checked(function, x, ids, targets=TARGETS)
+    assert "aten.cumprod" not in calls(rewritten)
