@@ -9,7 +9,7 @@ import numpy as np
 
 from tokexport.exporter.score_rounding import Moved, by_sample, pooled
 from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import Neighbourhoods, worst
+from tokexport.runtimes.neighbourhoods import LARGEST, Neighbourhoods, epsilon, worst
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,22 @@ def hold_scores(eager: Array, step: Array, allowance: Allowance | None = None) -
     scale = around.allowed(still, 1.0)
     scale = np.where(scale <= np.finfo(np.float32).tiny, 1.0, scale)
     scale = np.where(around.fills, np.inf, scale)
-    arrays = (flat, step.astype(np.float64), allowed, rounding, scale)
+    shown = _without_ends(eager.astype(np.float64), step.astype(np.float64), allowance.computed_in)
+    arrays = (flat, shown, allowed, rounding, scale)
     return HeldScores(*(array.reshape(eager.shape) for array in arrays))
+
+
+def _without_ends(eager: Array, step: Array, computed_in: str) -> Array:
+    """Returns a step's scores with infinities where eager has them and the step the last number.
+
+    A largest of nothing but -inf is the least number of its type in OpenVINO, which starts there.
+    Nothing is decided otherwise for that.
+    """
+    ends = np.zeros(step.shape, bool)
+    for dtype in {"float32", computed_in}:
+        ends |= np.abs(step) >= LARGEST[dtype] * (1 - epsilon(dtype))
+    ends &= np.isinf(eager) & (np.sign(eager) == np.sign(step))
+    return np.where(ends, eager, step)
 
 
 def share(numbers: Array, scale: Array) -> float:

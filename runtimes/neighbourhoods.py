@@ -52,7 +52,7 @@ _APART: Final = 3.0
 FEWEST: Final = 4
 #: Bits of the mantissa, and the largest number, of each precision that can be computed in.
 _MANTISSA: Final = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
-_LARGEST: Final = {"float64": 1.7e308, "float32": 3.4e38, "float16": 65504.0, "bfloat16": 3.38e38}
+LARGEST: Final = {"float64": 1.7e308, "float32": 3.4e38, "float16": 65504.0, "bfloat16": 3.38e38}
 
 
 def epsilon(dtype: str) -> float:
@@ -384,7 +384,7 @@ def _is_saturated(wide: Floats, other: Floats, allowed: Floats) -> Flags:
     found = np.zeros(wide.shape, bool)
     size = np.abs(wide)
     for dtype in ("float16", "bfloat16"):
-        end = _LARGEST[dtype]
+        end = LARGEST[dtype]
         held = np.isclose(allowed, 4 * epsilon(dtype) * size, rtol=1e-3, atol=0.0)
         ends = np.isinf(other) | (np.abs(other) >= end * (1 - epsilon(dtype)))
         found |= held & (size > end) & ends & (np.sign(wide) == np.sign(other))

@@ -384,6 +384,24 @@ def test_a_fill_agrees_with_itself_only(fill: float) -> None:
     assert not fall(ORDER, scores, moved_fill, [order], [order], FP32).is_tie
 
 
+@pytest.mark.parametrize(
+    ("end", "kind"), [(-3.4028235e38, "float32"), (-3.3895e38, "bfloat16"), (-65504.0, "float16")]
+)
+def test_a_largest_of_nothing_but_minus_infinity_may_be_the_least_number(
+    end: float, kind: str
+) -> None:
+    scores = np.array([[-np.inf, 2.0, 1.0]])
+    order = np.array([[1, 2, 0]])
+    near = np.array([[end, 2.0, 1.0]])
+    allowance = replace(FP32, computed_in=kind)
+    found = fall(ORDER, scores, near, [order], [order], allowance)
+    assert found.is_tie, found.why_not
+    assert not fall(ORDER, scores, np.array([[-1e4, 2.0, 1.0]]), [order], [order], allowance).is_tie
+    assert not fall(ORDER, scores, -near, [order], [order], allowance).is_tie
+    least = np.array([[end, 2.0, 1.0]])
+    assert not fall(ORDER, least, np.array([[end / 2, 2.0, 1.0]]), [order], [order], FP32).is_tie
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
