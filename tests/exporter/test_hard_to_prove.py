@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from helpers.thorough import thorough_but
 from models.hard_to_prove import (
     LOWEST,
     Detector,
@@ -74,7 +75,13 @@ def share(bundle: Path, model: nn.Module, inputs: Inputs, floor: float) -> float
 
 @pytest.mark.usefixtures("without_gpu")
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("target", "batch"), [("ort", 3), ("openvino", 1), ("trt", 1)])
+@pytest.mark.parametrize(
+    ("target", "batch"),
+    thorough_but(
+        [("ort", 3), ("openvino", 1), ("trt", 1)],
+        [(target, batch) for target in ("ort", "openvino", "trt") for batch in (1, 3)],
+    ),
+)
 def test_it_passes_where_it_is_right(name: str, target: str, batch: int, tmp_path: Path) -> None:
     build, inputs, floor = CASES[name]
     model = build()
