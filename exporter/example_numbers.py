@@ -43,6 +43,9 @@ _READS: Final = frozenset(
 )
 
 
+#: What an input does that goes another way than the example.
+BRANCH: Final = "the code branches otherwise than on the sample"
+NUMBER: Final = "the code reads another number than on the sample"
 _TYPES: Final = {torch.SymInt: torch.int64, torch.SymFloat: torch.float64}
 _SYMBOLS: Final = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -117,9 +120,10 @@ class ExampleNumbers(TorchFunctionMode):
         if value is None:
             return func(tensor)  # fails as it does without an example
         (value,) = value
-        holds = (tensor != 0) == value if isinstance(value, bool) else tensor == value
-        assert_in_graph(holds.reshape(()))
-        return value
+        is_truth = _NUMBERS[name] is bool
+        holds = (tensor != 0) == bool(value) if is_truth else tensor == value
+        assert_in_graph(holds.reshape(()), BRANCH if is_truth else NUMBER)
+        return _NUMBERS[name](value)
 
     def _truth(self, tensor: Tensor) -> Any:
         """``item`` of a truth value, as the number that it is."""
@@ -162,9 +166,14 @@ class ExampleNumbers(TorchFunctionMode):
         assert_in_graph(found)
 
 
-def assert_in_graph(holds: Tensor) -> None:
-    """Leaves in a trace that a truth value of rank 0 was taken for granted."""
-    torch.ops.aten._assert_async.msg(holds, "as in the example")
+def assert_in_graph(holds: Tensor, said: str = BRANCH) -> None:
+    """Leaves in a trace that a truth value of rank 0 was taken for granted.
+
+    Args:
+        holds: The truth value.
+        said: What an input does of which it does not hold, a clause.
+    """
+    torch.ops.aten._assert_async.msg(holds, said)
 
 
 def _let_decide(shape_env: Any, hints: Mapping[Any, Any], decided: Callable[..., None]) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from tokexport.exporter.followed_tensors import FollowedTensors, changed_since, versions_of
 from tokexport.exporter.index_sets import Constant, Fact, Mask, Positions
@@ -93,8 +94,9 @@ class FixedCounts(TorchFunctionMode):
     def _follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Returns what is known of what a function gives."""
         rule = RULES.get(name)
-        if rule is None:
-            return None
+        symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
+        if rule is None or any(isinstance(one, symbols) for one in pytree.tree_leaves(args)):
+            return None  # a rule that asked for such a number would fix it
         renamed = {_KEYWORDS.get(key, key): value for key, value in kwargs.items()}
         try:
             return rule(self.known, *args, **renamed)

@@ -35,13 +35,15 @@ class SpelledOut(TorchFunctionMode):
         self._held: list[Tensor] = []
 
     def __enter__(self) -> Any:
-        """Begins, and lets ``torch.range``, which no mode meets, count by ``arange``."""
+        """Begins, and stands for what no mode meets: ``torch.range``, and matrices' old name."""
         setattr(torch, "range", _range)  # noqa: B010
+        setattr(torch.sparse, "FloatTensor", self._float_tensor)  # noqa: B010
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         """Ends."""
         setattr(torch, "range", _OWN_RANGE)  # noqa: B010
+        setattr(torch.sparse, "FloatTensor", _OWN_FLOAT_TENSOR)  # noqa: B010
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
@@ -94,6 +96,22 @@ class SpelledOut(TorchFunctionMode):
             rows.append(torch.where(there, own, torch.full((), padding_value, dtype=one.dtype)))
         return torch.stack(rows, 0 if batch_first else 1)
 
+    def _topk(
+        self, input: Tensor, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True
+    ) -> Any:
+        """The k best, as many as a number of the data says; of equal ones torch picks any."""
+        if not isinstance(k, torch.SymInt):
+            return NotImplemented
+        values, order = torch.sort(input, dim=dim, descending=largest)
+        cut: list[Any] = [slice(None)] * input.dim()
+        cut[dim] = slice(0, k)
+        return torch.return_types.topk((values[tuple(cut)], order[tuple(cut)]))
+
+    def _one_hot(self, tensor: Tensor, num_classes: int = -1) -> Any:
+        if num_classes < 1 or all(isinstance(size, int) for size in tensor.shape):
+            return NotImplemented
+        return (tensor[..., None] == torch.arange(num_classes)).to(torch.int64)
+
     def _sparse(self, indices: Any, values: Any = None, size: Any = None, **options: Any) -> Any:
         """A sparse matrix, dense; equal places add up, as they do in what reads it."""
         if not isinstance(indices, Tensor) or not isinstance(values, Tensor) or size is None:
@@ -111,6 +129,10 @@ class SpelledOut(TorchFunctionMode):
         self._dense.add(id(found))
         self._held.append(found)
         return found
+
+    def _float_tensor(self, *args: Any) -> Any:
+        found = self._sparse(*args) if _is_traced(args) else NotImplemented
+        return _OWN_FLOAT_TENSOR(*args) if found is NotImplemented else found
 
     def _product(self, input: Any, mat2: Any, *rest: Any, **options: Any) -> Any:
         """``torch.sparse.mm``; other functions of that name are left alone."""
@@ -138,6 +160,7 @@ class SpelledOut(TorchFunctionMode):
         return found
 
 
+_OWN_FLOAT_TENSOR: Final = torch.sparse.FloatTensor  # type: ignore[attr-defined]
 _OWN_RANGE: Final = torch.range
 
 
@@ -161,6 +184,8 @@ _INSTEAD: Final[Mapping[str, Callable[..., Any]]] = {
     "sparse_coo_tensor": SpelledOut._sparse,
     "mm": SpelledOut._product,
     "_sparse_mm": SpelledOut._product,
+    "topk": SpelledOut._topk,
+    "one_hot": SpelledOut._one_hot,
     "coalesce": SpelledOut._same,
     "to_dense": SpelledOut._same,
     "_sparse_sum": SpelledOut._sum,

@@ -112,7 +112,8 @@ def _run(
     choices = len(padding.selections)
     with torch.no_grad():
         rows = [[found.numpy() for found in counting(*tensors_of(batch))] for batch in batches]
-    counts = np.array([[int(n) for n in row[:choices]] for row in rows]).reshape(-1, choices)
+    counts = np.array([[int(n) for n in row[:choices]] for row in rows], dtype=np.int64)
+    counts = counts.reshape(len(rows), choices)
     for at, one in enumerate(padding.selections):
         if one.when is not None:
             counts[:, at] = np.where([row[choices + at] for row in rows], counts[:, at], -1)

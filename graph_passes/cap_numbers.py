@@ -136,7 +136,7 @@ def _assert(padded: Padded, node: Node, holds: Any) -> None:
     source: Any = node.args[0]
     line = source_line(node) or _line_of(source)
     if is_call(node, aten._assert_async.msg):
-        padded.require(holds, "branch", "the code branches otherwise than on the sample", line)
+        padded.require(holds, "branch", str(node.args[1]), line)
     elif source.target is operator.eq:
         padded.require(holds, "rows", "rows are combined that are not as many", line)
     else:
@@ -206,21 +206,22 @@ def create(padded: Padded, node: Node) -> None:
         return
     sizes: list[int] = []
     found: dict[int, Live] = {}
-    for axis, (size, given) in enumerate(
-        zip(node.meta["val"].shape, node.args[0], strict=True)  # type: ignore[arg-type]
-    ):
+    args = node.args[1:] if node.target in _LIKE else node.args
+    shape: Any = args[0]
+    for axis, (size, given) in enumerate(zip(node.meta["val"].shape, shape, strict=True)):
         rows = rows_of(padded, node, size, given)
         if isinstance(rows, Live):
             found[axis] = rows
             rows = shape_of(rows.mask)[0]
         sizes.append(rows)
-    rest = padded.new(node.args[1:])
+    rest = padded.new(args[1:])
     kwargs = padded.named(node)
     if rest and isinstance(rest[0], Node):  # full of a number that the data says
         wide = padded.edit.call(aten._to_copy.default, rest[0], dtype=node.meta["val"].dtype)
         padded.set(node, padded.edit.expand(wide, sizes), found)
         return
-    padded.set(node, padded.edit.call(node.target, sizes, *rest, **kwargs), found)
+    like = [padded.new(node.args[0])] if node.target in _LIKE else []
+    padded.set(node, padded.edit.call(node.target, *like, sizes, *rest, **kwargs), found)
 
 
 def _arange(padded: Padded, node: Node) -> None:
@@ -259,6 +260,13 @@ def scalar(padded: Padded, node: Node) -> None:
         raise refused(node, "the number it makes a tensor of is not known")
 
 
+#: What makes values of the kind of another.
+_LIKE: Final = (
+    aten.new_full.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_empty.default,
+)
 NUMBER_RULES: Final[dict[object, Callable[[Padded, Node], None]]] = {
     aten.sym_size.int: size,
     aten.item.default: item,
@@ -268,6 +276,7 @@ NUMBER_RULES: Final[dict[object, Callable[[Padded, Node], None]]] = {
     aten.zeros.default: create,
     aten.ones.default: create,
     aten.empty.memory_format: create,
+    **dict.fromkeys(_LIKE, create),
     aten.arange.default: create,
     aten.arange.start: create,
     aten.arange.start_step: create,

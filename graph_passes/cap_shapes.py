@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from torch.fx import Node
 
-from tokexport.graph_passes.cap_numbers import rows_of
 from tokexport.graph_passes.cap_rules import Rule
 from tokexport.graph_passes.live_rows import Live, Padded, refused
 from tokexport.graph_passes.stack_traces import source_line
@@ -96,29 +95,6 @@ def _by_order(before: tuple[int, ...], axis: int, after: list[Any]) -> list[int]
     return [places[wide.index(axis)]]
 
 
-def expand(padded: Padded, node: Node) -> None:
-    """Spreads over new axes; padded ones stay."""
-    x = padded.new(node.args[0])
-    after = node.meta["val"].shape
-    offset = len(after) - len(shape_of(x))
-    found = {axis + offset: live for axis, live in padded.live(x).items()}
-    sizes: list[int] = []
-    for axis, size in enumerate(after):
-        if isinstance(size, int):
-            sizes.append(size)
-            continue
-        if axis not in found and (axis < offset or shape_of(x)[axis - offset] == 1):
-            rows = rows_of(padded, node, size, argument(node, "size")[axis])
-            if isinstance(rows, int):
-                sizes.append(rows)
-            else:
-                found[axis] = rows
-                sizes.append(shape_of(rows.mask)[0])
-            continue
-        sizes.append(shape_of(x)[axis - offset])
-    padded.set(node, padded.edit.call(aten.expand.default, x, sizes), found)
-
-
 def permute(padded: Padded, node: Node) -> None:
     """Permute, transpose, t: the axes change places."""
     args = padded.new(node.args)
@@ -161,6 +137,14 @@ def select(padded: Padded, node: Node) -> None:
             raise refused(node, "it reads a position among rows that are padded inside")
         rows = padded.edit.call(aten.reshape.default, position, [1])
         row = padded.edit.call(aten.index_select.default, x, dim, rows)
+        padded.set(node, padded.edit.call(aten.squeeze.dim, row, dim), found)
+        return
+    if dim in live and position < 0 and live[dim].front:  # counted from the last that is there
+        last = padded.edit.call(aten.add.Tensor, live[dim].count, position)
+        rows = padded.edit.view(padded.edit.call(aten.clamp_min.default, last, 0), [1])
+        row = padded.edit.call(aten.index_select.default, x, dim, rows)
+        some = padded.edit.call(aten.ge.Scalar, live[dim].count, -position)
+        padded.require(some, "rows", f"fewer than {-position} rows are chosen", source_line(node))
         padded.set(node, padded.edit.call(aten.squeeze.dim, row, dim), found)
         return
     if dim in live and (position < 0 or (position >= live[dim].sure and not live[dim].front)):
@@ -213,42 +197,6 @@ def slice_(padded: Padded, node: Node) -> None:
         return
     new = padded.edit.call(aten.slice.Tensor, x, dim, start, size) if start else x
     padded.set(node, new, {**others, dim: padded.cut(live[dim], start) if start else live[dim]})
-
-
-def pad(padded: Padded, node: Node) -> None:
-    """Rows of one number before and behind; those before and behind padded ones are real."""
-    x = padded.new(node.args[0])
-    widths, number = argument(node, "pad"), argument(node, "value") or 0
-    if node.target is aten.pad.default and argument(node, "mode") != "constant":
-        raise refused(node, "it repeats rows")
-    if not all(isinstance(width, int) for width in widths):
-        raise refused(node, "it adds as many rows as the data says")
-    live = padded.live(x)
-    for pair, axis in enumerate(range(len(shape_of(x)) - 1, -1, -1)):
-        before, behind = (*widths[2 * pair : 2 * pair + 2], 0, 0)[:2]
-        if axis not in live:
-            new = padded.edit.call(
-                aten.constant_pad_nd.default,
-                x,
-                [*[0, 0] * pair, before, behind],
-                number,
-            )
-            x = new if before or behind else x
-            continue
-        if min(before, behind) < 0:
-            raise refused(node, "it cuts padded rows")
-        rows = [each for each in (before, live[axis], behind) if each != 0]
-        sizes = [
-            [each if a == axis else size for a, size in enumerate(shape_of(x))]
-            for each in (before, behind)
-        ]
-        dtype = node.meta["val"].dtype
-        filling = [padded.constant(size, number, dtype) for size in sizes]
-        parts = [filling[0]] * (before > 0) + [x] + [filling[1]] * (behind > 0)
-        if len(parts) > 1:
-            x = padded.edit.call(aten.cat.default, parts, axis)
-            live = {**live, axis: padded.joined(rows)}
-    padded.set(node, x, live)
 
 
 def cat(padded: Padded, node: Node) -> None:
@@ -339,15 +287,12 @@ SHAPE_RULES: Final[dict[object, Rule]] = {
         ),
         regroup,
     ),
-    aten.expand.default: expand,
     aten.permute.default: permute,
     aten.transpose.int: permute,
     aten.t.default: permute,
     aten.unsqueeze.default: unsqueeze,
     aten.select.int: select,
     aten.slice.Tensor: slice_,
-    aten.pad.default: pad,
-    aten.constant_pad_nd.default: pad,
     aten.cat.default: cat,
     aten.stack.default: stack,
     aten.unbind.int: split,

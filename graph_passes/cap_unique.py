@@ -53,6 +53,20 @@ def unique(padded: Padded, node: Node, constants: Constants) -> None:
     padded.set(node, found)
 
 
+def consecutive(padded: Padded, node: Node, constants: Constants) -> None:
+    """Pads ``unique_consecutive``: the values alone."""
+    x = padded.new(node.args[0])
+    live = padded.live(x).get(0)
+    if len(shape_of(x)) != 1 or (live is not None and not live.front):
+        raise refused(node, "it flattens rows, or they are padded inside")
+    if {user.args[1] for user in node.users if user.users} - {0}:
+        raise refused(node, "its inverse or its counts are read")
+    index, kept = chosen(padded, node, _first(padded, x, live), constants)
+    values = padded.edit.call(aten.index_select.default, x, 0, index)
+    padded.note(values, {0: kept} if kept else {})
+    padded.set(node, [values, None, None])
+
+
 def _first(padded: Padded, ordered: Node, live: Live | None) -> Node:
     """Returns (N,) which of sorted values differ from the one before."""
     edit, (size,) = padded.edit, shape_of(ordered)

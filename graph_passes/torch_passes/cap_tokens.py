@@ -29,6 +29,7 @@ from tokexport.graph_passes.cap_numbers import ASSERTIONS, NUMBER_RULES, is_numb
 from tokexport.graph_passes.cap_rules import RULES, Rule, pointwise
 from tokexport.graph_passes.cap_scatters import SCATTER_RULES
 from tokexport.graph_passes.cap_shapes import SHAPE_RULES
+from tokexport.graph_passes.cap_spreads import SPREAD_RULES
 from tokexport.graph_passes.draws import draws
 from tokexport.graph_passes.errors import TokenCountError
 from tokexport.graph_passes.live_rows import Check, Padded, Selection, refused
@@ -44,10 +45,17 @@ _SELECTIONS: Final = {
     aten.where.default: cap_selections.where,
     aten.masked_select.default: cap_selections.masked_select,
     aten._unique2.default: cap_unique.unique,
+    aten.unique_consecutive.default: cap_unique.consecutive,
     aten.index.Tensor: cap_indexing.index,
     aten.index_put.default: cap_indexing.put,
 }
-_RULES: Final[dict[object, Rule]] = {**RULES, **SHAPE_RULES, **SCATTER_RULES, **NUMBER_RULES}
+_RULES: Final[dict[object, Rule]] = {
+    **RULES,
+    **SHAPE_RULES,
+    **SPREAD_RULES,
+    **SCATTER_RULES,
+    **NUMBER_RULES,
+}
 
 
 class CapTokens(TorchPass):

@@ -88,12 +88,31 @@ EXACT: dict[str, Rows] = {
     "a range up to a count": lambda x: (
         torch.range(0, (x[0, :, 0] > 0).sum().item() - 1)[:, None] * chosen_by_first(x)
     ).sum(0),
+    "the last row": lambda x: chosen(x)[:, -1],
+    "distances": lambda x: torch.cdist(chosen(x), chosen(x)).amax((1, 2)),
+    "a triangle": lambda x: ((chosen(x) @ chosen(x).mT).tril() @ chosen(x)).sum(1),
+    "repeated": lambda x: (chosen(x) + x[:, :1].repeat(1, chosen(x).shape[1], 1)).sum(1),
+    "new_full": lambda x: (x.new_full((1, chosen(x).shape[1], 1), 2.0) * chosen(x)).sum(1),
+    "one-hot": lambda x: (
+        f.one_hot((chosen(x)[0, :, 1] > 0).long(), 2).float().t() @ chosen(x)[0]
+    ).sum(0),
+    "unique_consecutive": lambda x: x[
+        :, (x[0, :, 0] * 2).long().clamp(0, 8).sort().values.unique_consecutive()
+    ].sum(1),
+    "padded by rows": lambda x: f.pad(chosen(x), (0, 0, 1, 2), value=3.0).sum(1),
+    "top-k of a count": lambda x: x.gather(
+        1,
+        x[..., 0].topk((x[0, :, 0] > 0).sum().item(), dim=1).indices[..., None].expand(-1, -1, C),
+    ).sum(1),
     "stack": lambda x: torch.stack([chosen(x), chosen(x).exp()]).sum(2),
 }
 REFUSED: dict[str, tuple[Rows, str]] = {
     "an output": (chosen, "it is an output"),
     "deviation": (lambda x: chosen(x).std(1), "there is no rule for it"),
-    "the last row": (lambda x: chosen(x)[:, -1], "may be padding"),
+    "the last row, which is fixed": (
+        lambda x: torch.cat([chosen(x), x[:, :1]], 1)[:, -1],
+        "may be padding",
+    ),
     "flattened": (lambda x: chosen(x).reshape(-1).sort().values[0], "regroups"),
     "flipped": (lambda x: chosen(x).flip(1).cumsum(1).sum(1), "there is no rule for it"),
     "two choices in one sum": (
