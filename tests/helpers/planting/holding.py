@@ -239,7 +239,7 @@ def _hold(way: Way, plant: Plant, planted: _Planted) -> list[Proof]:
         outputs, batches = samples.outputs, samples.batches
         gates = measured_gates(planted.module, batches, outputs, way.size)
         require_steady(gates.captured, half=False)
-        proof = Asked(batches, outputs, gates).proof(way.size)
+        proof = Asked(batches, samples.reference, gates).proof(way.size)
         proof.check("captured", planted.run(batches))
         require_steady(gates.fp32, half=False)
         edges = way.edges_of(planted.module)

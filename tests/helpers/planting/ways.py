@@ -44,13 +44,18 @@ class Asked:
 
     Attributes:
         batches: The inputs.
-        outputs: What eager answers, (batches, …) by name.
+        reference: What eager answers.
         gates: The gates that were measured on them.
     """
 
     batches: Batches
-    outputs: dict[str, Array]
+    reference: Reference
     gates: MeasuredGates
+
+    @property
+    def outputs(self) -> dict[str, Array]:
+        """The tensors that eager answers, (batches, …) by name."""
+        return self.reference.outputs
 
     def proof(self, samples: int, narrowed: tuple[str, ...] = ()) -> Proof:
         """Returns a proof about them, with no hop held yet."""
@@ -91,9 +96,9 @@ class Way:
 
     def asked(self, batches: Batches, precision: str = "fp32") -> Asked:
         """Runs eager on some batches, and measures what the hops are held to there."""
-        outputs = run_reference(self.flat, batches, twice=False).outputs
-        gates = measured_gates(self.captured, batches, outputs, self.size, precision)
-        return Asked(batches, outputs, gates)
+        reference = run_reference(self.flat, batches, twice=False)
+        gates = measured_gates(self.captured, batches, reference.outputs, self.size, precision)
+        return Asked(batches, reference, gates)
 
     def drawn(self, seed: int) -> Batches:
         """Returns the batches that a compile draws under another seed."""
@@ -114,8 +119,7 @@ class Way:
 
     def edges_of(self, captured: GraphModule) -> Edges:
         """Returns the edges as a compile makes them from a traced graph."""
-        reference = Reference(self.samples.outputs, {})
-        given = (self.specs, self.samples.batches, reference, self.config, None)
+        given = (self.specs, self.samples.batches, self.samples.reference, self.config, None)
         return Edges(self.flat, captured, *given)
 
     def lowered(self, target: str) -> Path:
