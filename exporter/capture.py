@@ -30,6 +30,7 @@ from tokexport.exporter.traced_lines import tracing
 from tokexport.exporter.unbacked import FIX, OR_CAP, Padding, SomeRows, with_fixed_sizes
 from tokexport.exporter.view_writes import write_by_copy
 from tokexport.graph_passes.stack_traces import innermost_line, origin, raised_at
+from tokexport.graph_passes.torch_errors import depends_on_data, in_words
 from tokexport.graph_passes.torch_passes.added_output import drop_writes
 from tokexport.runtimes.memory import lacks_memory
 
@@ -313,19 +314,17 @@ def _scripted(model: nn.Module) -> ModelNotSupportedError | None:
 
 def _refusal(error: BaseException) -> ModelNotSupportedError:
     """Turns what torch.export raised into a message with the person's own line."""
-    text = str(error)
-    line = raised_at(error) or _users_line(text)
+    line = raised_at(error) or _users_line(str(error))
     where = f"At {line}" if line else ""
-    if "data-dependent" in text.lower() or "DataDependent" in type(error).__name__:
+    if depends_on_data(error):
         return DataDependentError(
             "A number of tokens or a branch depends on the values of the input, and a static graph "
             "has no room for that.",
             where=where,
             fix=FIX,
         )
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     return ModelNotSupportedError(
-        f"The model cannot be traced by torch.export: {type(error).__name__}: {first}",
+        f"The model cannot be traced by torch.export: {in_words(error)}.",
         where=where,
         fix="Rewrite that line with operations on tensors of fixed shape, or export the model "
         "yourself with torch.export and give the .pt2 file.",
@@ -345,10 +344,16 @@ def _users_line(text: str) -> str:
 
 
 def _check_static(program: ExportedProgram) -> None:
-    """Refuses a graph in which some size is only known when it runs."""
+    """Refuses a size that is only known when the graph runs, and tensors that are not plain."""
     for node in program.graph.nodes:
         values = node.meta.get("val")
         for value in values if isinstance(values, tuple | list) else (values,):
+            if isinstance(value, Tensor) and (layout := _unusual(value)):
+                raise ModelNotSupportedError(
+                    f"The result of {node.target} is {layout} tensor, which no target takes.",
+                    where=origin(node),
+                    fix="Compute it densely, with the zeros written out, in ordinary types.",
+                )
             sizes = value.shape if isinstance(value, Tensor) else (value,)
             if any(isinstance(size, torch.SymInt | torch.SymFloat) for size in sizes):
                 raise DataDependentError(
@@ -357,3 +362,13 @@ def _check_static(program: ExportedProgram) -> None:
                     where=origin(node),
                     fix=FIX,
                 )
+
+
+def _unusual(value: Tensor) -> str:
+    """Says how a tensor is laid out where it is not rows of plain numbers; else ''."""
+    if value.is_nested:
+        return "a nested"
+    if value.is_quantized:
+        return "a quantised"
+    layout = str(value.layout).removeprefix("torch.")
+    return "" if layout == "strided" else f"a {layout.replace('_', ' ')}"

@@ -18,6 +18,7 @@ from tokexport.exporter.torch_warnings import exporter_silenced, torch_warnings_
 from tokexport.graph_passes import onnx_functions as functions
 from tokexport.graph_passes.pipelines import written
 from tokexport.graph_passes.stack_traces import innermost_line, origin
+from tokexport.graph_passes.torch_errors import in_words
 
 _FLOATS = ["tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"]
 _INDEX = "tensor(int64)"
@@ -147,10 +148,9 @@ def _refusal(error: Exception) -> ModelNotSupportedError:
             fix="Write that line with other operations.",
         )
     text = "\n".join(str(cause) for cause in _causes(error))
-    said = str(_causes(error)[-1]).strip() or type(error).__name__
     trace = innermost_line(text)
     return ModelNotSupportedError(
-        f"The graph cannot be written as ONNX: {said.splitlines()[0]}",
+        f"The graph cannot be written as ONNX: {in_words(_causes(error)[-1])}.",
         where=f"At {trace}" if trace else "",
         fix="Compile with --keep-stages, and look at rewritten.pt2 in the folder it leaves.",
     )

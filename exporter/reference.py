@@ -25,6 +25,7 @@ from tokexport.exporter.outputs import Constant
 from tokexport.exporter.settled_state import settle, weights_of
 from tokexport.exporter.unbacked import FIX
 from tokexport.graph_passes.stack_traces import raised_at
+from tokexport.graph_passes.torch_errors import in_words
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.memory import lacks_memory
 from tokexport.runtimes.neighbourhoods import within_local_floor
@@ -157,7 +158,7 @@ def _run(model: FlatModel, tensors: Sequence[Tensor]) -> _Answer:
         line = raised_at(error)
         shapes = ", ".join(_shape(name, tensor) for name, tensor in _named(model, tensors))
         raise ModelNotSupportedError(
-            f"The model fails on these inputs: {type(error).__name__}: {error}",
+            f"The model fails on these inputs: {in_words(error, whole=True)}.",
             where=f"Inputs: {shapes}." + (f"\nAt {line}" if line else ""),
             fix="Give inputs that fit it: --input-shape, --inputs, or example inputs returned "
             "by the factory.",

@@ -96,7 +96,7 @@ def source_line(node: Node) -> str:
 def origin(node: Node) -> str:
     """Says at which line a node stands and which forward called that; by its name if no line is.
 
-    For the place of a message, as ``At m.py:12, in merge: x[idx], called by m.py:40, in forward``.
+    For the place of a message, as ``At m.py:12, in merge: x[idx] (called by m.py:40, in forward)``.
     """
     frames = own_frames(node)
     if not frames:
@@ -131,7 +131,7 @@ def _caller(frames: list[Frame]) -> str:
     if frames[-1].function == "forward":
         return ""
     forward = next((one for one in reversed(frames) if one.function == "forward"), None)
-    return f", called by {forward.file}:{forward.line}, in forward" if forward else ""
+    return f" (called by {forward.file}:{forward.line}, in forward)" if forward else ""
 
 
 def innermost_line(trace: str) -> str:

@@ -14,6 +14,7 @@ from tokexport.exporter.reduction.observed_calls import Call
 from tokexport.exporter.traced_lines import tracing
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.stack_traces import raised_at
+from tokexport.graph_passes.torch_errors import in_words
 
 
 class _Alone(nn.Module):
@@ -52,10 +53,9 @@ def trace_block(call: Call) -> ExportedProgram:
         try:
             return torch.export.export(_Alone(call), tensors, dynamic_shapes=(free,), strict=False)
         except Exception as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise SurgeryError(
                 f"The block '{call.path}' cannot be traced for any number of tokens: "
-                f"{type(error).__name__}: {first}",
+                f"{in_words(error)}.",
                 where=raised_at(error),
                 fix="Reduce a model whose blocks take any number of tokens: no windows, no bias "
                 "between positions.",

@@ -21,6 +21,7 @@ from tokexport.exporter.reduction.surgery_distance import Answer
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
 from tokexport.exporter.traced_lines import tracing
 from tokexport.graph_passes.stack_traces import raised_at, source_line
+from tokexport.graph_passes.torch_errors import in_words
 
 #: The batches at which the program must answer as the module does.
 CHECKED: Final = (1, 3)
@@ -115,10 +116,8 @@ def _at_batch(inputs: Sequence[Tensor], batched: Sequence[bool], count: int) -> 
 
 
 def _refusal(error: Exception) -> ModelNotSupportedError:
-    lines = [line for line in str(error).splitlines() if line.strip()]
     return ModelNotSupportedError(
-        f"The reduced model cannot be exported for any batch: {type(error).__name__}: "
-        f"{lines[0].strip() if lines else ''}",
+        f"The reduced model cannot be exported for any batch: {in_words(error)}.",
         where=raised_at(error),
         fix="Let forward read the batch from its input's shape, not from a number; or compile the "
         "model as it is, at one batch.",

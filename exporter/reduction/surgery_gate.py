@@ -29,6 +29,7 @@ from tokexport.graph_passes.reduction.method import Block, Layer, Method
 from tokexport.graph_passes.reduction.reduced_block import Flow, ReducedBlock
 from tokexport.graph_passes.reduction.tokens import Tokens
 from tokexport.graph_passes.stack_traces import raised_at
+from tokexport.graph_passes.torch_errors import in_words
 
 #: How far the surgery with nothing reduced may be from the model, as a share of the scale around
 #: each value; more where rounding explains it (``surgery_distance``).
@@ -136,9 +137,8 @@ def failures_told(what: str, fix: str = _APART_FIX) -> Iterator[None]:
     except (ExporterError, SurgeryError):
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise SurgeryError(
-            f"{what}: {type(error).__name__}: {first}",
+            f"{what}: {in_words(error)}.",
             where=raised_at(error),
             fix=fix,
         ) from error

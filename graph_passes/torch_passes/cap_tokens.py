@@ -33,6 +33,7 @@ from tokexport.graph_passes.cap_spreads import SPREAD_RULES
 from tokexport.graph_passes.draws import draws
 from tokexport.graph_passes.errors import TokenCountError
 from tokexport.graph_passes.live_rows import Check, Padded, Selection, refused
+from tokexport.graph_passes.torch_errors import in_words
 from tokexport.graph_passes.torch_passes.added_output import add_output
 from tokexport.graph_passes.torch_passes.calls import is_call
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
@@ -122,8 +123,7 @@ class CapTokens(TorchPass):
         except TokenCountError:
             raise
         except Exception as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise refused(node, f"it does not take padded rows: {said[0]}") from error
+            raise refused(node, f"it does not take padded rows: {in_words(error)}") from error
 
     def _pad(self, padded: Padded, node: Node) -> None:
         target = node.target
