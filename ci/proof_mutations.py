@@ -209,6 +209,12 @@ STATES = {
 
 #: What explains the plants of a state.
 NOTES = {
+    "survived": "All three change what TOFU matches by and nothing else: one channel of the keys, or "
+    "the rounding of the rows that are compared. The scores are then off by less than they are "
+    "apart, and the 37 tokens of an image are merged as before on all samples and edges; on other "
+    "seeds one choice turns. Scores by themselves are compared only where a step leaves its gate. "
+    "A model of 197 tokens makes some 1,000 such choices an image.",
+    "gone": "Passes that came since the list was drawn leave no such node.",
     "excused": "Equal scores come in another order where torch's own top-k has none for them, so "
     "any is taken for right, and the report says so. Where the model asks for one, by a stable "
     "sort or an arg-max, it is held to it.",
