@@ -209,8 +209,8 @@ STATES = {
 
 #: What explains the plants of a state.
 NOTES = {
-    "survived": "All three change what TOFU matches by and nothing else: one channel of the keys, or "
-    "the rounding of the rows that are compared. The scores are then off by less than they are "
+    "survived": "All three change what TOFU matches by and nothing else: one channel of the keys, "
+    "or the rounding of the rows that are compared. The scores are then off by less than they are "
     "apart, and the 37 tokens of an image are merged as before on all samples and edges; on other "
     "seeds one choice turns. Scores by themselves are compared only where a step leaves its gate. "
     "A model of 197 tokens makes some 1,000 such choices an image.",
