@@ -163,6 +163,23 @@ def _filled_with(context: Context, node: Node) -> Pair:
     return Pair(*parts)
 
 
+def _covered(context: Context, node: Node) -> Pair:
+    """``fill``: every number becomes one value."""
+    source, value = context.pair(node.args[0]), context.pair(node.args[1])
+    parts = zip(
+        (source.real, source.filled(context.edit)),
+        (value.real, value.filled(context.edit)),
+        strict=True,
+    )
+    return Pair(*(context.call(node.target, own, number) for own, number in parts))
+
+
+def _norm(context: Context, node: Node) -> Pair:
+    size = magnitude(context.edit, context.pair(node.args[0]))
+    kwargs = {name: one for name, one in node.kwargs.items() if name != "dtype"}
+    return Pair(context.call(node.target, size, *node.args[1:], **kwargs))
+
+
 def _padded(context: Context, node: Node) -> Pair:
     if argument(node, "mode") != "constant":
         return _part_by_part(context, node)
@@ -242,10 +259,12 @@ def _inverse(context: Context, pair: Pair) -> Pair:
 
 def _power(context: Context, node: Node) -> Pair | None:
     base, exponent = context.pair(node.args[0]), node.args[1]
-    if not isinstance(exponent, int | float) or exponent != int(exponent):
+    if not isinstance(exponent, int | float):
         return None
-    if not 1 <= abs(exponent) <= _LARGEST_POWER:
-        return None
+    if exponent != int(exponent) or not 1 <= abs(exponent) <= _LARGEST_POWER:
+        size = context.call(aten.pow.Tensor_Scalar, magnitude(context.edit, base), exponent)
+        angle = context.call(aten.mul.Tensor, _angle_of(context, base), exponent)
+        return turned(context.edit, size, angle)
     found = base
     for _ in range(int(abs(exponent)) - 1):
         found = product(context.edit, aten.mul.Tensor, found, base)
@@ -362,6 +381,8 @@ _RULES: Final[dict[str, _Rule]] = {
     "masked_fill": _filled_with,
     "constant_pad_nd": _filled_with,
     "pad": _padded,
+    "fill": _covered,
+    "linalg_vector_norm": _norm,
     **dict.fromkeys(("add", "sub", "rsub"), _sum),
     **dict.fromkeys(("fft_fftshift", "fft_ifftshift"), _shifted),
     **dict.fromkeys(

@@ -86,12 +86,20 @@ def test_filters_run_on_every_target(name: str) -> None:
     assert not any("fft" in call or "complex" in call for call in calls(rewritten))
 
 
+def set_to(value: Tensor, number: complex) -> Tensor:
+    value[:, 1:] = number
+    return value
+
+
 OPERATORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "sums": lambda y, z, x: (1 - y) + (z - 2j) - x + torch.sub(x, y, alpha=2) + (x + z),
     "products": lambda y, z, x: y * z * x * 2 * (1 + 3j) + x * y,
     "quotients": lambda y, z, x: y / z + x / z + 1 / z + y / x + z / 2 + (1j / z),
     "a large divisor": lambda y, z, x: (y * 1e30) / (z * 1e30),
     "powers": lambda y, z, x: y**3 + z.square() + (z**-2) + y**1,
+    "other powers": lambda y, z, x: y**0.5 + z**-1.5 + y**9,
+    "norms": lambda y, z, x: torch.linalg.vector_norm(y, dim=-1) + z.norm(p=1, dim=2),
+    "a spectrum set to zero": lambda y, z, x: set_to(y.clone(), 0) + set_to(z.clone(), 1 - 2j),
     "matrices": lambda y, z, x: (y @ z.mT) + x.to(y.dtype) @ z.mT + y.conj() @ x.mT.to(y.dtype),
     "one sum": lambda y, z, x: torch.bmm(y, z.mT) + torch.einsum("bij,bkj->bik", y, x + 0j),
     "a linear layer": lambda y, z, x: nn.functional.linear(y, z[0], z[0, :, 0]),
