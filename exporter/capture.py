@@ -288,6 +288,7 @@ def _captured(
                 if caps is not None:
                     modes.enter_context(numbers)
                 traced = torch.export.export(model, tuple(example), strict=False)
+            numbers.end()
             write_by_copy(traced.graph_module)
             program: ExportedProgram = traced.run_decompositions({})
             drop_writes(program)

@@ -69,6 +69,10 @@ class ExampleNumbers(TorchFunctionMode):
         """Begins to hint."""
         self._position = 0
 
+    def end(self) -> None:
+        """Ends; what is decided later would be asserted nowhere, and gets no hint."""
+        self._hints.clear()
+
     def __torch_function__(
         self,
         func: Callable[..., Any],

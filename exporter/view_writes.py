@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch._prims_common import is_contiguous_or_false
 from torch.fx import GraphModule, Node
 
 
@@ -50,7 +51,9 @@ def _functional(node: Node) -> OpOverload[Any, Any] | None:
     view = node.args[0] if node.args else None
     given = view.meta.get("val") if isinstance(view, Node) else None
     in_place = target.namespace == "aten" and name.endswith("_") and not name.startswith("_")
-    if not in_place or name == "copy_" or not isinstance(given, Tensor) or given.is_contiguous():
+    if not in_place or name == "copy_" or not isinstance(given, Tensor):
+        return None
+    if is_contiguous_or_false(given):  # of sizes that the data say, it may not be known
         return None
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
     found: OpOverload[Any, Any] | None = getattr(packet, overload, None)

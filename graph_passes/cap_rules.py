@@ -348,10 +348,16 @@ _POINTWISE_BY_NAME: Final = (
     aten.zeros_like.default,
     aten.ones_like.default,
     aten.full_like.default,
+    aten.fill.Scalar,
+    aten.fill.Tensor,
     aten.dropout.default,
 )
 
 RULES: Final[dict[object, Rule]] = {
+    aten.__or__.Tensor: pointwise,
+    aten.__and__.Tensor: pointwise,
+    aten.__xor__.Tensor: pointwise,
+    aten.copy.default: pointwise,
     **dict.fromkeys(_POINTWISE_BY_NAME, same_shape),
     aten.linear.default: last_axis,
     aten.layer_norm.default: last_axis,

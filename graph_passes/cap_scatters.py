@@ -87,6 +87,49 @@ def index_add(padded: Padded, node: Node) -> None:
     padded.set(node, new, live)
 
 
+def select_scatter(padded: Padded, node: Node) -> None:
+    """One row, in the place of another that is always there or among the first."""
+    x, source = padded.new(node.args[0]), padded.new(node.args[1])
+    dim = normal_axis(argument(node, "dim"), len(shape_of(x)))
+    index, own = padded.new(argument(node, "index")), padded.live(x).get(dim)
+    known = isinstance(index, int) and (own is None or (index >= 0 and own.front))
+    if not known and not (isinstance(index, int) and own is not None and 0 <= index < own.sure):
+        raise refused(node, "it writes a row that may be padding")
+    (x, source), _ = padded.meet(
+        node, (x, source), lambda at, a: (a + (a >= dim) if at else a) if at or a != dim else None
+    )
+    others = {a: one for a, one in padded.live(x).items() if a != dim}
+    if {a + (a >= dim): one for a, one in padded.live(source).items()} != others:
+        raise refused(node, "what it writes was chosen otherwise than where it goes")
+    new = padded.edit.call(node.target, x, source, dim, index)
+    padded.set(node, new, padded.live(x))
+
+
+def slice_scatter(padded: Padded, node: Node) -> None:
+    """Rows in the place of others: of an axis that is not padded, or of all behind the first."""
+    x, source = padded.new(node.args[0]), padded.new(node.args[1])
+    dim = normal_axis(argument(node, "dim"), len(shape_of(x)))
+    start, end, step = (argument(node, name) for name in ("start", "end", "step"))
+    (x, source), found = padded.meet(node, (x, source), lambda _, a: None if a == dim else a)
+    others = [{a: e for a, e in padded.live(p).items() if a != dim} for p in (x, source)]
+    if others[0] != others[1]:
+        raise refused(node, "what it writes was chosen otherwise than where it goes")
+    rows, own = padded.live(source).get(dim), padded.live(x).get(dim)
+    if rows is None and own is None:
+        new = padded.edit.call(node.target, x, source, dim, start, end, step)
+        padded.set(node, new, found)
+        return
+    start = 0 if start is None else start
+    first = isinstance(start, int) and own is not None and (0 <= start <= own.sure or own.front)
+    to_the_end = end is None or (isinstance(end, int) and end >= 1 << 62)
+    if not first or not to_the_end or step != 1 or rows is None:
+        raise refused(node, "it writes padded rows other than behind the first few")
+    parts = [padded.edit.cut(x, dim, 0, start)] if start else []
+    new = padded.edit.call(aten.cat.default, [*parts, source], dim) if start else source
+    live = padded.joined([start, rows]) if start else rows
+    padded.set(node, new, {**found, dim: live})
+
+
 SCATTER_RULES: Final[dict[object, Rule]] = {
     aten.scatter.src: scatter,
     aten.scatter.value: scatter,
@@ -94,6 +137,8 @@ SCATTER_RULES: Final[dict[object, Rule]] = {
     aten.scatter.value_reduce: scatter,
     aten.scatter_add.default: scatter,
     aten.scatter_reduce.two: scatter,
+    aten.select_scatter.default: select_scatter,
+    aten.slice_scatter.default: slice_scatter,
     aten.index_add.default: index_add,
     aten.index_copy.default: index_add,
     aten.index_reduce.default: index_add,

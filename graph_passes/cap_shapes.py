@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any, Final
 
+import torch
 from torch.fx import Node
 
 from tokexport.graph_passes.cap_rules import Rule
@@ -187,6 +188,8 @@ def slice_(padded: Padded, node: Node) -> None:
         raise refused(node, "it cuts padded rows other than behind the first few")
     if not to_the_end:
         number = padded.new(end)
+        if isinstance(number, int) and number > 0:
+            number = padded.constant((), number, torch.int64)
         if not isinstance(number, Node):
             raise refused(node, "where it cuts is not known")
         number = padded.edit.call(aten.minimum.default, number, live[dim].count)

@@ -154,6 +154,7 @@ def test_a_way_that_no_sample_takes_is_refused_when_it_runs(tmp_path: Path) -> N
         with pytest.raises(InputMismatchError, match="would not answer this input") as refused:
             runner.run({"x": -light[:1].numpy()})
     assert line_of("# dark here").removesuffix(", in forward: ") in refused.value.where
+    assert tokexport("verify", tmp_path / "out").code == 0
     np.savez(tmp_path / "dark.npz", x=-light.numpy())
     arguments = ("--inputs", tmp_path / "dark.npz", "--output", tmp_path / "y.npz")
     told = tokexport("run", tmp_path / "out", *arguments)

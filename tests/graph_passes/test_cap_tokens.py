@@ -32,6 +32,23 @@ def attend(y: Tensor) -> Tensor:
     return f.scaled_dot_product_attention(q, q, q).transpose(1, 2).reshape(1, y.shape[1], C)
 
 
+def written_rows(x: Tensor) -> Tensor:
+    y = chosen(x)
+    rows = torch.zeros(1, y.shape[1] + 1, C)
+    rows[:, 0] = 1.0
+    rows[:, 1:] = y
+    y[..., 0] = 0.5
+    y *= 2
+    return rows.softmax(1).amax(1) + y.sum(1)
+
+
+def masked_keys(x: Tensor) -> Tensor:
+    y = chosen(x)
+    keys = (y.sum(-1) > 0) | (y[..., 0] > 0)
+    scores = (y @ y.mT).masked_fill(~keys[:, None], -9.0)
+    return (scores.softmax(-1) @ y).sum(1)
+
+
 def twice(x: Tensor) -> Tensor:
     y = attend(chosen(x))
     return attend(y[:, y[0, :, 0] > 0])
@@ -104,6 +121,9 @@ EXACT: dict[str, Rows] = {
         1,
         x[..., 0].topk((x[0, :, 0] > 0).sum().item(), dim=1).indices[..., None].expand(-1, -1, C),
     ).sum(1),
+    "written rows": written_rows,
+    "masked keys": masked_keys,
+    "the first few, at most": lambda x: chosen(x).sort(1).values[:, :2].sum(1),
     "stack": lambda x: torch.stack([chosen(x), chosen(x).exp()]).sum(2),
 }
 REFUSED: dict[str, tuple[Rows, str]] = {
