@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from tokexport.exporter.capture import FlatModel, capture_padded
 from tokexport.exporter.errors import ModelNotSupportedError
@@ -15,6 +16,8 @@ from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.unbacked import Padding
 from tokexport.graph_passes.decisions import show, unlifted
 from tokexport.graph_passes.errors import TokenCountError
+from tokexport.graph_passes.torch_passes.drop_noise import DropNoise
+from tokexport.graph_passes.torch_passes.editor import Editor
 from tokexport.graph_passes.torch_passes.infrastructure import run_passes
 from tokexport.graph_passes.torch_passes.select_paths import Path, SelectPaths
 from tokexport.runtimes.base import Array
@@ -29,6 +32,7 @@ def with_paths(
     caps: Sequence[int],
     program: ExportedProgram,
     padding: Padding,
+    drop_noise: bool,
 ) -> tuple[ExportedProgram, Padding]:
     """Returns a padded graph that also takes the ways other samples take, where they differ.
 
@@ -38,11 +42,12 @@ def with_paths(
         caps: The caps.
         program: The padded graph of the first batch.
         padding: What was padded in it.
+        drop_noise: Whether what it draws is taken for its mean.
     """
     if len(batches) == 1 or all(check.kind != "branch" for check in padding.checks):
         return program, padding
     paths = [Path(program, padding.selections, padding.checks)]
-    taken = [_takes(paths[0], batches)]
+    taken = [_takes(paths[0], batches, drop_noise)]
     tried: set[int] = set()
     while len(paths) < MOST_PATHS:
         nowhere = np.flatnonzero(~np.any(taken, axis=0)).tolist()
@@ -57,7 +62,7 @@ def with_paths(
             continue  # that way cannot be padded: such inputs are refused
         if any(check.kind == "branch" for check in more.checks):
             paths.append(Path(other, more.selections, more.checks))
-            taken.append(_takes(paths[-1], batches))
+            taken.append(_takes(paths[-1], batches, drop_noise))
     if len(paths) == 1:
         return program, padding
     joined = SelectPaths(paths[0], paths[1:])
@@ -68,10 +73,18 @@ def with_paths(
     return program, Padding(joined.selections, joined.checks)
 
 
-def _takes(path: Path, batches: Batches) -> Array:
+def without_draws(program: ExportedProgram) -> GraphModule:
+    """Returns a program as a module, as ``unlifted`` does, with means in place of its draws."""
+    module = unlifted(program)
+    DropNoise().call(Editor(module.graph))
+    module.recompile()
+    return module
+
+
+def _takes(path: Path, batches: Batches, drop_noise: bool) -> Array:
     """Returns on which batches (batches,) all branches of a way are taken."""
     names = [check.holds.name for check in path.checks if check.kind == "branch"]
-    graph = show(unlifted(path.program), names)
+    graph = show(without_draws(path.program) if drop_noise else unlifted(path.program), names)
     with torch.no_grad():
         rows = [all(bool(one) for one in graph(*tensors_of(batch))) for batch in batches]
     return np.array(rows)

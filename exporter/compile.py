@@ -134,10 +134,11 @@ def compile(
             given, inputs, batches = prepare(source, config)
             batches = replace(batches, watch=checklist.counted)
             size = inputs[0].shape[0] if inputs[0].shape else 1
-            given, batches, cap = under_cap(given, batches, size, config.caps)
+            drop = config.drop_noise
+            given, batches, cap = under_cap(given, batches, size, config.caps, drop)
             known["token_cap"] = cap
             known |= {"inputs": batches.origin, "samples": batches.samples, "batches": len(batches)}
-            flat, known["noise"] = without_noise(given, batches, config.drop_noise)
+            flat, known["noise"] = without_noise(given, batches, drop)
             reference = reference_of(flat, batches)
             names = tuple(reference.outputs)
             _accuracy(reference, reference.outputs, batches)  # labels of no class end it here

@@ -45,7 +45,9 @@ _READS: Final = frozenset(
 
 #: What an input does that goes another way than the example.
 BRANCH: Final = "the code branches otherwise than on the sample"
-NUMBER: Final = "the code reads another number than on the sample"
+NUMBER: Final = (
+    "the code reads another number than on the sample (int() and float() fix one, .item() does not)"
+)
 _TYPES: Final = {torch.SymInt: torch.int64, torch.SymFloat: torch.float64}
 _SYMBOLS: Final = (torch.SymInt, torch.SymFloat, torch.SymBool)
 

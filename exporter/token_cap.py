@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from tokexport.exporter.branch_paths import with_paths
+from tokexport.exporter.branch_paths import with_paths, without_draws
 from tokexport.exporter.capture import FlatModel, capture_padded
 from tokexport.exporter.errors import DataDependentError
 from tokexport.exporter.inputs import Batches
@@ -65,7 +65,11 @@ def checks_of(model: FlatModel) -> InputChecks | None:
 
 
 def under_cap(
-    model: FlatModel, batches: Batches, size: int, caps: Sequence[int] | None
+    model: FlatModel,
+    batches: Batches,
+    size: int,
+    caps: Sequence[int] | None,
+    drop_noise: bool = False,
 ) -> tuple[FlatModel, Batches, TokenCapUse | None]:
     """Returns the model with its checks, the batches that it answers under the cap, and how far.
 
@@ -74,6 +78,7 @@ def under_cap(
         batches: All samples.
         size: How many samples a batch holds.
         caps: The caps; without any, and for a model that needs none, nothing is left out.
+        drop_noise: Whether what the model draws becomes its mean, also where rows are counted.
 
     Raises:
         DataDependentError: The model cannot be padded exactly, or no batch fits.
@@ -83,8 +88,8 @@ def under_cap(
     program, padding = capture_padded(model, tensors_of(next(iter(batches))), caps)
     if not padding.checks:
         return CappedModel(model, program, _checks_of(padding, [])), batches, None
-    program, padding = with_paths(model, batches, caps, program, padding)
-    counts, held, outputs = _run(program, padding, batches)
+    program, padding = with_paths(model, batches, caps, program, padding, drop_noise)
+    counts, held, outputs = _run(program, padding, batches, drop_noise)
     none = _proven_none(model, batches, padding, held, outputs)
     kept = [at for at in range(len(padding.checks)) if at not in none]
     keep_checks(program, kept)
@@ -98,13 +103,13 @@ def under_cap(
 
 
 def _run(
-    program: ExportedProgram, padding: Padding, batches: Batches
+    program: ExportedProgram, padding: Padding, batches: Batches, drop_noise: bool
 ) -> tuple[Array, Array, list[list[Array]]]:
     """Returns counts (batches, choices), whether checks hold (batches, checks), and the outputs.
 
     A choice on a way that a batch does not take has the count -1.
     """
-    graph = unlifted(program)
+    graph = without_draws(program) if drop_noise else unlifted(program)
     (output,) = graph.graph.find_nodes(op="output")
     names = [one.count.name for one in padding.selections]
     names += [(one.when or one.count).name for one in padding.selections]

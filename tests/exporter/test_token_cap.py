@@ -175,6 +175,16 @@ def test_choosing_none_is_proven_where_a_sample_does(samples: Path, tmp_path: Pa
     assert 0 < cap["exceeding"] < 24
 
 
+def test_noise_is_dropped_before_rows_are_counted(tmp_path: Path) -> None:
+    arguments = ("models.token_dropping:gumbel_sampling", tmp_path / "out", "--token-cap", 5)
+    refusal(compile_model(*arguments), 3, tmp_path, "another answer when it runs", "--drop-noise")
+    found = compile_model(*arguments, "--drop-noise", "--json")
+    assert found.code == 0, found
+    assert len(found.json["noise"]["draws"]) == 1
+    assert found.json["token_cap"]["left_out"] == 0
+    assert all(hop["passed"] for hop in found.json["hops"])
+
+
 def test_inspect_says_the_counts_that_it_meets(samples: Path) -> None:
     arguments = (f"{MODELS}:sampled", "--inputs", samples, "--target", "trt")
     shown = tokexport("inspect", *arguments, "--token-cap", "5,4")

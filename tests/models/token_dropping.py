@@ -90,6 +90,30 @@ class PaddedSampling(Block):
         return x * mask.unsqueeze(-1)
 
 
+class GumbelSampling(Block):
+    """Token sampling by Gumbel noise and the largest, as often as there are samples."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__(fused=False)
+        self.samples = samples
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, 1 + most, 16)."""
+        out, attention, v = self.attention(self.norm1(x))
+        x = x + out
+        logits = (class_scores(attention.pow(0.25), v) + 1e-6).log()
+        logits = logits[:, None].repeat(1, self.samples, 1) + torch.linspace(0, 1, TOKENS).log1p()
+        logits = logits * torch.linspace(-1, 1, self.samples)[:, None]
+        noise = torch.zeros_like(logits).uniform_(0, 1)
+        noise = -torch.log(-torch.log(noise + 1e-20) + 1e-20)
+        ids = (logits + noise).argmax(dim=-1) + 1  # drawn here
+        ids = pad_sequence([torch.unique(one, sorted=True) for one in torch.unbind(ids)], True)
+        mask = f.pad(ids != 0, (1, 0), value=True)
+        ids = f.pad(ids, (1, 0), value=0)
+        x = x.gather(1, ids[..., None].expand(-1, -1, WIDTH)) * mask[..., None]
+        return x + self.mlp(self.norm2(x))
+
+
 class BranchingSampling(Block):
     """Token sampling that looks whether the class token was sampled, and puts it in front once."""
 
@@ -314,6 +338,10 @@ def inverse_sampling() -> tuple[nn.Module, Tensor]:
 
 def padded_sampling(batch: int = 2) -> tuple[nn.Module, Tensor]:
     return _model(lambda: Vit([Block(), PaddedSampling(6), Block()]), batch)
+
+
+def gumbel_sampling() -> tuple[nn.Module, Tensor]:
+    return _model(lambda: Vit([Block(), GumbelSampling(5), Block()]), 2)
 
 
 def branching_sampling() -> tuple[nn.Module, Tensor]:
