@@ -45,6 +45,7 @@ from tokexport.exporter.speed import busy_warning, over_unreduced, time_against_
 from tokexport.exporter.stages import StageFolder
 from tokexport.exporter.token_cap import checks_of, under_cap
 from tokexport.exporter.told_hops import ToldHops, ToldWay
+from tokexport.exporter.trace_difference import differences_named
 from tokexport.exporter.tuning import tune
 from tokexport.exporter.whole_number_ranges import RunBatches
 from tokexport.exporter.worker.process import WORKER
@@ -54,10 +55,7 @@ from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import NoDeviceError
-from tokexport.runtimes.manifest import (
-    PASSED,
-    Manifest,
-)
+from tokexport.runtimes.manifest import PASSED, Manifest
 from tokexport.runtimes.verification import REFERENCE_NAME
 
 REPORT_NAME = "report.json"
@@ -180,7 +178,8 @@ def compile(
                 scores=gates.scores_by_hop(narrowed_hops(config)),
             )
             known |= {"gates": narrowed, "hops": proof.hops, "warnings": warnings}
-            proof.check("captured", hops.run_graph(captured, batches, names))
+            with differences_named(captured, flat, batches):
+                proof.check("captured", hops.run_graph(captured, batches, names))
             require_steady(gates.fp32, bool(half))  # a fault of the trace would look like rounding
             require_steady(narrowed, bool(half), config.precision)
             edges = EdgeProof(flat, captured, inputs, batches, reference, config, cap)

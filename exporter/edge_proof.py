@@ -22,6 +22,7 @@ from tokexport.exporter.measured_gates import MeasuredGates, measured_gates, mos
 from tokexport.exporter.parity import ParityError, Proof, TellHop, judge
 from tokexport.exporter.reference import Reference, check_constants, run_reference
 from tokexport.exporter.token_cap_use import TokenCapUse
+from tokexport.exporter.trace_difference import differences_named
 from tokexport.exporter.whole_number_ranges import RangeSearch, Reach, RunBatches
 from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array
@@ -158,7 +159,8 @@ class EdgeProof:
         def check(name: str) -> None:
             proof.check(name, steps[name](self._batches), tell(name, self._batches, proof))
 
-        check("captured")
+        with differences_named(self._captured, self._model, self._batches):
+            check("captured")
         try:
             check(hop)
         except ParityError:
