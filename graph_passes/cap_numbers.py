@@ -40,7 +40,11 @@ _PAIRS: Final = {
     torch.sym_max: aten.maximum.default,
     torch.sym_min: aten.minimum.default,
 }
-ASSERTIONS: Final = (aten._assert_scalar.default, aten._assert_async.msg)
+ASSERTIONS: Final = (
+    aten._assert_scalar.default,
+    aten._assert_async.default,
+    aten._assert_async.msg,
+)
 _KINDS: Final = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
@@ -149,8 +153,7 @@ def _certain(padded: Padded, node: Any) -> bool:
         return False
     if node.target is torch.sym_not or node.target is operator.not_:
         inner: Any = node.args[0]
-        counted = inner.target is operator.eq and padded.most(padded.new(inner.args[0])) is not None
-        return bool(counted and inner.args[1] == 0)
+        return inner.target is operator.eq and _is_count(inner.args[0]) and inner.args[1] == 0
     if node.target not in (operator.ge, operator.le, operator.ne) or len(node.args) != 2:
         return False
     count, limit = node.args
@@ -159,7 +162,15 @@ def _certain(padded: Padded, node: Any) -> bool:
         return False
     if node.target is operator.le:
         return most <= limit
-    return limit <= 0  # a count is at least 0, and that there is one is checked where it is made
+    # A count is at least 0, and that there is one is checked where it is made.
+    return limit <= 0 and _is_count(count)
+
+
+def _is_count(node: Any) -> bool:
+    """Tells whether a number is how many rows there are, or the most of such; a sum may be less."""
+    if is_call(node, torch.sym_max):
+        return any(map(_is_count, node.args))
+    return is_call(node, aten.sym_size.int)
 
 
 def _line_of(node: Any) -> str:

@@ -106,7 +106,8 @@ class CapTokens(TorchPass):
             if padded.changed(node) and not node.users:
                 edit.graph.erase_node(node)
         self.selections = tuple(padded.selections)
-        self.checks = tuple(padded.checks.values())
+        if self._caps is not None:  # else nothing was padded, and no branch taken by an example
+            self.checks = tuple(padded.checks.values())
         if self.checks:
             with edit.before(output):
                 holds = [edit.view(check.holds, [1]) for check in self.checks]

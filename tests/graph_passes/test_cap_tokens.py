@@ -233,6 +233,33 @@ def test_what_does_not_hold_of_an_input_is_said(function: Rows, why: str) -> Non
     assert [one for one in said if why in one], said
 
 
+def test_an_assertion_alone_adds_no_output_without_a_cap() -> None:
+    def function(x: Tensor) -> Tensor:
+        torch._check((x < 100).all().item())
+        return x + 1
+
+    module, x = Function(function), inputs()[0]
+    flat = FlatModel(module, call_spec(module, (x,), {}))
+    program, padding = capture_padded(flat, (x,), None)
+    assert (padding, len(unlifted(program)(x))) == (Padding(), 1)
+    program, padding = capture_padded(flat, (x,), (N,))
+    assert "branch" in [check.kind for check in padding.checks]
+    assert [bool(unlifted(program)(one)[1].all()) for one in (x, x + 200)] == [True, False]
+
+
+def test_rows_fewer_than_none_are_a_check() -> None:
+    module = Function(lambda x: torch.ones(1, chosen(x).shape[1] - 3, 1).sum(1) + x[:, 0])
+    x = inputs()[0]
+    x[0, :, 0] = torch.where(torch.arange(N) < 5, 9.0, -9.0)
+    flat = FlatModel(module, call_spec(module, (x,), {}))
+    program, _ = capture_padded(flat, (x,), (N,))
+    graph = unlifted(program)
+    torch.testing.assert_close(graph(x)[0], module(x))
+    assert graph(x)[1].all()
+    x[0, :, 0] = torch.where(torch.arange(N) < 2, 9.0, -9.0)
+    assert not graph(x)[1].all()
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_exact_is_refused(name: str) -> None:
     function, why = REFUSED[name]
