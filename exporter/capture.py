@@ -166,6 +166,11 @@ def forward_parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
     A patched ``forward(*args, **kwargs)`` that passes everything on has no names of its own; the
     nearest ``forward`` of a base class that has some gives them.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelNotSupportedError(
+            "The model is TorchScript, which has no Python code to trace.",
+            fix="Give the module that it was scripted or traced from.",
+        )
     own = dict(inspect.signature(model.forward).parameters)
     if not own or any(parameter.kind not in CATCH_ALL for parameter in own.values()):
         return own

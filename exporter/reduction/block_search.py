@@ -6,12 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError, listed
 from tokexport.exporter.reduction.block_trace import trace_block
-from tokexport.exporter.reduction.observed_calls import Call, observe
+from tokexport.exporter.reduction.observed_calls import Call, observe, other_blocks
 from tokexport.graph_passes.reduction.block_parts import BlockParts, take_apart
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.position_terms import PositionTerm, position_terms
@@ -100,8 +101,8 @@ def find_blocks(
         raise reasons[0]
     raise ModelNotSupportedError(
         "The model has no repeated blocks that take and give tokens (batch, tokens, channels).",
-        where=f"Looked in '{path}'." if path else "",
-        fix=_FIX,
+        where=" ".join(other_blocks(model, inputs)) or (f"Looked in '{path}'." if path else ""),
+        fix=f"{_FIX} Each image has to be a row of its own that holds all its tokens.",
     )
 
 
@@ -114,6 +115,11 @@ def _taken_apart(group: list[Call]) -> tuple[FoundBlock, ...]:
     known: dict[object, tuple[BlockParts, tuple[PositionTerm | None, ...]]] = {}
     blocks = []
     for call in group:
+        if isinstance(call.module, torch.jit.ScriptModule):
+            raise SurgeryError(
+                f"The block '{call.path}' is TorchScript, which is not taken apart.",
+                fix="Put the module there that it was scripted or traced from.",
+            )
         kind = _kind(call)
         if kind not in known:
             program = trace_block(call)
@@ -126,10 +132,22 @@ def _kind(call: Call) -> object:
     """Returns what blocks of one graph have in common: weights, submodules and their settings."""
     weights = [(name, tuple(p.shape)) for name, p in call.module.named_parameters()]
     settings = [
-        (name, type(module), module.extra_repr(), _plain(module))
+        (name, type(module), module.extra_repr(), _plain(module), _put_in(module, bool(name)))
         for name, module in call.module.named_modules()
     ]
     return repr((weights, settings, call.tree, [type(leaf) for leaf in call.leaves]))
+
+
+def _put_in(module: nn.Module, hooked: bool) -> list[int]:
+    """Returns which functions were put into a module: in place of its forward, and as its hooks.
+
+    The hooks of a block itself run around what takes its place, so that they make no kind.
+    """
+    forward = vars(module).get("forward")
+    put = [] if forward is None else [id(getattr(forward, "__func__", forward))]
+    if hooked:
+        put += map(id, (*module._forward_pre_hooks.values(), *module._forward_hooks.values()))
+    return put
 
 
 def _plain(module: object) -> list[tuple[str, object]]:

@@ -88,6 +88,42 @@ def observe(
     return tuple(calls)
 
 
+def other_blocks(model: FlatModel, inputs: Sequence[Tensor]) -> list[str]:
+    """Says what repeated modules take and give where that is no (batch, tokens, channels).
+
+    A sentence for each container of two or more modules of one class that have parts of their own.
+    """
+    found: dict[str, str] = {}
+
+    def noted(path: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+            shapes = [
+                next((tuple(one.shape) for one in leaves if isinstance(one, Tensor)), ())
+                for leaves in (pytree.tree_leaves((args, kwargs)), pytree.tree_leaves(result))
+            ]
+            taken, given = (str(shape) if shape else "no tensor" for shape in shapes)
+            found.setdefault(
+                path,
+                f"The blocks of '{path}' ({type(module).__name__}) take {taken} and give {given}.",
+            )
+
+        return note
+
+    with evaluation(model), torch.no_grad():
+        hooks = []
+        for path, container in model.model.named_modules():
+            parts = [one for one in container.children() if next(one.children(), None) is not None]
+            if isinstance(container, nn.ModuleList | nn.Sequential) and len(parts) > 1:
+                same = [one for one in parts if type(one) is type(parts[-1])]
+                hooks += [one.register_forward_hook(noted(path), with_kwargs=True) for one in same]
+        try:
+            model(*inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return list(found.values())
+
+
 def _read(path: str, module: nn.Module, args: Any, kwargs: Any, result: Any) -> Call | None:
     leaves, tree = pytree.tree_flatten((args, kwargs))
     results, result_tree = pytree.tree_flatten(result)
