@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.module_state import evaluation, parameter_versions
 from tokexport.exporter.outputs import Constant
-from tokexport.exporter.settled_state import settle, weights_of
+from tokexport.exporter.settled_state import Answer, settle, weights_of
 from tokexport.exporter.unbacked import FIX
 from tokexport.graph_passes.stack_traces import raised_at
 from tokexport.graph_passes.torch_errors import in_words
@@ -102,13 +102,9 @@ def _refuse_rewriting(changed: Sequence[str]) -> None:
         )
 
 
-#: What a run gave: tensors by name, and what was no tensor.
-_Answer: TypeAlias = tuple[dict[str, Array], dict[str, Constant]]
-
-
 def _first_run(
     model: FlatModel, tensors: Sequence[Tensor], versions: dict[str, Any], *, twice: bool
-) -> tuple[_Answer, _Again | None]:
+) -> tuple[Answer, _Again | None]:
     """Runs the model, and again as it is then; holds it to its versions, and puts all back."""
     again = None
     with evaluation(model, weights=True) as entered:
@@ -140,12 +136,12 @@ class _Again:
         kept: The weights that the first run replaced.
     """
 
-    after: _Answer
-    anew: _Answer
+    after: Answer
+    anew: Answer
     kept: tuple[str, ...]
 
 
-def _run(model: FlatModel, tensors: Sequence[Tensor]) -> _Answer:
+def _run(model: FlatModel, tensors: Sequence[Tensor]) -> Answer:
     """Runs a model in evaluation mode; copies what it gives, which may be state of its own."""
     try:
         with torch.no_grad():
@@ -208,7 +204,7 @@ def check_constants(first: dict[str, Constant], found: dict[str, Constant], on: 
         )
 
 
-def _check_repeats(first: _Answer, again: _Again) -> None:
+def _check_repeats(first: Answer, again: _Again) -> None:
     if not _same(first, again.anew):
         raise NotRepeatableError(
             "The model gives another answer when it runs again on the same input.",
@@ -227,7 +223,7 @@ def _check_repeats(first: _Answer, again: _Again) -> None:
         )
 
 
-def _same(first: _Answer, second: _Answer) -> bool:
+def _same(first: Answer, second: Answer) -> bool:
     (one, constants), (other, again) = first, second
     same = constants == again and list(one) == list(other)
     return same and all(_repeats(array, other[name]) for name, array in one.items())

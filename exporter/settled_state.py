@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.module_state import evaluation
+from tokexport.exporter.outputs import Constant
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.neighbourhoods import within_local_floor
 
 #: A weight that is normalised in place may take some calls to stay what it is.
 _CALLS = 3
 #: How far it may still move, as a share of each number.
 _SAME = 1e-6
+#: How far an answer may be from the first one, as a share of the scale around each number.
+_AGREE = 1e-5
+
+#: What a run gave: tensors by name, and what was no tensor.
+Answer: TypeAlias = tuple[dict[str, Array], dict[str, Constant]]
 
 
 def weights_of(model: FlatModel) -> Iterator[tuple[str, Tensor]]:
@@ -31,7 +41,7 @@ def settle(
     model: FlatModel,
     written: Sequence[str],
     tensors: Sequence[Tensor],
-    run: Callable[[Sequence[Tensor]], object],
+    run: Callable[[Sequence[Tensor]], Answer],
 ) -> bool:
     """Puts a copy with settled weights in the place of a model that writes them.
 
@@ -44,29 +54,31 @@ def settle(
         run: Runs it.
 
     Returns:
-        Whether they settle: two inputs leave the same numbers, which a further call leaves alone.
+        Whether they settle: two inputs leave the same numbers, which a further call leaves alone,
+        and with these the model answers both as it did at its first call.
     """
     try:
         with evaluation(model, weights=True) as entered:
-            values = _written_by(_others(tensors), model, written, run)
-            entered.begin_again()
-            if not _equal(values, _written_by(tensors, model, written, run)):
+            answers, values = [], []
+            for given in (_others(tensors), tensors):
+                entered.begin_again()
+                answers.append(run(given))
+                values.append(_values(model, written))
+            if not _equal(*values):
                 return False
             for _ in range(_CALLS):
-                before, values = values, _written_by(tensors, model, written, run)
-            if not (
-                _near(values, before) and _near(values, _written_by(tensors, model, written, run))
-            ):
-                return False
-            if not _near(values, _written_by(_others(tensors), model, written, run)):
-                return False
+                run(tensors)
+            settled = _values(model, written)
+            for given, answer in zip((_others(tensors), tensors), answers, strict=True):
+                if not _agree(answer, run(given)) or not _near(settled, _values(model, written)):
+                    return False
         copied = copy.deepcopy(model.model)
     except Exception:  # it fails on the other input, or cannot be copied: it is refused as it is
         return False
     model.model = copied
     own = dict(weights_of(model))
     with torch.no_grad():
-        for name, value in values.items():
+        for name, value in settled.items():
             own[name].data.copy_(value)
     model.settled |= frozenset(written)
     return True
@@ -83,15 +95,20 @@ def settled_warning(model: FlatModel) -> tuple[str, ...]:
     )
 
 
-def _written_by(
-    tensors: Sequence[Tensor],
-    model: FlatModel,
-    names: Sequence[str],
-    run: Callable[[Sequence[Tensor]], object],
-) -> dict[str, Tensor]:
-    """Runs an input and returns what the weights of those names hold then."""
-    run(tensors)
-    return _values(model, names)
+def _agree(one: Answer, other: Answer) -> bool:
+    """Tells whether two answers are the same up to rounding."""
+    (outputs, constants), (others, again) = one, other
+    if constants != again or outputs.keys() != others.keys():
+        return False
+    return all(_alike(array, others[name]) for name, array in outputs.items())
+
+
+def _alike(one: Array, other: Array) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.dtype.kind != "f":
+        return np.array_equal(one, other)
+    return within_local_floor(one, other, _AGREE)
 
 
 def _near(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

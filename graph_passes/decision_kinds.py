@@ -28,7 +28,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     operator_name,
 )
-from tokexport.graph_passes.torch_passes.editor import DERIVED, MADE, aten
+from tokexport.graph_passes.torch_passes.editor import DERIVED, MADE, STANDS_FOR, aten
 
 WITH_VALUES: Final = (
     aten.sort.default,
@@ -178,17 +178,16 @@ def _rule(node: Node) -> str:
     """Names the comparison or the staircase that a call is; '' where it is none.
 
     A cast cuts off what is behind the point, and to truth values it tells what is not zero. Steps
-    that a pass takes are about whole numbers, which it brought to floats itself.
+    that a pass takes are about whole numbers, which it brought to floats itself, and of what a pass
+    compares eager has no scores.
     """
-    if is_call(node, *_COMPARISONS):
+    if is_call(node, *_COMPARISONS) and (STANDS_FOR in node.meta or not node.meta.get(MADE)):
         return base_name(node.target)
     if node.meta.get(MADE):
         return ""
     if is_call(node, *_STAIRCASES):
         return base_name(node.target)
     if not is_call(node, *_CASTS) or dtype_of(node).is_floating_point or dtype_of(node).is_complex:
-        return ""
-    if node.meta.get(DERIVED):  # a pass casts whole numbers back
         return ""
     return "ne" if dtype_of(node) == torch.bool else "trunc"
 

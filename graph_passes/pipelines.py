@@ -70,6 +70,7 @@ from tokexport.graph_passes.torch_passes.recognise_merges import RecogniseMerges
 from tokexport.graph_passes.torch_passes.scatter_rows import ScatterRows
 from tokexport.graph_passes.torch_passes.share_repeats import ShareRepeats
 from tokexport.graph_passes.torch_passes.sort_stably import SortStably
+from tokexport.graph_passes.torch_passes.spell_out_atan2 import SpellOutAtan2
 from tokexport.graph_passes.torch_passes.spell_out_joins import SpellOutJoins
 from tokexport.graph_passes.torch_passes.spell_out_modes import SpellOutModes
 from tokexport.graph_passes.torch_passes.spell_out_pools import SpellOutPools
@@ -98,6 +99,7 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     ShareRepeats(),
     FoldTransforms(),
     SplitComplex(),
+    SpellOutAtan2(),
     ProductsAsMatmul(),
     Distances(),
     CountForSearch(),

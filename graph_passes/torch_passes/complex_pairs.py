@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import is_tensor
+from tokexport.graph_passes.torch_passes.calls import dtype_of, is_tensor
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
 
 
@@ -86,11 +86,18 @@ def conjugate(edit: Editor, pair: Pair) -> Pair:
 
 
 def magnitude(edit: Editor, pair: Pair) -> Node:
-    """Inserts the absolute value of a pair."""
+    """Inserts the absolute value of a pair; of parts over the larger, so that no square is lost."""
     if pair.imaginary is None:
         return edit.call(aten.abs.default, pair.real)
-    squares = [edit.call(aten.mul.Tensor, one, one) for one in (pair.real, pair.imaginary)]
-    return edit.call(aten.sqrt.default, edit.call(aten.add.Tensor, *squares))
+    sizes = [edit.call(aten.abs.default, one) for one in (pair.real, pair.imaginary)]
+    ends = torch.finfo(dtype_of(pair.real))
+    largest = edit.call(
+        aten.clamp.default, edit.call(aten.maximum.default, *sizes), ends.tiny, ends.max
+    )
+    parts = [edit.call(aten.div.Tensor, one, largest) for one in sizes]
+    squares = [edit.call(aten.mul.Tensor, one, one) for one in parts]
+    root = edit.call(aten.sqrt.default, edit.call(aten.add.Tensor, *squares))
+    return edit.call(aten.mul.Tensor, root, largest)
 
 
 def turned(edit: Editor, size: Node, angle: Any) -> Pair:

@@ -225,7 +225,12 @@ def _cast(context: Context, node: Node) -> Pair:
         same = dtype_of(part) == wanted
         return part if same else context.call(aten._to_copy.default, part, dtype=wanted)
 
-    if not is_complex(node) or pair.imaginary is None:
+    if pair.imaginary is None:
+        return Pair(cast(pair.real))
+    if wanted == torch.bool:  # what is not zero in either part
+        parts = (cast(pair.real), cast(pair.imaginary))
+        return Pair(context.call(aten.logical_or.default, *parts))
+    if not is_complex(node):
         return Pair(cast(pair.real))
     return Pair(cast(pair.real), cast(pair.imaginary))
 
@@ -265,10 +270,10 @@ def _power(context: Context, node: Node) -> Pair | None:
         size = context.call(aten.pow.Tensor_Scalar, magnitude(context.edit, base), exponent)
         angle = context.call(aten.mul.Tensor, _angle_of(context, base), exponent)
         return turned(context.edit, size, angle)
-    found = base
+    found = base = base if exponent > 0 else _inverse(context, base)
     for _ in range(int(abs(exponent)) - 1):
         found = product(context.edit, aten.mul.Tensor, found, base)
-    return found if exponent > 0 else _inverse(context, found)
+    return found
 
 
 def _square(context: Context, node: Node) -> Pair:

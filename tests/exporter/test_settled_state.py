@@ -57,6 +57,19 @@ class Normalised(Centres):
             self.centres.copy_(self.line.weight[:4])
 
 
+class WarmsUp(nn.Module):
+    """x (B, 8): counts its calls up to three, and answers by the count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("steps", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps.copy_((self.steps + 1).clamp(max=3))
+        return self.line(x) * self.steps
+
+
 class OfTheInput(Centres):
     def write(self, x: Tensor) -> None:
         self.centres.copy_(x.mean() * self.line.weight[:4])
@@ -115,3 +128,10 @@ def test_it_ships_and_says_so(tmp_path: Path) -> None:
     with load(tmp_path / "out") as runner, torch.no_grad():
         found = runner.run({"x": x.numpy()})["output"]
         torch.testing.assert_close(torch.from_numpy(found), model(x), atol=1e-5, rtol=0)
+
+
+def test_what_answers_otherwise_at_its_first_calls_is_refused(tmp_path: Path) -> None:
+    model, x = WarmsUp().eval(), torch.randn(2, WIDTH)
+    with pytest.raises(ModelNotSupportedError):
+        tokexport.compile(model, x, output=tmp_path / "bundle", timed=False)
+    assert model.steps.item() == 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 import pytest
 import torch
-from helpers.graphs import TARGETS, calls, checked, emitted, rewrite
+from helpers.graphs import TARGETS, calls, checked, emitted, rewrite, run_rewritten
 from torch import Tensor, fft, nn
 
 from tokexport.graph_passes import pipelines
@@ -173,3 +173,35 @@ def test_products_with_a_transform_stay_in_float32() -> None:
     assert len(products) == 4
     assert {node.outputs[0].dtype for node in products} == {ir.DataType.FLOAT}
     assert ir.DataType.FLOAT16 in {node.outputs[0].dtype for node in halves.graph}
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-38, 1.0, 1e20, 3e38])
+def test_no_square_of_a_magnitude_is_lost(size: float) -> None:
+    def magnitudes(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        z = torch.complex(x, y)
+        return z.abs() / size, torch.view_as_real(z.sgn()), z.abs().log() / 100
+
+    x, y = (drawn(2, 9, seed=seed).clamp(-0.9, 0.9) * size for seed in (0, 1))
+    x[0, 0] = y[0, 1] = 0.0
+    checked(magnitudes, x, y, passes=PASSES)
+
+
+def test_a_number_is_true_that_is_not_zero_in_either_part() -> None:
+    def truths(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        z = torch.complex(x, y)
+        return z.to(torch.bool), z.bool() | (x > 1)
+
+    x = torch.tensor([0.0, 0.0, 2.0, -1.0])
+    y = torch.tensor([0.0, 3.0, 0.0, -1.0])
+    assert truths(x, y)[0].tolist() == [False, True, True, True]
+    checked(truths, x, y, targets=TARGETS)
+
+
+def test_an_inverse_power_does_not_overflow() -> None:
+    def inverse(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return parts(torch.complex(x, y) ** -3)
+
+    x, y = (drawn(2, 9, seed=seed) * 1e13 for seed in (0, 1))
+    (found,) = run_rewritten(rewrite(inverse, x, y, passes=PASSES), x, y)
+    (exact,) = parts(torch.complex(x.double(), y.double()) ** -3)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-42)

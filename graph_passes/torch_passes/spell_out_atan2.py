@@ -1,0 +1,71 @@
+"""Writes the angle of a point as one of the first quadrant, turned by the signs of the point.
+
+Before → after::
+
+    atan2(y, x)   →   ±(π - a if x is negative else a),  a = atan(|y| / |x|)
+
+The sign is that of y, and a zero has a sign too: as in C, the angle of (0, -1) is π and that of
+(-0, -1) is -π. What torch's exporter writes has -π for both, and forgets the sign of x = -0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch.fx import Node
+
+from tokexport.graph_passes.torch_passes.calls import dtype_of, is_call, operand
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+
+
+class SpellOutAtan2(TorchPass):
+    """Rewrites angles of points by arc tangents of quotients."""
+
+    name: ClassVar[str] = "spell out atan2"
+
+    def call(self, edit: Editor) -> int:
+        """Rewrites the graph in place and returns how many angles it changed."""
+        changed = 0
+        for node in list(edit.graph.nodes):
+            if not is_call(node, aten.atan2.default):
+                continue
+            with edit.before(node):
+                edit.replace(node, _spelled(edit, node))
+            changed += 1
+        return changed
+
+
+def _spelled(edit: Editor, node: Node) -> Node:
+    wanted = dtype_of(node)
+    y, x = (_as_float(edit, operand(node, name), wanted) for name in ("self", "other"))
+    above, beside = (edit.call(aten.abs.default, part) for part in (y, x))
+    # of the point (0, 0) the quotient is 0 / 1
+    both = edit.call(aten.add.Tensor, above, beside)
+    one = edit.call(aten.ones_like.default, both)
+    nowhere = edit.call(aten.eq.Scalar, both, 0)
+    angle = edit.call(aten.div.Tensor, above, edit.call(aten.where.self, nowhere, one, beside))
+    angle = edit.call(aten.atan.default, angle)
+    behind = edit.call(aten.rsub.Scalar, angle, math.pi)
+    angle = edit.call(aten.where.self, _is_negative(edit, x), behind, angle)
+    return edit.call(
+        aten.where.self, _is_negative(edit, y), edit.call(aten.neg.default, angle), angle
+    )
+
+
+def _as_float(edit: Editor, part: Node, wanted: torch.dtype) -> Node:
+    if dtype_of(part) == wanted:
+        return part
+    return edit.call(aten._to_copy.default, part, dtype=wanted)
+
+
+def _is_negative(edit: Editor, part: Node) -> Node:
+    """Tells which numbers have a minus; that of -0 is in its reciprocal."""
+    turned = edit.call(aten.reciprocal.default, part)
+    return edit.call(
+        aten.logical_or.default,
+        edit.call(aten.lt.Scalar, part, 0),
+        edit.call(aten.lt.Scalar, turned, 0),
+    )
