@@ -51,8 +51,11 @@ def _functional(node: Node) -> OpOverload[Any, Any] | None:
     view = node.args[0] if node.args else None
     given = view.meta.get("val") if isinstance(view, Node) else None
     in_place = target.namespace == "aten" and name.endswith("_") and not name.startswith("_")
+    written = node.meta.get("val")
     if not in_place or name == "copy_" or not isinstance(given, Tensor):
         return None
+    if not isinstance(written, Tensor) or written.stride() != given.stride():
+        return None  # it turns or squeezes the view, and writes no number
     if is_contiguous_or_false(given):  # of sizes that the data say, it may not be known
         return None
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)

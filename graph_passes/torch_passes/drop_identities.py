@@ -98,8 +98,8 @@ def _passed_on(node: Node) -> Node | None:
         return parts[0] if len(parts) == 1 else None
     if is_call(node, *_COPIES):
         return operand(node)
-    if is_call(node, *_IDENTITIES_OF_SHAPE):
-        source = operand(node)
+    if is_call(node, *_IDENTITIES_OF_SHAPE, aten.copy.default):
+        source = operand(node, "src" if is_call(node, aten.copy.default) else "self")
         same = (shape_of(source), dtype_of(source)) == (shape_of(node), dtype_of(node))
         return source if same else None
     if is_call(node, aten.permute.default):

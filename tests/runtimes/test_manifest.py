@@ -159,7 +159,7 @@ def test_a_wrong_type_names_the_field(
 
 
 #: What a bundle may lack, as one of an earlier version does.
-OPTIONAL = {"preprocessing", "reduction", "forms"}
+OPTIONAL = {"preprocessing", "reduction", "forms", "checks"}
 WITHOUT = {**dict.fromkeys(OPTIONAL), "input_ranges": {}}
 
 
