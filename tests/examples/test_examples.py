@@ -99,6 +99,7 @@ def test_parity_in_ci(tmp_path: Path) -> None:
     assert "3 passed" in printed
 
 
+@pytest.mark.thorough
 def test_fewer_features_for_a_language_model(tmp_path: Path) -> None:
     printed = run(EXAMPLES / "llava_encoder.py", "--output", tmp_path / "bundle", cwd=tmp_path)
     counts = dict(line.rsplit(": ", 1) for line in printed.splitlines())

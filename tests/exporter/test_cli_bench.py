@@ -125,6 +125,7 @@ def test_table_json_and_plots_are_written(merging: tuple[Path, Answer]) -> None:
     refusal(bench("with_inputs", folder), 2, folder.parent, "is there already", "--force")
 
 
+@pytest.mark.thorough
 def test_with_reduce_the_source_is_the_unreduced_model(reduced: dict[str, Any]) -> None:
     (found,) = reduced["measurements"]
     assert (reduced["reduction"], reduced["unreduced"]) == ("tome:r=6", f"{MODELS}:plain_vit")

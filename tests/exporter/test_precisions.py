@@ -88,7 +88,7 @@ def compiled(
 @pytest.mark.parametrize(
     ("merge", "target", "quantization"),
     thorough_but(
-        [(MERGING, "ort", "dynamic"), (PLAIN, "ort", "static"), (MERGING, "openvino", None)],
+        [(MERGING, "ort", "static"), (MERGING, "openvino", None)],
         [
             (merge, *way)
             for merge in (MERGING, PLAIN)

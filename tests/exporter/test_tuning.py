@@ -342,6 +342,7 @@ def test_the_command_shows_what_was_chosen(tmp_path: Path) -> None:
     assert "scatter native 3.00 2.90 … 3.10 2.80" in said
 
 
+@pytest.mark.thorough
 def test_a_way_that_is_told_eagers_decisions_has_the_same_forms(tmp_path: Path) -> None:
     """What a near-tie is judged on must be the graph that is shipped, but for its decisions."""
     ops.register()

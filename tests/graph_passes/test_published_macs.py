@@ -138,7 +138,7 @@ def mctf(size: Size, r: dict[int, float]) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("size", "r", "published"), thorough_but([MCTF[0], MCTF[4]], MCTF))
+@pytest.mark.parametrize(("size", "r", "published"), thorough_but([MCTF[4]], MCTF))
 def test_mctf(size: Size, r: dict[int, float], published: float) -> None:
     program = captured(mctf(size, r), size)
     counted = count_macs(program)
@@ -156,7 +156,7 @@ def evit(keep: float, fused: bool) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("keep", "fused"), thorough_but([(0.7, True), (0.5, False)], EVIT))
+@pytest.mark.parametrize(("keep", "fused"), thorough_but([(0.7, True)], EVIT))
 def test_evit(keep: float, fused: bool) -> None:
     program = captured(evit(keep, fused), SMALL)
     counted = count_macs(program)

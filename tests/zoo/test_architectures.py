@@ -61,10 +61,8 @@ ATTENTIONS: Final[dict[str, int]] = {
 
 #: Those that say most: what is left are relatives of one of these.
 FIRST: Final = (
-    *("timm ViT, three images", "timm DINOv2 with registers", "timm EVA-02", "timm CrossViT"),
-    *("timm CAFormer", "timm Swin V2", "timm Hiera", "timm LeViT", "timm MobileViT", "timm VOLO"),
-    *("transformers CLIP vision", "transformers DINOv3", "vit-pytorch T2T", "vit-pytorch Fourier"),
-    *("torch MultiheadAttention", "Super Token attention"),
+    *("timm ViT, three images", "timm EVA-02", "timm Swin V2", "timm Hiera", "timm MobileViT"),
+    *("transformers DINOv3", "vit-pytorch T2T", "torch MultiheadAttention"),
 )
 SOME: Final = thorough_but(FIRST, MODELS)
 

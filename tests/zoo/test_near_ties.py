@@ -86,6 +86,7 @@ def test_an_error_fails(
     assert why_not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_a_model_of_the_zoo_that_is_off_fails(tmp_path: Path) -> None:
     model = compile_for_ort(*tome.build(), tmp_path)
     with tokexport.runtimes.load(model.result.bundle) as runner:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.compiled_models import Compiled, assert_agrees, assert_builds, compile_for_ort
+from helpers.thorough import thorough_but
 from models.zoo import MODELS, VARIANTS
 from torch import Tensor, nn
 
@@ -32,6 +33,12 @@ pytestmark = pytest.mark.filterwarnings("default::helpers.compiled_models.NearTi
 
 #: What is no other spelling of something else.
 METHODS = [name for name in MODELS if name not in VARIANTS]
+#: What differs from another method by an option alone.
+BY_OPTION = {
+    *("tome, sizes not in attention", "tome, falling r", "tome, plain mean", "tome, distilled"),
+    *("mctf, one way", "mctf, to the fewest", "evit", "evit, fused token", "aim, odd"),
+}
+FIRST = thorough_but([name for name in METHODS if name not in BY_OPTION], METHODS)
 
 #: Tokens at the MLP of each block, then behind the last block.
 TOKENS: dict[str, tuple[int, ...]] = {
@@ -258,7 +265,7 @@ def test_of_a_variant_the_rewritten_graph_answers_as_eager_does(name: str) -> No
         assert eager & {*source.names}, source
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FIRST)
 def test_it_compiles_within_the_fp32_gate(name: str, compiled: Callable[[str], Compiled]) -> None:
     model = compiled(name)
     assert model.result.status == PASSED
@@ -267,14 +274,14 @@ def test_it_compiles_within_the_fp32_gate(name: str, compiled: Callable[[str], C
         assert_agrees(runner, model)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FIRST)
 def test_what_the_method_is_made_of_is_recognised(
     name: str, compiled: Callable[[str], Compiled]
 ) -> None:
     assert compiled(name).result.report.recognised == RECOGNISED[name]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FIRST)
 @pytest.mark.parametrize("target", ["openvino", "trt"])
 def test_it_builds_for_the_other_targets(
     name: str, target: str, compiled: Callable[[str], Compiled], tmp_path: Path

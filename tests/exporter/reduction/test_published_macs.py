@@ -100,6 +100,7 @@ def test_dynamic_vit_with_its_predictors(keep: float) -> None:
     assert found == pytest.approx(DYNAMIC_VIT[keep] * 1e9, rel=WITHIN)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("size", "prune", "merge", "published"), DIFFRATE[:1])
 def test_diffrate(size: Size, prune: list[int], merge: list[int], published: float) -> None:
     _, nodes = counted(NAMES[size], f"diffrate:prune={prune},merge={merge}", size)
