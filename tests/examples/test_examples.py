@@ -81,6 +81,7 @@ def test_run_bundle(demo: tuple[Path, str]) -> None:
     assert printed == f"360 samples on onnxruntime-cpu: {right:.2%} right\n"
 
 
+@pytest.mark.thorough
 def test_the_weights_compile_through_the_builder(demo: tuple[Path, str]) -> None:
     folder, _ = demo
     output = folder / "demo-output"

@@ -19,7 +19,7 @@ FULL = Path("/dev/full")
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("options", [(), pytest.param(("--json",), marks=pytest.mark.thorough)])
 def test_a_full_disk_behind_stdout_is_told_on_stderr(
     options: tuple[str, ...], tmp_path: Path
 ) -> None:
