@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokexport.exporter.answers import Answer, same_answers
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.errors import (
     DataDependentError,
@@ -22,13 +23,12 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.module_state import evaluation, parameter_versions
 from tokexport.exporter.outputs import Constant
-from tokexport.exporter.settled_state import Answer, settle, weights_of
+from tokexport.exporter.settled_state import settle, weights_of
 from tokexport.exporter.unbacked import FIX
 from tokexport.graph_passes.stack_traces import raised_at
 from tokexport.graph_passes.torch_errors import in_words
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.memory import lacks_memory
-from tokexport.runtimes.neighbourhoods import within_local_floor
 
 #: How far a second run may be off, as a share of the scale of each value's own neighbourhood.
 REPEATS: Final = 1e-6
@@ -205,13 +205,13 @@ def check_constants(first: dict[str, Constant], found: dict[str, Constant], on: 
 
 
 def _check_repeats(first: Answer, again: _Again) -> None:
-    if not _same(first, again.anew):
+    if not same_answers(first, again.anew, REPEATS):
         raise NotRepeatableError(
             "The model gives another answer when it runs again on the same input.",
             fix="Take the random numbers out of eval mode, so that there is one answer to be held "
             "to.",
         )
-    if not _same(first, again.after):
+    if not same_answers(first, again.after, REPEATS):
         kept = (
             f"it keeps {', '.join(again.kept[:8])} between runs"
             if again.kept
@@ -221,23 +221,6 @@ def _check_repeats(first: Answer, again: _Again) -> None:
             f"The model's answer depends on the runs before it: {kept}.",
             fix="Compute the value without storing it, or take it as an input and return it.",
         )
-
-
-def _same(first: Answer, second: Answer) -> bool:
-    (one, constants), (other, again) = first, second
-    same = constants == again and list(one) == list(other)
-    return same and all(_repeats(array, other[name]) for name, array in one.items())
-
-
-def _repeats(one: Array, other: Array) -> bool:
-    """Tells whether two runs gave the same: threads may add up in another order, and no more."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if one.dtype.kind != "f":
-        return bool(np.array_equal(one, other))
-    both = np.isnan(one) & np.isnan(other)  # a reference that holds NaN is refused by that name
-    one, other = (np.where(both, 0, each) for each in (one, other))
-    return within_local_floor(one, other, REPEATS)
 
 
 def _check_shapes(first: dict[str, Array], outputs: dict[str, Array], position: int) -> None:

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from tokexport.exporter.answers import Answer, same_answers
 from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.module_state import evaluation
-from tokexport.exporter.outputs import Constant
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import within_local_floor
 
 #: A weight that is normalised in place may take some calls to stay what it is.
 _CALLS = 3
@@ -26,9 +22,6 @@ _CALLS = 3
 _SAME = 1e-6
 #: How far an answer may be from the first one, as a share of the scale around each number.
 _AGREE = 1e-5
-
-#: What a run gave: tensors by name, and what was no tensor.
-Answer: TypeAlias = tuple[dict[str, Array], dict[str, Constant]]
 
 
 def weights_of(model: FlatModel) -> Iterator[tuple[str, Tensor]]:
@@ -70,7 +63,9 @@ def settle(
                 run(tensors)
             settled = _values(model, written)
             for given, answer in zip((_others(tensors), tensors), answers, strict=True):
-                if not _agree(answer, run(given)) or not _near(settled, _values(model, written)):
+                if not same_answers(answer, run(given), _AGREE) or not _near(
+                    settled, _values(model, written)
+                ):
                     return False
         copied = copy.deepcopy(model.model)
     except Exception:  # it fails on the other input, or cannot be copied: it is refused as it is
@@ -93,22 +88,6 @@ def settled_warning(model: FlatModel) -> tuple[str, ...]:
         f"The model writes {names} while it runs in eval mode, with the same numbers whatever the "
         "input: they are constants of the artifact.",
     )
-
-
-def _agree(one: Answer, other: Answer) -> bool:
-    """Tells whether two answers are the same up to rounding."""
-    (outputs, constants), (others, again) = one, other
-    if constants != again or outputs.keys() != others.keys():
-        return False
-    return all(_alike(array, others[name]) for name, array in outputs.items())
-
-
-def _alike(one: Array, other: Array) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if one.dtype.kind != "f":
-        return np.array_equal(one, other)
-    return within_local_floor(one, other, _AGREE)
 
 
 def _near(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

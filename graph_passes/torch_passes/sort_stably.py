@@ -70,8 +70,7 @@ def _rewrite(edit: Editor, node: Node) -> bool:
         edit.replace(node, order)
         return True
     if as_float:
-        cast = edit.call(aten._to_copy.default, values, dtype=dtype_of(source))
-        values = edit.derived(cast)  # of whole numbers: nothing is decided
+        values = edit.call(aten._to_copy.default, values, dtype=dtype_of(source))
     if is_call(node, *_ONE_OF):
         values, order = (_selected(edit, node, part, along) for part in (values, order))
     for result in list(node.users):
