@@ -13,6 +13,8 @@ from tokexport.runtimes import cuda_driver
 define_torchvision_operators()
 if "PYTEST_XDIST_WORKER" in os.environ:  # the other workers want their cores too
     torch.set_num_threads(1)
+#: A trace makes so many objects that Python's own 700 spend a fifth of the suite on collections.
+gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from helpers.thorough import thorough_but
 from models.outputs import SeesTracing
 from models.tiny_vit import image, tiny_tome
 
@@ -100,7 +101,7 @@ class ForgetOneWeight(ir.passes.InPlacePass):
         raise AssertionError("no weight to forget")
 
 
-@pytest.mark.parametrize("target", ["openvino", "trt"])
+@pytest.mark.parametrize("target", thorough_but(["trt"], ["openvino", "trt"]))
 def test_a_wrong_lowering_is_blamed(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

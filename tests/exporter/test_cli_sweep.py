@@ -87,6 +87,7 @@ def test_table_json_and_plots_are_written(swept: tuple[Path, Answer]) -> None:
     assert any(line.startswith("Pareto front  of speed-up and accuracy: ") for line in lines)
 
 
+@pytest.mark.thorough
 def test_another_option_without_labels_and_without_a_plot(tmp_path: Path) -> None:
     options = ("--option", "prop_attn", "--values", "false", "--no-plot")
     answer = sweep(tmp_path / "out", *options)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from helpers.thorough import thorough_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models.named_inputs import mixed_up, pixels_and_words, sample
@@ -445,7 +446,12 @@ def wanted() -> dict[int, tuple[dict[str, Tensor], Array]]:
         return {batch: (fresh := sample(batch, 5), model(**fresh).numpy()) for batch in (1, 3)}
 
 
-@pytest.mark.parametrize(("target", "batch"), [("ort", 1), ("ort", 3), ("openvino", 3), ("trt", 1)])
+@pytest.mark.parametrize(
+    ("target", "batch"),
+    thorough_but(
+        [("ort", 3), ("openvino", 3)], [("ort", 1), ("ort", 3), ("openvino", 3), ("trt", 1)]
+    ),
+)
 def test_a_bundle_answers_by_name(
     target: str, batch: int, tmp_path: Path, wanted: Any, without_gpu: None
 ) -> None:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from helpers.cli import compile_model, refusal, tokexport
+from helpers.thorough import thorough_but
 from models import noisy
 
 from tokexport.runtimes.loading import load
@@ -41,7 +42,7 @@ def test_noise_is_refused_with_its_line(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("target", ["ort", "openvino"])
+@pytest.mark.parametrize("target", thorough_but(["ort"], ["ort", "openvino"]))
 @pytest.mark.parametrize(
     ("model", "changes"),
     [("tie_breaking", False), ("gumbel", True), ("flips", False)],

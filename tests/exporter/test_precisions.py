@@ -259,7 +259,7 @@ def test_the_advice_is_about_what_was_asked_for(
     assert advice_for(config).endswith("ompile with --precision fp32.")
 
 
-@pytest.mark.parametrize("merge", [MERGING, PLAIN], ids=["merging", "plain"])
+@pytest.mark.parametrize("merge", [MERGING, pytest.param(PLAIN, marks=pytest.mark.thorough)])
 def test_bf16_keeps_the_answers_in_openvino(
     merge: tuple[int, ...], trained: Digits, tmp_path: Path
 ) -> None:

@@ -241,7 +241,7 @@ def prepare(calls: list[str], target: str, form: str, standard: str) -> None:
 @pytest.mark.parametrize(
     ("target", "kernels", "form"),
     thorough_but(
-        [("ort", True, "scatter"), ("openvino", False, "scatter-flat")],
+        [("openvino", False, "scatter-flat")],
         [
             ("ort", True, "scatter"),
             ("ort", True, "one-hot"),

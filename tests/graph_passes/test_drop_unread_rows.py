@@ -299,7 +299,7 @@ UNARY: tuple[Callable[[Tensor], Tensor], ...] = (
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_small_graphs_compute_what_eager_computes(data: st.DataObject) -> None:
     steps = data.draw(st.lists(st.sampled_from(UNARY), min_size=1, max_size=5))

@@ -67,14 +67,6 @@ def new_environment(folder: Path) -> Environment:
 
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """An environment with ``pip install .`` and onnxruntime."""
-    environment = new_environment(tmp_path_factory.mktemp("installed"))
-    environment.install(".", "onnxruntime")
-    return environment
-
-
-@pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of the checkout."""
     folder = tmp_path_factory.mktemp("wheel")
@@ -82,6 +74,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*command, "--wheel-dir", folder, ROOT], check=True)
     (path,) = folder.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environment:
+    """An environment with the wheel, what it asks for, and onnxruntime."""
+    environment = new_environment(tmp_path_factory.mktemp("installed"))
+    environment.install(wheel, "onnxruntime")
+    return environment
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +122,13 @@ def test_installing_brings_no_torch_and_no_onnx(installed: Environment) -> None:
         assert not installed.has(absent)
     for present in ("numpy", "typer", "rich", "onnxruntime", "tokexport"):
         assert installed.has(present)
+
+
+@pytest.mark.thorough
+def test_a_build_fetches_what_it_needs(tmp_path: Path) -> None:
+    environment = new_environment(tmp_path / "own")
+    environment.install(".")
+    assert environment.tokexport("--version").returncode == 0
 
 
 def test_run_without_torch(installed: Environment, compiled: Compiled, tmp_path: Path) -> None:
