@@ -42,6 +42,10 @@ _KNOWN: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
             "it has no rule for the operator {name}",
         ),
         (
+            r"SymIntArrayRef expected to contain only concrete",
+            "it asks for sizes as numbers, and a size here depends on the data",
+        ),
+        (
             r"ConstraintViolationError|Constraints violated",
             "its code takes the size of the example for the only one",
         ),
@@ -50,6 +54,7 @@ _KNOWN: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
 _TENSOR: Final = re.compile(r"FakeTensor\((?:\.\.\.|[^()]*?)(?:, )?size=\(([^()]*)\)[^()]*\)")
 _SYMBOL: Final = re.compile(r"\b(?:[su]\d+|zuf\d+)\b")
 _SCHEMA: Final = re.compile(r"(\b\w+(?:\.|::)\w+(?:\.\w+)?)\([A-Z]\w*\b[^)]*\)( ->[^\n]*)?")
+_PLACE_IN_TORCH: Final = re.compile(r"^\S+\.(?:cpp|h|cu):\d+: ")
 _DECLARATION: Final = re.compile(r"\s*(Declaration|Position|Value): .*", re.DOTALL)
 _NODE: Final = re.compile(r"[(,]?\s*%\w+\b|<built-in method (\w+)[^>]*>|<class '([^']*)'>")
 
@@ -81,7 +86,7 @@ def in_words(error: BaseException, *, whole: bool = False) -> str:
 
 
 def _without_insides(text: str) -> str:
-    text = _DECLARATION.sub("", text)
+    text = _DECLARATION.sub("", _PLACE_IN_TORCH.sub("", text))
     text = _TENSOR.sub(lambda match: f"a tensor ({_SYMBOL.sub('?', match[1])})", text)
     text = text.replace("FakeTensor", "tensor")
     text = _SCHEMA.sub(lambda match: match[1], text)

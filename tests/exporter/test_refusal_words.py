@@ -98,12 +98,18 @@ def test_a_refusal_has_no_word_of_torchs_insides_and_names_the_line(
         ("aten.foo.default(Tensor self, int dim) -> Tensor failed", "aten.foo.default"),
         ("size s27 is not 4.\nmore", "size ? is not 4"),
         ("aten::add() lacks 'other'. Declaration: aten::add(Tensor self)", "aten::add() lacks"),
+        ("/src/aten/Register_0.cpp:131: must be positive", "must be positive"),
     ],
 )
 def test_insides_are_taken_out_of_what_is_not_known(raised: str, said: str) -> None:
     found = in_words(RuntimeError(raised))
     assert found.startswith(f"RuntimeError: {said}")
     assert not INSIDES.search(found)
+
+
+def test_a_size_that_must_be_a_number_is_told_in_words() -> None:
+    raised = "/src/Composite_0.cpp:1: SymIntArrayRef expected to contain only concrete integers."
+    assert in_words(RuntimeError(raised)).startswith("it asks for sizes as numbers")
 
 
 def test_what_the_models_code_raises_is_told_whole(tmp_path: Path) -> None:
