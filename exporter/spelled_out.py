@@ -7,6 +7,9 @@ Before → after::
     sparse_coo_tensor((i, j), v, …)    a dense matrix: one-hot rows of i, times v, times those of j
     sparse.mm(a, b), a.coalesce()      a @ b, a
     x.data = value                     x.copy_(value)
+    cov(x), corrcoef(x)                products of the rows less their means
+
+``cov`` asks a tensor of its own, a count, whether it is positive: a branch on no data at all.
 """
 
 from __future__ import annotations
@@ -112,6 +115,26 @@ class SpelledOut(TorchFunctionMode):
             return NotImplemented
         return (tensor[..., None] == torch.arange(num_classes)).to(torch.int64)
 
+    def _cov(
+        self, input: Any, *, correction: int = 1, fweights: Any = None, aweights: Any = None
+    ) -> Any:
+        weighted = fweights is not None or aweights is not None
+        if weighted or input.dim() > 2 or not input.is_floating_point():
+            return NotImplemented
+        rows = input if input.dim() == 2 else input.reshape(1, -1)
+        rows = rows - rows.mean(1, keepdim=True)
+        count = max(rows.shape[1] - correction, 0)
+        return (rows @ rows.transpose(0, 1) / count).squeeze()
+
+    def _corrcoef(self, input: Any) -> Any:
+        cov = self._cov(input)
+        if cov is NotImplemented:
+            return NotImplemented
+        if cov.dim() == 0:
+            return cov / cov
+        deviation = cov.diagonal().sqrt()
+        return (cov / deviation[:, None] / deviation).clamp(-1, 1)
+
     def _sparse(self, indices: Any, values: Any = None, size: Any = None, **options: Any) -> Any:
         """A sparse matrix, dense; equal places add up, as they do in what reads it."""
         if not isinstance(indices, Tensor) or not isinstance(values, Tensor) or size is None:
@@ -185,6 +208,8 @@ _INSTEAD: Final[Mapping[str, Callable[..., Any]]] = {
     "mm": SpelledOut._product,
     "_sparse_mm": SpelledOut._product,
     "topk": SpelledOut._topk,
+    "cov": SpelledOut._cov,
+    "corrcoef": SpelledOut._corrcoef,
     "one_hot": SpelledOut._one_hot,
     "coalesce": SpelledOut._same,
     "to_dense": SpelledOut._same,
