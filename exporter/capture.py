@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -14,11 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tokexport.exporter.errors import (
-    DataDependentError,
-    InputError,
-    ModelNotSupportedError,
-)
+from tokexport.exporter.constant_inputs import suggested
+from tokexport.exporter.errors import DataDependentError, InputError, ModelNotSupportedError
 from tokexport.exporter.example_numbers import ExampleNumbers
 from tokexport.exporter.fixed_counts import FixedCounts
 from tokexport.exporter.known_values import KnownValues
@@ -26,11 +22,10 @@ from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.nested_tensors import Nest, Template, filled, places, template
 from tokexport.exporter.outputs import Constant, flatten, refuse_empty
 from tokexport.exporter.spelled_out import SpelledOut
+from tokexport.exporter.trace_refusals import check_static, refusal, scripted_part
 from tokexport.exporter.traced_lines import tracing
-from tokexport.exporter.unbacked import FIX, OR_CAP, Padding, SomeRows, with_fixed_sizes
+from tokexport.exporter.unbacked import OR_CAP, Padding, SomeRows, with_fixed_sizes
 from tokexport.exporter.view_writes import write_by_copy
-from tokexport.graph_passes.stack_traces import innermost_line, origin, raised_at
-from tokexport.graph_passes.torch_errors import depends_on_data, in_words
 from tokexport.graph_passes.torch_passes.added_output import drop_writes
 from tokexport.runtimes.memory import lacks_memory
 
@@ -40,6 +35,8 @@ CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 #: Room for so many rows is tried, to see whether a model could be padded.
 _ROOM_TO_TRY = 1024
+#: Inputs of so many floats may be settings: a threshold, a scale for each axis.
+_FEW = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,16 +48,33 @@ class CallSpec:
         examples: The example of each.
         args: The positional arguments, with places for tensors by name.
         kwargs: The named ones, in the order they were given in.
+        constants: The tensors that are fixed, by name; they are none of the inputs.
     """
 
     names: tuple[str, ...]
     examples: tuple[Tensor, ...]
     args: tuple[Template, ...]
     kwargs: dict[str, Template]
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Returns (args, kwargs) with the tensors, given in the order of ``names``."""
-        named = dict(zip(self.names, tensors, strict=True))
+    def fixing(self, constants: Mapping[str, Tensor]) -> CallSpec:
+        """Returns the same call with some of its inputs fixed."""
+        pairs = zip(self.names, self.examples, strict=True)
+        left = {name: example for name, example in pairs if name not in constants}
+        fixed = {**self.constants, **constants}
+        return replace(self, names=(*left,), examples=(*left.values(),), constants=fixed)
+
+    def arguments(
+        self, tensors: Sequence[Tensor], constants: Mapping[str, Tensor] | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns (args, kwargs) with the tensors, given in the order of ``names``.
+
+        Args:
+            tensors: The inputs.
+            constants: What stands in the places of the constants; without it, those themselves.
+        """
+        fixed = self.constants if constants is None else constants
+        named = {**fixed, **dict(zip(self.names, tensors, strict=True))}
         args = tuple(filled(one, named) for one in self.args)
         return args, {key: filled(one, named) for key, one in self.kwargs.items()}
 
@@ -202,10 +216,12 @@ class FlatModel(nn.Module):
         super().__init__()
         self.model = model
         self.spec = spec
+        for position, value in enumerate(spec.constants.values()):
+            self.register_buffer(f"constant_{position}", value.clone(), persistent=False)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Runs the model; the outputs come in the order of ``output_names``."""
-        args, kwargs = self.spec.arguments(tensors)
+        args, kwargs = self._arguments(tensors)
         return tuple(flatten(self.model(*args, **kwargs))[0].values())
 
     def named_outputs(self, *tensors: Tensor) -> tuple[dict[str, Tensor], dict[str, Constant]]:
@@ -214,7 +230,7 @@ class FlatModel(nn.Module):
         An output called like an input becomes NAME_out, or the next such name that nothing has:
         ONNX has one space of names.
         """
-        args, kwargs = self.spec.arguments(tensors)
+        args, kwargs = self._arguments(tensors)
         outputs, constants = flatten(self.model(*args, **kwargs))
         refuse_empty(outputs)
         taken = {*self.spec.names, *outputs}
@@ -226,6 +242,14 @@ class FlatModel(nn.Module):
             named[free] = tensor
             taken.add(free)
         return named, constants
+
+    def _arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Fills in the constants too, each as a copy: a model may write into what it is given."""
+        fixed = {
+            name: self.get_buffer(f"constant_{position}").clone()
+            for position, name in enumerate(self.spec.constants)
+        }
+        return self.spec.arguments(tensors, fixed)
 
 
 def capture(
@@ -253,16 +277,45 @@ def capture_padded(
     """Captures as ``capture`` does, and returns what was padded too.
 
     With caps the model runs on the example first: a branch on the data is the one that the example
-    takes, and a check of the graph. Without, a refusal says whether caps would help.
+    takes, and a check of the graph. Without, a refusal says whether caps would help; and with which
+    inputs fixed the model could be traced, where there are some.
     """
     try:
         return _captured(model, example, caps)
-    except DataDependentError as error:
-        if caps is None and _helps(model, example):
-            raise DataDependentError(
-                error.what, where=error.where, fix=error.fix + OR_CAP
-            ) from error
+    except ModelNotSupportedError as error:
+        if caps is None and isinstance(error, DataDependentError) and _helps(model, example):
+            error.fix += OR_CAP
+        if fixed := _fixed_that_help(model, example, caps):
+            error.fix += suggested(fixed)
         raise
+
+
+def _fixed_that_help(
+    model: nn.Module, example: Sequence[Tensor], caps: Sequence[int] | None
+) -> tuple[str, ...]:
+    """Returns the inputs of a model that can be traced once they are constants; or none."""
+    if type(model) is not FlatModel:
+        return ()
+    named = dict(zip(model.spec.names, example, strict=True))
+    likely = tuple(name for name, one in named.items() if _may_be_fixed(one))
+    for names in dict.fromkeys((*((name,) for name in likely), likely)):
+        if not names or len(names) == len(named):
+            continue
+        spec = model.spec.fixing({name: named[name] for name in names})
+        left = [named[name] for name in spec.names]
+        try:
+            _captured(FlatModel(model.model, spec), left, caps)
+        except ModelNotSupportedError:
+            continue
+        return names
+    return ()
+
+
+def _may_be_fixed(example: Tensor) -> bool:
+    """Tells whether an input may be one of a few values: no image, and no features."""
+    if example.is_floating_point() or example.is_complex():
+        return example.dim() <= 1 and example.numel() <= _FEW
+    return example.dtype != torch.uint8 or example.dim() <= 2
 
 
 def _helps(model: nn.Module, example: Sequence[Tensor]) -> bool:
@@ -300,81 +353,7 @@ def _captured(
         except (Exception, SystemExit) as error:
             if lacks_memory(error):
                 raise MemoryError(f"Tracing the model: {error}") from error
-            raise (_scripted(model) or _refusal(error)) from error
+            raise (scripted_part(model) or refusal(error)) from error
         padding = with_fixed_sizes(program, caps)
-    _check_static(program)
+    check_static(program)
     return program, padding
-
-
-def _scripted(model: nn.Module) -> ModelNotSupportedError | None:
-    """Says which part of a model is TorchScript, which torch.export does not trace."""
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            return ModelNotSupportedError(
-                f"The model cannot be traced by torch.export: '{name.removeprefix('model.')}' is "
-                "TorchScript.",
-                fix="Put the module there that it was scripted or traced from.",
-            )
-    return None
-
-
-def _refusal(error: BaseException) -> ModelNotSupportedError:
-    """Turns what torch.export raised into a message with the person's own line."""
-    line = raised_at(error) or _users_line(str(error))
-    where = f"At {line}" if line else ""
-    if depends_on_data(error):
-        return DataDependentError(
-            "A number of tokens or a branch depends on the values of the input, and a static graph "
-            "has no room for that.",
-            where=where,
-            fix=FIX,
-        )
-    return ModelNotSupportedError(
-        f"The model cannot be traced by torch.export: {in_words(error)}.",
-        where=where,
-        fix="Rewrite that line with operations on tensors of fixed shape, or export the model "
-        "yourself with torch.export and give the .pt2 file.",
-    )
-
-
-def _users_line(text: str) -> str:
-    """Finds the innermost frame of the user's stack in torch's message."""
-    for marker in ("User Stack", "The following call raised this error", "from user code"):
-        _, found, rest = text.partition(marker)
-        if found:
-            frames = re.split(r"\n\s*\n", rest, maxsplit=1)[0]
-            line = innermost_line(frames)
-            if line:
-                return line
-    return ""
-
-
-def _check_static(program: ExportedProgram) -> None:
-    """Refuses a size that is only known when the graph runs, and tensors that are not plain."""
-    for node in program.graph.nodes:
-        values = node.meta.get("val")
-        for value in values if isinstance(values, tuple | list) else (values,):
-            if isinstance(value, Tensor) and (layout := _unusual(value)):
-                raise ModelNotSupportedError(
-                    f"The result of {node.target} is {layout} tensor, which no target takes.",
-                    where=origin(node),
-                    fix="Compute it densely, with the zeros written out, in ordinary types.",
-                )
-            sizes = value.shape if isinstance(value, Tensor) else (value,)
-            if any(isinstance(size, torch.SymInt | torch.SymFloat) for size in sizes):
-                raise DataDependentError(
-                    f"The result of {node.target} has a size that depends on the values of the "
-                    "input.",
-                    where=origin(node),
-                    fix=FIX,
-                )
-
-
-def _unusual(value: Tensor) -> str:
-    """Says how a tensor is laid out where it is not rows of plain numbers; else ''."""
-    if value.is_nested:
-        return "a nested"
-    if value.is_quantized:
-        return "a quantised"
-    layout = str(value.layout).removeprefix("torch.")
-    return "" if layout == "strided" else f"a {layout.replace('_', ' ')}"

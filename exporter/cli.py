@@ -20,6 +20,7 @@ from tokexport.exporter.cli_options import (
     Builder,
     Checkpoint,
     CodePath,
+    Constant,
     Inputs,
     InputShape,
     Json,
@@ -97,6 +98,7 @@ def compile_command(
         typer.Option("--drop-noise", help="Put the mean in place of each random number."),
     ] = False,
     token_cap: TokenCap = None,
+    constant: Constant = None,
     threads: Threads = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Time the forms of the token operators; keep the best.")
@@ -116,6 +118,7 @@ def compile_command(
         require_compile_packages()
         from tokexport.exporter.compile import compile
         from tokexport.exporter.config import parse_caps
+        from tokexport.exporter.constant_inputs import parse_constants
         from tokexport.exporter.inputs import parse_shape
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.report import render
@@ -147,6 +150,7 @@ def compile_command(
                 force=force,
                 drop_noise=drop_noise,
                 token_cap=None if token_cap is None else parse_caps(token_cap),
+                constants=parse_constants(constant or ()),
                 threads=threads,
                 tune=tune,
             )
@@ -165,6 +169,7 @@ def inspect_command(
     reduce: Recipe = None,
     restore: Restore = False,
     token_cap: TokenCap = None,
+    constant: Constant = None,
     checkpoint: Checkpoint = None,
     builder: Builder = None,
     trust_pickle: TrustPickle = False,
@@ -176,6 +181,7 @@ def inspect_command(
 
         require_compile_packages()
         from tokexport.exporter.config import PRECISIONS, parse_caps
+        from tokexport.exporter.constant_inputs import parse_constants
         from tokexport.exporter.inputs import parse_shape
         from tokexport.exporter.inspection import inspect
         from tokexport.exporter.inspection_tables import render_inspection
@@ -196,6 +202,7 @@ def inspect_command(
                 reduce=reduce,
                 restore=restore,
                 token_cap=None if token_cap is None else parse_caps(token_cap),
+                constants=parse_constants(constant or ()),
             )
         show(json, found.to_json(), partial(render_inspection, found))
 

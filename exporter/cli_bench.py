@@ -12,6 +12,7 @@ from tokexport.exporter.cli_options import (
     Builder,
     Checkpoint,
     CodePath,
+    Constant,
     Inputs,
     InputShape,
     Json,
@@ -56,6 +57,7 @@ def bench_command(
     code_path: CodePath = None,
     inputs: Inputs = None,
     input_shape: InputShape = None,
+    constant: Constant = None,
     checkpoint: Checkpoint = None,
     builder: Builder = None,
     trust_pickle: TrustPickle = False,
@@ -74,6 +76,7 @@ def bench_command(
         from tokexport.exporter.bench.plot import draw_bench
         from tokexport.exporter.bench.run import bench
         from tokexport.exporter.bench.tables import bench_json, render_bench
+        from tokexport.exporter.constant_inputs import parse_constants
         from tokexport.exporter.inputs import parse_shape
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.result_files import ResultFiles
@@ -95,6 +98,7 @@ def bench_command(
             inputs=inputs,
             input_shape=None if input_shape is None else parse_shape(input_shape),
             seed=seed,
+            constants=parse_constants(constant or ()),
         )
         folders = tuple(code_path or ())
         options = SourceOptions(source, folders, checkpoint, builder, trust_pickle)

@@ -67,6 +67,12 @@ TokenCap = Annotated[
     str | None,
     typer.Option(help="Room for tokens where the data decide how many: 64, or 64,32 by place."),
 ]
+Constant = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Fix an input: NAME=VALUE as JSON, or NAME for its example's value; may be repeated."
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(help="The most threads for eager and the runtime; by default theirs.")
 ]

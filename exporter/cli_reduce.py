@@ -14,6 +14,7 @@ from tokexport.exporter.cli_options import (
     Builder,
     Checkpoint,
     CodePath,
+    Constant,
     Inputs,
     InputShape,
     Json,
@@ -118,6 +119,7 @@ def sweep_command(
     inputs: Inputs = None,
     samples: Samples = None,
     input_shape: InputShape = None,
+    constant: Constant = None,
     batch: Batch = None,
     precision: Precision = "fp32",
     quantization: Quantization = None,
@@ -136,6 +138,7 @@ def sweep_command(
 
         require_compile_packages()
         from tokexport.exporter.config import CompileConfig
+        from tokexport.exporter.constant_inputs import parse_constants
         from tokexport.exporter.inputs import parse_shape
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.reduction.recipe import parse_values
@@ -165,6 +168,7 @@ def sweep_command(
                     batch=batch,
                     seed=seed,
                     threads=threads,
+                    constants=parse_constants(constant or ()),
                 ),
                 option=option,
                 progress=Checklist(console(stderr=True), enabled=not json),

@@ -21,7 +21,7 @@ from tokexport.exporter.config import CompileConfig, CompileOptions, compile_con
 from tokexport.exporter.edge_proof import EdgeProof
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.example_inputs import constants_of, prepare
 from tokexport.exporter.gate_advice import advice_for
 from tokexport.exporter.gate_warnings import gate_warnings, half_warning, spread_warnings
 from tokexport.exporter.gates import narrowed_hops, require_accuracy
@@ -43,7 +43,7 @@ from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.speed import busy_warning, over_unreduced, time_against_eager, timed_name
 from tokexport.exporter.stages import StageFolder
-from tokexport.exporter.token_cap import checks_of, under_cap
+from tokexport.exporter.token_cap import under_cap
 from tokexport.exporter.told_hops import ToldHops, ToldWay
 from tokexport.exporter.trace_difference import differences_named
 from tokexport.exporter.tuning import tune
@@ -100,7 +100,7 @@ def compile(
         options: Further fields of ``CompileConfig``, as ``CompileOptions`` types them:
             inputs, samples, input_shape, batch, reduce, restore, precision, quantization, atol,
             seed, min_speedup, require_run, keep_stages, force, drop_noise, token_cap, timed, tune,
-            threads.
+            threads, constants.
 
     Raises:
         UsageError: The options or inputs do not fit.
@@ -134,7 +134,7 @@ def compile(
             size = inputs[0].shape[0] if inputs[0].shape else 1
             drop = config.drop_noise
             given, batches, cap = under_cap(given, batches, size, config.caps, drop)
-            known["token_cap"] = cap
+            known |= {"token_cap": cap, "constant_inputs": constants_of(given)}
             known |= {"inputs": batches.origin, "samples": batches.samples, "batches": len(batches)}
             flat, known["noise"] = without_noise(given, batches, drop)
             reference = reference_of(flat, batches)
@@ -227,13 +227,13 @@ def compile(
             manifest = new_manifest(
                 config,
                 source,
+                given,
                 inputs,
                 reference,
                 known.get("reduction"),
                 known.get("tuning"),
                 schedule,
                 runtime,
-                checks_of(given),
             )
             known |= {"runtime": runtime, "artifact_bytes": _size(bundle.path)}
 

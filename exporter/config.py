@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from tokexport.exporter.errors import UsageError
 
@@ -37,6 +37,8 @@ class InputConfig:
         input_shape: The shape of the only input, batch first, where the source does not tell it.
         batch: The number of samples the model takes at once; replaces what the source says.
         seed: The seed of synthetic inputs.
+        constants: The inputs that are fixed: their values by name, None for that of the example; or
+            names alone.
     """
 
     inputs: str | Path | None = None
@@ -44,6 +46,7 @@ class InputConfig:
     input_shape: tuple[int, ...] | None = None
     batch: int | None = None
     seed: int = 0
+    constants: Mapping[str, Any] | Collection[str] | None = None
 
     def __post_init__(self) -> None:
         """Refuses numbers below the smallest."""
@@ -260,6 +263,7 @@ class CompileOptions(TypedDict, total=False):
     timed: bool
     tune: bool
     threads: int | None
+    constants: Mapping[str, Any] | Collection[str] | None
 
 
 def compile_config(

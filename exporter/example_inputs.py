@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,20 @@ from torch import Tensor, nn
 from tokexport.exporter.array_file import read_arrays
 from tokexport.exporter.capture import (
     CATCH_ALL,
+    CallSpec,
     FlatModel,
     call_by_name,
     call_spec,
     forward_parameters,
 )
 from tokexport.exporter.config import InputConfig
+from tokexport.exporter.constant_inputs import (
+    as_given,
+    by_name,
+    described,
+    fitting,
+    require_known,
+)
 from tokexport.exporter.eager_form import eager_form
 from tokexport.exporter.errors import (
     InputError,
@@ -27,20 +36,18 @@ from tokexport.exporter.errors import (
     UsageError,
     listed,
 )
-from tokexport.exporter.inputs import (
-    LABELS,
-    Batches,
-    check_names,
-    read_inputs,
-    synthetic_inputs,
-)
+from tokexport.exporter.inputs import Batches, read_inputs, synthetic_inputs
+from tokexport.exporter.named_arrays import LABELS, check_names
 from tokexport.exporter.reference import run_reference
 from tokexport.exporter.source import Source
+from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.manifest import TensorSpec
 
 #: How many batches are drawn where no data is given: more than one, so that a value baked in from
 #: the first shows in the second.
 SYNTHETIC_BATCHES = 2
+#: The kinds of parameters that can be given by name.
+_BY_NAME = ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY")
 
 
 def prepare(
@@ -57,8 +64,11 @@ def prepare(
     """
     source = dataclasses.replace(source, model=eager_form(source.model))
     _check_weights(source.model)
-    args, kwargs = _example_call(source, config)
+    asked = by_name(config.constants)
+    args, kwargs = _example_call(source, config, asked)
+    kwargs = kwargs | _not_given(source.model, args, kwargs, asked)
     spec = call_spec(source.model, args, kwargs)
+    require_known(asked, spec.names, forward_parameters(source.model))
     examples = list(spec.examples)
     if not examples or not all(tensor.numel() for tensor in examples):
         raise InputError(
@@ -66,22 +76,77 @@ def prepare(
             fix="Return (module, example_inputs) with torch tensors that hold numbers; of numpy "
             "arrays torch.from_numpy makes them.",
         )
+    free = [one for name, one in zip(spec.names, examples, strict=True) if name not in asked]
     if config.batch is not None:
-        examples = _rebatched(examples, config.batch)
+        examples = _rebatched(examples, config.batch, free[0].shape)
+    spec, fixed = _fixing(spec, examples, asked)
+    examples = list(spec.examples)
     specs = tuple(
         TensorSpec(name, tuple(tensor.shape), _numpy_name(name, tensor))
         for name, tensor in zip(spec.names, examples, strict=True)
     )
     model = FlatModel(source.model, spec)
+    batches = _batches(source, config, model, specs, fixed)
+    said = "".join(f"; {one}, fixed" for one in fixed)
+    return model, specs, dataclasses.replace(batches, origin=batches.origin + said)
+
+
+def constants_of(model: FlatModel) -> tuple[ConstantInput, ...]:
+    """Returns the inputs of a model that are fixed, with their values."""
+    given = model.spec.constants.items()
+    return tuple(described(name, value.numpy()) for name, value in given)
+
+
+def _batches(
+    source: Source,
+    config: InputConfig,
+    model: FlatModel,
+    specs: tuple[TensorSpec, ...],
+    fixed: tuple[ConstantInput, ...],
+) -> Batches:
+    """Reads or draws what the model is proven on."""
     batch = specs[0].shape[0] if specs[0].shape else 1
     if config.inputs is not None:
-        path = Path(config.inputs)
-        return model, specs, read_inputs(path, specs, batch, config.samples)
+        return read_inputs(Path(config.inputs), specs, batch, config.samples, fixed)
     drawn = synthetic_inputs(specs, SYNTHETIC_BATCHES, config.seed)
     if source.example_args is None and not source.example_kwargs:
-        return model, specs, drawn
-    drawn = _with_example_integers(drawn, specs, examples)
-    return model, specs, _with_example(model, drawn, examples)
+        return drawn
+    examples = list(model.spec.examples)
+    return _with_example(model, _with_example_integers(drawn, specs, examples), examples)
+
+
+def _not_given(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], asked: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Returns constants that no example has and a parameter of ``forward`` takes, by its name."""
+    parameters = forward_parameters(model)
+    given = {*list(parameters)[: len(args)], *kwargs}
+    found = {}
+    for name, value in asked.items():
+        named = name in parameters and parameters[name].kind.name in _BY_NAME
+        if named and name not in given and value is not None:
+            found[name] = torch.from_numpy(as_given(name, value))
+    return found
+
+
+def _fixing(
+    spec: CallSpec, examples: list[Tensor], asked: Mapping[str, Any]
+) -> tuple[CallSpec, tuple[ConstantInput, ...]]:
+    """Fixes the constants of a call; the others have these examples from now on.
+
+    A value is taken as it is; that of an example has its batch.
+    """
+    values = {}
+    examined = zip(spec.names, spec.examples, examples, strict=True)
+    for name, given, example in examined:
+        if name not in asked:
+            continue
+        dtype, value = _numpy_name(name, example), asked[name]
+        shapes = [tuple(given.shape), tuple(example.shape)]
+        array = example.detach().numpy() if value is None else fitting(name, value, shapes, dtype)
+        values[name] = torch.from_numpy(np.array(described(name, array).array))
+    left = dataclasses.replace(spec, examples=tuple(examples)).fixing(values)
+    return left, tuple(described(name, one.numpy()) for name, one in values.items())
 
 
 def _check_weights(model: nn.Module) -> None:
@@ -103,13 +168,18 @@ def _check_weights(model: nn.Module) -> None:
             )
 
 
-def _example_call(source: Source, config: InputConfig) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns example arguments of ``forward``; those made here hold zeros."""
+def _example_call(
+    source: Source, config: InputConfig, asked: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns example arguments of ``forward``; those made here hold zeros.
+
+    Those that are asked to be constants may be left out.
+    """
     given = source.example_args is not None or bool(source.example_kwargs)
     if config.input_shape is not None:
         if given:
-            return _reshaped(source, config.input_shape)
-        return _only_input(source.model, torch.zeros(config.input_shape))
+            return _reshaped(source, config.input_shape, asked)
+        return _only_input(source.model, torch.zeros(config.input_shape), asked)
     if given:
         return source.example_args or (), source.example_kwargs
     if source.input_shapes:
@@ -119,7 +189,7 @@ def _example_call(source: Source, config: InputConfig) -> tuple[tuple[Any, ...],
             return (torch.zeros(next(iter(source.input_shapes.values()))),), {}
         return (), {name: torch.zeros(shape) for name, shape in source.input_shapes.items()}
     if config.inputs is not None:
-        return _call_of_file(source.model, Path(config.inputs))
+        return _call_of_file(source.model, Path(config.inputs), asked)
     raise UsageError(
         "Nothing says which inputs the model takes.",
         where=f"Its forward takes {listed(_required(source.model)) or 'anything'}.",
@@ -128,29 +198,49 @@ def _example_call(source: Source, config: InputConfig) -> tuple[tuple[Any, ...],
     )
 
 
-def _reshaped(source: Source, shape: tuple[int, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _reshaped(
+    source: Source, shape: tuple[int, ...], asked: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Gives the source's only example input another shape; its dtype and its place stay."""
     spec = call_spec(source.model, source.example_args or (), source.example_kwargs)
-    if len(spec.names) > 1:
+    pairs = list(zip(spec.names, spec.examples, strict=True))
+    free = [name for name, _ in pairs if name not in asked]
+    if len(free) > 1:
         raise UsageError(
-            f"--input-shape describes one input, and the source has {len(spec.names)}.",
+            f"--input-shape describes one input, and the source has {len(free)}.",
             fix="Leave it out: the source's own example inputs say the shapes.",
         )
-    return spec.arguments([torch.zeros(shape, dtype=one.dtype) for one in spec.examples])
+    return spec.arguments(
+        [torch.zeros(shape, dtype=one.dtype) if name in free else one for name, one in pairs]
+    )
 
 
-def _call_of_file(model: nn.Module, path: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Takes shapes and dtypes from the arrays of a file, one sample each, by their names."""
+def _call_of_file(
+    model: nn.Module, path: Path, asked: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Takes shapes and dtypes from the arrays of a file, one sample each, by their names.
+
+    A constant is there for each sample, or once.
+    """
     found = read_arrays(path)
     if not isinstance(found, dict):
         return (_one_sample(found),), {}
     arrays = {name: array for name, array in found.items() if name != LABELS}
     parameters = forward_parameters(model)
     if all(one.kind not in CATCH_ALL for one in parameters.values()):
-        missing = [name for name in _required(model) if name not in arrays]
+        missing = [name for name in _required(model) if name not in arrays and name not in asked]
         unknown = [name for name in arrays if name not in parameters]
         check_names([*parameters], missing, unknown, path)
-    return call_by_name(model, {name: _one_sample(array) for name, array in arrays.items()})
+    counts = {len(array) for name, array in arrays.items() if array.ndim and name not in asked}
+    return call_by_name(
+        model,
+        {
+            name: torch.from_numpy(np.ascontiguousarray(array))
+            if name in asked and (not array.ndim or len(array) not in counts)
+            else _one_sample(array)
+            for name, array in arrays.items()
+        },
+    )
 
 
 def _one_sample(array: np.ndarray) -> Tensor:
@@ -174,25 +264,28 @@ def _first(model: nn.Module) -> str:
     return next(iter(forward_parameters(model)), "")
 
 
-def _only_input(model: nn.Module, example: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _only_input(
+    model: nn.Module, example: Tensor, asked: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns the arguments by which ``forward`` takes its one input."""
-    required = _required(model)
+    required = [name for name in _required(model) if name not in asked]
     if len(required) > 1:
         raise UsageError(
             f"--input-shape describes one input, and forward takes {listed(required)}.",
             fix="Let a factory return (module, example_inputs), or pass --inputs with one array "
             "per input.",
         )
-    if required and forward_parameters(model)[required[0]].kind.name == "KEYWORD_ONLY":
+    by_name_only = required and forward_parameters(model)[required[0]].kind.name == "KEYWORD_ONLY"
+    if by_name_only or (required and asked):
         return (), {required[0]: example}
     return (example,), {}
 
 
-def _rebatched(examples: list[Tensor], batch: int) -> list[Tensor]:
-    """Repeats or cuts the leading axis of every tensor that shares the first one's."""
-    if not examples[0].shape:
+def _rebatched(examples: list[Tensor], batch: int, first: tuple[int, ...]) -> list[Tensor]:
+    """Repeats or cuts the leading axis of every tensor that shares that of the first input."""
+    if not first:
         raise UsageError("--batch needs an input with a leading axis, and this one is a scalar.")
-    size = examples[0].shape[0]
+    size = first[0]
     repeats = -(-batch // size)
     return [
         torch.cat([tensor] * repeats)[:batch] if tensor.shape[:1] == (size,) else tensor

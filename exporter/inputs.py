@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from tokexport.exporter.array_file import read_arrays
 from tokexport.exporter.errors import InputError, UsageError, listed
+from tokexport.exporter.named_arrays import LABELS, named_arrays, require_constants
+from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.manifest import TensorSpec
 
-LABELS = "labels"
 #: Passes so many things on, one by one, and may show how many are done.
 Watch = Callable[[Iterable[int], int], Iterator[int]]
 
@@ -68,7 +68,11 @@ class Batches:
 
 
 def read_inputs(
-    path: Path, specs: Sequence[TensorSpec], batch: int, samples: int | None = None
+    path: Path,
+    specs: Sequence[TensorSpec],
+    batch: int,
+    samples: int | None = None,
+    constants: Sequence[ConstantInput] = (),
 ) -> Batches:
     """Reads the samples of a file and cuts them into batches of ``batch``.
 
@@ -83,6 +87,7 @@ def read_inputs(
         batch: The number of samples the model takes at once, N.
         samples: How many samples of the file to take, evenly spaced from the first on; all without
             it, or where there are no more.
+        constants: Inputs that are fixed: the file may leave them out, or hold that value.
 
     Returns:
         The batches, in the order of the file.
@@ -90,14 +95,12 @@ def read_inputs(
     Raises:
         InputError: The file cannot be read as arrays, or an array does not fit its input.
     """
-    found = _named_arrays(path, specs)
-    labels = found.pop(LABELS, None)
-    named = _by_input(found, specs, path)
-
+    named, labels, fixed = named_arrays(path, specs, constants)
     per_sample = {spec.name for spec in specs if spec.shape[:1] == (batch,)}
     for spec in specs:
         _check_shape(named[spec.name], spec, spec.name in per_sample)
     count = _count_samples({name: named[name] for name in named if name in per_sample}, path)
+    require_constants(fixed, constants, count, path)
     if labels is not None:
         _check_labels(labels, count)
     taken = evenly_spaced(count, samples or count)
@@ -199,75 +202,6 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
         )
     chosen = logits.reshape(-1, classes)[: len(labels)].argmax(axis=-1)
     return float((chosen == labels).mean())
-
-
-def _named_arrays(path: Path, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
-    """Reads every array of the file, by its name; that of an .npy has the only input's."""
-    found = read_arrays(path)
-    if isinstance(found, dict):
-        return found
-    if len(specs) == 1:
-        return {specs[0].name: found}
-    raise InputError(
-        f"The file holds one array, and the model has {len(specs)} inputs.",
-        where=str(path),
-        fix=f"Save them by name: numpy.savez(path, {_as_keywords([s.name for s in specs])})",
-    )
-
-
-def _by_input(
-    found: dict[str, np.ndarray], specs: Sequence[TensorSpec], path: Path
-) -> dict[str, np.ndarray]:
-    """Pairs the arrays with the model's inputs, by name."""
-    names = [spec.name for spec in specs]
-    if LABELS in names:
-        raise InputError(
-            f"The model has an input named {LABELS!r}, which is the name of the classes here.",
-            where=str(path),
-            fix="Give the model's input another name.",
-        )
-    if not found:
-        raise InputError(
-            "The inputs file holds no array but labels, or none at all.",
-            where=str(path),
-            fix=f"Save an array for {listed(names)}.",
-        )
-    missing = [name for name in names if name not in found]
-    unknown = [name for name in found if name not in names]
-    check_names(names, missing, unknown, path)
-    return {name: found[name] for name in names}
-
-
-def check_names(
-    names: Sequence[str], missing: Sequence[str], unknown: Sequence[str], path: Path
-) -> None:
-    """Refuses a file whose arrays are not called like the inputs.
-
-    Args:
-        names: The inputs.
-        missing: Those that no array is called like.
-        unknown: The arrays that no input is called like.
-        path: The file.
-
-    Raises:
-        InputError: An array is missing, or one is unknown.
-    """
-    if not missing and not unknown:
-        return
-    parts = [f"missing: {listed(missing)}"] if missing else []
-    parts += [f"unknown: {listed(unknown)}"] if unknown else []
-    raise InputError(
-        f"The arrays are not the model's inputs ({'; '.join(parts)}).",
-        where=str(path),
-        fix=f"Name the arrays after the inputs: numpy.savez(path, {_as_keywords(names)}).",
-    )
-
-
-def _as_keywords(names: Sequence[str]) -> str:
-    """Writes names as arguments by name; those that Python has no such form for, as a dict's."""
-    if all(name.isidentifier() for name in names):
-        return ", ".join(f"{name}=…" for name in names)
-    return f"**{{{', '.join(f'{name!r}: …' for name in names)}}}"
 
 
 def _check_shape(array: np.ndarray, spec: TensorSpec, per_sample: bool) -> None:

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from tokexport.exporter.capture import FlatModel, capture
 from tokexport.exporter.config import PRECISIONS, ReduceConfig
 from tokexport.exporter.errors import UsageError
-from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.example_inputs import constants_of, prepare
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.noise import capture_any, random_lines
 from tokexport.exporter.process_state import process_unchanged
@@ -40,6 +40,7 @@ from tokexport.graph_passes.macs import NodeMacs, count_macs
 from tokexport.graph_passes.product_kinds import Kind, ProductKinds
 from tokexport.graph_passes.torch_passes.calls import operator_name
 from tokexport.graph_passes.unreduced import unreduced_macs
+from tokexport.runtimes.constant_inputs import ConstantInput
 
 SCHEMA_VERSION: Final = 1
 #: How ``Inspection.unreduced`` comes about; shown beside the number.
@@ -109,6 +110,7 @@ class Inspection:
         unreduced_means: How ``unreduced`` comes about.
         token_cap: The counts met on the inputs, and how they fit under a cap; None without one, or
             where none was needed.
+        constant_inputs: The inputs that are fixed, with their values.
     """
 
     source: str
@@ -124,6 +126,7 @@ class Inspection:
     recipe: str = ""
     unreduced_means: str = UNREDUCED_MEANS
     token_cap: TokenCapUse | None = None
+    constant_inputs: tuple[ConstantInput, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names, with ``schema_version`` before them."""
@@ -147,7 +150,7 @@ def inspect(
         targets: Which targets to ask what they would refuse.
         progress: Shows the stages; silent without one.
         options: Further fields of ``ReduceConfig``: inputs, input_shape, batch, seed, reduce,
-            restore, token_cap.
+            restore, token_cap, constants.
 
     Raises:
         UsageError: The options or inputs do not fit.
@@ -207,6 +210,7 @@ def inspect(
         recipe="" if reduced is None else reduced.use.recipe,
         unreduced_means=UNREDUCED_MEANS if reduced is None else GIVEN_MEANS,
         token_cap=cap,
+        constant_inputs=constants_of(flat),
     )
 
 

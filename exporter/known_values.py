@@ -51,14 +51,29 @@ _COUNTING: Final = frozenset(
     name
     for line in (
         "nonzero argwhere where masked_select __getitem__ unique _unique2 unique_consecutive",
-        "repeat_interleave bincount combinations",
+        "repeat_interleave bincount combinations tensor as_tensor",
     )
     for name in line.split()
 )
 #: Numbers that only the data says.
 _SYMBOLS: Final = (torch.SymInt, torch.SymFloat, torch.SymBool)
 #: What takes numbers, which may come as tensors of one.
-_OF_NUMBERS: Final = frozenset({"arange", "linspace", "range", "full", "zeros", "ones", "narrow"})
+_OF_NUMBERS: Final = frozenset(
+    {"arange", "linspace", "logspace", "range", "full", "zeros", "ones", "empty", "eye"}
+    | {"tril_indices", "triu_indices"}
+)
+#: What takes them behind the tensor that it works on: sizes, counts, places along an axis.
+_OF_SIZES: Final = frozenset(
+    name
+    for line in (
+        "view reshape expand broadcast_to repeat tile unflatten narrow select roll split unfold",
+        "split_with_sizes tensor_split chunk topk kthvalue repeat_interleave diagonal tril triu",
+        "new_zeros new_ones new_empty new_full one_hot pad interpolate upsample pixel_shuffle",
+        "pixel_unshuffle adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d",
+        "adaptive_max_pool1d adaptive_max_pool2d avg_pool2d max_pool1d max_pool2d flatten rot90",
+    )
+    for name in line.split()
+)
 
 
 class KnownValues(TorchFunctionMode):
@@ -90,6 +105,7 @@ class KnownValues(TorchFunctionMode):
         if any(isinstance(one, FakeTensor) for one, _ in versions):
             if not self._stand_ins:
                 self._find_stand_ins()
+            args, kwargs = self._with_numbers(name, args, kwargs)
             answer = self._answer(func, name, args, kwargs)
             if answer is not NotImplemented:
                 return answer
@@ -116,9 +132,6 @@ class KnownValues(TorchFunctionMode):
         if name in _READERS:
             value = self._value(args[0])
             return NotImplemented if value is None else _apart(_READERS[name], value)
-        if name in _OF_NUMBERS:
-            args, kwargs = pytree.tree_map(self._number, (args, kwargs))
-            return func(*args, **kwargs)
         if name == "__setitem__":
             return self._set(*args)
         if name == "_assert":
@@ -180,6 +193,33 @@ class KnownValues(TorchFunctionMode):
             return NotImplemented
         x, axis = (input.flatten(), 0) if dim is None else (input, dim)
         return x.index_select(axis, _apart(torch.repeat_interleave, value))
+
+    def _with_numbers(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Puts known numbers in the place of tensors of one where a call takes numbers."""
+        if name in _OF_NUMBERS:
+            args, kwargs = pytree.tree_map(self._number, (args, kwargs))
+        elif name in _OF_SIZES:
+            named = {key: value for key, value in kwargs.items() if key not in ("input", "self")}
+            rest, named = pytree.tree_map(self._whole, (args[1:], named))
+            args, kwargs = (*args[:1], *rest), {**kwargs, **named}
+        elif name in ("__getitem__", "__setitem__"):
+            keys = args[1] if isinstance(args[1], tuple) else (args[1],)
+            found = tuple(self._cut(one) if isinstance(one, slice) else one for one in keys)
+            args = (args[0], found if isinstance(args[1], tuple) else found[0], *args[2:])
+        return args, kwargs
+
+    def _cut(self, part: slice) -> slice:
+        return slice(*(self._whole(one) for one in (part.start, part.stop, part.step)))
+
+    def _whole(self, part: Any) -> Any:
+        """Returns a known whole number in the place of a tensor that holds it alone."""
+        value = self._value(part) if isinstance(part, FakeTensor) else None
+        whole = value is not None and not (value.is_floating_point() or value.is_complex())
+        if value is None or not whole or value.numel() != 1:
+            return part
+        return _apart(Tensor.item, value)
 
     def _number(self, part: Any) -> Any:
         value = self._value(part) if isinstance(part, FakeTensor) and not part.dim() else None

@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 
 import tokexport
 from tokexport.exporter.build import ARTIFACT
+from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.example_inputs import constants_of
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.reference import Reference
 from tokexport.exporter.source import Source
+from tokexport.exporter.token_cap import checks_of
 from tokexport.exporter.tuned_forms import Tuning
-from tokexport.runtimes.input_checks import InputChecks
 from tokexport.runtimes.manifest import (
     BUILT_NOT_RUN,
     SCHEMA_VERSION,
@@ -24,27 +26,28 @@ from tokexport.runtimes.manifest import (
 def new_manifest(
     config: CompileConfig,
     source: Source,
+    model: FlatModel,
     inputs: tuple[TensorSpec, ...],
     reference: Reference,
     reduction: ReductionUse | None,
     tuning: Tuning | None,
     schedule: tuple[int, ...],
     runtime: RuntimeInfo,
-    checks: InputChecks | None,
 ) -> Manifest:
     """Returns the manifest of an artifact that was built and has not run.
 
     Args:
         config: What was asked for.
         source: The model, as it was read.
+        model: The same over flat tensors, with what its graph takes for granted.
         inputs: Its inputs.
         reference: What it answers.
         reduction: What was put into it; None where nothing was.
         tuning: Which forms were chosen by measurement; None without tuning.
         schedule: The number of tokens at each attention.
         runtime: What built the artifact.
-        checks: What has to hold of an input; None where nothing was taken for granted.
     """
+    checks = checks_of(model)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         tokexport_version=tokexport.__version__,
@@ -69,4 +72,5 @@ def new_manifest(
         reduction=None if reduction is None else reduction.for_manifest(),
         forms=None if tuning is None else tuning.for_manifest(),
         checks=checks,
+        constant_inputs=constants_of(model),
     )

@@ -23,6 +23,7 @@ from tokexport.exporter.parity import HopResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.exporter.tuned_forms import Tuning
+from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
 from tokexport.runtimes.neighbourhoods import Worst
 
@@ -56,6 +57,7 @@ class Report:
         precision: The precision asked for.
         source: Where the model came from: ``kind``, ``location``, ``sha256``, ``notes``.
         inputs: Where the inputs came from, a clause.
+        constant_inputs: The inputs that are fixed, with their values.
         samples: How many real samples were compared.
         batches: In how many batches.
         hops: The steps of the model's way, in order, each compared with the reference.
@@ -86,6 +88,7 @@ class Report:
     source: Mapping[str, Any]
     inputs: str
     samples: int
+    constant_inputs: tuple[ConstantInput, ...] = ()
     batches: int = 0
     hops: tuple[HopResult, ...] = ()
     gates: Mapping[str, Gate] = field(default_factory=dict)

@@ -70,7 +70,7 @@ def run_bundle(
     with load(bundle, threads=threads) as runner:
         first = runner.inputs[0].shape
         batch = first[0] if first else 1
-        batches = read_inputs(inputs, runner.inputs, batch)
+        batches = read_inputs(inputs, runner.inputs, batch, constants=runner.constants)
         rows = [runner.run(arrays) for arrays in batches]
     results = {name: _joined([row[name] for row in rows], batches, batch) for name in rows[0]}
     _write(output, results)

@@ -17,13 +17,14 @@ import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.errors import InputMismatchError, RunError
 from tokexport.runtimes.input_checks import InputChecks
 from tokexport.runtimes.manifest import RuntimeInfo, TensorSpec
@@ -46,6 +47,8 @@ class Runner(ABC):
         outputs: The model's outputs, in order.
         runtime: What runs it.
         ranges: The lowest and the highest whole number that an input may hold, by its name.
+        constants: The inputs of the model that the artifact holds the value of: a caller may leave
+            them out, or give that value.
         computed: What the artifact gives: the outputs, and whether its checks hold.
     """
 
@@ -57,6 +60,7 @@ class Runner(ABC):
     ) -> None:
         self.inputs = inputs
         self.ranges: Mapping[str, tuple[int, int]] = {}
+        self.constants: tuple[ConstantInput, ...] = ()
         self.outputs = self.computed = outputs
         self._checks: InputChecks | None = None
         self.runtime = runtime
@@ -70,7 +74,8 @@ class Runner(ABC):
 
         Args:
             arrays: An array for each input, by name, of exactly its shape and dtype: nothing is
-                cast or broadcast. Infinities are taken, as masks use them; NaN is not.
+                cast or broadcast. Infinities are taken, as masks use them; NaN is not. Those of
+                ``constants`` may be among them.
 
         Returns:
             An array for each output, by name, in the order of ``outputs``.
@@ -83,7 +88,10 @@ class Runner(ABC):
         """
         if self._closed:
             raise self._closed_error()
-        return self._checked(self._run_impl(check_inputs(self.inputs, arrays, self.ranges)))
+        return self._checked(self._run_impl(self._taken(arrays)))
+
+    def _taken(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return check_inputs(self.inputs, arrays, self.ranges, self.constants)
 
     def hold_to(self, checks: InputChecks | None) -> None:
         """Refuses from now on inputs of which the checks do not hold, and keeps their output."""
@@ -107,7 +115,7 @@ class Runner(ABC):
             InputMismatchError: The arrays are not the model's inputs.
             RunError: From what is returned, as ``run`` raises it.
         """
-        checked = check_inputs(self.inputs, arrays, self.ranges)
+        checked = self._taken(arrays)
 
         def run() -> dict[str, Array]:
             if self._closed:
@@ -184,6 +192,7 @@ def check_inputs(
     specs: tuple[TensorSpec, ...],
     arrays: Mapping[str, Array],
     ranges: Mapping[str, tuple[int, int]],
+    constants: Sequence[ConstantInput] = (),
 ) -> dict[str, Array]:
     """Holds arrays to the inputs of a model.
 
@@ -191,24 +200,33 @@ def check_inputs(
         specs: The inputs.
         arrays: What is given for them, by name.
         ranges: The lowest and the highest whole number of some of them.
+        constants: Inputs that may be left out, or hold one value.
 
     Returns:
-        The arrays in the order of ``specs``, each contiguous in memory.
+        The arrays in the order of ``specs``, each contiguous in memory, without the constants.
 
     Raises:
         InputMismatchError: A name is missing or unknown, a shape or dtype is not exactly the
-            input's, a floating array holds a NaN, or a whole number lies outside its range.
+            input's, a floating array holds a NaN, a whole number lies outside its range, or a
+            constant is another.
     """
     names = [spec.name for spec in specs]
     missing = [name for name in names if name not in arrays]
-    unknown = [str(name) for name in arrays if name not in names]
+    fixed = {one.name: one for one in constants}
+    unknown = [str(name) for name in arrays if name not in names and name not in fixed]
     if missing or unknown:
         parts = [f"missing {', '.join(missing)}"] * bool(missing)
         parts += [f"unknown {', '.join(unknown)}"] * bool(unknown)
         raise InputMismatchError(
             f"The arrays are not the model's inputs: {'; '.join(parts)}.",
-            fix=f"Pass exactly these: {'; '.join(map(str, specs))}.",
+            fix=f"Pass exactly these: {'; '.join(map(str, specs))}."
+            + f" Constants, to be left out or given: {'; '.join(map(str, constants))}."
+            * bool(constants),
         )
+    for name, one in fixed.items():
+        if name in arrays:
+            spec = TensorSpec(name, one.shape, one.dtype)
+            one.require(_check_input(spec, arrays[name]))
     checked = {spec.name: _check_input(spec, arrays[spec.name]) for spec in specs}
     for name, (low, high) in ranges.items():
         _check_range(name, checked[name], low, high)

@@ -87,6 +87,7 @@ def open_runner(
     runner.inputs, runner.computed = manifest.inputs, manifest.computed
     runner.outputs = runner.computed
     runner.ranges = manifest.input_ranges
+    runner.constants = manifest.constant_inputs
     return runner
 
 

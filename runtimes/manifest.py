@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.input_checks import InputChecks
 
@@ -83,7 +84,7 @@ class Manifest:
         artifact: Name of the file that the runtime loads.
         runtime: What the artifact was built by.
         precision: The precision asked for, ``fp32``.
-        inputs: The model's inputs, in order.
+        inputs: The inputs of the artifact, in the model's order.
         outputs: The model's output tensors, in order.
         constant_outputs: Python values that the model returned beside its tensors, by name.
         token_schedule: The number of tokens at each attention.
@@ -101,6 +102,8 @@ class Manifest:
             ``standard``, ``speedup`` and ``of_minima`` as measured, ``nodes``; None without tuning.
         checks: What has to hold of an input, and the output that says whether it does, which is
             the artifact's last one; None where nothing was taken for granted.
+        constant_inputs: The inputs of the model that were fixed, with their values: the artifact
+            has no such inputs, and a runner refuses other values.
     """
 
     schema_version: int
@@ -123,6 +126,7 @@ class Manifest:
     forms: dict[str, Any] | None = None
     input_ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
     checks: InputChecks | None = None
+    constant_inputs: tuple[ConstantInput, ...] = ()
 
     @property
     def computed(self) -> tuple[TensorSpec, ...]:
@@ -279,6 +283,7 @@ class _Reader:
             forms=self._object_or_null(data, "forms"),
             input_ranges=self._ranges(data),
             checks=self._checks(data),
+            constant_inputs=self._constant_inputs(data),
         )
 
     def _wrong(self, key: str, wanted: str, found: object) -> BundleError:
@@ -378,6 +383,14 @@ class _Reader:
             for key in ("kind", "said", "line"):
                 self._get(one, key, str, f"{within}.")
         return InputChecks.from_json(given)
+
+    def _constant_inputs(self, data: Mapping[str, Any]) -> tuple[ConstantInput, ...]:
+        given = data.get("constant_inputs", [])  # bundles made before have none
+        specs = self._specs({"constant_inputs": given}, "constant_inputs")
+        try:
+            return tuple(map(ConstantInput.from_json, given))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise self._wrong("constant_inputs", "; ".join(map(str, specs)), given) from error
 
     def _files(self, data: Mapping[str, Any]) -> dict[str, str]:
         files: dict[str, str] = self._get(data, "files", dict)

@@ -171,6 +171,7 @@ class Entrants:
                 input_shape=model.config.input_shape,
                 batch=model.config.batch,
                 seed=model.config.seed,
+                constants=model.config.constants,
                 precision=candidate.precision,
                 threads=self._config.threads,
                 require_run=True,
@@ -284,6 +285,9 @@ def _open_plain(candidate: Candidate, path: Path, facts: GraphFacts, threads: in
 def _arrays(runner: Runner, model: Subject, batch: dict[str, Array]) -> dict[str, Array]:
     """Names a batch as the runner does: an export may have its own names, in the call's order."""
     own = [spec.name for spec in runner.inputs]
+    if {*own} == {*batch}:
+        return batch
+    batch = batch | model.constants  # a plain export takes them as any other input
     if {*own} == {*batch}:
         return batch
     if len(own) != len(batch):

@@ -106,8 +106,14 @@ class Subject:
         """The names of the inputs in the order in which torch flattens the arguments."""
         tensors = tensors_of(next(iter(self.batches)))
         named = {id(one): name for name, one in zip(self.flat.spec.names, tensors, strict=True)}
+        named |= {id(one): name for name, one in self.flat.spec.constants.items()}
         leaves = pytree.tree_leaves(self.flat.spec.arguments(tensors))
         return tuple(named[id(leaf)] for leaf in leaves if id(leaf) in named)
+
+    @property
+    def constants(self) -> dict[str, Array]:
+        """The values of the inputs that are fixed, by name."""
+        return {name: one.numpy() for name, one in self.flat.spec.constants.items()}
 
     def judged(self, found: Mapping[str, Array], precision: str) -> HopResult:
         """Holds the outputs (batches, …) of a way to run the model to eager."""

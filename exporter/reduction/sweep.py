@@ -249,6 +249,7 @@ class _Sweeping:
             seed=config.seed,
             precision=config.precision,
             threads=config.threads,
+            constants=config.constants,
             quantization=config.quantization,
             require_run=True,
             timed=False,

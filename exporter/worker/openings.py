@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tokexport.runtimes.base import Runner
+from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.input_checks import InputChecks
 from tokexport.runtimes.loading import open_runner
 from tokexport.runtimes.manifest import Manifest, RuntimeInfo, TensorSpec
@@ -73,6 +74,7 @@ class Opening:
             "outputs": specs_of(given["outputs"]),
             "checks": InputChecks.from_json(given["checks"]),
             "input_ranges": {name: tuple(ends) for name, ends in given["input_ranges"].items()},
+            "constant_inputs": tuple(map(ConstantInput.from_json, given["constant_inputs"])),
         }
         return replace(opening, manifest=Manifest(**{**given, **read}))
 

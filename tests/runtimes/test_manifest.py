@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.manifest import (
     MANIFEST_NAME,
@@ -79,6 +81,13 @@ manifests = st.builds(
         texts, st.dictionaries(texts, texts | st.integers(0, 99) | st.floats(0.01, 1e3))
     ),
     files=st.dictionaries(texts, st.text("0123456789abcdef", min_size=64, max_size=64)),
+    constant_inputs=st.sampled_from(
+        [
+            (),
+            (ConstantInput.of("grid", np.array([[1, 4, 4]])), ConstantInput.of("", np.array(True))),
+            (ConstantInput.of("mask", np.float32([[0, -np.inf], [0.1, -0.0]])),),
+        ]
+    ),
 )
 
 
@@ -160,7 +169,7 @@ def test_a_wrong_type_names_the_field(
 
 #: What a bundle may lack, as one of an earlier version does.
 OPTIONAL = {"preprocessing", "reduction", "forms", "checks"}
-WITHOUT = {**dict.fromkeys(OPTIONAL), "input_ranges": {}}
+WITHOUT = {**dict.fromkeys(OPTIONAL), "input_ranges": {}, "constant_inputs": ()}
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT))
