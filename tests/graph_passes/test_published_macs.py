@@ -215,7 +215,8 @@ def pitome(keep: float) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("keep", "published"), thorough_but([*PITOME.items()][:1], PITOME.items()))
+@pytest.mark.thorough
+@pytest.mark.parametrize(("keep", "published"), PITOME.items())
 def test_pitome(keep: float, published: float) -> None:
     program = captured(pitome(keep), SMALL)
     counted = count_macs(program)

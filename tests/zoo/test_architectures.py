@@ -61,7 +61,7 @@ ATTENTIONS: Final[dict[str, int]] = {
 
 #: Those that say most: what is left are relatives of one of these.
 FIRST: Final = (
-    *("timm ViT, three images", "timm EVA-02", "timm Swin V2", "timm Hiera", "timm MobileViT"),
+    *("timm ViT, three images", "timm EVA-02", "timm Swin V2", "timm Hiera"),
     *("transformers DINOv3", "vit-pytorch T2T", "torch MultiheadAttention"),
 )
 SOME: Final = thorough_but(FIRST, MODELS)
