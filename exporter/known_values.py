@@ -55,6 +55,8 @@ _COUNTING: Final = frozenset(
     )
     for name in line.split()
 )
+#: The types of masks in a key.
+_MASKS: Final = (torch.bool, torch.uint8)
 #: Numbers that only the data says.
 _SYMBOLS: Final = (torch.SymInt, torch.SymFloat, torch.SymBool)
 #: What takes numbers, which may come as tensors of one.
@@ -160,9 +162,7 @@ class KnownValues(TorchFunctionMode):
     def _positions(self, key: Any) -> tuple[Any, ...] | None:
         """Returns a key whose known masks are the positions that they choose; None for no mask."""
         keys = key if isinstance(key, tuple) else (key,)
-        masks = [
-            isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) for part in keys
-        ]
+        masks = [isinstance(part, Tensor) and part.dtype in _MASKS for part in keys]
         found: list[Any] = []
         for part, is_mask in zip(keys, masks, strict=True):
             value = self._value(part) if is_mask else None
@@ -206,12 +206,20 @@ class KnownValues(TorchFunctionMode):
             args, kwargs = (*args[:1], *rest), {**kwargs, **named}
         elif name in ("__getitem__", "__setitem__"):
             keys = args[1] if isinstance(args[1], tuple) else (args[1],)
-            found = tuple(self._cut(one) if isinstance(one, slice) else one for one in keys)
+            found = tuple(self._place(one) for one in keys)
             args = (args[0], found if isinstance(args[1], tuple) else found[0], *args[2:])
         return args, kwargs
 
-    def _cut(self, part: slice) -> slice:
-        return slice(*(self._whole(one) for one in (part.start, part.stop, part.step)))
+    def _place(self, part: Any) -> Any:
+        """Returns a part of a key with its known numbers and truths as such."""
+        if isinstance(part, slice):
+            return slice(*map(self._whole, (part.start, part.stop, part.step)))
+        if isinstance(part, list):
+            return [self._whole(one) for one in part]
+        if not isinstance(part, Tensor) or part.dim():
+            return part
+        one = self._whole(part)
+        return bool(one) if isinstance(one, int) and part.dtype in _MASKS else one
 
     def _whole(self, part: Any) -> Any:
         """Returns a known whole number in the place of a tensor that holds it alone."""

@@ -11,6 +11,9 @@ takes its place.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import onnx_ir as ir
@@ -29,7 +32,7 @@ class FoldConstants(ir.passes.InPlacePass):
         """Folds in place."""
         before = model.graph.num_nodes()
         nodes = -1
-        with call_names_kept(model):
+        with call_names_kept(model), _log_silenced():
             while model.graph.num_nodes() != nodes:
                 nodes = model.graph.num_nodes()
                 optimizer.fold_constants(
@@ -37,3 +40,15 @@ class FoldConstants(ir.passes.InPlacePass):
                 )
                 optimizer.remove_unused_nodes(model)
         return ir.passes.PassResult(model, modified=model.graph.num_nodes() != before)
+
+
+@contextmanager
+def _log_silenced() -> Iterator[None]:
+    """Keeps off stderr which calls on constants the optimizer leaves: those of several results."""
+    logger = logging.getLogger(optimizer.__name__)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -130,7 +130,35 @@ def asserted(m: Holds, x: Tensor) -> Tensor:
     return x[:, torch.combinations(m.grid[0])[:, 0]]
 
 
+def sizes(m: Holds, x: Tensor) -> Tensor:
+    t, h, w = m.grid[0]
+    parts = x.view(x.shape[0], h, -1, 5).expand(-1, -1, 6, -1).reshape(len(x), w, 3, -1)
+    padded = nn.functional.pad(x, (0, 0, t, w)).roll(t, 1).narrow(1, h, 12)
+    small = nn.functional.adaptive_avg_pool2d(parts, (h, w)).flatten(1)
+    return (
+        padded[:, :, t] + small.repeat(1, t)[:, :12] + x.topk(h, dim=1).values.sum((1, 2))[:, None]
+    )
+
+
+def places(m: Holds, x: Tensor) -> Tensor:
+    t, h, w = m.grid[0]
+    out = x.clone()
+    out[:, :h] = 0
+    out[:, h:, t] += 1
+    out[..., w] = 3
+    out[:, [0, t]] *= 2
+    return out[:, h:w:t] + torch.tensor([t, h]).view(1, 2, 1)
+
+
+def one_truth(m: Holds, x: Tensor) -> Tensor:
+    out = x.clone()
+    out[m.keep.all()] = 9
+    out[m.scale > 1] *= 2
+    return x[m.keep.any()].sum(0) + out[:, m.keep[0] & True].sum(1)
+
+
 FOLDED = [
+    *(sizes, places, one_truth),
     *(parts, plain_list, counted, branch, truth, chosen, by_numpy, by_array, of_loops, ranges),
     *(repeated, spread, written, selected, changed_first, unique),
     *(changed_in_place, asserted),
