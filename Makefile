@@ -48,7 +48,8 @@ sanitize: $(INSTALLED)
 	@$(BIN)/cmake --build build/sanitized > /dev/null
 	TOKEXPORT_NATIVE=build/sanitized/tokexport_native.so ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
-	  $(BIN)/python -m pytest -q tests/runtimes/test_*_kernels.py -k "not openvino"
+	  $(BIN)/python -m pytest -q tests/runtimes/test_*_kernels.py \
+	  tests/runtimes/test_crafted_nodes.py -k "not openvino"
 
 clean:
 	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

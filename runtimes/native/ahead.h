@@ -58,7 +58,7 @@ inline void average_queries(const float* weights, const float* share, const size
                             size_t queries, size_t count, float* row) {
   const float* first = weights + members[0] * count;
   if (queries == 1) {
-    std::memcpy(row, first, 4 * count);
+    copy(row, first, count);
     return;
   }
   float total = 0.0f;

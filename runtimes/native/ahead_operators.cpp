@@ -69,10 +69,11 @@ class AheadAttention final : public Kernel {
                 place.size(1) == args.count && share.size(0) == args.images &&
                 share.size(1) == args.count && share.size(2) == 1,
             "ahead_attention: the shapes do not fit.");
-    require(v_start_ + heads_ * depth_ <= v.size(2), "ahead_attention: v holds fewer heads.");
+    require_heads(v_start_, heads_, depth_, v.size(2));
     require_rows(place, v.size(1));
     std::vector<int64_t> goes_to(args.images * args.count);
-    args.rows = map_.places(run, 4, args.images, args.count, goes_to.data());
+    const auto matches = map_.matches(run, 4, args.images, args.count);
+    args.rows = map_.places(matches, args.images, args.count, goes_to.data());
     const Groups groups(goes_to.data(), args.images, args.count, args.rows);
     const size_t width = heads_ * depth_;
     args.weights = weights.data;

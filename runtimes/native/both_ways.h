@@ -98,7 +98,7 @@ inline void match_back_task(const MatchBackArgs& args, size_t image) {
 
 // Joins the tokens of one image, for one chunk of the channels.
 inline void group_task(const GroupArgs& args, size_t task) {
-  const size_t chunks = (args.channels + kMergedChannels - 1) / kMergedChannels;
+  const size_t chunks = group_chunks(args);
   const size_t image = task / chunks;
   const size_t begin = task % chunks * kMergedChannels;
   const size_t channels = smaller(kMergedChannels, args.channels - begin);
@@ -114,7 +114,7 @@ inline void group_task(const GroupArgs& args, size_t task) {
     for (size_t i = 0; i < count && weight != nullptr; ++i) total += weight[tokens[i]];
     if (args.y_weight != nullptr && begin == 0) args.y_weight[image * args.rows + row] = total;
     if (count == 1) {
-      std::memcpy(y, x + tokens[0] * args.channels, 4 * channels);
+      copy(y, x + tokens[0] * args.channels, channels);
       continue;
     }
     for (size_t c = 0; c < channels; c += kWidth) {

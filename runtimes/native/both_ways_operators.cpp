@@ -83,8 +83,9 @@ class PlacesBothWays final : public Kernel {
     const size_t images = run.indices(0, 2).size(0);
     size_t count = protected_;
     for (size_t input : {0, 1, 3, 4}) count += run.indices(input, 2).size(1);
+    const auto matches = map_.matches(run, 0, images, count);
     int64_t* place = run.output<int64_t>(0, {images, count});
-    map_.places(run, 0, images, count, place);
+    map_.places(matches, images, count, place);
   }
 
  private:
@@ -113,7 +114,8 @@ class MergeBothWays final : public Kernel {
       args.weight = weight.data;
     }
     std::vector<int64_t> place(args.images * args.count);
-    args.rows = map_.places(run, ByWeight ? 2 : 1, args.images, args.count, place.data());
+    const auto matches = map_.matches(run, ByWeight ? 2 : 1, args.images, args.count);
+    args.rows = map_.places(matches, args.images, args.count, place.data());
     const Groups groups(place.data(), args.images, args.count, args.rows);
     args.start = groups.start();
     args.member = groups.member();

@@ -71,7 +71,9 @@ class PatchEmbed final : public Kernel {
     patches.width = images.size(3);
     patches.patch_height = patch_.first;
     patches.patch_width = patch_.second;
-    require(patch_.first > 0 && patch_.second > 0, "patch_embed: a patch is empty.");
+    require(patch_.first > 0 && patch_.second > 0 && patch_.first <= patches.height &&
+                patch_.second <= patches.width,
+            "patch_embed: a patch is empty, or larger than the images.");
     patches.down = patches.height / patch_.first;
     patches.across = patches.width / patch_.second;
     const size_t count = patches.down * patches.across;
@@ -231,7 +233,7 @@ class HeadsInRows {
 
   // The heads in rows (B, N, ·) from a channel on.
   Rows<const float> in(const Tensor<const float>& rows, size_t start) const {
-    require(start + width() <= rows.size(2), "attention: the rows hold fewer heads.");
+    require_heads(start, heads_, depth_, rows.size(2));
     return {rows.data + start, rows.size(1) * rows.size(2), depth_, rows.size(2)};
   }
 

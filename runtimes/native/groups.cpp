@@ -38,27 +38,35 @@ MatchArgs matched(const Run& run, size_t images, size_t rows, size_t columns, si
 BothWaysMap::BothWaysMap(const Attributes& attributes)
     : protected_(attributes.only("protected")), sets_(attributes) {}
 
-size_t BothWaysMap::places(const Run& run, size_t input, size_t images, size_t count,
-                           int64_t* place) const {
-  Tensor<const int64_t> index[6];
-  for (size_t i = 0; i < 6; ++i) {
+BothWaysMap::Matches BothWaysMap::matches(const Run& run, size_t input, size_t images,
+                                          size_t count) const {
+  Matches index;
+  for (size_t i = 0; i < index.size(); ++i) {
     index[i] = run.indices(input + i, 2);
     require(index[i].size(0) == images, "The matches are of another number of images.");
   }
   const auto& [kept, src, dst, kept_back, src_back, dst_back] = index;
+  const size_t a = sets_.a(count).count;
+  const size_t b = sets_.b(count).count;
+  require(protected_ <= count && kept.size(1) + src.size(1) == a && src.size(1) == dst.size(1) &&
+              kept_back.size(1) + src_back.size(1) == b && src_back.size(1) == dst_back.size(1),
+          "The matches do not fit the tokens.");
+  require_rows(kept, a);
+  require_rows(src, a);
+  require_rows(dst, b);
+  require_rows(kept_back, b);
+  require_rows(src_back, b);
+  require_rows(dst_back, kept.size(1));
+  return index;
+}
+
+size_t BothWaysMap::places(const Matches& matches, size_t images, size_t count,
+                           int64_t* place) const {
+  const auto& [kept, src, dst, kept_back, src_back, dst_back] = matches;
   const TokenSet a = sets_.a(count);
   const TokenSet b = sets_.b(count);
   const size_t left = kept.size(1);
   const size_t left_back = kept_back.size(1);
-  require(protected_ <= count && left + src.size(1) == a.count && src.size(1) == dst.size(1) &&
-              left_back + src_back.size(1) == b.count && src_back.size(1) == dst_back.size(1),
-          "The matches do not fit the tokens.");
-  require_rows(kept, a.count);
-  require_rows(src, a.count);
-  require_rows(dst, b.count);
-  require_rows(kept_back, b.count);
-  require_rows(src_back, b.count);
-  require_rows(dst_back, left);
   const auto at = [](const Tensor<const int64_t>& which, size_t image, size_t i) {
     return static_cast<size_t>(which.data[image * which.size(1) + i]);
   };

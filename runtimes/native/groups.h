@@ -1,6 +1,7 @@
 // Which tokens become one in a match forth and back, read from what the two matches say.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "kernels.h"
@@ -35,9 +36,14 @@ class BothWaysMap {
  public:
   explicit BothWaysMap(const Attributes& attributes);
 
-  // Reads kept, src and dst of the match forth and of the match back, from an input on; writes
-  // where each of `count` tokens goes, (images, count). Returns how many there are then.
-  size_t places(const Run& run, size_t input, size_t images, size_t count, int64_t* place) const;
+  // kept, src and dst of the match forth and of the match back, each (images, ·).
+  using Matches = std::array<Tensor<const int64_t>, 6>;
+
+  // Reads the matches, from an input on, and refuses those that are not of so many tokens.
+  Matches matches(const Run& run, size_t input, size_t images, size_t count) const;
+
+  // Writes where each of `count` tokens goes, (images, count). Returns how many there are then.
+  size_t places(const Matches& matches, size_t images, size_t count, int64_t* place) const;
 
  private:
   size_t protected_;

@@ -346,8 +346,13 @@ struct GroupArgs {
   size_t channels;
 };
 
+// The first chunk of an image's channels writes its weights, also where there is no channel.
+static inline size_t group_chunks(const GroupArgs& args) {
+  return args.channels == 0 ? 1 : (args.channels + kMergedChannels - 1) / kMergedChannels;
+}
+
 static inline size_t group_tasks(const GroupArgs& args) {
-  return args.images * ((args.channels + kMergedChannels - 1) / kMergedChannels);
+  return args.images * group_chunks(args);
 }
 
 // The kernels of integers; null where the processor has no product of bytes.

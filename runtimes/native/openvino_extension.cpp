@@ -24,16 +24,13 @@ class NamedAttributes final : public Attributes {
   explicit NamedAttributes(const Numbers& numbers) : numbers_(numbers) {}
 
   float number(const char*) const override { throw Refusal("No attribute here is a fraction."); }
-  size_t count(const char* name) const override { return only(name); }
-  std::pair<size_t, size_t> both(const char*) const override {
-    throw Refusal("No attribute here is a pair.");
-  }
-
-  size_t only(const char* name) const override {
+ protected:
+  void read(const char* name, int64_t* values, size_t size) const override {
+    require(size == 1, "No attribute here is a pair.");
     const auto found = numbers_.find(name);
-    if (found == numbers_.end() || found->second < 0)
-      throw Refusal(std::string("The attribute ") + name + " is not given, or negative.");
-    return static_cast<size_t>(found->second);
+    if (found == numbers_.end())
+      throw Refusal(std::string("The attribute ") + name + " is not given.");
+    values[0] = found->second;
   }
 
  private:
@@ -133,6 +130,8 @@ class TokenOperator final : public ov::op::Op {
       NODE_VALIDATION_CHECK(this,
                             next != shapes_.end() && *next >= 0 && shapes_.end() - next > *next,
                             "There is no shape for each output.");
+      const auto axes = static_cast<size_t>(*next);
+      require_bounded(&next[1], axes);
       set_output_type(i, type_of(outputs[i]), ov::Shape(next + 1, next + 1 + *next));
       next += 1 + *next;
     }

@@ -17,6 +17,12 @@ std::unique_ptr<Kernel> make(const Attributes& attributes) {
   return std::make_unique<Made>(attributes);
 }
 
+// Heads that lie side by side in rows of so many channels, from a channel on.
+inline void require_heads(size_t start, size_t heads, size_t depth, size_t channels) {
+  require(heads > 0 && depth > 0 && start <= channels && heads <= (channels - start) / depth,
+          "The rows hold fewer heads.");
+}
+
 // How many tasks cover `count`, each taking so many.
 inline size_t tasks_for(size_t count, size_t per_task) {
   return (count + per_task - 1) / per_task;

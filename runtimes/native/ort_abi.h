@@ -50,8 +50,6 @@ using GetDimensions = Entry<62, OrtStatus*(const OrtTensorTypeAndShapeInfo*, int
 using GetTensorTypeAndShape = Entry<65, OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**)>;
 using KernelInfoGetAttributeFloat =
     Entry<85, OrtStatus*(const OrtKernelInfo*, const char*, float*)>;
-using KernelInfoGetAttributeInt64 =
-    Entry<86, OrtStatus*(const OrtKernelInfo*, const char*, int64_t*)>;
 using KernelContextGetInput = Entry<90, OrtStatus*(const OrtKernelContext*, size_t, const OrtValue**)>;
 using KernelContextGetOutput =
     Entry<91, OrtStatus*(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**)>;

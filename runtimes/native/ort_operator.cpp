@@ -1,6 +1,5 @@
 #include "ort_operator.h"
 
-#include <array>
 #include <cstring>
 #include <exception>
 
@@ -25,35 +24,14 @@ class OrtAttributes final : public Attributes {
     return value;
   }
 
-  size_t count(const char* name) const override {
-    int64_t value = 0;
-    check(api_, abi::KernelInfoGetAttributeInt64::of(api_)(info_, name, &value), name);
-    require(value >= 0, "An attribute that counts is negative.");
-    return static_cast<size_t>(value);
-  }
-
-  size_t only(const char* name) const override { return list<1>(name)[0]; }
-
-  std::pair<size_t, size_t> both(const char* name) const override {
-    const auto found = list<2>(name);
-    return {found[0], found[1]};
+ protected:
+  void read(const char* name, int64_t* values, size_t size) const override {
+    size_t found = size;
+    check(api_, abi::KernelInfoGetAttributeArrayInt64::of(api_)(info_, name, values, &found), name);
+    require(found == size, "An attribute is a list of another length than the operator takes.");
   }
 
  private:
-  template <size_t Size>
-  std::array<size_t, Size> list(const char* name) const {
-    int64_t values[Size] = {};
-    size_t size = Size;
-    check(api_, abi::KernelInfoGetAttributeArrayInt64::of(api_)(info_, name, values, &size), name);
-    std::array<size_t, Size> found;
-    for (size_t i = 0; i < Size; ++i) {
-      require(size == Size && values[i] >= 0,
-              "An attribute that counts is no list of so many numbers.");
-      found[i] = static_cast<size_t>(values[i]);
-    }
-    return found;
-  }
-
   const abi::Api* api_;
   const OrtKernelInfo* info_;
 };

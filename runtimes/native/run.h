@@ -31,6 +31,23 @@ inline size_t threads_at_most() {
   return cores;
 }
 
+// What a file says of counts and sizes is bounded where it comes in: an attribute that counts, and
+// the product of a tensor's sizes, its empty axes left out. Products of two counts, and of sizes of
+// two tensors one of which was padded, fit in 64 bits then.
+constexpr int64_t kMostCounted = int64_t{1} << 24;
+constexpr int64_t kMostNumbers = int64_t{1} << 44;
+
+// Refuses sizes of a tensor that no memory holds.
+template <typename Size>
+void require_bounded(const Size* sizes, size_t axes) {
+  int64_t left = kMostNumbers;
+  for (size_t axis = 0; axis < axes; ++axis) {
+    const auto size = static_cast<int64_t>(sizes[axis]);
+    require(size >= 0 && size <= left, "A tensor has more numbers than memory holds.");
+    left /= std::max<int64_t>(size, 1);
+  }
+}
+
 // The sizes of a tensor; of more than so many axes no operator takes any.
 struct Shape {
   static constexpr size_t kMostAxes = 4;
@@ -54,11 +71,32 @@ class Attributes {
   virtual ~Attributes() = default;
 
   virtual float number(const char* name) const = 0;
-  virtual size_t count(const char* name) const = 0;
-  // The only element of a list.
-  virtual size_t only(const char* name) const = 0;
-  // The two elements of a list.
-  virtual std::pair<size_t, size_t> both(const char* name) const = 0;
+
+  // The only element of a list that counts.
+  size_t only(const char* name) const {
+    int64_t value = 0;
+    read(name, &value, 1);
+    return counted(name, value);
+  }
+
+  // The two elements of a list that counts.
+  std::pair<size_t, size_t> both(const char* name) const {
+    int64_t values[2] = {};
+    read(name, values, 2);
+    return {counted(name, values[0]), counted(name, values[1])};
+  }
+
+ protected:
+  // Reads a list of so many elements; one of another length is refused.
+  virtual void read(const char* name, int64_t* values, size_t size) const = 0;
+
+ private:
+  static size_t counted(const char* name, int64_t value) {
+    if (value < 0 || value > kMostCounted)
+      throw Refusal(std::string("The attribute ") + name + " counts " + std::to_string(value) +
+                    ", and takes 0 to " + std::to_string(kMostCounted) + ".");
+    return static_cast<size_t>(value);
+  }
 };
 
 // One run of a node.
@@ -72,6 +110,7 @@ class Run {
 
   template <typename Element>
   Element* output(size_t place, std::initializer_list<size_t> shape) const {
+    require_bounded(shape.begin(), shape.size());
     return static_cast<Element*>(output_data(place, shape));
   }
 
@@ -111,6 +150,7 @@ class Run {
     Shape shape;
     const void* data = input_data(input, &shape);
     require(shape.axes == rank, "An input has another number of axes than the operator takes.");
+    require_bounded(shape.sizes, rank);
     return {static_cast<const Element*>(data), shape};
   }
 };

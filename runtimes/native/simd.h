@@ -32,6 +32,11 @@ inline Floats load(const float* from) {
 
 inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
 
+// Copies so many floats; of none, neither place need be one.
+inline void copy(float* to, const float* from, size_t count) {
+  if (count != 0) std::memcpy(to, from, count * sizeof(float));
+}
+
 inline Floats all(float value) { return value - Floats{}; }
 
 // Reads the first `count` floats; the others are `fill`.

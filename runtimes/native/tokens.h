@@ -121,8 +121,8 @@ inline void gather_task(const GatherArgs& args, size_t task) {
   const size_t image = task;
   for (size_t i = 0; i < args.taken; ++i) {
     const auto from = static_cast<size_t>(args.index[image * args.taken + i]);
-    std::memcpy(args.y + image * args.y_image + i * args.channels,
-                args.x + image * args.x_image + from * args.channels, 4 * args.channels);
+    copy(args.y + image * args.y_image + i * args.channels,
+         args.x + image * args.x_image + from * args.channels, args.channels);
   }
 }
 
@@ -136,7 +136,7 @@ inline void scatter_task(const ScatterArgs& args, size_t task) {
   const float* dst = args.dst + image * args.rows * args.channels + begin;
   float* y = args.y + image * args.y_image + begin;
   for (size_t i = 0; i < args.rows; ++i)
-    std::memcpy(y + i * args.channels, dst + i * args.channels, 4 * channels);
+    copy(y + i * args.channels, dst + i * args.channels, channels);
   if (args.mode == Reduce::kNone && args.taken == 0) return;
   thread_local Buffer<float> counts;
   float* writers = counts.of(args.rows);
@@ -151,7 +151,7 @@ inline void scatter_task(const ScatterArgs& args, size_t task) {
     const bool overwrite = args.mode == Reduce::kNone || writers[row] == 0.0f;
     writers[row] += 1.0f;
     if (overwrite) {
-      std::memcpy(to, src, 4 * channels);
+      copy(to, src, channels);
       continue;
     }
     for (size_t c = 0; c < channels; c += kWidth) {

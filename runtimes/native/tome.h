@@ -115,7 +115,7 @@ inline void merge_by_size_task(const BySizeArgs& args, size_t task) {
     float* y = args.y + (image * rows + row) * channels;
     float total = size[token];
     if (pairs < 0) {
-      std::memcpy(y, own, 4 * channels);
+      copy(y, own, channels);
     } else {
       for_merged([&](const float*, float weight) { total += weight; });
       for (size_t c = 0; c < channels; c += kWidth) {

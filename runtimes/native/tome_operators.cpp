@@ -28,7 +28,7 @@ class Matcher {
         taken_(attributes.only("r")) {}
 
   CosineArgs args(const Tensor<const float>& rows) const {
-    require(start_ + heads_ * depth_ <= rows.size(2), "cosine_match: the rows hold fewer heads.");
+    require_heads(start_, heads_, depth_, rows.size(2));
     CosineArgs args{};
     args.rows = rows.data + start_;
     args.images = rows.size(0);
