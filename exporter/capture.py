@@ -21,6 +21,7 @@ from tokexport.exporter.known_values import KnownValues
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.nested_tensors import Nest, Template, filled, places, template
 from tokexport.exporter.outputs import Constant, flatten, refuse_empty
+from tokexport.exporter.slice_bounds import SliceBounds
 from tokexport.exporter.spelled_out import SpelledOut
 from tokexport.exporter.trace_refusals import check_static, refusal, scripted_part
 from tokexport.exporter.traced_lines import tracing
@@ -336,7 +337,7 @@ def _captured(
         quiet.enter_context(tracing())
         try:
             if caps is not None:
-                with numbers:
+                with numbers, SliceBounds():
                     model(*example)
                 entered.begin_again()
                 numbers.begin()
@@ -345,12 +346,15 @@ def _captured(
                     modes.enter_context(mode)
                 if caps is not None:
                     modes.enter_context(numbers)
+                modes.enter_context(SliceBounds())
                 traced = torch.export.export(model, tuple(example), strict=False)
             numbers.end()
             write_by_copy(traced.graph_module)
             program: ExportedProgram = traced.run_decompositions({})
             drop_writes(program)
         except (Exception, SystemExit) as error:
+            if isinstance(error, DataDependentError):
+                raise
             if lacks_memory(error):
                 raise MemoryError(f"Tracing the model: {error}") from error
             raise (scripted_part(model) or refusal(error)) from error

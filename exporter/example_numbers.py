@@ -55,8 +55,8 @@ _SYMBOLS: Final = (torch.SymInt, torch.SymFloat, torch.SymBool)
 class ExampleNumbers(TorchFunctionMode):
     """Writes down what a model reads from its tensors, and hints at it while it is traced.
 
-    It has to be the innermost of the modes that are entered, so that it meets every call of the
-    model itself. ``begin`` ends the first part.
+    But for ``SliceBounds`` it has to be the innermost of the modes that are entered, so that it
+    meets every call of the model itself. ``begin`` ends the first part.
     """
 
     def __init__(self) -> None:

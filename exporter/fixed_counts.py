@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from tokexport.exporter.followed_tensors import FollowedTensors, changed_since, versions_of
-from tokexport.exporter.index_sets import Constant, Fact, Mask, Positions
+from tokexport.exporter.index_sets import Chosen, Constant, Fact, Mask, Positions, chosen
 from tokexport.exporter.mask_facts import RULES
 from tokexport.graph_passes.torch_passes.calls import base_name
 
@@ -107,7 +107,7 @@ class FixedCounts(TorchFunctionMode):
         if not isinstance(value, Tensor) or fact is None:
             return
         exact = not isinstance(fact, Constant) or _holds(value.dtype, fact.value)
-        if isinstance(fact, Positions):
+        if isinstance(fact, Positions | Chosen):
             exact = value.dtype in (torch.int32, torch.int64)
         if exact:
             self._facts.set(value, fact)
@@ -171,7 +171,18 @@ class FixedCounts(TorchFunctionMode):
             wide = [*x.shape[:dim], fact.count, *x.shape[dim + 1 :]]
             rows = [*[1] * start, *position.shape, *[1] * (x.dim() - dim - 1)]
             taken = x.gather(dim, position.reshape(rows).expand(wide))
-        return taken.reshape(*x.shape[:start], -1, *x.shape[end:])
+        found = taken.reshape(*x.shape[:start], -1, *x.shape[end:])
+        own = self.known(x)
+        if isinstance(own, Positions) and x.shape == mask.shape and not fact.repeats:
+            self._note_chosen(found, own, mask, fact)
+        return found
+
+    def _note_chosen(self, found: Tensor, own: Positions, mask: Tensor, fact: Mask) -> None:
+        """Notes what is known of positions that a mask chose."""
+        positions = chosen(own, fact)
+        if positions is not None:
+            shape = (*mask.shape[: fact.dim], fact.count, *mask.shape[fact.dim + 1 :])
+            self._note(found, Chosen(positions, shape) if mask.dim() > 1 else positions)
 
     def _set(self, x: Any, key: Any, value: Any) -> Any:
         """``x[key] = value``, where one part of the key is a mask and the others take all."""
@@ -209,9 +220,9 @@ class FixedCounts(TorchFunctionMode):
         if options or not isinstance(mask, Tensor) or not isinstance(input, Tensor):
             return NotImplemented
         shape = torch.broadcast_shapes(input.shape, mask.shape)
-        with self:  # what is known of the mask holds of the expanded one
-            wide = mask.expand(shape)
-        return self._chosen(input.expand(shape), wide)
+        with self:  # what is known of the two holds of the expanded ones
+            x, wide = input.expand(shape), mask.expand(shape)
+        return self._chosen(x, wide)
 
     def _nonzero(self, input: Any, as_tuple: bool = False, **options: Any) -> Any:
         """``nonzero(input)``."""

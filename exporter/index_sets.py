@@ -115,6 +115,29 @@ class Order:
                 made.set_inverse(self._made["inverse"].part(key))
         return self._made["part", key]
 
+    def merged(self, outer: int, inner: int, key: object) -> Order:
+        """Returns the order of an axis that is made of axes before it, its own, and some behind.
+
+        Args:
+            outer: How many rows the axes before have, each with an order of its own.
+            inner: How many numbers the axes behind have, all alike.
+            key: Which axes; those of one key are the same.
+        """
+        if ("merged", key) not in self._made:
+            base = self.base.merged(outer, inner, key) if self.base is not None else None
+            size = self.size * outer * inner
+            made = Order(size, base, frozenset(self.merged_ranks(self.moved, outer, inner)))
+            for place, rank in self.fixed.items():
+                places, ranks = (self.merged_ranks([one], outer, inner) for one in (place, rank))
+                made.fixed |= dict(zip(places, ranks, strict=True))
+            self._made["merged", key] = made
+        return self._made["merged", key]
+
+    def merged_ranks(self, ranks: Iterable[int], outer: int, inner: int) -> list[int]:
+        """Returns what ranks, or places, are along an axis made of several."""
+        one = [rank * inner + at for rank in ranks for at in range(inner)]
+        return [row * self.size * inner + rank for row in range(outer) for rank in one]
+
     def set_inverse(self, order: Order) -> None:
         """Says which order this one's permutation holds the ranks of."""
         self._made["inverse"] = order
@@ -289,6 +312,17 @@ def joined(one: Mask, other: Mask, function: Callable[[Any, Any], Any]) -> Mask 
     return Mask(one.dim, order, ranks, one.repeats)
 
 
+def chosen(positions: Positions, mask: Mask) -> Positions | None:
+    """Returns what a mask along their axis chooses of positions, in the order they stand in."""
+    if positions.dim != mask.dim or mask.order.size != len(positions.ranks):
+        return None
+    own = frozenset(positions.ranks)
+    finer = positions.order.refined(own, (positions.ranks, mask.order))
+    ordered = sorted(own)
+    taken = replace(positions, order=finer, ranks=tuple(ordered[rank] for rank in mask.ranks))
+    return taken.rearranged((mask.order, mask.ranks))
+
+
 def known_mask(dim: int, values: Sequence[bool]) -> Mask:
     """Returns a mask whose truth values are known."""
     order = Order(0).extended(len(values), 0)
@@ -310,7 +344,20 @@ class OneHot:
     size: int
 
 
-Fact = Positions | Mask | Constant | OneHot
+@dataclass(frozen=True)
+class Chosen:
+    """Positions that a mask chose, rows of equally many laid end to end.
+
+    Attributes:
+        positions: What they are as rows.
+        shape: The shape of the rows.
+    """
+
+    positions: Positions
+    shape: tuple[int, ...]
+
+
+Fact = Positions | Mask | Constant | OneHot | Chosen
 #: Says what is known of a tensor.
 Known = Callable[[Any], Fact | None]
 #: What a rule says of a result: a fact, one for some of several results, or nothing.

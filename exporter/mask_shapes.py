@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokexport.exporter.index_sets import Constant, Fact, Found, Known, Mask, Positions
+from tokexport.exporter.index_sets import Chosen, Constant, Fact, Found, Known, Mask, Positions
 
 
 def axis_of(tensor: Tensor, dim: int) -> int:
@@ -51,8 +51,8 @@ def getitem(known: Known, input: Tensor, key: Any) -> Found:
         return fact if plain else None
     if not isinstance(fact, Positions | Mask):
         return None
-    if sum(each is None for each in keys) == 1:
-        return _with_new_axis(known, input, keys)
+    if any(each is None for each in keys):
+        return _with_new_axes(fact, input, keys)
     cut = slices_of(keys, input)
     if cut is None:
         return None
@@ -78,16 +78,17 @@ def _of_rows(
     return replace(fact, order=fact.order.part((input.dim(), axis, rows)))
 
 
-def _with_new_axis(known: Known, input: Tensor, keys: Sequence[Any]) -> Found:
+def _with_new_axes(fact: Positions | Mask, input: Tensor, keys: Sequence[Any]) -> Found:
     """Rules ``x[:, None]`` and the like, whose other parts take all."""
-    rest = [each for each in keys if each is not None]
-    cut = slices_of(rest, input)
+    cut = slices_of([each for each in keys if each is not None], input)
     if cut is None or any(part != slice(None) for part in cut):
         return None
-    at = next(place for place, each in enumerate(keys) if each is None)
-    if Ellipsis in keys[:at]:
-        at += input.dim() - len(rest)
-    return unsqueeze(known, input, at)
+    at, wide = 0, input.dim() - sum(each is not None and each is not ... for each in keys)
+    for each in keys:
+        if each is None:
+            fact = _with_axis(fact, at)
+        at += wide if each is ... else 1
+    return fact
 
 
 def _cut(fact: Positions | Mask, size: int, part: slice) -> Positions | Mask | None:
@@ -167,26 +168,101 @@ def expand_as(known: Known, input: Tensor, other: Tensor) -> Found:
 
 
 def view(known: Known, input: Tensor, *sizes: Any) -> Found:
-    """The same where only axes of size 1 come and go."""
+    """The same where axes of size 1 come and go, and where a mask's axis takes others in."""
     fact = known(input)
     if isinstance(fact, Constant):
         return fact if not any(isinstance(each, torch.dtype) for each in sizes) else None
     wide = list(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
-    if not isinstance(fact, Positions | Mask) or not all(isinstance(each, int) for each in wide):
+    if not all(isinstance(each, int) for each in wide):
         return None
     if -1 in wide:
         rest = -prod(wide)
         wide[wide.index(-1)] = input.numel() // rest if rest else 0
-    if [size for size in wide if size != 1] != [size for size in input.shape if size != 1]:
-        return None
-    if input.shape[fact.dim] == 1:
+    if isinstance(fact, Chosen):
+        return fact.positions if tuple(wide) == fact.shape else None
+    if not isinstance(fact, Positions | Mask) or input.shape[fact.dim] == 1:
         return None
     gone = [axis for axis, size in enumerate(input.shape) if size == 1]
+    own = [size for size in input.shape if size != 1]
     fact = _without_axes(fact, gone)
+    left = [size for size in wide if size != 1]
+    if own != left:
+        merged = _merged(fact, own, left) if isinstance(fact, Mask) else None
+        if merged is None:
+            return None
+        fact = merged
     for axis, size in enumerate(wide):
         if size == 1:
             fact = _with_axis(fact, axis)
     return fact
+
+
+def _merged(fact: Mask, before: list[int], after: list[int]) -> Mask | None:
+    """Returns the mask of a view in which axes are merged; None where its axis is cut."""
+    at, dim, repeats = 0, 0, set()
+    order, ranks = fact.order, fact.ranks
+    for place, size in enumerate(after):
+        end = at + 1
+        while end < len(before) and prod(before[at:end]) < size:
+            end += 1
+        axes = range(at, end)
+        if prod(before[at:end]) != size:
+            return None
+        if fact.dim in axes:
+            dim = place
+            outer, inner = prod(before[at : fact.dim]), prod(before[fact.dim + 1 : end])
+            if not {*range(fact.dim + 1, end)} <= fact.repeats:
+                return None
+            if len(axes) > 1:
+                key = (tuple(before), at, end, frozenset(fact.repeats & {*axes}))
+                ranks = frozenset(order.merged_ranks(fact.ranks, outer, inner))
+                order = order.merged(outer, inner, key)
+        elif {*axes} <= fact.repeats:
+            repeats.add(place)
+        elif len(axes) > 1:  # rows in another arrangement
+            order = order.part(
+                ("merged", tuple(before), at, end, frozenset(fact.repeats & {*axes}))
+            )
+        at = end
+    return Mask(dim, order, ranks, frozenset(repeats)) if at == len(before) else None
+
+
+def flatten(known: Known, input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Found:
+    """The same with some axes merged."""
+    start, end = axis_of(input, start_dim), axis_of(input, end_dim)
+    shape = list(input.shape)
+    return view(known, input, [*shape[:start], prod(shape[start : end + 1]), *shape[end + 1 :]])
+
+
+def unflatten(known: Known, input: Tensor, dim: int, sizes: Any) -> Found:
+    """The same with one axis as several."""
+    at, shape = axis_of(input, dim), list(input.shape)
+    return view(known, input, [*shape[:at], *sizes, *shape[at + 1 :]])
+
+
+def repeat(known: Known, input: Tensor, *times: Any) -> Found:
+    """The same for every index of an axis of size 1."""
+    wide = list(times[0] if len(times) == 1 and not isinstance(times[0], int) else times)
+    own = [*[1] * (len(wide) - input.dim()), *input.shape]
+    if any(size != 1 and number != 1 for size, number in zip(own, wide, strict=True)):
+        return None
+    return expand(known, input, [a * b for a, b in zip(own, wide, strict=True)])
+
+
+def repeat_interleave(known: Known, input: Tensor, repeats: Any, dim: Any = None) -> Found:
+    """A mask whose every truth value stands there several times."""
+    fact = known(input)
+    if not isinstance(repeats, int) or repeats < 1 or not isinstance(fact, Mask):
+        return None
+    if dim is None and input.dim() > 1:
+        return None
+    at = 0 if dim is None else axis_of(input, dim)
+    if at != fact.dim:
+        return fact
+    order = fact.order.merged(1, repeats, ("interleaved", repeats))
+    return replace(
+        fact, order=order, ranks=frozenset(fact.order.merged_ranks(fact.ranks, 1, repeats))
+    )
 
 
 def narrow(known: Known, input: Tensor, dim: int, start: Any, length: Any) -> Found:

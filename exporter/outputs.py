@@ -7,9 +7,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from tokexport.exporter.errors import EmptyOutputError, ModelNotSupportedError
+from tokexport.exporter.errors import (
+    DataDependentError,
+    EmptyOutputError,
+    ModelNotSupportedError,
+)
 
 #: What a model may return beside tensors; it becomes a constant of the manifest.
 Constant = bool | int | float | str | None
@@ -70,6 +75,12 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Tensor | bool | int | float | str):
         yield name, value
         return
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        raise DataDependentError(
+            "The model returns a number that the values of the input decide.",
+            where=f"At output '{name}'.",
+            fix="Return it as a tensor: torch.tensor(number).",
+        )
     parts = _parts(value)
     if parts is None:
         raise ModelNotSupportedError(

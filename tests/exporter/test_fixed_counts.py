@@ -169,11 +169,43 @@ def of_one_sample(x: Tensor, scores: Tensor) -> Tensor:
     return x[:, mask] + x[:, ~mask].mean()
 
 
+def flat_rows(x: Tensor, scores: Tensor) -> Tensor:
+    mask = scattered(scores).flatten()
+    return x.flatten(0, 1)[mask].view(len(x), K, -1)
+
+
+def units(x: Tensor, scores: Tensor) -> Tensor:
+    mask = scattered(scores[:, :6])
+    wide = mask[:, None, :, None].expand(-1, 2, -1, x.shape[2]).flatten(1, 2)
+    return x[wide].view(len(x), 2 * K, -1)
+
+
+def groups(x: Tensor, scores: Tensor) -> Tensor:
+    mask = scattered(scores[:, :6]).flatten().repeat_interleave(2)
+    return x.reshape(-1, 5)[mask].view(len(x), 2 * K, -1)
+
+
+def groups_of_all(x: Tensor, scores: Tensor) -> Tensor:
+    mask = scattered(scores[:, :6])[..., None].repeat(1, 1, 2).view(len(x), -1)
+    return torch.cat([x[mask].view(len(x), 2 * K, -1), x[~mask].view(len(x), -1, 5)], 1)
+
+
+def of_places(x: Tensor, scores: Tensor) -> Tensor:
+    places = torch.arange(12).unsqueeze(0).repeat(len(x), 1)
+    stays = scattered(scores, 8)
+    places, x_left = places[stays].view(len(x), -1), x[stays].view(len(x), 8, -1)
+    more = scattered(x_left.sum(-1), 5)
+    gone = torch.zeros(scores.shape, dtype=torch.bool)
+    gone.scatter_(1, places[~more].view(len(x), -1), True)
+    first = torch.zeros_like(gone).scatter(1, places, True)
+    return x[first & ~gone].view(len(x), 5, -1) + places.masked_select(more).view(len(x), 5, 1)
+
+
 SPELLINGS: list[Chooses] = [
     *(plain, numbers, ones_out, by_rows, selected, selected_as, spread, found, places, where),
     *(with_class, class_set, class_positions, class_dropped, two_parts, in_turn),
     *(a_choice_of_a_choice, ranked, restored, one_hot, sample_by_sample, counted, written),
-    *(sorted_positions, of_one_sample),
+    *(sorted_positions, of_one_sample, flat_rows, units, groups, groups_of_all, of_places),
 ]
 
 
@@ -274,6 +306,20 @@ def some_rows(x: Tensor, scores: Tensor) -> Tensor:
     return x[mask].sum()[None]
 
 
+def merged_unlike(x: Tensor, scores: Tensor) -> Tensor:
+    mask = scattered(scores)
+    one = mask[:, None].expand(-1, 3, -1).reshape(9, -1).flatten()
+    other = mask[None].expand(3, -1, -1).reshape(9, -1).flatten()
+    return x.repeat(3, 1, 1).flatten(0, 1)[one & other].sum()[None]
+
+
+def places_that_repeat(x: Tensor, scores: Tensor) -> Tensor:
+    places = torch.arange(12).repeat(len(x), 1) % 6
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    chosen = places[scattered(scores)].view(len(x), K)
+    return x[mask.scatter(1, chosen, True)].sum()[None]
+
+
 def wraps(x: Tensor, scores: Tensor) -> Tensor:
     top = (scores.topk(K).indices * 7) % 6
     mask = torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, top, True)
@@ -285,7 +331,7 @@ def wraps(x: Tensor, scores: Tensor) -> Tensor:
     [
         *(repeats, overlap, threshold, changed, changed_by_a_view, changed_out, some_rows),
         *(wraps, heads_of_one, images_of_one_batch, one_row_for_all, rows_against_columns),
-        descending_of_positions,
+        *(descending_of_positions, merged_unlike, places_that_repeat),
     ],
 )
 def test_what_may_vary_is_refused(function: Chooses) -> None:
@@ -340,6 +386,14 @@ CALLS: list[Callable[[Tensor, Tensor, int, int], Tensor]] = [
     lambda one, other, n, start: one.long(),
     lambda one, other, n, start: one[:, None].expand(-1, 4, -1),
     lambda one, other, n, start: one[..., None].squeeze(2),
+    lambda one, other, n, start: one[None, :, None],
+    lambda one, other, n, start: one.flatten(),
+    lambda one, other, n, start: one.repeat(1, 1, 1),
+    lambda one, other, n, start: one.repeat_interleave(n + 1, one.dim() - 1),
+    lambda one, other, n, start: one[:, None].expand(-1, n + 1, -1).flatten(1, 2),
+    lambda one, other, n, start: one[..., None].expand(-1, -1, n + 1).flatten(1),
+    lambda one, other, n, start: one[None].expand(n + 1, -1, -1).reshape(-1, one.shape[1]),
+    lambda one, other, n, start: one[other.bool()].view(3, -1),
     lambda one, other, n, start: one[n : n + 1].expand(3, -1),
     lambda one, other, n, start: one[n][None].expand(3, -1),
     lambda one, other, n, start: one.unbind(0)[n][None].expand(3, -1),

@@ -157,8 +157,16 @@ def one_truth(m: Holds, x: Tensor) -> Tensor:
     return x[m.keep.any()].sum(0) + out[:, m.keep[0] & True].sum(1)
 
 
+def sliced(m: Holds, x: Tensor) -> Tensor:
+    ends = torch.nn.functional.pad(m.plain.cumsum(0), (1, 0), value=0)
+    mask = torch.full((12, 12), -1.0)
+    for i in range(1, len(ends)):
+        mask[ends[i - 1] : ends[i], ends[i - 1] : ends[i]] = 0
+    return mask @ x + x[:, m.plain[0] : m.plain[0] + 1]
+
+
 FOLDED = [
-    *(sizes, places, one_truth),
+    *(sizes, places, one_truth, sliced),
     *(parts, plain_list, counted, branch, truth, chosen, by_numpy, by_array, of_loops, ranges),
     *(repeated, spread, written, selected, changed_first, unique),
     *(changed_in_place, asserted),
