@@ -71,21 +71,34 @@ class Compiled:
 
 
 def compile_for_ort(
-    model: nn.Module, example: Tensor | dict[str, Tensor], folder: Path, images: Array | None = None
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...] | dict[str, Tensor],
+    folder: Path,
+    images: Array | None = None,
 ) -> Compiled:
-    """Compiles a model of one input; ``images`` is what it is held to eager on."""
+    """Compiles a model; ``images`` is what it is held to eager on where it has one input."""
     result = tokexport.compile(
         model, example, output=folder / "bundle", keep_stages=True, timed=False
     )
     args, kwargs = split_arguments(example)
     flat = FlatModel(model, call_spec(model, args or (), kwargs))
-    if images is None:
-        (shown,) = (*(args or ()), *kwargs.values())
-        images = torch.randn(shown.shape, generator=torch.Generator().manual_seed(7)).numpy()
-    unseen = Batches(flat.spec.names, {flat.spec.names[0]: images[None]}, len(images), None, "")
+    drawn = [one.numpy() for one in draw(flat.spec.examples, 7)] if images is None else [images]
+    arrays = {name: one[None] for name, one in zip(flat.spec.names, drawn, strict=True)}
+    unseen = Batches(flat.spec.names, arrays, len(drawn[0]), None, "")
     emitted = folder / "bundle.stages" / "emitted" / "model.onnx"
     wanted = run_reference(flat, unseen).outputs
     return Compiled(result, emitted, flat, unseen, wanted)
+
+
+def draw(examples: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:
+    """Draws inputs of the shapes of examples; whole numbers lie between the least and the most."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(one.shape, generator=generator)
+        if one.is_floating_point()
+        else torch.randint(int(one.min()), int(one.max()) + 1, one.shape, generator=generator)
+        for one in examples
+    )
 
 
 def assert_agrees(
