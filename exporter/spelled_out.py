@@ -105,6 +105,7 @@ class SpelledOut(TorchFunctionMode):
         """The k best, as many as a number of the data says; of equal ones torch picks any."""
         if not isinstance(k, torch.SymInt):
             return NotImplemented
+        torch._check(k <= input.shape[dim])  # sliced, more would be as many as there are
         values, order = torch.sort(input, dim=dim, descending=largest)
         cut: list[Any] = [slice(None)] * input.dim()
         cut[dim] = slice(0, k)

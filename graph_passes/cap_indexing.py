@@ -20,8 +20,11 @@ from torch.fx import Node
 
 from tokexport.graph_passes.cap_selections import Constants, chosen, columns, flat_once
 from tokexport.graph_passes.live_rows import Live, Padded, refused
+from tokexport.graph_passes.row_places import from_the_front, length_of
+from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.calls import argument, dtype_of, shape_of
 from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.integer_bounds import is_never_negative
 
 
 def index(padded: Padded, node: Node, constants: Constants) -> None:
@@ -114,12 +117,18 @@ def _positions(
         axis += len(found)
     if axes != list(range(axes[0], axes[0] + len(axes))):
         raise refused(node, "it indexes axes that do not follow on one another")
-    for a, place in zip(axes, places, strict=True):
+    for at, (a, place) in enumerate(zip(axes, places, strict=True)):
         live = padded.live(x).get(a)
         if live is not None and not live.front:
             raise refused(node, "it reads positions among rows that are padded inside")
         if any(size == 0 for size in shape_of(place)):
             raise refused(node, "it takes no position")
+        if live is not None and (known := constants(place)) is not None:
+            least = max(int(known.max()) + 1, -int(known.min()))
+            there = padded.edit.call(aten.ge.Scalar, live.count, least)
+            padded.require(there, "rows", f"fewer than {least} rows are chosen", source_line(node))
+        if (live is not None or len(places) > 1) and not is_never_negative(place):
+            places[at] = from_the_front(padded, place, length_of(padded, x, a))
     return axes[0], places, len(axes)
 
 

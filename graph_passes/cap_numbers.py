@@ -9,6 +9,7 @@ Before → after::
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, Final
@@ -19,7 +20,13 @@ from torch.fx import Node
 
 from tokexport.graph_passes.live_rows import Live, Padded, refused
 from tokexport.graph_passes.stack_traces import source_line
-from tokexport.graph_passes.torch_passes.calls import argument, is_call, is_tensor, shape_of
+from tokexport.graph_passes.torch_passes.calls import (
+    argument,
+    dtype_of,
+    is_call,
+    is_tensor,
+    shape_of,
+)
 from tokexport.graph_passes.torch_passes.editor import aten
 
 #: What computes one number from two, and the operator that does the same with tensors.
@@ -39,6 +46,22 @@ _PAIRS: Final = {
     operator.or_: aten.logical_or.default,
     torch.sym_max: aten.maximum.default,
     torch.sym_min: aten.minimum.default,
+}
+#: What a number that is at most so much becomes at most, by a factor above 0.
+_SCALED: Final[dict[Any, Callable[[float, float], float]]] = {
+    operator.mul: operator.mul,
+    operator.truediv: operator.truediv,
+    operator.floordiv: operator.floordiv,
+}
+#: The square root of a number, which torch has no public name for.
+_ROOT: Final = getattr(torch, "_sym_sqrt", None)
+#: What rounds a number to a whole one, and the operator that does the same.
+_ROUNDS: Final = {
+    math.trunc: aten.trunc.default,
+    math.floor: aten.floor.default,
+    math.ceil: aten.ceil.default,
+    round: aten.round.default,
+    torch.sym_int: aten.trunc.default,
 }
 ASSERTIONS: Final = (
     aten._assert_scalar.default,
@@ -82,22 +105,43 @@ def number(padded: Padded, node: Node) -> None:
         known = None not in args and not hasattr(target, "_schema")
         padded.set(node, target(*args) if known else None)
         return
-    new = None if None in args else _computed(padded, target, args)
+    new = None if None in args else _computed(padded, node, args)
     if new is None and not _only_asserted(node):
         raise refused(node, "it computes with the number of tokens")
     padded.set(node, new)
 
 
-def _computed(padded: Padded, target: Any, args: list[Any]) -> Node | None:
+def _computed(padded: Padded, node: Node, args: list[Any]) -> Node | None:
     """Inserts the computation of a number; None where there is no operator for it."""
-    edit = padded.edit
+    edit, target = padded.edit, node.target
     tensors = [_as_tensor(padded, part) for part in args]
-    if target in _PAIRS:
-        new: Node = edit.call(_PAIRS[target], *tensors)
+    if target in (operator.truediv, operator.floordiv, operator.mod) and isinstance(args[1], Node):
+        tensors[1] = not_zero(padded, node, tensors[1])
+    if target is operator.truediv:  # a Python float, also of whole numbers
+        tensors = [edit.call(aten._to_copy.default, one, dtype=torch.float64) for one in tensors]
+    if target in _PAIRS or target is operator.floordiv:
+        new: Node = (
+            edit.call(aten.div.Tensor_mode, *tensors, rounding_mode="floor")
+            if target is operator.floordiv
+            else edit.call(_PAIRS[target], *tensors)
+        )
         _bound(padded, target, args, new)
         return new
-    if target is operator.floordiv:
-        return edit.call(aten.div.Tensor_mode, *tensors, rounding_mode="floor")
+    if target in _ROUNDS:
+        whole = edit.call(_ROUNDS[target], *tensors)
+        whole = edit.call(aten._to_copy.default, whole, dtype=torch.int64)
+        padded.set_most(whole, padded.most(args[0]))
+        return whole
+    if target is operator.pow:
+        wide = [edit.call(aten._to_copy.default, one, dtype=torch.float64) for one in tensors]
+        found = edit.call(aten.pow.Tensor_Tensor, *wide)
+        is_whole = isinstance(node.meta["val"], torch.SymInt)
+        return edit.call(aten._to_copy.default, found, dtype=torch.int64) if is_whole else found
+    if target is _ROOT:
+        (root,) = tensors
+        return edit.call(
+            aten.sqrt.default, edit.call(aten._to_copy.default, root, dtype=torch.float64)
+        )
     if target in (operator.neg, operator.pos):
         one: Node = tensors[0]
         return edit.call(aten.neg.default, one) if target is operator.neg else one
@@ -114,6 +158,17 @@ def _computed(padded: Padded, target: Any, args: list[Any]) -> Node | None:
     return None
 
 
+def not_zero(padded: Padded, node: Node, divisor: Node) -> Node:
+    """Returns a divisor of rank 0 that is 1 in place of 0, by which the model's code cannot divide.
+
+    Division of whole numbers by 0 ends a process.
+    """
+    some = padded.edit.call(aten.ne.Scalar, divisor, 0)
+    padded.require(some, "rows", "a number is divided by 0", source_line(node))
+    one = padded.constant((), 1, dtype_of(divisor))
+    return padded.edit.call(aten.where.self, some, divisor, one)
+
+
 def _as_tensor(padded: Padded, part: Any) -> Any:
     if isinstance(part, Node | list):
         return part
@@ -121,8 +176,9 @@ def _as_tensor(padded: Padded, part: Any) -> Any:
 
 
 def _bound(padded: Padded, target: Any, args: list[Any], new: Node) -> None:
-    """Notes what a sum, a difference or a maximum of bounded numbers is at most."""
+    """Notes what numbers computed of bounded ones are at most."""
     one, other = (padded.most(part) for part in args)
+    factor = args[1] if isinstance(args[1], int | float) and args[1] > 0 else None
     if target is torch.sym_min:
         known = [each for each in (one, other) if each is not None]
         padded.set_most(new, min(known) if known else None)
@@ -130,6 +186,8 @@ def _bound(padded: Padded, target: Any, args: list[Any], new: Node) -> None:
         padded.set_most(new, one - args[1])
     elif one is not None and other is not None and target in (operator.add, torch.sym_max):
         padded.set_most(new, one + other if target is operator.add else max(one, other))
+    elif one is not None and factor is not None and target in _SCALED:
+        padded.set_most(new, math.ceil(_SCALED[target](one, factor)))
 
 
 def _assert(padded: Padded, node: Node, holds: Any) -> None:

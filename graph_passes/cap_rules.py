@@ -15,6 +15,7 @@ import torch
 from torch.fx import Node
 
 from tokexport.graph_passes.live_rows import Live, Padded, refused
+from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
     dtype_of,
@@ -43,6 +44,19 @@ _MAY_BE_INFINITE: Final = frozenset(
 )
 
 
+#: Divides in a way that ends a process where whole numbers are divided by 0.
+_DIVIDES: Final = frozenset(
+    {
+        *(aten.div.Tensor_mode, aten.floor_divide.default, aten.remainder.Tensor),
+        aten.fmod.Tensor,
+    }
+)
+#: Of no rows at all it has an answer.
+_ANSWERS_NOTHING: Final = frozenset({aten.logsumexp.default})
+#: Kinds of numbers of the data, and a Python number like them.
+_KINDS: Final[dict[Any, Any]] = {torch.SymInt: 1, torch.SymFloat: 1.0, torch.SymBool: True}
+
+
 def pointwise(padded: Padded, node: Node) -> None:
     """Number by number: every operand that is padded must be padded alike."""
     rank = len(node.meta["val"].shape)
@@ -52,6 +66,8 @@ def pointwise(padded: Padded, node: Node) -> None:
     for at, part in zip(places, met, strict=True):
         args[at] = part
     target, args = _of_tensors(padded, node, args)
+    if target in _DIVIDES and isinstance(args[1], Node):
+        args[1] = _divisor(padded, node, args[1])
     new = padded.edit.call(target, *args, **kwargs)
     if target in _MAY_BE_INFINITE:
         new = _finite(padded, new, found)
@@ -59,24 +75,52 @@ def pointwise(padded: Padded, node: Node) -> None:
 
 
 def _of_tensors(padded: Padded, node: Node, args: list[Any]) -> tuple[Any, list[Any]]:
-    """Returns the form of a call that takes a number of the data where it took a Python number."""
+    """Returns the form of a call that takes a number of the data where it took a Python number.
+
+    As a tensor it gets the type in which PyTorch's promotion has a Python number meet the others.
+    """
     target: Any = node.target
-    formals = target._schema.arguments
-    numbers = [
-        at
-        for at, part in enumerate(args)
-        if isinstance(part, Node) and "Tensor" not in str(formals[at].type)
-    ]
+    values = [part.meta.get("val") if isinstance(part, Node) else part for part in node.args]
+    numbers = [at for at, one in enumerate(values) if type(one) in _KINDS and at < len(args)]
     if not numbers:
         return target, args
-    dtype = dtype_of(args[0])
-    packet = getattr(aten, target._schema.name.removeprefix("aten::"))
+    dtype = torch.bool
+    for one in values:
+        if isinstance(one, torch.Tensor):
+            dtype = torch.promote_types(dtype, one.dtype)
+    for one in values:
+        if type(one) in _KINDS or isinstance(one, int | float):
+            number: Any = _KINDS.get(type(one), one)
+            dtype = torch.result_type(torch.empty(1, dtype=dtype), number)
+    wrapped = any("Tensor" not in str(target._schema.arguments[at].type) for at in numbers)
     for at, part in enumerate(args):
         if at in numbers:
+            if not isinstance(part, Node):
+                part = padded.constant((), part, dtype)
             args[at] = padded.edit.call(aten._to_copy.default, part, dtype=dtype)
-        elif at and isinstance(part, int | float) and not isinstance(part, bool):
+        elif wrapped and at and isinstance(part, int | float) and not isinstance(part, bool):
             args[at] = padded.constant((), part, dtype)
-    return packet.Tensor, args
+    packet = getattr(aten, target._schema.name.removeprefix("aten::"))
+    return packet.Tensor if wrapped else target, args
+
+
+def _divisor(padded: Padded, node: Node, divisor: Node) -> Node:
+    """Returns a divisor that is 1 in dead rows, and, of whole numbers, in the place of any 0.
+
+    Dividing a whole number by 0 ends a process; the model's code does not answer there either.
+    """
+    live = padded.live(divisor)
+    for axis in live:
+        divisor = padded.filled(divisor, axis, 1)
+    if dtype_of(divisor).is_floating_point:
+        return divisor
+    edit = padded.edit
+    some = edit.call(aten.ne.Scalar, divisor, 0)
+    holds = edit.call(aten.all.default, some) if shape_of(divisor) else some
+    padded.require(holds, "rows", "a whole number is divided by 0", source_line(node))
+    found = edit.call(aten.where.self, some, divisor, padded.constant((), 1, dtype_of(divisor)))
+    padded.note(found, live)
+    return found
 
 
 def _finite(padded: Padded, new: Node, live: dict[int, Live]) -> Node:
@@ -204,6 +248,9 @@ def reduction(
         reads_places = places and (
             is_tensor(node) or any(user.args[1] == 1 and user.users for user in node.users)
         )
+        if fill in (_lowest, _highest) and node.target not in _ANSWERS_NOTHING:
+            for axis in mixed:
+                padded.require_row(node, live[axis])
         for axis in mixed:
             if reads_places and not live[axis].front:
                 raise refused(node, "it gives positions among rows that are padded inside")
@@ -216,7 +263,8 @@ def reduction(
             if axis not in dims
         }
         if mean and mixed:
-            new = _mean(padded, node, x, sorted(dims), keeps, [live[axis] for axis in mixed])
+            lives = [live[axis] for axis in mixed]
+            new = mean_of_rows(padded, x, sorted(dims), keeps, lives, node.meta["val"].dtype)
         else:
             new = padded.edit.call(node.target, x, *args[1:], **padded.named(node))
         padded.set(node, new, after)
@@ -224,20 +272,25 @@ def reduction(
     return rule
 
 
-def _mean(
-    padded: Padded, node: Node, x: Node, dims: list[int], keeps: bool, lives: list[Live]
+def mean_of_rows(
+    padded: Padded, x: Node, dims: list[int], keeps: bool, lives: list[Live], dtype: torch.dtype
 ) -> Node:
-    """Inserts a sum over the live rows divided by their number."""
+    """Inserts a sum over the live rows, others being 0, divided by their number."""
+    total = padded.edit.call(aten.sum.dim_IntList, x, dims, keeps, dtype=dtype)
+    number = how_many(padded, x, dims, lives, dtype)
+    return padded.edit.call(aten.div.Tensor, total, number)
+
+
+def how_many(
+    padded: Padded, x: Node, dims: list[int], lives: list[Live], dtype: torch.dtype
+) -> Node:
+    """Inserts how many live numbers some axes hold, of rank 0; ``lives`` are the padded of them."""
     edit = padded.edit
-    dtype = node.meta["val"].dtype
-    total = edit.call(aten.sum.dim_IntList, x, dims, keeps, dtype=dtype)
-    fixed = prod(shape_of(x)[dim] for dim in dims if dim not in padded.live(x))
     number = edit.call(aten._to_copy.default, lives[0].count, dtype=dtype)
     for live in lives[1:]:
         number = edit.call(aten.mul.Tensor, number, live.count)
-    if fixed != 1:
-        number = edit.call(aten.mul.Tensor, number, fixed)
-    return edit.call(aten.div.Tensor, total, number)
+    fixed = prod(shape_of(x)[dim] for dim in dims if dim not in padded.live(x))
+    return edit.call(aten.mul.Tensor, number, fixed) if fixed != 1 else number
 
 
 def ordering(padded: Padded, node: Node) -> None:
@@ -261,82 +314,6 @@ def ordering(padded: Padded, node: Node) -> None:
     padded.set(node, new, after)
 
 
-def matmul(padded: Padded, node: Node) -> None:
-    """A product of matrices; dead rows that it sums over count as 0."""
-    a, b = padded.new(node.args)
-    ranks = len(shape_of(a)), len(shape_of(b))
-    if min(ranks) < 2:
-        raise refused(node, "one of its factors is a vector")
-    one, other = padded.live(a).get(ranks[0] - 1), padded.live(b).get(ranks[1] - 2)
-    if (one is None) is not (other is None):
-        raise refused(node, "it sums over rows that were chosen differently")
-    if one is not None and other is not None:
-        both = padded.agree(node, one, other)
-        a, b = padded.narrowed(a, ranks[0] - 1, both), padded.narrowed(b, ranks[1] - 2, both)
-    rank = max(ranks)
-    (a, b), found = aligned(padded, node, (a, b), rank, inner=2)
-    for part, own, axis, place in ((a, ranks[0], -2, rank - 2), (b, ranks[1], -1, rank - 1)):
-        live = padded.live(part).get(own + axis)
-        if live is not None:
-            found[place] = live
-    a, b = padded.filled(a, ranks[0] - 1, 0.0), padded.filled(b, ranks[1] - 2, 0.0)
-    padded.set(node, padded.edit.call(node.target, a, b), found)
-
-
-def einsum(padded: Padded, node: Node) -> None:
-    """A sum of products; dead rows of a letter that is summed over count as 0."""
-    equation = argument(node, "equation").replace(" ", "")
-    parts: list[Node] = padded.new(argument(node, "tensors"))
-    terms, arrow, result = equation.partition("->")
-    letters = terms.split(",")
-    if not arrow or "." in equation or any(len(set(term)) < len(term) for term in letters):
-        raise refused(node, "its equation is implicit, has dots or takes a diagonal")
-    parts, found = padded.meet(node, parts, lambda at, axis: letters[at][axis])
-    for term, part in zip(letters, parts, strict=True):
-        if any(letter in found and a not in padded.live(part) for a, letter in enumerate(term)):
-            raise refused(node, "it combines padded rows with rows of a fixed number")
-    filled = []
-    for term, part in zip(letters, parts, strict=True):
-        for axis, letter in enumerate(term):
-            if letter not in result:
-                part = padded.filled(part, axis, 0.0)
-        filled.append(part)
-    after = {a: found[letter] for a, letter in enumerate(result) if letter in found}
-    padded.set(node, padded.edit.call(node.target, equation, filled), after)
-
-
-def attention(padded: Padded, node: Node) -> None:
-    """Fused attention; dead keys get the bias -inf, dead values count as 0."""
-    q, k, v = (padded.new(argument(node, name)) for name in ("query", "key", "value"))
-    rank = len(shape_of(q))
-    (k, v), rows = padded.meet(node, (k, v), lambda _, axis: axis)
-    live = rows.get(rank - 2)
-    if padded.live(k) != padded.live(v) or argument(node, "is_causal"):
-        raise refused(node, "its keys and values are padded differently, or it is causal")
-    if any(axis != rank - 2 for part in (q, k, v) for axis in padded.live(part)):
-        raise refused(node, "it has padded rows on another axis than the tokens")
-    given = padded.new(argument(node, "attn_mask"))
-    edit = padded.edit
-    if isinstance(given, Node):
-        wanted = {
-            len(shape_of(given)) - 1: live,
-            len(shape_of(given)) - 2: padded.live(q).get(rank - 2),
-        }
-        if any(wanted.get(axis) is not one for axis, one in padded.live(given).items()):
-            raise refused(node, "its mask is padded differently")
-    if live is not None:
-        bias = padded.bias(live, rank, rank - 1, dtype_of(q))
-        if isinstance(given, Node) and dtype_of(given) == torch.bool:
-            zero = padded.constant((), 0.0, dtype_of(q))
-            low = padded.constant((), -torch.inf, dtype_of(q))
-            given = edit.call(aten.where.self, given, zero, low)
-        given = bias if given is None else edit.call(aten.add.Tensor, given, bias)
-        v = padded.filled(v, rank - 2, 0.0)
-    kwargs = {name: argument(node, name) for name in ("scale", "enable_gqa")}
-    new = edit.call(node.target, q, k, v, given, 0.0, False, **kwargs)
-    padded.set(node, new, {a: one for a, one in padded.live(q).items() if a == rank - 2})
-
-
 _POINTWISE_BY_NAME: Final = (
     aten.clone.default,
     aten.contiguous.default,
@@ -358,6 +335,7 @@ RULES: Final[dict[object, Rule]] = {
     aten.__and__.Tensor: pointwise,
     aten.__xor__.Tensor: pointwise,
     aten.copy.default: pointwise,
+    aten.floor_divide.default: pointwise,
     **dict.fromkeys(_POINTWISE_BY_NAME, same_shape),
     aten.linear.default: last_axis,
     aten.layer_norm.default: last_axis,
@@ -390,9 +368,4 @@ RULES: Final[dict[object, Rule]] = {
     aten.argsort.default: ordering,
     aten.argsort.stable: ordering,
     aten.topk.default: ordering,
-    aten.matmul.default: matmul,
-    aten.bmm.default: matmul,
-    aten.mm.default: matmul,
-    aten.einsum.default: einsum,
-    aten.scaled_dot_product_attention.default: attention,
 }

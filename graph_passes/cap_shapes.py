@@ -1,11 +1,10 @@
-"""What calls that move axes, cut and join become when rows are padded."""
+"""What calls that move axes, join and read rows become when rows are padded."""
 
 from __future__ import annotations
 
 from math import prod
 from typing import Any, Final
 
-import torch
 from torch.fx import Node
 
 from tokexport.graph_passes.cap_rules import Rule
@@ -13,9 +12,6 @@ from tokexport.graph_passes.live_rows import Live, Padded, refused
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.calls import argument, normal_axis, shape_of
 from tokexport.graph_passes.torch_passes.editor import aten
-
-#: Where a cut that goes to the end may end.
-_NO_END: Final = 1 << 62
 
 
 def regroup(padded: Padded, node: Node) -> None:
@@ -126,82 +122,6 @@ def unsqueeze(padded: Padded, node: Node) -> None:
     padded.set(node, padded.edit.call(node.target, *args), found)
 
 
-def select(padded: Padded, node: Node) -> None:
-    """One row; of a padded axis, one that is always there, or the first few."""
-    x, given = padded.new(node.args[0]), argument(node, "index")
-    dim = normal_axis(argument(node, "dim"), len(shape_of(x)))
-    live = padded.live(x)
-    found = {axis - (axis > dim): one for axis, one in live.items() if axis != dim}
-    position = padded.new(given)
-    if isinstance(position, Node):  # read from a tensor
-        if dim in live and not live[dim].front:
-            raise refused(node, "it reads a position among rows that are padded inside")
-        rows = padded.edit.call(aten.reshape.default, position, [1])
-        row = padded.edit.call(aten.index_select.default, x, dim, rows)
-        padded.set(node, padded.edit.call(aten.squeeze.dim, row, dim), found)
-        return
-    if dim in live and position < 0 and live[dim].front:  # counted from the last that is there
-        last = padded.edit.call(aten.add.Tensor, live[dim].count, position)
-        rows = padded.edit.view(padded.edit.call(aten.clamp_min.default, last, 0), [1])
-        row = padded.edit.call(aten.index_select.default, x, dim, rows)
-        some = padded.edit.call(aten.ge.Scalar, live[dim].count, -position)
-        padded.require(some, "rows", f"fewer than {-position} rows are chosen", source_line(node))
-        padded.set(node, padded.edit.call(aten.squeeze.dim, row, dim), found)
-        return
-    if dim in live and (position < 0 or (position >= live[dim].sure and not live[dim].front)):
-        raise refused(node, "it reads a row that may be padding")
-    padded.set(node, padded.edit.call(node.target, x, dim, position), found)
-
-
-def slice_(padded: Padded, node: Node) -> None:
-    """Cuts an axis; a padded one only behind its first rows, or among those always there."""
-    x = padded.new(node.args[0])
-    dim = normal_axis(argument(node, "dim"), len(shape_of(x)))
-    live = padded.live(x)
-    after = node.meta["val"].shape[dim]
-    start, end, step = (argument(node, name) for name in ("start", "end", "step"))
-    start = 0 if start is None else start
-    if dim not in live:
-        start, end = padded.new(start), padded.new(end)
-        if isinstance(start, Node) or (isinstance(end, Node) and (start, step) != (0, 1)):
-            raise refused(node, "where it cuts depends on the values of the input")
-        if isinstance(end, Node):  # the first rows, as many as a number says
-            found = padded.of_number(node, end, shape_of(x)[dim])
-            end, live = shape_of(found.mask)[0], {**live, dim: found}
-        new = padded.edit.call(aten.slice.Tensor, x, dim, start, end, step)
-        padded.set(node, new, live)
-        return
-    size = shape_of(x)[dim]
-    if not isinstance(start, int) or start < 0 or step != 1:
-        raise refused(node, "it cuts padded rows other than behind the first few")
-    others = {a: one for a, one in live.items() if a != dim}
-    if isinstance(after, int):  # a fixed number of rows that are always there
-        if start + after > live[dim].sure and not live[dim].front:
-            raise refused(node, "it takes a fixed number of rows, and some may be padding")
-        new = padded.edit.call(aten.slice.Tensor, x, dim, start, start + after)
-        padded.set(node, new, others)
-        return
-    if start > live[dim].sure and not live[dim].front:
-        raise refused(node, "it cuts padded rows other than behind the first few")
-    to_the_end = end is None or (isinstance(end, int) and end >= _NO_END)
-    if not to_the_end and (start or not live[dim].front):
-        raise refused(node, "it cuts padded rows other than behind the first few")
-    if not to_the_end:
-        number = padded.new(end)
-        if isinstance(number, int) and number > 0:
-            number = padded.constant((), number, torch.int64)
-        if not isinstance(number, Node):
-            raise refused(node, "where it cuts is not known")
-        number = padded.edit.call(aten.minimum.default, number, live[dim].count)
-        padded.set_most(number, size)
-        rows = padded.of_number(node, number)
-        new = padded.edit.call(aten.slice.Tensor, x, dim, 0, shape_of(rows.mask)[0])
-        padded.set(node, new, {**others, dim: rows})
-        return
-    new = padded.edit.call(aten.slice.Tensor, x, dim, start, size) if start else x
-    padded.set(node, new, {**others, dim: padded.cut(live[dim], start) if start else live[dim]})
-
-
 def cat(padded: Padded, node: Node) -> None:
     """Joins; along the padded axis the parts' rows follow each other."""
     parts: list[Node] = padded.new(argument(node, "tensors"))
@@ -224,18 +144,6 @@ def stack(padded: Padded, node: Node) -> None:
         raise refused(node, "it joins padded rows with rows of a fixed number")
     found = {axis + (axis >= dim): one for axis, one in rows.items()}
     padded.set(node, padded.edit.call(node.target, parts, dim), found)
-
-
-def split(padded: Padded, node: Node) -> None:
-    """Unbind, split and chunk along an axis that is not padded."""
-    args = padded.new(node.args)
-    dim = normal_axis(argument(node, "dim"), len(shape_of(args[0])))
-    live = padded.live(args[0])
-    if dim in live:
-        raise refused(node, "it splits the padded rows")
-    gone = node.target is aten.unbind.int
-    found = {axis - (gone and axis > dim): one for axis, one in live.items()}
-    padded.set(node, padded.edit.call(node.target, *args), found)
 
 
 def gather(padded: Padded, node: Node) -> None:
@@ -294,14 +202,8 @@ SHAPE_RULES: Final[dict[object, Rule]] = {
     aten.transpose.int: permute,
     aten.t.default: permute,
     aten.unsqueeze.default: unsqueeze,
-    aten.select.int: select,
-    aten.slice.Tensor: slice_,
     aten.cat.default: cat,
     aten.stack.default: stack,
-    aten.unbind.int: split,
-    aten.split.Tensor: split,
-    aten.split_with_sizes.default: split,
-    aten.chunk.default: split,
     aten.gather.default: gather,
     aten.index_select.default: index_select,
     aten.embedding.default: embedding,

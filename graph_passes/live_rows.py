@@ -202,6 +202,12 @@ class Padded:
         one = self.first(holds)
         self.checks.setdefault((kind, one), Check(one, kind, said, line))
 
+    def require_row(self, node: Node, live: Live) -> None:
+        """Notes that there must be a row, where a call of none has no answer."""
+        if not live.sure:
+            some = self.edit.call(aten.ge.Scalar, live.count, 1)
+            self.require(some, "none", "no row is chosen", source_line(node))
+
     def most(self, number: Any) -> int | None:
         """Returns what a number of rank 0 is at most; None where that is not known."""
         return number if isinstance(number, int) else self._most.get(number)
@@ -362,13 +368,15 @@ class Padded:
         mask = self.edit.call(aten.cat.default, masks, 0)
         return Live(mask, count, front, sure)
 
-    def cut(self, live: Live, start: int) -> Live:
-        """Returns the rows without the first few, which are always real or come first."""
-        key = ("cut", live, start)
+    def cut(self, live: Live, start: int, step: int = 1) -> Live:
+        """Returns the rows at a step, without the first few, which are always real or first."""
+        key = ("cut", live, start, step)
         if key not in self.memo:
-            mask = self.edit.call(aten.slice.Tensor, live.mask, 0, start, shape_of(live.mask)[0])
+            end = shape_of(live.mask)[0]
+            mask = self.edit.call(aten.slice.Tensor, live.mask, 0, start, end, step)
             count = self.edit.call(aten.sum.default, mask)
-            self.memo[key] = Live(mask, count, live.front, max(0, live.sure - start))
+            sure = len(range(start, live.sure, step))
+            self.memo[key] = Live(mask, count, live.front, sure)
         found: Live = self.memo[key]
         return found
 

@@ -25,11 +25,14 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from tokexport.graph_passes import cap_indexing, cap_selections, cap_unique
+from tokexport.graph_passes.cap_cuts import CUT_RULES
 from tokexport.graph_passes.cap_numbers import ASSERTIONS, NUMBER_RULES, is_number, number
+from tokexport.graph_passes.cap_products import PRODUCT_RULES
 from tokexport.graph_passes.cap_rules import RULES, Rule, pointwise
 from tokexport.graph_passes.cap_scatters import SCATTER_RULES
 from tokexport.graph_passes.cap_shapes import SHAPE_RULES
 from tokexport.graph_passes.cap_spreads import SPREAD_RULES
+from tokexport.graph_passes.cap_statistics import STATISTICS_RULES
 from tokexport.graph_passes.draws import draws
 from tokexport.graph_passes.errors import TokenCountError
 from tokexport.graph_passes.live_rows import Check, Padded, Selection, refused
@@ -52,6 +55,9 @@ _SELECTIONS: Final = {
 }
 _RULES: Final[dict[object, Rule]] = {
     **RULES,
+    **PRODUCT_RULES,
+    **CUT_RULES,
+    **STATISTICS_RULES,
     **SHAPE_RULES,
     **SPREAD_RULES,
     **SCATTER_RULES,

@@ -24,6 +24,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     is_call,
     is_tensor,
     operand,
+    operator_name,
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.editor import aten
@@ -185,7 +186,7 @@ class _Reader:
             return self._union(argument(node, "tensors"))
         if is_call(node, aten.index_put.default) and not argument(node, "accumulate"):
             return self._union((operand(node), operand(node, "values")))
-        if is_call(node, torch.ops.tokexport.gather_tokens.default):
+        if operator_name(node) == "tokexport.gather_tokens":
             return self.read(operand(node, "x"))
         if node.target is operator.getitem:
             return self._part(node)
@@ -203,8 +204,7 @@ class _Reader:
     def _part(self, node: Node) -> Bounds | None:
         """Reads one of several results."""
         call, position = node.args[0], node.args[1]
-        if is_call(call, torch.ops.tokexport.bipartite_match.default):
-            assert isinstance(call, Node)
+        if isinstance(call, Node) and operator_name(call) == "tokexport.bipartite_match":
             rows, columns = shape_of(operand(call, "scores"))[1:]
             return 0, (columns if position == 2 else rows) - 1
         if is_call(call, *_VALUES_AND_POSITIONS):

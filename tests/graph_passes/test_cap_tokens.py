@@ -124,17 +124,54 @@ EXACT: dict[str, Rows] = {
     "written rows": written_rows,
     "masked keys": masked_keys,
     "the first few, at most": lambda x: chosen(x).sort(1).values[:, :2].sum(1),
+    "deviations": lambda x: torch.stack([chosen(x).std(1), chosen(x).var(1, unbiased=False)]),
+    "deviation over all": lambda x: chosen(x).std((1, 2), correction=0) + chosen(x).var(),
+    "deviation and mean": lambda x: torch.cat(torch.var_mean(chosen(x), dim=1)),
+    "deviation of each row": lambda x: (chosen(x) / chosen(x).std(-1, keepdim=True)).sum(1),
+    "flipped": lambda x: chosen(x).flip(1, 2).cumsum(1)[:, :2].sum(1),
+    "every second row": lambda x: chosen(x)[:, ::2].sum(1) - chosen(x)[:, 1::2].mean(1),
+    "all but the last": lambda x: chosen(x)[:, :-1].sum(1),
+    "the last two": lambda x: chosen(x)[:, -2:].amax(1),
+    "rows from both ends": lambda x: chosen(x)[:, [0, -1]].flatten(1),
+    "half of the rows": lambda x: chosen(x)[:, : chosen(x).shape[1] // 2].sum(1),
+    "at a stride": lambda x: chosen(x)[:, (torch.arange(3) * (chosen(x).shape[1] / 3)).long()],
+    "from the back by data": lambda x: x[:, -(x[0, :, 0] > 0).sum().item() :].sum(1),
+    "bounds that are tensors": lambda x: x[:, : (x[0, :, 0] > 0).sum()].sum(1),
+    "root of the count": lambda x: chosen(x).sum(1) / chosen(x).shape[1] ** 0.5,
+    "quantiles": lambda x: torch.quantile(chosen(x), torch.tensor([0.1, 0.5]), dim=1),
+    "one quantile": lambda x: chosen(x)[0, :, 1].quantile(0.25, keepdim=True),
+    "bincount": lambda x: torch.bincount((chosen(x)[0, :, 1] > 0).long(), minlength=3)[:2],
+    "bincount with weights": lambda x: torch.bincount(
+        (x[0, :, 0] * 2).long().clamp(0, 5), weights=x[0, :, 1]
+    ).cumsum(0)[-1],
+    "split by counts": lambda x: torch.stack(
+        [part.sum(1) for part in x.split([(x[0, :, 0] > 0).sum(), (x[0, :, 0] <= 0).sum()], 1)]
+    ),
+    "pooled": lambda x: torch.cat(
+        [f.adaptive_avg_pool1d(chosen(x).mT, 1), f.adaptive_max_pool1d(chosen(x).mT, 1)], -1
+    ),
+    "whole numbers divided by counts": lambda x: (
+        9 // torch.unique((x[0, :, 0] > 0).long() + 1, return_counts=True)[1]
+    ).sum(),
     "stack": lambda x: torch.stack([chosen(x), chosen(x).exp()]).sum(2),
 }
 REFUSED: dict[str, tuple[Rows, str]] = {
     "an output": (chosen, "it is an output"),
-    "deviation": (lambda x: chosen(x).std(1), "there is no rule for it"),
+    "medians": (lambda x: chosen(x).median(1).values, "there is no rule for it"),
     "the last row, which is fixed": (
         lambda x: torch.cat([chosen(x), x[:, :1]], 1)[:, -1],
         "may be padding",
     ),
     "flattened": (lambda x: chosen(x).reshape(-1).sort().values[0], "regroups"),
-    "flipped": (lambda x: chosen(x).flip(1).cumsum(1).sum(1), "there is no rule for it"),
+    "turned": (lambda x: chosen(x).roll(1, 1).cumsum(1).sum(1), "there is no rule for it"),
+    "pooled to two": (
+        lambda x: f.adaptive_avg_pool1d(chosen(x).mT, 2),
+        "it pools padded rows to more than one",
+    ),
+    "middle of two rows": (
+        lambda x: chosen(x).quantile(0.5, dim=1, interpolation="midpoint"),
+        "it takes one of the rows, or their middle",
+    ),
     "two choices in one sum": (
         lambda x: (chosen(x) @ x[:, (x[0, :, 0] > 0)].transpose(1, 2)).cumprod(2).sum(),
         "there is no rule for it",
@@ -144,6 +181,49 @@ REFUSED: dict[str, tuple[Rows, str]] = {
         "padded inside",
     ),
 }
+
+
+#: What eager does not answer where few rows are chosen.
+OF_ENOUGH: dict[str, Rows] = {
+    "a later row": lambda x: chosen_by_first(x)[3],
+    "rows from both ends": lambda x: chosen_by_first(x)[[0, -1, 2]],
+    "the third from the end": lambda x: chosen_by_first(x)[-3],
+    "top-k": lambda x: chosen_by_first(x).topk(3, dim=0).values,
+    "top-k of a count": lambda x: (
+        chosen_by_first(x).topk((x[0, :, 1] > 0).sum().item(), 0)[0].sum(0)
+    ),
+    "the largest behind the first": lambda x: chosen_by_first(x)[1:].amax(0),
+    "whole numbers": lambda x: (
+        (chosen_by_first(x) * 9).long().sum(0) // chosen_by_first(x).shape[0]
+    ),
+    "a position too far": lambda x: chosen_by_first(x).argmax(0) * chosen_by_first(x)[1],
+}
+
+
+@pytest.mark.parametrize("name", OF_ENOUGH)
+def test_where_eager_has_no_answer_a_check_fails(name: str) -> None:
+    module = Function(OF_ENOUGH[name])
+    full = inputs()[0]
+    full[0, :, 0] = full[0, :, 0].abs() + 0.1
+    program, padding = capture_padded(
+        FlatModel(module, call_spec(module, (full,), {})), (full,), (N,)
+    )
+    graph = unlifted(program)
+    raised = 0
+    for count in range(N + 1):
+        x = full.clone()
+        x[0, count:, 0] *= -1
+        found, holds = graph(x)
+        answers = bool(holds.all())
+        try:
+            wanted = module(x)
+        except (RuntimeError, IndexError, ZeroDivisionError):
+            raised += 1
+            assert not answers, (count, [check.said for check in padding.checks])
+        else:
+            assert answers or count == 0
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert raised
 
 
 BATCH: dict[str, Rows] = {

@@ -1,0 +1,198 @@
+"""What deviations, quantiles, counts and pools over padded rows become.
+
+Before → after::
+
+    var(y, 1)                  sum(where(live, (y' - mean)², 0), 1) / max(sum(live) - correction, 0)
+    quantile(y, q, 1)          p = q · (sum(live) - 1); between the rows ⌊p⌋ and ⌈p⌉ of y' sorted
+    bincount(ids, minlength)   counts of ids' == k where live, for k < max(max(ids) + 1, minlength)
+    adaptive_avg_pool1d(y, 1)  mean(y', -1)
+
+Formulas as PyTorch documents them: a variance divides by the rows less the correction, and a
+quantile between two rows is interpolated.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch.fx import Node
+
+from tokexport.graph_passes.cap_rules import Rule, how_many, mean_of_rows
+from tokexport.graph_passes.live_rows import Padded, refused
+from tokexport.graph_passes.torch_passes.calls import argument, dtype_of, normal_axis, shape_of
+from tokexport.graph_passes.torch_passes.editor import aten
+
+
+def deviation(padded: Padded, node: Node) -> None:
+    """Standard deviations and variances over axes of any number, with their means or without."""
+    target: Any = node.target
+    names = {formal.name for formal in target._schema.arguments}
+    x: Node = padded.new(node.args[0])
+    rank, live, edit = len(shape_of(x)), padded.live(x), padded.edit
+    given = argument(node, "dim") if "dim" in names else None
+    given = [given] if isinstance(given, int) else given
+    dims = sorted({normal_axis(dim, rank) for dim in given}) if given else list(range(rank))
+    keeps = bool(argument(node, "keepdim")) if "keepdim" in names else False
+    if "correction" in names:
+        correction = argument(node, "correction")
+    else:
+        correction = argument(node, "unbiased")
+    correction = 1.0 if correction is None else float(correction)
+    mixed = [live[axis] for axis in dims if axis in live]
+    kept = {axis: one for axis, one in live.items() if axis not in dims}
+    after = (
+        kept
+        if keeps
+        else {axis - sum(dim < axis for dim in dims): one for axis, one in kept.items()}
+    )
+    if not mixed:  # row by row
+        new = edit.call(target, x, *padded.new(node.args[1:]), **padded.named(node))
+        padded.set(node, new, after)
+        return
+    filled = x
+    for axis in dims:
+        filled = padded.filled(filled, axis, 0.0)
+    mean = mean_of_rows(padded, filled, dims, True, mixed, dtype_of(x))
+    apart = edit.call(aten.sub.Tensor, filled, mean)
+    padded.note(apart, live)
+    for axis in dims:
+        apart = padded.filled(apart, axis, 0.0)
+    squares = edit.call(aten.mul.Tensor, apart, apart)
+    total = edit.call(aten.sum.dim_IntList, squares, dims, keeps)
+    rows = how_many(padded, x, dims, mixed, dtype_of(x))
+    rows = edit.call(aten.clamp_min.default, edit.call(aten.sub.Tensor, rows, correction), 0.0)
+    spread = edit.call(aten.div.Tensor, total, rows)
+    if "std" in target._schema.name:
+        spread = edit.call(aten.sqrt.default, spread)
+    if "_mean" not in target._schema.name:
+        padded.set(node, spread, after)
+        return
+    flat = mean if keeps else edit.call(aten.squeeze.dims, mean, dims)
+    for part in (spread, flat):
+        padded.note(part, after)
+    padded.set(node, [spread, flat])
+
+
+def quantile(padded: Padded, node: Node) -> None:
+    """Quantiles along one padded axis, between the two nearest rows."""
+    x, given = padded.new(node.args[0]), padded.new(argument(node, "q"))
+    rank, live, edit = len(shape_of(x)), padded.live(x), padded.edit
+    given_dim = argument(node, "dim")
+    if given_dim is None and rank != 1:
+        raise refused(node, "it flattens rows that are padded")
+    dim = normal_axis(given_dim, rank) if given_dim is not None else 0
+    if dim not in live or len(live) > 1 or padded.live(given):
+        raise refused(node, "it is padded on another axis than it runs along")
+    if argument(node, "interpolation") != "linear":
+        raise refused(node, "it takes one of the rows, or their middle")
+    front, dtype = live[dim], dtype_of(x)
+    scalar = not isinstance(given, Node) or not shape_of(given)
+    if isinstance(given, Node):
+        q = edit.view(given, [-1]) if scalar else given
+    else:
+        q = padded.constant((1,), float(given), dtype)
+    keeps = bool(argument(node, "keepdim"))
+    last = edit.permute(x, [*(a for a in range(rank) if a != dim), dim])
+    padded.note(last, {rank - 1: front})
+    ordered = edit.item(
+        edit.call(aten.sort.default, padded.filled(last, rank - 1, torch.inf), rank - 1), 0
+    )
+    above = edit.call(aten._to_copy.default, front.count, dtype=dtype)
+    above = edit.call(aten.clamp_min.default, edit.call(aten.sub.Tensor, above, 1.0), 0.0)
+    place = edit.call(aten.mul.Tensor, q, above)
+    low = edit.call(aten.floor.default, place)
+    weight = edit.call(aten.sub.Tensor, place, low)
+    ends = [
+        edit.call(
+            aten.index_select.default,
+            ordered,
+            rank - 1,
+            edit.call(aten._to_copy.default, edge, dtype=torch.int64),
+        )
+        for edge in (low, edit.call(aten.ceil.default, place))
+    ]
+    step = edit.call(aten.mul.Tensor, edit.call(aten.sub.Tensor, ends[1], ends[0]), weight)
+    found = edit.call(aten.add.Tensor, ends[0], step)
+    axes = [*range(rank - 1)]
+    found = edit.permute(found, [rank - 1, *axes])
+    if keeps:
+        found = edit.call(aten.unsqueeze.default, found, dim + 1)
+    if scalar:
+        found = edit.call(aten.squeeze.dim, found, 0)
+    padded.set(node, found, {})
+
+
+def bincount(padded: Padded, node: Node) -> None:
+    """How often each whole number from 0 on occurs, or the sums of their weights."""
+    x, weights = padded.new(node.args[0]), padded.new(argument(node, "weights"))
+    least, edit = argument(node, "minlength") or 0, padded.edit
+    live, size = padded.live(x).get(0), shape_of(x)[0]
+    if isinstance(weights, Node):
+        (x, weights), _ = padded.meet(node, (x, weights), lambda _, axis: axis)
+        live, size = padded.live(x).get(0), shape_of(x)[0]
+        if padded.live(weights).get(0) is not live:
+            raise refused(node, "its weights were chosen otherwise than its numbers")
+    most = edit.call(aten.amax.default, padded.filled(x, 0, -1), [0])
+    length = edit.call(aten._to_copy.default, most, dtype=torch.int64)
+    length = edit.call(aten.clamp_min.default, edit.call(aten.add.Tensor, length, 1), least)
+    rows = padded.of_number(node, length)
+    room = shape_of(rows.mask)[0]
+    places = edit.view(padded.counted(room), [room, 1])
+    same = edit.call(aten.eq.Tensor, places, edit.view(x, [1, size]))
+    if live is not None:
+        same = edit.call(aten.logical_and.default, same, edit.view(live.mask, [1, size]))
+    if isinstance(weights, Node):
+        zero = padded.constant((), 0, dtype_of(weights))
+        same = edit.call(aten.where.self, same, edit.view(weights, [1, size]), zero)
+    found = edit.call(aten.sum.dim_IntList, same, [1])
+    if dtype_of(found) != node.meta["val"].dtype:
+        found = edit.call(aten._to_copy.default, found, dtype=node.meta["val"].dtype)
+    padded.set(node, found, {0: rows})
+
+
+def pool(padded: Padded, node: Node) -> None:
+    """Adaptive pools of all rows to one; others cut rows where padding would move the cuts."""
+    x = padded.new(node.args[0])
+    rank, live, edit = len(shape_of(x)), padded.live(x), padded.edit
+    given = argument(node, "output_size")
+    sizes = [given] if isinstance(given, int) else list(given)
+    axes = [*range(rank - len(sizes), rank)]
+    if any(size != 1 for size in sizes):
+        raise refused(node, "it pools padded rows to more than one")
+    mixed = [live[axis] for axis in axes if axis in live]
+    target: Any = node.target
+    if "max" in target._schema.name:
+        if any(user.args[1] == 1 and user.users for user in node.users):
+            raise refused(node, "its positions are read")
+        for axis in axes:
+            x = padded.filled(x, axis, -torch.inf)
+        new = edit.call(aten.amax.default, x, axes, True)
+        padded.note(new, {a: one for a, one in live.items() if a not in axes})
+        padded.set(node, [new, None])
+        return
+    if mixed:
+        for axis in axes:
+            x = padded.filled(x, axis, 0.0)
+        new = mean_of_rows(padded, x, axes, True, mixed, dtype_of(x))
+    else:
+        new = edit.call(aten.mean.dim, x, axes, True)
+    padded.set(node, new, {a: one for a, one in live.items() if a not in axes})
+
+
+STATISTICS_RULES: Final[dict[object, Rule]] = {
+    **dict.fromkeys(
+        (
+            *(aten.std.default, aten.std.dim, aten.std.correction),
+            *(aten.var.default, aten.var.dim, aten.var.correction),
+            *(aten.std_mean.default, aten.std_mean.dim, aten.std_mean.correction),
+            *(aten.var_mean.default, aten.var_mean.dim, aten.var_mean.correction),
+        ),
+        deviation,
+    ),
+    aten.quantile.default: quantile,
+    aten.quantile.scalar: quantile,
+    aten.bincount.default: bincount,
+    aten.adaptive_avg_pool1d.default: pool,
+    aten.adaptive_max_pool1d.default: pool,
+}
