@@ -20,9 +20,10 @@ from tokexport.exporter.outputs import Constant
 from tokexport.exporter.reference import Reference, run_reference, tensors_of
 from tokexport.exporter.token_cap import CappedModel
 from tokexport.graph_passes.decisions import unlifted
+from tokexport.graph_passes.drawn_choices import without_mean
 from tokexport.graph_passes.draws import drop_unread_draws, find_draws
 from tokexport.graph_passes.stack_traces import source_line
-from tokexport.graph_passes.torch_passes.drop_noise import DropNoise, without_mean
+from tokexport.graph_passes.torch_passes.drop_noise import DropNoise
 from tokexport.graph_passes.torch_passes.infrastructure import run_passes
 from tokexport.runtimes.comparison import compare
 

@@ -24,8 +24,9 @@ from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Node
 
+from tokexport.graph_passes.drawn_choices import DROPOUTS, PLACED, without_mean
 from tokexport.graph_passes.draws import draws, drop_unread_draws, find_draws
 from tokexport.graph_passes.errors import OperatorRefusedError
 from tokexport.graph_passes.stack_traces import origin
@@ -47,60 +48,13 @@ Distribution = tuple[Callable[[Tensor], Tensor], float]
 
 #: Into how many equal parts a distribution is cut.
 _PARTS: Final = 1 << 20
+#: How far a mean may move with four times as many parts; one that is infinite grows on and on.
+_SETTLED: Final = 1e-2
 #: Takes one number to another along a straight line: the mean goes along.
-_STRAIGHT: Final = (
-    aten.neg.default,
-    aten.add.Tensor,
-    aten.sub.Tensor,
-    aten.rsub.Scalar,
-    aten.mul.Tensor,
-    aten.div.Tensor,
-    aten.clone.default,
-)
-#: Bends it, and leaves a mean that is finite.
-_BENT: Final = (
-    aten.log.default,
-    aten.log1p.default,
-    aten.abs.default,
-    aten.clamp.default,
-    aten.clamp_min.default,
-    aten.clamp_max.default,
-)
-_CHOICES: Final = frozenset(
+_STRAIGHT: Final = frozenset(
     {
-        *("aten.gt", "aten.ge", "aten.lt", "aten.le", "aten.eq", "aten.ne", "aten.sort"),
-        *("aten.argsort", "aten.topk", "aten.kthvalue", "aten.argmax", "aten.argmin", "aten.floor"),
-        *("aten.ceil", "aten.round", "aten.trunc", "aten.sign", "aten.searchsorted"),
-    }
-)
-#: Draws of a dropout, whose mean is what goes in.
-_DROPOUTS: Final = frozenset(
-    {
-        *("aten.dropout", "aten.native_dropout", "aten.feature_dropout"),
-        "aten.scaled_dot_product_attention",
-    }
-)
-_PERMUTATION: Final = "a permutation that is drawn has no mean"
-#: Draws that choose, and why no mean stands for them.
-_CHOOSING: Final = {
-    "aten.randperm": _PERMUTATION,
-    "aten.multinomial": "rows that are drawn have no mean",
-    "aten.randint": "positions that are drawn have no mean",
-    "aten.randint_like": "positions that are drawn have no mean",
-}
-#: Draws whose distribution has a mean.
-_KNOWN: Final = frozenset(
-    {
-        *("aten.rand", "aten.rand_like", "aten.uniform", "aten.randn", "aten.randn_like"),
-        *("aten.normal", "aten.normal_functional", "aten.exponential", "aten.bernoulli"),
-    }
-)
-#: What moves numbers, or adds and multiplies them.
-_MOVED: Final = frozenset(
-    {
-        *("aten.mul", "aten.div", "aten.add", "aten.sub", "aten.neg", "aten._to_copy"),
-        *("aten.clone", "aten.expand", "aten.view", "aten.reshape", "aten.unsqueeze"),
-        *("aten.squeeze", "aten.permute", "aten.transpose", "aten.slice", "aten.select"),
+        *("aten.neg", "aten.add", "aten.sub", "aten.rsub", "aten.mul", "aten.div", "aten.clone"),
+        *("aten._to_copy", "aten.alias", "aten.detach"),
     }
 )
 
@@ -121,45 +75,12 @@ class DropNoise(TorchPass):
         for node, why in without_mean(edit.graph):
             raise _refused(node, why)
         for draw in found:
-            if operator_name(draw) in _DROPOUTS:
+            if operator_name(draw) in DROPOUTS:
                 _leave_out(edit, draw)
             else:
                 _replace(edit, draw)
         drop_unread_draws(edit.graph)
         return len(found)
-
-
-def without_mean(graph: Graph) -> Iterator[tuple[Node, str]]:
-    """Yields the calls of a graph that no mean can stand for, and why, a clause."""
-    for choice in _choices(graph):
-        sorts = operator_name(choice) in ("aten.sort", "aten.argsort", "aten.topk")
-        yield choice, _PERMUTATION if sorts else "nothing but random numbers decides its result"
-    for draw in find_draws(graph):
-        name = operator_name(draw)
-        if name in _CHOOSING:
-            yield draw, _CHOOSING[name]
-        elif name == "aten.bernoulli" and (reader := _reads_as_truth(draw)):
-            yield draw, f"{operator_name(reader)} chooses by that coin"
-        elif name not in _DROPOUTS and name not in _KNOWN:
-            yield draw, "what it draws has none"
-
-
-def _reads_as_truth(draw: Node) -> Node | None:
-    """Returns what reads a coin otherwise than in sums and products; None where nothing does."""
-    seen, waiting = {draw}, [draw]
-    while waiting:
-        for reader in waiting.pop().users:
-            if reader.op == "output" or not is_tensor(reader) or reader in seen:
-                continue
-            if operator_name(reader) not in _MOVED:
-                return reader
-            if not dtype_of(reader).is_floating_point:
-                return reader
-            seen.add(reader)
-            # What the coin was a factor of, or added to, is a number like any other from there on.
-            if len(reader.all_input_nodes) == 1:
-                waiting.append(reader)
-    return None
 
 
 def _leave_out(edit: Editor, draw: Node) -> None:
@@ -181,29 +102,6 @@ def _leave_out(edit: Editor, draw: Node) -> None:
     edit.replace(draw, new)
 
 
-def _choices(graph: Graph) -> Iterator[Node]:
-    """Yields the calls that choose by numbers that a draw reaches and no input does."""
-    drawn: set[Node] = set()
-    given: set[Node] = set()
-    weights = {node for node in graph.nodes if node.op == "placeholder" and _is_weight(node)}
-    for node in graph.nodes:
-        if draws(node):
-            drawn.add(node)
-            continue
-        sources = node.all_input_nodes
-        if any(source in drawn for source in sources):
-            drawn.add(node)
-        if (node.op == "placeholder" and node not in weights) or given & {*sources}:
-            given.add(node)
-        elif node in drawn and node.op == "call_function" and operator_name(node) in _CHOICES:
-            yield node
-
-
-def _is_weight(node: Node) -> bool:
-    """Tells a lifted parameter, buffer or constant from an input of the model."""
-    return node.name.startswith(("p_", "b_", "c_"))
-
-
 def _replace(edit: Editor, draw: Node) -> None:
     if is_call(draw, aten.normal.Tensor_Tensor, aten.normal.Tensor_float):
         with edit.before(draw):
@@ -220,16 +118,15 @@ def _replace(edit: Editor, draw: Node) -> None:
                 edit.replace(draw, edit.call(aten.alias.default, operand(draw)))
         return
     numbers, mean = _distribution(draw)
-    end, calls = draw, []
+    end, calls, bent = draw, [], 0
     for position, call in enumerate(_chain(draw), 1):
         calls.append(call)
-        if is_call(call, *_BENT):
+        if not _is_straight(call):
             end, bent = call, position
-    if end is not draw:
-        values = numbers((torch.arange(_PARTS, dtype=torch.float64) + 0.5) / _PARTS)
-        for call in calls[:bent]:
-            values = _called(call, values)
-        mean = float(values.mean())
+    if bent:
+        mean, rough = (_mean(numbers, calls[:bent], parts) for parts in (_PARTS, _PARTS // 4))
+        if not abs(mean - rough) <= _SETTLED * max(abs(mean), 1e-2):
+            raise _refused(draw, "what is made of it has no finite mean")
     with edit.before(end):
         constant = edit.call(
             aten.full.default,
@@ -247,16 +144,40 @@ def _chain(draw: Node) -> Iterator[Node]:
     node = draw
     while len(node.users) == 1:
         (node,) = node.users
-        if not is_call(node, *_STRAIGHT, *_BENT) or len(node.all_input_nodes) != 1:
+        target: Any = node.target
+        if node.op != "call_function" or len(node.all_input_nodes) != 1 or draws(node):
+            return
+        known = operator_name(node) in _STRAIGHT | PLACED
+        if not known and torch.Tag.pointwise not in getattr(target, "tags", ()):
+            return
+        if not is_tensor(node) or not dtype_of(node).is_floating_point:
             return
         yield node
 
 
+def _is_straight(call: Node) -> bool:
+    """Tells whether a call takes the mean of what goes in to the mean of what comes out."""
+    name = operator_name(call)
+    if name in ("aten.mul", "aten.div") and isinstance(call.args[1], Node):
+        return False  # by itself
+    return name in _STRAIGHT or name in PLACED
+
+
+def _mean(numbers: Callable[[Tensor], Tensor], calls: list[Node], parts: int) -> float:
+    """Returns the mean of what calls make of numbers that are drawn, at the middles of parts."""
+    values = numbers((torch.arange(parts, dtype=torch.float64) + 0.5) / parts)
+    for call in calls:
+        if operator_name(call) not in PLACED:
+            values = _called(call, values)
+    return float(values.mean())
+
+
 def _called(call: Node, values: Tensor) -> Tensor:
     target: Any = call.target
+    if operator_name(call) in ("aten._to_copy", "aten.clone"):
+        return values
     args = [values if isinstance(part, Node) else part for part in call.args]
-    kwargs = {name: part for name, part in call.kwargs.items() if name != "memory_format"}
-    result: Tensor = target(*args, **kwargs)
+    result: Tensor = target(*args, **call.kwargs)
     return result
 
 
