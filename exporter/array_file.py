@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tokexport.exporter.errors import InputError, listed
+from tokexport.exporter.errors import InputError
+from tokexport.runtimes.array_archive import Archive, ArchiveError, read_npy
+from tokexport.runtimes.regular_files import open_regular
 
 _MAGICS = (b"\x93NUMPY", b"PK\x03\x04", b"PK\x05\x06")
 _HOW = "Save the arrays with numpy.savez(path, name=array)"
@@ -28,71 +28,42 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | np.ndarray:
         InputError: The file is missing, no such file, damaged, too large for the memory, or holds
             pickled objects.
     """
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"The inputs file {what}.", where=str(path), fix="Pass an .npz file.")
-    found: dict[str, np.ndarray] = {}
-    member = ""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if not file.read(8).startswith(_MAGICS):
                 raise InputError(
                     "The inputs file is not an .npz or .npy.", where=str(path), fix=_HOW
                 )
             file.seek(0)
-            loaded: Any = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            for member in loaded.files:
-                found[member] = loaded[member]
+            if not zipfile.is_zipfile(file):
+                return read_npy(file)
+            archive = Archive(file)
+            return {name: archive.read(name) for name in archive.names}
     except MemoryError as error:
         raise InputError(
-            "The inputs do not fit into memory.", where=_at(path, member), fix="Pass fewer samples."
+            "The inputs do not fit into memory.", where=str(path), fix="Pass fewer samples."
         ) from error
     except PermissionError as error:
         raise InputError(
             "The inputs file may not be read.", where=str(path), fix="Check its permissions."
         ) from error
-    except (
-        ValueError,
-        EOFError,
-        KeyError,
-        OSError,
-        NotImplementedError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise _unreadable(path, member, error) from error
-    twice = sorted({name for name in loaded.files if loaded.files.count(name) > 1})
-    if twice:
+    except OSError as error:
         raise InputError(
-            f"The inputs file holds two arrays named {twice[0]!r}.", where=str(path), fix=_HOW
-        )
-    # A zip member without the format's magic comes back as bytes: the file is another archive.
-    strange = [name for name, value in found.items() if not isinstance(value, np.ndarray)]
-    if strange:
-        raise InputError(
-            "The inputs file is a zip archive but not an .npz.",
-            where=f"{path}, which holds {listed(strange, 3)}",
-            fix=_HOW,
-        )
-    return found
+            "The inputs file cannot be read.", where=f"{path} ({error.strerror})", fix=_HOW
+        ) from error
+    except ArchiveError as error:
+        raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, member: str, error: Exception) -> InputError:
-    """Words what numpy and zipfile say about a file they cannot take."""
-    if "allow_pickle" in str(error):
+def _unreadable(path: Path, error: ArchiveError) -> InputError:
+    where = f"{path}, array {error.member!r}" if error.member else str(path)
+    if error.pickled:
         return InputError(
             "The inputs hold pickled objects, which would run code when loaded.",
-            where=_at(path, member),
+            where=where,
             fix="Save plain numeric arrays: array.astype(numpy.float32)",
         )
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(
-        "The inputs file is damaged.", where=f"{_at(path, member)} ({said})", fix=_HOW
-    )
-
-
-def _at(path: Path, member: str) -> str:
-    return f"{path}, array {member!r}" if member else str(path)
+    return InputError(f"The inputs file cannot be read: {error}.", where=where, fix=_HOW)

@@ -13,16 +13,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.input_checks import InputChecks
+from tokexport.runtimes.regular_files import open_regular, read_at_most
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -32,6 +33,16 @@ BUILT_NOT_RUN = "BUILT, NOT RUN"
 Constant = float | int | str | bool | None
 _CHUNK = 1 << 20
 _LARGEST = 1e300
+#: Bytes of a manifest; one of a few hundred kilobytes is large.
+_LARGEST_MANIFEST = 1 << 24
+#: Numbers of a tensor; more of them no memory holds.
+_MOST_NUMBERS = 1 << 44
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+#: The types of the tensors that runtimes take and give.
+_DTYPES = frozenset(
+    ["bool", "float16", "float32", "float64"]
+    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+)
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,9 @@ def read_manifest(bundle: Path) -> Manifest:
         what = "The bundle is a file, not a folder." if bundle.exists() else "There is no bundle."
         raise BundleError(what, where=str(bundle), fix="Pass the folder that compile wrote.")
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.is_symlink():
+            raise _broken(path, "it is a link, and compile writes none")
+        text = read_at_most(path, _LARGEST_MANIFEST).decode("utf-8")
     except FileNotFoundError as error:
         raise BundleError(
             f"The folder has no {MANIFEST_NAME}, so it is no bundle.",
@@ -171,7 +184,7 @@ def read_manifest(bundle: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise _broken(path, f"it cannot be read: {error}") from error
     try:
-        data = json.loads(text)
+        data = json.loads(_without_halves(json.loads(text)))
     except (ValueError, RecursionError) as error:
         raise _broken(path, f"it is not JSON: {error}") from error
     if not isinstance(data, dict):
@@ -180,10 +193,15 @@ def read_manifest(bundle: Path) -> Manifest:
     return _Reader(path).manifest(data)
 
 
+def _without_halves(data: Any) -> str:
+    """Returns JSON whose texts can be printed: halves of characters stand for undecodable names."""
+    return _LONE_SURROGATE.sub("\ufffd", json.dumps(data, ensure_ascii=False))
+
+
 def hash_file(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal; read in pieces of 1 MiB."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -325,10 +343,8 @@ class _Reader:
                 raise self._wrong(within, "an object", item)
             name = self._get(item, "name", str, within + ".")
             dtype = self._get(item, "dtype", str, within + ".")
-            try:
-                np.dtype(dtype)
-            except TypeError as error:
-                raise self._wrong(f"{within}.dtype", "a numpy dtype", dtype) from error
+            if dtype not in _DTYPES:
+                raise self._wrong(f"{within}.dtype", "a numpy dtype of numbers", dtype)
             specs.append(TensorSpec(name, self._whole_numbers(item, "shape", within + "."), dtype))
         names = [spec.name for spec in specs]
         if len(set(names)) < len(names):
@@ -340,6 +356,8 @@ class _Reader:
         whole = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
         if not whole or not all(value >= 0 for value in values):
             raise self._wrong(within + key, "a list of whole numbers of 0 or more", values)
+        if math.prod(max(value, 1) for value in values) > _MOST_NUMBERS and key == "shape":
+            raise self._wrong(within + key, f"of at most {_MOST_NUMBERS} numbers", values)
         return tuple(values)
 
     def _constants(self, data: Mapping[str, Any]) -> dict[str, Constant]:

@@ -32,14 +32,13 @@ none.
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tokexport.runtimes.array_archive import Archive, ArchiveError
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.comparison import (
     Channels,
@@ -65,6 +64,7 @@ from tokexport.runtimes.neighbourhoods import (
     limits,
     worst,
 )
+from tokexport.runtimes.regular_files import open_regular
 
 REFERENCE_NAME = "reference.npz"
 #: What a gate of an output holds one of.
@@ -247,13 +247,10 @@ def _read_reference(bundle: Path, manifest: Manifest) -> _Reference:
             fix="Compile the model anew.",
         )
     try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise _bad_reference(path, "it is no .npz archive")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in archive.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        with open_regular(path) as file:
+            archive = Archive(file, packed=False)  # as compile writes it
+            arrays = {name: archive.read(name) for name in archive.names}
+    except (OSError, ArchiveError) as error:
         raise _bad_reference(path, str(error)) from error
     inputs = _take(path, arrays, "inputs", manifest.inputs)
     outputs = _take(path, arrays, "outputs", manifest.outputs)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,62 @@ def test_a_manifest_that_is_no_json_object(
     (bundle / MANIFEST_NAME).write_bytes(content)
     with pytest.raises(BundleError, match=why):
         read_manifest(bundle)
+
+
+@pytest.mark.parametrize("kind", ["link", "link to itself", "pipe", "device", "endless"])
+def test_a_manifest_that_is_no_file_of_the_folder(make_bundle: BundleMaker, kind: str) -> None:
+    bundle = make_bundle()
+    path = bundle / MANIFEST_NAME
+    elsewhere = bundle.parent / "elsewhere.json"
+    path.rename(elsewhere)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "endless":
+        with path.open("wb") as file:
+            file.truncate(2**34)
+    else:
+        path.symlink_to({"link": elsewhere, "device": "/dev/zero"}.get(kind, path))
+    with pytest.raises(BundleError, match="a link|cannot be read"):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_file_that_would_be_waited_for(make_bundle: BundleMaker, kind: str) -> None:
+    bundle = make_bundle()
+    (bundle / "model.onnx").unlink()
+    if kind == "pipe":
+        os.mkfifo(bundle / "model.onnx")
+    else:
+        (bundle / "model.onnx").symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match="cannot be read|outside the bundle"):
+        check_files(bundle, read_manifest(bundle))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["f4,f4", "(2,)f4", "O", "S10", "(1000000000,)f4", "{'names':[]}", "float32 ", "V8"]
+)
+def test_a_dtype_that_is_no_name_of_one(make_bundle: BundleMaker, dtype: str) -> None:
+    bundle = make_bundle()
+    edit(bundle, lambda data: data["inputs"][0].update(dtype=dtype))
+    with pytest.raises(BundleError, match="a numpy dtype of numbers"):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize("shape", [[2**62, 4], [10**30], [2**22] * 4, [0, 2**45]])
+def test_a_shape_that_no_memory_holds(make_bundle: BundleMaker, shape: list[int]) -> None:
+    bundle = make_bundle()
+    edit(bundle, lambda data: data["inputs"][0].update(shape=shape))
+    with pytest.raises(BundleError, match="shape should be of at most"):
+        read_manifest(bundle)
+
+
+def test_half_a_character_can_be_printed(make_bundle: BundleMaker) -> None:
+    bundle = make_bundle()
+    path = bundle / MANIFEST_NAME
+    data = json.loads(path.read_text())
+    data["created"] = "half \udc80"
+    path.write_text(json.dumps(data))
+    assert read_manifest(bundle).created == "half \ufffd"
 
 
 def test_one_altered_byte_is_found_and_both_hashes_shown(make_bundle: BundleMaker) -> None:
