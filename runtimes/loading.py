@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokexport.runtimes.base import Runner
 from tokexport.runtimes.errors import BundleError
+from tokexport.runtimes.ir_contents import check_ir
 from tokexport.runtimes.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -15,6 +16,7 @@ from tokexport.runtimes.manifest import (
     file_in,
     read_manifest,
 )
+from tokexport.runtimes.onnx_contents import ContentsError, onnx_contents
 
 
 def load(bundle: str | os.PathLike[str], *, threads: int | None = None) -> Runner:
@@ -36,9 +38,42 @@ def load(bundle: str | os.PathLike[str], *, threads: int | None = None) -> Runne
     folder = Path(bundle)
     manifest = read_manifest(folder)
     check_files(folder, manifest)
+    check_contents(folder, manifest)
     runner = open_runner(folder, manifest, threads=threads)
     runner.hold_to(manifest.checks)
     return runner
+
+
+def check_contents(bundle: Path, manifest: Manifest) -> None:
+    """Looks through the artifact of a bundle before a runtime sees it.
+
+    An engine of TensorRT is opaque; its file is held to its hash alone.
+
+    Raises:
+        BundleError: It holds what no tokexport writes, or reads a file that has no hash.
+    """
+    artifact = file_in(bundle, manifest.artifact)
+    files: set[str] = set()
+    try:
+        match artifact.suffix:
+            case ".onnx":
+                files = onnx_contents(artifact).files
+            case ".xml":
+                check_ir(artifact)
+                weights = artifact.with_suffix(".bin").name
+                files = {weights} if (bundle / weights).exists() else set()
+    except (ContentsError, OSError) as error:
+        raise BundleError(
+            f"The artifact is not one that tokexport writes: {error}.",
+            where=str(artifact),
+            fix="Do not use this bundle, or compile the model anew.",
+        ) from error
+    for name in sorted(files - manifest.files.keys()):
+        raise BundleError(
+            f"The artifact reads a file that the manifest does not list: {name!r:.80}.",
+            where=str(artifact),
+            fix="Do not use this bundle: tokexport writes none such.",
+        )
 
 
 def open_runner(

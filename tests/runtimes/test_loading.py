@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from tokexport.runtimes import Runner, TensorSpec, load
 from tokexport.runtimes.errors import BundleError, InputMismatchError, RunError
@@ -171,3 +173,38 @@ def test_a_bundle_whose_runtime_is_not_installed(
         "except RuntimeMissingError as error: print(error.fix)"
     )
     assert done.stdout == "Install it: pip install 'tokexport[ort]'\n", done.stderr
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_read(
+    make_bundle: BundleMaker, save_model: Callable[..., Path], classifier_model: onnx.ModelProto
+) -> None:
+    path = save_model(classifier_model, name="big.onnx", external="big.weights")
+    bundle = make_bundle(artifact=path)
+    with load(bundle):
+        pass
+    unlisted = make_bundle(name="unlisted", artifact=path)
+    manifest = json.loads((unlisted / "manifest.json").read_text())
+    del manifest["files"]["big.weights"]
+    (unlisted / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"does not list: 'big\.weights'"):
+        load(unlisted)
+
+
+def test_an_artifact_that_runs_a_graph_in_a_node_is_refused(
+    make_bundle: BundleMaker, save_model: Callable[..., Path]
+) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 8])
+    more = helper.make_tensor_value_info("more", TensorProto.BOOL, [])
+    step = helper.make_tensor_value_info("step", TensorProto.INT64, [])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 8])
+    carried = [helper.make_node("Identity", [a], [b]) for a, b in (("more", "on"), ("x", "z"))]
+    out = [
+        helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 8]),
+    ]
+    endless = helper.make_graph(carried, "body", [step, more, x], out)
+    loop = helper.make_node("Loop", ["", "", "x"], ["y"], body=endless)
+    graph = helper.make_graph([loop], "graph", [x], [y])
+    path = save_model(helper.make_model(graph), name="loop.onnx")
+    with pytest.raises(BundleError, match="a graph of its own, as If, Loop and Scan do"):
+        load(make_bundle(artifact=path))
