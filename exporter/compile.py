@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from tokexport.exporter import hops
+from tokexport.exporter.accuracy_gate import accuracy_of, accuracy_warning, require_accuracy
 from tokexport.exporter.benchmark import require_speedup
 from tokexport.exporter.build import build
 from tokexport.exporter.bundle import BundleWriter, save_reference
@@ -24,8 +25,7 @@ from tokexport.exporter.errors import GateError
 from tokexport.exporter.example_inputs import constants_of, prepare
 from tokexport.exporter.gate_advice import advice_for
 from tokexport.exporter.gate_warnings import gate_warnings, half_warning, spread_warnings
-from tokexport.exporter.gates import narrowed_hops, require_accuracy
-from tokexport.exporter.inputs import Batches, accuracy
+from tokexport.exporter.gates import narrowed_hops
 from tokexport.exporter.kept_batches import gates_to_verify_by, kept_batches, kept_of_gates
 from tokexport.exporter.machine import describe_machine
 from tokexport.exporter.measured_gates import measured_gates, require_steady
@@ -36,8 +36,7 @@ from tokexport.exporter.precision import arithmetic_of, precision_warnings, with
 from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
-from tokexport.exporter.reference import Reference
-from tokexport.exporter.report import FAILED, Accuracy, Report
+from tokexport.exporter.report import FAILED, Report
 from tokexport.exporter.settled_state import settled_warning
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
@@ -53,7 +52,7 @@ from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.torch_passes.widen_half import half_lines
-from tokexport.runtimes.base import Array, Runner
+from tokexport.runtimes.base import Runner
 from tokexport.runtimes.errors import NoDeviceError
 from tokexport.runtimes.manifest import PASSED, Manifest
 from tokexport.runtimes.verification import REFERENCE_NAME
@@ -139,7 +138,8 @@ def compile(
             flat, known["noise"] = without_noise(given, batches, drop)
             reference = reference_of(flat, batches)
             names = tuple(reference.outputs)
-            _accuracy(reference, reference.outputs, batches)  # labels of no class end it here
+            # Labels of no class end it here.
+            accuracy_of(reference.outputs, reference.outputs, batches)
             if reduced is not None:
                 known["reduction"] = reduced.compared(reference.outputs, batches)
 
@@ -217,7 +217,7 @@ def compile(
             if config.target != "ort":  # for ort this very file is the artifact
                 found = hops.run_lowered(lowered, batches, arithmetic)
                 proof.check("lowered", found, told.lowered)
-                known["accuracy"] = _accuracy(reference, found, batches)
+                known["accuracy"] = accuracy_of(reference.outputs, found, batches)
                 require_accuracy(known["accuracy"], config)
 
         with stage("build"), kept.explain(lowered):
@@ -275,7 +275,7 @@ def compile(
                     manifest = replace(manifest, status=PASSED, runtime=runtime)
                     known |= {
                         "runtime": runtime,
-                        "accuracy": _accuracy(reference, found, batches),
+                        "accuracy": accuracy_of(reference.outputs, found, batches),
                     }
                     require_accuracy(known["accuracy"], config)
                 with stage("edges"):
@@ -306,6 +306,7 @@ def compile(
                 input_ranges=known["edges"].ranges,
             )
             said += known["edges"].warnings()
+            said += accuracy_warning(known.get("accuracy"), config)
             known |= {"gates": narrowed, "warnings": known["warnings"] + said}
             ran = manifest if manifest.status == PASSED else None
             chosen = kept_batches(proof, found, partial(told.own_decisions, ran))
@@ -380,18 +381,6 @@ def _require_no_run(config: CompileConfig, why_not: str) -> None:
             where=why_not,
             fix="Compile on a machine with a GPU that the engine is for, or leave the option out.",
         )
-
-
-def _accuracy(reference: Reference, found: dict[str, Array], batches: Batches) -> Accuracy | None:
-    """Returns the share of labels met by the first output, before and after."""
-    if batches.labels is None:
-        return None
-    name = next(iter(reference.outputs))
-    return Accuracy(
-        accuracy(reference.outputs[name], batches.labels),
-        accuracy(found[name], batches.labels),
-        len(batches.labels),
-    )
 
 
 def _size(folder: Path) -> int:

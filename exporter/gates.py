@@ -8,8 +8,7 @@ their direction, by the cosine, and their error as a share of the spread, which 
 reference varies between samples, of the whole output and of every channel. The cosine alone is near
 1 for whatever has a large constant in it. A half precision in which every sample decides some
 near-tie the other way is held to them too, once its arithmetic is proved right. A largest entry
-that changes its place passes only where the precision explains it. Where there are labels, a
-reduced precision may cost half a point of accuracy.
+that changes its place passes only where the precision explains it.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tokexport.exporter.errors import GateError
-from tokexport.exporter.gate_advice import advice_for
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import (
     Channels,
@@ -35,7 +32,6 @@ from tokexport.runtimes.neighbourhoods import Noise, Worst, as_samples, limits, 
 
 if TYPE_CHECKING:
     from tokexport.exporter.config import CompileConfig
-    from tokexport.exporter.report import Accuracy
 
 #: The share of a neighbourhood's scale allowed by default in a half precision.
 REDUCED_PRECISION_TOLERANCE: Final = {"fp16": 1e-2, "bf16": 5e-2}
@@ -47,8 +43,6 @@ LEAST_COSINE: Final = 0.99
 #: all inputs is off by 1 or more. ViTs come to 0.01 … 0.08 in int8 on images, and to 0.15 on noise,
 #: which varies less.
 SPREAD_TOLERANCE: Final = 0.5
-#: The share of labelled samples that a reduced precision may lose.
-ACCURACY_LOSS: Final = 0.005
 #: The smallest fp32 tolerance; below it lies the noise of a different order of summation.
 FP32_FLOOR: Final = 1e-5
 #: A neighbourhood that rounding moves by more says more about the model than about the compile.
@@ -254,16 +248,3 @@ def narrowed_hops(config: CompileConfig) -> tuple[str, ...]:
     if config.target == "trt":
         return "lowered", "artifact"
     return "without kernels", "artifact"
-
-
-def require_accuracy(accuracy: Accuracy | None, config: CompileConfig) -> None:
-    """Raises GateError where a reduced precision costs more than half a point of accuracy."""
-    if accuracy is None or config.precision == "fp32":
-        return
-    lost = round((accuracy.before - accuracy.after) * accuracy.samples)
-    if lost > round(ACCURACY_LOSS * accuracy.samples, 6):
-        raise GateError(
-            f"In {config.precision} {accuracy.after:.2%} of {accuracy.samples} labelled samples "
-            f"are right, and {accuracy.before:.2%} in fp32: {ACCURACY_LOSS:.1%} may be lost.",
-            fix=f"No bundle was written. {advice_for(config)}",
-        )

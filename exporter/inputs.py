@@ -177,33 +177,6 @@ def parse_shape(text: str, batch: int | None = None) -> tuple[int, ...]:
     return shape if batch is None else (batch, *shape[1:])
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of samples whose largest logit is the label's.
-
-    Args:
-        logits: (batches, N, classes), batch after batch; rows beyond the labels are padding.
-        labels: (samples,) integers, samples at most batches × N.
-
-    Raises:
-        InputError: The output is no such array, or a label names no class of it.
-    """
-    if logits.ndim != 3 or logits.shape[0] * logits.shape[1] < len(labels):
-        raise InputError(
-            f"Labels need an output of shape (N, classes), and it is {logits.shape[1:]}.",
-            fix=f"Leave {LABELS!r} out of the inputs, or let the model return class logits.",
-        )
-    classes = logits.shape[-1]
-    if labels.size and int(labels.max()) >= classes:
-        row = int(np.argmax(labels >= classes))
-        raise InputError(
-            f"Label {labels[row]} is no class of an output of {classes} classes.",
-            where=f"{LABELS}[{row}]",
-            fix=f"Number the classes from 0 to {classes - 1}.",
-        )
-    chosen = logits.reshape(-1, classes)[: len(labels)].argmax(axis=-1)
-    return float((chosen == labels).mean())
-
-
 def _check_shape(array: np.ndarray, spec: TensorSpec, per_sample: bool) -> None:
     """Refuses an array whose shape, apart from the samples, is not the input's."""
     shape = tuple(spec.shape)

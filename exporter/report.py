@@ -40,11 +40,15 @@ class Accuracy:
         before: By the model as the user gave it, 0 to 1.
         after: By the artifact, or by the last step that could run here, 0 to 1.
         samples: How many samples had labels.
+        lost: How many of them only the model classifies right.
+        won: How many only the artifact classifies right.
     """
 
     before: float
     after: float
     samples: int
+    lost: int
+    won: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tokexport.exporter.accuracy import accuracy
 from tokexport.exporter.errors import InputError, UsageError
-from tokexport.exporter.inputs import accuracy, parse_shape, read_inputs, synthetic_inputs
+from tokexport.exporter.inputs import parse_shape, read_inputs, synthetic_inputs
 from tokexport.runtimes.manifest import TensorSpec
 
 IMAGE = TensorSpec("x", (4, 3, 2, 2), "float32")

@@ -54,7 +54,7 @@ def passed() -> Report:
             HopResult("artifact", {"logits": CLOSE}, True, ""),
         ),
         gates={"logits": GATE},
-        accuracy=Accuracy(before=0.975, after=0.9725, samples=128),
+        accuracy=Accuracy(before=0.975, after=0.9725, samples=128, lost=1, won=0),
         speed=speed,
         token_schedule=(197, 184, 171),
         recognised={"bipartite_match": 3, "merge_tokens": 6},
@@ -122,7 +122,8 @@ def test_json_keeps_the_numbers() -> None:
     assert data["speed"]["ratios"]["plain export"]["of_medians"] == 1.2
     assert len(data["speed"]["timings"]["eager"]["samples_ms"]) == 40
     assert data["token_schedule"] == [197, 184, 171]
-    assert data["accuracy"] == {"before": 0.975, "after": 0.9725, "samples": 128}
+    counts = {"samples": 128, "lost": 1, "won": 0}
+    assert data["accuracy"] == {"before": 0.975, "after": 0.9725, **counts}
     assert data["runtime"]["version"] == "1.32.0"
 
 
