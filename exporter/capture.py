@@ -287,7 +287,7 @@ def capture_padded(
         if caps is None and isinstance(error, DataDependentError) and _helps(model, example):
             error.fix += OR_CAP
         if fixed := _fixed_that_help(model, example, caps):
-            error.fix += suggested(fixed)
+            error.fix = suggested(fixed, error.fix)
         raise
 
 

@@ -226,11 +226,16 @@ def described(name: str, value: Array) -> ConstantInput:
     return ConstantInput.of(name, value)
 
 
-def suggested(names: Sequence[str]) -> str:
-    """Returns how to go on where numbers are read from inputs that might be constants."""
+def suggested(names: Sequence[str], otherwise: str) -> str:
+    """Returns how to go on where numbers are read from inputs that might be constants.
+
+    Args:
+        names: The inputs.
+        otherwise: How to go on where they change.
+    """
     options = " ".join(f"--constant {name}" for name in names)
-    never = "never changes" if len(names) == 1 else "never change"
+    them = "it never changes" if len(names) == 1 else "they never change"
     return (
-        f" Or pass {options}, if {listed(names)} {never}: what is read there is then of the "
-        "example, or of NAME=VALUE, and a runner refuses other values."
+        f"Pass {options}, if {them}: what is read there is then of the example, or of NAME=VALUE, "
+        f"and a runner refuses other values. Otherwise: {otherwise}"
     )

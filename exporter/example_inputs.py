@@ -87,7 +87,7 @@ def prepare(
     )
     model = FlatModel(source.model, spec)
     batches = _batches(source, config, model, specs, fixed)
-    said = "".join(f"; {one}, fixed" for one in fixed)
+    said = f"; fixed: {', '.join(map(str, fixed))}" if fixed else ""
     return model, specs, dataclasses.replace(batches, origin=batches.origin + said)
 
 

@@ -24,8 +24,9 @@ def render_inspection(found: Inspection, console: Console) -> None:
     def show(line: Text) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
-    inputs = [f"{name} {list(shape)}" for name, shape in found.inputs.items()]
-    shapes = ", ".join([*inputs, *(f"{one}, fixed" for one in found.constant_inputs)])
+    shapes = ", ".join(f"{name} {list(shape)}" for name, shape in found.inputs.items())
+    if found.constant_inputs:
+        shapes += f"; fixed: {', '.join(map(str, found.constant_inputs))}"
     recipe = f"  reduced by {found.recipe}" if found.recipe else ""
     show(Text.assemble((found.source, "bold"), f"  {shapes}{recipe}"))
     title = f"\nMultiply-accumulates (MACs) of a run at batch {found.batch}"

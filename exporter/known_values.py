@@ -46,6 +46,8 @@ _READERS: Final[Mapping[str, Callable[[Tensor], Any]]] = {
     "__bool__": bool,
     "__index__": lambda value: value.__index__(),
 }
+#: What gives a Python truth or text of what several tensors hold.
+_COMPARING: Final = frozenset({"equal", "allclose", "is_nonzero", "__contains__", "__format__"})
 #: What gives as many results as the numbers say: of known ones, a known number.
 _COUNTING: Final = frozenset(
     name
@@ -136,6 +138,9 @@ class KnownValues(TorchFunctionMode):
             return NotImplemented if value is None else _apart(_READERS[name], value)
         if name == "__setitem__":
             return self._set(*args)
+        if name in _COMPARING:
+            given = self._given((args, kwargs))
+            return NotImplemented if given is None else _apart(func, *given[0], **given[1])
         if name == "_assert":
             value = self._value(args[0])
             return NotImplemented if value is None else _apart(torch._assert, value, *args[1:])

@@ -209,7 +209,7 @@ class Entrants:
         try:
             runner = self._stack.enter_context(opened())
             found = _answers(runner, model)
-            run = here(runner).bound(_arrays(runner, model, next(iter(model.batches))))
+            run = here(runner).bound(named_arrays_of(runner, model, next(iter(model.batches))))
         except Exception as error:
             if candidate.way is Way.OURS and exit_code_of(error) is ExitCode.INTERNAL:
                 raise
@@ -282,7 +282,7 @@ def _open_plain(candidate: Candidate, path: Path, facts: GraphFacts, threads: in
     return WorkerRunner(opening, path)
 
 
-def _arrays(runner: Runner, model: Subject, batch: dict[str, Array]) -> dict[str, Array]:
+def named_arrays_of(runner: Runner, model: Subject, batch: dict[str, Array]) -> dict[str, Array]:
     """Names a batch as the runner does: an export may have its own names, in the call's order."""
     own = [spec.name for spec in runner.inputs]
     if {*own} == {*batch}:
@@ -297,7 +297,9 @@ def _arrays(runner: Runner, model: Subject, batch: dict[str, Array]) -> dict[str
 
 def _answers(runner: Runner, model: Subject) -> list[Array]:
     """Runs every batch; returns (batches, …) for each output of the runner."""
-    rows = [list(runner.run(_arrays(runner, model, batch)).values()) for batch in model.batches]
+    rows = [
+        list(runner.run(named_arrays_of(runner, model, batch)).values()) for batch in model.batches
+    ]
     return [np.stack(parts) for parts in zip(*rows, strict=True)]
 
 

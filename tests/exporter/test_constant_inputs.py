@@ -18,6 +18,9 @@ from models import grid_towers as towers
 from torch import Tensor, nn
 
 import tokexport
+from tokexport.exporter.bench.entrants import named_arrays_of
+from tokexport.exporter.bench.plain_export import export_plainly
+from tokexport.exporter.bench.subject import Subject
 from tokexport.exporter.capture import capture
 from tokexport.exporter.config import InputConfig
 from tokexport.exporter.constant_inputs import as_given, by_name, fitting, parse_constants
@@ -28,6 +31,7 @@ from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.manifest import read_manifest
+from tokexport.runtimes.ort import OrtRunner
 from tokexport.runtimes.verification import verify_bundle
 
 META = ("inputs_meta_count", "inputs_meta_stride", "inputs_meta_keep")
@@ -87,7 +91,7 @@ def test_a_bundle_says_which_inputs_are_fixed(bundle: Path) -> None:
     assert manifest.constant_inputs[1].dtype == "int64"
     report = json.loads((bundle / "report.json").read_text())
     assert report["constant_inputs"][1]["values"] == [[3, 4], [4, 2], [2, 5]]
-    assert "spatial_shapes = [[3, 4], [4, 2], [2, 5]], fixed" in report["inputs"]
+    assert "spatial_shapes = [[3, 4], [4, 2], [2, 5]]" in report["inputs"].partition("; fixed: ")[2]
     assert "another seed" in report["edges"]["held"]
     assert not report["edges"]["ranges"]
 
@@ -171,6 +175,23 @@ def test_what_is_no_constant(
     refusal(answer, 2, tmp_path, *parts)
 
 
+class Shifted(nn.Module):
+    """Reads no number of what is fixed, so that a plain export takes it as an input."""
+
+    def forward(self, shift: Tensor, x: Tensor) -> Tensor:
+        return x * 2 + shift
+
+
+def test_a_plain_export_takes_them_as_any_other_input(tmp_path: Path) -> None:
+    source = source_in_memory(Shifted(), (torch.ones(1, 4), torch.randn(1, 4)))
+    subject = Subject(source, InputConfig(constants={"shift": [[1, 2, 3, 4]]}))
+    export_plainly(subject, tmp_path / "plain.onnx")
+    with OrtRunner.from_file(tmp_path / "plain.onnx") as runner:
+        for batch, wanted in zip(subject.batches, subject.expected["output"], strict=True):
+            found = runner.run(named_arrays_of(runner, subject, batch))
+            np.testing.assert_allclose(*found.values(), wanted, atol=1e-6)
+
+
 class Plain(nn.Module):
     """Takes an image and a setting that is no tensor in the example."""
 
@@ -239,7 +260,7 @@ def test_a_file_may_hold_their_value(held: Mapping[str, Any], tmp_path: Path) ->
     _, specs, batches = prepare(source_in_memory(*towers.naflex()), config)
     assert batches.names == ("pixel_values",)
     assert batches.samples == 5
-    assert batches.origin.startswith("5 of 7 samples of x.npz; mask = ")
+    assert batches.origin.startswith("5 of 7 samples of x.npz; fixed: mask = ")
 
 
 @pytest.mark.parametrize(
@@ -280,15 +301,15 @@ def test_a_refusal_names_the_input_that_helps(case: str, named: str) -> None:
     flat, _, _ = prepare(source_in_memory(model, example), InputConfig())
     with pytest.raises(DataDependentError) as caught:
         capture(flat, flat.spec.examples)
-    assert f"Or pass --constant {named}, if {named} never changes" in caught.value.fix
+    assert caught.value.fix.startswith(f"Pass --constant {named}, if it never changes: ")
 
 
 def test_a_refusal_names_all_where_only_all_help() -> None:
     flat, _, _ = prepare(source_in_memory(*towers.switches()), InputConfig())
     with pytest.raises(DataDependentError) as caught:
         capture(flat, flat.spec.examples)
-    said = "Or pass --constant use_cls --constant task --constant scale, if use_cls, task, scale"
-    assert said in caught.value.fix
+    options = "--constant use_cls --constant task --constant scale"
+    assert caught.value.fix.startswith(f"Pass {options}, if they never change: ")
 
 
 class OfTheImage(nn.Module):

@@ -165,8 +165,15 @@ def sliced(m: Holds, x: Tensor) -> Tensor:
     return mask @ x + x[:, m.plain[0] : m.plain[0] + 1]
 
 
+def compared(m: Holds, x: Tensor) -> Tensor:
+    same = torch.equal(m.plain, torch.tensor([5, 7])) and m.table.allclose(m.table + 1e-9)
+    x = x * 2 if same and torch.is_nonzero(m.scale) else x
+    x = x + 1 if 4 in m.grid and 9 not in m.grid else x
+    return x * len(f"{m.plain[0]:04d}")
+
+
 FOLDED = [
-    *(sizes, places, one_truth, sliced),
+    *(sizes, places, one_truth, compared, sliced),
     *(parts, plain_list, counted, branch, truth, chosen, by_numpy, by_array, of_loops, ranges),
     *(repeated, spread, written, selected, changed_first, unique),
     *(changed_in_place, asserted),
