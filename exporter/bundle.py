@@ -9,7 +9,9 @@
 
 A run that fails or is interrupted takes its partial folder away; one that is killed leaves that
 hidden folder to the next run, and nothing under NAME. When a bundle is replaced, the old one stays
-under NAME until the new one is complete, is then set aside by a rename, and deleted last.
+under NAME until the new one is complete, and the two exchange their names in one step. Where the
+system cannot, the old one is set aside as ``.NAME.old-1f0c…`` first; a process that is killed
+between the two renames leaves it to the next run, which puts it back.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from tokexport.exporter.errors import (
     WriteError,
     listed,
 )
+from tokexport.exporter.exchange import exchange
+from tokexport.exporter.held_signals import held_signals
 from tokexport.exporter.scratch import HeldFolder, sweep
 from tokexport.runtimes.errors import BundleError, RuntimeMissingError
 from tokexport.runtimes.manifest import MANIFEST_NAME, Manifest, hash_file, read_manifest
@@ -77,12 +81,31 @@ class BundleWriter:
         """
         parent = self._output.parent
         try:
+            self._put_back()
             self._check_place()
-            sweep(parent, rf"\.{re.escape(self._output.name)}\.partial-[0-9a-f]{{16}}")
+            sweep(parent, self._names("partial"))
             self._held = HeldFolder(self._make_partial)
         except OSError as error:
             raise _cannot_write(error, parent) from error
         return self
+
+    def _put_back(self) -> None:
+        """Puts a bundle back that a killed process had set aside for a new one."""
+        if not self._output.parent.is_dir():
+            return
+        found = [
+            p for p in self._output.parent.iterdir() if re.fullmatch(self._names("old"), p.name)
+        ]
+        if found and not os.path.lexists(self._output):
+            newest = max(found, key=lambda path: path.stat().st_mtime)
+            found.remove(newest)
+            newest.rename(self._output)
+        for path in found:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _names(self, role: str) -> str:
+        """Returns what the names of hidden siblings match."""
+        return rf"\.{re.escape(self._output.name)}\.{role}-[0-9a-f]{{16}}"
 
     def _make_partial(self) -> Path:
         path = self._sibling("partial")
@@ -99,11 +122,20 @@ class BundleWriter:
 
         Raises:
             WriteError: ``error`` came of a disk that takes no more.
+            KeyboardInterrupt: It came behind the commit; says that the bundle is whole.
         """
         said = self._as_write_error(error)
-        self._clean_up()
+        try:
+            with held_signals():
+                self._clean_up()
+        except KeyboardInterrupt as interrupt:
+            error = interrupt
         if said is not None:
             raise said from error
+        if isinstance(error, KeyboardInterrupt) and self._committed:
+            raise KeyboardInterrupt(f"The bundle is whole, at {self._output}.") from error
+        if isinstance(error, KeyboardInterrupt) and kind is not type(error):
+            raise error
 
     def require_space(self, needed: int) -> None:
         """Refuses early when the disk has less room than ``needed`` bytes.
@@ -150,17 +182,19 @@ class BundleWriter:
             _sync(folder)
         try:
             self._check_place()
-            self._put_in_place()
+            with held_signals():
+                self._put_in_place()
         except OSError as error:
             raise _cannot_write(error, self._output) from error
         return self._output
 
     def _put_in_place(self) -> None:
-        """Renames the partial folder to the output; an earlier bundle steps aside for it."""
-        if self._output.exists():
-            self._aside = self._sibling("old")
-            self._output.rename(self._aside)
-        self.path.rename(self._output)
+        """Renames the partial folder to the output, in exchange for an earlier bundle."""
+        if not (self._output.exists() and exchange(self.path, self._output)):
+            if self._output.exists():
+                self._aside = self._sibling("old")
+                self._output.rename(self._aside)
+            self.path.rename(self._output)
         self._committed = True
         _sync(self._output.parent)
 

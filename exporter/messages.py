@@ -120,6 +120,8 @@ def show(
         sys.stdout.flush()
     except BrokenPipeError:
         raise
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(kept) from error
     except OSError as error:
         _leave_stdout()
         raise StandardOutputError(
@@ -160,7 +162,7 @@ def _said(error: BaseException, is_bug: bool) -> dict[str, str]:
     if isinstance(error, KeyboardInterrupt):
         return {
             "kind": "Interrupted",
-            "what": "Stopped. Nothing was left behind.",
+            "what": f"Stopped. {error or 'Nothing was left behind.'}",
             "where": "",
             "fix": "",
         }

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tokexport.exporter import bundle as bundle_module
 from tokexport.exporter.bundle import BundleWriter, save_reference
 from tokexport.exporter.errors import InternalError, OutputExistsError, WriteError
 from tokexport.runtimes.manifest import (
@@ -169,6 +170,7 @@ def test_a_rename_that_fails_midway_puts_the_old_bundle_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = write_bundle(tmp_path / "out", b"old")
+    monkeypatch.setattr(bundle_module, "exchange", lambda one, other: False)
     rename = Path.rename
 
     def rename_but_not_the_new_one(self: Path, target: Path) -> Path:
@@ -180,6 +182,67 @@ def test_a_rename_that_fails_midway_puts_the_old_bundle_back(
     with pytest.raises(WriteError, match="Input/output error"):
         write_bundle(output, b"new", force=True)
     assert (output / "model.onnx").read_bytes() == b"old"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_both_names_are_there_while_a_bundle_is_replaced(
+    tmp_path: Path, can: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can:
+        monkeypatch.setattr(bundle_module, "exchange", lambda one, other: False)
+    output = write_bundle(tmp_path / "out", b"old")
+    sync, seen = bundle_module._sync, []
+
+    def look(path: Path) -> None:
+        if path == tmp_path:  # behind the renames
+            seen.extend(names(tmp_path))
+        sync(path)
+
+    monkeypatch.setattr(bundle_module, "_sync", look)
+    write_bundle(output, b"new", force=True)
+    assert (output / "model.onnx").read_bytes() == b"new"
+    assert any(".partial-" in name for name in seen) is can
+    assert any(".old-" in name for name in seen) is not can
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_what_a_killed_process_set_aside_is_put_back(tmp_path: Path, new: bool) -> None:
+    output, aside = tmp_path / "out", tmp_path / ".out.old-0123456789abcdef"
+    write_bundle(output, b"old").rename(aside)
+    os.utime(aside, (1, 1))
+    if new:
+        write_bundle(tmp_path / "out2", b"new").rename(tmp_path / ".out.old-1123456789abcdef")
+    with pytest.raises(OutputExistsError):  # what is there again needs force
+        write_bundle(output, b"newer")
+    assert (output / "model.onnx").read_bytes() == (b"new" if new else b"old")
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("moment", ["_put_in_place", "_clean_up"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_behind_the_commit_says_that_the_bundle_is_whole(
+    tmp_path: Path, moment: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)  # as the command line does
+    output = write_bundle(tmp_path / "out", b"old")
+    step = getattr(BundleWriter, moment)
+
+    def with_a_signal(self: BundleWriter) -> None:
+        signal.raise_signal(number)
+        step(self)
+
+    monkeypatch.setattr(BundleWriter, moment, with_a_signal)
+    try:
+        with pytest.raises(KeyboardInterrupt, match=r"The bundle is whole, at .*out\."):
+            write_bundle(output, b"new", force=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (output / "model.onnx").read_bytes() == b"new"
     assert names(tmp_path) == ["out"]
 
 
