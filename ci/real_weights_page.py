@@ -73,7 +73,7 @@ def ordered(wanted: Sequence[Configuration], done: dict[Any, Line]) -> list[Conf
 def order(recipe: str) -> tuple[Any, ...]:
     """Returns where a reduction stands: by method, the weak ones first."""
     method, _, options = recipe.partition(":")
-    value = options.partition("=")[2]
+    value = options.partition("=")[2].partition(",")[0]
     try:
         strength = float(value)
     except ValueError:
@@ -84,7 +84,8 @@ def order(recipe: str) -> tuple[Any, ...]:
 def introduction(lines: Sequence[Line], ran: int, wanted: int) -> str:
     """Returns what was tried."""
     judged = next((line["evaluation"] for line in lines if "evaluation" in line), None)
-    proven = next((line["proof"]["samples"] for line in lines if "recipe" in line), 0)
+    counts = sorted({line["proof"]["samples"] for line in lines if "recipe" in line})
+    proven = " or ".join(map(str, counts)) or "0"
     sides_ran = sorted({line["side"] for line in lines if "recipe" in line})
     at = ", ".join(f"{side} × {side} ({(side // 14) ** 2} patches)" for side in sides_ran)
     return (
@@ -140,8 +141,15 @@ def row(line: Line) -> tuple[str, ...]:
         f"{found['unreduced']['top1']:.1%}",
         f"{found['unreduced']['kl']:.1e}",
         f"{alike['top1']:.1%}" if alike else "",
-        f"{speed['over_plain'][0]:.2f}" if speed else "",
+        times(speed) if speed else "",
     )
+
+
+def times(speed: Line) -> str:
+    """Returns a ratio of speeds; one that the minima contradict is marked."""
+    of_medians, _, _, of_minima = speed["over_plain"]
+    low, high = sorted((of_medians, of_minima))
+    return f"{of_medians:.2f}{' (noisy)' if high > 1.5 * low else ''}"
 
 
 def verdict(proof: Line) -> str:
@@ -173,7 +181,7 @@ def legend() -> str:
         "reduction in fp32 of ONNX Runtime gives the same class: what precision and runtime alone "
         "cost. *Times as fast* is against the unreduced model in fp32 on the same runtime, on one "
         "thread, in interleaved rounds of a busy shared machine: such ratios say little about "
-        "another."
+        "another, and less where the minima differ from the medians (*noisy*)."
     )
 
 
