@@ -93,9 +93,8 @@ class BundleWriter:
         """Puts a bundle back that a killed process had set aside for a new one."""
         if not self._output.parent.is_dir():
             return
-        found = [
-            p for p in self._output.parent.iterdir() if re.fullmatch(self._names("old"), p.name)
-        ]
+        beside = self._output.parent.iterdir()
+        found = [path for path in beside if re.fullmatch(self._names("old"), path.name)]
         if found and not os.path.lexists(self._output):
             newest = max(found, key=lambda path: path.stat().st_mtime)
             found.remove(newest)

@@ -162,7 +162,7 @@ def _said(error: BaseException, is_bug: bool) -> dict[str, str]:
     if isinstance(error, KeyboardInterrupt):
         return {
             "kind": "Interrupted",
-            "what": f"Stopped. {error or 'Nothing was left behind.'}",
+            "what": f"Stopped. {str(error) or 'Nothing was left behind.'}",
             "where": "",
             "fix": "",
         }
