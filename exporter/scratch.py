@@ -77,6 +77,27 @@ def scratch_folder() -> Iterator[Path]:
         held.release()
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lets one process at a time into a block; where there are no locks, any.
+
+    Args:
+        path: The file whose lock it is; made where it is missing, and left, since a process that
+            waits for it may have it open.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if _can_lock:
+            with suppress(OSError):  # a disk that knows none
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def sweep(place: Path, name: str) -> None:
     """Takes away the folders that processes left behind.
 

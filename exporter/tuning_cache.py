@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tokexport.exporter.errors import UsageError, WriteError
 from tokexport.exporter.output_file import written_whole
+from tokexport.exporter.scratch import locked
 from tokexport.exporter.tuned_forms import TunedForm
 
 #: Names another folder for the cache.
@@ -58,20 +59,24 @@ class FormCache:
         """Writes what was added beside what is in the file by now; warns where it cannot."""
         if not self._new:
             return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path.with_name(f"{self.path.name}.lock")):
+                self._add_to_file()
+        except (OSError, WriteError) as error:
+            self._warn(f"It cannot be written, so that the next compile measures anew: {error}")
+
+    def _add_to_file(self) -> None:
         data = self._read()
         data[self._key] = {
             **data.get(self._key, {}),
             **{call: asdict(form) for call, form in self._new.items()},
         }
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(self.path, "cache of forms") as partial:
-                partial.write_text(
-                    json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-                    encoding="utf-8",
-                )
-        except (OSError, WriteError) as error:
-            self._warn(f"It cannot be written, so that the next compile measures anew: {error}")
+        with written_whole(self.path, "cache of forms") as partial:
+            partial.write_text(
+                json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+                encoding="utf-8",
+            )
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:

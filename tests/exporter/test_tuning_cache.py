@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ def test_what_was_measured_is_found_again(file: Path) -> None:
     assert cache.path == file
     assert cache.get(CALL, FORMS) == FORM
     assert cache.get("another call", FORMS) is None
-    assert [path.name for path in file.parent.iterdir()] == [FILE_NAME]
+    assert {path.name for path in file.parent.iterdir()} == {FILE_NAME, f"{FILE_NAME}.lock"}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,26 @@ def test_two_that_write_at_once_keep_both(file: Path) -> None:
     first.save()
     second.save()
     assert FormCache(HERE).get("a", FORMS) == FormCache(HERE).get("b", FORMS) == FORM
+
+
+SAVES = """
+import sys
+from tokexport.exporter.tuned_forms import TunedForm
+from tokexport.exporter.tuning_cache import FormCache
+form = TunedForm("scatter", "one-hot", 1.5, 1.4, 1.6, 1.55, {"one-hot": 30.0, "scatter": 20.0})
+for i in range(40):
+    cache = FormCache({"processor": "P"})
+    cache.put(f"{sys.argv[1]} {i}", form)
+    cache.save()
+    assert cache.warnings == []
+"""
+
+
+def test_processes_that_write_at_once_keep_all(file: Path) -> None:
+    processes = [subprocess.Popen([sys.executable, "-c", SAVES, str(i)]) for i in range(6)]
+    assert [process.wait(timeout=300) for process in processes] == [0] * 6
+    (saved,) = json.loads(file.read_text()).values()
+    assert len(saved) == 240
 
 
 @pytest.mark.parametrize(
