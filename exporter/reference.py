@@ -23,7 +23,7 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.module_state import evaluation, parameter_versions
 from tokexport.exporter.outputs import Constant
-from tokexport.exporter.settled_state import settle, weights_of
+from tokexport.exporter.settled_state import other_inputs, settle, weights_of
 from tokexport.exporter.unbacked import FIX
 from tokexport.graph_passes.stack_traces import raised_at
 from tokexport.graph_passes.torch_errors import in_words
@@ -113,8 +113,12 @@ def _first_run(
             now = parameter_versions(model)
             kept = tuple(name for name, one in now.items() if versions.get(name) != one)
             second = _run(model, tensors)
+            after_other = _run_of_others(model, tensors)
             entered.begin_again()
-            again = _Again(second, _run(model, tensors), kept)
+            anew = _run(model, tensors)
+            entered.begin_again()
+            others = _run_of_others(model, tensors), after_other
+            again = _Again(second, anew, others, kept)
     rewritten = set(map(id, entered.memory.rewritten))
     written = [name for name, one in weights_of(model) if id(one) in rewritten]
     if written and not model.settled and settle(model, written, tensors, partial(_run, model)):
@@ -133,19 +137,25 @@ class _Again:
     Attributes:
         after: As the first run left it.
         anew: As it was at first.
+        others: On another input, as it was at first and as the first input left it; None where it
+            fails there.
         kept: The weights that the first run replaced.
     """
 
     after: Answer
     anew: Answer
+    others: tuple[Answer | None, Answer | None]
     kept: tuple[str, ...]
 
 
 def _run(model: FlatModel, tensors: Sequence[Tensor]) -> Answer:
-    """Runs a model in evaluation mode; copies what it gives, which may be state of its own."""
+    """Runs a model in evaluation mode, on copies: it may write into what it is given.
+
+    What it gives is copied too, which may be state of its own.
+    """
     try:
         with torch.no_grad():
-            outputs, constants = model.named_outputs(*tensors)
+            outputs, constants = model.named_outputs(*(tensor.clone() for tensor in tensors))
     except ExporterError:
         raise
     except (Exception, SystemExit) as error:
@@ -160,6 +170,14 @@ def _run(model: FlatModel, tensors: Sequence[Tensor]) -> Answer:
             "by the factory.",
         ) from error
     return {name: _array(name, tensor) for name, tensor in outputs.items()}, constants
+
+
+def _run_of_others(model: FlatModel, tensors: Sequence[Tensor]) -> Answer | None:
+    """Runs a model on other inputs than these; None where it does not take them."""
+    try:
+        return _run(model, other_inputs(tensors))
+    except ExporterError:
+        return None
 
 
 def _named(model: FlatModel, tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
@@ -211,7 +229,7 @@ def _check_repeats(first: Answer, again: _Again) -> None:
             fix="Take the random numbers out of eval mode, so that there is one answer to be held "
             "to.",
         )
-    if not same_answers(first, again.after, REPEATS):
+    if not same_answers(first, again.after, REPEATS) or _remembers(*again.others):
         kept = (
             f"it keeps {', '.join(again.kept[:8])} between runs"
             if again.kept
@@ -221,6 +239,13 @@ def _check_repeats(first: Answer, again: _Again) -> None:
             f"The model's answer depends on the runs before it: {kept}.",
             fix="Compute the value without storing it, or take it as an input and return it.",
         )
+
+
+def _remembers(anew: Answer | None, after: Answer | None) -> bool:
+    """Tells whether an answer is another behind another input: what was first set from that."""
+    if anew is None:
+        return False
+    return after is None or not same_answers(anew, after, REPEATS)
 
 
 def _check_shapes(first: dict[str, Array], outputs: dict[str, Array], position: int) -> None:

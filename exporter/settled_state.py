@@ -53,7 +53,7 @@ def settle(
     try:
         with evaluation(model, weights=True) as entered:
             answers, values = [], []
-            for given in (_others(tensors), tensors):
+            for given in (other_inputs(tensors), tensors):
                 entered.begin_again()
                 answers.append(run(given))
                 values.append(_values(model, written))
@@ -62,7 +62,7 @@ def settle(
             for _ in range(_CALLS):
                 run(tensors)
             settled = _values(model, written)
-            for given, answer in zip((_others(tensors), tensors), answers, strict=True):
+            for given, answer in zip((other_inputs(tensors), tensors), answers, strict=True):
                 if not same_answers(answer, run(given), _AGREE) or not _near(
                     settled, _values(model, written)
                 ):
@@ -104,8 +104,12 @@ def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def _others(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Returns inputs that differ from some, of numbers that occur in them."""
+def other_inputs(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns inputs that differ from some, of numbers that occur in them.
+
+    Args:
+        tensors: The inputs; theirs are shapes and types.
+    """
     return [
         one.flip(tuple(range(one.dim()))) * (-0.5 if one.is_floating_point() else 1)
         for one in tensors

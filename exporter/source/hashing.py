@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokexport.exporter.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -26,14 +28,24 @@ def hash_files(paths: Sequence[Path]) -> str:
 
 
 def hash_model(model: nn.Module, name: str) -> str:
-    """Returns the SHA-256 over a name and a model's state: names, types, shapes and values."""
+    """Returns the SHA-256 over a name and a model's state: names, types, shapes and values.
+
+    Raises:
+        UsageError: A weight is lazy, and has neither shape nor values yet.
+    """
     import torch
+    from torch.nn.parameter import is_lazy
 
     whole = hashlib.sha256(f"{name}\0".encode())
     for key, value in model.state_dict().items():
         if not isinstance(value, torch.Tensor):
             whole.update(f"{key}\0{type(value).__name__}\0".encode())
             continue
+        if is_lazy(value):
+            raise UsageError(
+                f"Weight '{key}' has no shape before the model first runs.",
+                fix="Run the model once on an example input, and compile it then.",
+            )
         whole.update(f"{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         flat = value.detach().cpu().contiguous().reshape(-1)
         if flat.numel():

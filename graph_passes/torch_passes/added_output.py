@@ -31,9 +31,12 @@ def add_output(program: ExportedProgram, output: Node, value: Node) -> None:
 
 
 def drop_writes(program: ExportedProgram) -> None:
-    """Drops what a program writes into its own weights; what it reads of that is computed still."""
+    """Drops what a program writes into its weights and inputs; what it reads of that stays."""
     signature = program.graph_signature
-    kinds = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
+    kinds = (
+        *(OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION),
+        OutputKind.USER_INPUT_MUTATION,
+    )
     (output,) = program.graph.find_nodes(op="output")
     kept = [at for at, spec in enumerate(signature.output_specs) if spec.kind not in kinds]
     if len(kept) < len(signature.output_specs):

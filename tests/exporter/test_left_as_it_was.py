@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import tokexport
 from tokexport.exporter.capture import FlatModel, call_spec, capture
-from tokexport.exporter.errors import ModelNotSupportedError
+from tokexport.exporter.errors import ModelNotSupportedError, UsageError
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.outputs import flatten
@@ -438,6 +438,59 @@ def test_every_batch_of_the_reference_begins_with_the_model_as_it_was() -> None:
     with pytest.raises(ModelNotSupportedError, match="depends on the runs before it"):
         run_reference(flat, batches)
     assert (model.runs, model.last.tolist()) == ([0], [0.0] * 3)
+
+
+class First(nn.Module):
+    """Subtracts what it first saw, or what is the same of all that it may see."""
+
+    def __init__(self, seen: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.seen, self.first = seen, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.first is None:
+            self.first = self.seen(x)
+        return x - self.first
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_what_is_kept_of_the_first_input_is_refused(batches: int) -> None:
+    x = np.random.default_rng(0).standard_normal((batches, 2, 3)).astype(np.float32)
+    given = Batches(("x",), {"x": x}, 2 * batches, None, "")
+    by_shape = First(lambda x: torch.arange(x.shape[1]))
+    flat = FlatModel(by_shape, call_spec(by_shape, (torch.zeros(2, 3),), {}))
+    np.testing.assert_allclose(
+        run_reference(flat, given).outputs["output"], x - np.arange(3), rtol=1e-6
+    )
+    by_mean = First(lambda x: x.mean(0))
+    flat = FlatModel(by_mean, call_spec(by_mean, (torch.zeros(2, 3),), {}))
+    with pytest.raises(ModelNotSupportedError, match="depends on the runs before it"):
+        run_reference(flat, given)
+    assert by_mean.first is None
+
+
+class Writes(nn.Module):
+    """Writes into its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x[:, 0] = 0
+        return x.mul_(2) + 1
+
+
+def test_a_model_may_write_into_its_input() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 2, 3)).astype(np.float32)
+    flat = FlatModel(Writes(), call_spec(Writes(), (torch.zeros(2, 3),), {}))
+    found = run_reference(flat, Batches(("x",), {"x": x}, 4, None, "")).outputs["output"]
+    np.testing.assert_allclose(found, x * [0, 2, 2] + 1, rtol=1e-6)
+    given = torch.from_numpy(x[1].copy())
+    (traced,) = capture(flat, [torch.zeros(2, 3)]).module()(given)
+    np.testing.assert_array_equal(traced, found[1])
+    np.testing.assert_array_equal(given, x[1])
+
+
+def test_a_lazy_weight_is_refused_in_words() -> None:
+    with pytest.raises(UsageError, match="Weight 'weight' has no shape before the model first"):
+        tokexport.compile(nn.LazyLinear(3), torch.zeros(1, 2), output="never")
 
 
 def test_what_dies_in_a_weak_container_breaks_nothing() -> None:
