@@ -100,7 +100,7 @@ class FixedCounts(TorchFunctionMode):
         renamed = {_KEYWORDS.get(key, key): value for key, value in kwargs.items()}
         try:
             return rule(self.known, *args, **renamed)
-        except (TypeError, AttributeError, IndexError, ValueError, RuntimeError):
+        except (TypeError, AttributeError, LookupError, ValueError, RuntimeError, ArithmeticError):
             return None  # a form of the call that the rule does not have: nothing is known
 
     def _note(self, value: Any, fact: Fact | None) -> None:

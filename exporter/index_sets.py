@@ -338,10 +338,22 @@ class Constant:
 
 @dataclass(frozen=True)
 class OneHot:
-    """One-hot rows (…, k, n) of distinct positions."""
+    """One-hot rows (…, k, n) of distinct positions.
+
+    Attributes:
+        positions: The positions; their axis is that of the rows.
+        size: How many places a row has.
+        dim: The axis of the places.
+    """
 
     positions: Positions
     size: int
+    dim: int
+
+    def joined(self) -> Mask | None:
+        """Returns the mask of all rows together, once their axis is gone."""
+        mask = self.positions.mask(self.size)
+        return mask and replace(mask, dim=self.dim - (self.positions.dim < self.dim))
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ def _of_two(function: Callable[[Any, Any], Any], given: Any, facts: Sequence[Any
         return Constant(function(*plain))
     if not any(numbers):
         one, other = facts
+        if function is operator.eq and all(isinstance(each, Positions) for each in facts):
+            return _one_hot(given, facts)
         if not isinstance(one, Mask) or not isinstance(other, Mask):
             return None
         return joined(one, other, function) if given[0].shape == given[1].shape else None
@@ -71,6 +73,20 @@ def _of_two(function: Callable[[Any, Any], Any], given: Any, facts: Sequence[Any
             return Constant(low)
         return fact if high else fact.inverted()
     return _of_positions(function, fact, applied) if isinstance(fact, Positions) else None
+
+
+def _one_hot(given: Sequence[Tensor], facts: Sequence[Positions]) -> Found:
+    """One-hot rows, spelled as positions compared with all there are, each along its own axis."""
+    wide = max(each.dim() for each in given)
+    dims = [fact.dim + wide - each.dim() for fact, each in zip(facts, given, strict=True)]
+    shapes = [[*[1] * (wide - each.dim()), *each.shape] for each in given]
+    for own, other in ((0, 1), (1, 0)):
+        size = given[other].numel()
+        if facts[other].values != [*range(size)] or dims[0] == dims[1]:
+            continue
+        if shapes[own][dims[other]] == 1 and shapes[other][dims[other]] == size:
+            return OneHot(replace(facts[own], dim=dims[own]), size, dims[other])
+    return None
 
 
 def _of_positions(
@@ -101,12 +117,46 @@ def logical_not(known: Known, input: Tensor) -> Found:
     return fact.inverted() if isinstance(fact, Mask) else None
 
 
+def isin(
+    known: Known, elements: Tensor, test_elements: Tensor, *rest: Any, **options: Any
+) -> Found:
+    """The mask of one row's positions among all there are."""
+    every, places = known(elements), known(test_elements)
+    if options or rest or elements.dim() != 1 or not isinstance(places, Positions):
+        return None
+    if not isinstance(every, Positions) or every.values != [*range(len(elements))]:
+        return None
+    one_row = test_elements.numel() == len(places.ranks)
+    return replace(places, dim=0).mask(len(elements)) if one_row else None
+
+
+def where(known: Known, condition: Tensor, input: Any, other: Any) -> Found:
+    """A mask whose two values are given."""
+    mask = known(condition)
+    if not isinstance(mask, Mask):
+        return None
+    values: list[bool | int | float] = []
+    for each in (input, other):
+        fact = known(each) if isinstance(each, Tensor) else each
+        value = fact.value if isinstance(fact, Constant) else fact
+        shape = each.shape if isinstance(each, Tensor) else ()
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            return None
+        if torch.broadcast_shapes(shape, condition.shape) != condition.shape:
+            return None
+        values.append(value)
+    if values[0] == values[1]:
+        return Constant(values[0])
+    return mask if values[0] else mask.inverted()
+
+
 def total(known: Known, input: Tensor, dim: Any = None, *rest: Any, **options: Any) -> Found:
     """The count of a mask, and the mask that one-hot rows make together."""
     fact = known(input)
-    if isinstance(fact, OneHot) and isinstance(dim, int):
-        at = axis_of(input, dim)
-        return fact.positions.mask(fact.size) if at == fact.positions.dim else None
+    if isinstance(fact, OneHot):
+        if not isinstance(dim, int) or axis_of(input, dim) != fact.positions.dim:
+            return None
+        return None if any(rest) or options.get("keepdim") else fact.joined()
     if isinstance(dim, list | tuple):
         if len(dim) != 1:
             return None
@@ -124,7 +174,7 @@ def some(known: Known, input: Tensor, dim: Any = None, *rest: Any, **options: An
     """Whether any of a mask is true; of one-hot rows, the mask that they make together."""
     fact = known(input)
     if isinstance(fact, OneHot):
-        return total(known, input, dim)
+        return total(known, input, dim, *rest, **options)
     counted = total(known, input, dim)
     return Constant(counted.value > 0) if isinstance(counted, Constant) else None
 

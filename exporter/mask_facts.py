@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from tokexport.exporter import mask_shapes
+from tokexport.exporter import mask_moves, mask_shapes
 from tokexport.exporter.index_sets import (
     Constant,
     Fact,
@@ -29,7 +29,16 @@ from tokexport.exporter.index_sets import (
     joined,
     known_mask,
 )
-from tokexport.exporter.mask_arithmetic import every, invert, logical_not, some, total, two
+from tokexport.exporter.mask_arithmetic import (
+    every,
+    invert,
+    isin,
+    logical_not,
+    some,
+    total,
+    two,
+    where,
+)
 from tokexport.exporter.mask_shapes import axis_of, slices_of
 
 
@@ -124,6 +133,8 @@ def scatter(
     places = known(index)
     lead = [size for axis, size in enumerate(index.shape) if axis != dim]
     whole = [size for axis, size in enumerate(input.shape) if axis != dim]
+    if index.shape[dim] == 1:  # one position, whatever it is
+        places = Positions(dim, Order(input.shape[dim]), (0,))
     if options or value not in (0, 1) or lead != whole or not isinstance(places, Positions):
         return None
     if places.dim != dim:
@@ -199,6 +210,8 @@ def cat(known: Known, tensors: Sequence[Tensor], dim: int = 0, **options: Any) -
     facts = [known(each) for each in tensors]
     if any(isinstance(fact, Positions) for fact in facts):
         return _cat_positions(tensors, facts, dim)
+    if isinstance(facts[0], Mask) and facts[0].dim != dim:
+        return mask_moves.rows_of(known, tensors, dim)
     masks = [along(fact, each, dim) for fact, each in zip(facts, tensors, strict=True)]
     found: Mask | None = None
     before: list[bool] = []
@@ -275,11 +288,20 @@ def gather(known: Known, input: Tensor, dim: int, index: Tensor, **options: Any)
 
 
 def one_hot(known: Known, input: Tensor, num_classes: int = -1) -> Found:
-    """One-hot rows of distinct positions."""
+    """One-hot rows of distinct positions; of any numbers, rows with one that is true."""
     fact = known(input)
-    if not isinstance(fact, Positions) or fact.dim != input.dim() - 1 or num_classes < 1:
+    if num_classes < 1:
         return None
-    return OneHot(fact, num_classes)
+    if not isinstance(fact, Positions) or fact.dim != input.dim() - 1:
+        return mask_moves.counted(input.dim(), num_classes, 1)
+    return OneHot(fact, num_classes, input.dim())
+
+
+def scatter_add(known: Known, input: Tensor, dim: int, index: Tensor, src: Tensor) -> Found:
+    """A mask of zeros to which ones are added at distinct positions."""
+    fact = known(input)
+    empty = isinstance(fact, Constant) and not fact.value
+    return scatter(known, input, dim, index, src) if empty else None
 
 
 def same(known: Known, input: Tensor, *rest: Any, **options: Any) -> Found:
@@ -327,14 +349,23 @@ RULES: Final[Mapping[str, Rule]] = {
     "unflatten": mask_shapes.unflatten,
     **dict.fromkeys(("repeat", "tile"), mask_shapes.repeat),
     "repeat_interleave": mask_shapes.repeat_interleave,
+    "ravel": mask_shapes.flatten,
     "narrow": mask_shapes.narrow,
     "unbind": mask_shapes.unbind,
     **dict.fromkeys(("split", "split_with_sizes"), mask_shapes.split),
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
+    "chunk": mask_moves.chunk,
+    "flip": mask_moves.flip,
+    "roll": mask_moves.roll,
+    "stack": mask_moves.stack,
     "gather": gather,
+    "take_along_dim": lambda known, input, indices, dim: gather(known, input, dim, indices),
     "one_hot": one_hot,
+    "isin": isin,
+    "where": where,
+    "scatter_add": scatter_add,
     **dict.fromkeys(("sum", "count_nonzero"), total),
-    "any": some,
+    **dict.fromkeys(("any", "amax"), some),
     "all": every,
     **dict.fromkeys(("clone", "detach", "contiguous", "to", "long", "int", "cpu"), same),
     **dict.fromkeys(("float", "double", "half", "bfloat16", "type_as"), masked_as),

@@ -201,11 +201,58 @@ def of_places(x: Tensor, scores: Tensor) -> Tensor:
     return x[first & ~gone].view(len(x), 5, -1) + places.masked_select(more).view(len(x), 5, 1)
 
 
+def smallest_first(x: Tensor, scores: Tensor) -> Tensor:
+    top = scores.argsort(1).flip(1)[:, :K]
+    mask = torch.zeros_like(scores).scatter_add(1, top, torch.ones(top.shape))
+    return x[torch.where(mask > 0, True, False)].view(len(x), K, -1)
+
+
+def among(x: Tensor, scores: Tensor) -> Tensor:
+    every = torch.arange(scores.shape[1])
+    pairs = zip(x, scores, strict=True)
+    return torch.stack([one[torch.isin(every, row.topk(K).indices)] for one, row in pairs])
+
+
+def compared(x: Tensor, scores: Tensor) -> Tensor:
+    every, top = torch.arange(scores.shape[1]), scores.topk(K).indices
+    mask = (every[None, :, None] == top[:, None, :]).any(-1)
+    other = (top.unsqueeze(-1) == every).sum(1) == 0
+    return torch.cat([x[mask].view(len(x), K, -1), x[other].view(len(x), -1, x.shape[-1])], 1)
+
+
+def of_the_next_image(x: Tensor, scores: Tensor) -> Tensor:
+    mask = scattered(scores)
+    mask = mask.roll(1, 0) if len(x) > 1 else mask.roll(3, 1)
+    return x[mask].view(len(x), K, -1)
+
+
+def row_by_row(x: Tensor, scores: Tensor) -> Tensor:
+    rows = []
+    for row in scores:
+        rows.append(torch.zeros(len(row), dtype=torch.bool))
+        rows[-1][row.topk(K).indices] = True
+    return x[torch.stack(rows)].view(len(x), K, -1)
+
+
+def the_best(x: Tensor, scores: Tensor) -> Tensor:
+    best = scores.argmax(1)
+    mask = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best[:, None], True)
+    return x[F.one_hot(best, scores.shape[1]).bool()][:, None] * x[~mask].view(len(x), -1, 5)
+
+
+def in_two(x: Tensor, scores: Tensor) -> Tensor:
+    one, other = scores.argsort(1).chunk(2, dim=1)
+    mask = torch.zeros_like(scores, dtype=torch.bool).scatter(1, one, True)
+    mask = torch.take_along_dim(mask, scores.argsort(1), dim=1)
+    return x[mask].view(len(x), other.shape[1], -1)
+
+
 SPELLINGS: list[Chooses] = [
     *(plain, numbers, ones_out, by_rows, selected, selected_as, spread, found, places, where),
     *(with_class, class_set, class_positions, class_dropped, two_parts, in_turn),
     *(a_choice_of_a_choice, ranked, restored, one_hot, sample_by_sample, counted, written),
     *(sorted_positions, of_one_sample, flat_rows, units, groups, groups_of_all, of_places),
+    *(smallest_first, among, compared, of_the_next_image, row_by_row, the_best, in_two),
 ]
 
 
@@ -326,12 +373,28 @@ def wraps(x: Tensor, scores: Tensor) -> Tensor:
     return x[mask].sum()[None]
 
 
+def against_the_next_image(x: Tensor, scores: Tensor) -> Tensor:
+    mask = scattered(scores)
+    return x[mask & mask.roll(1, 0)].sum()[None]
+
+
+def against_the_turned(x: Tensor, scores: Tensor) -> Tensor:
+    mask = scattered(scores)
+    return x[mask | mask.flip(1)].sum()[None]
+
+
+def in_any_row(x: Tensor, scores: Tensor) -> Tensor:
+    mask = torch.isin(torch.arange(scores.shape[1]), scores.topk(K).indices)
+    return x[:, mask].sum()[None]
+
+
 @pytest.mark.parametrize(
     "function",
     [
         *(repeats, overlap, threshold, changed, changed_by_a_view, changed_out, some_rows),
         *(wraps, heads_of_one, images_of_one_batch, one_row_for_all, rows_against_columns),
         *(descending_of_positions, merged_unlike, places_that_repeat),
+        *(against_the_next_image, against_the_turned, in_any_row),
     ],
 )
 def test_what_may_vary_is_refused(function: Chooses) -> None:
@@ -409,6 +472,23 @@ CALLS: list[Callable[[Tensor, Tensor, int, int], Tensor]] = [
     lambda one, other, n, start: torch.full((3, 10), float("-inf")),
     lambda one, other, n, start: one.sum(1),
     lambda one, other, n, start: F.one_hot(one, 12).sum(1),
+    lambda one, other, n, start: F.one_hot(one, 10)[:, n],
+    lambda one, other, n, start: (torch.arange(10)[:, None] == one[:, None]).any(2),
+    lambda one, other, n, start: (one[..., None] == torch.arange(12)).sum(1),
+    lambda one, other, n, start: torch.isin(torch.arange(10), one[n])[None].expand(3, -1),
+    lambda one, other, n, start: torch.where(other.bool(), n % 2, start % 2),
+    lambda one, other, n, start: one.flip(1),
+    lambda one, other, n, start: one.flip(0, 1),
+    lambda one, other, n, start: one.roll(start, 1),
+    lambda one, other, n, start: one.roll((n, start), (0, 1)),
+    lambda one, other, n, start: torch.stack([one[0], other[n], one[2]]),
+    lambda one, other, n, start: torch.cat([one[:1], other[1:]]),
+    lambda one, other, n, start: one.chunk(2, 1)[n % 2],
+    lambda one, other, n, start: one.flatten()[None].expand(3, -1),
+    lambda one, other, n, start: torch.zeros(3, 10).scatter_add(1, one, torch.ones(one.shape)),
+    lambda one, other, n, start: torch.zeros(3, 10).scatter(1, one[:, n : n + 1], 1),
+    lambda one, other, n, start: torch.take_along_dim(one, other, dim=1),
+    lambda one, other, n, start: one.amax(1),
 ]
 
 
