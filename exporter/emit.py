@@ -75,6 +75,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.aten.sort.stable: stable_sort,
         torch.ops.aten.prod.dim_int: _product,
         torch.ops.aten.prod.default: _product_of_all,
+        torch.ops.aten.logsumexp.default: _log_sum_exp,
         domain.gather_tokens.default: _call_gather,
         domain.scatter_tokens.default: scatter,
         domain.bipartite_match.default: match,
@@ -96,6 +97,21 @@ def _product(self: Any, dim: int, keepdim: bool = False, *, dtype: Any = None) -
 
 def _product_of_all(self: Any, *, dtype: Any = None) -> Any:
     return op.ReduceProd(self, keepdims=0)
+
+
+def _log_sum_exp(self: Any, dim: Sequence[int], keepdim: bool = False) -> Any:
+    """Subtracts the largest first, as PyTorch does.
+
+    ReduceLogSumExp of ONNX Runtime does not in a row that begins with -inf, whose other numbers it
+    loses where they lie below -88.
+    """
+    axes: Any = op.Constant(value_ints=[*dim] or [*range(len(self.shape))])
+    largest: Any = op.ReduceMax(self, axes, keepdims=1)
+    zero: Any = op.Constant(value_float=0.0)
+    largest = op.Where(op.IsInf(largest), op.CastLike(zero, largest), largest)
+    summed = op.ReduceSum(op.Exp(op.Sub(self, largest)), axes, keepdims=1)
+    found = op.Add(op.Log(summed), largest)
+    return found if keepdim else op.Squeeze(found, axes)
 
 
 def _call_gather(x: Any, index: Any) -> Any:
