@@ -166,6 +166,8 @@ def _said(error: BaseException, is_bug: bool) -> dict[str, str]:
             "where": "",
             "fix": "",
         }
+    from tokexport.runtimes.printable import printable
+
     kind = type(error).__name__
     if isinstance(error, MemoryError):
         from tokexport.runtimes.memory import FIX
@@ -176,7 +178,7 @@ def _said(error: BaseException, is_bug: bool) -> dict[str, str]:
             "where": str(error),
             "fix": FIX,
         }
-    parts = {name: str(getattr(error, name, "")) for name in ("what", "where", "fix")}
+    parts = {name: printable(str(getattr(error, name, ""))) for name in ("what", "where", "fix")}
     if not is_bug:
         return {"kind": kind, **parts}
     trace = f"The trace: {_write_trace(error)}"

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,6 +22,7 @@ from typing import Any
 from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.input_checks import InputChecks
+from tokexport.runtimes.printable import printable
 from tokexport.runtimes.regular_files import open_regular, read_at_most
 
 SCHEMA_VERSION = 1
@@ -32,12 +32,12 @@ BUILT_NOT_RUN = "BUILT, NOT RUN"
 
 Constant = float | int | str | bool | None
 _CHUNK = 1 << 20
+_RETURNED = "constant_outputs"
 _LARGEST = 1e300
 #: Bytes of a manifest; one of a few hundred kilobytes is large.
 _LARGEST_MANIFEST = 1 << 24
 #: Numbers of a tensor; more of them no memory holds.
 _MOST_NUMBERS = 1 << 44
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 #: The types of the tensors that runtimes take and give.
 _DTYPES = frozenset(
     ["bool", "float16", "float32", "float64"]
@@ -184,7 +184,7 @@ def read_manifest(bundle: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise _broken(path, f"it cannot be read: {error}") from error
     try:
-        data = json.loads(_without_halves(json.loads(text)))
+        data = _all_printable(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise _broken(path, f"it is not JSON: {error}") from error
     if not isinstance(data, dict):
@@ -193,9 +193,21 @@ def read_manifest(bundle: Path) -> Manifest:
     return _Reader(path).manifest(data)
 
 
-def _without_halves(data: Any) -> str:
-    """Returns JSON whose texts can be printed: halves of characters stand for undecodable names."""
-    return _LONE_SURROGATE.sub("\ufffd", json.dumps(data, ensure_ascii=False))
+def _all_printable(data: Any) -> Any:
+    """Returns parsed JSON whose texts a terminal can show, keys too; any may be printed.
+
+    What the model returned beside its tensors is data, and stays as it is.
+    """
+    if isinstance(data, str):
+        return printable(data)
+    if isinstance(data, list):
+        return [_all_printable(part) for part in data]
+    if isinstance(data, dict):
+        return {
+            printable(key): value if key == _RETURNED else _all_printable(value)
+            for key, value in data.items()
+        }
+    return data
 
 
 def hash_file(path: Path) -> str:
@@ -361,7 +373,7 @@ class _Reader:
         return tuple(values)
 
     def _constants(self, data: Mapping[str, Any]) -> dict[str, Constant]:
-        constants: dict[str, Constant] = self._get(data, "constant_outputs", dict)
+        constants: dict[str, Constant] = self._get(data, _RETURNED, dict)
         for name, value in constants.items():
             if not isinstance(value, float | int | str | bool | None):
                 raise self._wrong(f"constant_outputs.{name}", "a number, text, true or null", value)

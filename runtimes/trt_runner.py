@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,8 @@ from tokexport.runtimes.trt_libraries import FULL, RTX, TensorRt, load_full, loa
 
 NO_GPU = "Engine built; running it needs a GPU and a CUDA 13 driver (r580 or newer)."
 
+#: What a version looks like; any other text of a manifest is in no command that people run.
+_VERSION = re.compile(r"\d+(\.\w+)*")
 _PRODUCTS = {FULL: "TensorRT", RTX: "TensorRT-RTX"}
 _RTX_CUDA = (13, 0)  # what the RTX wheels of CUDA 13 need of the driver
 
@@ -190,7 +193,8 @@ def _load_flavour(built: RuntimeInfo) -> TensorRt:
     try:
         return {FULL: load_full, RTX: load_rtx}[built.flavour]()
     except RuntimeMissingError as error:
-        install = {FULL: f"pip install tensorrt=={built.version}", RTX: install_command("trt-rtx")}
+        exactly = f"=={built.version}" if _VERSION.fullmatch(built.version) else ""
+        install = {FULL: f"pip install tensorrt{exactly}", RTX: install_command("trt-rtx")}
         raise RuntimeMissingError(
             f"The engine was built by {_PRODUCTS[built.flavour]} {built.version}, which is not "
             "ready here.",

@@ -90,8 +90,16 @@ def test_an_engine_of_full_tensorrt_is_for_the_gpu_that_built_it() -> None:
     check_gpu(built, Gpu("NVIDIA H200", "9.0", (12, 4)))
 
 
+@pytest.mark.parametrize(
+    ("version", "install"),
+    [
+        ("10.9.0.34", "pip install tensorrt==10.9.0.34"),
+        ("10; rm -rf ~", "pip install tensorrt"),
+        ("10 --index-url x", "pip install tensorrt"),
+    ],
+)
 def test_an_engine_is_never_loaded_by_the_other_flavour(
-    run_python: Callable[[str], CompletedProcess[str]], tmp_path: Path
+    run_python: Callable[[str], CompletedProcess[str]], tmp_path: Path, version: str, install: str
 ) -> None:
     engine = tmp_path / "model.engine"
     engine.write_bytes(b"ftrt")
@@ -101,12 +109,12 @@ def test_an_engine_is_never_loaded_by_the_other_flavour(
         "from tokexport.runtimes.errors import RuntimeMissingError\n"
         "from tokexport.runtimes.manifest import RuntimeInfo\n"
         "from tokexport.runtimes.trt_runner import TrtRunner\n"
-        "built = RuntimeInfo('trt', 'tensorrt', '10.9.0.34')\n"
+        f"built = RuntimeInfo('trt', 'tensorrt', {version!r})\n"
         f"path = Path({str(engine)!r})\n"
         "try: TrtRunner.from_file(path, inputs=(), outputs=(), built=built)\n"
         "except RuntimeMissingError as error: print(error.what); print(error.fix)"
     )
     assert done.stdout.splitlines() == [
-        "The engine was built by TensorRT 10.9.0.34, which is not ready here.",
-        "Install it: pip install tensorrt==10.9.0.34",
+        f"The engine was built by TensorRT {version}, which is not ready here.",
+        f"Install it: {install}",
     ], done.stderr
