@@ -138,7 +138,7 @@ def _literal(text: str) -> Any:
     for read in (json.loads, float):
         try:
             return read(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return text
 
@@ -171,7 +171,7 @@ def _read_file(path: Path) -> Recipe:
             given = json.loads(text, object_pairs_hook=_each_once)
     except FileNotFoundError as error:
         raise UsageError("The recipe does not exist.", where=str(path)) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"The recipe cannot be read: {error}", where=str(path)) from error
     if not isinstance(given, dict) or not isinstance(given.get(METHOD), str):
         raise UsageError(

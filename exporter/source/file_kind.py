@@ -119,7 +119,7 @@ def _is_safetensors(path: Path, start: bytes) -> bool:
         file.seek(8)
         try:
             return isinstance(json.loads(file.read(length)), dict)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
 
 

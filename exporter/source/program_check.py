@@ -179,7 +179,7 @@ def _check_tree(text: str, key: str) -> Iterator[str]:
         if key == "in_spec":
             yield from _check_keywords(root)
         yield from _check_level(root)
-    except (ValueError, TypeError, LookupError, AttributeError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         yield f"the structure {_short(text)} of {key!r}"
 
 
@@ -209,6 +209,8 @@ def _names_enumeration(context: Any) -> bool:
             return _names_enumeration(json.loads(context))
         except ValueError:
             return False
+        except RecursionError:
+            return True
     if isinstance(context, dict):
         return "__enum__" in context or any(map(_names_enumeration, context.values()))
     return isinstance(context, list) and any(map(_names_enumeration, context))

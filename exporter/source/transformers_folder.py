@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ from tokexport.exporter.source.preprocessing import (
     unreadable_preprocessing,
 )
 from tokexport.exporter.source.torch_file import damaged
+from tokexport.runtimes.regular_files import read_at_most
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +45,8 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _LIMIT = 8
+#: Bytes of a configuration, or of an index of weights; honest ones have less than a hundredth.
+_LARGEST_JSON = 1 << 26
 
 
 class Loaded(NamedTuple):
@@ -68,7 +72,7 @@ def load_transformers_folder(folder: Path, trust_pickle: bool) -> Loaded:
         PackageMissingError: transformers is not installed.
     """
     config = _read_json(folder / CONFIG)
-    _check_kernels(folder, config)
+    _check_fetches(folder, config)
     safe, files = _weight_files(folder, trust_pickle)
     transformers = _import_transformers()
     optional = [folder / PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
@@ -81,7 +85,7 @@ def load_transformers_folder(folder: Path, trust_pickle: bool) -> Loaded:
 def _preprocessing(transformers: ModuleType, path: Path) -> Preprocessing:
     """Asks the image processor of the folder, whose class has defaults for what the file omits."""
     auto = _attribute(transformers, "AutoImageProcessor")
-    with _quiet(transformers):
+    with _quiet(transformers), _offline():
         try:
             processor = auto.from_pretrained(
                 str(path.parent), local_files_only=True, trust_remote_code=False
@@ -92,8 +96,14 @@ def _preprocessing(transformers: ModuleType, path: Path) -> Preprocessing:
     return transformers_preprocessing(processor.to_dict(), path)
 
 
-def _check_kernels(folder: Path, config: Any) -> None:
-    """Refuses a configuration that asks for an attention kernel to be fetched and run."""
+def _check_fetches(folder: Path, config: Any) -> None:
+    """Refuses a configuration, at any depth, that makes transformers fetch something by its name.
+
+    Those are attention kernels, and backbones whose weights or configuration lie elsewhere.
+    """
+    if isinstance(config, list):
+        for part in config:
+            _check_fetches(folder, part)
     if not isinstance(config, dict):
         return
     for key, value in config.items():
@@ -103,7 +113,22 @@ def _check_kernels(folder: Path, config: Any) -> None:
                 where=f"{folder / CONFIG}, {key!r}",
                 fix=f"Take {key!r} out of config.json: the model runs without it.",
             )
-        _check_kernels(folder, value)
+        _check_fetches(folder, value)
+    backbone = config.get("backbone")
+    if not isinstance(backbone, str) or not backbone:
+        return
+    if config.get("use_pretrained_backbone"):
+        raise SourceError(
+            f"The folder asks for the weights of a backbone from the network: {backbone!r}.",
+            where=f"{folder / CONFIG}, 'use_pretrained_backbone'",
+            fix="Set it to false in config.json: the folder's own weights hold the backbone's.",
+        )
+    if not config.get("use_timm_backbone"):
+        raise SourceError(
+            f"The folder asks for the configuration of a backbone from the network: {backbone!r}.",
+            where=f"{folder / CONFIG}, 'backbone'",
+            fix="Write it into config.json as 'backbone_config', in the place of the name.",
+        )
 
 
 def _weight_files(folder: Path, trust_pickle: bool) -> tuple[bool, tuple[Path, ...]]:
@@ -151,8 +176,8 @@ def _parts(folder: Path, index: Path) -> tuple[Path, ...]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        found = json.loads(read_at_most(path, _LARGEST_JSON).decode("utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
         raise SourceError(
             f"{path.name} cannot be read.",
             where=f"{path} ({error})",
@@ -171,10 +196,11 @@ def _load(
     transformers: ModuleType, folder: Path, config: dict[str, Any], safe: bool
 ) -> tuple[nn.Module, tuple[str, ...]]:
     import torch
+    from huggingface_hub.errors import OfflineModeIsEnabled
     from safetensors import SafetensorError
 
     model_class = _model_class(transformers, folder, config)
-    with _quiet(transformers):
+    with _quiet(transformers), _offline():
         try:
             model, info = model_class.from_pretrained(
                 str(folder),
@@ -187,6 +213,14 @@ def _load(
             )
         except SafetensorError as error:
             raise damaged(folder, str(error)) from error
+        except OfflineModeIsEnabled as error:
+            asked = re.search(r"https?://\S+", str(error))
+            raise SourceError(
+                "The folder needs something that is not in it, and nothing is fetched: "
+                f"{asked[0].rstrip(':') if asked else 'transformers does not say what'}",
+                where=str(folder),
+                fix="Load the model once where there is a network, and save_pretrained it whole.",
+            ) from error
         except (
             *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),
             *(ImportError, EOFError, pickle.UnpicklingError),
@@ -279,6 +313,18 @@ def _import_transformers() -> ModuleType:
             fix="pip install 'tokexport[transformers]'",
         ) from error
     return transformers  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Lets the hub's library refuse every request, whatever asks for one."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager

@@ -174,6 +174,15 @@ def test_a_recipe_comes_from_a_file(tmp_path: Path) -> None:
         tokexport.reduce(model, toml, x)
 
 
+def test_brackets_without_end_are_no_recipe(tmp_path: Path) -> None:
+    for name, start in (("deep.json", '{"method": '), ("deep.toml", "method = ")):
+        (tmp_path / name).write_text(start + "[" * 100_000)
+        with pytest.raises(UsageError, match="The recipe cannot be read"):
+            parse_recipe(tmp_path / name)
+    with pytest.raises(UsageError, match="Option 'r' of the recipe"):
+        parse_recipe("tome:r=" + "[" * 100_000)
+
+
 def test_an_option_may_be_a_file(tmp_path: Path) -> None:
     schedule = tmp_path / "schedule.json"
     schedule.write_text('{"prune": [37, 17, 15, 13], "merge": [37, 16, 14, 12]}')

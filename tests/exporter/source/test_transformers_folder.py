@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi, constants
 from transformers import CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTForImageClassification
 
 from tokexport.exporter.errors import PackageMissingError, SourceError, UntrustedPickleError
@@ -287,7 +288,40 @@ def test_a_kernel_from_the_network_is_refused(folder: Path) -> None:
     assert "asks for a kernel from the network: 'someone/attention'" in message
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]"])
+HUB = {"backbone": "someone/resnet"}
+TIMM = {"backbone": "resnet50", "use_timm_backbone": True, "use_pretrained_backbone": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (HUB, "the configuration of a backbone from the network: 'someone/resnet'"),
+        (TIMM, "the weights of a backbone from the network: 'resnet50'"),
+        ({"vision_config": {"deeper": [{"still": HUB}]}}, "the configuration of a backbone"),
+        ({"backbone_config": TIMM}, "the weights of a backbone"),
+    ],
+)
+def test_a_backbone_from_the_network_is_refused(
+    folder: Path, changes: dict[str, Any], said: str
+) -> None:
+    edit(folder / "config.json", **changes)
+    assert f"asks for {said}" in refusal(folder)
+
+
+def test_the_hub_is_not_asked_for_anything(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, model: ViTForImageClassification
+) -> None:
+    def asks(*_: object, **__: object) -> None:
+        HfApi().model_info("someone/model")
+
+    monkeypatch.setattr(ViTForImageClassification, "from_pretrained", asks)
+    message = refusal(folder)
+    assert "something that is not in it, and nothing is fetched: https://" in message
+    assert "HF_HUB_OFFLINE" not in message
+    assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
 def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text, encoding="utf-8")
     assert "config.json" in refusal(folder)
