@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -27,10 +28,11 @@ def build_timm_model(name: str) -> nn.Module:
     """
     timm = _import_timm()
     architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=5)
+    # A colon would name a place to fetch from, such as a hub, also behind an architecture.
+    if not re.fullmatch(r"[\w.-]+", name) or not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture[:80], timm.list_models(), n=5)
         raise SourceError(
-            f"There is no model {name!r} in timm {timm.__version__}.",
+            f"There is no model {name!r:.80} in timm {timm.__version__}.",
             fix=f"Near names: {', '.join(near)}."
             if near
             else "All of them: python -c 'import timm; print(timm.list_models())'",

@@ -106,6 +106,21 @@ def test_an_unknown_name_gives_near_ones() -> None:
         load("timm:")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf-hub:a/b",
+        "vit_tiny_patch16_224.hf-hub:a/b",
+        "local-dir:/tmp",
+        "vit_tiny_patch16_224/x",
+        "",
+    ],
+)
+def test_a_place_to_fetch_from_is_no_name(name: str) -> None:
+    with pytest.raises(SourceError, match="There is no model"):
+        load_source(SourceOptions(f"timm:{name}"))
+
+
 def test_an_unknown_tag() -> None:
     with pytest.raises(SourceError) as caught:
         load(f"{NAME}.no_such_tag")
