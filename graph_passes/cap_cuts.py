@@ -193,6 +193,26 @@ def flip(padded: Padded, node: Node) -> None:
     padded.set(node, new, live)
 
 
+def roll(padded: Padded, node: Node) -> None:
+    """Moves rows along, the last ones to the front."""
+    x, edit = padded.new(node.args[0]), padded.edit
+    live, shifts = padded.live(x), padded.new(argument(node, "shifts"))
+    dims = [normal_axis(dim, len(shape_of(x))) for dim in argument(node, "dims")]
+    if not dims or any(isinstance(shift, Node) for shift in shifts):
+        raise refused(node, "it moves all numbers, or as far as the data says")
+    for dim, shift in zip(dims, shifts, strict=True):
+        if dim not in live:
+            x = edit.call(aten.roll.default, x, [shift], [dim])
+            continue
+        if not live[dim].front:
+            raise refused(node, "it moves rows that are padded inside")
+        some = edit.call(aten.clamp_min.default, live[dim].count, 1)
+        rows = edit.call(aten.sub.Tensor, padded.counted(shape_of(x)[dim]), shift)
+        rows = edit.call(aten.remainder.Tensor, rows, some)
+        x = edit.call(aten.index_select.default, x, dim, rows)
+    padded.set(node, x, live)
+
+
 CUT_RULES: Final[dict[object, Rule]] = {
     aten.select.int: select,
     aten.slice.Tensor: slice_,
@@ -201,4 +221,5 @@ CUT_RULES: Final[dict[object, Rule]] = {
     aten.split_with_sizes.default: split,
     aten.chunk.default: split,
     aten.flip.default: flip,
+    aten.roll.default: roll,
 }

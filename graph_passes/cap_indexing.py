@@ -129,6 +129,10 @@ def _positions(
             padded.require(there, "rows", f"fewer than {least} rows are chosen", source_line(node))
         if (live is not None or len(places) > 1) and not is_never_negative(place):
             places[at] = from_the_front(padded, place, length_of(padded, x, a))
+            if live is not None:
+                last = shape_of(x)[a] - 1
+                places[at] = padded.edit.call(aten.clamp.default, places[at], 0, last)
+                padded.note(places[at], padded.live(place))
     return axes[0], places, len(axes)
 
 

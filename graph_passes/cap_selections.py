@@ -25,6 +25,7 @@ from torch.fx import Node
 
 from tokexport.graph_passes.cap_rules import aligned
 from tokexport.graph_passes.live_rows import Live, Padded, refused
+from tokexport.graph_passes.row_places import numbers_of
 from tokexport.graph_passes.torch_passes.calls import dtype_of, shape_of
 from tokexport.graph_passes.torch_passes.editor import aten
 
@@ -67,7 +68,9 @@ def chosen(
     late = edit.call(aten.add.Tensor, place, float(size))
     keys = edit.call(aten.neg.default, edit.call(aten.where.self, mask, place, late))
     index = edit.item(edit.call(aten.topk.default, keys, room), 1)
-    live = Live(edit.call(aten.lt.Tensor, padded.counted(room), count), count, True, 0)
+    # Of more than there is room for, no position that is counted lies beyond it.
+    held = edit.call(aten.clamp_max.default, count, room) if room < size else count
+    live = Live(edit.call(aten.lt.Tensor, padded.counted(room), count), held, True, 0)
     index = edit.call(aten.where.self, live.mask, index, edit.cut(index, 0, 0, 1))
     padded.chosen(node, count, room, size)
     padded.memo[key] = index, live
@@ -169,19 +172,24 @@ def where(padded: Padded, node: Node, constants: Constants) -> None:
 
 
 def masked_select(padded: Padded, node: Node, constants: Constants) -> None:
-    """Pads ``masked_select``: (K,) numbers."""
+    """Pads ``masked_select``: (K,) numbers; of whole rows, room is for so many of them."""
     x, mask = (padded.new(part) for part in node.args[:2])
     shape = torch.broadcast_shapes(shape_of(x), shape_of(mask))
     edit = padded.edit
     (x, mask), live = aligned(padded, node, (x, mask), len(shape))
     shape = torch.broadcast_shapes(shape_of(x), shape_of(mask))
-    wide = edit.expand(mask, shape)
-    padded.note(wide, live)
-    times = shape[0] if len(shape) > 1 else 1
-    index, kept = chosen(padded, node, flat_once(padded, node, wide), constants, times)
-    flat = edit.view(edit.expand(x, shape), [prod(shape)])
-    new = edit.call(aten.index_select.default, flat, 0, index)
-    padded.set(node, new, {0: kept} if kept else {})
+    own = [*[1] * (len(shape) - len(shape_of(mask))), *shape_of(mask)]
+    rank = max((axis + 1 for axis, size in enumerate(own) if size != 1), default=0)
+    if any(axis >= rank for axis in live):
+        rank = len(shape)
+    lead, width = shape[:rank], prod(shape[rank:])
+    rows = edit.expand(edit.view(mask, own[:rank]), lead)
+    padded.note(rows, live)
+    times = shape[0] if rank > 1 else 1
+    index, kept = chosen(padded, node, flat_once(padded, node, rows), constants, times)
+    flat = edit.view(edit.expand(x, shape), [prod(lead), width])
+    new = edit.view(edit.call(aten.index_select.default, flat, 0, index), [-1])
+    padded.set(node, new, {0: numbers_of(padded, kept, width)} if kept else {})
 
 
 def highest(dtype: torch.dtype) -> float | int:

@@ -32,7 +32,9 @@ def regroup(padded: Padded, node: Node) -> None:
         ]
         if len(padded.live(x)) > 1:  # axis by axis, ones left out
             fits = _by_order(before, axis, after)
-        if len(fits) != 1 and _in_groups(padded, node, x, axis, after):
+        if len(fits) != 1 and (
+            _in_rows(padded, node, x, axis, after) or _in_groups(padded, node, x, axis, after)
+        ):
             return
         if len(fits) != 1:
             raise refused(node, f"it regroups the padded rows of {tuple(before)}")
@@ -46,6 +48,36 @@ def regroup(padded: Padded, node: Node) -> None:
     if after.count(-1) > 1:
         raise refused(node, "it makes several axes whose sizes depend on the data")
     padded.set(node, padded.edit.call(aten.reshape.default, x, after), found)
+
+
+def _in_rows(padded: Padded, node: Node, x: Node, axis: int, after: list[Any]) -> bool:
+    """Pads ``numbers.view(B, -1, C)``: where real numbers come first, so do the rows of them.
+
+    Returns:
+        Whether it is that form.
+    """
+    edit, before, live = padded.edit, shape_of(x), padded.live(x)[axis]
+    grown = [place for place, size in enumerate(after) if not isinstance(size, int)]
+    if len(padded.live(x)) > 1 or len(grown) != 1 or not live.front:
+        return False
+    place, room = grown[0], shape_of(live.mask)[0]
+    ahead, behind = prod(before[:axis]), prod(before[axis + 1 :])
+    width, rest = divmod(prod(after[place + 1 :]), behind)
+    if prod(after[:place]) != ahead or rest or width < 2:
+        return False
+    own = padded.memo.get(("rows", live, width))
+    if own is None:
+        rows = edit.call(aten.div.Tensor_mode, live.count, width, rounding_mode="floor")
+        padded.set_most(rows, room // width)
+        own = padded.of_number(node, rows)
+        even = edit.call(aten.eq.Scalar, edit.call(aten.remainder.Scalar, live.count, width), 0)
+        said = f"the numbers do not fall into rows of {width}"
+        padded.require(even, "rows", said, source_line(node))
+    many = room // width
+    cut = edit.cut(x, axis, 0, many * width)
+    sizes = [many if at == place else size for at, size in enumerate(after)]
+    padded.set(node, edit.view(cut, sizes), {place: own})
+    return True
 
 
 def _in_groups(padded: Padded, node: Node, x: Node, axis: int, after: list[Any]) -> bool:

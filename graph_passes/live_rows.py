@@ -238,6 +238,7 @@ class Padded:
             mask = self.edit.call(aten.lt.Tensor, self.counted(room), count)
             if known is None:
                 self.chosen(node, count, room, bound)
+                count = self.edit.call(aten.clamp_max.default, count, room)
             self.memo[key] = Live(mask, count, True, 0)
         found: Live = self.memo[key]
         return found

@@ -129,6 +129,11 @@ EXACT: dict[str, Rows] = {
     "deviation and mean": lambda x: torch.cat(torch.var_mean(chosen(x), dim=1)),
     "deviation of each row": lambda x: (chosen(x) / chosen(x).std(-1, keepdim=True)).sum(1),
     "flipped": lambda x: chosen(x).flip(1, 2).cumsum(1)[:, :2].sum(1),
+    "rolled": lambda x: chosen(x).roll((1, -2), (1, 2)).cumsum(1).amax(1),
+    "selected rows": lambda x: attend(
+        x.masked_select((x[..., 0] > 0)[..., None]).view(1, -1, C)
+    ).sum(1),
+    "numbers as rows": lambda x: x[(x[..., :1] > 0).expand(-1, -1, C)].reshape(-1, 2).sum(0),
     "every second row": lambda x: chosen(x)[:, ::2].sum(1) - chosen(x)[:, 1::2].mean(1),
     "all but the last": lambda x: chosen(x)[:, :-1].sum(1),
     "the last two": lambda x: chosen(x)[:, -2:].amax(1),
@@ -163,7 +168,7 @@ REFUSED: dict[str, tuple[Rows, str]] = {
         "may be padding",
     ),
     "flattened": (lambda x: chosen(x).reshape(-1).sort().values[0], "regroups"),
-    "turned": (lambda x: chosen(x).roll(1, 1).cumsum(1).sum(1), "there is no rule for it"),
+    "multiplied up": (lambda x: chosen(x).cumprod(1).sum(1), "there is no rule for it"),
     "pooled to two": (
         lambda x: f.adaptive_avg_pool1d(chosen(x).mT, 2),
         "it pools padded rows to more than one",
@@ -360,6 +365,24 @@ def test_rows_that_exceed_the_cap_are_the_last() -> None:
     assert [check.kind for check in padding.checks] == ["room", "none"]
     assert unlifted(program)(x)[1].tolist() == [False, True]
     torch.testing.assert_close(unlifted(program)(x)[0], kept[:, :2].sum(1))
+
+
+def at_counted_places(x: Tensor) -> Tensor:
+    y = chosen_by_first(x)
+    return torch.stack([y[-1], y[[0, -1]].sum(0), y.flip(0)[0], y[y.shape[0] // 2 :].sum(0)])
+
+
+def test_what_exceeds_the_cap_reads_no_row_beyond_it() -> None:
+    module, x = Function(at_counted_places), inputs()[0]
+    program, padding = capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), (3,))
+    graph = unlifted(program)
+    for count in range(1, N + 1):
+        x[0, :, 0] = torch.where(torch.arange(N) < count, 1.0, -1.0)
+        found, holds = graph(x)  # nor does it fail
+        broken = {one.kind for one, true in zip(padding.checks, holds, strict=True) if not true}
+        assert ("room" in broken) == (count > 3)
+        if not broken:
+            torch.testing.assert_close(found, module(x))
 
 
 @pytest.mark.parametrize(
