@@ -105,8 +105,14 @@ def find_state_dict(root: Any) -> _Found | None:
     Returns:
         The weights with the key they were under ("" for the root itself), or None.
     """
-    if not isinstance(root, dict):
+    return _find(root, set())
+
+
+def _find(root: Any, above: set[int]) -> _Found | None:
+    """Finds them below a dict, which may contain itself."""
+    if not isinstance(root, dict) or id(root) in above:
         return None
+    above = {*above, id(root)}
     own = _records(root)
     if own:
         return _Found("", own)
@@ -114,7 +120,7 @@ def find_state_dict(root: Any) -> _Found | None:
         # dict.get: a pickle can give an OrderedDict attributes that hide its methods.
         value = dict.get(root, key)
         if isinstance(value, dict):
-            inner = find_state_dict(value)
+            inner = _find(value, above)
             if inner is not None:
                 return _Found(f"{key}.{inner.key}" if inner.key else key, inner.records)
     others = [(key, _records(value)) for key, value in dict.items(root) if isinstance(value, dict)]

@@ -14,9 +14,14 @@ No torch is needed, and no number of a tensor is read.
 from __future__ import annotations
 
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple, NoReturn
+
+_PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
+#: Places of a memo that a pickle may leave out.
+_SLACK = 1000
 
 
 class StorageRecord(NamedTuple):
@@ -151,9 +156,21 @@ class InertUnpickler(pickle.Unpickler):
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file, encoding="utf-8")
+        self._file = file
         self.origins: list[str] = []
         self.storages: dict[str, StorageRecord] = {}
         self._made: dict[str, type[Inert]] = {}
+
+    def load(self) -> Any:
+        """Reads one pickle, once its opcodes were looked through.
+
+        Raises:
+            pickle.UnpicklingError: It is damaged, or asks for more memory than it has bytes.
+        """
+        begin = self._file.tell()
+        _check_opcodes(self._file)
+        self._file.seek(begin)
+        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns what stands for ``module.name``, and imports nothing."""
@@ -187,6 +204,16 @@ class InertUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError("damaged storage id")
         self.storages[key] = StorageRecord(key, pid[1].dtype, count)
         return StorageRecord(key, pid[1].dtype, length, start)
+
+
+def _check_opcodes(file: IO[bytes]) -> None:
+    """Refuses an opcode that makes the reader take memory which the pickle only claims to fill.
+
+    The place of a memo is the length of a list, and a bytearray is made before it is read.
+    """
+    for position, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in _PUTS and int(argument or 0) > 2 * position + _SLACK:
+            raise pickle.UnpicklingError(f"a memo of {argument} places")
 
 
 def _naturals(numbers: Any) -> bool:
@@ -227,6 +254,12 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
+def _bytearray(*given: Any) -> bytearray:
+    if given and isinstance(given[0], int):
+        raise pickle.UnpicklingError(f"a bytearray of {given[0]} zeros")
+    return bytearray(*given)
+
+
 _CALLS: dict[str, _Builder] = {
     "torch._utils._rebuild_tensor": _Builder(_rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": _Builder(_rebuild_tensor),
@@ -236,6 +269,8 @@ _CALLS: dict[str, _Builder] = {
     "torch._tensor._rebuild_from_type_v2": _Builder(_rebuild_subclass),
     "torch.Size": _Builder(tuple),
     "_codecs.encode": _Builder(_encode),
+    "builtins.bytearray": _Builder(_bytearray),
+    "__builtin__.bytearray": _Builder(_bytearray),
 }
 # Built-in classes: nothing in a pickle can set their attributes. Protocol 2 names builtins so.
 _VALUES: dict[str, Any] = {
@@ -243,6 +278,6 @@ _VALUES: dict[str, Any] = {
     **{
         f"{module}.{kind.__name__}": kind
         for module in ("builtins", "__builtin__")
-        for kind in (dict, list, tuple, set, frozenset, bytearray, complex, int, float, str, bool)
+        for kind in (dict, list, tuple, set, frozenset, complex, int, float, str, bool)
     },
 }

@@ -187,12 +187,23 @@ def _read_zip(path: Path) -> TorchFile:
                 continue
             key = info.filename.removeprefix(prefix)
             if info.compress_type != zipfile.ZIP_STORED:
-                places[key] = archive.read(info)
+                if key in unpickler.storages:  # else nothing is in it that anyone reads
+                    places[key] = _unpacked(archive, info, unpickler.storages[key])
                 continue
             raw.seek(info.header_offset)
             lengths = _LOCAL_HEADER.unpack(raw.read(_LOCAL_HEADER.size))
             places[key] = (info.header_offset + _LOCAL_HEADER.size + sum(lengths), info.file_size)
     return TorchFile(path, root, unpickler.origins, places)
+
+
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, record: StorageRecord) -> bytes:
+    """Returns the bytes of a compressed storage, which may be no more than its numbers are."""
+    import torch
+
+    itemsize = getattr(torch, record.dtype).itemsize if record.dtype else 1
+    if info.file_size > record.length * itemsize:
+        raise pickle.UnpicklingError(f"storage {record.key!r} holds {info.file_size} bytes")
+    return archive.read(info)
 
 
 def _read_plain(path: Path) -> TorchFile:

@@ -173,6 +173,13 @@ def test_at_most_eight_names_of_each(tmp_path: Path, trained: Tiny) -> None:
     assert unexpected.endswith("and 12 more")
 
 
+def of_itself() -> dict[str, Any]:
+    """A dict that contains itself."""
+    made: dict[str, Any] = {}
+    made["model"] = {"state_dict": made}
+    return made
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -181,6 +188,7 @@ def test_at_most_eight_names_of_each(tmp_path: Path, trained: Tiny) -> None:
         ([1, 2], "a list"),
         ({}, "an empty dict"),
         ({"a": {"w": torch.ones(1)}, "b": {"w": torch.ones(1)}}, "a (dict of 1), b (dict of 1)"),
+        (of_itself(), "model (dict of 1)"),
     ],
 )
 def test_a_file_without_weights_says_what_it_holds(tmp_path: Path, value: Any, said: str) -> None:

@@ -5,6 +5,7 @@ import collections
 import io
 import pickle
 import sys
+import tracemalloc
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -124,3 +125,29 @@ def test_a_tensor_becomes_a_record() -> None:
     assert isinstance(found, TensorRecord)
     assert found.storage.key == "7"
     assert (found.dtype, found.offset, found.shape, found.stride) == ("float16", 1, (2, 3), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "a memo of 2147483647 places"),
+        (b"\x80\x02}p2000000000\n.", "a memo of 2000000000 places"),
+        (b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\2\x85R.", "of 8589934592 zeros"),
+        (b"\x80\x05\x96\0\0\0\0\2\0\0\0.", "expected 8589934592 bytes"),
+    ],
+)
+def test_no_memory_is_taken_for_bytes_that_are_not_there(data: bytes, said: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises((pickle.UnpicklingError, ValueError), match=said):
+            read(data)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 1_000_000
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_bytearray_comes_back(protocol: int) -> None:
+    value = [bytearray(b"\x00\xff"), bytearray()]
+    assert read(pickle.dumps(value, protocol))[0] == value
