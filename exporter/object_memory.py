@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from tokexport.exporter.module_variables import assigned_again, values_kept
+
 #: Tensors and arrays beyond this many bytes are not copied, weights apart.
 LARGEST: Final = 2**26
 #: Packages whose objects are not the person's own state, apart from containers and modules.
@@ -188,7 +190,10 @@ class ObjectMemory:
         return self._slots[kind]
 
     def _function(self, one: types.FunctionType) -> Iterable[Any]:
-        """Remembers what a function keeps: attributes, defaults, and the variables around it."""
+        """Remembers what a function keeps: attributes, defaults, and the variables around it.
+
+        Those of its module count where the function names them.
+        """
         if _package(one.__module__ or "") in _NOT_THE_PERSONS:
             return ()
         held = dict(vars(one))
@@ -201,7 +206,8 @@ class ObjectMemory:
                 continue
             self._undo.append(partial(setattr, cell, "cell_contents", value))
             parts.append(value)
-        return parts
+        self._undo += assigned_again(one)
+        return [*parts, *values_kept(one)]
 
     def _tensor(self, one: Tensor) -> Iterable[Any]:
         if not _holds_values(one):

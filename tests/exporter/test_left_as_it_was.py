@@ -469,6 +469,39 @@ def test_what_is_kept_of_the_first_input_is_refused(batches: int) -> None:
     assert by_mean.first is None
 
 
+_SEEN: dict[tuple[int, ...], Tensor] = {}
+_RUNS = 0
+
+
+def _remembered(x: Tensor) -> Tensor:
+    global _RUNS
+    _RUNS += 1
+    return _SEEN.setdefault(tuple(x.shape), x.mean(0))
+
+
+class FirstOfItsShape(nn.Module):
+    """Keeps what it first saw beside its class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - _remembered(x)
+
+
+def test_variables_beside_a_class_are_state_of_a_model() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 2, 3)).astype(np.float32)
+    model = FirstOfItsShape()
+    with evaluation(model) as entered:
+        for batch in x:
+            entered.begin_again()
+            given = torch.from_numpy(batch)
+            torch.testing.assert_close(model(given), given - given.mean(0))
+            assert (len(_SEEN), _RUNS) == (1, 1)
+    assert not _SEEN
+    assert _RUNS == 0
+    flat = FlatModel(model, call_spec(model, (torch.zeros(2, 3),), {}))
+    with pytest.raises(ModelNotSupportedError, match="depends on the runs before it"):
+        run_reference(flat, Batches(("x",), {"x": x}, 4, None, ""))
+
+
 class Writes(nn.Module):
     """Writes into its input."""
 
