@@ -56,8 +56,10 @@ class ConstantInput:
 
     @cached_property
     def array(self) -> NDArray[Any]:
-        """The value."""
-        return np.array(_read(self.values), dtype=self.dtype)
+        """The value; it cannot be changed."""
+        found = np.array(_read(self.values), dtype=self.dtype)
+        found.flags.writeable = False
+        return found
 
     def __str__(self) -> str:
         """Returns the name with the value: ``grid_thw = [[1, 4, 4]]``."""
@@ -90,9 +92,14 @@ class ConstantInput:
 def shown(value: NDArray[Any]) -> str:
     """Returns a value as a person writes it; of many numbers the first, and its shape."""
     if value.size <= _SHOWN:
-        return str(value.tolist())
-    first = ", ".join(str(one) for one in value.reshape(-1)[:4].tolist())
+        return _text(value)
+    first = ", ".join(map(str, value.reshape(-1)[:4]))
     return f"{first}, … of shape {tuple(value.shape)}"
+
+
+def _text(value: NDArray[Any]) -> str:
+    """Writes each number as short as its type has it: 0.1 of float32, too."""
+    return f"[{', '.join(map(_text, value))}]" if np.ndim(value) else str(value)
 
 
 def _written(value: Any) -> Any:

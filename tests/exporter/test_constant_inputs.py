@@ -14,7 +14,9 @@ import pytest
 import torch
 from helpers.cli import TESTS, compile_model, refusal
 from helpers.cli import tokexport as command
+from helpers.thorough import thorough_but
 from models import grid_towers as towers
+from models import packed_towers
 from torch import Tensor, nn
 
 import tokexport
@@ -27,6 +29,7 @@ from tokexport.exporter.constant_inputs import as_given, by_name, fitting, parse
 from tokexport.exporter.errors import DataDependentError, InputError, UsageError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.inspection import inspect
+from tokexport.exporter.outputs import flatten
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import load
@@ -46,10 +49,14 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "switches, batch 3": (partial(towers.switches, 3), FLAGS),
     "frames": (towers.frames, META),
     "frames, batch 3": (partial(towers.frames, 3), META),
+    "qwen2.5-vl": (packed_towers.qwen2_5_vl, ("grid_thw",)),
+    "qwen3-vl": (packed_towers.qwen3_vl, ("grid_thw",)),
+    "siglip2": (packed_towers.siglip2, ("spatial_shapes",)),
 }
+EVERY_RUN = [case for case in CASES if case not in ("qwen3-vl", "siglip2")]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", thorough_but(EVERY_RUN, CASES))
 def test_the_trace_reads_them_and_answers_as_eager(case: str) -> None:
     factory, names = CASES[case]
     model, example = factory()
@@ -67,8 +74,7 @@ def test_the_trace_reads_them_and_answers_as_eager(case: str) -> None:
         ]
         args, kwargs = flat.spec.arguments(given, copy.deepcopy(dict(flat.spec.constants)))
         wanted = model(*args, **kwargs)
-        values = list(wanted.values()) if isinstance(wanted, dict) else [wanted]
-        for one, other in zip(values, traced(*given), strict=True):
+        for one, other in zip(flatten(wanted)[0].values(), traced(*given), strict=True):
             torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
     assert all(f"{name} = " in batches.origin for name in names)
 
@@ -146,6 +152,22 @@ def test_inspect_takes_them() -> None:
     found = inspect(model, example, targets=(), constants="grid_thw")
     assert [str(one) for one in found.constant_inputs] == ["grid_thw = [[1, 4, 6]]"]
     assert found.inputs == {"pixel_values": (24, 12)}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("inspect",),
+        ("bench", "--targets", "ort", "--output"),
+        ("sweep", "--reduce", "tome", "--values", "1", "--target", "ort", "--output"),
+    ],
+    ids=lambda call: call[0],
+)
+def test_every_command_that_traces_takes_them(call: tuple[str, ...], tmp_path: Path) -> None:
+    output = (tmp_path / "out",) if call[-1] == "--output" else ()
+    options = ("--code-path", TESTS, "--constant", "grid_twh")
+    answer = command(call[0], "models.grid_towers:grid_tower", *call[1:], *output, *options)
+    refusal(answer, 2, tmp_path, "--constant names 'grid_twh'", "Did you mean 'grid_thw'?")
 
 
 @pytest.mark.parametrize(
