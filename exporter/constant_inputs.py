@@ -23,7 +23,7 @@ from tokexport.runtimes.base import Array
 from tokexport.runtimes.constant_inputs import ConstantInput, shown
 
 #: How many numbers a constant input may hold; more are better kept by the model itself.
-LARGEST: Final = 1 << 20
+LARGEST: Final = 1 << 16
 _HOW: Final = "Write it as JSON: --constant 'grid_thw=[[1,4,4]]', --constant flag=true."
 
 

@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 
 from tokexport.runtimes.base import Runner
+from tokexport.runtimes.bundle_files import check_files, file_in
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.ir_contents import check_ir
 from tokexport.runtimes.manifest import (
     MANIFEST_NAME,
     Manifest,
     TensorSpec,
-    check_files,
-    file_in,
     read_manifest,
 )
 from tokexport.runtimes.onnx_contents import ContentsError, onnx_contents

@@ -11,19 +11,18 @@ keys can be added without a new version. A change of meaning takes a new version
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.input_checks import InputChecks
 from tokexport.runtimes.printable import printable
-from tokexport.runtimes.regular_files import open_regular, read_at_most
+from tokexport.runtimes.regular_files import read_at_most
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -31,7 +30,6 @@ PASSED = "PASSED"
 BUILT_NOT_RUN = "BUILT, NOT RUN"
 
 Constant = float | int | str | bool | None
-_CHUNK = 1 << 20
 _RETURNED = "constant_outputs"
 _LARGEST = 1e300
 #: Bytes of a manifest; one of a few hundred kilobytes is large.
@@ -173,7 +171,7 @@ def read_manifest(bundle: Path) -> Manifest:
         raise BundleError(what, where=str(bundle), fix="Pass the folder that compile wrote.")
     try:
         if path.is_symlink():
-            raise _broken(path, "it is a link, and compile writes none")
+            raise broken_manifest(path, "it is a link, and compile writes none")
         text = read_at_most(path, _LARGEST_MANIFEST).decode("utf-8")
     except FileNotFoundError as error:
         raise BundleError(
@@ -182,13 +180,13 @@ def read_manifest(bundle: Path) -> Manifest:
             fix="Pass the folder that compile wrote.",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise _broken(path, f"it cannot be read: {error}") from error
+        raise broken_manifest(path, f"it cannot be read: {error}") from error
     try:
         data = _all_printable(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise _broken(path, f"it is not JSON: {error}") from error
+        raise broken_manifest(path, f"it is not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise _broken(path, "it is not a JSON object")
+        raise broken_manifest(path, "it is not a JSON object")
     _check_version(data.get("schema_version"), path)
     return _Reader(path).manifest(data)
 
@@ -210,68 +208,13 @@ def _all_printable(data: Any) -> Any:
     return data
 
 
-def hash_file(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal; read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+#: What to do about a bundle that is not whole.
+ANEW = "Copy the bundle again from where it was made, or compile it anew."
 
 
-def check_files(bundle: Path, manifest: Manifest) -> None:
-    """Holds every file of the bundle to its hash in the manifest.
-
-    Raises:
-        BundleError: A file is missing, is not what was written, or has a name that leads out of
-            the folder; or the artifact has no hash.
-    """
-    if manifest.artifact not in manifest.files:
-        raise _broken(bundle / MANIFEST_NAME, f"{manifest.artifact!r} has no hash in it")
-    for name, wanted in manifest.files.items():
-        path = file_in(bundle, name)
-        try:
-            found = hash_file(path)
-        except FileNotFoundError as error:
-            raise BundleError(
-                f"The bundle is not whole: {name} is missing.", where=str(path), fix=_ANEW
-            ) from error
-        except OSError as error:
-            raise BundleError(
-                f"The file '{name}' of the bundle cannot be read: {error.strerror}.",
-                where=str(path),
-            ) from error
-        if found != wanted.lower():
-            raise BundleError(
-                f"The file '{name}' is not the one that was written: it was truncated or altered.",
-                where=f"{path}: SHA-256 {found[:12]}…, and the manifest says {wanted[:12]}…",
-                fix=_ANEW,
-            )
-
-
-def file_in(bundle: Path, name: str) -> Path:
-    """The path of a file of the bundle.
-
-    Raises:
-        BundleError: The name is empty, absolute, or leads out of the folder, also by a link.
-    """
-    parts = PurePosixPath(name).parts
-    outside = not parts or ".." in parts or "\\" in name or "\0" in name or Path(name).is_absolute()
-    path = bundle / name
-    if outside or not path.resolve().is_relative_to(bundle.resolve()):
-        raise BundleError(
-            f"The manifest names a file outside the bundle: {name!r}.",
-            where=str(bundle / MANIFEST_NAME),
-            fix="Do not use this bundle: tokexport writes no such name.",
-        )
-    return path
-
-
-_ANEW = "Copy the bundle again from where it was made, or compile it anew."
-
-
-def _broken(path: Path, why: str) -> BundleError:
-    return BundleError(f"The manifest is not valid: {why}.", where=str(path), fix=_ANEW)
+def broken_manifest(path: Path, why: str) -> BundleError:
+    """Returns the error of a manifest that is none, and why: a clause."""
+    return BundleError(f"The manifest is not valid: {why}.", where=str(path), fix=ANEW)
 
 
 def _check_version(version: object, path: Path) -> None:
@@ -282,7 +225,7 @@ def _check_version(version: object, path: Path) -> None:
             fix="Update tokexport: pip install --upgrade tokexport",
         )
     if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise _broken(path, f"schema_version is {version!r}, not {SCHEMA_VERSION}")
+        raise broken_manifest(path, f"schema_version is {version!r}, not {SCHEMA_VERSION}")
 
 
 class _Reader:
@@ -317,12 +260,12 @@ class _Reader:
         )
 
     def _wrong(self, key: str, wanted: str, found: object) -> BundleError:
-        return _broken(self._path, f"{key} should be {wanted}, and it is {found!r:.80}")
+        return broken_manifest(self._path, f"{key} should be {wanted}, and it is {found!r:.80}")
 
     def _get(self, data: Mapping[str, Any], key: str, kind: type, within: str = "") -> Any:
         names: dict[type, str] = {str: "a text", dict: "an object", list: "a list"}
         if key not in data:
-            raise _broken(self._path, f"{within}{key} is missing")
+            raise broken_manifest(self._path, f"{within}{key} is missing")
         value = data[key]
         if not isinstance(value, kind):
             raise self._wrong(within + key, names[kind], value)
@@ -360,7 +303,7 @@ class _Reader:
             specs.append(TensorSpec(name, self._whole_numbers(item, "shape", within + "."), dtype))
         names = [spec.name for spec in specs]
         if len(set(names)) < len(names):
-            raise _broken(self._path, f"{key} has a name twice: {names}")
+            raise broken_manifest(self._path, f"{key} has a name twice: {names}")
         return tuple(specs)
 
     def _whole_numbers(self, data: Mapping[str, Any], key: str, within: str) -> tuple[int, ...]:
@@ -419,7 +362,7 @@ class _Reader:
         specs = self._specs({"constant_inputs": given}, "constant_inputs")
         try:
             return tuple(map(ConstantInput.from_json, given))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise self._wrong("constant_inputs", "; ".join(map(str, specs)), given) from error
 
     def _files(self, data: Mapping[str, Any]) -> dict[str, str]:

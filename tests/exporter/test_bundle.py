@@ -14,13 +14,13 @@ import pytest
 from tokexport.exporter import bundle as bundle_module
 from tokexport.exporter.bundle import BundleWriter, save_reference
 from tokexport.exporter.errors import InternalError, OutputExistsError, WriteError
+from tokexport.runtimes.bundle_files import check_files
 from tokexport.runtimes.manifest import (
     PASSED,
     SCHEMA_VERSION,
     Manifest,
     RuntimeInfo,
     TensorSpec,
-    check_files,
     read_manifest,
 )
 

@@ -25,7 +25,13 @@ from tokexport.exporter.bench.plain_export import export_plainly
 from tokexport.exporter.bench.subject import Subject
 from tokexport.exporter.capture import capture
 from tokexport.exporter.config import InputConfig
-from tokexport.exporter.constant_inputs import as_given, by_name, fitting, parse_constants
+from tokexport.exporter.constant_inputs import (
+    as_given,
+    by_name,
+    described,
+    fitting,
+    parse_constants,
+)
 from tokexport.exporter.errors import DataDependentError, InputError, UsageError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.inspection import inspect
@@ -396,6 +402,19 @@ def test_a_value_takes_the_type_of_the_example(value: Any, dtype: str, wanted: A
 def test_a_number_that_does_not_fit_is_refused(value: Any, dtype: str) -> None:
     with pytest.raises(InputError, match=rf"'one' is {dtype}, and .* is no such number"):
         fitting("one", value, ((),), dtype)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.zeros(2**16 + 1, np.uint8), "holds 65537 numbers"),
+        (np.array([0.5, np.nan]), "holds NaN"),
+        (np.zeros(2, np.complex64), "is complex64"),
+    ],
+)
+def test_what_no_manifest_holds_is_refused(value: np.ndarray, said: str) -> None:
+    with pytest.raises(InputError, match=f"'one' {said}"):
+        described("one", value)
 
 
 def test_a_value_without_an_example_has_the_type_of_torch() -> None:

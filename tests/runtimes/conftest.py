@@ -14,12 +14,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tokexport.runtimes.bundle_files import hash_file
 from tokexport.runtimes.manifest import (
     SCHEMA_VERSION,
     Manifest,
     RuntimeInfo,
     TensorSpec,
-    hash_file,
 )
 
 ModelMaker = Callable[..., onnx.ModelProto]

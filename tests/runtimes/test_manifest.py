@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokexport.runtimes.bundle_files import check_files
 from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.manifest import (
@@ -20,7 +21,6 @@ from tokexport.runtimes.manifest import (
     Manifest,
     RuntimeInfo,
     TensorSpec,
-    check_files,
     read_manifest,
 )
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tokexport.runtimes.bundle_files import hash_file
 from tokexport.runtimes.errors import BundleError
-from tokexport.runtimes.manifest import MANIFEST_NAME, hash_file
+from tokexport.runtimes.manifest import MANIFEST_NAME
 from tokexport.runtimes.verification import REFERENCE_NAME, verify_bundle
 
 BundleMaker = Callable[..., Path]
