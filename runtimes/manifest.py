@@ -31,6 +31,8 @@ BUILT_NOT_RUN = "BUILT, NOT RUN"
 
 Constant = float | int | str | bool | None
 _RETURNED = "constant_outputs"
+#: Levels of lists and objects: those of a constant input are its axes.
+_DEEPEST = 64
 _LARGEST = 1e300
 #: Bytes of a manifest; one of a few hundred kilobytes is large.
 _LARGEST_MANIFEST = 1 << 24
@@ -191,18 +193,23 @@ def read_manifest(bundle: Path) -> Manifest:
     return _Reader(path).manifest(data)
 
 
-def _all_printable(data: Any) -> Any:
+def _all_printable(data: Any, depth: int = _DEEPEST) -> Any:
     """Returns parsed JSON whose texts a terminal can show, keys too; any may be printed.
 
     What the model returned beside its tensors is data, and stays as it is.
+
+    Raises:
+        ValueError: Its lists and objects nest deeper than so many.
     """
     if isinstance(data, str):
         return printable(data)
+    if isinstance(data, list | dict) and depth == 0:
+        raise ValueError(f"it nests deeper than {_DEEPEST} levels")
     if isinstance(data, list):
-        return [_all_printable(part) for part in data]
+        return [_all_printable(part, depth - 1) for part in data]
     if isinstance(data, dict):
         return {
-            printable(key): value if key == _RETURNED else _all_printable(value)
+            printable(key): value if key == _RETURNED else _all_printable(value, depth - 1)
             for key, value in data.items()
         }
     return data

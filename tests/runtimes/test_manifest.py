@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokexport.runtimes.bundle_files import check_files
@@ -96,6 +96,7 @@ manifests = st.builds(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(manifest=manifests)
 def test_what_is_written_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, manifest: Manifest
@@ -214,6 +215,7 @@ def test_no_folder_a_file_and_an_empty_folder_are_told_apart(tmp_path: Path) -> 
         (b"[1]", "not a JSON object"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"source": ' + b"[" * 400 + b"]" * 400 + b"}", "deeper than 64 levels"),
     ],
 )
 def test_a_manifest_that_is_no_json_object(
