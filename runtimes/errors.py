@@ -35,12 +35,12 @@ class InputMismatchError(RuntimesError):
     """An input to a run does not fit the model: name, shape, dtype, or a NaN in it."""
 
 
-class BuildError(RuntimesError):
-    """The runtime could not make a runnable model of the file.
+class NodeError(RuntimesError):
+    """A runtime failed at a node, which it may have named.
 
     Args:
         what: What happened, one sentence.
-        where: The file and the node it happened at.
+        where: The file, the node or the device it happened at.
         fix: What the person can do now.
         node: Name of the ONNX node to blame, or of its output where the runtime names nodes so;
             empty when the runtime did not say.
@@ -61,33 +61,16 @@ class BuildError(RuntimesError):
         self.operator = operator
 
 
+class BuildError(NodeError):
+    """The runtime could not make a runnable model of the file."""
+
+
 class OperatorRefusedError(BuildError):
     """The runtime takes no operator of this kind; ``node`` and ``operator`` name it."""
 
 
-class RunError(RuntimesError):
-    """Running failed: no device, an engine of another version, a failure inside the runtime.
-
-    Args:
-        what: What happened, one sentence.
-        where: The file, the node or the device it happened at.
-        fix: What the person can do now.
-        node: Name of the ONNX node to blame; empty when the runtime did not say.
-        operator: The operator to blame, as ``domain:Type`` or ``Type``; empty when unknown.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: str = "",
-        fix: str = "",
-        node: str = "",
-        operator: str = "",
-    ) -> None:
-        super().__init__(what, where=where, fix=fix)
-        self.node = node
-        self.operator = operator
+class RunError(NodeError):
+    """Running failed: no device, an engine of another version, a failure inside the runtime."""
 
 
 class NoDeviceError(RunError):
