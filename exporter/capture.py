@@ -50,6 +50,7 @@ class CallSpec:
         args: The positional arguments, with places for tensors by name.
         kwargs: The named ones, in the order they were given in.
         constants: The tensors that are fixed, by name; they are none of the inputs.
+        numbers: The constants that ``forward`` takes as Python numbers, by name.
     """
 
     names: tuple[str, ...]
@@ -57,6 +58,7 @@ class CallSpec:
     args: tuple[Template, ...]
     kwargs: dict[str, Template]
     constants: Mapping[str, Tensor] = field(default_factory=dict)
+    numbers: Mapping[str, bool | int | float] = field(default_factory=dict)
 
     def fixing(self, constants: Mapping[str, Tensor]) -> CallSpec:
         """Returns the same call with some of its inputs fixed."""
@@ -75,7 +77,7 @@ class CallSpec:
             constants: What stands in the places of the constants; without it, those themselves.
         """
         fixed = self.constants if constants is None else constants
-        named = {**fixed, **dict(zip(self.names, tensors, strict=True))}
+        named = {**fixed, **dict(zip(self.names, tensors, strict=True)), **self.numbers}
         args = tuple(filled(one, named) for one in self.args)
         return args, {key: filled(one, named) for key, one in self.kwargs.items()}
 

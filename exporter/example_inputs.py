@@ -66,7 +66,8 @@ def prepare(
     _check_weights(source.model)
     asked = by_name(config.constants)
     args, kwargs = _example_call(source, config, asked)
-    kwargs = kwargs | _not_given(source.model, args, kwargs, asked)
+    more = _not_given(source.model, args, kwargs, asked)
+    kwargs = kwargs | more
     spec = call_spec(source.model, args, kwargs)
     require_known(asked, spec.names, forward_parameters(source.model))
     examples = list(spec.examples)
@@ -80,6 +81,8 @@ def prepare(
     if config.batch is not None:
         examples = _rebatched(examples, config.batch, free[0].shape)
     spec, fixed = _fixing(spec, examples, asked)
+    numbers = _python_numbers(source.model, {name: asked[name] for name in more})
+    spec = dataclasses.replace(spec, numbers=numbers)
     examples = list(spec.examples)
     specs = tuple(
         TensorSpec(name, tuple(tensor.shape), _numpy_name(name, tensor))
@@ -127,6 +130,20 @@ def _not_given(
         if named and name not in given and value is not None:
             found[name] = torch.from_numpy(as_given(name, value))
     return found
+
+
+def _python_numbers(model: nn.Module, asked: Mapping[str, Any]) -> dict[str, bool | int | float]:
+    """Returns the constants whose default in ``forward`` is a Python number, and so are they.
+
+    A tensor in such a place takes other ways: ``if flag is True``, ``isinstance(keep, int)``.
+    """
+    defaults = {name: one.default for name, one in forward_parameters(model).items()}
+    return {
+        name: value
+        for name, value in asked.items()
+        if isinstance(value, bool | int | float)
+        and isinstance(defaults.get(name), bool | int | float)
+    }
 
 
 def _fixing(

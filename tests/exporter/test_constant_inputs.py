@@ -423,3 +423,17 @@ def test_a_value_without_an_example_has_the_type_of_torch() -> None:
         if isinstance(value, float) and not isinstance(value, np.floating):
             wanted = torch.tensor(value)
         assert str(wanted.dtype) == f"torch.{as_given('one', value).dtype.name}"
+
+
+class TakesNumbers(nn.Module):
+    def forward(self, x: Tensor, keep: int = 4, halved: bool = False) -> Tensor:
+        found = x[:, :keep] * (2 if isinstance(keep, int) else 3)
+        return found / 2 if halved is True else found
+
+
+def test_a_default_number_is_passed_as_one() -> None:
+    source = source_in_memory(TakesNumbers(), {"x": torch.ones(2, 6)})
+    flat, _, batches = prepare(source, InputConfig(constants={"keep": 3, "halved": True}))
+    (found,) = flat(torch.ones(2, 6))
+    assert torch.equal(found, torch.ones(2, 3))
+    assert batches.names == ("x",)
