@@ -27,6 +27,7 @@ ALLOWED = {
         "onnx_ir",
         "onnxscript",
         "rich",
+        "huggingface_hub",  # of transformers
         "safetensors",
         "timm",
         "torch",
