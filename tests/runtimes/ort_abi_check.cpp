@@ -23,7 +23,6 @@ HOLDS(GetDimensionsCount, GetDimensionsCount);
 HOLDS(GetDimensions, GetDimensions);
 HOLDS(GetTensorTypeAndShape, GetTensorTypeAndShape);
 HOLDS(KernelInfoGetAttributeFloat, KernelInfoGetAttribute_float);
-HOLDS(KernelInfoGetAttributeInt64, KernelInfoGetAttribute_int64);
 HOLDS(KernelContextGetInput, KernelContext_GetInput);
 HOLDS(KernelContextGetOutput, KernelContext_GetOutput);
 HOLDS(ReleaseStatus, ReleaseStatus);
