@@ -5,6 +5,7 @@ Before → after, of integers::
     div(a, b, rounding_mode="floor")   →  floor_divide(a, b)
     div(a, b, rounding_mode="trunc")   →  q + (r ≠ 0 and (a < 0) ≠ (b < 0)),
                                           q = floor_divide(a, b), r = a - q · b
+    floor_divide(9, b)                 →  floor_divide(full((), 9), b)
 
 torch.div: both modes are exact for integers. torch.onnx translates them through float32, which has
 24 bits.
@@ -16,7 +17,13 @@ from typing import Any, ClassVar, Final
 
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import argument, dtype_of, is_call, operand
+from tokexport.graph_passes.torch_passes.calls import (
+    argument,
+    dtype_of,
+    is_call,
+    operand,
+    value,
+)
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 
@@ -32,6 +39,8 @@ class WholeQuotients(TorchPass):
         """Rewrites the graph in place and returns how many quotients it changed."""
         changed = 0
         for node in list(edit.graph.nodes):
+            if is_call(node, aten.floor_divide.default) and not isinstance(node.args[0], Node):
+                changed += _of_a_number(edit, node)
             if not is_call(node, *_DIVISIONS) or dtype_of(node).is_floating_point:
                 continue
             with edit.before(node):
@@ -40,6 +49,15 @@ class WholeQuotients(TorchPass):
                 edit.replace(node, new)
                 changed += 1
         return changed
+
+
+def _of_a_number(edit: Editor, node: Node) -> int:
+    """Puts a tensor of rank 0 in the place of a number that is divided."""
+    options = {"dtype": dtype_of(node), "device": value(node).device, "pin_memory": False}
+    with edit.before(node):
+        top = edit.call(aten.full.default, [], node.args[0], **options)
+        edit.replace(node, edit.call(aten.floor_divide.default, top, *node.args[1:]))
+    return 1
 
 
 def _spelled(edit: Editor, top: Node, bottom: Any, rounding: str) -> Node:

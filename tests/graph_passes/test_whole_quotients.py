@@ -18,6 +18,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "trunc by a number": lambda x: torch.div(x, 7, rounding_mode="trunc"),
     "trunc by a negative number": lambda x: torch.div(x, -3, rounding_mode="trunc"),
     "floor by a tensor": lambda x: torch.div(x, -(x % 5 + 11), rounding_mode="floor"),
+    "floor of a number": lambda x: 2**40 // (x % 5 + 11),
     "trunc by a tensor": lambda x: torch.div(x, -(x % 5 + 11), rounding_mode="trunc"),
 }
 
