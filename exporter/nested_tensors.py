@@ -86,8 +86,8 @@ def places(one: Template) -> Iterator[Place]:
             yield from group
 
 
-def filled(one: Template, tensors: Mapping[str, Tensor]) -> Any:
-    """Returns the value again with each place taken by the tensor of its name."""
+def filled(one: Template, tensors: Mapping[str, Any]) -> Any:
+    """Returns the value again with each place taken by what is there under its name."""
     if isinstance(one, Place):
         return tensors[one.name]
     if isinstance(one, Kept):
