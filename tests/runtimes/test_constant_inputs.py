@@ -150,5 +150,6 @@ def test_values_that_do_not_fit_are_no_manifest(
     make_bundle: Callable[..., Path], change: dict[str, Any]
 ) -> None:
     bundle = written(make_bundle(), constant_inputs=[ITEM | change])
-    with pytest.raises(BundleError, match=r"constant_inputs(\[0\].dtype)? should be"):
+    said = r"constant_inputs(\[0\].dtype)? should be|nests deeper than 64 levels"
+    with pytest.raises(BundleError, match=said):
         read_manifest(bundle)
