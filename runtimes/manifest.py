@@ -184,19 +184,20 @@ def read_manifest(bundle: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise broken_manifest(path, f"it cannot be read: {error}") from error
     try:
-        data = _all_printable(json.loads(text))
+        parsed = json.loads(text)
+        data = _all_printable(parsed)
     except (ValueError, RecursionError) as error:
         raise broken_manifest(path, f"it is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise broken_manifest(path, "it is not a JSON object")
+    if _RETURNED in parsed:  # what the model returned beside its tensors is data, and stays
+        data[_RETURNED] = parsed[_RETURNED]
     _check_version(data.get("schema_version"), path)
     return _Reader(path).manifest(data)
 
 
 def _all_printable(data: Any, depth: int = _DEEPEST) -> Any:
     """Returns parsed JSON whose texts a terminal can show, keys too; any may be printed.
-
-    What the model returned beside its tensors is data, and stays as it is.
 
     Raises:
         ValueError: Its lists and objects nest deeper than so many.
@@ -208,10 +209,7 @@ def _all_printable(data: Any, depth: int = _DEEPEST) -> Any:
     if isinstance(data, list):
         return [_all_printable(part, depth - 1) for part in data]
     if isinstance(data, dict):
-        return {
-            printable(key): value if key == _RETURNED else _all_printable(value, depth - 1)
-            for key, value in data.items()
-        }
+        return {printable(key): _all_printable(value, depth - 1) for key, value in data.items()}
     return data
 
 

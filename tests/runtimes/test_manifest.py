@@ -279,11 +279,12 @@ def test_a_text_holds_nothing_that_a_terminal_obeys(make_bundle: BundleMaker) ->
     path = bundle / MANIFEST_NAME
     data = json.loads(path.read_text())
     data["created"] = "half \udc80, red \x1b[31m, \x9b2J, \u202eback"
-    data["source"] = {"\x07": ["\x1b]0;title\x07"]}
+    data["source"] = {"\x07": ["\x1b]0;title\x07"], "constant_outputs": {"a": "\x1b"}}
     path.write_text(json.dumps(data))
     manifest = read_manifest(bundle)
     assert manifest.created == "half \\udc80, red \\x1b[31m, \\x9b2J, \\u202eback"
-    assert manifest.source == {"\\x07": ["\\x1b]0;title\\x07"]}
+    assert manifest.source["\\x07"] == ["\\x1b]0;title\\x07"]
+    assert manifest.source["constant_outputs"] == {"a": "\\x1b"}
 
 
 def test_one_altered_byte_is_found_and_both_hashes_shown(make_bundle: BundleMaker) -> None:
