@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,8 @@ from tokexport.exporter.errors import InputError
 from tokexport.runtimes.array_archive import Archive, ArchiveError, read_npy
 from tokexport.runtimes.regular_files import open_regular
 
-_MAGICS = (b"\x93NUMPY", b"PK\x03\x04", b"PK\x05\x06")
+_NPY = b"\x93NUMPY"
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _HOW = "Save the arrays with numpy.savez(path, name=array)"
 
 
@@ -33,12 +33,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | np.ndarray:
         raise InputError(f"The inputs file {what}.", where=str(path), fix="Pass an .npz file.")
     try:
         with open_regular(path) as file:
-            if not file.read(8).startswith(_MAGICS):
+            start = file.read(8)
+            if not start.startswith((_NPY, *_ZIP)):
                 raise InputError(
                     "The inputs file is not an .npz or .npy.", where=str(path), fix=_HOW
                 )
             file.seek(0)
-            if not zipfile.is_zipfile(file):
+            if start.startswith(_NPY):
                 return read_npy(file)
             archive = Archive(file)
             return {name: archive.read(name) for name in archive.names}
