@@ -216,9 +216,10 @@ class KnownValues(TorchFunctionMode):
         return args, kwargs
 
     def _place(self, part: Any) -> Any:
-        """Returns a part of a key with its known numbers and truths as such."""
-        if isinstance(part, slice):
-            return slice(*map(self._whole, (part.start, part.stop, part.step)))
+        """Returns a part of a key with its known numbers and truths as such, slices apart.
+
+        ``SliceBounds`` asks what bounds those, and is answered as any reader of numbers is.
+        """
         if isinstance(part, list):
             return [self._whole(one) for one in part]
         if not isinstance(part, Tensor) or part.dim():
