@@ -125,17 +125,18 @@ class BundleWriter:
             KeyboardInterrupt: It came behind the commit; says that the bundle is whole.
         """
         said = self._as_write_error(error)
+        stopped = error if isinstance(error, KeyboardInterrupt) else None
         try:
             with held_signals():
                 self._clean_up()
         except KeyboardInterrupt as interrupt:
-            error = interrupt
+            stopped = interrupt
         if said is not None:
             raise said from error
-        if isinstance(error, KeyboardInterrupt) and self._committed:
-            raise KeyboardInterrupt(f"The bundle is whole, at {self._output}.") from error
-        if isinstance(error, KeyboardInterrupt) and kind is not type(error):
-            raise error
+        if stopped is not None and self._committed:
+            raise KeyboardInterrupt(f"The bundle is whole, at {self._output}.") from stopped
+        if stopped is not None and stopped is not error:
+            raise stopped
 
     def require_space(self, needed: int) -> None:
         """Refuses early when the disk has less room than ``needed`` bytes.

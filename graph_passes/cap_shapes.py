@@ -50,6 +50,21 @@ def regroup(padded: Padded, node: Node) -> None:
     padded.set(node, padded.edit.call(aten.reshape.default, x, after), found)
 
 
+def _divided(padded: Padded, node: Node, live: Live, by: int, said: str) -> tuple[Node, Live]:
+    """Divides the count of rows, which has to come out even; ``said`` is where it does not.
+
+    Returns:
+        The count, and the rows that are so many.
+    """
+    each = padded.edit.call(aten.div.Tensor_mode, live.count, by, rounding_mode="floor")
+    padded.set_most(each, shape_of(live.mask)[0] // by)
+    own = padded.of_number(node, each)
+    rest = padded.edit.call(aten.remainder.Scalar, live.count, by)
+    even = padded.edit.call(aten.eq.Scalar, rest, 0)
+    padded.require(even, "rows", said, source_line(node))
+    return each, own
+
+
 def _in_rows(padded: Padded, node: Node, x: Node, axis: int, after: list[Any]) -> bool:
     """Pads ``numbers.view(B, -1, C)``: where real numbers come first, so do the rows of them.
 
@@ -67,12 +82,8 @@ def _in_rows(padded: Padded, node: Node, x: Node, axis: int, after: list[Any]) -
         return False
     own = padded.memo.get(("rows", live, width))
     if own is None:
-        rows = edit.call(aten.div.Tensor_mode, live.count, width, rounding_mode="floor")
-        padded.set_most(rows, room // width)
-        own = padded.of_number(node, rows)
-        even = edit.call(aten.eq.Scalar, edit.call(aten.remainder.Scalar, live.count, width), 0)
         said = f"the numbers do not fall into rows of {width}"
-        padded.require(even, "rows", said, source_line(node))
+        _, own = _divided(padded, node, live, width, said)
     many = room // width
     cut = edit.cut(x, axis, 0, many * width)
     sizes = [many if at == place else size for at, size in enumerate(after)]
@@ -97,12 +108,8 @@ def _in_groups(padded: Padded, node: Node, x: Node, axis: int, after: list[Any])
     if prod(after[: place - 1]) != ahead or prod(after[place + 1 :]) != behind or groups < 1:
         return False
     room = shape_of(live.mask)[0]
-    each = edit.call(aten.div.Tensor_mode, live.count, groups, rounding_mode="floor")
-    padded.set_most(each, room // groups)
-    own = padded.of_number(node, each)
-    even = edit.call(aten.eq.Scalar, edit.call(aten.remainder.Scalar, live.count, groups), 0)
     said = f"the rows do not fall into {groups} groups of as many"
-    padded.require(even, "rows", said, source_line(node))
+    each, own = _divided(padded, node, live, groups, said)
     first = edit.call(aten.mul.Tensor, edit.view(padded.counted(groups), [groups, 1]), each)
     rows = edit.call(aten.add.Tensor, first, edit.view(padded.counted(room // groups), [1, -1]))
     rows = edit.call(aten.clamp_max.default, edit.view(rows, [groups * (room // groups)]), room - 1)

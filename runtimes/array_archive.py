@@ -11,7 +11,8 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, Final
 
 import numpy as np
@@ -58,10 +59,8 @@ class Archive:
     """
 
     def __init__(self, file: BinaryIO, *, packed: bool = True) -> None:
-        try:
+        with _worded():
             self._zip = zipfile.ZipFile(file)
-        except _DAMAGED as error:
-            raise ArchiveError(_said(error)) from error
         self._members: dict[str, zipfile.ZipInfo] = {}
         if len(self._zip.infolist()) > _MOST_MEMBERS:
             raise ArchiveError(f"it has more than {_MOST_MEMBERS:,} members")
@@ -95,13 +94,8 @@ class Archive:
             MemoryError: It does not fit into memory.
         """
         info = self._members[name]
-        try:
-            with self._zip.open(info) as member:
-                return _array(member, info.file_size, name)
-        except ArchiveError:
-            raise
-        except _DAMAGED as error:
-            raise ArchiveError(_said(error), name) from error
+        with _worded(name), self._zip.open(info) as member:
+            return _array(member, info.file_size)
 
 
 #: What zipfile, zlib and the parsing of a header raise of damaged bytes.
@@ -123,35 +117,44 @@ def read_npy(file: BinaryIO) -> Array:
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
+    with _worded():
+        return _array(file, size)
+
+
+@contextmanager
+def _worded(member: str = "") -> Iterator[None]:
+    """Raises what is damaged as an ArchiveError, with the array that it is about."""
     try:
-        return _array(file, size, "")
-    except ArchiveError:
+        yield
+    except ArchiveError as error:
+        error.member = error.member or member
         raise
     except _DAMAGED as error:
-        raise ArchiveError(_said(error)) from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArchiveError(said, member) from error
 
 
-def _array(stream: IO[bytes], size: int, name: str) -> Array:
+def _array(stream: IO[bytes], size: int) -> Array:
     """Reads an array of so many bytes, its header among them."""
     version = npy.read_magic(stream)
     if version not in _HEADERS:
-        raise ArchiveError(f"the format {version} of the array is not known", name)
+        raise ArchiveError(f"the format {version} of the array is not known")
     counted = _Counted(stream)
     try:
         shape, turned, dtype = _HEADERS[version](counted, max_header_size=_LONGEST_HEADER)
     except (*_DAMAGED, tokenize.TokenError, MemoryError) as error:  # the last of parentheses
-        raise ArchiveError("the header of the array says no type and shape", name) from error
+        raise ArchiveError("the header of the array says no type and shape") from error
     if dtype.hasobject:
-        raise ArchiveError("it holds python objects, which are pickled", name, pickled=True)
+        raise ArchiveError("it holds python objects, which are pickled", pickled=True)
     if dtype.kind not in _KINDS or dtype.subdtype is not None or dtype.itemsize == 0:
-        raise ArchiveError(f"its type {str(dtype):.40} is not one of numbers", name)
+        raise ArchiveError(f"its type {str(dtype):.40} is not one of numbers")
     if any(isinstance(length, bool) or length < 0 for length in shape):
-        raise ArchiveError(f"its shape is {str(shape):.40}", name)
+        raise ArchiveError(f"its shape is {str(shape):.40}")
     count = math.prod(shape)
     left = size - npy.MAGIC_LEN - counted.taken
     if count * dtype.itemsize != left:
         raise ArchiveError(
-            f"its header says {str(dtype):.40} {str(shape):.80}, and {left} bytes are there", name
+            f"its header says {str(dtype):.40} {str(shape):.80}, and {left} bytes are there"
         )
     flat = np.empty(count, dtype)
     view = flat.view(np.uint8).data
@@ -159,10 +162,10 @@ def _array(stream: IO[bytes], size: int, name: str) -> Array:
     while done < len(view):
         read = stream.readinto(view[done:])  # type: ignore[attr-defined]
         if not read:
-            raise ArchiveError("it ends before its last number", name)
+            raise ArchiveError("it ends before its last number")
         done += read
     if stream.read(1):  # and a zip member is held to its checksum at its end
-        raise ArchiveError("it goes on behind its last number", name)
+        raise ArchiveError("it goes on behind its last number")
     return flat.reshape(shape[::-1]).T if turned else flat.reshape(shape)
 
 
@@ -178,7 +181,3 @@ class _Counted:
         found = self._stream.read(size)
         self.taken += len(found)
         return found
-
-
-def _said(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -27,8 +27,6 @@ _WITHIN: Final[dict[str, dict[int, str]]] = {
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 10: "tensor", 22: "sparse tensor", 23: "sparse tensor"},
     "sparse tensor": {1: "tensor", 2: "tensor"},
-    "tensor": {13: "external data"},
-    "external data": {},
 }
 #: Of attributes, those that are graphs.
 _GRAPHS: Final = {6, 11}
@@ -105,12 +103,9 @@ class _Walk:
         return self._found
 
     def _function(self, begin: int, end: int) -> None:
-        texts = {1: "", 10: "", 13: ""}  # name, domain, overload
-        for number, kind, first, last in self._fields(begin, end):
-            if number in texts and kind == _BYTES:
-                texts[number] = self._text(first, last)
-        key = texts[10], texts[1]
-        self._must(key not in self._bodies, f"function {texts[1]!r} stands twice")
+        name, domain = self._texts(begin, end, 1, 10)
+        key = domain, name
+        self._must(key not in self._bodies, f"function {name!r} stands twice")
         self._bodies[key] = _Body()
         self._body(begin, end, "function", self._bodies[key])
 
@@ -133,14 +128,11 @@ class _Walk:
                     ahead.append((within, first, last))
 
     def _node(self, begin: int, end: int, body: _Body) -> None:
-        texts = {4: "", 7: ""}  # type, domain
-        for number, kind, first, last in self._fields(begin, end):
-            if number in texts and kind == _BYTES:
-                texts[number] = self._text(first, last)
-        domain = "" if texts[7] == "ai.onnx" else texts[7]
+        name, domain = self._texts(begin, end, 4, 7)
+        domain = "" if domain == "ai.onnx" else domain
         body.nodes += 1
-        body.calls[domain, texts[4]] = body.calls.get((domain, texts[4]), 0) + 1
-        self._found.operators.add(f"{domain}:{texts[4]}" if domain else texts[4])
+        body.calls[domain, name] = body.calls.get((domain, name), 0) + 1
+        self._found.operators.add(f"{domain}:{name}" if domain else name)
 
     def _tensor(self, begin: int, end: int) -> None:
         """Holds the numbers that a tensor says it has to the bytes that it has."""
@@ -154,14 +146,10 @@ class _Walk:
             elif number == 14:
                 external = _EXTERNAL in self._numbers(kind, first, last)
             elif number == 13 and kind == _BYTES:
-                entry = {
-                    key: self._text(at, to)
-                    for key, way, at, to in self._fields(first, last)
-                    if key in (1, 2) and way == _BYTES
-                }
-                if entry.get(1) == "location":
+                key, value = self._texts(first, last, 1, 2)
+                if key == "location":
                     self._must(not location, "a tensor lies in two files")
-                    location = entry.get(2, "")
+                    location = value
         there = end - begin
         if external:
             self._must(location != "", "a tensor lies in a file without a name")
@@ -253,6 +241,14 @@ class _Walk:
             if byte < 0x80:
                 return value & (2**64 - 1), at + place + 1
         raise ContentsError("it is no ONNX file, or ends too early")
+
+    def _texts(self, begin: int, end: int, one: int, other: int) -> tuple[str, str]:
+        """Returns two fields of a message that are texts, empty where there is none."""
+        found = {one: "", other: ""}
+        for number, kind, first, last in self._fields(begin, end):
+            if number in found and kind == _BYTES:
+                found[number] = self._text(first, last)
+        return found[one], found[other]
 
     def _text(self, first: int, last: int) -> str:
         self._must(last - first <= 4096, "a name is longer than names are")

@@ -8,15 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokexport.exporter.errors import UsageError
+from tokexport.runtimes.bundle_files import hash_file
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-def hash_file(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_files(paths: Sequence[Path]) -> str:

@@ -11,7 +11,7 @@ from tokexport.exporter.source.checkpoint import load_checkpoint
 from tokexport.exporter.source.exported_program import load_exported_program, refuse_old_layout
 from tokexport.exporter.source.factory import Built, call_factory, is_factory_name
 from tokexport.exporter.source.file_kind import FileKind, file_kind
-from tokexport.exporter.source.hashing import hash_file, hash_files, hash_model
+from tokexport.exporter.source.hashing import hash_files, hash_model
 from tokexport.exporter.source.input_shapes import known_input_shapes
 from tokexport.exporter.source.options import Source, SourceOptions
 from tokexport.exporter.source.preprocessing import timm_preprocessing
@@ -21,6 +21,7 @@ from tokexport.exporter.source.transformers_folder import (
     CONFIG,
     load_transformers_folder,
 )
+from tokexport.runtimes.bundle_files import hash_file
 
 if TYPE_CHECKING:
     from torch import nn

@@ -198,17 +198,19 @@ def _read_zip(path: Path) -> TorchFile:
 
 def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, record: StorageRecord) -> bytes:
     """Returns the bytes of a compressed storage, which may be no more than its numbers are."""
-    import torch
-
-    itemsize = getattr(torch, record.dtype).itemsize if record.dtype else 1
-    if info.file_size > record.length * itemsize:
+    if info.file_size > _bytes_of(record):
         raise pickle.UnpicklingError(f"storage {record.key!r} holds {info.file_size} bytes")
     return archive.read(info)
 
 
-def _read_plain(path: Path) -> TorchFile:
+def _bytes_of(record: StorageRecord) -> int:
+    """Returns how many bytes the numbers of a storage are."""
     import torch
 
+    return record.length * (getattr(torch, record.dtype).itemsize if record.dtype else 1)
+
+
+def _read_plain(path: Path) -> TorchFile:
     with path.open("rb") as file:
         if InertUnpickler(file).load() != _MAGIC_NUMBER or InertUnpickler(file).load() != _VERSION:
             raise pickle.UnpicklingError("unknown layout")
@@ -223,9 +225,8 @@ def _read_plain(path: Path) -> TorchFile:
             (count,) = _COUNT.unpack(file.read(_COUNT.size))
             if count != record.length:
                 raise pickle.UnpicklingError(f"storage {key!r} holds {count} elements")
-            size = count * (getattr(torch, record.dtype).itemsize if record.dtype else 1)
-            places[key] = (file.tell(), size)
-            file.seek(size, 1)
+            places[key] = (file.tell(), _bytes_of(record))
+            file.seek(_bytes_of(record), 1)
     return TorchFile(path, root, unpickler.origins, places)
 
 
