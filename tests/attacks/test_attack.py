@@ -1,0 +1,58 @@
+"""The campaign of attacks notices every end that a case can have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attack
+import pytest
+from attacks.child import Child
+from attacks.kinds import Kind, drawn, kind_named
+from attacks.known_ends import ENDS
+from attacks.page import page
+
+
+def test_every_end_of_a_case_is_noticed(tmp_path: Path) -> None:
+    kind = kind_named("known_ends")
+    with Child(kind, "itself", tmp_path, seed=0) as child:
+        told = [child.run(index) for index in range(len(ENDS))]
+    assert [one.verdict for one in told] == [verdict for _, verdict in ENDS]
+    # What ended the process was run once more in one of its own.
+    ended = {"crashed", "hung", "over budget"}
+    assert all(one.alone == (one.verdict if one.verdict in ended else "") for one in told)
+    assert all(one.what == f"case {one.index} in []" for one in told)
+
+
+def test_results_are_resumed_and_written_as_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attack, "RESULTS", tmp_path / "attack.jsonl")
+    monkeypatch.setattr(attack, "FOLDER", tmp_path)
+    kind = kind_named("known_ends")
+    attack.run_kind(kind, 0, 3, float("inf"), again=False)
+    (line,) = attack.known()
+    assert line["verdicts"] == {"right": 1, "crashed": 1, "refused": 1}
+    assert [one["index"] for one in line["found"]] == [1]
+    ran: list[int] = []
+    run_line = attack.run_line
+
+    def counted(kind: Kind, seed: int, first: int, count: int) -> dict[str, Any]:
+        ran.append(first)
+        return run_line(kind, seed, first, count)
+
+    monkeypatch.setattr(attack, "run_line", counted)
+    attack.run_kind(kind, 0, 3, float("inf"), again=False)
+    assert ran == []
+    attack.run_kind(kind, 0, 3, float("inf"), again=True)
+    assert ran == [0]
+    assert len(attack.known()) == 1
+    said = page(attack.known(), ["known_ends"])
+    assert "| known_ends | itself | 3 | 1 | 1 | 0 | 0 | 1 | 0 | 0 |" in said
+    assert "- known_ends 1, itself: case 1 in []: **crashed** (alone: crashed)" in said
+
+
+def test_a_case_is_the_same_wherever_it_is_drawn() -> None:
+    assert drawn("bundles", 0, 7).random() == drawn("bundles", 0, 7).random()
+    numbers = {drawn(kind, seed, 7).random() for kind in ("a", "b") for seed in (0, 1)}
+    assert len(numbers) == 4
