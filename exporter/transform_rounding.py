@@ -1,8 +1,9 @@
 """Measures what rounding does to complex values and Fourier transforms.
 
-A transform sums n terms f x with |f| = s, so a sum of them in any order is off by about
-√(n / (2 LANES)) s √(Σ |x|²) last bits, as ``accumulation`` says of other sums. By Parseval's
-theorem s² Σ |x|² is the mean of |y|² over the axes that are transformed, whatever the norm.
+Along an axis a transform sums n terms f x with |f| = s, so a product in its place is off by about
+√(PART n / 2) s √(Σ |x|²) last bits, as ``accumulation`` says of others; several axes are as many
+products. By Parseval's theorem s² Σ |x|² is the mean of |y|² over the axes that are transformed,
+whatever the norm.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tokexport.exporter.accumulation import LANES
+from tokexport.exporter.accumulation import PART
 from tokexport.graph_passes.torch_passes.fourier_products import steps
 from tokexport.runtimes.neighbourhoods import epsilon
 
@@ -54,9 +55,9 @@ def moved_transform(node: Node, exact: Tensor, moved: Tensor, random: torch.Gene
     if not along or not exact.numel():
         return moved
     axes = sorted({step.axis for step in along})
-    count = math.prod(exact.shape[axis] for axis in axes)
+    count = sum(exact.shape[axis] for axis in axes)
     far = exact.abs().square().mean(axes, keepdim=True).sqrt()
-    far = far * math.sqrt(count / (2 * LANES)) * epsilon("float32")
+    far = far * math.sqrt(PART * count / 2) * epsilon("float32")
     parts = torch.view_as_real(moved) if moved.is_complex() else moved.unsqueeze(-1)
     chance = torch.empty_like(parts).uniform_(-1, 1, generator=random) * far.unsqueeze(-1)
     parts = parts + chance
