@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from tokexport.exporter.object_memory import ObjectMemory
+from tokexport.exporter.run_counters import RunCounters
 
 #: What Python itself puts into a class when it is first asked for.
 _OF_PYTHON: Final = {
@@ -46,6 +47,10 @@ class Evaluation:
         """Puts everything back but the mode, so that the next run meets what the first one met."""
         self._give_back()
         self._set_mode()
+
+    def counters(self) -> RunCounters:
+        """Returns what finds the numbers that the tree counts up as it runs."""
+        return RunCounters(self.memory, list(self._attributes))
 
     def _set_mode(self) -> None:
         for module in self._modules:

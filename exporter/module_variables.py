@@ -39,6 +39,11 @@ def assigned_again(function: types.FunctionType) -> Iterator[Callable[[], object
         yield partial(_set, function.__globals__, name, held)
 
 
+def assigned_names(function: types.FunctionType) -> tuple[str, ...]:
+    """Returns the variables of its module that a function assigns."""
+    return _assigned(function.__code__)
+
+
 def _package_of(value: Any) -> str:
     return (value.__module__ or "").partition(".")[0]
 

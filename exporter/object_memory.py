@@ -13,7 +13,7 @@ import sys
 import types
 import weakref
 from collections import OrderedDict, UserDict, UserList, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from tokexport.exporter.module_variables import assigned_again, values_kept
+from tokexport.exporter.module_variables import assigned_again, assigned_names, values_kept
 
 #: Tensors and arrays beyond this many bytes are not copied, weights apart.
 LARGEST: Final = 2**26
@@ -78,6 +78,19 @@ class ObjectMemory:
         """Puts everything back."""
         for undo in self._undo:
             undo()
+
+    def keepers(self) -> Iterator[tuple[Any, tuple[str, ...] | None]]:
+        """Yields what holds values that are put back, and which names of it; None for all."""
+        for one in list(self._seen.values()):
+            if isinstance(one, types.FunctionType):
+                if _package(one.__module__ or "") not in _NOT_THE_PERSONS:
+                    yield one.__globals__, assigned_names(one)
+                continue
+            if isinstance(one, dict | list | deque):
+                yield one, None
+            own = _namespace(one) if _has_state(type(one)) else None
+            if own is not None:
+                yield own, None
 
     def _reader_of(self, kind: type) -> Reader:
         """Returns what remembers an object of a type and returns the objects that it holds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -23,6 +23,7 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.module_state import evaluation, parameter_versions
 from tokexport.exporter.outputs import Constant
+from tokexport.exporter.run_counters import RUNS, RunCounters
 from tokexport.exporter.settled_state import other_inputs, settle, weights_of
 from tokexport.exporter.unbacked import FIX
 from tokexport.graph_passes.stack_traces import raised_at
@@ -108,12 +109,18 @@ def _first_run(
     """Runs the model, and again as it is then; holds it to its versions, and puts all back."""
     again = None
     with evaluation(model, weights=True) as entered:
+        counters = entered.counters()
         answer = _run(model, tensors)
         if twice:
             now = parameter_versions(model)
             kept = tuple(name for name, one in now.items() if versions.get(name) != one)
+            counters.look()
             second = _run(model, tensors)
+            counters.look()
             after_other = _run_of_others(model, tensors)
+            counters.look()
+            if same_answers(answer, second, REPEATS):
+                _require_same_later(answer, counters, partial(_run, model, tensors))
             entered.begin_again()
             anew = _run(model, tensors)
             entered.begin_again()
@@ -128,6 +135,24 @@ def _first_run(
     _require_same_weights(model, versions)
     _refuse_rewriting([name for name in written if name not in model.settled])
     return answer, again
+
+
+def _require_same_later(answer: Answer, counters: RunCounters, run: Callable[[], Answer]) -> None:
+    """Refuses a model that counts its runs, and answers otherwise when it has run often."""
+    counting, many = counters.names(), 3
+    for more in RUNS if counting else ():
+        counters.advance(more - 1)
+        many += more
+        try:
+            does = "" if same_answers(answer, run(), REPEATS) else "answers otherwise"
+        except ExporterError:
+            does = "fails"
+        if does:
+            raise ModelNotSupportedError(
+                f"The model counts how often it ran, and {does} after {many:,} runs: "
+                f"{', '.join(counting[:8])}.",
+                fix="Compute the value without storing it, or take it as an input and return it.",
+            )
 
 
 @dataclass(frozen=True)
