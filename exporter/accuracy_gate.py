@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeGuard
 
 from tokexport.exporter.accuracy import hits
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gate_advice import advice_for
 from tokexport.exporter.inputs import Batches
-from tokexport.exporter.report import Accuracy
 from tokexport.runtimes.base import Array
 
 if TYPE_CHECKING:
@@ -32,6 +32,25 @@ if TYPE_CHECKING:
 ACCURACY_LOSS: Final = 0.005
 #: A larger loss fails where it would be found by chance less often than this.
 _BY_CHANCE: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The share of labelled samples classified right.
+
+    Attributes:
+        before: By the model as the user gave it, 0 to 1.
+        after: By the artifact, or by the last step that could run here, 0 to 1.
+        samples: How many samples had labels.
+        lost: How many of them only the model classifies right.
+        won: How many only the artifact classifies right.
+    """
+
+    before: float
+    after: float
+    samples: int
+    lost: int
+    won: int
 
 
 def accuracy_of(

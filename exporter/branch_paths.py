@@ -9,8 +9,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from tokexport.exporter.capture import FlatModel, capture_padded
+from tokexport.exporter.capture import capture_padded
 from tokexport.exporter.errors import ModelNotSupportedError
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.unbacked import Padding

@@ -16,11 +16,11 @@ from tokexport.exporter.gates import (
     HALF_TYPES,
     LEAST_COSINE,
     REDUCED_PRECISION_TOLERANCE,
-    ROUNDING_FACTOR,
     SPREAD_TOLERANCE,
     UNSTABLE,
     Gate,
 )
+from tokexport.exporter.local_rounding import ROUNDING_FACTOR
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import compare, scale_of, spread
 from tokexport.runtimes.neighbourhoods import as_samples, limits

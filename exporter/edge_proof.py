@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 from torch.fx import GraphModule
 
-from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.edge_inputs import edge_inputs, joined
 from tokexport.exporter.edge_int8 import Int8Figures, int8_figures
 from tokexport.exporter.edge_report import EdgeReport
 from tokexport.exporter.errors import ExporterError, listed
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.gate_warnings import weak_kinds
 from tokexport.exporter.gates import narrowed_hops
 from tokexport.exporter.index_tables import indices_of

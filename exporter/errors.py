@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from tokexport.exporter.report import Report
+#: What a person can do about a count that depends on the data.
+FIXED_COUNTS: Final = (
+    "Make the count a constant (top-k with a fixed k in place of a threshold, of nonzero or of "
+    ".item()): keep = scores.topk(K).indices; live = mask.gather(1, keep); then add "
+    "torch.where(live, 0.0, -inf) to the attention logits and count only live rows in means."
+)
 
 
 class ExporterError(Exception):
@@ -84,10 +88,11 @@ class PackageMissingError(ExporterError):
 class GateError(ExporterError):
     """A gate failed: parity, speed, or a run that was required.
 
-    ``report`` holds what was found until then; None until a compile fills it in.
+    ``report`` holds what was found until then, an ``exporter.report.Report``; None until a compile
+    fills it in.
     """
 
-    report: Report | None = None
+    report: Any = None
 
 
 class InternalError(ExporterError):

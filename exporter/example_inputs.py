@@ -12,14 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from tokexport.exporter.array_file import read_arrays
-from tokexport.exporter.capture import (
-    CATCH_ALL,
-    CallSpec,
-    FlatModel,
-    call_by_name,
-    call_spec,
-    forward_parameters,
-)
 from tokexport.exporter.config import InputConfig
 from tokexport.exporter.constant_inputs import (
     as_given,
@@ -35,6 +27,14 @@ from tokexport.exporter.errors import (
     NotFiniteError,
     UsageError,
     listed,
+)
+from tokexport.exporter.flat_model import (
+    CATCH_ALL,
+    CallSpec,
+    FlatModel,
+    call_by_name,
+    call_spec,
+    forward_parameters,
 )
 from tokexport.exporter.inputs import Batches, read_inputs, synthetic_inputs
 from tokexport.exporter.named_arrays import LABELS, check_names

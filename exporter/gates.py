@@ -47,9 +47,8 @@ SPREAD_TOLERANCE: Final = 0.5
 FP32_FLOOR: Final = 1e-5
 #: A neighbourhood that rounding moves by more says more about the model than about the compile.
 UNSTABLE: Final = 1e-3
-#: How many times what rounding does an output may be off, in fp32.
-ROUNDING_FACTOR: Final = 4.0
-#: The same in a half precision, whose rounding is measured by more runs than it takes.
+#: How many times what rounding does an output may be off in a half type: what measures it rounds
+#: every result, and an artifact fewer.
 HALF_FACTOR: Final = 2.0
 
 _KEPT_OUT: Final[Mapping[str, Any]] = {"report": False}

@@ -17,10 +17,11 @@ from rich.console import Console
 from torch import nn
 from torch.export import ExportedProgram
 
-from tokexport.exporter.capture import FlatModel, capture
+from tokexport.exporter.capture import capture
 from tokexport.exporter.config import PRECISIONS, ReduceConfig
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.example_inputs import constants_of, prepare
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.noise import capture_any, random_lines
 from tokexport.exporter.process_state import process_unchanged

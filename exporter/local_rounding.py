@@ -9,13 +9,14 @@ from typing import Final
 import numpy as np
 
 from tokexport.exporter.column_rounding import Columns, columns_of
-from tokexport.exporter.gates import ROUNDING_FACTOR
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.rounding import Rounding
 from tokexport.exporter.score_rounding import few
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.neighbourhoods import Neighbourhoods, Noise, as_samples
 
+#: How many times what rounding does an output may be off, in fp32.
+ROUNDING_FACTOR: Final = 4.0
 #: How many batches of one kind of inputs are measured.
 MEASURED: Final = 4
 #: What an axis of an output is called, by how many it has in a sample.

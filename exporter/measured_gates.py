@@ -10,13 +10,14 @@ from torch.fx import GraphModule
 
 from tokexport.exporter.default_gates import set_gates
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.gates import (
-    HALF_TYPES,
-    ROUNDING_FACTOR,
-    Gate,
-)
+from tokexport.exporter.gates import HALF_TYPES, Gate
 from tokexport.exporter.inputs import Batches
-from tokexport.exporter.local_rounding import LocalRounding, local_rounding, rows_to_measure
+from tokexport.exporter.local_rounding import (
+    ROUNDING_FACTOR,
+    LocalRounding,
+    local_rounding,
+    rows_to_measure,
+)
 from tokexport.exporter.rounding import measure_rounding
 from tokexport.exporter.score_rounding import Scores
 from tokexport.runtimes.base import Array

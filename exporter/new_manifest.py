@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import tokexport
 from tokexport.exporter.build import ARTIFACT
-from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.example_inputs import constants_of
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.reference import Reference
 from tokexport.exporter.source import Source

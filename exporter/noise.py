@@ -7,7 +7,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tokexport.exporter.capture import FlatModel, capture
+from tokexport.exporter.capture import capture
 from tokexport.exporter.dropped_noise import DroppedNoise
 from tokexport.exporter.errors import (
     DataDependentError,
@@ -15,6 +15,7 @@ from tokexport.exporter.errors import (
     NotRepeatableError,
     listed,
 )
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.outputs import Constant
 from tokexport.exporter.reference import Reference, run_reference, tensors_of

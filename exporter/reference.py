@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from tokexport.exporter.answers import Answer, same_answers
-from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.errors import (
+    FIXED_COUNTS,
     DataDependentError,
     ExporterError,
     ModelNotSupportedError,
     NotFiniteError,
     NotRepeatableError,
 )
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.module_state import evaluation, parameter_versions
 from tokexport.exporter.outputs import Constant
 from tokexport.exporter.run_counters import RUNS, RunCounters
 from tokexport.exporter.settled_state import other_inputs, settle, weights_of
-from tokexport.exporter.unbacked import FIX
 from tokexport.graph_passes.stack_traces import raised_at
 from tokexport.graph_passes.torch_errors import in_words
 from tokexport.runtimes.base import Array
@@ -279,7 +279,7 @@ def _check_shapes(first: dict[str, Array], outputs: dict[str, Array], position: 
         raise DataDependentError(
             "The shapes of the model's outputs depend on the values of the input.",
             where=f"First batch: {shapes}; batch {position}: {now}.",
-            fix=FIX,
+            fix=FIXED_COUNTS,
         )
 
 

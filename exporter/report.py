@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tokexport.exporter.accuracy_gate import Accuracy
 from tokexport.exporter.benchmark import Speed
 from tokexport.exporter.dropped_noise import DroppedNoise
 from tokexport.exporter.edge_report import EdgeReport
 from tokexport.exporter.gates import Gate
+from tokexport.exporter.json_values import plain
 from tokexport.exporter.parity import HopResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.token_cap_use import TokenCapUse
@@ -30,25 +29,6 @@ from tokexport.runtimes.neighbourhoods import Worst
 SCHEMA_VERSION = 1
 FAILED = "FAILED"
 _STYLES = {PASSED: "bold green", BUILT_NOT_RUN: "bold yellow", FAILED: "bold red"}
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """The share of labelled samples classified right.
-
-    Attributes:
-        before: By the model as the user gave it, 0 to 1.
-        after: By the artifact, or by the last step that could run here, 0 to 1.
-        samples: How many samples had labels.
-        lost: How many of them only the model classifies right.
-        won: How many only the artifact classifies right.
-    """
-
-    before: float
-    after: float
-    samples: int
-    lost: int
-    won: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,26 +348,3 @@ def _size_note(report: Report) -> str:
     if report.artifact_bytes is None:
         return ""
     return f"  (artifact {report.artifact_bytes / 1e6:.1f} MB)"
-
-
-def plain(value: Any) -> Any:
-    """Turns a value into what JSON has: objects, lists, texts, numbers, true, false, null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            each.name: plain(getattr(value, each.name))
-            for each in dataclasses.fields(value)
-            if each.metadata.get("report", True)
-        }
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"a report holds no {type(value).__name__}: {value!r}")

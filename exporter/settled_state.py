@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokexport.exporter.answers import Answer, same_answers
-from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.module_state import evaluation
 
 #: A weight that is normalised in place may take some calls to stay what it is.

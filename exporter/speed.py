@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tokexport.exporter.benchmark import Speed, measure, over
-from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.machine import usable_cores
 from tokexport.exporter.module_state import evaluation

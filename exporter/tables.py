@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.report import plain
+from tokexport.exporter.json_values import plain
 from tokexport.runtimes.doctor import Component
 from tokexport.runtimes.verification import OutputResult, VerifyResult
 

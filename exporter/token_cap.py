@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from tokexport.exporter.branch_paths import with_paths, without_draws
-from tokexport.exporter.capture import FlatModel, capture_padded
+from tokexport.exporter.capture import capture_padded
 from tokexport.exporter.errors import DataDependentError
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.outputs import Constant
 from tokexport.exporter.reference import tensors_of

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tokexport.exporter.errors import DataDependentError, ModelNotSupportedError
-from tokexport.exporter.unbacked import FIX
+from tokexport.exporter.errors import FIXED_COUNTS, DataDependentError, ModelNotSupportedError
 from tokexport.graph_passes.stack_traces import innermost_line, origin, raised_at
 from tokexport.graph_passes.torch_errors import depends_on_data, in_words
 
@@ -35,7 +34,7 @@ def refusal(error: BaseException) -> ModelNotSupportedError:
             "A number of tokens or a branch depends on the values of the input, and a static graph "
             "has no room for that.",
             where=where,
-            fix=FIX,
+            fix=FIXED_COUNTS,
         )
     return ModelNotSupportedError(
         f"The model cannot be traced by torch.export: {in_words(error)}.",
@@ -74,7 +73,7 @@ def check_static(program: ExportedProgram) -> None:
                     f"The result of {node.target} has a size that depends on the values of the "
                     "input.",
                     where=origin(node),
-                    fix=FIX,
+                    fix=FIXED_COUNTS,
                 )
 
 

@@ -15,20 +15,13 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
-from tokexport.exporter.errors import DataDependentError
+from tokexport.exporter.errors import FIXED_COUNTS, DataDependentError
 from tokexport.graph_passes.cap_numbers import ASSERTIONS
 from tokexport.graph_passes.errors import TokenCountError
 from tokexport.graph_passes.live_rows import Check, Selection
 from tokexport.graph_passes.torch_passes.calls import is_call
 from tokexport.graph_passes.torch_passes.cap_tokens import CapTokens
 from tokexport.graph_passes.torch_passes.infrastructure import run_passes
-
-#: What a person can do about a count that depends on the data.
-FIX: Final = (
-    "Make the count a constant (top-k with a fixed k in place of a threshold, of nonzero or of "
-    ".item()): keep = scores.topk(K).indices; live = mask.gather(1, keep); then add "
-    "torch.where(live, 0.0, -inf) to the attention logits and count only live rows in means."
-)
 
 #: The same, where padding would do.
 OR_CAP: Final = (
@@ -97,7 +90,7 @@ def with_fixed_sizes(program: ExportedProgram, caps: Sequence[int] | None) -> Pa
     try:
         run_passes(program, (cap_tokens,))
     except TokenCountError as error:
-        raise DataDependentError(error.what, where=error.where, fix=FIX) from error
+        raise DataDependentError(error.what, where=error.where, fix=FIXED_COUNTS) from error
     left = set(program.graph.nodes)
     selections = tuple(one for one in cap_tokens.selections if one.count in left)
     return Padding(selections, cap_tokens.checks)

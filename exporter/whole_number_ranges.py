@@ -13,9 +13,9 @@ from typing import Final
 
 import numpy as np
 
-from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.edge_inputs import RUNGS, between, joined
 from tokexport.exporter.errors import ExporterError, NotFiniteError
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reference import run_reference
 from tokexport.runtimes.base import Array

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokexport.exporter.bench.results import Bench, Measurement, Row
-from tokexport.exporter.report import plain
+from tokexport.exporter.json_values import plain
 from tokexport.exporter.wide_table import unbroken_lines
 
 SCHEMA_VERSION: Final = 1

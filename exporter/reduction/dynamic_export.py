@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.errors import GateError, ModelNotSupportedError, listed
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.outputs import flatten
 from tokexport.exporter.reduction.special_tokens import other_inputs

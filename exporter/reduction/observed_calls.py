@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.module_state import evaluation
 
 

@@ -23,7 +23,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.outputs import Constant
 from tokexport.exporter.reduction.shown_blocks import Shown

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import InputConfig
 from tokexport.exporter.eager_form import copy_around_tensors
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
 from tokexport.exporter.reduction.observed_calls import Call

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.config import ReduceConfig
 from tokexport.exporter.errors import InternalError, UsageError
 from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reduction.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduce import Reduction, reduce_flat

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.reduction.surgery_gate import failures_told
 from tokexport.graph_passes.reduction.method import Layer

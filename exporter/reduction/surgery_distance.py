@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokexport.exporter.accumulation import reordered
-from tokexport.exporter.gates import ROUNDING_FACTOR
+from tokexport.exporter.local_rounding import ROUNDING_FACTOR
 from tokexport.exporter.measured_gates import PROVES_NOTHING
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.rounding import only_moves

@@ -18,8 +18,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.errors import ExporterError, GateError, NotRepeatableError
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.reduction.surgery_distance import Answer
 from tokexport.graph_passes.reduction.attention import Attention

@@ -17,11 +17,11 @@ from rich.console import Console
 
 from tokexport.exporter.accuracy import accuracy
 from tokexport.exporter.benchmark import Ratio, Speed, measure
-from tokexport.exporter.capture import FlatModel
 from tokexport.exporter.compile import compile
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.inspection import cost, macs_by_kind
 from tokexport.exporter.machine import describe_machine

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tokexport.exporter.json_values import plain
 from tokexport.exporter.reduction.pareto import Standing
 from tokexport.exporter.reduction.sweep import ACCURACY, Point, Sweep
-from tokexport.exporter.report import plain
 from tokexport.exporter.wide_table import unbroken_lines
 
 SCHEMA_VERSION = 2

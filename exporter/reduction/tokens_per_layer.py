@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tokexport.exporter.capture import FlatModel
+from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.outputs import Constant
 from tokexport.exporter.reduction.surgery_gate import RESTORE_FIX, RESTORED_FIX, failures_told

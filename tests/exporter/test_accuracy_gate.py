@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokexport.exporter.accuracy_gate import accuracy_warning, chance, require_accuracy
+from tokexport.exporter.accuracy_gate import Accuracy, accuracy_warning, chance, require_accuracy
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.report import Accuracy
 
 FP32 = CompileConfig(target="openvino", output=Path("out"))
 INT8, BF16 = (replace(FP32, precision=precision) for precision in ("int8", "bf16"))

@@ -20,8 +20,9 @@ from models.plain_vits import DEPTH, HEADS, IMAGE, PATCH, WIDTH, build, image
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.exporter.capture import FlatModel, call_spec, capture
+from tokexport.exporter.capture import capture
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError
+from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.outputs import flatten

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from tokexport.exporter.capture import FlatModel, call_spec, capture
+from tokexport.exporter.capture import capture
+from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.measured_gates import measured_gates
 from tokexport.exporter.reference import run_reference

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokexport.exporter.capture import FlatModel, call_spec
 from tokexport.exporter.errors import ModelNotSupportedError
+from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reference import run_reference
 

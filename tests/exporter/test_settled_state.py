@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as f
 
 import tokexport
-from tokexport.exporter.capture import FlatModel, call_spec, capture
+from tokexport.exporter.capture import capture
 from tokexport.exporter.errors import ModelNotSupportedError
+from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reference import run_reference
 from tokexport.graph_passes.decisions import unlifted

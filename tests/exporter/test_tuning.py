@@ -19,10 +19,11 @@ from models.tiny_vit import image, tiny_tome
 
 import tokexport
 from tokexport.exporter.benchmark import MIN_PAIRS, Ratio
-from tokexport.exporter.capture import FlatModel, call_spec, capture
+from tokexport.exporter.capture import capture
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import UsageError
+from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.gates import Gate
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.parity import Proof

@@ -10,8 +10,9 @@ from helpers.graphs import Function
 from torch import Tensor
 from torch.nn import functional as f
 
-from tokexport.exporter.capture import FlatModel, call_spec, capture_padded
+from tokexport.exporter.capture import capture_padded
 from tokexport.exporter.errors import DataDependentError
+from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.unbacked import Padding
 from tokexport.graph_passes.decisions import unlifted
 

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 import tokexport
 from tokexport.exporter import hops
 from tokexport.exporter.build import ARTIFACT, build, save_onnx
-from tokexport.exporter.capture import FlatModel, call_spec, capture
+from tokexport.exporter.capture import capture
 from tokexport.exporter.compile import CompileResult
+from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.gates import FP32_FLOOR
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates

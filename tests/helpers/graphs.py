@@ -18,8 +18,9 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from tokexport.exporter.build import save_onnx
-from tokexport.exporter.capture import FlatModel, call_spec, capture
+from tokexport.exporter.capture import capture
 from tokexport.exporter.emit import emit
+from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.torch_passes.infrastructure import Rewritten, TorchPass, run_passes
 from tokexport.runtimes.ort import OrtRunner

@@ -16,7 +16,8 @@ from torch import Tensor
 
 import tokexport
 import tokexport.runtimes
-from tokexport.exporter.capture import FlatModel, call_spec, capture
+from tokexport.exporter.capture import capture
+from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.runtimes.manifest import PASSED
