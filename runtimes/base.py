@@ -101,6 +101,15 @@ class Runner(ABC):
         )
 
     def _checked(self, found: dict[str, Array]) -> dict[str, Array]:
+        for spec in self.computed:
+            given = found[spec.name]
+            if not spec.fits(given.shape) or given.dtype != spec.dtype:
+                raise RunError(
+                    f"The artifact gave {spec.name} {given.dtype} {given.shape}, which is not what "
+                    "it says.",
+                    where=f"Output: {spec}",
+                    fix="Compile the model anew.",
+                )
         if self._checks is not None:
             self._checks.require(found.pop(self._checks.output))
         return found
@@ -260,10 +269,7 @@ def _check_input(spec: TensorSpec, array: Array) -> Array:
             where=where,
             fix=f"Cast it yourself, if that is right: array.astype({spec.dtype!r}).",
         )
-    fits = array.ndim == len(spec.shape) and all(
-        wanted in (size, -1) for size, wanted in zip(array.shape, spec.shape, strict=True)
-    )
-    if not fits:
+    if not spec.fits(array.shape):
         fix = "The shape is fixed when the model is compiled: reshape or batch the array to it."
         if array.shape == spec.shape[1:]:
             fix = "Add the batch axis: array[None]."

@@ -56,15 +56,24 @@ def file_in(bundle: Path, name: str) -> Path:
     """The path of a file of the bundle.
 
     Raises:
-        BundleError: The name is empty, absolute, or leads out of the folder, also by a link.
+        BundleError: The name is empty, absolute, or leads out of the folder or nowhere, also by a
+            link.
     """
     parts = PurePosixPath(name).parts
     outside = not parts or ".." in parts or "\\" in name or "\0" in name or Path(name).is_absolute()
     path = bundle / name
-    if outside or not path.resolve().is_relative_to(bundle.resolve()):
+    if outside or not _lies_in(path, bundle):
         raise BundleError(
             f"The manifest names a file outside the bundle: {name!r}.",
             where=str(bundle / MANIFEST_NAME),
             fix="Do not use this bundle: tokexport writes no such name.",
         )
     return path
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Tells whether a path leads to a place in a folder; links in a circle lead nowhere."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # RuntimeError: a circle, up to Python 3.12
+        return False

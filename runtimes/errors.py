@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from tokexport.runtimes.printable import printable
+
 
 class RuntimesError(Exception):
     """Something the person can mend; it is shown without a traceback.
+
+    Runtimes quote names of the files that they read, so what a terminal would obey is escaped.
 
     Args:
         what: What happened, one sentence.
@@ -13,10 +17,8 @@ class RuntimesError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.fix = fix
+        self.what, self.where, self.fix = map(printable, (what, where, fix))
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         """Returns the parts that are there, a line each."""

@@ -1,7 +1,8 @@
 """Looks through an OpenVINO IR before OpenVINO sees it: what a bundle's artifact may hold.
 
 No tokexport writes a layer with a graph within it, as ``Loop``, ``TensorIterator`` and ``If`` are:
-one without an end cannot be interrupted.
+one without an end cannot be interrupted. Of a layer whose inputs nothing feeds OpenVINO does not
+say so, but reads memory that is not its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from tokexport.runtimes.onnx_contents import ContentsError
 from tokexport.runtimes.regular_files import open_regular
 
 _REFUSED: Final = {"If", "Loop", "TensorIterator"}
+#: Layers that read nothing.
+_SOURCES: Final = {"Const", "Parameter"}
 #: Elements within elements, and all of them: an IR has a dozen levels, and twenty lines a layer.
 _DEEPEST: Final = 64
 _MOST_ELEMENTS: Final = 10_000_000
@@ -37,12 +40,17 @@ def check_ir(path: Path) -> None:
 
 
 class _Reader:
-    """Reads an IR element by element, and keeps none."""
+    """Reads an IR element by element, and keeps the numbers of layers and ports alone."""
 
     def __init__(self, weight_bytes: int) -> None:
         self._weight_bytes = weight_bytes
-        self._depth = 0
         self._elements = 0
+        self._within: list[str] = []
+        self._layer = ""
+        self._sources: set[str] = set()
+        self._others: set[str] = set()
+        self._read: set[tuple[str, str]] = set()
+        self._fed: set[tuple[str, str]] = set()
 
     def read(self, path: Path) -> None:
         parser = expat.ParserCreate()
@@ -56,21 +64,41 @@ class _Reader:
                 parser.Parse(b"", True)
         except expat.ExpatError as error:
             raise ContentsError(f"it is no XML: {error}") from error
+        if self._read != self._fed or {layer for layer, _ in self._read} != self._others:
+            raise ContentsError("what its layers read is not what its edges lead to")
 
     def _doctype(self, *_: object) -> None:
         raise ContentsError("it declares entities")
 
     def _begin(self, name: str, given: Mapping[str, str]) -> None:
-        self._depth += 1
         self._elements += 1
-        if self._depth > _DEEPEST or self._elements > _MOST_ELEMENTS:
+        if len(self._within) >= _DEEPEST or self._elements > _MOST_ELEMENTS:
             raise ContentsError("its elements are more, or deeper in one another, than in an IR")
-        if name == "layer" and given.get("type") in _REFUSED:
-            raise ContentsError(f"a layer runs a graph of its own: {given['type']}")
-        if name == "data" and "offset" in given and "size" in given:
-            self._within(given["offset"], given["size"])
+        if name == "layer":
+            self._begin_layer(given.get("id", ""), given.get("type", ""))
+        elif name == "port" and self._within[-1:] == ["input"]:
+            self._add(self._read, self._layer, given.get("id", ""))
+        elif name == "edge":
+            self._add(self._fed, given.get("to-layer", ""), given.get("to-port", ""))
+        elif name == "data" and "offset" in given and "size" in given:
+            self._hold_to_weights(given["offset"], given["size"])
+        self._within.append(name)
 
-    def _within(self, offset: str, size: str) -> None:
+    def _begin_layer(self, number: str, kind: str) -> None:
+        if kind in _REFUSED:
+            raise ContentsError(f"a layer runs a graph of its own: {kind}")
+        if number in self._sources or number in self._others:
+            raise ContentsError(f"two layers have the number {number:.20}")
+        self._layer = number
+        (self._sources if kind in _SOURCES else self._others).add(number)
+
+    @staticmethod
+    def _add(ports: set[tuple[str, str]], layer: str, port: str) -> None:
+        if (layer, port) in ports:
+            raise ContentsError(f"port {port} of layer {layer} stands twice")
+        ports.add((layer, port))
+
+    def _hold_to_weights(self, offset: str, size: str) -> None:
         try:
             begin, length = int(offset), int(size)
         except ValueError as error:
@@ -79,4 +107,4 @@ class _Reader:
             raise ContentsError("a constant lies outside of the file of weights")
 
     def _end(self, name: str) -> None:
-        self._depth -= 1
+        self._within.pop()

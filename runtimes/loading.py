@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 from tokexport.runtimes.base import Runner
 from tokexport.runtimes.bundle_files import check_files, file_in
@@ -13,9 +14,13 @@ from tokexport.runtimes.manifest import (
     MANIFEST_NAME,
     Manifest,
     TensorSpec,
+    broken_manifest,
     read_manifest,
 )
 from tokexport.runtimes.onnx_contents import ContentsError, onnx_contents
+
+#: How the artifact of a flavour ends whose contents are looked through.
+_SUFFIXES: Final = {"onnxruntime-cpu": ".onnx", "openvino-cpu": ".xml"}
 
 
 def load(bundle: str | os.PathLike[str], *, threads: int | None = None) -> Runner:
@@ -46,15 +51,23 @@ def load(bundle: str | os.PathLike[str], *, threads: int | None = None) -> Runne
 def check_contents(bundle: Path, manifest: Manifest) -> None:
     """Looks through the artifact of a bundle before a runtime sees it.
 
-    An engine of TensorRT is opaque; its file is held to its hash alone.
+    An engine of TensorRT is opaque; its file is held to its hash alone. What a runtime makes of a
+    file may depend on how its name ends, so that is held to what the flavour's ends in.
 
     Raises:
         BundleError: It holds what no tokexport writes, or reads a file that has no hash.
     """
     artifact = file_in(bundle, manifest.artifact)
+    suffix = _SUFFIXES.get(manifest.runtime.flavour)
+    if suffix is not None and artifact.suffix != suffix:
+        raise broken_manifest(
+            bundle / MANIFEST_NAME,
+            f"the artifact of {manifest.runtime.flavour} should end in {suffix}, and it is "
+            f"{manifest.artifact!r:.80}",
+        )
     files: set[str] = set()
     try:
-        match artifact.suffix:
+        match suffix:
             case ".onnx":
                 files = onnx_contents(artifact).files
             case ".xml":

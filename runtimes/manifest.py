@@ -63,6 +63,12 @@ class TensorSpec:
         """Returns the spec as a person writes it: ``x float32 (1, 3, 224, 224)``."""
         return f"{self.name} {self.dtype} {self.shape}"
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Tells whether an array of a shape is one."""
+        return len(shape) == len(self.shape) and all(
+            wanted in (size, -1) for size, wanted in zip(shape, self.shape, strict=True)
+        )
+
 
 @dataclass(frozen=True)
 class RuntimeInfo:

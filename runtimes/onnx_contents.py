@@ -70,10 +70,19 @@ def onnx_contents(path: Path) -> OnnxContents:
 
 @dataclass
 class _Body:
-    """The nodes of the graph or of a function: how many, and which functions they may call."""
+    """The nodes of the graph or of a function.
+
+    Attributes:
+        nodes: How many.
+        calls: How often each operator is called, by domain and name.
+        sizes: Of each, how many values its calls read and give.
+        takes: Of a function, how many values it reads and gives.
+    """
 
     nodes: int = 0
     calls: dict[tuple[str, str], int] = field(default_factory=dict)
+    sizes: dict[tuple[str, str], set[tuple[int, int]]] = field(default_factory=dict)
+    takes: tuple[int, int] = (0, 0)
 
 
 class _Walk:
@@ -106,7 +115,8 @@ class _Walk:
         name, domain = self._texts(begin, end, 1, 10)
         key = domain, name
         self._must(key not in self._bodies, f"function {name!r} stands twice")
-        self._bodies[key] = _Body()
+        numbers = [field[0] for field in self._fields(begin, end)]
+        self._bodies[key] = _Body(takes=(numbers.count(4), numbers.count(5)))
         self._body(begin, end, "function", self._bodies[key])
 
     def _body(self, begin: int, end: int, message: str, body: _Body) -> None:
@@ -132,7 +142,16 @@ class _Walk:
         domain = "" if domain == "ai.onnx" else domain
         body.nodes += 1
         body.calls[domain, name] = body.calls.get((domain, name), 0) + 1
+        body.sizes.setdefault((domain, name), set()).add(self._values(begin, end))
         self._found.operators.add(f"{domain}:{name}" if domain else name)
+
+    def _values(self, begin: int, end: int) -> tuple[int, int]:
+        """Returns how many values a node reads and gives; those without a name it does not read."""
+        found = [0, 0]
+        for number, _, first, last in self._fields(begin, end):
+            if number in (1, 2):
+                found[number - 1] += number == 2 or last > first
+        return found[0], found[1]
 
     def _tensor(self, begin: int, end: int) -> None:
         """Holds the numbers that a tensor says it has to the bytes that it has."""
@@ -185,6 +204,10 @@ class _Walk:
         found = body.nodes
         for name, times in body.calls.items():
             found += times * total.get(name, 0)
+            if name in total:
+                reads, gives = self._bodies[name].takes
+                fits = all(one == reads and other <= gives for one, other in body.sizes[name])
+                self._must(fits, f"function {name[1]!r} is called with other values than it takes")
         self._must(found <= _MOST_NODES, f"it has more than {_MOST_NODES:,} nodes")
         return found
 

@@ -338,9 +338,7 @@ def _take(
         if key not in arrays:
             raise _bad_reference(path, f"it has no {key}")
         array = arrays[key]
-        fits = array.ndim == len(spec.shape) + 1 and all(
-            wanted in (size, -1) for size, wanted in zip(array.shape[1:], spec.shape, strict=True)
-        )
+        fits = array.ndim > 0 and spec.fits(array.shape[1:])
         same_kind = (array.dtype.kind == "f") == (np.dtype(spec.dtype).kind == "f")
         if not fits or not same_kind or (kind == "inputs" and array.dtype.name != spec.dtype):
             raise _bad_reference(

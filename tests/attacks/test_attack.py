@@ -1,14 +1,15 @@
-"""The campaign of attacks notices every end that a case can have."""
+"""The campaign of attacks notices every end that a case can have, and a slice of it is clean."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import attack
 import pytest
 from attacks.child import Child
-from attacks.kinds import Kind, drawn, kind_named
+from attacks.kinds import FINE, Kind, drawn, kind_named
 from attacks.known_ends import ENDS
 from attacks.page import page
 
@@ -56,3 +57,23 @@ def test_a_case_is_the_same_wherever_it_is_drawn() -> None:
     assert drawn("bundles", 0, 7).random() == drawn("bundles", 0, 7).random()
     numbers = {drawn(kind, seed, 7).random() for kind in ("a", "b") for seed in (0, 1)}
     assert len(numbers) == 4
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundles of two targets, compiled once."""
+    from attacks.honest_bundles import compile_bundle
+
+    folder = tmp_path_factory.mktemp("bundles")
+    for target in ("ort fp32", "openvino fp32"):
+        compile_bundle(target, folder / target)
+    return folder
+
+
+@pytest.mark.parametrize("target", ["ort fp32", "openvino fp32"])
+def test_damaged_bundles_are_refused_or_run_rightly(target: str, bundles: Path) -> None:
+    with Child(kind_named("bundles"), target, bundles, seed=1) as child:
+        told = [child.run(index) for index in range(40)]
+    found = [json.dumps(vars(one)) for one in told if one.verdict not in FINE]
+    assert not found, "\n".join(found)
+    assert sum(one.verdict == "refused" for one in told) > 20

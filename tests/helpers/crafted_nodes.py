@@ -15,6 +15,8 @@ from helpers.token_cases import Array, rows, values
 from onnx import TensorProto, helper
 
 from tokexport.graph_passes import onnx_functions as functions
+from tokexport.graph_passes.integer_weights import per_channel
+from tokexport.graph_passes.onnx_passes.pack_integer_linears import packed_bytes
 from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
 
 #: What a count is replaced with: products of two or three of these leave 64 bits.
@@ -112,7 +114,7 @@ def sound_nodes() -> list[Node]:
     )
     protected, r = {"protected": [0]}, {"r": [_R]}
     cosine = {**_HEADS, "start": [0], **_SETS, "blocked": [1], **r}
-    found = {
+    found: dict[str, tuple[tuple[Array, ...], Mapping[str, Any]]] = {
         "gather_tokens": ((x, rows(16, _B, 4, _N)), {}),
         "bipartite_match": ((values(17, _B, _NA, _NB),), r),
         "bipartite_match_by_score": ((values(17, _B, _NA, _NB),), r),
@@ -157,14 +159,30 @@ def sound_nodes() -> list[Node]:
     return [Node(name, inputs, attributes) for name, (inputs, attributes) in found.items()]
 
 
+def sound_integer_nodes() -> list[Node]:
+    """Returns a call of every operator in bytes, which not every processor has a kernel for."""
+    x, bias, columns = values(0, _B, _N, _C), values(8, 6), values(9, _B, _N, 6)
+    integers, scales = per_channel(values(7, _C, 6))
+    inputs = (x, packed_bytes(integers), scales, bias)
+    return [
+        Node("integer_linear", inputs, {}),
+        Node("integer_linear_gelu", inputs, {}),
+        Node("integer_linear_add", (*inputs, columns), {}),
+    ]
+
+
 def crafted_nodes(seed: int, count: int) -> Iterator[Node]:
     """Draws nodes, those of all operators in turn."""
     random, sound = Random(seed), sound_nodes()
     for i in range(count):
-        node = sound[i % len(sound)]
-        for _ in range(random.choice((1, 1, 2, 3))):
-            node = _changed(node, random)
-        yield node
+        yield changed(sound[i % len(sound)], random)
+
+
+def changed(node: Node, random: Random) -> Node:
+    """Returns a node of which one to three things are others."""
+    for _ in range(random.choice((1, 1, 2, 3))):
+        node = _changed(node, random)
+    return node
 
 
 def _changed(node: Node, random: Random) -> Node:

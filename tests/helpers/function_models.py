@@ -41,7 +41,10 @@ class Call:
 
 def model_of(calls: Sequence[Call]) -> ir.Model:
     """Returns a model whose inputs are ``in0, in1, …``, counted over all calls."""
-    nodes, inputs, outputs, unread = [], [], [], []
+    nodes: list[onnx.NodeProto] = []
+    inputs: list[onnx.ValueInfoProto] = []
+    outputs: list[onnx.ValueInfoProto] = []
+    unread: list[onnx.ValueInfoProto] = []
     for position, call in enumerate(calls):
         names = []
         for array in call.inputs:

@@ -23,6 +23,23 @@ REFUSED = {
     "a constant outside": (LAYER.format("Const", '<data offset="8" size="17"/>'), "outside"),
     "one that wraps": (LAYER.format("Const", f'<data offset="{2**64 - 1}" size="2"/>'), "outside"),
     "one before": (LAYER.format("Const", '<data offset="-8" size="8"/>'), "outside"),
+    "two layers of one number": (
+        '<net><layer id="0" type="Const"/><layer id="0" type="Const"/></net>',
+        "two layers have the number 0",
+    ),
+    "two ports of one number": (
+        LAYER.format("Relu", '<input><port id="0"/><port id="0"/></input>'),
+        "port 0 of layer 0 stands twice",
+    ),
+    "a layer that reads nothing": (LAYER.format("MaxPool", ""), "what its layers read"),
+    "an input that nothing feeds": (
+        LAYER.format("Relu", '<input><port id="0"/></input>'),
+        "what its layers read",
+    ),
+    "an edge to nowhere": (
+        '<net><layer id="0" type="Const"/><edge to-layer="0" to-port="0"/></net>',
+        "what its layers read",
+    ),
     "no place": (LAYER.format("Const", '<data offset="x" size="8"/>'), "no number"),
 }
 

@@ -78,6 +78,31 @@ def test_an_altered_artifact_is_found_before_anything_loads_it(make_bundle: Bund
         load(bundle)
 
 
+@pytest.mark.parametrize("name", ["model.ort", "model.bin", "model.ONNX", "model"])
+def test_an_artifact_is_looked_through_whatever_it_is_called(
+    make_bundle: BundleMaker, name: str
+) -> None:
+    bundle = make_bundle()
+    (bundle / "model.onnx").rename(bundle / name)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"][name] = manifest["files"].pop("model.onnx")
+    (bundle / "manifest.json").write_text(json.dumps(manifest | {"artifact": name}))
+    with pytest.raises(BundleError, match=r"artifact of onnxruntime-cpu should end in \.onnx"):
+        load(bundle)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "reference.npz", "report.json"])
+def test_a_link_to_itself_leads_nowhere(make_bundle: BundleMaker, name: str) -> None:
+    bundle = make_bundle()
+    (bundle / name).unlink(missing_ok=True)
+    (bundle / name).symlink_to(name)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"][name] = "0" * 64
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="names a file outside the bundle"):
+        load(bundle)
+
+
 def test_an_unknown_flavour_asks_for_an_update(make_bundle: BundleMaker) -> None:
     bundle = make_bundle(runtime=RuntimeInfo("npu", "npu-future", "3.0"))
     with pytest.raises(BundleError, match="'npu-future', which this tokexport does not know"):
@@ -110,6 +135,27 @@ def test_a_manifest_that_does_not_describe_the_artifact(
 def test_inputs_are_held_to_the_manifest(make_bundle: BundleMaker) -> None:
     with load(make_bundle()) as runner, pytest.raises(InputMismatchError, match="shape"):
         runner.run({"x": np.zeros((1, 8), np.float32)})
+
+
+def test_an_artifact_that_gives_another_shape_than_it_says(
+    make_bundle: BundleMaker, save_model: Callable[..., Path]
+) -> None:
+    node = helper.make_node("Reshape", ["x", "sizes"], ["y"], name="turn")
+    given = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", "columns"])
+    taken = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 5]),
+        helper.make_tensor_value_info("sizes", TensorProto.INT64, [2]),
+    ]
+    bundle = make_bundle(
+        artifact=save_model([node], taken, [given]),
+        inputs=(TensorSpec("x", (2, 5), "float32"), TensorSpec("sizes", (2,), "int64")),
+        outputs=(TensorSpec("y", (2, 5), "float32"),),
+    )
+    x = np.zeros((2, 5), np.float32)
+    with load(bundle) as runner:
+        assert runner.run({"x": x, "sizes": np.array([2, 5])})["y"].shape == (2, 5)
+        with pytest.raises(RunError, match=r"gave y float32 \(5, 2\), which is not what it says"):
+            runner.run({"x": x, "sizes": np.array([5, 2])})
 
 
 def test_an_openvino_bundle_of_an_unknown_precision(

@@ -74,6 +74,19 @@ def test_it_tells_operators_and_files(tmp_path: Path) -> None:
     assert found.files == {"w.bin"}
 
 
+@pytest.mark.parametrize(("read", "given"), [("x", "y"), ("x, x", "y, y1"), ("x, ", "y")])
+def test_a_call_of_a_function_has_the_values_that_it_takes(
+    read: str, given: str, tmp_path: Path
+) -> None:
+    adds = helper.make_node("Add", ["a", "b"], ["c"])
+    sums = helper.make_function("f", "sum", ["a", "b"], ["c"], [adds], [])
+    node = helper.make_node("sum", read.split(", "), given.split(", "), domain="f")
+    with pytest.raises(ContentsError, match="'sum' is called with other values than it takes"):
+        onnx_contents(saved(model_of([node], functions=[sums]), tmp_path))
+    node = helper.make_node("sum", ["x", "x"], ["y"], domain="f")
+    onnx_contents(saved(model_of([node], functions=[sums]), tmp_path))
+
+
 def body() -> onnx.GraphProto:
     return helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "body", [X], [Y])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.printable import printable
 
 
@@ -20,3 +21,9 @@ from tokexport.runtimes.printable import printable
 def test_what_a_terminal_would_obey_is_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
     printable(text).encode()
+
+
+def test_an_error_that_quotes_a_file_is_escaped() -> None:
+    error = BundleError("No \x1b[2J.", where="in \u202eb", fix="\x9b31m")
+    assert str(error) == "No \\x1b[2J.\nin \\u202eb\n\\x9b31m"
+    assert error.args == ("No \\x1b[2J.",)
