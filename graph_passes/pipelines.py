@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import onnx_ir as ir
@@ -58,7 +58,7 @@ from tokexport.graph_passes.torch_passes.flatten_attention import FlattenAttenti
 from tokexport.graph_passes.torch_passes.fold_transforms import FoldTransforms
 from tokexport.graph_passes.torch_passes.gains_ahead import GainsAhead
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
-from tokexport.graph_passes.torch_passes.infrastructure import Rewritten, TorchPass, run_passes
+from tokexport.graph_passes.torch_passes.infrastructure import PassResult, TorchPass, run_passes
 from tokexport.graph_passes.torch_passes.match_every_row import MatchEveryRow
 from tokexport.graph_passes.torch_passes.products_as_matmul import ProductsAsMatmul
 from tokexport.graph_passes.torch_passes.promote_types import PromoteTypes
@@ -77,6 +77,7 @@ from tokexport.graph_passes.torch_passes.spell_out_pools import SpellOutPools
 from tokexport.graph_passes.torch_passes.spell_out_resizes import SpellOutResizes
 from tokexport.graph_passes.torch_passes.spell_out_running import SpellOutRunning
 from tokexport.graph_passes.torch_passes.split_complex import SplitComplex
+from tokexport.graph_passes.torch_passes.token_schedule import token_schedule
 from tokexport.graph_passes.torch_passes.whole_quotients import WholeQuotients
 from tokexport.graph_passes.torch_passes.widen_half import WidenHalf
 from tokexport.graph_passes.torch_passes.write_by_where import WriteByWhere
@@ -211,6 +212,17 @@ class Arithmetic:
 FP32: Final = Arithmetic()
 
 
+@dataclass(frozen=True)
+class Rewritten(PassResult):
+    """A rewritten program, and what its model is made of.
+
+    Attributes:
+        token_schedule: The number of tokens that each attention sees.
+    """
+
+    token_schedule: tuple[int, ...]
+
+
 def lowering(
     target: str, arithmetic: Arithmetic = FP32, forms: Forms | None = None
 ) -> tuple[PassBase, ...]:
@@ -253,10 +265,10 @@ def rewrite(
     recognised = run_passes(program, REWRITE)
     if look is not None:
         look(recognised.program)
+    schedule = token_schedule(recognised.program)
     trimmed = run_passes(recognised.program, TRIM)
-    return replace(
-        recognised, program=trimmed.program, changes=recognised.changes | trimmed.changes
-    )
+    changes = recognised.changes | trimmed.changes
+    return Rewritten(trimmed.program, changes, recognised.recognised, schedule)
 
 
 def written(model: ir.Model) -> ir.Model:

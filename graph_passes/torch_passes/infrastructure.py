@@ -18,7 +18,6 @@ from tokexport.graph_passes.errors import PassError
 from tokexport.graph_passes.ops import NAMESPACE
 from tokexport.graph_passes.torch_passes.calls import CONSTANT
 from tokexport.graph_passes.torch_passes.editor import Editor
-from tokexport.graph_passes.torch_passes.token_schedule import token_schedule
 
 
 class TorchPass(ABC):
@@ -40,20 +39,18 @@ class TorchPass(ABC):
 
 
 @dataclass(frozen=True)
-class Rewritten:
-    """A rewritten program, and what its model is made of.
+class PassResult:
+    """A program that passes ran over, and what they found.
 
     Attributes:
         program: The program.
         changes: How many places each pass changed.
-        recognised: How many calls of each operator of the domain were found.
-        token_schedule: The number of tokens that each attention sees.
+        recognised: How many calls of each operator of the domain there are.
     """
 
     program: ExportedProgram
     changes: dict[str, int]
     recognised: dict[str, int]
-    token_schedule: tuple[int, ...]
 
 
 def check_order(passes: Sequence[TorchPass]) -> None:
@@ -66,7 +63,7 @@ def check_order(passes: Sequence[TorchPass]) -> None:
             raise PassError(f"'{torch_pass.name}' must come before '{late[0]}'")
 
 
-def run_passes(program: ExportedProgram, passes: Sequence[TorchPass]) -> Rewritten:
+def run_passes(program: ExportedProgram, passes: Sequence[TorchPass]) -> PassResult:
     """Runs the passes in order over a functional program, in place.
 
     After each pass the dead nodes go, the graph is checked and the pass's own promise is held.
@@ -89,7 +86,7 @@ def run_passes(program: ExportedProgram, passes: Sequence[TorchPass]) -> Rewritt
     _add_constants(program, edit)
     _name_outputs(program, graph)
     program.graph_module.recompile()
-    return Rewritten(program, changes, _recognised(graph), token_schedule(program))
+    return PassResult(program, changes, _recognised(graph))
 
 
 def _recognised(graph: Graph) -> dict[str, int]:

@@ -15,7 +15,7 @@ from tokexport.exporter.build import build, save_onnx
 from tokexport.graph_passes import ops
 from tokexport.graph_passes.torch_passes.drop_empty import DropEmpty
 from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
-from tokexport.graph_passes.torch_passes.infrastructure import Rewritten
+from tokexport.graph_passes.torch_passes.infrastructure import PassResult
 
 Function = Callable[[Tensor], Outputs]
 
@@ -161,7 +161,7 @@ OF_NONE: dict[str, Function] = {
 }
 
 
-def left(rewritten: Rewritten) -> list[str]:
+def left(rewritten: PassResult) -> list[str]:
     """Returns the values without elements that are read."""
     values = ((node, node.meta.get("val")) for node in rewritten.program.graph.nodes if node.users)
     return [node.name for node, value in values if isinstance(value, Tensor) and not value.numel()]

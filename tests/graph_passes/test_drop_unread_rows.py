@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import tokexport
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.torch_passes.drop_unread_rows import DropUnreadRows
-from tokexport.graph_passes.torch_passes.infrastructure import Rewritten
+from tokexport.graph_passes.torch_passes.infrastructure import PassResult
 
 ops.register()
 PASSES = (DropUnreadRows(),)
@@ -29,7 +29,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def shapes(rewritten: Rewritten, *targets: Any) -> list[tuple[int, ...]]:
+def shapes(rewritten: PassResult, *targets: Any) -> list[tuple[int, ...]]:
     """The shapes that calls of the targets give, in order."""
     return [
         tuple(node.meta["val"].shape)
@@ -327,7 +327,7 @@ def test_small_graphs_compute_what_eager_computes(data: st.DataObject) -> None:
 # Whole models: the last block of a classifier.
 
 
-def last_linears(rewritten: Rewritten, count: int = 5) -> list[int]:
+def last_linears(rewritten: PassResult, count: int = 5) -> list[int]:
     """The rows of an image in the last linear layers."""
     return [shape[1] for shape in shapes(rewritten, aten.linear.default) if len(shape) == 3][
         -count:

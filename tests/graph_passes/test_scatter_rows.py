@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.infrastructure import Rewritten
+from tokexport.graph_passes.torch_passes.infrastructure import PassResult
 
 REDUCTIONS = ("sum", "mean", "prod", "amax", "amin")
 Scatter = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -352,7 +352,7 @@ def test_a_scatter_that_may_leave_its_image_stays_over_all(name: str) -> None:
     assert scattered_shapes(rewritten) == [(1, 12, 4)]
 
 
-def scattered_shapes(rewritten: Rewritten) -> list[tuple[int, ...]]:
+def scattered_shapes(rewritten: PassResult) -> list[tuple[int, ...]]:
     """The shapes of what rows are scattered into."""
     target = torch.ops.tokexport.scatter_tokens.default
     nodes = rewritten.program.graph.find_nodes(op="call_function", target=target)

@@ -22,7 +22,7 @@ from tokexport.exporter.capture import capture
 from tokexport.exporter.emit import emit
 from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.graph_passes import ops, pipelines
-from tokexport.graph_passes.torch_passes.infrastructure import Rewritten, TorchPass, run_passes
+from tokexport.graph_passes.torch_passes.infrastructure import PassResult, TorchPass, run_passes
 from tokexport.runtimes.ort import OrtRunner
 
 Outputs = Tensor | tuple[Tensor, ...]
@@ -52,14 +52,14 @@ def rewrite(
     function: Callable[..., Outputs],
     *inputs: Tensor,
     passes: Sequence[TorchPass] | None = None,
-) -> Rewritten:
+) -> PassResult:
     """Traces a function and runs the passes over its graph, those of every compile without any."""
     ops.register()
     program = trace(function, *inputs)
     return pipelines.rewrite(program) if passes is None else run_passes(program, passes)
 
 
-def calls(rewritten: Rewritten) -> Counter[str]:
+def calls(rewritten: PassResult) -> Counter[str]:
     """Counts the calls of a rewritten graph by operator: ``aten.cat``, ``tokexport.gather_tokens``.
 
     The selection of one of several results is not counted.
@@ -68,7 +68,7 @@ def calls(rewritten: Rewritten) -> Counter[str]:
     return Counter(_operator(node) for node in nodes if node.target is not operator.getitem)
 
 
-def makers(rewritten: Rewritten) -> list[str]:
+def makers(rewritten: PassResult) -> list[str]:
     """Returns the operator that makes each output, called as in ``calls``."""
     (output,) = (node for node in rewritten.program.graph.nodes if node.op == "output")
     return [_operator(node) for node in output.args[0]]
@@ -85,14 +85,14 @@ def run_eager(function: Callable[..., Outputs], *inputs: Tensor) -> tuple[Tensor
     return found if isinstance(found, tuple) else (found,)
 
 
-def run_rewritten(rewritten: Rewritten, *inputs: Tensor) -> tuple[Tensor, ...]:
+def run_rewritten(rewritten: PassResult, *inputs: Tensor) -> tuple[Tensor, ...]:
     """Runs a rewritten program in torch."""
     with torch.no_grad():
         found: tuple[Tensor, ...] = rewritten.program.module()(*inputs)
     return found
 
 
-def emitted(rewritten: Rewritten) -> ir.Model:
+def emitted(rewritten: PassResult) -> ir.Model:
     """Emits a rewritten program as ONNX: ``in0, in1, …`` to ``out0, out1, …``."""
     signature = rewritten.program.graph_signature
     return emit(
@@ -121,7 +121,7 @@ def checked(
     passes: Sequence[TorchPass] | None = None,
     targets: Sequence[str] = (),
     tolerance: float = 1e-6,
-) -> Rewritten:
+) -> PassResult:
     """Rewrites a function and asserts that what comes out computes what the function does.
 
     Args:
