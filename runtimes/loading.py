@@ -132,7 +132,7 @@ def open_runner(
         runner.close()
         raise
     runner.inputs, runner.computed = manifest.inputs, manifest.computed
-    runner.outputs = runner.computed
+    runner.outputs, runner.strict = runner.computed, True
     runner.ranges = manifest.input_ranges
     runner.constants = manifest.constant_inputs
     return runner
