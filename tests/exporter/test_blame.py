@@ -16,7 +16,7 @@ from models.outputs import SeesTracing
 from models.tiny_vit import image, tiny_tome
 
 import tokexport
-import tokexport.exporter.compile as compile_module
+import tokexport.exporter.artifact_stages as artifact_stages
 from tokexport.exporter.parity import ParityError
 from tokexport.graph_passes import onnx_functions, pipelines
 from tokexport.graph_passes.onnx_passes.name_kernel_calls import KERNEL_CALLS
@@ -114,7 +114,7 @@ def test_a_wrong_lowering_is_blamed(
 def test_a_wrong_artifact_is_blamed(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = compile_module.build
+    right = artifact_stages.artifact_of
 
     def from_another_graph(name: str, lowered: Path, *others: Any) -> Any:
         """Builds, with the real runtime, from a file with one weight changed."""
@@ -123,7 +123,7 @@ def test_a_wrong_artifact_is_blamed(
         ir.save(model, lowered)
         return right(name, lowered, *others)
 
-    monkeypatch.setattr(compile_module, "build", from_another_graph)
+    monkeypatch.setattr(artifact_stages, "artifact_of", from_another_graph)
     error = blamed(tmp_path, target)
     hop = {"ort": "artifact", "openvino": "without kernels"}[target]
     assert f"Parity failed at '{hop}'" in error.what

@@ -1,0 +1,267 @@
+"""The stages of a compile behind torch: emit, lower, build, verify, bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import onnx_ir as ir
+
+from tokexport.exporter import hops
+from tokexport.exporter.accuracy_gate import accuracy_of, accuracy_warning, require_accuracy
+from tokexport.exporter.benchmark import require_speedup
+from tokexport.exporter.build import build as artifact_of
+from tokexport.exporter.bundle import save_reference
+from tokexport.exporter.compile_run import CompileResult, CompileRun
+from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.emit import emit as onnx_of
+from tokexport.exporter.errors import GateError
+from tokexport.exporter.kept_batches import gates_to_verify_by, kept_batches, kept_of_gates
+from tokexport.exporter.new_manifest import new_manifest
+from tokexport.exporter.precision import arithmetic_of, with_quantisation
+from tokexport.exporter.speed import busy_warning, over_unreduced, time_against_eager, timed_name
+from tokexport.exporter.traced_stages import Answered, Captured, RewrittenGraph, Steps
+from tokexport.exporter.tuning import tune
+from tokexport.exporter.worker.runner import open_in_worker
+from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.pipelines import Arithmetic
+from tokexport.runtimes.base import Array, Runner
+from tokexport.runtimes.errors import NoDeviceError
+from tokexport.runtimes.manifest import PASSED, Manifest
+from tokexport.runtimes.verification import REFERENCE_NAME
+
+REPORT_NAME = "report.json"
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A model in ONNX, with functions for token reduction, proven.
+
+    Attributes:
+        model: The model; the next stage rewrites it in place.
+        steps: The stages so far.
+    """
+
+    model: ir.Model
+    steps: Steps
+
+
+def emit(
+    run: CompileRun, answered: Answered, captured: Captured, rewritten: RewrittenGraph
+) -> Emitted:
+    """Writes the rewritten graph as ONNX."""
+    with run.stage("emit"), run.kept.explain():
+        model = onnx_of(rewritten.program, answered.model.spec.names, answered.names)
+        run_onnx = partial(hops.run_onnx, run.kept.save_onnx("emitted", model))
+        captured.proof.check("onnx", run_onnx(answered.batches), rewritten.steps.told.onnx)
+        return Emitted(model, rewritten.steps.then("onnx", run_onnx))
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What a target builds its artifact from, proven.
+
+    Attributes:
+        path: The ONNX file.
+        arithmetic: What it computes in.
+        outputs: What it gives, (batches, …) by name; None where this very file is the artifact.
+        steps: The stages so far.
+    """
+
+    path: Path
+    arithmetic: Arithmetic
+    outputs: Mapping[str, Array] | None
+    steps: Steps
+
+
+def lower(run: CompileRun, answered: Answered, captured: Captured, emitted: Emitted) -> Lowered:
+    """Rewrites the emitted graph for the target, in the precision asked for."""
+    config, record, steps = run.config, run.record, emitted.steps
+    with run.stage("lower"), run.kept.explain():
+        arithmetic = arithmetic_of(config, emitted.model, answered.batches)
+        if config.tune:
+            with run.stage("tune"):
+                record.tuning, steps.way.forms = tune(emitted.model, config, arithmetic)
+                record.warnings += record.tuning.warnings
+        model = pipelines.lower(emitted.model, config.target, arithmetic, steps.way.forms)
+        path = run.kept.save_onnx("lowered", model)
+        if config.target == "ort":
+            return Lowered(path, arithmetic, None, steps)
+        run_lowered = partial(hops.run_lowered, path, arithmetic=arithmetic)
+        found = run_lowered(answered.batches)
+        captured.proof.check("lowered", found, steps.told.lowered)
+        record.accuracy = accuracy_of(answered.reference.outputs, found, answered.batches)
+        require_accuracy(record.accuracy, config)
+        return Lowered(path, arithmetic, found, steps.then("lowered", run_lowered))
+
+
+def build(run: CompileRun, answered: Answered, lowered: Lowered) -> Manifest:
+    """Builds the target's artifact in the folder of the bundle."""
+    config, record, folder = run.config, run.record, run.bundle.path
+    with run.stage("build"), run.kept.explain(lowered.path):
+        run.bundle.require_space(_size(lowered.path.parent))
+        batches = answered.batches
+        runtime = artifact_of(config.target, lowered.path, folder, config.precision, batches)
+        runtime = with_quantisation(runtime, config, lowered.arithmetic)
+        record.runtime, record.artifact_bytes = runtime, _size(folder)
+        return new_manifest(
+            config,
+            answered.source,
+            answered.given,
+            answered.inputs,
+            answered.reference,
+            record.reduction,
+            record.tuning,
+            record.token_schedule,
+            runtime,
+        )
+
+
+@dataclass(frozen=True)
+class Verified:
+    """An artifact that answers as eager does, or whose lowered graph does.
+
+    Attributes:
+        manifest: Describes it, and says whether it ran.
+        outputs: What the last stage that ran gives, (batches, …) by name.
+    """
+
+    manifest: Manifest
+    outputs: Mapping[str, Array]
+
+
+def verify(
+    run: CompileRun, answered: Answered, captured: Captured, lowered: Lowered, manifest: Manifest
+) -> Verified:
+    """Holds the artifact to eager, on the samples and at the edges, and times it.
+
+    Where this machine has no device that it runs on, its lowered graph is held at the edges.
+    """
+    with run.kept.explain(), _opened(run, lowered, manifest) as (runner, why_not):
+        if runner is None:
+            assert lowered.outputs is not None
+            run.record.not_run_reason = why_not
+            _require_no_run(run.config, why_not)
+            _hold_edges(run, captured, lowered, manifest, None)
+            return Verified(manifest, lowered.outputs)
+        with run.stage("verify"):
+            verified = _hold_artifact(run, answered, captured, lowered, manifest, runner)
+        _hold_edges(run, captured, lowered, manifest, runner)
+        if run.config.timed:
+            with run.stage("speed"):
+                _time(run, answered, runner)
+        return verified
+
+
+def _hold_artifact(
+    run: CompileRun,
+    answered: Answered,
+    captured: Captured,
+    lowered: Lowered,
+    manifest: Manifest,
+    runner: Runner,
+) -> Verified:
+    """Holds the artifact to eager on the samples, also without its native kernels."""
+    config, record, batches = run.config, run.record, answered.batches
+    told = None if config.precision == "int8" else partial(lowered.steps.told.artifact, manifest)
+    if runner.runtime.details.get("kernel_calls"):
+        plain = open_in_worker(run.bundle.path, manifest, onnx=lowered.path, native=False)
+        with plain as without:
+            found = hops.run_artifact(without, batches)
+        captured.proof.check("without kernels", found, told and partial(told, native=False))
+    found = hops.run_artifact(runner, batches)
+    captured.proof.check("artifact", found, told)
+    record.runtime = with_quantisation(runner.runtime, config, lowered.arithmetic)
+    record.accuracy = accuracy_of(answered.reference.outputs, found, batches)
+    require_accuracy(record.accuracy, config)
+    return Verified(replace(manifest, status=PASSED, runtime=record.runtime), found)
+
+
+def _hold_edges(
+    run: CompileRun, captured: Captured, lowered: Lowered, manifest: Manifest, runner: Runner | None
+) -> None:
+    """Holds the artifact at the edges, or its lowered graph where there is no runner."""
+    earlier, tell_at = dict(lowered.steps.runs), partial(lowered.steps.told.at, manifest)
+    with run.stage("edges"):
+        if runner is None:
+            found = captured.edges.hold("lowered", earlier.pop("lowered"), tell_at, earlier)
+        else:
+            run_artifact = partial(hops.run_artifact, runner)
+            found = captured.edges.hold("artifact", run_artifact, tell_at, earlier)
+        run.record.edges = found
+
+
+def _time(run: CompileRun, answered: Answered, runner: Runner) -> None:
+    """Times the artifact against eager, and holds it to a least speed-up where one is asked for."""
+    config, record = run.config, run.record
+    unreduced = answered.unreduced
+    speed = time_against_eager(answered.given, runner, answered.batches, config, unreduced)
+    record.speed = speed
+    record.speed_over_unreduced = over_unreduced(speed, config.seed)
+    record.warnings += busy_warning()
+    if config.min_speedup is not None:
+        require_speedup(speed, timed_name(config, runner), config.min_speedup)
+
+
+def bundle(
+    run: CompileRun, answered: Answered, captured: Captured, lowered: Lowered, verified: Verified
+) -> CompileResult:
+    """Writes what ``verify`` replays, the report and the manifest, and puts the bundle in place."""
+    config, record, found = run.config, run.record, verified.outputs
+    with run.stage("bundle"):
+        assert record.edges is not None
+        gates, said = gates_to_verify_by(captured.proof, found, captured.gates.narrowed, config)
+        manifest = replace(
+            verified.manifest,
+            gates={one.name: gates[one.name].for_manifest() for one in verified.manifest.outputs},
+            input_ranges=dict(record.edges.ranges),
+        )
+        said += record.edges.warnings() + accuracy_warning(record.accuracy, config)
+        ran = manifest if manifest.status == PASSED else None
+        own = partial(lowered.steps.told.own_decisions, ran)
+        chosen = kept_batches(captured.proof, found, own)
+        record.gates, record.warnings = gates, (*record.warnings, *said, *chosen.warnings)
+        arrays = answered.batches.arrays
+        save_reference(
+            run.bundle.path / REFERENCE_NAME,
+            {name: arrays[name][chosen.rows] for name in answered.batches.names},
+            {spec.name: chosen.outputs[spec.name] for spec in manifest.outputs},
+            chosen.steady,
+            kept_of_gates(gates, chosen.rows),
+        )
+        report = run.report(manifest.status, str(config.output))
+        report.write(run.bundle.path / REPORT_NAME)
+        return CompileResult(manifest.status, report, run.bundle.commit(manifest))
+
+
+@contextmanager
+def _opened(
+    run: CompileRun, lowered: Lowered, manifest: Manifest
+) -> Iterator[tuple[Runner | None, str]]:
+    """Opens the artifact, or says why this machine has no device that an engine runs on."""
+    folder, threads = run.bundle.path, run.config.threads
+    try:
+        runner = open_in_worker(folder, manifest, onnx=lowered.path, threads=threads)
+    except NoDeviceError as error:
+        yield None, error.what
+        return
+    with runner:
+        yield runner, ""
+
+
+def _require_no_run(config: CompileConfig, why_not: str) -> None:
+    if config.require_run or config.min_speedup is not None:
+        wanted = "--require-run" if config.require_run else "--min-speedup"
+        raise GateError(
+            f"The engine was built and did not run here, and {wanted} asks for a run.",
+            where=why_not,
+            fix="Compile on a machine with a GPU that the engine is for, or leave the option out.",
+        )
+
+
+def _size(folder: Path) -> int:
+    """Returns the bytes of the files in a folder."""
+    return sum(file.stat().st_size for file in folder.iterdir())

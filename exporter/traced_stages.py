@@ -1,0 +1,219 @@
+"""The stages of a compile in torch: reduce, reference, capture, rewrite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from tokexport.exporter import hops
+from tokexport.exporter.accuracy_gate import accuracy_of
+from tokexport.exporter.compile_run import CompileRun
+from tokexport.exporter.edge_proof import EdgeProof
+from tokexport.exporter.example_inputs import constants_of, prepare
+from tokexport.exporter.flat_model import FlatModel
+from tokexport.exporter.gate_advice import advice_for
+from tokexport.exporter.gate_warnings import gate_warnings, half_warning, spread_warnings
+from tokexport.exporter.gates import narrowed_hops
+from tokexport.exporter.inputs import Batches
+from tokexport.exporter.measured_gates import MeasuredGates, measured_gates, require_steady
+from tokexport.exporter.noise import capture_without_noise, reference_of, without_noise
+from tokexport.exporter.parity import Proof
+from tokexport.exporter.precision import precision_warnings
+from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
+from tokexport.exporter.reference import Reference
+from tokexport.exporter.settled_state import settled_warning
+from tokexport.exporter.source import Source
+from tokexport.exporter.token_cap import under_cap
+from tokexport.exporter.token_cap_use import TokenCapUse
+from tokexport.exporter.told_hops import ToldHops, ToldWay
+from tokexport.exporter.trace_difference import differences_named
+from tokexport.exporter.whole_number_ranges import RunBatches
+from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.decisions import unlifted
+from tokexport.graph_passes.torch_passes.widen_half import half_lines
+from tokexport.runtimes.base import Array
+from tokexport.runtimes.manifest import TensorSpec
+
+
+def reduce(run: CompileRun) -> ReducedSource | None:
+    """Puts a token reduction into the model; None where none is asked for."""
+    if run.config.reduce is None:
+        return None
+    with run.stage("reduce"):
+        reduced = reduced_source(run.source, run.config)
+        run.record.reduction = reduced.use
+        return reduced
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A model, the samples that it is proven on, and what eager answers to them.
+
+    Attributes:
+        source: The model, its reduction in it.
+        given: The same over flat tensors, with what its graph takes for granted.
+        model: The same without its noise.
+        inputs: Its inputs.
+        batches: The samples.
+        size: How many samples a batch has.
+        cap: How the samples fit under a cap; None without one.
+        reference: The answers.
+        unreduced: The model without its reduction; None where it has none.
+    """
+
+    source: Source
+    given: FlatModel
+    model: FlatModel
+    inputs: tuple[TensorSpec, ...]
+    batches: Batches
+    size: int
+    cap: TokenCapUse | None
+    reference: Reference
+    unreduced: FlatModel | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the outputs."""
+        return tuple(self.reference.outputs)
+
+
+def reference(run: CompileRun, reduced: ReducedSource | None) -> Answered:
+    """Reads the inputs and runs the model in eager."""
+    config, record = run.config, run.record
+    source = run.source if reduced is None else reduced.source
+    with run.stage("reference"):
+        given, inputs, batches = prepare(source, config)
+        batches = replace(batches, watch=run.checklist.counted)
+        size = inputs[0].shape[0] if inputs[0].shape else 1
+        drop = config.drop_noise
+        given, batches, cap = under_cap(given, batches, size, config.caps, drop)
+        record.token_cap, record.constant_inputs = cap, constants_of(given)
+        record.inputs, record.samples = batches.origin, batches.samples
+        record.batches = len(batches)
+        model, record.noise = without_noise(given, batches, drop)
+        answers = reference_of(model, batches)
+        # Labels of no class end it here.
+        accuracy_of(answers.outputs, answers.outputs, batches)
+        if reduced is not None:
+            record.reduction = reduced.compared(answers.outputs, batches)
+        unreduced = None if reduced is None else reduced.unreduced
+        return Answered(source, given, model, inputs, batches, size, cap, answers, unreduced)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A traced model that answers as eager does, and what all stages behind it are held to.
+
+    Attributes:
+        program: The traced program; the next stage rewrites it in place.
+        module: The traced graph, unlifted, as it stays.
+        gates: How far the outputs of every stage may be off.
+        proof: Holds the stages to eager.
+        edges: The same at inputs that neither the trace nor the samples show.
+    """
+
+    program: ExportedProgram
+    module: GraphModule
+    gates: MeasuredGates
+    proof: Proof
+    edges: EdgeProof
+
+
+def capture(run: CompileRun, answered: Answered) -> Captured:
+    """Traces the model, measures what rounding does to it and holds the trace to eager."""
+    config, model, batches = run.config, answered.model, answered.batches
+    outputs, size = answered.reference.outputs, answered.size
+    with run.stage("capture"):
+        program = capture_without_noise(model, batches)
+        run.kept.save_program("captured", program)
+        module = unlifted(program)
+        advice = advice_for(config)
+        gates = measured_gates(
+            module, batches, outputs, size, config.precision, config.atol, advice
+        )
+        half = half_lines(module.graph)
+        require_steady(gates.captured, bool(half))
+        narrowed = narrowed_hops(config)
+        proof = Proof(
+            outputs,
+            gates.fp32,
+            {"captured": gates.captured} | dict.fromkeys(narrowed, gates.narrowed),
+            narrowed,
+            samples=size,
+            scores=gates.scores_by_hop(narrowed),
+        )
+        run.record.gates, run.record.hops = gates.narrowed, proof.hops
+        run.record.warnings = (
+            *gate_warnings(gates.fp32, answered.cap),
+            *half_warning(half),
+            *settled_warning(model),
+            *spread_warnings(gates.narrowed),
+            *precision_warnings(config),
+            *(() if run.record.reduction is None else run.record.reduction.warnings),
+        )
+        with differences_named(module, model, batches):
+            proof.check("captured", hops.run_graph(module, batches, answered.names))
+        require_steady(gates.fp32, bool(half))  # a fault of the trace would look like rounding
+        require_steady(gates.narrowed, bool(half), config.precision)
+        reference, cap = answered.reference, answered.cap
+        edges = EdgeProof(model, module, answered.inputs, batches, reference, config, cap)
+        return Captured(program, module, gates, proof, edges)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How the stages that can be run again run on any batches.
+
+    Attributes:
+        told: Runs them told how to decide.
+        way: What it runs then.
+        runs: Runs each as it is, by its name, in order.
+    """
+
+    told: ToldHops
+    way: ToldWay
+    runs: Mapping[str, RunBatches]
+
+    def then(self, name: str, run: RunBatches) -> Steps:
+        """Returns these and one more."""
+        return replace(self, runs={**self.runs, name: run})
+
+
+@dataclass(frozen=True)
+class RewrittenGraph:
+    """A traced graph with operators for token reduction, proven.
+
+    Attributes:
+        program: The graph.
+        steps: The stages so far.
+    """
+
+    program: ExportedProgram
+    steps: Steps
+
+
+def rewrite(run: CompileRun, answered: Answered, captured: Captured) -> RewrittenGraph:
+    """Rewrites the traced graph, in place, with operators for token reduction."""
+    config, batches, names = run.config, answered.batches, answered.names
+    with run.stage("rewrite"):
+        rewritten = pipelines.rewrite(captured.program)
+        run.record.token_schedule = rewritten.token_schedule
+        run.record.recognised = rewritten.recognised
+        program = rewritten.program
+        run.kept.save_program("rewritten", program)
+        folder = run.kept.path / "told"
+        way = ToldWay(program, batches.names, names, config.target, config.precision, folder)
+        told = ToldHops(captured.module, way, batches, captured.proof)
+
+        def run_captured(some: Batches) -> dict[str, Array]:
+            return hops.run_graph(captured.module, some, names)
+
+        def run_rewritten(some: Batches) -> dict[str, Array]:
+            return hops.run_graph(unlifted(program), some, names)
+
+        captured.proof.check("rewritten", run_rewritten(batches), told.rewritten)
+        runs = {"captured": run_captured, "rewritten": run_rewritten}
+        return RewrittenGraph(program, Steps(told, way, runs))
