@@ -4,6 +4,7 @@ Before → after::
 
     pad_sequence([a (u,), b (v,)])     stack of each at min(0 … max(u, v) - 1, its last), 0 beyond
     range(0, n)                        arange(0, n + 1)
+    linspace(a, b, n)                  a + i · d for i < n // 2, b - (n - 1 - i) · d beyond
     sparse_coo_tensor((i, j), v, …)    a dense matrix: one-hot rows of i, times v, times those of j
     sparse.mm(a, b), a.coalesce()      a @ b, a
     x.data = value                     x.copy_(value)
@@ -15,7 +16,7 @@ Before → after::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -116,6 +117,23 @@ class SpelledOut(TorchFunctionMode):
             return NotImplemented
         return (tensor[..., None] == torch.arange(num_classes)).to(torch.int64)
 
+    def _linspace(
+        self, start: Any, end: Any, steps: Any, *, dtype: Any = None, **options: Any
+    ) -> Any:
+        """As many numbers as the data says, each half counted from its own end, as torch does."""
+        numbers = int, float, torch.SymInt, torch.SymFloat
+        if not isinstance(steps, torch.SymInt) or not isinstance(start, numbers):
+            return NotImplemented
+        dtype = dtype or torch.get_default_dtype()
+        if not isinstance(end, numbers) or not dtype.is_floating_point:
+            return NotImplemented
+        first, last, count = (cast("float", one) for one in (start, end, steps))
+        step = (last - first) / cast("float", torch.sym_max(steps - 1, 1))
+        places = torch.arange(count, dtype=dtype)
+        ahead, back = first + places * step, last - (count - 1 - places) * step
+        half = cast("float", torch.sym_max(steps // 2, 1))
+        return torch.where(places < half, ahead, back)
+
     def _cov(
         self, input: Any, *, correction: int = 1, fweights: Any = None, aweights: Any = None
     ) -> Any:
@@ -209,6 +227,7 @@ _INSTEAD: Final[Mapping[str, Callable[..., Any]]] = {
     "mm": SpelledOut._product,
     "_sparse_mm": SpelledOut._product,
     "topk": SpelledOut._topk,
+    "linspace": SpelledOut._linspace,
     "cov": SpelledOut._cov,
     "corrcoef": SpelledOut._corrcoef,
     "one_hot": SpelledOut._one_hot,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import re
 import shutil
 import tempfile
@@ -14,14 +13,13 @@ from types import TracebackType
 from typing import Self
 
 import onnx_ir as ir
-import torch
 from torch.export import ExportedProgram
 
 from tokexport.exporter.build import ARTIFACT, save_onnx
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import OutputExistsError, WriteError
+from tokexport.exporter.program_file import program_bytes
 from tokexport.exporter.scratch import RANDOM, HeldFolder, sweep
-from tokexport.exporter.torch_warnings import torch_warnings_silenced
 from tokexport.graph_passes.onnx_passes.source_lines import lines_by_node
 from tokexport.runtimes.errors import (
     BuildError,
@@ -120,10 +118,7 @@ class StageFolder:
         """Writes a traced graph where the person asked for the stages."""
         if not self._keep:
             return
-        held = io.BytesIO()  # torch's own writer ends the process where the disk is full
-        with torch_warnings_silenced():
-            torch.export.save(program, held)
-        (self.path / f"{stage}.pt2").write_bytes(held.getbuffer())
+        (self.path / f"{stage}.pt2").write_bytes(program_bytes(program))
 
     def save_onnx(self, stage: str, model: ir.Model) -> Path:
         """Writes an ONNX graph, which the next comparison runs from, and returns its path."""

@@ -59,6 +59,7 @@ from tokexport.graph_passes.torch_passes.fold_transforms import FoldTransforms
 from tokexport.graph_passes.torch_passes.gains_ahead import GainsAhead
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
 from tokexport.graph_passes.torch_passes.infrastructure import PassResult, TorchPass, run_passes
+from tokexport.graph_passes.torch_passes.join_in_pairs import JoinInPairs
 from tokexport.graph_passes.torch_passes.match_every_row import MatchEveryRow
 from tokexport.graph_passes.torch_passes.products_as_matmul import ProductsAsMatmul
 from tokexport.graph_passes.torch_passes.promote_types import PromoteTypes
@@ -71,15 +72,27 @@ from tokexport.graph_passes.torch_passes.scatter_rows import ScatterRows
 from tokexport.graph_passes.torch_passes.share_repeats import ShareRepeats
 from tokexport.graph_passes.torch_passes.sort_stably import SortStably
 from tokexport.graph_passes.torch_passes.spell_out_atan2 import SpellOutAtan2
+from tokexport.graph_passes.torch_passes.spell_out_bags import SpellOutBags
+from tokexport.graph_passes.torch_passes.spell_out_differences import SpellOutDifferences
+from tokexport.graph_passes.torch_passes.spell_out_erfinv import SpellOutErfinv
+from tokexport.graph_passes.torch_passes.spell_out_fills import SpellOutFills
+from tokexport.graph_passes.torch_passes.spell_out_hypot import SpellOutHypot
+from tokexport.graph_passes.torch_passes.spell_out_istft import SpellOutIstft
 from tokexport.graph_passes.torch_passes.spell_out_joins import SpellOutJoins
+from tokexport.graph_passes.torch_passes.spell_out_logs import SpellOutLogs
 from tokexport.graph_passes.torch_passes.spell_out_modes import SpellOutModes
 from tokexport.graph_passes.torch_passes.spell_out_pools import SpellOutPools
+from tokexport.graph_passes.torch_passes.spell_out_ranks import SpellOutRanks
 from tokexport.graph_passes.torch_passes.spell_out_resizes import SpellOutResizes
 from tokexport.graph_passes.torch_passes.spell_out_running import SpellOutRunning
+from tokexport.graph_passes.torch_passes.spell_out_shifts import SpellOutShifts
+from tokexport.graph_passes.torch_passes.spell_out_signs import SpellOutSigns
+from tokexport.graph_passes.torch_passes.spell_out_slopes import SpellOutSlopes
 from tokexport.graph_passes.torch_passes.split_complex import SplitComplex
 from tokexport.graph_passes.torch_passes.token_schedule import token_schedule
 from tokexport.graph_passes.torch_passes.whole_quotients import WholeQuotients
 from tokexport.graph_passes.torch_passes.widen_half import WidenHalf
+from tokexport.graph_passes.torch_passes.widen_narrow import WidenNarrow
 from tokexport.graph_passes.torch_passes.write_by_where import WriteByWhere
 from tokexport.graph_passes.torch_passes.write_strided import WriteStrided
 from tokexport.graph_passes.torch_passes.zero_blind_queries import ZeroBlindQueries
@@ -89,10 +102,22 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     WidenHalf(),
     SpellOutPools(),
     SpellOutModes(),
+    SpellOutRanks(),
+    SpellOutDifferences(),
     SpellOutRunning(),
+    SpellOutLogs(),
+    SpellOutSigns(),
+    SpellOutHypot(),
+    SpellOutErfinv(),
+    SpellOutShifts(),
+    SpellOutFills(),
+    SpellOutBags(),
+    SpellOutSlopes(),
+    SpellOutIstft(),
     SpellOutJoins(),
     SpellOutResizes(),
     WriteStrided(),
+    WidenNarrow(),
     PromoteTypes(),
     GainsAhead(),
     DropIdentities(),
@@ -118,6 +143,7 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     MatchEveryRow(),
     ShareRepeats(),
     SortStably(),
+    JoinInPairs(),
     DropFullMasks(),
     ZeroBlindQueries(),
     FlattenAttention(),

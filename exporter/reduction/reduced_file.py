@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,13 +16,13 @@ from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.output_file import check_place, written_whole
+from tokexport.exporter.program_file import program_bytes
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.dynamic_export import export_any_batch
 from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.reference import run_reference, tensors_of
 from tokexport.exporter.source import Source
-from tokexport.exporter.torch_warnings import torch_warnings_silenced
 
 
 @dataclass(frozen=True)
@@ -92,11 +90,9 @@ def reduce_to_file(
         with checklist.stage("export"):
             program = export_any_batch(flat, tensors_of(next(iter(batches))))
         with checklist.stage("save"):
-            held = io.BytesIO()  # torch's own writer ends the process where the disk is full
-            with torch_warnings_silenced():
-                torch.export.save(program, held)
+            held = program_bytes(program)
             with written_whole(output) as partial:
-                partial.write_bytes(held.getbuffer())
+                partial.write_bytes(held)
     return ReducedFile(source.location, output, batches.origin, batches.samples, use)
 
 

@@ -3,7 +3,7 @@
 Before → after::
 
     clone(x), alias(x), detach(x), lift_fresh_copy(x)   →  x
-    expand, repeat, slice, permute, squeeze that change nothing  →  x
+    expand, repeat, slice, permute, squeeze, view(dtype) that change nothing  →  x
     cat([empty, x], d)                                   →  cat([x], d)  →  x
     view, _unsafe_view                                   →  reshape
     type_as(x, y)                                        →  _to_copy(x, dtype=y.dtype)
@@ -56,6 +56,7 @@ _IDENTITIES_OF_SHAPE = (
     aten.slice.Tensor,
     aten._to_copy.default,
     aten.to.dtype,
+    aten.view.dtype,
 )
 
 

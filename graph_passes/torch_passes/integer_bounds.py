@@ -4,7 +4,7 @@ Token positions are integers that TensorRT can neither sort nor add up by index,
 whole numbers exactly up to 2²⁴ only. What the graph itself makes (sorts, arg-max, arange,
 constants, truth values) is bounded by shapes, and moving, selecting, adding or overwriting keeps
 bounds, as far as the type holds them: beyond its ends a number wraps around. Integers that come
-from outside may be anything.
+from outside may be anything that their type holds.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     operator_name,
     shape_of,
+    value,
 )
 from tokexport.graph_passes.torch_passes.editor import aten
 
 #: Integers up to here are exact in float32.
 LARGEST_EXACT: Final = 2**24
+
+#: More factors above 1 than these are larger than any type.
+_FEW_FACTORS: Final = 64
 
 Bounds = tuple[int, int]
 
@@ -155,7 +159,8 @@ class _Reader:
             return None
         if given not in self._known:
             self._known[given] = None
-            self._known[given] = _wrapped(self._read(given), dtype_of(given))
+            found = _wrapped(self._read(given), dtype_of(given))
+            self._known[given] = _ends_of(dtype_of(given)) if found is None else found
         return self._known[given]
 
     def _read(self, node: Node) -> Bounds | None:
@@ -264,6 +269,18 @@ class _Reader:
             terms *= size
         return min(one[0] * terms, one[0]), max(one[1] * terms, one[1])
 
+    def multiplied_up(self, node: Node) -> Bounds | None:
+        """Reads a product over an axis, or over all."""
+        one = self.read(operand(node))
+        if one is None:
+            return None
+        terms = _length(node) if node.target is aten.prod.dim_int else value(operand(node)).numel()
+        largest = max(map(abs, one))
+        if largest > 1 and terms > _FEW_FACTORS:
+            return None
+        largest = max(largest, largest**terms)
+        return (0 if one[0] >= 0 else -largest), largest
+
     def clamped(self, node: Node) -> Bounds | None:
         """Reads a clamp by numbers."""
         low, high = argument(node, "min"), argument(node, "max")
@@ -291,8 +308,17 @@ _ARITHMETIC: Final[dict[Any, Callable[[_Reader, Node], Bounds | None]]] = {
     aten.sum.default: _Reader.summed,
     aten.sum.dim_IntList: _Reader.summed,
     aten.cumsum.default: _Reader.summed,
+    aten.prod.default: _Reader.multiplied_up,
+    aten.prod.dim_int: _Reader.multiplied_up,
     aten.clamp.default: _Reader.clamped,
 }
+
+
+def _ends_of(dtype: torch.dtype) -> Bounds | None:
+    """Returns the ends of a narrow type, within which all of its numbers lie."""
+    if dtype not in (torch.uint8, torch.int8, torch.int16):
+        return None
+    return torch.iinfo(dtype).min, torch.iinfo(dtype).max
 
 
 def _wrapped(found: Bounds | None, dtype: torch.dtype) -> Bounds | None:

@@ -5,14 +5,11 @@ Before → after::
     argsort(x, d, descending)  →  sort(x, d, descending, stable)[1]
     sort(x, d, descending)     →  sort(x, d, descending, stable)
     sort(i, d)  on integers    →  sort of i as floats, cast back
-    kthvalue(x, k, d)          →  sort(x, d, stable), position k - 1
-    median(x, d)               →  sort(x, d, stable), position (n - 1) // 2
 
 ONNX has no sort. Its TopK (operator TopK-11: of equal values the lower index comes first) with a
 constant k is a stable one, and so emission writes it; torch's own top-k is not stable, so it does
 not stand for one here. TensorRT's TopK takes no integers: float32 holds those below 2²⁴ exactly,
-others are left alone. Which of several equal values kthvalue and median point at is torch's secret;
-the value is the same.
+others are left alone.
 """
 
 from __future__ import annotations
@@ -36,7 +33,6 @@ from tokexport.graph_passes.torch_passes.integer_bounds import fits_float32
 
 _ARGSORTS = (aten.argsort.default, aten.argsort.stable)
 _SORTS = (aten.sort.default, aten.sort.stable, *_ARGSORTS)
-_ONE_OF = (aten.kthvalue.default, aten.median.dim)
 
 
 class SortStably(TorchPass):
@@ -48,7 +44,7 @@ class SortStably(TorchPass):
         """Rewrites the graph in place and returns how many sorts it took."""
         changed = 0
         for node in list(edit.graph.nodes):
-            if is_call(node, *_SORTS, *_ONE_OF):
+            if is_call(node, *_SORTS):
                 with edit.before(node):
                     changed += _rewrite(edit, node)
         return changed
@@ -63,7 +59,7 @@ def _rewrite(edit: Editor, node: Node) -> bool:
         return False
     keys = edit.call(aten._to_copy.default, source, dtype=torch.float32) if as_float else source
     along = axis(node)
-    descending = not is_call(node, *_ONE_OF) and argument(node, "descending")
+    descending = argument(node, "descending")
     ordered = edit.call(aten.sort.stable, keys, stable=True, dim=along, descending=descending)
     values, order = edit.item(ordered, 0), edit.item(ordered, 1)
     if is_call(node, *_ARGSORTS):
@@ -71,17 +67,6 @@ def _rewrite(edit: Editor, node: Node) -> bool:
         return True
     if as_float:
         values = edit.call(aten._to_copy.default, values, dtype=dtype_of(source))
-    if is_call(node, *_ONE_OF):
-        values, order = (_selected(edit, node, part, along) for part in (values, order))
     for result in list(node.users):
         edit.replace(result, order if result.args[1] == 1 else values)
     return True
-
-
-def _selected(edit: Editor, node: Node, ordered: Node, along: int) -> Node:
-    """Takes the one position that kthvalue or median gives."""
-    size = shape_of(ordered)[along]
-    at = argument(node, "k") - 1 if node.target is aten.kthvalue.default else (size - 1) // 2
-    if argument(node, "keepdim"):
-        return edit.cut(ordered, along, at, at + 1)
-    return edit.call(aten.select.int, ordered, along, at)

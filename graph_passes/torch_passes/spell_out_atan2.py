@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-import torch
 from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.calls import dtype_of, is_call, operand
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.sign_bits import as_type, has_minus
 
 
 class SpellOutAtan2(TorchPass):
@@ -40,7 +40,7 @@ class SpellOutAtan2(TorchPass):
 
 def _spelled(edit: Editor, node: Node) -> Node:
     wanted = dtype_of(node)
-    y, x = (_as_float(edit, operand(node, name), wanted) for name in ("self", "other"))
+    y, x = (as_type(edit, operand(node, name), wanted) for name in ("self", "other"))
     above, beside = (edit.call(aten.abs.default, part) for part in (y, x))
     # of the point (0, 0) the quotient is 0 / 1
     both = edit.call(aten.add.Tensor, above, beside)
@@ -49,23 +49,5 @@ def _spelled(edit: Editor, node: Node) -> Node:
     angle = edit.call(aten.div.Tensor, above, edit.call(aten.where.self, nowhere, one, beside))
     angle = edit.call(aten.atan.default, angle)
     behind = edit.call(aten.rsub.Scalar, angle, math.pi)
-    angle = edit.call(aten.where.self, _is_negative(edit, x), behind, angle)
-    return edit.call(
-        aten.where.self, _is_negative(edit, y), edit.call(aten.neg.default, angle), angle
-    )
-
-
-def _as_float(edit: Editor, part: Node, wanted: torch.dtype) -> Node:
-    if dtype_of(part) == wanted:
-        return part
-    return edit.call(aten._to_copy.default, part, dtype=wanted)
-
-
-def _is_negative(edit: Editor, part: Node) -> Node:
-    """Tells which numbers have a minus; that of -0 is in its reciprocal."""
-    turned = edit.call(aten.reciprocal.default, part)
-    return edit.call(
-        aten.logical_or.default,
-        edit.call(aten.lt.Scalar, part, 0),
-        edit.call(aten.lt.Scalar, turned, 0),
-    )
+    angle = edit.call(aten.where.self, has_minus(edit, x), behind, angle)
+    return edit.call(aten.where.self, has_minus(edit, y), edit.call(aten.neg.default, angle), angle)

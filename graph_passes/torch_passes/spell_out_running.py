@@ -11,6 +11,7 @@ Of equal values PyTorch gives the last position. ONNX has none of these operator
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -67,12 +68,24 @@ def _product(edit: Editor, node: Node) -> Node:
     return _running(edit, x, axis(node), aten.mul.Tensor) if shape_of(x) else x
 
 
-def _running(edit: Editor, x: Node, along: int, extreme: Any) -> Node:
-    """Inserts the running extreme, or product, of an axis."""
+def running(edit: Editor, x: Node, along: int, joined: Callable[..., Node]) -> Node:
+    """Inserts what an operation of pairs makes of each position of an axis and all before it.
+
+    Args:
+        edit: The graph.
+        x: The numbers.
+        along: The axis.
+        joined: Inserts what becomes of two; it is called as ``joined(edit, one, other)``.
+    """
     size, step = shape_of(x)[along], 1
     while step < size:
         first = edit.cut(x, along, 0, step)
         pair = edit.cut(x, along, step, size), edit.cut(x, along, 0, size - step)
-        x = edit.call(aten.cat.default, [first, edit.call(extreme, *pair)], along)
+        x = edit.call(aten.cat.default, [first, joined(edit, *pair)], along)
         step *= 2
     return x
+
+
+def _running(edit: Editor, x: Node, along: int, extreme: Any) -> Node:
+    """Inserts the running extreme, or product, of an axis."""
+    return running(edit, x, along, lambda edit, *pair: edit.call(extreme, *pair))

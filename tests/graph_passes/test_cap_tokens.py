@@ -106,6 +106,9 @@ EXACT: dict[str, Rows] = {
     "a range up to a count": lambda x: (
         torch.range(0, (x[0, :, 0] > 0).sum().item() - 1)[:, None] * chosen_by_first(x)
     ).sum(0),
+    "a line up to a count": lambda x: (
+        torch.linspace(-1, 3, chosen(x).shape[1])[:, None] * chosen(x)
+    ).sum(1),
     "the last row": lambda x: chosen(x)[:, -1],
     "distances": lambda x: torch.cdist(chosen(x), chosen(x)).amax((1, 2)),
     "a triangle": lambda x: ((chosen(x) @ chosen(x).mT).tril() @ chosen(x)).sum(1),

@@ -22,6 +22,9 @@ CALLS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int] | None]] = {
     "int64 product": (lambda x: x.long() * 2**62 * 2, None),
     "int32 of int64": (lambda x: (x.long() * (2**31 + 5)).int(), None),
     "uint8 that fits": (lambda x: torch.full_like(x, 3, dtype=torch.uint8) * 85, (255, 255)),
+    "int64 of bytes": (lambda x: x.to(torch.uint8).long() - 1, (-1, 254)),
+    "product that fits": (lambda x: (x.int() * 5 - 2).prod(1), (-27, 27)),
+    "product that does not": (lambda x: (x.int() + 2**20).prod(1), None),
     "int32 that fits": (lambda x: x.int() * 7 - 2, (-2, 5)),
 }
 

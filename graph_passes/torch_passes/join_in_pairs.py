@@ -1,0 +1,73 @@
+"""Adds up and multiplies whole numbers of any size pair by pair.
+
+Before → after, along an axis of n numbers, until one is left::
+
+    sum(x, d), prod(x, d)   →  x = cat([x[:h] + x[h : 2h], x[2h:]]),  h = n // 2; with · for prod
+
+Whole numbers wrap around at the ends of their type. ONNX Runtime 1.32 adds and multiplies them in
+float64 along an axis, which has 53 bits and saturates, and OpenVINO 2026.4 in float32; of two
+numbers both are exact. What float32 holds stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final
+
+import torch
+from torch.fx import Node
+
+from tokexport.graph_passes.torch_passes.calls import (
+    argument,
+    dtype_of,
+    is_call,
+    normal_axis,
+    operand,
+    shape_of,
+)
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.integer_bounds import fits_float32
+from tokexport.graph_passes.torch_passes.sign_bits import as_type
+
+_SUMS: Final = (aten.sum.default, aten.sum.dim_IntList)
+_PRODUCTS: Final = (aten.prod.default, aten.prod.dim_int)
+_WHOLE: Final = (torch.int32, torch.int64)
+
+
+class JoinInPairs(TorchPass):
+    """Turns sums and products of unbounded whole numbers into those of pairs."""
+
+    name: ClassVar[str] = "join in pairs"
+
+    def call(self, edit: Editor) -> int:
+        """Rewrites the graph in place and returns how many sums and products it changed."""
+        changed = 0
+        for node in list(edit.graph.nodes):
+            if not is_call(node, *_SUMS, *_PRODUCTS) or dtype_of(node) not in _WHOLE:
+                continue
+            if 0 in shape_of(operand(node)) or fits_float32(node):
+                continue
+            with edit.before(node):
+                edit.replace(node, _joined(edit, node))
+            changed += 1
+        return changed
+
+
+def _joined(edit: Editor, node: Node) -> Node:
+    x = as_type(edit, operand(node), dtype_of(node))
+    rank = len(shape_of(x))
+    of_all = is_call(node, aten.sum.default, aten.prod.default)
+    given: Any = None if of_all else argument(node, "dim")
+    given = [given] if isinstance(given, int) else given
+    axes = [normal_axis(each, rank) for each in given] if given else [*range(rank)]
+    pair = aten.add.Tensor if is_call(node, *_SUMS) else aten.mul.Tensor
+    for axis in axes:
+        while (size := shape_of(x)[axis]) > 1:
+            half = size // 2
+            both = edit.cut(x, axis, 0, half), edit.cut(x, axis, half, 2 * half)
+            rest = [edit.cut(x, axis, 2 * half, size)] if size % 2 else []
+            x = edit.call(pair, *both)
+            x = edit.call(aten.cat.default, [x, *rest], axis) if rest else x
+    if shape_of(x) == shape_of(node):
+        return x
+    return edit.view(x, shape_of(node))

@@ -1,0 +1,68 @@
+"""Writes a value at given places of an axis as a selection.
+
+Before → after, along an axis of n::
+
+    index_fill(x, d, index, v)   →  where(any(arange(n) = index mod n), v, x)
+
+What it is in ONNX otherwise is a scatter over all axes, or nothing at all.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch.fx import Node
+
+from tokexport.graph_passes.torch_passes.calls import (
+    argument,
+    axis,
+    dtype_of,
+    is_call,
+    operand,
+    shape_of,
+)
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.sign_bits import as_type
+
+
+class SpellOutFills(TorchPass):
+    """Rewrites ``index_fill``."""
+
+    name: ClassVar[str] = "spell out fills"
+
+    def call(self, edit: Editor) -> int:
+        """Rewrites the graph in place and returns how many calls it changed."""
+        changed = 0
+        for node in list(edit.graph.nodes):
+            if not is_call(node, aten.index_fill.int_Scalar, aten.index_fill.int_Tensor):
+                continue
+            with edit.before(node):
+                edit.replace(node, _spelled(edit, node))
+            changed += 1
+        return changed
+
+
+def _spelled(edit: Editor, node: Node) -> Node:
+    x, index, value = operand(node), operand(node, "index"), argument(node, "value")
+    shape, dtype = shape_of(x), dtype_of(x)
+    if 0 in shape_of(index) or 0 in shape:
+        return x
+    along = axis(node)
+    size = shape[along] if shape else 1
+    index = edit.view(as_type(edit, index, torch.int64), (-1, 1))
+    index = edit.call(
+        aten.where.self,
+        edit.call(aten.lt.Scalar, index, 0),
+        edit.call(aten.add.Scalar, index, size),
+        index,
+    )
+    hits = edit.call(aten.eq.Tensor, index, edit.constant(torch.arange(size)[None]))
+    hit = edit.call(aten.any.dim, hits, 0)
+    hit = edit.view(hit, (size, *[1] * (len(shape) - 1 - along)) if shape else ())
+    if isinstance(value, Node):
+        value = as_type(edit, edit.view(value, ()), dtype)
+    else:
+        value = edit.constant(torch.tensor(value, dtype=dtype))
+    return edit.call(aten.where.self, hit, value, x)

@@ -1,0 +1,51 @@
+"""Writes the sign of one number on another, and whether a number has one, by comparisons.
+
+Before → after::
+
+    copysign(x, y)   →  |x| · s,  s = -1 where y has a minus, else 1
+    signbit(x)       →  whether x has a minus
+
+A zero has a sign too: that of -0 is in its reciprocal (``sign_bits``). A product keeps it, where a
+selection of ONNX Runtime 1.32 makes 0 of -0. ONNX has neither operator.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from torch.fx import Node
+
+from tokexport.graph_passes.torch_passes.calls import argument, dtype_of, is_call, operand
+from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.sign_bits import as_type, has_minus
+
+
+class SpellOutSigns(TorchPass):
+    """Rewrites ``copysign`` and ``signbit``."""
+
+    name: ClassVar[str] = "spell out signs"
+
+    def call(self, edit: Editor) -> int:
+        """Rewrites the graph in place and returns how many calls it changed."""
+        changed = 0
+        for node in list(edit.graph.nodes):
+            if not is_call(node, aten.copysign.Tensor, aten.copysign.Scalar, aten.signbit.default):
+                continue
+            with edit.before(node):
+                is_bit = is_call(node, aten.signbit.default)
+                new = has_minus(edit, operand(node)) if is_bit else _signed(edit, node)
+                edit.replace(node, new)
+            changed += 1
+        return changed
+
+
+def _signed(edit: Editor, node: Node) -> Node:
+    size = edit.call(aten.abs.default, as_type(edit, operand(node), dtype_of(node)))
+    sign = argument(node, "other")
+    if isinstance(sign, Node):
+        minus = as_type(edit, has_minus(edit, sign), dtype_of(node))
+        turned = edit.call(aten.rsub.Scalar, edit.call(aten.mul.Scalar, minus, 2), 1)
+        return edit.call(aten.mul.Tensor, size, turned)
+    return edit.call(aten.neg.default, size) if math.copysign(1.0, sign) < 0 else size
