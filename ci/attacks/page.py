@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from attacks.kinds import VERDICTS, kind_named
+from attacks.kinds import ROOT, VERDICTS, kind_named
+
+#: What was mended, by hand: the lines of its cases were run anew.
+NOTES: Final = ROOT / "ci" / "attack_notes.md"
 
 #: The columns behind what was tried, in the order of the table.
 COLUMNS: Final = {
@@ -45,6 +48,7 @@ def page(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     ]
     for name in names:
         text += ["", *_described(name, [one for one in lines if one["kind"] == name])]
+    text += ["", "## What was found and mended", "", NOTES.read_text(encoding="utf-8").rstrip()]
     found = [(line, one) for line in lines for one in line["found"]]
     text += ["", "## All that was not as it should be", ""]
     text += [_told(line, one) for line, one in found] or ["Nothing."]
