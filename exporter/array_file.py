@@ -28,10 +28,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | np.ndarray:
         InputError: The file is missing, no such file, damaged, too large for the memory, or holds
             pickled objects.
     """
-    if path.is_dir() or not path.exists():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"The inputs file {what}.", where=str(path), fix="Pass an .npz file.")
     try:
+        if path.is_dir() or not path.exists():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise InputError(f"The inputs file {what}.", where=str(path), fix="Pass an .npz file.")
         with open_regular(path) as file:
             start = file.read(8)
             if not start.startswith((_NPY, *_ZIP)):

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from tokexport.runtimes.base import Array
+from tokexport.runtimes.zip_bounds import unpacks_too_far
 
 #: What NumPy itself allows for a header; a longer one is slow to parse.
 _LONGEST_HEADER: Final = 10_000
@@ -55,7 +56,8 @@ class Archive:
         packed: Whether arrays may be compressed: a small file is a large array then.
 
     Raises:
-        ArchiveError: It is no ``.npz``, a name stands twice, or a member cannot be an array.
+        ArchiveError: It is no ``.npz``, a name stands twice, a member cannot be an array, or it
+            unpacks to a hundred times its bytes.
     """
 
     def __init__(self, file: BinaryIO, *, packed: bool = True) -> None:
@@ -64,6 +66,8 @@ class Archive:
         self._members: dict[str, zipfile.ZipInfo] = {}
         if len(self._zip.infolist()) > _MOST_MEMBERS:
             raise ArchiveError(f"it has more than {_MOST_MEMBERS:,} members")
+        if why := unpacks_too_far(self._zip, file.seek(0, io.SEEK_END)):
+            raise ArchiveError(why)
         for info in self._zip.infolist():
             if not info.filename.endswith(_SUFFIX):
                 raise ArchiveError("it is a zip archive but not an .npz", info.filename)

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
+from typing import Final
 
 from tokexport.runtimes.errors import RuntimeMissingError
+
+#: What keeps ONNX Runtime, from its import on, from a file of usage statistics in the person's
+#: cache and from sending them.
+_NO_STATISTICS: Final = "ORT_DISABLE_TELEMETRY"
 
 
 def install_command(extra: str) -> str:
@@ -16,7 +24,7 @@ def install_command(extra: str) -> str:
 
 
 def import_runtime(module: str, *, extra: str) -> ModuleType:
-    """Imports a runtime's package.
+    """Imports a runtime's package, without the usage statistics that its import would begin.
 
     Args:
         module: The package's import name.
@@ -26,7 +34,8 @@ def import_runtime(module: str, *, extra: str) -> ModuleType:
         RuntimeMissingError: It is not installed, or its own import fails.
     """
     try:
-        return importlib.import_module(module)
+        with _no_statistics():
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
         said = "" if missing == module else f" (it needs {missing})"
@@ -40,6 +49,19 @@ def import_runtime(module: str, *, extra: str) -> ModuleType:
             where=str(error),
             fix=f"Install it anew: {install_command(extra)} --force-reinstall",
         ) from error
+
+
+@contextmanager
+def _no_statistics() -> Iterator[None]:
+    """Sets the variable for a block, unless the person has set it."""
+    if _NO_STATISTICS in os.environ:
+        yield
+        return
+    os.environ[_NO_STATISTICS] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_NO_STATISTICS, None)
 
 
 def is_installed(module: str) -> bool:

@@ -18,9 +18,16 @@ from tokexport.exporter.errors import UsageError
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Method
 from tokexport.graph_passes.reduction.methods import METHODS
+from tokexport.runtimes.regular_files import read_at_most
 
 #: The key of a file that names the method.
 METHOD: Final = "method"
+#: Bytes of a recipe in a file; an honest one has some hundred.
+_LARGEST_FILE: Final = 1 << 14
+#: No option counts further, and torch's numbers end there.
+_MOST: Final = 2**31 - 1
+#: Characters of a value that a message shows.
+_SHOWN: Final = 80
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,8 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_file(path: Path) -> Recipe:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte-order mark first
+        # Some editors put a byte-order mark first.
+        text = read_at_most(path, _LARGEST_FILE).decode("utf-8-sig")
         if path.suffix.lower() == ".toml":
             given = tomllib.loads(text)
         else:
@@ -215,14 +223,27 @@ def _fitted(key: str, value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
             break
         if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, int) and abs(value) > _MOST:
+                break
             return float(value) if int not in kinds or isinstance(value, float) else value
         if isinstance(kind, type) and type(value) is kind:
+            if isinstance(value, int) and abs(value) > _MOST:
+                break
             return value
     raise UsageError(
-        f"Option '{key}' of the recipe is {json.dumps(value, default=str)}.",
+        f"Option '{key}' of the recipe is {_shown(value)}.",
         where=where,
         fix=f"Give {' or '.join(_KINDS.get(kind, 'a list: [1,2,3]') for kind in kinds)}.",
     )
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as a message shows it, cut where it is long."""
+    try:
+        text = json.dumps(value, default=str)
+    except RecursionError:
+        return "lists within lists"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 _KINDS: Final[Mapping[Any, str]] = {

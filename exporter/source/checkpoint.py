@@ -39,6 +39,8 @@ WEIGHT_KEYS = (
 # Before every name: DistributedDataParallel's, torch.compile's and Lightning's.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _LIMIT = 8
+#: Dicts within dicts that weights are looked for in.
+_DEEPEST = 20
 
 
 class StateDict(NamedTuple):
@@ -105,27 +107,41 @@ def find_state_dict(root: Any) -> _Found | None:
     Returns:
         The weights with the key they were under ("" for the root itself), or None.
     """
-    return _find(root, set())
+    return _Search().find(root)
 
 
-def _find(root: Any, above: set[int]) -> _Found | None:
-    """Finds them below a dict, which may contain itself."""
-    if not isinstance(root, dict) or id(root) in above:
-        return None
-    above = {*above, id(root)}
-    own = _records(root)
-    if own:
-        return _Found("", own)
-    for key in WEIGHT_KEYS:
-        # dict.get: a pickle can give an OrderedDict attributes that hide its methods.
-        value = dict.get(root, key)
-        if isinstance(value, dict):
-            inner = _find(value, above)
+class _Search:
+    """One search through dicts that may contain themselves, or another many times."""
+
+    def __init__(self) -> None:
+        self._searched: set[int] = set()
+        self._known: dict[int, dict[str, TensorRecord]] = {}
+
+    def find(self, root: Any, depth: int = 0) -> _Found | None:
+        """Finds weights in a dict, or below the keys that they are kept under."""
+        if not isinstance(root, dict) or id(root) in self._searched or depth > _DEEPEST:
+            return None
+        self._searched.add(id(root))
+        own = self._records(root)
+        if own:
+            return _Found("", own)
+        for key in WEIGHT_KEYS:
+            # dict.get: a pickle can give an OrderedDict attributes that hide its methods.
+            inner = self.find(dict.get(root, key), depth + 1)
             if inner is not None:
                 return _Found(f"{key}.{inner.key}" if inner.key else key, inner.records)
-    others = [(key, _records(value)) for key, value in dict.items(root) if isinstance(value, dict)]
-    filled = [(str(key), records) for key, records in others if records]
-    return _Found(*filled[0]) if len(filled) == 1 else None
+        others = [
+            (key, self._records(value))
+            for key, value in dict.items(root)
+            if isinstance(value, dict)
+        ]
+        filled = [(str(key), records) for key, records in others if records]
+        return _Found(*filled[0]) if len(filled) == 1 else None
+
+    def _records(self, mapping: dict[Any, Any]) -> dict[str, TensorRecord]:
+        if id(mapping) not in self._known:
+            self._known[id(mapping)] = _records(mapping)
+        return self._known[id(mapping)]
 
 
 def contents(root: Any) -> str:
@@ -166,13 +182,14 @@ def _records(mapping: dict[Any, Any]) -> dict[str, TensorRecord]:
 def _choice_notes(root: Any, found: _Found) -> tuple[str, ...]:
     if not found.key:
         return ()
-    averaged = [
-        str(key)
-        for key, value in dict.items(root)
-        if str(key) != found.key.partition(".")[0]
-        and isinstance(value, dict)
-        and find_state_dict(value) is not None
-    ]
+    seen: set[int] = set()
+    averaged = []
+    for key, value in dict.items(root):
+        if str(key) == found.key.partition(".")[0] or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict) and find_state_dict(value) is not None:
+            averaged.append(str(key))
     note = f"the weights are those under {found.key!r} in the checkpoint"
     return (f"{note}, and not those under {listed(averaged)}" if averaged else note,)
 

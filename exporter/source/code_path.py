@@ -86,7 +86,10 @@ def _own_command_line(name: str) -> Iterator[None]:
 
 def failed_code(what: str, error: BaseException, folders: Sequence[Path]) -> SourceError:
     """Words an error that the person's own code raised: its type, message and line."""
-    said = str(error).strip()
+    try:
+        said = str(error).strip()
+    except Exception:  # their own class of errors, which fails in its turn
+        said = ""
     kind = type(error).__name__
     return SourceError(
         f"{what}: {kind}: {said}" if said else f"{what}: {kind}.",

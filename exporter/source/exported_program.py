@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokexport.exporter.errors import SourceError, UntrustedPickleError, listed
 from tokexport.exporter.source.program_check import unsafe_parts
+from tokexport.exporter.source.torch_file import damage_in
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _faults(archive: PT2ArchiveReader, entry: str) -> Iterator[str]:
     if any(folded.endswith(end) and not entry.endswith(end) for end in (".pt", ".json")):
         yield "a name in other letters than torch writes"
     if entry.startswith(MODELS_DIR):
-        yield from unsafe_parts(json.loads(archive.read_bytes(entry)))
+        yield from unsafe_parts(_read_json(archive, entry))
     elif entry.startswith(AOTINDUCTOR_DIR):
         yield "a compiled library"
     elif entry.startswith(SAMPLE_INPUTS_DIR) or (
@@ -159,7 +160,16 @@ def _faults(archive: PT2ArchiveReader, entry: str) -> Iterator[str]:
         yield from _pickle_fault(archive.read_bytes(entry))
     elif entry.startswith((WEIGHTS_DIR, CONSTANTS_DIR)) and entry.endswith(".json"):
         folder = WEIGHTS_DIR if entry.startswith(WEIGHTS_DIR) else CONSTANTS_DIR
-        yield from _payload_faults(archive, folder, json.loads(archive.read_bytes(entry)))
+        yield from _payload_faults(archive, folder, _read_json(archive, entry))
+
+
+def _read_json(archive: PT2ArchiveReader, entry: str) -> Any:
+    """Reads the JSON of an entry.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return json.loads(archive.read_bytes(entry))
 
 
 def _payload_faults(archive: PT2ArchiveReader, folder: str, config: Any) -> Iterator[str]:
@@ -183,6 +193,9 @@ def _pickle_fault(data: bytes) -> Iterator[str]:
     import torch
 
     if not data:
+        return
+    if why := damage_in(data):  # the safe unpickler of torch takes memory as it is told to
+        yield f"a pickle that is damaged: {why}"
         return
     try:
         with torch_warnings_silenced():

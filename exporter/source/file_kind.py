@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tokexport.exporter.errors import SourceError
 from tokexport.exporter.source.torch_file import damaged, is_plain_torch, is_torch_zip
+from tokexport.runtimes.regular_files import open_regular
+from tokexport.runtimes.zip_bounds import unpacks_too_far
 
 _ACCEPTED = (
     "Pass an exported program (.pt2), package.module:factory, timm:NAME, a transformers folder, "
@@ -58,7 +60,7 @@ def file_kind(path: Path) -> FileKind:
         SourceError: The file holds no model: empty, cut short, or of another kind, which is named.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(512)
             if not start:
                 raise _not_a_model(path, "empty (0 bytes)")
@@ -73,6 +75,10 @@ def file_kind(path: Path) -> FileKind:
         raise SourceError(
             "The file may not be read.", where=str(path), fix="Check its mode."
         ) from error
+    except OSError as error:
+        raise SourceError(
+            "The file cannot be read.", where=f"{path} ({error.strerror})", fix=_ACCEPTED
+        ) from error
     if _is_safetensors(path, start):
         return FileKind.SAFETENSORS
     raise _not_a_model(path, _foreign(path, start))
@@ -82,6 +88,8 @@ def _zip_kind(path: Path) -> FileKind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            if why := unpacks_too_far(archive, path.stat().st_size):
+                raise damaged(path, why)
             if min((info.header_offset for info in archive.infolist()), default=0) > 0:
                 raise damaged(path, "what is readable of it is an archive that was inside it")
             if is_torch_zip(archive):

@@ -8,20 +8,25 @@ records of where a tensor's numbers are::
     collections.OrderedDict, set, bytes, numbers, str                  →  themselves
     argparse.Namespace, pathlib.PosixPath, my.models.ViT, os.system    →  Inert
 
-No torch is needed, and no number of a tensor is read.
+No torch is needed, and no number of a tensor is read. Python's own reader in Python is what reads
+here, since each step of it can be held to bounds: no memory is taken for which the pickle has no
+bytes, and no key is hashed, nor object written out, that is built of others without end.
 """
 
 from __future__ import annotations
 
 import pickle
-import pickletools
+import struct
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import IO, Any, NamedTuple, NoReturn
+from collections.abc import Callable, Iterable
+from typing import IO, Any, Final, NamedTuple, NoReturn
 
-_PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
-#: Places of a memo that a pickle may leave out.
-_SLACK = 1000
+#: What is read of a file at a time, whatever length the pickle claims.
+_PIECE: Final = 1 << 20
+#: Elements that a tuple may have as a key.
+_LONGEST_KEY: Final = 64
+#: Beyond it no size, place or key is: torch's own numbers have 64 bits.
+_MOST: Final = 2**63
 
 
 class StorageRecord(NamedTuple):
@@ -146,7 +151,11 @@ class _StorageClass(NamedTuple):
     dtype: str
 
 
-class InertUnpickler(pickle.Unpickler):
+_Step = Callable[["InertUnpickler"], None]
+_Unpickler: Any = pickle._Unpickler
+
+
+class InertUnpickler(_Unpickler):  # type: ignore[misc]
     """Unpickles plain values and records of tensors; everything else becomes ``Inert``.
 
     Attributes:
@@ -155,22 +164,10 @@ class InertUnpickler(pickle.Unpickler):
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file, encoding="utf-8")
-        self._file = file
+        super().__init__(_Pieces(file), encoding="utf-8")
         self.origins: list[str] = []
         self.storages: dict[str, StorageRecord] = {}
         self._made: dict[str, type[Inert]] = {}
-
-    def load(self) -> Any:
-        """Reads one pickle, once its opcodes were looked through.
-
-        Raises:
-            pickle.UnpicklingError: It is damaged, or asks for more memory than it has bytes.
-        """
-        begin = self._file.tell()
-        _check_opcodes(self._file)
-        self._file.seek(begin)
-        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns what stands for ``module.name``, and imports nothing."""
@@ -206,25 +203,98 @@ class InertUnpickler(pickle.Unpickler):
         return StorageRecord(key, pid[1].dtype, length, start)
 
 
-def _check_opcodes(file: IO[bytes]) -> None:
-    """Refuses an opcode that makes the reader take memory which the pickle only claims to fill.
+class _Pieces:
+    """A file that is read piece by piece: memory is taken for bytes that are there."""
 
-    The place of a memo is the length of a list, and a bytearray is made before it is read.
-    """
-    for position, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if opcode.name in _PUTS and int(argument or 0) > 2 * position + _SLACK:
-            raise pickle.UnpicklingError(f"a memo of {argument} places")
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.readline = file.readline
+
+    def read(self, size: int) -> bytes:
+        """Reads so many bytes, or those that there are."""
+        if size <= _PIECE:
+            return self._file.read(size)
+        found = bytearray()
+        while len(found) < size and (piece := self._file.read(min(_PIECE, size - len(found)))):
+            found += piece
+        return bytes(found)
+
+
+def _key(value: Any) -> Any:
+    """Returns a key, where hashing and writing it takes no longer than it has bytes."""
+    if type(value) is frozenset:  # its own elements were keys
+        return value
+    parts = value if type(value) is tuple else (value,)
+    if len(parts) > _LONGEST_KEY or not all(_is_plain(part) for part in parts):
+        raise pickle.UnpicklingError("a key that is built of others")
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is int:
+        return -_MOST <= value < 2 * _MOST  # others are easy to find of one hash
+    plain = isinstance(value, str | bytes | float | complex | bool | None)
+    known = (Inert, type, TensorRecord, _Builder, _Type, _StorageClass)
+    return plain or isinstance(value, known)
+
+
+def _set_item(unpickler: InertUnpickler) -> None:
+    value = unpickler.stack.pop()
+    key = unpickler.stack.pop()
+    unpickler.stack[-1][_key(key)] = value
+
+
+def _set_items(unpickler: InertUnpickler) -> None:
+    items = unpickler.pop_mark()
+    target = unpickler.stack[-1]
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        target[_key(key)] = value
+
+
+def _dict(unpickler: InertUnpickler) -> None:
+    items = unpickler.pop_mark()
+    pairs = zip(items[::2], items[1::2], strict=True)
+    unpickler.append({_key(key): value for key, value in pairs})
+
+
+def _add_items(unpickler: InertUnpickler) -> None:
+    items = unpickler.pop_mark()
+    target = unpickler.stack[-1]
+    for item in items:
+        target.add(_key(item))
+
+
+def _frozen_set(unpickler: InertUnpickler) -> None:
+    items = unpickler.pop_mark()
+    unpickler.append(frozenset(map(_key, items)))
+
+
+def _bytearray8(unpickler: InertUnpickler) -> None:
+    (length,) = struct.unpack("<Q", unpickler.read(8))
+    unpickler.append(bytearray(unpickler.read(length)))
+
+
+# The steps that hash keys, or make room before they read.
+_STEPS: Final[dict[bytes, _Step]] = {
+    pickle.SETITEM: _set_item,
+    pickle.SETITEMS: _set_items,
+    pickle.DICT: _dict,
+    pickle.ADDITEMS: _add_items,
+    pickle.FROZENSET: _frozen_set,
+    pickle.BYTEARRAY8: _bytearray8,
+}
+InertUnpickler.dispatch = _Unpickler.dispatch | {code[0]: do for code, do in _STEPS.items()}
 
 
 def _naturals(numbers: Any) -> bool:
-    return all(type(number) is int and number >= 0 for number in numbers)
+    return all(type(number) is int and 0 <= number < _MOST for number in numbers)
 
 
 def _record(storage: Any, dtype: str, offset: Any, shape: Any, stride: Any) -> TensorRecord:
     if not isinstance(storage, StorageRecord) or len(shape) != len(stride):
         raise pickle.UnpicklingError("a tensor without a storage")
     if not _naturals((offset, *shape, *stride)):
-        raise pickle.UnpicklingError("a tensor with a negative size or stride")
+        raise pickle.UnpicklingError("a tensor whose sizes or strides are none")
     return TensorRecord(storage, dtype, offset, tuple(shape), tuple(stride))
 
 
@@ -260,6 +330,36 @@ def _bytearray(*given: Any) -> bytearray:
     return bytearray(*given)
 
 
+def _scalar(kind: type) -> Callable[..., Any]:
+    """Returns a call of a built-in class on numbers and texts alone."""
+
+    def make(*given: Any) -> Any:
+        if not all(isinstance(one, str | bytes | int | float) for one in given):
+            raise pickle.UnpicklingError(f"{kind.__name__} of an object")
+        return kind(*given)
+
+    return make
+
+
+def _set_of(kind: type) -> Callable[..., Any]:
+    """Returns a call of a built-in class on keys."""
+
+    def make(items: Iterable[Any] = ()) -> Any:
+        return kind(map(_key, items))
+
+    return make
+
+
+def _mapping(kind: type) -> Callable[..., Any]:
+    """Returns a call of a built-in class on a mapping or pairs."""
+
+    def make(items: Any = ()) -> Any:
+        pairs = dict.items(items) if isinstance(items, dict) else items
+        return kind((_key(key), value) for key, value in pairs)
+
+    return make
+
+
 _CALLS: dict[str, _Builder] = {
     "torch._utils._rebuild_tensor": _Builder(_rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": _Builder(_rebuild_tensor),
@@ -272,12 +372,19 @@ _CALLS: dict[str, _Builder] = {
     "builtins.bytearray": _Builder(_bytearray),
     "__builtin__.bytearray": _Builder(_bytearray),
 }
-# Built-in classes: nothing in a pickle can set their attributes. Protocol 2 names builtins so.
+# Built-in classes, as calls: a subclass of one would be called through ``__new__`` of ``Inert``.
+_KINDS: Final[dict[type, Callable[..., Any]]] = {
+    **{kind: _scalar(kind) for kind in (complex, int, float, str, bool)},
+    **{kind: _set_of(kind) for kind in (set, frozenset)},
+    **{kind: kind for kind in (list, tuple)},
+    dict: _mapping(dict),
+}
+# Protocol 2 names builtins so.
 _VALUES: dict[str, Any] = {
-    "collections.OrderedDict": OrderedDict,
+    "collections.OrderedDict": _Builder(_mapping(OrderedDict)),
     **{
-        f"{module}.{kind.__name__}": kind
+        f"{module}.{kind.__name__}": _Builder(make)
         for module in ("builtins", "__builtin__")
-        for kind in (dict, list, tuple, set, frozenset, complex, int, float, str, bool)
+        for kind, make in _KINDS.items()
     },
 }

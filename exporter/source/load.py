@@ -56,16 +56,22 @@ def _loaded(options: SourceOptions) -> Source:
     if name.startswith(PREFIX):
         _refuse(options.builder, "--builder", "a model of timm is built by timm", "--checkpoint")
         return _from_timm(options)
-    if name and path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:  # a name too long, a folder above it that may not be entered
+        raise SourceError(
+            f"The source cannot be looked for: {error.strerror}.", where=f"{name:.300}", fix=_FORMS
+        ) from error
+    if name and is_folder:
         return _from_folder(path, options)
-    if name and path.exists():
+    if name and is_there:
         return _from_file(path, options)
     if is_factory_name(name):
         _refuse(options.builder, "--builder", "the source is a factory itself", "--checkpoint")
         return _from_factory(options)
     if path.suffix or path.name != name:
-        raise SourceError("The file does not exist.", where=name, fix=_FORMS)
-    raise SourceError(f"There is no source named {name!r}.", fix=_FORMS)
+        raise SourceError("The file does not exist.", where=f"{name:.300}", fix=_FORMS)
+    raise SourceError(f"There is no source named {name!r:.300}.", fix=_FORMS)
 
 
 def _from_file(path: Path, options: SourceOptions) -> Source:
@@ -195,9 +201,15 @@ def _from_folder(folder: Path, options: SourceOptions) -> Source:
 
 
 def _load_given(model: nn.Module, path: Path) -> tuple[str, ...]:
-    if not path.is_file():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:
         raise SourceError(
-            "The checkpoint is a folder." if path.is_dir() else "The checkpoint does not exist.",
+            f"The checkpoint cannot be looked for: {error.strerror}.", where=f"{str(path):.300}"
+        ) from error
+    if is_folder or not is_there:
+        raise SourceError(
+            "The checkpoint is a folder." if is_folder else "The checkpoint does not exist.",
             where=str(path),
             fix="Pass the file of weights with --checkpoint.",
         )

@@ -52,6 +52,12 @@ _EXPRESSIONS = (
     *("IntTrueDiv", "IsNonOverlappingAndDenseIndicator", "TruncToFloat", "TruncToInt"),
     *("RoundToInt", "RoundDecimal", "ToFloat", "Identity"),
 )
+#: Functions of sizes whose results grow out of all bounds; such a size has few, with small numbers.
+_GROWING = ("Pow", "PowByNatural", "FloatPow", "LShift", "RShift")
+_MOST_GROWING = 4
+_LARGEST_EXPONENT = 8
+_MOST_DIGITS = 1000
+_LONGEST = 10_000
 _SYMBOL = re.compile(r"[a-z_]+\d*")
 _NODES = (
     *(ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.Tuple),
@@ -140,9 +146,13 @@ def _operator_object_fault(namespace: str, name: str, overload: str | None) -> s
 
 def _is_expression(text: str) -> bool:
     """Says whether a text is built of symbols, numbers and the functions of sizes alone."""
+    if len(text) > _LONGEST:
+        return False
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    if not _is_bounded(tree):
         return False
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     named = {
@@ -154,6 +164,38 @@ def _is_expression(text: str) -> bool:
         and node.args
     }
     return all(_is_expression_node(node, called, named) for node in ast.walk(tree))
+
+
+def _is_bounded(tree: ast.Expression) -> bool:
+    """Says whether sympy comes to an end with an expression: few powers, of small numbers."""
+    numbers = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    growing = [*_growing(tree)]
+    return (
+        len(growing) <= _MOST_GROWING
+        and all(_is_at_most(number, limit) for number, limit in growing)
+        and all(abs(number) < 2**64 for number in numbers if isinstance(number, int))
+    )
+
+
+def _growing(tree: ast.Expression) -> Iterator[tuple[ast.expr | None, int]]:
+    """Yields what makes numbers grow, and how large it may be: exponents, shifts, precisions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+            yield node.right, _LARGEST_EXPONENT
+        elif isinstance(node, ast.keyword) and node.arg == "precision":
+            yield node.value, _MOST_DIGITS
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in _GROWING:
+            yield (node.args[1] if len(node.args) > 1 else None), _LARGEST_EXPONENT
+
+
+def _is_at_most(node: ast.expr | None, limit: int) -> bool:
+    """Says whether a number is small, and written as one: ``2``, ``-1`` or ``Integer(2)``."""
+    if isinstance(node, ast.UnaryOp):
+        node = node.operand
+    if isinstance(node, ast.Call) and node.args:  # Rational(1, 2) is less than its first number
+        return _is_at_most(node.args[0], limit)
+    value = node.value if isinstance(node, ast.Constant) else None
+    return isinstance(value, int | float) and abs(value) <= limit
 
 
 def _is_expression_node(node: ast.AST, called: set[int], named: set[int]) -> bool:
@@ -168,7 +210,7 @@ def _is_expression_node(node: ast.AST, called: set[int], named: set[int]) -> boo
         # Strings are evaluated once more anywhere but in Symbol and Float.
         if id(node) in named:
             return node.value.isidentifier()
-        return re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", node.value) is not None
+        return re.fullmatch(r"-?[\d.]{1,40}(e[+-]?\d{1,3})?", node.value) is not None
     return True
 
 

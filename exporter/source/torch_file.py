@@ -14,6 +14,7 @@ that are used, and the system can take these back.
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import zipfile
@@ -30,6 +31,7 @@ from tokexport.exporter.source.inert_pickle import (
     StorageRecord,
     TensorRecord,
 )
+from tokexport.runtimes.zip_bounds import unpacks_too_far
 
 if TYPE_CHECKING:
     import torch
@@ -104,13 +106,16 @@ class TorchFile:
                 f"a tensor of shape {record.shape} needs {needed} bytes of a storage of "
                 f"{storage.numel()}"
             )
-        if 0 in record.shape:
-            return torch.empty(record.shape, dtype=dtype)
         if storage.data_ptr() % dtype.itemsize:
             storage = self._storages[record.storage.key] = storage.clone()
-        return torch.empty(0, dtype=dtype).set_(
-            storage.untyped_storage(), offset, record.shape, record.stride
-        )
+        try:
+            if 0 in record.shape:
+                return torch.empty(record.shape, dtype=dtype)
+            return torch.empty(0, dtype=dtype).set_(
+                storage.untyped_storage(), offset, record.shape, record.stride
+            )
+        except (RuntimeError, TypeError, ValueError) as error:  # sizes that overflow 64 bits
+            raise self._damaged(f"a tensor of shape {record.shape}") from error
 
     def _storage(self, record: StorageRecord) -> Tensor:
         """Returns the bytes of a storage, uint8 of shape (bytes,)."""
@@ -153,6 +158,28 @@ def is_plain_torch(file: IO[bytes]) -> bool:
         return False
 
 
+def damage_in(data: bytes) -> str:
+    """Says why the pickle in a file of torch cannot be read with bounds; '' where it can.
+
+    Args:
+        data: The bytes of a file of either layout, or of a pickle alone.
+    """
+    try:
+        if not data.startswith(b"PK"):
+            InertUnpickler(io.BytesIO(data)).load()
+            return ""
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if why := unpacks_too_far(archive, len(data)):
+                return why
+            for name in archive.namelist():
+                if name.endswith("/data.pkl"):
+                    with archive.open(name) as pickled:
+                        InertUnpickler(pickled).load()
+    except (*_UNREADABLE, OSError) as error:
+        return _said(error)
+    return ""
+
+
 def read_torch_file(path: Path) -> TorchFile:
     """Reads a file that ``torch.save`` wrote, of either layout.
 
@@ -175,8 +202,10 @@ def _read_zip(path: Path) -> TorchFile:
             if name.count("/") == 1 and name.endswith("/data.pkl")
         )
         order = f"{root_name}/byteorder"
-        if order in archive.namelist() and archive.read(order).strip() != b"little":
-            raise _other_byte_order(path)
+        if order in archive.namelist():
+            with archive.open(order) as said:
+                if said.read(16).strip() != b"little":
+                    raise _other_byte_order(path)
         with archive.open(f"{root_name}/data.pkl") as pickled:
             unpickler = InertUnpickler(pickled)
             root = unpickler.load()

@@ -13,7 +13,6 @@ Nothing is fetched, and no code of the folder runs.
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from tokexport.exporter.source.preprocessing import (
     unreadable_preprocessing,
 )
 from tokexport.exporter.source.torch_file import damaged
+from tokexport.exporter.source.transformers_config import check_config, no_larger_than
 from tokexport.runtimes.regular_files import read_at_most
 
 if TYPE_CHECKING:
@@ -72,12 +72,13 @@ def load_transformers_folder(folder: Path, trust_pickle: bool) -> Loaded:
         PackageMissingError: transformers is not installed.
     """
     config = _read_json(folder / CONFIG)
-    _check_fetches(folder, config)
+    check_config(config, folder / CONFIG)
     safe, files = _weight_files(folder, trust_pickle)
     transformers = _import_transformers()
     optional = [folder / PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
     preprocessing = _preprocessing(transformers, optional[0]) if optional else None
-    model, notes = _load(transformers, folder, config, safe)
+    with no_larger_than(sum(path.stat().st_size for path in files), folder):
+        model, notes = _load(transformers, folder, config, safe)
     used = (folder / CONFIG, *files, *optional)
     return Loaded(model, used, known_input_shapes(model), preprocessing, notes)
 
@@ -90,45 +91,12 @@ def _preprocessing(transformers: ModuleType, path: Path) -> Preprocessing:
             processor = auto.from_pretrained(
                 str(path.parent), local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # what its classes raise of values that they do not know
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise unreadable_preprocessing(path, lines[0] if lines else "") from error
     return transformers_preprocessing(processor.to_dict(), path)
-
-
-def _check_fetches(folder: Path, config: Any) -> None:
-    """Refuses a configuration, at any depth, that makes transformers fetch something by its name.
-
-    Those are attention kernels, and backbones whose weights or configuration lie elsewhere.
-    """
-    if isinstance(config, list):
-        for part in config:
-            _check_fetches(folder, part)
-    if not isinstance(config, dict):
-        return
-    for key, value in config.items():
-        if key.endswith("_implementation") and "/" in str(value):
-            raise SourceError(
-                f"The folder asks for a kernel from the network: {value!r}.",
-                where=f"{folder / CONFIG}, {key!r}",
-                fix=f"Take {key!r} out of config.json: the model runs without it.",
-            )
-        _check_fetches(folder, value)
-    backbone = config.get("backbone")
-    if not isinstance(backbone, str) or not backbone:
-        return
-    if config.get("use_pretrained_backbone"):
-        raise SourceError(
-            f"The folder asks for the weights of a backbone from the network: {backbone!r}.",
-            where=f"{folder / CONFIG}, 'use_pretrained_backbone'",
-            fix="Set it to false in config.json: the folder's own weights hold the backbone's.",
-        )
-    if not config.get("use_timm_backbone"):
-        raise SourceError(
-            f"The folder asks for the configuration of a backbone from the network: {backbone!r}.",
-            where=f"{folder / CONFIG}, 'backbone'",
-            fix="Write it into config.json as 'backbone_config', in the place of the name.",
-        )
 
 
 def _weight_files(folder: Path, trust_pickle: bool) -> tuple[bool, tuple[Path, ...]]:
@@ -221,10 +189,9 @@ def _load(
                 where=str(folder),
                 fix="Load the model once where there is a network, and save_pretrained it whole.",
             ) from error
-        except (
-            *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),
-            *(ImportError, EOFError, pickle.UnpicklingError),
-        ) as error:
+        except (MemoryError, SourceError):
+            raise
+        except Exception as error:  # what its classes raise of values that they do not know
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise SourceError(
                 "The folder cannot be loaded by transformers: "

@@ -108,12 +108,21 @@ def _merge_behind(tokens: Tokens, kept: int) -> Tokens:
     return tokens.merged(matching, matching(x, "mean"), matching(grown))
 
 
+#: Characters of a schedule, at most.
+_LONGEST = 1 << 16
+
+
 def _read_schedule(path: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Reads the two lists of a file."""
     try:
-        lists = json.loads(Path(path).read_text(encoding="utf-8"))
+        if (
+            Path(path).exists() and not Path(path).is_file()
+        ):  # a pipe is waited for, and a device has no end
+            raise OSError("it is no file")
+        with open(path, encoding="utf-8") as file:
+            lists = json.loads(file.read(_LONGEST))
         prune, merge = (tuple(int(one) for one in lists[key]) for key in ("prune", "merge"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         check(
             False,
             f"The schedule {path} cannot be read: {type(error).__name__}: {error}",

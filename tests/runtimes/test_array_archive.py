@@ -146,3 +146,11 @@ def test_damaged_files_are_refused_or_read_as_they_were() -> None:
         except ArchiveError:
             refused += 1
     assert 100 < refused < 400
+
+
+def test_an_archive_that_unpacks_without_end_is_refused() -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("other.npy", bytes(70 << 20))
+    with pytest.raises(ArchiveError, match="bytes unpack to 73,400,320"):
+        Archive(file)

@@ -176,3 +176,17 @@ def test_without_onnxruntime_the_install_command_is_named(
         "The package 'onnxruntime' is not installed.",
         "Install it: pip install 'tokexport[ort]'",
     ], done.stderr
+
+
+def test_the_import_begins_no_statistics_and_leaves_no_trace(
+    run_python: Callable[[str], CompletedProcess[str]], tmp_path: Path
+) -> None:
+    done = run_python(
+        f"import os; os.environ |= dict.fromkeys(('HOME', 'TMPDIR'), {str(tmp_path)!r})\n"
+        "before = dict(os.environ)\n"
+        "from tokexport.runtimes.importing import import_runtime\n"
+        "import_runtime('onnxruntime', extra='ort')\n"
+        "print(dict(os.environ) == before, 'XDG_CACHE_HOME' in before)"
+    )
+    assert (done.stdout, done.stderr) == ("True False\n", "")
+    assert list(tmp_path.iterdir()) == []

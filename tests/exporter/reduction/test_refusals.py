@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from pathlib import Path
 
@@ -189,3 +190,29 @@ def test_an_option_may_be_a_file(tmp_path: Path) -> None:
     recipe = parse_recipe(f"diffrate:schedule={schedule}")
     assert recipe.method.name == "diffrate"
     assert recipe.given == {"schedule": str(schedule)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"evit:keep={'9' * 400}",
+        f"tome:r={'9' * 30}",
+        f"tome:r={'[' * 900}1{']' * 900}",
+        "tome:layers=[1e999]",
+    ],
+)
+def test_numbers_that_count_nothing_are_refused(text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_recipe(text)
+    assert len(error.value.what) < 200
+
+
+def test_a_recipe_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "recipe.toml")
+    (tmp_path / "recipe.json").symlink_to("/dev/zero")
+    (tmp_path / "long.toml").write_text(f"a{'.a' * 20_000} = 1")
+    for name in ("recipe.toml", "recipe.json", "long.toml"):
+        with pytest.raises(UsageError, match="The recipe cannot be read"):
+            parse_recipe(tmp_path / name)
+    with pytest.raises(UsageError, match="cannot be read: OSError: it is no file"):
+        parse_recipe(f"diffrate:schedule={tmp_path / 'recipe.toml'}")

@@ -222,3 +222,11 @@ def test_a_checkpoint_that_is_not_there(tmp_path: Path, models: Folders) -> None
     for path, said in ((tmp_path / "no.pt", "does not exist"), (tmp_path, "is a folder")):
         with pytest.raises(SourceError, match=f"The checkpoint {said}"):
             load_source(SourceOptions("source_tiny:build", models, checkpoint=path))
+
+
+def test_a_dict_that_comes_many_times_is_searched_once(tmp_path: Path) -> None:
+    value: dict[str, Any] = {"epoch": 1}
+    for _ in range(15):
+        value = dict.fromkeys(WEIGHT_KEYS, value)
+    with pytest.raises(SourceError, match="holds no state dict"):
+        load_checkpoint(Tiny(), save(value, tmp_path))

@@ -431,3 +431,19 @@ def test_options_that_do_not_go_with_it(program: Path, option: str) -> None:
     given: Any = {"builder": "source_tiny:build", "checkpoint": program}[option]
     with pytest.raises(UsageError, match=f"--{option} does not go with this source"):
         load_source(SourceOptions(str(program), **{option: given}))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\2\x85R.",  # 8 GiB
+        b"\x80\x02}K\x01" + b"\x85" * 500_000 + b"K\x01s.",  # its hash leaves the stack
+    ],
+)
+def test_a_pickle_that_asks_for_all_memory_is_refused(program: Path, body: bytes) -> None:
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("a/data.pkl", body)
+        archive.writestr("a/version", b"3\n")
+    with pytest.raises(UntrustedPickleError, match="a pickle that is damaged"):
+        load(edited(program, {SAMPLES: inner.getvalue()}))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -90,3 +91,18 @@ def test_files_cut_short(tmp_path: Path) -> None:
             file_kind(path)
         assert "cut short or damaged" in str(caught.value)
         assert "download it again" in str(caught.value)
+
+
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.pt")
+    for path in (tmp_path / "model.pt", Path("/dev/zero")):
+        with pytest.raises(SourceError, match="a pipe, a socket or a device, not a file"):
+            file_kind(path)
+
+
+def test_an_archive_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(70 << 20))
+    with pytest.raises(SourceError, match="bytes unpack to 73,400,320"):
+        file_kind(path)

@@ -98,3 +98,14 @@ for options in (
         *("checkpoint", "saved-module", "saved-module"),
         *("exported-program", "factory", "timm"),
     ]
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, f"{'a' * 300}.pt", "a/" * 3000])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    for options in (
+        SourceOptions(name),
+        SourceOptions("models.source_tiny:build", checkpoint=Path(name)),
+    ):
+        with pytest.raises(SourceError, match="cannot be looked for: File name too long") as error:
+            load_source(options)
+        assert len(str(error.value)) < 1000

@@ -46,6 +46,15 @@ def test_expressions_of_sizes(expression: str) -> None:
         "s0.__class__",
         "s0 = 1",
         "(",
+        "9**9**9**9",
+        "Pow(Integer(9), Pow(Integer(9), Integer(99)))",
+        "Pow(s0, Symbol('s1'))",
+        "LShift(1, 10**12)",
+        "PowByNatural(10, 100000000000)",
+        "Pow(Pow(Pow(Pow(Pow(s0, 8), 8), 8), 8), 8)",
+        "Float('1e999999999')",
+        "Float('0.5', precision=999999999)",
+        "Add(" + "1, " * 4000 + "s0)",
     ],
 )
 def test_what_is_no_expression_of_sizes(expression: str) -> None:

@@ -176,3 +176,24 @@ def test_random_damage_never_escapes_as_another_error(tmp_path: Path, zipped: bo
                 read(path)
             except SourceError:
                 continue
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "offset", "said"),
+    [
+        ((2**62, 2**62, 0), (0, 0, 0), 0, "a tensor of shape"),
+        ((2**62, 2**62), (0, 0), 0, "a tensor of shape"),
+        ((2**70,), (0,), 0, "a tensor whose sizes or strides are none"),
+        ((2,), (1,), 2**63, "a tensor whose sizes or strides are none"),
+    ],
+)
+def test_sizes_that_overflow_are_damage(
+    shape: tuple[int, ...], stride: tuple[int, ...], offset: int, said: str, tmp_path: Path
+) -> None:
+    class Rebuilt:
+        def __reduce__(self) -> tuple[Any, ...]:
+            storage = torch.ones(4)._typed_storage()
+            return torch._utils._rebuild_tensor_v2, (storage, offset, shape, stride, False, {})
+
+    with pytest.raises(SourceError, match=said):
+        read(save({"w": Rebuilt()}, tmp_path / "x.pt"))

@@ -339,3 +339,20 @@ def test_transformers_not_installed(folder: Path, monkeypatch: pytest.MonkeyPatc
         load(folder)
     assert "needs 'transformers', which is not installed" in str(caught.value)
     assert "pip install 'tokexport[transformers]'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 10**13}, "a model with more than 10,000 layers"),
+        ({"encoder": {"depths": [2, 10**9]}}, "a model with more than 10,000 layers"),
+        ({"intermediate_size": 2**24}, "a model of more numbers than its weights have"),
+        ({"num_hidden_layers": 9999}, "a model of more numbers than its weights have"),
+        ({"hidden_act": 1}, "cannot be loaded by transformers"),
+    ],
+)
+def test_a_model_without_end_is_refused_before_it_is_built(
+    changes: dict[str, Any], said: str, folder: Path
+) -> None:
+    edit(folder / "config.json", **changes)
+    assert said in refusal(folder)
