@@ -65,12 +65,21 @@ def _reads_marked(source: Any) -> bool:
 
 
 def is_fixed(source: Any) -> bool:
-    """Tells whether what comes out of a port depends on no input of the model."""
-    node = source.get_node()
-    if node.get_type_name() in ("Constant", "ShapeOf"):  # sizes are fixed too
-        return True
-    sources = node.input_values()
-    return len(sources) > 0 and all(map(is_fixed, sources))
+    """Tells whether what comes out of a port depends on no input of the model.
+
+    A deep model has thousands of operators in a row, and paths that meet again: each is seen once.
+    """
+    ahead, seen = [source.get_node()], set()
+    while ahead:
+        node = ahead.pop()
+        if name(node) in seen or node.get_type_name() in ("Constant", "ShapeOf"):
+            continue  # sizes are fixed too
+        seen.add(name(node))
+        inputs = node.input_values()
+        if not inputs:
+            return False
+        ahead += [one.get_node() for one in inputs]
+    return True
 
 
 def _is_weight(source: Any) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tokexport.exporter.openvino_roles import is_fixed, is_linear
+from tokexport.exporter.openvino_roles import is_fixed, is_linear, name
 from tokexport.runtimes.importing import import_runtime
 
 #: Operators whose two operands may change places.
@@ -85,17 +85,18 @@ def _turn(operator: Any) -> None:
 
 def _products(port: Any) -> Iterator[Any]:
     """Yields the products of two activations that a value is computed from, number by number."""
-    node = port.get_node()
-    kind = node.get_type_name()
-    if kind == "MatMul":
-        if not is_linear(node):
+    ahead, seen = [port.get_node()], set()
+    while ahead:
+        node = ahead.pop()
+        kind = node.get_type_name()
+        if name(node) in seen:
+            continue
+        seen.add(name(node))
+        if kind == "MatMul" and not is_linear(node):
             yield node
-        return
-    if kind not in _BETWEEN:
-        return
-    for source in node.input_values():
-        if not is_fixed(source) and not _is_row(source):
-            yield from _products(source)
+        elif kind in _BETWEEN:
+            sources = node.input_values()
+            ahead += [one.get_node() for one in sources if not is_fixed(one) and not _is_row(one)]
 
 
 def _is_row(port: Any) -> bool:

@@ -77,12 +77,13 @@ def read_logits(logits: Node, reader: Node) -> Logits | str:
         reader: The softmax; anybody else who reads them, or a step on the way, needs them as such.
     """
     biases: list[Bias] = []
+    leads: dict[Node, bool] = {}
     node = logits
     while True:
         if others := _other_readers(node, reader):
             what = "logits are" if node is logits else f"{operator_name(node)} is"
             return f"its {what} read by {others} too"
-        step = _step(node)
+        step = _step(node, leads)
         if step is None:
             break
         if step[1] is not None:
@@ -118,15 +119,15 @@ def unscaled(node: Node, read_once: bool = True) -> tuple[Node, float]:
     return node, 1.0
 
 
-def _step(node: Node) -> tuple[Node, Bias | None] | None:
-    """Takes one step towards the product."""
+def _step(node: Node, leads: dict[Node, bool]) -> tuple[Node, Bias | None] | None:
+    """Takes one step towards the product; ``leads`` is what is known of values, see ``_leads``."""
     if is_call(node, aten.add.Tensor) and argument(node, "alpha") == 1:
-        return _off_a_sum(node)
+        return _off_a_sum(node, leads)
     if is_call(node, aten.masked_fill.Scalar) and argument(node, "value") == -math.inf:
         mask = operand(node, "mask")
         return (operand(node), Bias(mask, hides=True)) if _spreads(mask, node) else None
     if is_call(node, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf):
-        return _off_a_choice(node)
+        return _off_a_choice(node, leads)
     if is_call(node, aten.sub.Tensor) and argument(node, "alpha") == 1:
         source, largest = node.args[:2]
         if isinstance(source, Node) and _is_largest_of(source, largest):
@@ -134,31 +135,39 @@ def _step(node: Node) -> tuple[Node, Bias | None] | None:
     return None
 
 
-def _off_a_choice(node: Node) -> tuple[Node, Bias] | None:
+def _off_a_choice(node: Node, leads: dict[Node, bool]) -> tuple[Node, Bias] | None:
     mask, kept, other = node.args[:3]
     assert isinstance(mask, Node)
-    if _is_minus_infinity(other) and isinstance(kept, Node) and _leads(kept):
+    if _is_minus_infinity(other) and isinstance(kept, Node) and _leads(kept, leads):
         return (kept, Bias(mask)) if _spreads(mask, kept) else None
-    if _is_minus_infinity(kept) and isinstance(other, Node) and _leads(other):
+    if _is_minus_infinity(kept) and isinstance(other, Node) and _leads(other, leads):
         return (other, Bias(mask, hides=True)) if _spreads(mask, other) else None
     return None
 
 
-def _off_a_sum(node: Node) -> tuple[Node, Bias] | None:
+def _off_a_sum(node: Node, leads: dict[Node, bool]) -> tuple[Node, Bias] | None:
     near, far = node.args[:2]
     if not isinstance(near, Node) or not isinstance(far, Node):
         return None
-    if _leads(far) and not _leads(near):
+    if _leads(far, leads) and not _leads(near, leads):
         near, far = far, near
-    return (near, Bias(far)) if _leads(near) and _spreads(far, near) else None
+    return (near, Bias(far)) if _leads(near, leads) and _spreads(far, near) else None
 
 
-def _leads(node: Node) -> bool:
-    """Tells whether a value is a product of matrices, or made from one by such steps."""
-    step = _step(node)
-    if step is not None:
-        return _leads(step[0])
-    return is_call(_product_below(node)[0], aten.matmul.default)
+def _leads(node: Node, leads: dict[Node, bool]) -> bool:
+    """Tells whether a value is a product of matrices, or made from one by such steps.
+
+    Args:
+        node: The value.
+        leads: What is known of others, to which this is added: many ways may lead to one.
+    """
+    way = [node]
+    while way[-1] not in leads and (step := _step(way[-1], leads)) is not None:
+        way.append(step[0])
+    last = way[-1]
+    found = leads.get(last, is_call(_product_below(last)[0], aten.matmul.default))
+    leads |= dict.fromkeys(way, found)
+    return found
 
 
 def _product_below(node: Node) -> tuple[Node, float]:

@@ -11,7 +11,7 @@ whatever chain of unsqueeze, expand, repeat, view or slice lies between.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch.fx import Node
 
@@ -72,32 +72,53 @@ _MOVES = (
 
 
 def varying_axes(node: Node) -> frozenset[int]:
-    """Returns the axes along which the values may differ; of size-1 axes none does."""
+    """Returns the axes along which the values may differ; of size-1 axes none does.
+
+    Each value before it is looked at once, also where many ways lead to it.
+    """
+    known: dict[Node, frozenset[int]] = {}
+    ahead = [node]
+    while ahead:
+        one = ahead.pop()
+        unknown = [part for part in _spread_from(one) if part not in known]
+        if unknown:
+            ahead += [one, *unknown]
+        else:
+            known[one] = _varying_axes(one, known)
+    return known[node]
+
+
+def _spread_from(node: Node) -> list[Node]:
+    """Returns the values whose axes say where those of a call may differ."""
+    if is_call(node, *_FILLS):
+        return []
+    if kept_axes(node) is not None or is_call(node, aten.slice.Tensor):
+        return [operand(node)]
+    if is_call(node, *_ELEMENTWISE):
+        return [part for part in node.args if isinstance(part, Node) and is_tensor(part)]
+    if is_call(node, aten.gather.default):
+        return [operand(node), operand(node, "index")]
+    return []
+
+
+def _varying_axes(node: Node, known: Mapping[Node, frozenset[int]]) -> frozenset[int]:
     if is_call(node, *_FILLS):
         return frozenset()
     shape = shape_of(node)
     wide = frozenset(a for a, size in enumerate(shape) if size > 1)
+    sources = _spread_from(node)
     kept = kept_axes(node)
     if kept is not None:
-        varies = varying_axes(operand(node))
-        return wide & {a for a, origin in kept.items() if origin in varies}
+        return wide & {a for a, origin in kept.items() if origin in known[sources[0]]}
     if is_call(node, *_ELEMENTWISE):
-        return wide & _varying_axes_of_operands(node, wide)
+        return wide & {
+            a + len(shape) - len(shape_of(part)) for part in sources for a in known[part]
+        }
     if is_call(node, aten.slice.Tensor):
-        return wide & varying_axes(operand(node))
+        return wide & known[sources[0]]
     if is_call(node, aten.gather.default):
-        moved = varying_axes(operand(node)) | varying_axes(operand(node, "index"))
-        return wide & (moved | {axis(node)})
+        return wide & (known[sources[0]] | known[sources[1]] | {axis(node)})
     return wide
-
-
-def _varying_axes_of_operands(node: Node, wide: frozenset[int]) -> set[int]:
-    found: set[int] = set()
-    for part in node.args:
-        if isinstance(part, Node) and is_tensor(part) and not found >= wide:
-            offset = len(shape_of(node)) - len(shape_of(part))
-            found |= {a + offset for a in varying_axes(part)}
-    return found
 
 
 def kept_axes(node: Node) -> dict[int, int] | None:
@@ -151,11 +172,13 @@ def collapse(edit: Editor, node: Node, keep: Sequence[int]) -> Node:
     Where the chain that spread the value can be walked back, its beginning is returned and nothing
     is inserted; else position 0 of every other axis is selected.
     """
-    if [*keep] == [*range(len(shape_of(node)))]:
+    while [*keep] != [*range(len(shape_of(node)))]:
+        origins = _origins(node, keep)
+        if origins is None:
+            break
+        node, keep = operand(node), origins
+    else:
         return node
-    origins = _origins(node, keep)
-    if origins is not None:
-        return collapse(edit, operand(node), origins)
     result = node
     for a in sorted(set(range(len(shape_of(node)))) - set(keep), reverse=True):
         result = edit.call(aten.select.int, result, a, 0)

@@ -129,9 +129,9 @@ def _span(cuts: list[Cut]) -> tuple[int, int]:
 
 def _take_back(edit: Editor, node: Node) -> None:
     """Takes out a value that nothing reads, and what was computed for it alone."""
-    if node.op != "call_function" or node.users or node._erased:
-        return
-    sources = node.all_input_nodes
-    edit.graph.erase_node(node)
-    for source in sources:
-        _take_back(edit, source)
+    ahead = [node]
+    while ahead:
+        one = ahead.pop()
+        if one.op == "call_function" and not one.users and not one._erased:
+            ahead += one.all_input_nodes
+            edit.graph.erase_node(one)

@@ -16,6 +16,7 @@ from torch import nn
 
 from tokexport.exporter.build import build, save_onnx
 from tokexport.exporter.openvino_int8 import left_out
+from tokexport.exporter.openvino_roles import is_fixed
 from tokexport.exporter.openvino_rows import put_rows_first, scaled_by_fixed_row
 from tokexport.graph_passes import pipelines
 from tokexport.runtimes.base import Array
@@ -176,3 +177,15 @@ def test_an_artifact_has_its_rows_first_and_answers_right(tmp_path: Path) -> Non
         (found,) = runner.run({runner.inputs[0].name: x.numpy()}).values()
     with torch.no_grad():
         assert distance(found, model(x).numpy()) < 2e-2
+
+
+def test_long_and_doubled_ways_are_walked_once() -> None:
+    """Two thousand sums in a row, each of which reads the one before it twice."""
+    parameter = opset13.parameter([1, 4], np.float32)
+    fixed, given = opset13.constant(np.ones((1, 4), np.float32)), parameter
+    for _ in range(2000):
+        fixed, given = opset13.add(fixed, fixed), opset13.add(given, given)
+    assert is_fixed(fixed.output(0))
+    assert not is_fixed(given.output(0))
+    product = opset13.multiply(given, fixed)
+    assert scaled_by_fixed_row(openvino.Model([product], [parameter])) == set()

@@ -150,3 +150,16 @@ def test_random_chains(data: st.DataObject) -> None:
 def test_an_input_varies_along_its_wide_axes() -> None:
     program = trace(lambda x: x * 2, torch.randn(1, 3, 4, 1))
     assert varying_axes(next(iter(program.graph.nodes))) == {1, 2}
+
+
+def test_long_and_doubled_ways_are_walked_once() -> None:
+    """Five hundred steps in a row, each of which reads the one before it twice."""
+
+    def doubled(x: Tensor) -> Tensor:
+        for _ in range(500):
+            x = x + x
+        return x
+
+    program = trace(doubled, torch.zeros(2, 1, 3))
+    (output,) = program.graph.find_nodes(op="output")
+    assert varying_axes(output.args[0][0]) == {0, 2}

@@ -230,3 +230,16 @@ def test_a_bias_in_a_half_type_is_one_in_float32() -> None:
     given = inputs()
     rewritten = checked(function, *given, targets=("ort",), tolerance=5e-3)
     assert rewritten.recognised == {"sized_attention": 1}
+
+
+def test_logits_that_are_doubled_again_and_again() -> None:
+    """Each sum has two ways to the product; they are not all walked."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        logits = q @ k.transpose(-1, -2)
+        for _ in range(30):
+            logits = (logits + logits) * 0.5
+        return (logits + logits).softmax(-1) @ v
+
+    q, k, v = (torch.randn(1, 2, 5, 4) for _ in range(3))
+    checked(attention, q, k, v)
