@@ -1,12 +1,14 @@
 """Looks through an OpenVINO IR before OpenVINO sees it: what a bundle's artifact may hold.
 
 No tokexport writes a layer with a graph within it, as ``Loop``, ``TensorIterator`` and ``If`` are:
-one without an end cannot be interrupted. Of a layer whose inputs nothing feeds OpenVINO does not
-say so, but reads memory that is not its own.
+one without an end cannot be interrupted. Nor does it write one that keeps something from run to
+run. Such layers, inputs that nothing feeds and a few layers with too few inputs are where OpenVINO
+reads memory that is not its own, and does not say so.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -15,9 +17,14 @@ from xml.parsers import expat
 from tokexport.runtimes.onnx_contents import ContentsError
 from tokexport.runtimes.regular_files import open_regular
 
-_REFUSED: Final = {"If", "Loop", "TensorIterator"}
+_REFUSED: Final = {
+    **dict.fromkeys(("If", "Loop", "TensorIterator"), "runs a graph of its own"),
+    **dict.fromkeys(("Assign", "ReadValue"), "keeps something from run to run"),
+}
 #: Layers that read nothing.
 _SOURCES: Final = {"Const", "Parameter"}
+#: How many inputs a layer has, where OpenVINO takes for granted that it has them.
+_FEWEST: Final = {"Broadcast": 2, "Slice": 4}
 #: Elements within elements, and all of them: an IR has a dozen levels, and twenty lines a layer.
 _DEEPEST: Final = 64
 _MOST_ELEMENTS: Final = 10_000_000
@@ -32,7 +39,8 @@ def check_ir(path: Path) -> None:
 
     Raises:
         ContentsError: It is no XML, declares entities, nests deeper than an IR does, runs a graph
-            within a layer, or has weights outside of the ``.bin``.
+            within a layer, keeps something from run to run, has layers that read other than its
+            edges lead to, or weights outside of the ``.bin``.
         OSError: It cannot be read.
     """
     weights = path.with_suffix(".bin")
@@ -48,7 +56,7 @@ class _Reader:
         self._within: list[str] = []
         self._layer = ""
         self._sources: set[str] = set()
-        self._others: set[str] = set()
+        self._others: dict[str, str] = {}
         self._read: set[tuple[str, str]] = set()
         self._fed: set[tuple[str, str]] = set()
 
@@ -64,8 +72,12 @@ class _Reader:
                 parser.Parse(b"", True)
         except expat.ExpatError as error:
             raise ContentsError(f"it is no XML: {error}") from error
-        if self._read != self._fed or {layer for layer, _ in self._read} != self._others:
+        inputs = Counter(layer for layer, _ in self._read)
+        if self._read != self._fed or inputs.keys() != self._others.keys():
             raise ContentsError("what its layers read is not what its edges lead to")
+        for layer, kind in self._others.items():
+            if inputs[layer] < _FEWEST.get(kind, 1):
+                raise ContentsError(f"a layer has too few inputs: {kind}")
 
     def _doctype(self, *_: object) -> None:
         raise ContentsError("it declares entities")
@@ -86,11 +98,14 @@ class _Reader:
 
     def _begin_layer(self, number: str, kind: str) -> None:
         if kind in _REFUSED:
-            raise ContentsError(f"a layer runs a graph of its own: {kind}")
+            raise ContentsError(f"a layer {_REFUSED[kind]}: {kind}")
         if number in self._sources or number in self._others:
             raise ContentsError(f"two layers have the number {number:.20}")
         self._layer = number
-        (self._sources if kind in _SOURCES else self._others).add(number)
+        if kind in _SOURCES:
+            self._sources.add(number)
+        else:
+            self._others[number] = kind
 
     @staticmethod
     def _add(ports: set[tuple[str, str]], layer: str, port: str) -> None:

@@ -78,7 +78,8 @@ def _written(members: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED)
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w", method) as archive:
         for name, member in members:
-            archive.writestr(name.encode("utf-8", "replace").decode(), member)
+            said = name.encode("utf-8", "replace").decode().partition("\0")[0]
+            archive.writestr(said or " ", member)  # zipfile writes no member without a name
     return whole.getvalue()
 
 

@@ -221,6 +221,7 @@ def _calls(root: Any, random: Random) -> str:
         said = random.choice(("", "[", "{}", "[[]]", "null", "[null]", "[" * 10**5, "NaN"))
         found[0].attrib["value"] = said
         return f"kernel calls are {said:.20}"
+    way_to: Any = ()
     if way == 1:
         calls = calls * random.choice((0, 2, 500))
     for _ in range(random.choice((1, 1, 2, 3))):
@@ -242,7 +243,7 @@ def _calls(root: Any, random: Random) -> str:
         else:
             holder[way_to[-1]] = value(random)
     found[0].attrib["value"] = json.dumps(calls)
-    return f"kernel calls, {'.'.join(map(str, way_to)) if calls else 'none'}"
+    return f"kernel calls, {'.'.join(map(str, way_to)) or 'none'}"
 
 
 def _texts(data: Any) -> list[str]:

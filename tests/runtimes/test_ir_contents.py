@@ -20,6 +20,13 @@ REFUSED = {
         LAYER.format("Other", f"<body>{LAYER.format('Loop', '')}</body>"),
         "a graph of its own: Loop",
     ),
+    "what is kept": (LAYER.format("ReadValue", ""), "keeps something from run to run: ReadValue"),
+    "what is kept anew": (LAYER.format("Assign", ""), "keeps something from run to run"),
+    "too few inputs": (
+        '<net><layer id="0" type="Slice"><input><port id="0"/></input></layer>'
+        '<edge to-layer="0" to-port="0"/></net>',
+        "too few inputs: Slice",
+    ),
     "a constant outside": (LAYER.format("Const", '<data offset="8" size="17"/>'), "outside"),
     "one that wraps": (LAYER.format("Const", f'<data offset="{2**64 - 1}" size="2"/>'), "outside"),
     "one before": (LAYER.format("Const", '<data offset="-8" size="8"/>'), "outside"),
