@@ -153,6 +153,31 @@ def test_the_command_takes_values_and_samples_of_them(tmp_path: Path) -> None:
     )
 
 
+def test_a_saved_folder_takes_samples_and_a_grid(tmp_path: Path) -> None:
+    model, example = packed_towers.qwen2_5_vl()
+    model.save_pretrained(tmp_path / "folder")  # type: ignore[operator]
+    patches, grid = example["hidden_states"], example["grid_thw"]
+    samples = torch.randn(2, *patches.shape, generator=torch.Generator().manual_seed(3))
+    arrays = {"hidden_states": samples.flatten(0, 1).numpy(), "grid_thw": grid.numpy()}
+    np.savez(tmp_path / "x.npz", **arrays)
+    done = compile_model(
+        *(tmp_path / "folder", tmp_path / "out", "--inputs", tmp_path / "x.npz", "--json"),
+        *("--constant", f"grid_thw={json.dumps(grid.tolist())}", "--batch", 40),
+    )
+    assert done.code == 0, done
+    assert done.json["constant_inputs"][0]["values"] == grid.tolist()
+    assert (done.json["samples"], done.json["edges"]["ranges"]) == (80, {})
+    assert verify_bundle(tmp_path / "out").passed
+    fresh = torch.randn(patches.shape, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        wanted = flatten(model(fresh, grid_thw=grid))[0]
+    with load(tmp_path / "out") as runner:
+        found = runner.run({"hidden_states": fresh.numpy(), "grid_thw": grid.numpy()})
+    assert {*found} == {*wanted}
+    for name, one in wanted.items():
+        np.testing.assert_allclose(found[name], one.numpy(), atol=1e-5)
+
+
 def test_inspect_takes_them() -> None:
     model, example = towers.grid_tower()
     found = inspect(model, example, targets=(), constants="grid_thw")
