@@ -268,7 +268,10 @@ def _best_of_rows(scores: HeldScores) -> HeldScores:
     with np.errstate(invalid="ignore"):
         rounding = np.maximum(high.max(axis=2) - step, step - low.max(axis=2))
     place = scores.eager.argmax(axis=2)[:, :, None]
-    allowed, scale = (_at(array, place)[:, :, 0] for array in (scores.allowed, scores.scale))
+    allowed, scale = (
+        np.take_along_axis(array, place, axis=2)[:, :, 0]
+        for array in (scores.allowed, scores.scale)
+    )
     return HeldScores(scores.eager.max(axis=2), step, allowed, np.nan_to_num(rounding), scale)
 
 

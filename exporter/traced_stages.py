@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Final
 
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
@@ -12,6 +14,7 @@ from tokexport.exporter import hops
 from tokexport.exporter.accuracy_gate import accuracy_of
 from tokexport.exporter.compile_run import CompileRun
 from tokexport.exporter.edge_proof import EdgeProof
+from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.example_inputs import constants_of, prepare
 from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.gate_advice import advice_for
@@ -36,6 +39,11 @@ from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.manifest import TensorSpec
+
+#: What a person can do where a model is traced before its reduction, and not behind it.
+_OR_RESTORE: Final = (
+    "Pass --restore, if what follows the blocks counts on every patch, as a mask of them does."
+)
 
 
 def reduce(run: CompileRun) -> ReducedSource | None:
@@ -127,7 +135,8 @@ def capture(run: CompileRun, answered: Answered) -> Captured:
     config, model, batches = run.config, answered.model, answered.batches
     outputs, size = answered.reference.outputs, answered.size
     with run.stage("capture"):
-        program = capture_without_noise(model, batches)
+        with _restoring_named(run):
+            program = capture_without_noise(model, batches)
         run.kept.save_program("captured", program)
         module = unlifted(program)
         advice = advice_for(config)
@@ -161,6 +170,18 @@ def capture(run: CompileRun, answered: Answered) -> Captured:
         reference, cap = answered.reference, answered.cap
         edges = EdgeProof(model, module, answered.inputs, batches, reference, config, cap)
         return Captured(program, module, gates, proof, edges)
+
+
+@contextmanager
+def _restoring_named(run: CompileRun) -> Iterator[None]:
+    """Says in a refusal of a reduced model that fewer tokens may be what the trace fails on."""
+    use = run.record.reduction
+    try:
+        yield
+    except ModelNotSupportedError as error:
+        if use is not None and not run.config.restore and "restore" not in use.recipe:
+            error.fix = f"{_OR_RESTORE} Otherwise: {error.fix}"
+        raise
 
 
 @dataclass(frozen=True)

@@ -95,12 +95,13 @@ def measured(scores: Array, noise: float) -> Allowance:
     order=st.sampled_from(ops.ORDERS),
     r=st.integers(1, 6),
     fill=st.sampled_from(FILLS),
+    width=st.sampled_from([5, 9]),
 )
 def test_a_match_on_noisy_scores_is_always_explained_by_the_noise(
-    seed: int, noise: float, order: str, r: int, fill: float
+    seed: int, noise: float, order: str, r: int, fill: float, width: int
 ) -> None:
     random = np.random.default_rng(seed)
-    scores = random.standard_normal((2, 7, 5)).round(1)  # full of exact ties
+    scores = random.standard_normal((2, 7, width)).round(1)  # full of exact ties
     scores[:, 0] = fill
     scores[:, :, 3] = np.where(random.random((2, 7)) < 0.5, fill, scores[:, :, 3])
     near = rounded(scores, noise, random)

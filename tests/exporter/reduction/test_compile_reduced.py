@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.thorough import thorough_but
+from helpers.torchvision_ops import define_torchvision_operators
+from models import plain_vits
 from models.cli_models import PlainVit, plain_vit
 from rich.console import Console
+from torch import Tensor, nn
 
 import tokexport
 from tokexport.exporter.compile import CompileResult
-from tokexport.exporter.errors import UsageError
+from tokexport.exporter.errors import ModelNotSupportedError, UsageError
 from tokexport.exporter.inspection import GIVEN_MEANS, inspect
+from tokexport.exporter.outputs import flatten
 from tokexport.exporter.report import render
 from tokexport.runtimes import load
 from tokexport.runtimes.manifest import read_manifest
@@ -161,3 +168,67 @@ def test_a_schedule_of_another_length_is_refused(tmp_path: Path) -> None:
 def test_restore_without_reduce_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--restore"):
         tokexport.compile(PlainVit(), output=tmp_path / "out", restore=True)
+
+
+def siglip2(batch: int, seed: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Its head pools the tokens under the mask of all patches."""
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+    torch.manual_seed(0)
+    config = Siglip2VisionConfig(**sizes, intermediate_size=96, patch_size=4, num_patches=36)
+    model = Siglip2VisionModel(config).eval()
+    draw = torch.Generator().manual_seed(seed)
+    return model, {
+        "pixel_values": torch.randn(batch, 36, 48, generator=draw),
+        "pixel_attention_mask": torch.ones(batch, 36, dtype=torch.long),
+        "spatial_shapes": torch.tensor([[6, 6]] * batch),
+    }
+
+
+def of_images(name: str, batch: int, seed: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    images = torch.randn(batch, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
+    return plain_vits.build(name), {"pixel_values": images}
+
+
+ENCODERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "CLIP": (partial(of_images, "transformers CLIP"), {}),
+    "DINOv3": (partial(of_images, "transformers DINOv3"), {}),
+    "SigLIP 2": (siglip2, {"constants": ["spatial_shapes"], "restore": True}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    thorough_but([("DINOv3", "ort")], itertools.product(ENCODERS, ("ort", "openvino"))),
+)
+def test_encoders_that_people_have_answer_as_reduced(
+    name: str, target: str, tmp_path: Path
+) -> None:
+    define_torchvision_operators()
+    build, options = ENCODERS[name]
+    model, example = build(3, 0)
+    result = tokexport.compile(
+        model, example, target, output=tmp_path / "out", reduce="tome:r=3", timed=False, **options
+    )
+    recipe = "tome:r=3,restore=true" if "restore" in options else "tome:r=3"
+    reduced = tokexport.reduce(model, recipe, example)
+    _, fresh = build(3, 5)
+    with torch.no_grad():
+        wanted = flatten(reduced(**fresh))[0]
+    with load(result.bundle) as runner:
+        found = runner.run({key: one.numpy() for key, one in fresh.items()})
+    assert {*found} == {*wanted}
+    for key, one in wanted.items():
+        np.testing.assert_allclose(found[key], one.numpy(), rtol=0, atol=1e-4)
+
+
+def test_a_mask_of_all_patches_behind_the_blocks_names_the_way_out(tmp_path: Path) -> None:
+    define_torchvision_operators()
+    model, example = siglip2(1, 0)
+    with pytest.raises(ModelNotSupportedError, match="cannot be traced") as caught:
+        tokexport.compile(
+            *(model, example),
+            **{"output": tmp_path / "out", "reduce": RECIPE, "constants": ["spatial_shapes"]},
+        )
+    assert caught.value.fix.startswith("Pass --restore, if what follows the blocks counts on every")
