@@ -208,8 +208,7 @@ class BundleWriter:
                 self._aside.rename(self._output)
         held, self._held = self._held, None
         if held is not None:
-            shutil.rmtree(held.path, ignore_errors=True)
-            held.release()
+            held.take_away()
 
     def _sibling(self, role: str) -> Path:
         """Returns a hidden, unused name beside the output, on the same disk as it."""

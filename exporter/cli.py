@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import _thread
 import io
 import signal
 import sys
+import threading
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -55,6 +57,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+#: Seconds in which a finalizer has ended.
+_MOMENT_S: Final = 0.02
 
 cli_reduce.add_commands(app)
 cli_bench.add_commands(app)
@@ -279,6 +284,7 @@ def about(
 def main() -> None:
     """Runs the command; SIGTERM ends it as Ctrl-C does, so that nothing is left behind."""
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _unraised
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters that are printed
             stream.reconfigure(errors="replace")
@@ -287,6 +293,16 @@ def main() -> None:
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _unraised(ignored: Any) -> None:
+    """Interrupts anew, in a moment, where Python drops an interrupt: that of a finalizer."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        again = threading.Timer(_MOMENT_S, _thread.interrupt_main, [signal.SIGTERM])
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: The descriptors that native code prints to.
 _STDOUT: Final = 1
 _STDERR: Final = 2
+#: Characters of a part of a message.
+_MOST_SAID: Final = 6000
 
 
 @contextmanager
@@ -52,7 +54,8 @@ def _show_error(as_json: bool, end: Mapping[str, Any], error: BaseException) -> 
         raise
     except OSError:
         _leave_stdout()
-        _print(end["error"], None)
+        with suppress(OSError):  # where nothing can be said, the exit code still is
+            _print(end["error"], None)
 
 
 @contextmanager
@@ -178,7 +181,9 @@ def _said(error: BaseException, is_bug: bool) -> dict[str, str]:
             "where": str(error),
             "fix": FIX,
         }
-    parts = {name: printable(str(getattr(error, name, ""))) for name in ("what", "where", "fix")}
+    parts = {
+        name: _cut(printable(str(getattr(error, name, "")))) for name in ("what", "where", "fix")
+    }
     if not is_bug:
         return {"kind": kind, **parts}
     trace = f"The trace: {_write_trace(error)}"
@@ -188,6 +193,11 @@ def _said(error: BaseException, is_bug: bool) -> dict[str, str]:
         "where": f"{parts['where']}\n{trace}" if parts["where"] else trace,
         "fix": "Please report it with that file.",
     }
+
+
+def _cut(text: str) -> str:
+    """Returns a text as it is, or its beginning: a name in a file of others has no end."""
+    return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]} …"
 
 
 def _write_trace(error: BaseException) -> str:

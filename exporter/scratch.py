@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from tokexport.exporter.held_signals import held_signals
+
 try:
     import fcntl
 except ImportError:  # on Windows, where nothing is held and nothing taken away
@@ -32,25 +34,46 @@ _lock = threading.Lock()
 
 
 class HeldFolder:
-    """A folder of this process.
+    """A folder of this process; one that a signal comes upon while it is made goes again.
 
     Args:
         make: Makes a new folder and returns it; asked again where another process took it away
             before it was held.
-
-    Attributes:
-        path: The folder.
     """
 
     def __init__(self, make: Callable[[], Path]) -> None:
+        self._handle: int | None = None
+        self._made: Path | None = None
+        try:
+            with held_signals():
+                self._make(make)
+        except BaseException:
+            self.take_away()
+            raise
+
+    def _make(self, make: Callable[[], Path]) -> None:
         while True:
-            self.path = make()
+            self._made = make()
             try:
-                self._handle = _hold(self.path)
+                self._handle = _hold(self._made)
             except (BlockingIOError, FileNotFoundError):
+                self._made = None  # another process takes it away
                 continue
-            if self._handle is None or _is_at(self._handle, self.path):
+            if self._handle is None or _is_at(self._handle, self._made):
                 return
+            self.release()
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        assert self._made is not None
+        return self._made
+
+    def take_away(self) -> None:
+        """Removes it with all that is in it, whole where a signal comes meanwhile, and lets go."""
+        with held_signals():
+            if self._made is not None:
+                shutil.rmtree(self._made, ignore_errors=True)
             self.release()
 
     def release(self) -> None:
@@ -73,8 +96,7 @@ def scratch_folder() -> Iterator[Path]:
     try:
         yield held.path
     finally:
-        shutil.rmtree(held.path, ignore_errors=True)
-        held.release()
+        held.take_away()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from tokexport.exporter.build import ARTIFACT, save_onnx
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import OutputExistsError, WriteError
+from tokexport.exporter.held_signals import held_signals
 from tokexport.exporter.program_file import program_bytes
 from tokexport.exporter.scratch import RANDOM, HeldFolder, sweep
 from tokexport.graph_passes.onnx_passes.source_lines import lines_by_node
@@ -89,10 +90,11 @@ class StageFolder:
         An interrupted compile leaves nothing, and neither does one that the disk has no room for.
         """
         ended = error is not None and not isinstance(error, Exception)
-        if not self._keep or ended or isinstance(error, OSError | WriteError):
-            shutil.rmtree(self.path, ignore_errors=True)
         if self._held is not None:
-            self._held.release()
+            self._held.take_away()
+        elif ended or isinstance(error, OSError | WriteError):
+            with held_signals():
+                shutil.rmtree(self.path, ignore_errors=True)
 
     def _make_room(self) -> None:
         """Takes kept stages of an earlier compile away, and never anything else."""

@@ -25,6 +25,7 @@ from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.manifest import RuntimeInfo, TensorSpec
 from tokexport.runtimes.memory import FIX, lacking, lacks_memory
 from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, openvino_library
+from tokexport.runtimes.openvino_folding import folds_too_far
 from tokexport.runtimes.openvino_kernels import put_kernels
 from tokexport.runtimes.openvino_layers import attentions, layer_precisions
 from tokexport.runtimes.openvino_requests import Requests
@@ -175,8 +176,15 @@ class OpenVinoRunner(Runner):
         library = kernels_here() if native and precision != "fp16" else None
         try:
             model = front_end.convert(front_end.load(str(path)))
+            if large := folds_too_far(model, path):
+                raise BuildError(
+                    f"The model computes a value ahead that is larger than its weights: {large}.",
+                    where=str(path),
+                )
             calls = 0 if library is None else put_kernels(openvino, model, library)
             compiled = openvino.Core().compile_model(model, "CPU", options)
+        except BuildError:
+            raise
         except Exception as error:  # OpenVINO raises classes of its own and plain RuntimeError
             if lacks_memory(error):
                 said = lacking(_NAME, "loading the model")

@@ -24,6 +24,10 @@ FLAVOUR = "onnxruntime-cpu"
 
 _FATAL = 4  # What ORT would log below this severity comes as an exception too.
 _PROVIDERS = ["CPUExecutionProvider"]
+#: How many bytes a value may have that ORT computes ahead, while it loads a model: those of the
+#: model, since weights are turned and cast so, and some in any case. Others are computed in a run.
+_FOLDED = "optimization.constant_folding_max_output_size_in_bytes"
+_SMALL = 1 << 26
 
 # ORT's own spelling of an element type, tensor(float), and numpy's.
 _DTYPES = {
@@ -126,6 +130,7 @@ class OrtRunner(Runner):
         def session(library: Path | None) -> Any:
             options = ort.SessionOptions()
             options.log_severity_level = _FATAL
+            options.add_session_config_entry(_FOLDED, str(max(_SMALL, _bytes_of(model))))
             if threads is not None:
                 options.intra_op_num_threads = threads
             if library is not None:
@@ -173,6 +178,13 @@ class OrtRunner(Runner):
 
     def _close_impl(self) -> None:
         self._session = None
+
+
+def _bytes_of(model: str | bytes) -> int:
+    """The bytes of a model in memory, or of a file and what lies beside it."""
+    if isinstance(model, bytes):
+        return len(model)
+    return sum(entry.stat().st_size for entry in os.scandir(Path(model).parent) if entry.is_file())
 
 
 def _spec(node: Any, where: str) -> TensorSpec:

@@ -23,7 +23,7 @@ _TIMM: Final = (
     *("resnet18@main", "schema:x", "test_vit\n", "TEST_VIT", "test_vit.r160_in1k.x", "__class__"),
 )
 _NAMES: Final = (
-    *("a" * 300, "a" * 5000, "x/" * 3000, "os:system", "os:getpid", "sys:exit", "builtins:input"),
+    *("a" * 300, "a" * 5000, "x/" * 3000, "os:system", "os:getpid", "sys:exit", "builtins:iter"),
     *("models.source_tiny:fails", "models.source_tiny:leaves", "models.source_tiny:returns_pair"),
     *("models.source_tiny:__class__.__mro__", "models.source_tiny:build.__globals__", "nul\x00.pt"),
     *("\x1b[2J.pt", "\u202egnp.pt", "-", "--help", ".", "/", "~", "http://[::1]/model.pt", "a:b:c"),

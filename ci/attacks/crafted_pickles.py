@@ -152,7 +152,8 @@ def _nested(random: Random, place: Path, honest: Honest) -> Crafted:
 
 def _names(random: Random, place: Path, honest: Honest) -> Crafted:
     """Names weights so that a terminal would obey, or without end."""
-    names = [text(random) * random.choice((1, 1, 300)) for _ in range(random.choice((1, 3, 2000)))]
+    count, long = random.choice(((1, 300), (3, 300), (3, 1), (2000, 1)))
+    names = [text(random)[:300] * long for _ in range(count)]
     body = b"\x80\x02}("
     for number, name in enumerate(names):
         raw = f"{name}{number or ''}".encode("utf-8", "surrogatepass")

@@ -12,13 +12,24 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final, NoReturn
+from typing import Any, ClassVar, Final
 
-from attacks.honest_sources import BUILDER
+from attacks.forked import (
+    ENDING,
+    OUTSIDE,
+    beside,
+    code_of,
+    compile_old,
+    compile_tiny,
+    ended,
+    forked,
+    read,
+    session,
+    state_of,
+)
 from attacks.kinds import Bench, Case, Kind, Outcome, clipped, drawn
 
 #: Which signal ends a process, and how often.
@@ -28,11 +39,7 @@ _COMPILED: Final = 0.35
 #: Calls of the file system, as Python's audit hooks name them.
 _CALLS: Final = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.", "os.scandir")
 _MOST_CALLS: Final = 60
-#: Seconds after which a process that was sent a signal has to be gone, and all that it started.
-_ENDING: Final = 30.0
 _INTERRUPTED: Final = 130
-#: The exit code of a process that a signal met before or behind the command.
-_OUTSIDE: Final = 99
 #: What an interrupted process may say; only of a bundle that is whole.
 _NOTHING_LEFT: Final = "Nothing was left behind."
 _WHOLE: Final = "The bundle is whole, at "
@@ -67,33 +74,22 @@ class _Bench(Bench):
 
     def __init__(self, folder: Path) -> None:
         import torch
-        from models.source_tiny import Tiny
-        from typer.testing import CliRunner
-
-        import tokexport
-        from tokexport.exporter import speed
-        from tokexport.exporter.cli import app
-        from tokexport.exporter.worker.process import WORKER
 
         self.on = f"torch {torch.__version__.partition('+')[0]}"
-        speed.SPEED_SECONDS = speed.TRIAL_SECONDS = 0.01
-        torch.set_num_threads(1)
-        self._old = folder / "old"
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        tokexport.compile(Tiny().eval(), torch.ones(2, 4), "ort", output=self._old, timed=False)
-        CliRunner().invoke(app, ["doctor", "--help"])
-        WORKER.stop()  # a forked process starts its own
+        self._old = compile_old(folder)
         self._took = 0.0
 
     def honest(self) -> None:
+        if self._took:  # its memory is that of other processes
+            return
         begin = time.monotonic()
         place = self._old.parent / "honest"
         place.mkdir(exist_ok=True)
-        pid = _forked(lambda: _compile(place / "out", True), place / "said.txt")
-        code = _ended(pid, 100.0)
+        pid = forked(lambda: compile_tiny(place / "out", "--force"), place / "said.txt")
+        code = ended(pid, 100.0)
         if code != 0:
-            raise RuntimeError(f"An honest compile ended with {code}: {_read(place / 'said.txt')}")
+            raise RuntimeError(f"An honest compile ended with {code}: {read(place / 'said.txt')}")
         self._took = time.monotonic() - begin
 
     def case(self, seed: int, index: int, place: Path) -> Case:
@@ -108,7 +104,7 @@ class _Bench(Bench):
             shutil.copytree(self._old, output)
         if random.random() < _COMPILED:
             after = random.random() * 1.05 * self._took
-            how, do = "compiling", partial(_compile, output, force)
+            how, do = "compiling", partial(compile_tiny, output, *(["--force"] if force else []))
             when = f"after {after:.2f} of {self._took:.2f} s"
         else:
             how, do = "putting in place", partial(_put_in_place, self._old, output, force)
@@ -130,48 +126,31 @@ class _Bench(Bench):
         force: bool,
     ) -> Outcome:
         said_at = place / "said.txt"
-        pid = _forked(do, said_at)
+        pid = forked(do, said_at)
         time.sleep(after)
         if after:
             os.kill(pid, number)
-        code = _ended(pid, _ENDING + self._took)
+        code = ended(pid, ENDING + self._took)
         if code is None:
             return Outcome("hung", "the process went on")
-        if goes_on := _session(pid):
+        if goes_on := session(pid):
             return Outcome("wrong", f"processes go on: {goes_on}")
-        said = _read(said_at)
+        said = read(said_at)
         if "Traceback" in said or code == 70:
             return Outcome("raw", clipped(f"exit code {code}: {said}"))
-        state, hidden = self._state(output), _hidden(output.parent)
+        state, hidden = state_of(output, self._old), beside(output)
         if wrong := _wrong(code, number, said, state, hidden, force):
             return Outcome(
                 "wrong", clipped(f"{wrong}; {state}, {hidden}, exit code {code}: {said}")
             )
-        ended = _ended(_forked(lambda: _begin_anew(output), place / "next.txt"), _ENDING)
-        if ended != 0:
-            return Outcome("wrong", clipped(f"the next run: {_read(place / 'next.txt')}"))
+        anew = ended(forked(lambda: _begin_anew(output), place / "next.txt"), ENDING)
+        if anew != 0:
+            return Outcome("wrong", clipped(f"the next run: {read(place / 'next.txt')}"))
         left = [path.name for path in (place / "temporary").glob("tokexport-*")]
-        then, hidden = self._state(output), [*_hidden(output.parent), *left]
+        then, hidden = state_of(output, self._old), [*beside(output), *left]
         if hidden or then != state and (state, then) != ("aside", "old"):
             return Outcome("wrong", f"after the next run: {then} instead of {state}, {hidden}")
         return Outcome("right", f"exit code {code}, {state}")
-
-    def _state(self, output: Path) -> str:
-        """Returns what lies at the output: none, old, new, or damaged."""
-        from tokexport.runtimes.bundle_files import check_files
-        from tokexport.runtimes.errors import RuntimesError
-        from tokexport.runtimes.manifest import read_manifest
-
-        if not output.exists():
-            aside = [path for path in _hidden(output.parent) if ".old-" in path]
-            return "aside" if aside else "none"
-        try:
-            manifest = read_manifest(output)
-            check_files(output, manifest)
-        except RuntimesError as error:
-            return f"damaged: {error}"
-        same = (output / "manifest.json").read_bytes() == (self._old / "manifest.json").read_bytes()
-        return "old" if same else "new"
 
 
 def _wrong(code: int, number: int, said: str, state: str, hidden: list[str], force: bool) -> str:
@@ -179,7 +158,7 @@ def _wrong(code: int, number: int, said: str, state: str, hidden: list[str], for
     may_be = ("old", "new", "aside") if force else ("none", "new", "old")
     if state not in may_be:
         return "the bundle is gone or damaged"
-    if code in (-signal.SIGKILL, _OUTSIDE):
+    if code in (-signal.SIGKILL, OUTSIDE):
         return ""
     if hidden:
         return "folders were left"
@@ -194,47 +173,6 @@ def _wrong(code: int, number: int, said: str, state: str, hidden: list[str], for
     return (
         "" if _NOTHING_LEFT in said and (force or state == "none") else "it does not say the truth"
     )
-
-
-def _forked(do: Callable[[], int], said: Path) -> int:
-    """Starts a process that does something, in a session of its own; returns its number then."""
-    ready, begins = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(begins)
-        os.read(ready, 1)
-        os.close(ready)
-        return pid
-    code = _OUTSIDE
-    try:
-        os.setsid()
-        handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, _interrupt)
-        os.write(begins, b"1")
-        code = do()
-    except KeyboardInterrupt:
-        pass
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _interrupt(number: int, frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _compile(output: Path, force: bool) -> int:
-    """Compiles a tiny model as the command line does; returns its exit code."""
-    from tokexport.exporter.cli import main
-
-    given = ["compile", BUILDER, "--target", "ort", "--output", str(output), "--input-shape", "2,4"]
-    sys.argv = ["tokexport", *given, *(["--force"] if force else [])]
-    return _code_of(main)
 
 
 def _put_in_place(old: Path, output: Path, force: bool) -> int:
@@ -258,7 +196,7 @@ def _put_in_place(old: Path, output: Path, force: bool) -> int:
                     shutil.copy(old / name, bundle.path / name)
                 bundle.commit(manifest)
 
-    return _code_of(write)
+    return code_of(write)
 
 
 def _begin_anew(output: Path) -> int:
@@ -271,19 +209,6 @@ def _begin_anew(output: Path) -> int:
     config = compile_config("ort", output, {"force": True})
     with BundleWriter(output, True), StageFolder(config), scratch_folder():
         pass
-    return 0
-
-
-def _code_of(do: Callable[[], Any]) -> int:
-    """Returns the exit code of what ends as a command does."""
-    import typer
-
-    try:
-        do()
-    except typer.Exit as end:
-        return end.exit_code
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
     return 0
 
 
@@ -300,51 +225,6 @@ def _killed_at(call: int, number: int, do: Callable[[], int]) -> int:
 
     sys.addaudithook(hear)
     return do()
-
-
-def _ended(pid: int, seconds: float) -> int | None:
-    """Waits for a process; returns its exit code, less than 0 for a signal, None if it goes on."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
-
-
-def _session(leader: int) -> list[str]:
-    """Returns the processes of a session that go on for longer than a moment."""
-    end = time.monotonic() + _ENDING
-    while True:
-        found = [*_members(leader)]
-        if not found or time.monotonic() > end:
-            return found
-        time.sleep(0.02)
-
-
-def _members(leader: int) -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            text = path.read_text()
-        except OSError:
-            continue
-        state, _, _, session = text.rpartition(")")[2].split()[:4]
-        if int(session) == leader and state != "Z":
-            found.append(text.split()[0])
-    return found
-
-
-def _hidden(folder: Path) -> list[str]:
-    """Returns what lies beside a bundle."""
-    return [path.name for path in folder.iterdir() if path.name != "out"]
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 KIND: Final = Kills()

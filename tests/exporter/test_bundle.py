@@ -14,6 +14,7 @@ import pytest
 from tokexport.exporter import bundle as bundle_module
 from tokexport.exporter.bundle import BundleWriter, save_reference
 from tokexport.exporter.errors import InternalError, OutputExistsError, WriteError
+from tokexport.exporter.scratch import HeldFolder
 from tokexport.runtimes.bundle_files import check_files
 from tokexport.runtimes.manifest import (
     PASSED,
@@ -487,4 +488,16 @@ def test_the_reference_refuses_what_is_not_one_value_a_batch(tmp_path: Path) -> 
     for wrong in (np.zeros((3, 3), np.float32), np.float32(1), np.array([None, None])):
         with pytest.raises(InternalError, match="one value per batch"):
             save_reference(tmp_path / "reference.npz", {"x": x}, {"y": np.asarray(wrong)})
+    assert names(tmp_path) == []
+
+
+def test_a_signal_while_a_folder_is_made_leaves_none(tmp_path: Path) -> None:
+    def make() -> Path:
+        path = tmp_path / "made"
+        path.mkdir()
+        signal.raise_signal(signal.SIGINT)
+        return path
+
+    with pytest.raises(KeyboardInterrupt):
+        HeldFolder(make)
     assert names(tmp_path) == []

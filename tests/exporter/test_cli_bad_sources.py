@@ -145,3 +145,10 @@ def test_options_that_do_not_go_with_the_source(tmp_path: Path) -> None:
     has(message, "--builder does not go with this source: the source is a factory itself.")
     message = refused(f"{MODELS}:merging_vit", tmp_path, "--checkpoint", tmp_path / "no.pt")
     has(message, "The checkpoint does not exist.", str(tmp_path / "no.pt"))
+
+
+def test_names_without_end_are_cut(tmp_path: Path) -> None:
+    torch.save({"model": {"x" * 1_000_000: torch.ones(1)}}, tmp_path / "model.pt")
+    message = refused(tmp_path / "model.pt", tmp_path)
+    assert len(message) < 20_000
+    has(message, "xxx …", "Pass --builder package.module:factory")

@@ -108,6 +108,23 @@ def test_a_signal_leaves_nothing_behind(
     assert list(output.iterdir()) == []
 
 
+def test_a_signal_that_comes_upon_a_finalizer_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "cli_finalizer.py").write_text(
+        "import os, signal, torch\n"
+        "class Dropped:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        [0 for _ in range(1000)]\n"
+        "def build():\n"
+        "    Dropped()\n"
+        "    return torch.nn.Linear(4, 4)\n",
+        encoding="utf-8",
+    )
+    answer = in_own_process("inspect", "cli_finalizer:build", "--code-path", tmp_path)
+    assert (answer.code, answer.stdout) == (130, "")
+    assert answer.stderr == "error: Stopped. Nothing was left behind.\n"
+
+
 @pytest.mark.parametrize(
     ("disk", "said", "options"),
     [

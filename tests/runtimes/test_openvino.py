@@ -314,3 +314,19 @@ def test_without_openvino_the_install_command_is_named(
         "The package 'openvino' is not installed.",
         "Install it: pip install 'tokexport[openvino]'",
     ], done.stderr
+
+
+def test_a_value_larger_than_the_weights_is_not_computed_ahead(save_model: SaveModel) -> None:
+    path = save_model(
+        [
+            make_node("ConstantOfShape", ["size"], ["large"], name="many"),
+            make_node("ReduceSum", ["large"], ["sum"], keepdims=0),
+            make_node("Add", ["x", "sum"], ["y"]),
+        ],
+        [float_value("x", [2])],
+        [float_value("y", [2])],
+        weights={"size": np.array([2**27])},
+    )
+    convert(path, path.with_suffix(".xml"))
+    with pytest.raises(BuildError, match=r"ahead that is larger than its weights: Broadcast"):
+        OpenVinoRunner.from_file(path.with_suffix(".xml"))

@@ -190,3 +190,27 @@ def test_the_import_begins_no_statistics_and_leaves_no_trace(
     )
     assert (done.stdout, done.stderr) == ("True False\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_value_larger_than_the_model_is_computed_ahead(
+    run_python: Callable[[str], CompletedProcess[str]], save_model: SaveModel
+) -> None:
+    path = save_model(
+        [
+            make_node("ConstantOfShape", ["size"], ["large"]),
+            make_node("ReduceSum", ["large"], ["sum"], keepdims=0),
+            make_node("Add", ["x", "sum"], ["y"]),
+        ],
+        [make_tensor_value_info("x", TensorProto.FLOAT, [2])],
+        [make_tensor_value_info("y", TensorProto.FLOAT, [2])],
+        weights={"size": np.array([2**27])},
+    )
+    done = run_python(
+        "import re\n"
+        "from pathlib import Path\n"
+        "from tokexport.runtimes.ort import OrtRunner\n"
+        f"OrtRunner.from_file(Path({str(path)!r}))\n"
+        "status = Path('/proc/self/status').read_text()\n"
+        "print(int(re.search(r'VmHWM:\\s+([0-9]+) kB', status)[1]) < 400_000)"
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")

@@ -1,0 +1,37 @@
+"""Looks at what OpenVINO would compute ahead, while it compiles a model: what no input reaches."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+#: Bytes that such a value may have in any case; beyond it, it may have those of the weights.
+_SMALL: Final = 1 << 26
+#: What is known of a tensor without its numbers.
+_SHAPES: Final = ("ShapeOf", "Rank")
+
+
+def folds_too_far(model: Any, path: Path) -> str:
+    """Says which value computed ahead is larger than all weights; '' where none is.
+
+    Args:
+        model: The ``openvino.Model`` as it was read, which computes nothing.
+        path: Its ``.xml``, whose ``.bin`` lies beside it.
+    """
+    weights = path.with_suffix(".bin")
+    most = max(_SMALL, weights.stat().st_size if weights.is_file() else 0)
+    unreached: set[str] = set()
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        inputs = [value.get_node().get_name() for value in node.input_values()]
+        if kind == "Constant" or kind in _SHAPES:
+            unreached.add(node.get_name())
+        elif inputs and unreached.issuperset(inputs):
+            unreached.add(node.get_name())
+            for value in node.outputs():
+                shape = value.get_partial_shape()
+                size = value.get_element_type().size
+                if shape.is_static and prod(shape.to_shape()) * size > most:
+                    return f"{kind} '{node.get_friendly_name()}' of shape {list(shape.to_shape())}"
+    return ""
