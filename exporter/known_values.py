@@ -124,6 +124,10 @@ class KnownValues(TorchFunctionMode):
         return found
 
     def _find_stand_ins(self) -> None:
+        """Notes the stand-ins once the model holds them: all of a kind change places at once."""
+        firsts = (next(kind(), None) for kind in (self._model.parameters, self._model.buffers))
+        if not any(isinstance(one, FakeTensor) for one in firsts):
+            return
         own = [(name, one) for name, one in _tensors(self._model) if isinstance(one, FakeTensor)]
         self._stand_ins = {id(one): (name, version_of(one)) for name, one in own}
 
