@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from helpers.cli import MODELS, Answer, refusal, tokexport
+from helpers.thorough import thorough_but
 
 from tokexport.exporter.config import PRECISIONS
 
@@ -154,8 +154,10 @@ def test_with_reduce_the_source_is_the_unreduced_model(reduced: dict[str, Any]) 
     assert realised["over_ours"] > 0
 
 
-def test_what_no_export_takes_is_a_row_with_the_reason(tmp_path: Path) -> None:
-    options = ("--input-shape", "1,4", "--targets", "ort", "--torch-compile", "--no-plot")
+@pytest.mark.parametrize("compiled", thorough_but([False], [False, True]))
+def test_what_no_export_takes_is_a_row_with_the_reason(compiled: bool, tmp_path: Path) -> None:
+    options = ("--input-shape", "1,4", "--targets", "ort", "--no-plot")
+    options += ("--torch-compile",) * compiled
     answer = bench("Bessel", tmp_path / "out", *options)
     assert answer.code == 0, answer
     lines = {line.split("  ")[0]: line for line in answer.stdout.splitlines()}
@@ -163,7 +165,7 @@ def test_what_no_export_takes_is_a_row_with_the_reason(tmp_path: Path) -> None:
     assert "bessel" in lines["plain export, ort fp32"]
     assert "bessel_j0.default has no ONNX form" in lines["tokexport, ort fp32"]
     assert "has no ONNX form" in lines["GEMM floor, ort fp32"]
-    for name in ("eager", "torch.compile"):
+    for name in ("eager", "torch.compile") * compiled:  # what stands alone is not timed
         assert float(lines[name].split()[1]) > 0
     assert "wrong" not in answer.stdout.partition("plain ÷ this: ")[0]
 
@@ -191,15 +193,10 @@ def test_what_does_not_fit_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_matplotlib_it_names_the_extra_before_it_measures(tmp_path: Path) -> None:
-    program = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "from tokexport.exporter.cli import main\nmain()"
-    )
-    given = ["bench", "models.nowhere:build", "--output", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *given], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 6, done.stderr
-    assert "pip install 'tokexport[plot]'" in done.stderr
+def test_without_matplotlib_it_names_the_extra_before_it_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    answer = tokexport("bench", "models.nowhere:build", "--output", tmp_path / "out")
+    refusal(answer, 6, tmp_path, "pip install 'tokexport[plot]'")
     assert list(tmp_path.iterdir()) == []

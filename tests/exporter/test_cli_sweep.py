@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -118,17 +117,11 @@ def test_values_that_do_not_fit(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_matplotlib_it_names_the_extra_before_it_measures(tmp_path: Path) -> None:
-    program = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "from tokexport.exporter.cli import main\nmain()"
-    )
-    given = ["sweep", "models.nowhere:build", "--reduce", "tome", "--values", "4"]
-    given += ["--target", "ort", "--output", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *given], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 6, done.stderr
-    assert "pip install 'tokexport[plot]'" in done.stderr
-    assert "--no-plot" in done.stderr
+def test_without_matplotlib_it_names_the_extra_before_it_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    given = ("models.nowhere:build", "--reduce", "tome", "--values", "4", "--target", "ort")
+    answer = tokexport("sweep", *given, "--output", tmp_path / "out")
+    refusal(answer, 6, tmp_path, "pip install 'tokexport[plot]'", "--no-plot")
     assert list(tmp_path.iterdir()) == []

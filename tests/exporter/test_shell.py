@@ -55,7 +55,8 @@ def test_what_native_code_prints_is_no_part_of_the_json(tmp_path: Path) -> None:
     )
     arguments = ("compile", "prints:build", "--code-path", tmp_path, "--target", "ort", "--json")
     answer = in_own_process(*arguments, "--output", tmp_path / "out")
-    assert json.loads(answer.stdout)["status"] == "PASSED"
+    assert (answer.code, json.loads(answer.stdout)["status"]) == (0, "PASSED")
+    assert {path.name for path in tmp_path.iterdir()} <= {"prints.py", "__pycache__", "out"}
     assert "by descriptor" in answer.stderr
     assert "by the C library" in answer.stderr
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.torchvision_ops import child_environment
 from typer.testing import CliRunner
 
 from tokexport.exporter.cli import app
@@ -79,7 +79,7 @@ def in_own_process(
     """
     done = subprocess.run(
         command(*arguments, prefix=prefix, before=before),
-        env={**os.environ, "PYTHONPATH": str(TESTS), **(environment or {})},
+        env={**child_environment(), **(environment or {})},
         capture_output=True,
         text=True,
         timeout=300,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from digits_vit import DigitsViT
+from helpers.torchvision_ops import child_environment
 
 import tokexport
 
@@ -220,7 +220,7 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
 
 def test_warnings_are_errors_for_every_command(tmp_path: Path) -> None:
     """The commands of this very environment, torch included, under ``-W error``."""
-    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    environment = {**child_environment(), "PYTHONWARNINGS": "error"}
     command = Path(sys.executable).with_name("tokexport")
     bundle = tmp_path / "bundle"
     np.savez(tmp_path / "x.npz", image=np.random.default_rng(0).random((2, 1, 8, 8), "float32"))
