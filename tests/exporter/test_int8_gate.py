@@ -176,7 +176,7 @@ def test_what_ignores_its_input_or_is_off_by_a_constant_fails(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("samples", [SAMPLES, 4])
+@pytest.mark.parametrize("samples", [pytest.param(SAMPLES, marks=pytest.mark.thorough), 4])
 def test_boxes_hide_no_scores_beside_them(
     samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

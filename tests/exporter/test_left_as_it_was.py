@@ -188,7 +188,10 @@ WHOLE = {
     "vit-pytorch Recorder",
 }
 #: One of each way to keep what is inside, by library; the others are its relatives.
-FIRST = WHOLE | {"timm hooks", "vit-pytorch Extractor", "closures"}
+FIRST = {
+    *("timm features", "torchvision extractor", "vit-pytorch Recorder"),
+    *("timm hooks", "vit-pytorch Extractor", "closures"),
+}
 
 
 def _answers(model: nn.Module, example: Any) -> dict[str, Tensor]:

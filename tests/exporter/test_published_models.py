@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def patch_merger() -> nn.Module:
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "class-patched ToMe DeiT-S, four layers": (partial(patched, depth=4), TOME_R13[:4]),
     "class-patched ToMe DeiT-S": (patched, TOME_R13),
     "plain DeiT-S": (plain_deit, (197,) * 4),
     "transformers ViT": (transformers_vit, (197,) * 4),
@@ -85,7 +87,7 @@ TARGETS = ("ort", "openvino", "trt")
 @pytest.mark.parametrize(
     ("name", "target"),
     thorough_but(
-        [("class-patched ToMe DeiT-S", "ort")],
+        [("class-patched ToMe DeiT-S, four layers", "ort")],
         itertools.product(MODELS, TARGETS),
     ),
 )

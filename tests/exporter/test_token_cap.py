@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,8 @@ def test_samples_that_exceed_are_left_out_and_counted(
 ) -> None:
     _, cap, _ = CAPS[model]
     arguments = (f"{MODELS}:{model}", tmp_path / "out", "--inputs", samples, "--token-cap", cap)
-    found = compile_model(*arguments, "--json").json
+    shown = compile_model(*arguments)
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
     exceeding = found["token_cap"]["exceeding"]
     assert 0 < exceeding < 24
     assert found["samples"] == found["accuracy"]["samples"] == 24 - exceeding
@@ -91,13 +93,11 @@ def test_samples_that_exceed_are_left_out_and_counted(
                 refused += 1
     assert refused == exceeding
     assert [spec.name for spec in runner.outputs] == ["output"]
-    if model == "sampled":  # what a person is shown is printed alike for all
-        shown = compile_model(*arguments, "--force")
-        assert warning in shown.said
-        assert line_of(MARK[model]) in shown.said
+    assert warning in shown.said
+    assert line_of(MARK[model]) in shown.said
 
 
-@pytest.mark.parametrize("model", CAPS)
+@pytest.mark.parametrize("model", thorough_but([*CAPS][:1], CAPS))
 def test_a_cap_that_all_exceed_is_refused(model: str, samples: Path, tmp_path: Path) -> None:
     most, _, cap = CAPS[model]
     answer = compile_model(
@@ -195,7 +195,6 @@ def test_inspect_says_the_counts_that_it_meets(samples: Path) -> None:
     assert shown.code == 0, shown
     assert "3 to 5 of 5 at" in shown.stdout or "of 5 at" in shown.stdout
     assert line_of("# sampled here") in shown.stdout
-    assert tokexport("inspect", *arguments).code == 3
 
 
 def test_a_cap_is_suggested_only_where_it_helps(tmp_path: Path) -> None:
@@ -212,8 +211,13 @@ def test_what_padding_would_change_is_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("model", ["constant_mask", "one_row"])
+@pytest.mark.parametrize(
+    ("model", "target"),
+    thorough_but(
+        [("constant_mask", "ort"), ("one_row", "openvino")],
+        itertools.product(("constant_mask", "one_row"), TARGETS),
+    ),
+)
 def test_what_only_looks_dependent_needs_no_cap(model: str, target: str, tmp_path: Path) -> None:
     answer = compile_model(f"{MODELS}:{model}", tmp_path / "out", "--json", target=target)
     assert answer.code == 0, answer

@@ -51,7 +51,7 @@ bool right(size_t threads, size_t shares, bool at_once, size_t wide, size_t narr
 }  // namespace
 
 int main() {
-  for (int round = 0; round < 50; ++round)
+  for (int round = 0; round < 15; ++round)
     for (size_t threads : {1, 2, 5, 20})
       for (bool at_once : {true, false})
         for (size_t wide : {0, 1, 3, 40})

@@ -32,7 +32,7 @@ from tokexport.runtimes.openvino import OpenVinoRunner, convert
 from tokexport.runtimes.ort import OrtRunner
 
 THREADS = 8
-RUNS = 2000  # of each thread
+RUNS = 600  # of each thread
 TARGETS = ("ort", "openvino")
 Feed = dict[str, Array]
 
