@@ -182,7 +182,7 @@ COMPILED: Final = {
 }
 
 
-@pytest.mark.parametrize("method", thorough_but(["mctf"], COMPILED))
+@pytest.mark.parametrize("method", thorough_but(["evit"], COMPILED))
 def test_it_compiles_for_every_target(method: str, tmp_path: Path) -> None:
     name = COMPILED[method]
     batch = 1 if PLAIN.index(name) % 2 else 4
