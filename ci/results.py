@@ -124,7 +124,7 @@ def conditions() -> str:
     """Returns the sentence that says what the numbers were measured on."""
     import torch
 
-    from tokexport.exporter.machine import describe_machine
+    from tokexport.exporter.system.machine import describe_machine
 
     machine = describe_machine()
     packages = ", ".join(

@@ -36,9 +36,9 @@ from tokexport.exporter.errors import (
     WriteError,
     listed,
 )
-from tokexport.exporter.exchange import exchange
-from tokexport.exporter.held_signals import held_signals
-from tokexport.exporter.scratch import HeldFolder, sweep
+from tokexport.exporter.system.exchange import exchange
+from tokexport.exporter.system.held_signals import held_signals
+from tokexport.exporter.system.scratch import HeldFolder, sweep
 from tokexport.runtimes.bundle_files import hash_file
 from tokexport.runtimes.errors import BundleError, RuntimeMissingError
 from tokexport.runtimes.manifest import MANIFEST_NAME, Manifest, read_manifest

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from tokexport.exporter.build import save_onnx
 from tokexport.exporter.inputs import Batches
-from tokexport.exporter.scratch import scratch_folder
+from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes.linears import block_linears

@@ -13,11 +13,11 @@ from tokexport.exporter.bundle import BundleWriter
 from tokexport.exporter.compile_record import CompileRecord
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.machine import describe_machine
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.report import FAILED, Report
 from tokexport.exporter.source import Source
 from tokexport.exporter.stages import StageFolder
+from tokexport.exporter.system.machine import describe_machine
 
 
 @dataclass(frozen=True)

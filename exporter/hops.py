@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from tokexport.exporter.build import save_onnx
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.reference import tensors_of
-from tokexport.exporter.scratch import scratch_folder
+from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner

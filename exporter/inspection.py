@@ -24,12 +24,12 @@ from tokexport.exporter.example_inputs import constants_of, prepare
 from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.noise import capture_any, random_lines
-from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
+from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.target_refusals import Verdict, ask, emitted
 from tokexport.exporter.token_cap import under_cap
 from tokexport.exporter.token_cap_use import TokenCapUse

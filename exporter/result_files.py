@@ -11,8 +11,8 @@ from typing import Any, Final
 from rich.console import Console
 
 from tokexport.exporter.errors import WriteError
-from tokexport.exporter.output_file import check_place, written_whole
 from tokexport.exporter.requirements import require_matplotlib
+from tokexport.exporter.system.output_file import check_place, written_whole
 
 _PLOTS: Final = ("png", "svg")
 #: Wide enough that no line of a table is broken.

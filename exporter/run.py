@@ -11,7 +11,7 @@ import numpy as np
 
 from tokexport.exporter.config import check_threads
 from tokexport.exporter.inputs import Batches, read_inputs
-from tokexport.exporter.output_file import check_place, written_whole
+from tokexport.exporter.system.output_file import check_place, written_whole
 from tokexport.runtimes.loading import load
 
 

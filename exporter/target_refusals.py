@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from tokexport.exporter.build import ARTIFACT, build, save_onnx
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import ModelNotSupportedError, WriteError
-from tokexport.exporter.scratch import scratch_folder
+from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes import errors as graph_errors

@@ -11,8 +11,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.machine import describe_machine, usable_cores
-from tokexport.exporter.scratch import scratch_folder
+from tokexport.exporter.system.machine import describe_machine, usable_cores
+from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.tuned_forms import TunedForm, Tuning
 from tokexport.exporter.tuning_cache import FormCache
 from tokexport.exporter.tuning_trials import try_forms

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tokexport.exporter.errors import UsageError, WriteError
-from tokexport.exporter.output_file import written_whole
-from tokexport.exporter.scratch import locked
+from tokexport.exporter.system.output_file import written_whole
+from tokexport.exporter.system.scratch import locked
 from tokexport.exporter.tuned_forms import TunedForm
 
 #: Names another folder for the cache.

@@ -203,8 +203,8 @@ def _begin_anew(output: Path) -> int:
     """Begins a compile for the output, and ends it before it writes anything."""
     from tokexport.exporter.bundle import BundleWriter
     from tokexport.exporter.config import compile_config
-    from tokexport.exporter.scratch import scratch_folder
     from tokexport.exporter.stages import StageFolder
+    from tokexport.exporter.system.scratch import scratch_folder
 
     config = compile_config("ort", output, {"force": True})
     with BundleWriter(output, True), StageFolder(config), scratch_folder():

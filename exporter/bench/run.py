@@ -22,14 +22,14 @@ from tokexport.exporter.bench.results import Bench, Measurement, rows_of
 from tokexport.exporter.bench.subject import Subject
 from tokexport.exporter.benchmark import Speed, measure
 from tokexport.exporter.errors import UsageError
-from tokexport.exporter.machine import describe_machine
-from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduced_source import reduced_source
-from tokexport.exporter.scratch import scratch_folder
 from tokexport.exporter.source import Source
 from tokexport.exporter.speed import busy_warning
+from tokexport.exporter.system.machine import describe_machine
+from tokexport.exporter.system.process_state import process_unchanged
+from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.graph_passes import ops
 
 

@@ -15,7 +15,6 @@ from tokexport.exporter.eager_form import copy_around_tensors
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
 from tokexport.exporter.reduction.observed_calls import Call
 from tokexport.exporter.reduction.output_meaning import Judged, Shortened, shortened_outputs
@@ -27,6 +26,7 @@ from tokexport.exporter.reduction.tokens_per_layer import tokens_per_layer
 from tokexport.exporter.reduction.trained_weights import load_trained
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.source.in_memory import source_in_memory
+from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Layer, Method
 from tokexport.graph_passes.reduction.reduced_block import (

@@ -15,7 +15,6 @@ from tokexport.exporter.errors import UsageError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.json_values import plain
-from tokexport.exporter.output_file import check_place, written_whole
 from tokexport.exporter.program_file import program_bytes
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.dynamic_export import export_any_batch
@@ -23,6 +22,7 @@ from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.reference import run_reference, tensors_of
 from tokexport.exporter.source import Source
+from tokexport.exporter.system.output_file import check_place, written_whole
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,6 @@ from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.inspection import cost, macs_by_kind
-from tokexport.exporter.machine import describe_machine
-from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.agreement import Agreement
 from tokexport.exporter.reduction.pareto import Standing, Trade, front
@@ -33,9 +31,11 @@ from tokexport.exporter.reduction.recipe import Recipe, parse_recipe, with_optio
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.reference import run_reference
-from tokexport.exporter.scratch import scratch_folder
 from tokexport.exporter.source import RANDOM_WEIGHTS, Source
 from tokexport.exporter.speed import SPEED_SECONDS, busy_warning
+from tokexport.exporter.system.machine import describe_machine
+from tokexport.exporter.system.process_state import process_unchanged
+from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.graph_passes.reduction.method import Method
 from tokexport.runtimes.base import Runner
 from tokexport.runtimes.loading import load

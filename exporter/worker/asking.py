@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from tokexport.exporter.scratch import scratch_folder
+from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.cuts import Blamed, Outcome, deadly_node
 from tokexport.exporter.worker.messages import Message
 from tokexport.exporter.worker.process import (

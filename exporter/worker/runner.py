@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from tokexport.exporter.scratch import scratch_folder
+from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.asking import Cause, ask
 from tokexport.exporter.worker.openings import Opening, specs_of
 from tokexport.exporter.worker.process import RUN_SECONDS, WORKER, WorkerDied

@@ -10,7 +10,7 @@ import pytest
 
 from tokexport.exporter.benchmark import MIN_PAIRS, Ratio, Speed, measure, over, require_speedup
 from tokexport.exporter.errors import GateError, InternalError
-from tokexport.exporter.machine import describe_machine
+from tokexport.exporter.system.machine import describe_machine
 
 MS = 1_000_000
 

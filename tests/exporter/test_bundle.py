@@ -14,7 +14,7 @@ import pytest
 from tokexport.exporter import bundle as bundle_module
 from tokexport.exporter.bundle import BundleWriter, save_reference
 from tokexport.exporter.errors import InternalError, OutputExistsError, WriteError
-from tokexport.exporter.scratch import HeldFolder
+from tokexport.exporter.system.scratch import HeldFolder
 from tokexport.runtimes.bundle_files import check_files
 from tokexport.runtimes.manifest import (
     PASSED,

@@ -26,8 +26,8 @@ from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.inputs import Batches
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.outputs import flatten
-from tokexport.exporter.process_state import process_unchanged
 from tokexport.exporter.reference import run_reference
+from tokexport.exporter.system.process_state import process_unchanged
 
 
 def look(one: Any, seen: dict[int, int] | None = None) -> Any:

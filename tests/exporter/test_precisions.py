@@ -22,9 +22,9 @@ from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gate_advice import advice_for
 from tokexport.exporter.gates import SPREAD_TOLERANCE
-from tokexport.exporter.machine import sums_saturate
 from tokexport.exporter.parity import ParityError
 from tokexport.exporter.precision import precision_warnings
+from tokexport.exporter.system.machine import sums_saturate
 from tokexport.runtimes.verification import verify_bundle
 
 MERGING, PLAIN = (0, 3, 3, 3, 0), (0, 0, 0, 0, 0)
@@ -216,7 +216,7 @@ def test_ranges_of_synthetic_inputs_are_warned_of(trained: Digits) -> None:
 def test_a_processor_without_vnni_gets_weights_of_7_bits(
     flags: str, machine: str, saturate: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokexport.exporter.machine.platform.machine", lambda: machine)
+    monkeypatch.setattr("tokexport.exporter.system.machine.platform.machine", lambda: machine)
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
     assert sums_saturate(tmp_path / "cpuinfo") == saturate
     assert not sums_saturate(tmp_path / "none")

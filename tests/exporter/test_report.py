@@ -15,9 +15,9 @@ from rich.console import Console
 from tokexport.exporter.accuracy_gate import Accuracy
 from tokexport.exporter.benchmark import measure
 from tokexport.exporter.gates import Gate
-from tokexport.exporter.machine import describe_machine
 from tokexport.exporter.parity import HopResult
 from tokexport.exporter.report import FAILED, Report, render
+from tokexport.exporter.system.machine import describe_machine
 from tokexport.runtimes.comparison import compare
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
 from tokexport.runtimes.neighbourhoods import Worst

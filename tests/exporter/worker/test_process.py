@@ -18,8 +18,8 @@ from onnx import TensorProto, helper
 from tokexport.exporter import errors as exporter_errors
 from tokexport.exporter.bundle import BundleWriter
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.scratch import scratch_folder
 from tokexport.exporter.stages import StageFolder
+from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.messages import (
     Message,
     described,
@@ -122,7 +122,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from helpers.deadly_models import X, endless
 from tokexport.exporter.bundle import BundleWriter
-from tokexport.exporter.scratch import scratch_folder
+from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
 output = Path({folder!r}) / "out"
@@ -156,7 +156,7 @@ def test_what_a_killed_process_left_goes_with_the_next_run(
 
     def next_run() -> None:
         monkeypatch.setattr("tempfile.tempdir", str(temporary))
-        monkeypatch.setattr("tokexport.exporter.scratch._swept", set())
+        monkeypatch.setattr("tokexport.exporter.system.scratch._swept", set())
         config = CompileConfig(target="ort", output=output)
         with scratch_folder(), BundleWriter(output), StageFolder(config):
             pass

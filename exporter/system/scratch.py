@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from tokexport.exporter.held_signals import held_signals
+from tokexport.exporter.system.held_signals import held_signals
 
 try:
     import fcntl
