@@ -279,7 +279,7 @@ def evaluated(one: Configuration, setting: Any, bundle: Path) -> dict[str, Any]:
 
 def agreement(wanted: Any, found: Any) -> dict[str, Any]:
     """Returns how logits (N, classes) agree, as ``--reduce`` measures it."""
-    from tokexport.exporter.inputs import Batches
+    from tokexport.exporter.inputs.batches import Batches
     from tokexport.exporter.reduction.agreement import agreements
 
     batches = Batches(("x",), {"x": wanted[:, None]}, len(wanted), None, "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tokexport.exporter.errors import InputError
-from tokexport.exporter.named_arrays import LABELS
+from tokexport.exporter.inputs.named_arrays import LABELS
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

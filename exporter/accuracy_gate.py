@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, TypeGuard
 from tokexport.exporter.accuracy import hits
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gate_advice import advice_for
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.runtimes.base import Array
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from tokexport.exporter.capture import capture_padded
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.unbacked import Padding
 from tokexport.graph_passes.decisions import show, unlifted

@@ -8,7 +8,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.worker.runner import build_in_worker
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.manifest import RuntimeInfo

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tokexport.exporter.build import save_onnx
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner

@@ -123,8 +123,8 @@ def compile_command(
         require_compile_packages()
         from tokexport.exporter.compile import compile
         from tokexport.exporter.config import parse_caps
-        from tokexport.exporter.constant_inputs import parse_constants
-        from tokexport.exporter.inputs import parse_shape
+        from tokexport.exporter.inputs.batches import parse_shape
+        from tokexport.exporter.inputs.constant_inputs import parse_constants
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.report import render
         from tokexport.exporter.source import SourceOptions, default_name, load_source
@@ -186,8 +186,8 @@ def inspect_command(
 
         require_compile_packages()
         from tokexport.exporter.config import PRECISIONS, parse_caps
-        from tokexport.exporter.constant_inputs import parse_constants
-        from tokexport.exporter.inputs import parse_shape
+        from tokexport.exporter.inputs.batches import parse_shape
+        from tokexport.exporter.inputs.constant_inputs import parse_constants
         from tokexport.exporter.inspection import inspect
         from tokexport.exporter.inspection_tables import render_inspection
         from tokexport.exporter.progress import Checklist

@@ -76,8 +76,8 @@ def bench_command(
         from tokexport.exporter.bench.plot import draw_bench
         from tokexport.exporter.bench.run import bench
         from tokexport.exporter.bench.tables import bench_json, render_bench
-        from tokexport.exporter.constant_inputs import parse_constants
-        from tokexport.exporter.inputs import parse_shape
+        from tokexport.exporter.inputs.batches import parse_shape
+        from tokexport.exporter.inputs.constant_inputs import parse_constants
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.result_files import ResultFiles
         from tokexport.exporter.source import SourceOptions, default_name, load_source

@@ -68,7 +68,7 @@ def reduce_command(
 
         require_compile_packages()
         from tokexport.exporter.config import ReduceConfig
-        from tokexport.exporter.inputs import parse_shape
+        from tokexport.exporter.inputs.batches import parse_shape
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.reduction.reduced_file import reduce_to_file, render_reduced
         from tokexport.exporter.source import SourceOptions, load_source
@@ -138,8 +138,8 @@ def sweep_command(
 
         require_compile_packages()
         from tokexport.exporter.config import CompileConfig
-        from tokexport.exporter.constant_inputs import parse_constants
-        from tokexport.exporter.inputs import parse_shape
+        from tokexport.exporter.inputs.batches import parse_shape
+        from tokexport.exporter.inputs.constant_inputs import parse_constants
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.reduction.recipe import parse_values
         from tokexport.exporter.reduction.sweep import sweep

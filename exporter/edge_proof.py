@@ -17,7 +17,7 @@ from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.gate_warnings import weak_kinds
 from tokexport.exporter.gates import narrowed_hops
 from tokexport.exporter.index_tables import indices_of
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates, most_steady
 from tokexport.exporter.parity import ParityError, Proof, TellHop, judge
 from tokexport.exporter.reference import Reference, check_constants, run_reference

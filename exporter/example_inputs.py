@@ -11,15 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokexport.exporter.array_file import read_arrays
 from tokexport.exporter.config import InputConfig
-from tokexport.exporter.constant_inputs import (
-    as_given,
-    by_name,
-    described,
-    fitting,
-    require_known,
-)
 from tokexport.exporter.eager_form import eager_form
 from tokexport.exporter.errors import (
     InputError,
@@ -36,8 +28,16 @@ from tokexport.exporter.flat_model import (
     call_spec,
     forward_parameters,
 )
-from tokexport.exporter.inputs import Batches, read_inputs, synthetic_inputs
-from tokexport.exporter.named_arrays import LABELS, check_names
+from tokexport.exporter.inputs.array_file import read_arrays
+from tokexport.exporter.inputs.batches import Batches, read_inputs, synthetic_inputs
+from tokexport.exporter.inputs.constant_inputs import (
+    as_given,
+    by_name,
+    described,
+    fitting,
+    require_known,
+)
+from tokexport.exporter.inputs.named_arrays import LABELS, check_names
 from tokexport.exporter.reference import run_reference
 from tokexport.exporter.source import Source
 from tokexport.runtimes.constant_inputs import ConstantInput

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokexport.exporter.errors import InputError, ModelNotSupportedError
-from tokexport.exporter.nested_tensors import Nest, Template, filled, places, template
+from tokexport.exporter.inputs.nested_tensors import Nest, Template, filled, places, template
 from tokexport.exporter.outputs import Constant, flatten, refuse_empty
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

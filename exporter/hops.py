@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from tokexport.exporter.build import save_onnx
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.torch_warnings import torch_warnings_silenced

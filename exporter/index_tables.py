@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.torch_passes.calls import is_call, is_tensor, operand, shape_of
 from tokexport.graph_passes.torch_passes.editor import aten
 from tokexport.runtimes.base import Array

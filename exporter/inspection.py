@@ -22,7 +22,7 @@ from tokexport.exporter.config import PRECISIONS, ReduceConfig
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.example_inputs import constants_of, prepare
 from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.noise import capture_any, random_lines
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source

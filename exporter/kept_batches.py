@@ -12,7 +12,7 @@ from tokexport.exporter.default_gates import over_all_gates
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gate_warnings import spread_warnings
 from tokexport.exporter.gates import Gate
-from tokexport.exporter.inputs import evenly_spaced
+from tokexport.exporter.inputs.batches import evenly_spaced
 from tokexport.exporter.local_rounding import stored
 from tokexport.exporter.parity import Proof
 from tokexport.runtimes.base import Array

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from tokexport.exporter.column_rounding import Columns, columns_of
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.rounding import Rounding
 from tokexport.exporter.score_rounding import few
 from tokexport.runtimes.base import Array

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from tokexport.exporter.default_gates import set_gates
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gates import HALF_TYPES, Gate
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.local_rounding import (
     ROUNDING_FACTOR,
     LocalRounding,

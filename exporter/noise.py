@@ -16,7 +16,7 @@ from tokexport.exporter.errors import (
     listed,
 )
 from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.outputs import Constant
 from tokexport.exporter.reference import Reference, run_reference, tensors_of
 from tokexport.exporter.token_cap import CappedModel

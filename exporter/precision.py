@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from tokexport.exporter.calibration import CALIBRATION_SAMPLES, linear_ranges
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.system.machine import sums_saturate
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.manifest import RuntimeInfo

@@ -21,7 +21,7 @@ from tokexport.exporter.errors import (
     NotRepeatableError,
 )
 from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.module_state import evaluation, parameter_versions
 from tokexport.exporter.outputs import Constant
 from tokexport.exporter.run_counters import RUNS, RunCounters

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tokexport.exporter.config import check_threads
-from tokexport.exporter.inputs import Batches, read_inputs
+from tokexport.exporter.inputs.batches import Batches, read_inputs
 from tokexport.exporter.system.output_file import check_place, written_whole
 from tokexport.runtimes.loading import load
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokexport.exporter.benchmark import Speed, measure, over
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.system.machine import usable_cores

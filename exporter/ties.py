@@ -28,7 +28,7 @@ from torch.fx import GraphModule
 from tokexport.exporter.decision_margins import Fall, held_against
 from tokexport.exporter.gates import HALF_TYPES
 from tokexport.exporter.held_scores import Allowance, hold_scores
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity import Proof, Ties, ToldRun
 from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.score_rounding import Scores

@@ -18,7 +18,7 @@ from tokexport.exporter import hops
 from tokexport.exporter.build import ARTIFACT, build, save_onnx
 from tokexport.exporter.capture import capture
 from tokexport.exporter.emit import emit
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity import Proof, TellHop, ToldRun
 from tokexport.exporter.ties import RunTold, TieSearch, selected, tie_search
 from tokexport.exporter.worker.runner import open_in_worker

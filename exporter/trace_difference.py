@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.parity import ParityError
 from tokexport.exporter.reference import tensors_of

@@ -20,7 +20,7 @@ from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.gate_advice import advice_for
 from tokexport.exporter.gate_warnings import gate_warnings, half_warning, spread_warnings
 from tokexport.exporter.gates import narrowed_hops
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates, require_steady
 from tokexport.exporter.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.parity import Proof

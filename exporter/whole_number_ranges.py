@@ -16,7 +16,7 @@ import numpy as np
 from tokexport.exporter.edge_inputs import RUNGS, between, joined
 from tokexport.exporter.errors import ExporterError, NotFiniteError
 from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.reference import run_reference
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import compare

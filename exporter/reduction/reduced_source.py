@@ -10,7 +10,7 @@ from tokexport.exporter.config import ReduceConfig
 from tokexport.exporter.errors import InternalError, UsageError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.reduction.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduce import Reduction, reduce_flat
 from tokexport.exporter.reduction.reduction_use import ReductionUse

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokexport.exporter.accuracy import accuracy
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.reduction.agreement import Agreement, agreements
 from tokexport.runtimes.base import Array
 

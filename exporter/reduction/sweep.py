@@ -22,7 +22,7 @@ from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.inspection import cost, macs_by_kind
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.agreement import Agreement

@@ -173,7 +173,7 @@ def _example_inputs(inputs: Any, name: str) -> tuple[tuple[Any, ...], dict[str, 
     """Returns the example inputs as positional ones and ones by name."""
     from torch import Tensor
 
-    from tokexport.exporter.nested_tensors import holds_tensor
+    from tokexport.exporter.inputs.nested_tensors import holds_tensor
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokexport.exporter.errors import DataDependentError
 from tokexport.exporter.flat_model import FlatModel, call_spec
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.token_cap import CappedModel, under_cap
 from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.graph_passes.decisions import unlifted

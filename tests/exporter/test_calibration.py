@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tokexport.exporter.calibration import CALIBRATION_SAMPLES, calibration_batches
-from tokexport.exporter.inputs import read_inputs
+from tokexport.exporter.inputs.batches import read_inputs
 from tokexport.runtimes.manifest import TensorSpec
 
 

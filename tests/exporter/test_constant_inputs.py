@@ -25,15 +25,15 @@ from tokexport.exporter.bench.plain_export import export_plainly
 from tokexport.exporter.bench.subject import Subject
 from tokexport.exporter.capture import capture
 from tokexport.exporter.config import InputConfig
-from tokexport.exporter.constant_inputs import (
+from tokexport.exporter.errors import DataDependentError, InputError, UsageError
+from tokexport.exporter.example_inputs import prepare
+from tokexport.exporter.inputs.constant_inputs import (
     as_given,
     by_name,
     described,
     fitting,
     parse_constants,
 )
-from tokexport.exporter.errors import DataDependentError, InputError, UsageError
-from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.inspection import inspect
 from tokexport.exporter.outputs import flatten
 from tokexport.exporter.source.in_memory import source_in_memory

@@ -22,7 +22,7 @@ from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.default_gates import set_gates
 from tokexport.exporter.gate_warnings import spread_warnings
 from tokexport.exporter.gates import SPREAD_TOLERANCE, Gate
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.kept_batches import REFERENCE_BATCHES, kept_batches
 from tokexport.exporter.local_rounding import LocalRounding, local_rounding
 from tokexport.exporter.parity import ParityError, Proof

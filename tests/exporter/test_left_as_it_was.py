@@ -23,7 +23,7 @@ import tokexport
 from tokexport.exporter.capture import capture
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError
 from tokexport.exporter.flat_model import FlatModel, call_spec
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.outputs import flatten
 from tokexport.exporter.reference import run_reference

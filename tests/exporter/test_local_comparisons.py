@@ -8,7 +8,7 @@ import pytest
 from tokexport.exporter.bench.subject import widest_gate
 from tokexport.exporter.default_gates import set_gates
 from tokexport.exporter.gates import Gate
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.local_rounding import local_rounding
 from tokexport.exporter.rounding import Rounding
 from tokexport.exporter.tuning_trials import _agrees

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokexport.exporter.errors import NotRepeatableError
 from tokexport.exporter.flat_model import FlatModel, call_spec
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.reference import run_reference
 
 FILL = torch.finfo(torch.float32).min

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from tokexport.exporter.capture import capture
 from tokexport.exporter.flat_model import FlatModel, call_spec
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import measured_gates
 from tokexport.exporter.reference import run_reference
 from tokexport.exporter.rounding import Rounding, measure_rounding

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.flat_model import FlatModel, call_spec
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.reference import run_reference
 
 X = torch.linspace(-1, 1, 6).reshape(1, 6)

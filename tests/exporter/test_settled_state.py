@@ -14,7 +14,7 @@ import tokexport
 from tokexport.exporter.capture import capture
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.flat_model import FlatModel, call_spec
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.reference import run_reference
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.runtimes.loading import load

@@ -33,7 +33,7 @@ from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.gates import FP32_FLOOR, LEAST_COSINE
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import measured_gates
 from tokexport.exporter.parity import ParityError, ToldRun
 from tokexport.exporter.ties import TieSearch

@@ -25,7 +25,7 @@ from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.gates import Gate
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity import Proof
 from tokexport.exporter.reference import run_reference
 from tokexport.exporter.told_hops import ToldHops, ToldWay

@@ -26,7 +26,7 @@ from tokexport.exporter.capture import capture
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.gates import FP32_FLOOR
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates
 from tokexport.exporter.parity import Proof, ToldRun
 from tokexport.exporter.reference import run_reference, tensors_of

@@ -10,7 +10,7 @@ from digits_vit import DigitsViT
 from helpers.graphs import emitted, rewrite
 
 from tokexport.exporter.build import save_onnx
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes import pipelines
 
 #: How often it merges.

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.reduction.agreement import agreements
 
 

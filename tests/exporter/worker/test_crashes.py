@@ -28,7 +28,7 @@ from onnx import helper
 
 from tokexport.exporter.build import build
 from tokexport.exporter.exit_codes import ExitCode, exit_code_of
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.messages import describe
 from tokexport.exporter.worker import cuts
 from tokexport.exporter.worker.asking import Cause

@@ -26,7 +26,7 @@ from torch.fx import GraphModule
 from tokexport.exporter import hops
 from tokexport.exporter.build import save_onnx
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import measured_gates, require_steady
 from tokexport.exporter.parity import ParityError, Proof, TellHop
 from tokexport.exporter.rounding import in_float64

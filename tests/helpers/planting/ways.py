@@ -20,7 +20,7 @@ from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.edge_proof import EdgeProof
 from tokexport.exporter.emit import emit
 from tokexport.exporter.example_inputs import prepare
-from tokexport.exporter.inputs import Batches
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates
 from tokexport.exporter.parity import Proof, TellHop
 from tokexport.exporter.reference import Reference, run_reference, tensors_of

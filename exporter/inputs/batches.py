@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tokexport.exporter.errors import InputError, UsageError, listed
-from tokexport.exporter.named_arrays import LABELS, named_arrays, require_constants
+from tokexport.exporter.inputs.named_arrays import LABELS, named_arrays, require_constants
 from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.manifest import TensorSpec
 

@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from tokexport.exporter.array_file import read_arrays
 from tokexport.exporter.errors import InputError, listed
+from tokexport.exporter.inputs.array_file import read_arrays
 from tokexport.runtimes.constant_inputs import ConstantInput, shown
 from tokexport.runtimes.manifest import TensorSpec
 

@@ -1,0 +1,1 @@
+"""What a person gives a model: arrays, their names, nests of them, and batches."""
