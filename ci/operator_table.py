@@ -148,7 +148,7 @@ def calls_of(family: str) -> dict[tuple[str, str], Call] | str:
     import torch
 
     from tokexport.exporter.capture import capture
-    from tokexport.exporter.flat_model import FlatModel, call_spec
+    from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 
     torch.manual_seed(0)
     try:
@@ -252,8 +252,8 @@ def asked(call: Call) -> dict[str, str]:
     import torch
 
     from tokexport.exporter.capture import capture
+    from tokexport.exporter.eager.flat_model import FlatModel, call_spec
     from tokexport.exporter.emit import emit
-    from tokexport.exporter.flat_model import FlatModel, call_spec
     from tokexport.graph_passes import ops, pipelines
 
     ops.register()

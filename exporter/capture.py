@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.errors import DataDependentError, ModelNotSupportedError
 from tokexport.exporter.example_numbers import ExampleNumbers
 from tokexport.exporter.fixed_counts import FixedCounts
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs.constant_inputs import suggested
 from tokexport.exporter.known_values import KnownValues
-from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.slice_bounds import SliceBounds
 from tokexport.exporter.spelled_out import SpelledOut
 from tokexport.exporter.trace_refusals import check_static, refusal, scripted_part

@@ -9,18 +9,18 @@ import numpy as np
 from torch.fx import GraphModule
 
 from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.reference import Reference, check_constants, run_reference
 from tokexport.exporter.edge_inputs import edge_inputs, joined
 from tokexport.exporter.edge_int8 import Int8Figures, int8_figures
 from tokexport.exporter.edge_report import EdgeReport
 from tokexport.exporter.errors import ExporterError, listed
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.gate_warnings import weak_kinds
 from tokexport.exporter.gates import narrowed_hops
 from tokexport.exporter.index_tables import indices_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates, most_steady
 from tokexport.exporter.parity import ParityError, Proof, TellHop, judge
-from tokexport.exporter.reference import Reference, check_constants, run_reference
 from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.exporter.trace_difference import differences_named
 from tokexport.exporter.whole_number_ranges import RangeSearch, Reach, RunBatches

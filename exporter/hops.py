@@ -10,8 +10,8 @@ import torch
 from torch.fx import GraphModule
 
 from tokexport.exporter.build import save_onnx
+from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
 from tokexport.exporter.worker.openings import Opening

@@ -19,14 +19,14 @@ from torch.export import ExportedProgram
 
 from tokexport.exporter.capture import capture
 from tokexport.exporter.config import PRECISIONS, ReduceConfig
+from tokexport.exporter.eager.example_inputs import constants_of, prepare
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import UsageError
-from tokexport.exporter.example_inputs import constants_of, prepare
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.noise import capture_any, random_lines
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
-from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.system.process_state import process_unchanged

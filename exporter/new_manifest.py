@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 import tokexport
 from tokexport.exporter.build import ARTIFACT
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.example_inputs import constants_of
-from tokexport.exporter.flat_model import FlatModel
+from tokexport.exporter.eager.example_inputs import constants_of
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.reference import Reference
 from tokexport.exporter.reduction.reduction_use import ReductionUse
-from tokexport.exporter.reference import Reference
 from tokexport.exporter.source import Source
 from tokexport.exporter.token_cap import checks_of
 from tokexport.exporter.tuned_forms import Tuning

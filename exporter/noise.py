@@ -9,16 +9,16 @@ from torch.export import ExportedProgram
 
 from tokexport.exporter.capture import capture
 from tokexport.exporter.dropped_noise import DroppedNoise
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.outputs import Constant
+from tokexport.exporter.eager.reference import Reference, run_reference, tensors_of
 from tokexport.exporter.errors import (
     DataDependentError,
     EmptyOutputError,
     NotRepeatableError,
     listed,
 )
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.outputs import Constant
-from tokexport.exporter.reference import Reference, run_reference, tensors_of
 from tokexport.exporter.token_cap import CappedModel
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.drawn_choices import without_mean

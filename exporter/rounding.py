@@ -26,9 +26,9 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from tokexport.exporter.accumulation import reordered
 from tokexport.exporter.column_rounding import draws_of
+from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.quantised_run import QuantisedRun, int8_runs
-from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.score_rounding import Moved, Scores, moved
 from tokexport.exporter.transform_rounding import WIDEST, complex_parts, like, moved_transform
 from tokexport.graph_passes.decisions import ToldGraph, show, tell

@@ -12,11 +12,11 @@ from torch.export import ExportedProgram
 
 from tokexport.exporter.branch_paths import with_paths, without_draws
 from tokexport.exporter.capture import capture_padded
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.outputs import Constant
+from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import DataDependentError
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.outputs import Constant
-from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.token_cap_use import Place, TokenCapUse
 from tokexport.exporter.unbacked import Padding
 from tokexport.graph_passes.decisions import show, unlifted

@@ -26,11 +26,11 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokexport.exporter.flat_model import FlatModel
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.module_state import evaluation
+from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.parity import ParityError
-from tokexport.exporter.reference import tensors_of
 from tokexport.graph_passes.stack_traces import own_frames, user_frames
 from tokexport.runtimes.base import Array
 

@@ -13,10 +13,12 @@ from torch.fx import GraphModule
 from tokexport.exporter import hops
 from tokexport.exporter.accuracy_gate import accuracy_of
 from tokexport.exporter.compile_run import CompileRun
+from tokexport.exporter.eager.example_inputs import constants_of, prepare
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.reference import Reference
+from tokexport.exporter.eager.settled_state import settled_warning
 from tokexport.exporter.edge_proof import EdgeProof
 from tokexport.exporter.errors import ModelNotSupportedError
-from tokexport.exporter.example_inputs import constants_of, prepare
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.gate_advice import advice_for
 from tokexport.exporter.gate_warnings import gate_warnings, half_warning, spread_warnings
 from tokexport.exporter.gates import narrowed_hops
@@ -26,8 +28,6 @@ from tokexport.exporter.noise import capture_without_noise, reference_of, withou
 from tokexport.exporter.parity import Proof
 from tokexport.exporter.precision import precision_warnings
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
-from tokexport.exporter.reference import Reference
-from tokexport.exporter.settled_state import settled_warning
 from tokexport.exporter.source import Source
 from tokexport.exporter.token_cap import under_cap
 from tokexport.exporter.token_cap_use import TokenCapUse

@@ -13,11 +13,11 @@ from typing import Final
 
 import numpy as np
 
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.edge_inputs import RUNGS, between, joined
 from tokexport.exporter.errors import ExporterError, NotFiniteError
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.reference import run_reference
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import compare
 from tokexport.runtimes.errors import RuntimesError

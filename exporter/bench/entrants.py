@@ -26,10 +26,10 @@ from tokexport.exporter.bench.subject import GraphFacts, Subject
 from tokexport.exporter.build import ARTIFACT, save_onnx
 from tokexport.exporter.compile import CompileResult, compile
 from tokexport.exporter.config import PRECISIONS
+from tokexport.exporter.eager.module_state import evaluation
+from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.exit_codes import ExitCode, exit_code_of
-from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.progress import Checklist
-from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.speed import eager_at_its_best
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import (

@@ -14,13 +14,13 @@ from torch.utils import _pytree as pytree
 from tokexport.exporter.bench.floor import Product, weight_products
 from tokexport.exporter.capture import capture
 from tokexport.exporter.config import InputConfig
+from tokexport.exporter.eager.example_inputs import prepare
+from tokexport.exporter.eager.reference import run_reference, tensors_of
 from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import ExporterError
-from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.gates import Gate
 from tokexport.exporter.measured_gates import measured_gates
 from tokexport.exporter.parity import HopResult, judge
-from tokexport.exporter.reference import run_reference, tensors_of
 from tokexport.exporter.source import Source
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import unlifted

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError, listed
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.reduction.block_trace import trace_block
 from tokexport.exporter.reduction.observed_calls import Call, observe, other_blocks
 from tokexport.graph_passes.reduction.block_parts import BlockParts, take_apart

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from tokexport.exporter.module_state import evaluation
+from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.reduction.observed_calls import Call
 from tokexport.exporter.traced_lines import tracing
 from tokexport.graph_passes.reduction.errors import SurgeryError

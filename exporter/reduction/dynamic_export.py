@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.module_state import evaluation
+from tokexport.exporter.eager.outputs import flatten
 from tokexport.exporter.errors import GateError, ModelNotSupportedError, listed
-from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.module_state import evaluation
-from tokexport.exporter.outputs import flatten
 from tokexport.exporter.reduction.special_tokens import other_inputs
 from tokexport.exporter.reduction.surgery_distance import Answer
 from tokexport.exporter.torch_warnings import torch_warnings_silenced

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.module_state import evaluation
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.module_state import evaluation
 
 
 @dataclass(frozen=True)

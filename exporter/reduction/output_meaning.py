@@ -23,9 +23,9 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.module_state import evaluation
-from tokexport.exporter.outputs import Constant
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.module_state import evaluation
+from tokexport.exporter.eager.outputs import Constant
 from tokexport.exporter.reduction.shown_blocks import Shown
 from tokexport.exporter.reduction.surgery_distance import Answer, local_distance
 from tokexport.exporter.reduction.surgery_gate import (

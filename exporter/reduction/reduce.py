@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tokexport.exporter.config import InputConfig
-from tokexport.exporter.eager_form import copy_around_tensors
+from tokexport.exporter.eager.eager_form import copy_around_tensors
+from tokexport.exporter.eager.example_inputs import prepare
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import UsageError
-from tokexport.exporter.example_inputs import prepare
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
 from tokexport.exporter.reduction.observed_calls import Call
 from tokexport.exporter.reduction.output_meaning import Judged, Shortened, shortened_outputs
@@ -24,7 +25,6 @@ from tokexport.exporter.reduction.special_tokens import count_special_tokens, ot
 from tokexport.exporter.reduction.surgery_gate import surgery_error
 from tokexport.exporter.reduction.tokens_per_layer import tokens_per_layer
 from tokexport.exporter.reduction.trained_weights import load_trained
-from tokexport.exporter.reference import tensors_of
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.graph_passes.reduction.errors import SurgeryError

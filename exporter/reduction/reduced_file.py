@@ -11,16 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from tokexport.exporter.config import ReduceConfig
+from tokexport.exporter.eager.example_inputs import prepare
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.reference import run_reference, tensors_of
 from tokexport.exporter.errors import UsageError
-from tokexport.exporter.example_inputs import prepare
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.program_file import program_bytes
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.dynamic_export import export_any_batch
 from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.reduction.reduction_use import ReductionUse
-from tokexport.exporter.reference import run_reference, tensors_of
 from tokexport.exporter.source import Source
 from tokexport.exporter.system.output_file import check_place, written_whole
 

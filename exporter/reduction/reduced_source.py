@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tokexport.exporter.config import ReduceConfig
+from tokexport.exporter.eager.example_inputs import prepare
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.reference import run_reference, tensors_of
 from tokexport.exporter.errors import InternalError, UsageError
-from tokexport.exporter.example_inputs import prepare
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.reduction.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduce import Reduction, reduce_flat
 from tokexport.exporter.reduction.reduction_use import ReductionUse
-from tokexport.exporter.reference import run_reference, tensors_of
 from tokexport.exporter.source import Source
 from tokexport.runtimes.base import Array
 

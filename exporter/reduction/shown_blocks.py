@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.module_state import evaluation
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.reduction.surgery_gate import failures_told
 from tokexport.graph_passes.reduction.method import Layer
 from tokexport.graph_passes.reduction.reduced_block import Flow

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.errors import ModelNotSupportedError
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.reduction.observed_calls import observe
 
 

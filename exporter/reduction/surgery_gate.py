@@ -18,9 +18,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.errors import ExporterError, GateError, NotRepeatableError
-from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.module_state import evaluation
 from tokexport.exporter.reduction.surgery_distance import Answer
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.errors import SurgeryError

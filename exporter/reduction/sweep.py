@@ -19,9 +19,10 @@ from tokexport.exporter.accuracy import accuracy
 from tokexport.exporter.benchmark import Ratio, Speed, measure
 from tokexport.exporter.compile import compile
 from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.eager.example_inputs import prepare
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.errors import UsageError
-from tokexport.exporter.example_inputs import prepare
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.inspection import cost, macs_by_kind
 from tokexport.exporter.progress import Checklist
@@ -30,7 +31,6 @@ from tokexport.exporter.reduction.pareto import Standing, Trade, front
 from tokexport.exporter.reduction.recipe import Recipe, parse_recipe, with_option
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.reduction.reduction_use import ReductionUse
-from tokexport.exporter.reference import run_reference
 from tokexport.exporter.source import RANDOM_WEIGHTS, Source
 from tokexport.exporter.speed import SPEED_SECONDS, busy_warning
 from tokexport.exporter.system.machine import describe_machine

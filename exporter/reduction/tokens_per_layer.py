@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tokexport.exporter.flat_model import FlatModel
-from tokexport.exporter.module_state import evaluation
-from tokexport.exporter.outputs import Constant
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.module_state import evaluation
+from tokexport.exporter.eager.outputs import Constant
 from tokexport.exporter.reduction.surgery_gate import RESTORE_FIX, RESTORED_FIX, failures_told
 from tokexport.graph_passes.reduction.method import Layer
 from tokexport.graph_passes.reduction.reduced_block import Flow, ReducedBlock

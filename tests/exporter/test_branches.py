@@ -10,8 +10,8 @@ import torch
 from helpers.graphs import Function
 from torch import Tensor
 
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import DataDependentError
-from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.token_cap import CappedModel, under_cap
 from tokexport.exporter.token_cap_use import TokenCapUse

@@ -17,6 +17,7 @@ from torch import nn
 import tokexport
 import tokexport.runtimes
 from tokexport.exporter import build
+from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.errors import (
     GateError,
     InputError,
@@ -24,7 +25,6 @@ from tokexport.exporter.errors import (
     OutputExistsError,
     UsageError,
 )
-from tokexport.exporter.module_state import evaluation
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, read_manifest
 from tokexport.runtimes.verification import verify_bundle
 

@@ -25,8 +25,9 @@ from tokexport.exporter.bench.plain_export import export_plainly
 from tokexport.exporter.bench.subject import Subject
 from tokexport.exporter.capture import capture
 from tokexport.exporter.config import InputConfig
+from tokexport.exporter.eager.example_inputs import prepare
+from tokexport.exporter.eager.outputs import flatten
 from tokexport.exporter.errors import DataDependentError, InputError, UsageError
-from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.inputs.constant_inputs import (
     as_given,
     by_name,
@@ -35,7 +36,6 @@ from tokexport.exporter.inputs.constant_inputs import (
     parse_constants,
 )
 from tokexport.exporter.inspection import inspect
-from tokexport.exporter.outputs import flatten
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import load

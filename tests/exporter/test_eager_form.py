@@ -11,7 +11,7 @@ from models.zoo.vit import IMAGE, Vit, seeded
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.exporter.eager_form import copy_around_tensors, eager_form
+from tokexport.exporter.eager.eager_form import copy_around_tensors, eager_form
 
 
 def images() -> Tensor:

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 import tokexport
 from tokexport.exporter.capture import capture
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
+from tokexport.exporter.eager.module_state import evaluation
+from tokexport.exporter.eager.outputs import flatten
+from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError
-from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.module_state import evaluation
-from tokexport.exporter.outputs import flatten
-from tokexport.exporter.reference import run_reference
 from tokexport.exporter.system.process_state import process_unchanged
 
 

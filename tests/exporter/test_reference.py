@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
+from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.errors import NotRepeatableError
-from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.reference import run_reference
 
 FILL = torch.finfo(torch.float32).min
 

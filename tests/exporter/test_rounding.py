@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from tokexport.exporter.capture import capture
-from tokexport.exporter.flat_model import FlatModel, call_spec
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
+from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import measured_gates
-from tokexport.exporter.reference import run_reference
 from tokexport.exporter.rounding import Rounding, measure_rounding
 from tokexport.graph_passes import ops
 from tokexport.graph_passes.decisions import unlifted

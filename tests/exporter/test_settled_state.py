@@ -12,10 +12,10 @@ from torch.nn import functional as f
 
 import tokexport
 from tokexport.exporter.capture import capture
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
+from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.errors import ModelNotSupportedError
-from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.reference import run_reference
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.runtimes.loading import load
 

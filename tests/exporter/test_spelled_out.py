@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tokexport.exporter.capture import capture
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import DataDependentError
-from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.graph_passes.decisions import unlifted
 
 FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (

@@ -30,8 +30,8 @@ import tokexport
 from tokexport.exporter import hops
 from tokexport.exporter.capture import capture
 from tokexport.exporter.compile import CompileResult
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.gates import FP32_FLOOR, LEAST_COSINE
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import measured_gates

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tokexport
 from tokexport.exporter.capture import capture
-from tokexport.exporter.flat_model import FlatModel, call_spec
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.parity import ParityError
 from tokexport.exporter.trace_difference import first_difference
 from tokexport.graph_passes.decisions import unlifted

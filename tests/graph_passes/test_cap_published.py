@@ -8,7 +8,7 @@ from models import token_dropping
 from torch import Tensor
 
 from tokexport.exporter.capture import capture_padded
-from tokexport.exporter.flat_model import FlatModel, call_spec
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.graph_passes.decisions import unlifted
 
 #: Per model, on how many of six inputs the traced example's branches are taken.

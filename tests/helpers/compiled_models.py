@@ -24,12 +24,12 @@ from tokexport.exporter import hops
 from tokexport.exporter.build import ARTIFACT, build, save_onnx
 from tokexport.exporter.capture import capture
 from tokexport.exporter.compile import CompileResult
-from tokexport.exporter.flat_model import FlatModel, call_spec
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
+from tokexport.exporter.eager.reference import run_reference, tensors_of
 from tokexport.exporter.gates import FP32_FLOOR
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates
 from tokexport.exporter.parity import Proof, ToldRun
-from tokexport.exporter.reference import run_reference, tensors_of
 from tokexport.exporter.source.in_memory import split_arguments
 from tokexport.exporter.told_hops import ToldHops, ToldWay
 from tokexport.graph_passes import pipelines

@@ -19,8 +19,8 @@ from torch.fx import Node
 
 from tokexport.exporter.build import save_onnx
 from tokexport.exporter.capture import capture
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.emit import emit
-from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.torch_passes.infrastructure import PassResult, TorchPass, run_passes
 from tokexport.runtimes.ort import OrtRunner

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 import tokexport
 import tokexport.runtimes
 from tokexport.exporter.capture import capture
-from tokexport.exporter.flat_model import FlatModel, call_spec
-from tokexport.exporter.outputs import flatten
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
+from tokexport.exporter.eager.outputs import flatten
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import tell, unlifted
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import tokexport
 from tokexport.exporter.compile import CompileResult
+from tokexport.exporter.eager.outputs import flatten
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError
 from tokexport.exporter.inspection import GIVEN_MEANS, inspect
-from tokexport.exporter.outputs import flatten
 from tokexport.exporter.report import render
 from tokexport.runtimes import load
 from tokexport.runtimes.manifest import read_manifest

@@ -10,8 +10,8 @@ from helpers.thorough import thorough_but
 from models.cli_models import plain_vit
 from models.plain_vits import build, image
 
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import ModelNotSupportedError
-from tokexport.exporter.flat_model import FlatModel, call_spec
 from tokexport.exporter.reduction.dynamic_export import export_any_batch
 from tokexport.exporter.reduction.recipe import parse_recipe
 from tokexport.exporter.reduction.reduce import reduce_flat

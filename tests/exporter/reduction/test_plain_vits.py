@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import tokexport
 import tokexport.runtimes
-from tokexport.exporter.flat_model import FlatModel, call_spec
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.reduction import reduce as reduce_module
 from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
 from tokexport.exporter.reduction.recipe import parse_recipe

@@ -36,7 +36,7 @@ from helpers.thorough import thorough_but
 from models.zoo.vit import images
 from torch.export import ExportedProgram
 
-from tokexport.exporter.flat_model import FlatModel, call_spec
+from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.reduction.recipe import parse_recipe
 from tokexport.exporter.reduction.reduce import reduce_flat
 from tokexport.graph_passes.macs import NodeMacs, count_macs

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import tokexport
 from tokexport.exporter.config import InputConfig
+from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.errors import UsageError
-from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.source.in_memory import source_in_memory
 
 

@@ -17,13 +17,13 @@ from tokexport.exporter import hops
 from tokexport.exporter.build import ARTIFACT, build, save_onnx
 from tokexport.exporter.capture import capture
 from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.eager.example_inputs import prepare
+from tokexport.exporter.eager.reference import Reference, run_reference, tensors_of
 from tokexport.exporter.edge_proof import EdgeProof
 from tokexport.exporter.emit import emit
-from tokexport.exporter.example_inputs import prepare
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates
 from tokexport.exporter.parity import Proof, TellHop
-from tokexport.exporter.reference import Reference, run_reference, tensors_of
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.ties import RunTold, tie_search
 from tokexport.exporter.told_hops import ToldWay

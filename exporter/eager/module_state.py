@@ -19,8 +19,8 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from tokexport.exporter.object_memory import ObjectMemory
-from tokexport.exporter.run_counters import RunCounters
+from tokexport.exporter.eager.object_memory import ObjectMemory
+from tokexport.exporter.eager.run_counters import RunCounters
 
 #: What Python itself puts into a class when it is first asked for.
 _OF_PYTHON: Final = {

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from tokexport.exporter.outputs import Constant
+from tokexport.exporter.eager.outputs import Constant
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.neighbourhoods import within_local_floor
 

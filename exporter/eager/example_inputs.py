@@ -12,21 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from tokexport.exporter.config import InputConfig
-from tokexport.exporter.eager_form import eager_form
-from tokexport.exporter.errors import (
-    InputError,
-    ModelNotSupportedError,
-    NotFiniteError,
-    UsageError,
-    listed,
-)
-from tokexport.exporter.flat_model import (
+from tokexport.exporter.eager.eager_form import eager_form
+from tokexport.exporter.eager.flat_model import (
     CATCH_ALL,
     CallSpec,
     FlatModel,
     call_by_name,
     call_spec,
     forward_parameters,
+)
+from tokexport.exporter.eager.reference import run_reference
+from tokexport.exporter.errors import (
+    InputError,
+    ModelNotSupportedError,
+    NotFiniteError,
+    UsageError,
+    listed,
 )
 from tokexport.exporter.inputs.array_file import read_arrays
 from tokexport.exporter.inputs.batches import Batches, read_inputs, synthetic_inputs
@@ -38,7 +39,6 @@ from tokexport.exporter.inputs.constant_inputs import (
     require_known,
 )
 from tokexport.exporter.inputs.named_arrays import LABELS, check_names
-from tokexport.exporter.reference import run_reference
 from tokexport.exporter.source import Source
 from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.manifest import TensorSpec

@@ -11,7 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokexport.exporter.answers import Answer, same_answers
+from tokexport.exporter.eager.answers import Answer, same_answers
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.module_state import evaluation, parameter_versions
+from tokexport.exporter.eager.outputs import Constant
+from tokexport.exporter.eager.run_counters import RUNS, RunCounters
+from tokexport.exporter.eager.settled_state import other_inputs, settle, weights_of
 from tokexport.exporter.errors import (
     FIXED_COUNTS,
     DataDependentError,
@@ -20,12 +25,7 @@ from tokexport.exporter.errors import (
     NotFiniteError,
     NotRepeatableError,
 )
-from tokexport.exporter.flat_model import FlatModel
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.module_state import evaluation, parameter_versions
-from tokexport.exporter.outputs import Constant
-from tokexport.exporter.run_counters import RUNS, RunCounters
-from tokexport.exporter.settled_state import other_inputs, settle, weights_of
 from tokexport.graph_passes.stack_traces import raised_at
 from tokexport.graph_passes.torch_errors import in_words
 from tokexport.runtimes.base import Array

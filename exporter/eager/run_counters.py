@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
-from tokexport.exporter.object_memory import ObjectMemory
+from tokexport.exporter.eager.object_memory import ObjectMemory
 
 #: After how many more runs a model that counts is asked again: one after another, then ahead.
 RUNS: Final = (*[1] * 8, 16, 63, 100, 255, 1000, 10**6)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokexport.exporter.eager.outputs import Constant, flatten, refuse_empty
 from tokexport.exporter.errors import InputError, ModelNotSupportedError
 from tokexport.exporter.inputs.nested_tensors import Nest, Template, filled, places, template
-from tokexport.exporter.outputs import Constant, flatten, refuse_empty
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 #: The kinds of parameters that take whatever is given.

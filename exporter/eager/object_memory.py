@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from tokexport.exporter.module_variables import assigned_again, assigned_names, values_kept
+from tokexport.exporter.eager.module_variables import assigned_again, assigned_names, values_kept
 
 #: Tensors and arrays beyond this many bytes are not copied, weights apart.
 LARGEST: Final = 2**26
