@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tokexport.exporter.counts.fixed_counts import FixedCounts
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.errors import DataDependentError, ModelNotSupportedError
 from tokexport.exporter.example_numbers import ExampleNumbers
-from tokexport.exporter.fixed_counts import FixedCounts
 from tokexport.exporter.inputs.constant_inputs import suggested
 from tokexport.exporter.known_values import KnownValues
 from tokexport.exporter.slice_bounds import SliceBounds

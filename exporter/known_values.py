@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from tokexport.exporter.followed_tensors import (
+from tokexport.exporter.counts.followed_tensors import (
     FollowedTensors,
     changed_since,
     version_of,

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokexport.exporter.capture import capture
+from tokexport.exporter.counts.fixed_counts import FixedCounts
+from tokexport.exporter.counts.index_sets import Constant, Mask, Positions
 from tokexport.exporter.errors import DataDependentError
-from tokexport.exporter.fixed_counts import FixedCounts
-from tokexport.exporter.index_sets import Constant, Mask, Positions
 
 K = 4
 Chooses = Callable[[Tensor, Tensor], Tensor]

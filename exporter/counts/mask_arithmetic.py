@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from tokexport.exporter.index_sets import (
+from tokexport.exporter.counts.index_sets import (
     Constant,
     Found,
     Known,
@@ -23,7 +23,7 @@ from tokexport.exporter.index_sets import (
     Rule,
     joined,
 )
-from tokexport.exporter.mask_shapes import axis_of
+from tokexport.exporter.counts.mask_shapes import axis_of
 
 COMPARISONS: Final = (
     *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),

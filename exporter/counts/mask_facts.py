@@ -15,8 +15,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from tokexport.exporter import mask_moves, mask_shapes
-from tokexport.exporter.index_sets import (
+from tokexport.exporter.counts import mask_moves, mask_shapes
+from tokexport.exporter.counts.index_sets import (
     Constant,
     Fact,
     Found,
@@ -29,7 +29,7 @@ from tokexport.exporter.index_sets import (
     joined,
     known_mask,
 )
-from tokexport.exporter.mask_arithmetic import (
+from tokexport.exporter.counts.mask_arithmetic import (
     every,
     invert,
     isin,
@@ -39,7 +39,7 @@ from tokexport.exporter.mask_arithmetic import (
     two,
     where,
 )
-from tokexport.exporter.mask_shapes import axis_of, slices_of
+from tokexport.exporter.counts.mask_shapes import axis_of, slices_of
 
 
 def along(fact: Fact | None, tensor: Any, dim: int) -> Mask | None:

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokexport.exporter.index_sets import Chosen, Constant, Fact, Found, Known, Mask, Positions
+from tokexport.exporter.counts.index_sets import (
+    Chosen,
+    Constant,
+    Fact,
+    Found,
+    Known,
+    Mask,
+    Positions,
+)
 
 
 def axis_of(tensor: Tensor, dim: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokexport.exporter.index_sets import (
+from tokexport.exporter.counts.index_sets import (
     Constant,
     Fact,
     Found,
@@ -21,7 +21,7 @@ from tokexport.exporter.index_sets import (
     Positions,
     known_mask,
 )
-from tokexport.exporter.mask_shapes import axis_of, split
+from tokexport.exporter.counts.mask_shapes import axis_of, split
 
 
 def flip(known: Known, input: Tensor, *dims: Any) -> Found:

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from tokexport.exporter.followed_tensors import FollowedTensors, changed_since, versions_of
-from tokexport.exporter.index_sets import Chosen, Constant, Fact, Mask, Positions, chosen
-from tokexport.exporter.mask_facts import RULES
+from tokexport.exporter.counts.followed_tensors import FollowedTensors, changed_since, versions_of
+from tokexport.exporter.counts.index_sets import Chosen, Constant, Fact, Mask, Positions, chosen
+from tokexport.exporter.counts.mask_facts import RULES
 from tokexport.graph_passes.torch_passes.calls import base_name
 
 #: Other names of functions that have a rule.
