@@ -147,7 +147,7 @@ def calls_of(family: str) -> dict[tuple[str, str], Call] | str:
     """Returns the operators that a family calls, with the smallest arguments; why not, if not."""
     import torch
 
-    from tokexport.exporter.capture import capture
+    from tokexport.exporter.capture.trace import capture
     from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 
     torch.manual_seed(0)
@@ -251,7 +251,7 @@ def asked(call: Call) -> dict[str, str]:
     """Returns what each target makes of an operator: works, or how it is refused."""
     import torch
 
-    from tokexport.exporter.capture import capture
+    from tokexport.exporter.capture.trace import capture
     from tokexport.exporter.eager.flat_model import FlatModel, call_spec
     from tokexport.exporter.emit import emit
     from tokexport.graph_passes import ops, pipelines

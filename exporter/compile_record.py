@@ -8,15 +8,15 @@ from typing import Any
 
 from tokexport.exporter.accuracy_gate import Accuracy
 from tokexport.exporter.benchmark import Speed
+from tokexport.exporter.capture.dropped_noise import DroppedNoise
+from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.dropped_noise import DroppedNoise
 from tokexport.exporter.edge_report import EdgeReport
 from tokexport.exporter.gates import Gate
 from tokexport.exporter.parity import HopResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.report import FAILED, Report
 from tokexport.exporter.source import Source
-from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.exporter.tuned_forms import Tuning
 from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.manifest import RuntimeInfo

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch.fx import GraphModule
 
+from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import Reference, check_constants, run_reference
@@ -21,7 +22,6 @@ from tokexport.exporter.index_tables import indices_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates, most_steady
 from tokexport.exporter.parity import ParityError, Proof, TellHop, judge
-from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.exporter.trace_difference import differences_named
 from tokexport.exporter.whole_number_ranges import RangeSearch, Reach, RunBatches
 from tokexport.graph_passes.torch_passes.widen_half import half_lines

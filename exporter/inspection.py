@@ -17,22 +17,22 @@ from rich.console import Console
 from torch import nn
 from torch.export import ExportedProgram
 
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.noise import capture_any, random_lines
+from tokexport.exporter.capture.token_cap import under_cap
+from tokexport.exporter.capture.token_cap_use import TokenCapUse
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.config import PRECISIONS, ReduceConfig
 from tokexport.exporter.eager.example_inputs import constants_of, prepare
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.noise import capture_any, random_lines
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.target_refusals import Verdict, ask, emitted
-from tokexport.exporter.token_cap import under_cap
-from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.blocks import Blocks, Tokens, find_blocks, tokens_through

@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 
 import tokexport
 from tokexport.exporter.build import ARTIFACT
+from tokexport.exporter.capture.token_cap import checks_of
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.example_inputs import constants_of
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import Reference
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.source import Source
-from tokexport.exporter.token_cap import checks_of
 from tokexport.exporter.tuned_forms import Tuning
 from tokexport.runtimes.manifest import (
     BUILT_NOT_RUN,

@@ -16,9 +16,9 @@ import onnx_ir as ir
 from torch.export import ExportedProgram
 
 from tokexport.exporter.build import ARTIFACT, save_onnx
+from tokexport.exporter.capture.program_file import program_bytes
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import OutputExistsError, WriteError
-from tokexport.exporter.program_file import program_bytes
 from tokexport.exporter.system.held_signals import held_signals
 from tokexport.exporter.system.scratch import RANDOM, HeldFolder, sweep
 from tokexport.graph_passes.onnx_passes.source_lines import lines_by_node

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from tokexport.exporter import hops
 from tokexport.exporter.build import ARTIFACT, build, save_onnx
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.emit import emit
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity import Proof, TellHop, ToldRun

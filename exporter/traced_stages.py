@@ -12,6 +12,9 @@ from torch.fx import GraphModule
 
 from tokexport.exporter import hops
 from tokexport.exporter.accuracy_gate import accuracy_of
+from tokexport.exporter.capture.noise import capture_without_noise, reference_of, without_noise
+from tokexport.exporter.capture.token_cap import under_cap
+from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.compile_run import CompileRun
 from tokexport.exporter.eager.example_inputs import constants_of, prepare
 from tokexport.exporter.eager.flat_model import FlatModel
@@ -24,13 +27,10 @@ from tokexport.exporter.gate_warnings import gate_warnings, half_warning, spread
 from tokexport.exporter.gates import narrowed_hops
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates, require_steady
-from tokexport.exporter.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.parity import Proof
 from tokexport.exporter.precision import precision_warnings
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.source import Source
-from tokexport.exporter.token_cap import under_cap
-from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.exporter.told_hops import ToldHops, ToldWay
 from tokexport.exporter.trace_difference import differences_named
 from tokexport.exporter.whole_number_ranges import RunBatches

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tokexport.exporter.bench.floor import Product, weight_products
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.config import InputConfig
 from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.eager.reference import run_reference, tensors_of

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from tokexport.exporter.capture.traced_lines import tracing
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.eager.outputs import flatten
@@ -19,7 +20,6 @@ from tokexport.exporter.errors import GateError, ModelNotSupportedError, listed
 from tokexport.exporter.reduction.special_tokens import other_inputs
 from tokexport.exporter.reduction.surgery_distance import Answer
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
-from tokexport.exporter.traced_lines import tracing
 from tokexport.graph_passes.stack_traces import raised_at, source_line
 from tokexport.graph_passes.torch_errors import in_words
 

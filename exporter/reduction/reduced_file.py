@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tokexport.exporter.capture.program_file import program_bytes
 from tokexport.exporter.config import ReduceConfig
 from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import run_reference, tensors_of
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.json_values import plain
-from tokexport.exporter.program_file import program_bytes
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.dynamic_export import export_any_batch
 from tokexport.exporter.reduction.reduced_source import reduced_source

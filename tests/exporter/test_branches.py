@@ -10,11 +10,11 @@ import torch
 from helpers.graphs import Function
 from torch import Tensor
 
+from tokexport.exporter.capture.token_cap import CappedModel, under_cap
+from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import DataDependentError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.token_cap import CappedModel, under_cap
-from tokexport.exporter.token_cap_use import TokenCapUse
 from tokexport.graph_passes.decisions import unlifted
 
 Answer = Callable[[Tensor], Tensor]

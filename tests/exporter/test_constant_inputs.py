@@ -23,7 +23,7 @@ import tokexport
 from tokexport.exporter.bench.entrants import named_arrays_of
 from tokexport.exporter.bench.plain_export import export_plainly
 from tokexport.exporter.bench.subject import Subject
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.config import InputConfig
 from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.eager.outputs import flatten

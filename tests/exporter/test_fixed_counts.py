@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.counts.fixed_counts import FixedCounts
 from tokexport.exporter.counts.index_sets import Constant, Mask, Positions
 from tokexport.exporter.errors import DataDependentError

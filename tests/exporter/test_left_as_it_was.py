@@ -20,7 +20,7 @@ from models.plain_vits import DEPTH, HEADS, IMAGE, PATCH, WIDTH, build, image
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.eager.outputs import flatten

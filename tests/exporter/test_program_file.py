@@ -7,7 +7,7 @@ import io
 import torch
 from torch import Tensor, nn
 
-from tokexport.exporter.program_file import program_bytes
+from tokexport.exporter.capture.program_file import program_bytes
 
 
 class OfViews(nn.Module):

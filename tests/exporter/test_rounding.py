@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.inputs.batches import Batches

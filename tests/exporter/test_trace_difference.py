@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.parity import ParityError
 from tokexport.exporter.trace_difference import first_difference

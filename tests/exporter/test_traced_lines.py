@@ -13,9 +13,9 @@ from torch.fx import Node
 from torch.fx.proxy import TracerBase
 
 import tokexport
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
+from tokexport.exporter.capture.traced_lines import user_lines_kept
 from tokexport.exporter.errors import ModelNotSupportedError
-from tokexport.exporter.traced_lines import user_lines_kept
 from tokexport.graph_passes.stack_traces import origin, raised_at, source_line
 
 aten = torch.ops.aten

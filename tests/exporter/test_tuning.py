@@ -19,7 +19,7 @@ from models.tiny_vit import image, tiny_tome
 
 import tokexport
 from tokexport.exporter.benchmark import MIN_PAIRS, Ratio
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.eager.reference import run_reference

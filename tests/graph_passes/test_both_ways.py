@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import tokexport
 from tokexport.exporter.build import save_onnx
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.emit import emit
 from tokexport.graph_passes.decisions import tell, unlifted
 from tokexport.graph_passes.onnx_functions import DOMAIN

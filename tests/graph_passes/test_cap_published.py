@@ -7,7 +7,7 @@ import torch
 from models import token_dropping
 from torch import Tensor
 
-from tokexport.exporter.capture import capture_padded
+from tokexport.exporter.capture.trace import capture_padded
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.graph_passes.decisions import unlifted
 

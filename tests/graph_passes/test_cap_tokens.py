@@ -10,10 +10,10 @@ from helpers.graphs import Function
 from torch import Tensor
 from torch.nn import functional as f
 
-from tokexport.exporter.capture import capture_padded
+from tokexport.exporter.capture.trace import capture_padded
+from tokexport.exporter.capture.unbacked import Padding
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import DataDependentError
-from tokexport.exporter.unbacked import Padding
 from tokexport.graph_passes.decisions import unlifted
 
 Rows = Callable[[Tensor], Tensor]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.graph_passes import ops
 from tokexport.graph_passes.torch_passes.integer_bounds import bounds_of
 

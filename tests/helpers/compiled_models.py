@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import tokexport
 from tokexport.exporter import hops
 from tokexport.exporter.build import ARTIFACT, build, save_onnx
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.eager.reference import run_reference, tensors_of

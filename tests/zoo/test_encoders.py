@@ -16,7 +16,7 @@ from torch import Tensor
 
 import tokexport
 import tokexport.runtimes
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import unlifted

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import tokexport
 import tokexport.runtimes
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.eager.outputs import flatten
 from tokexport.graph_passes import ops, pipelines

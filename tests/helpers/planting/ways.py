@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from tokexport.exporter import hops
 from tokexport.exporter.build import ARTIFACT, build, save_onnx
-from tokexport.exporter.capture import capture
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.eager.reference import Reference, run_reference, tensors_of

@@ -9,12 +9,12 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from tokexport.exporter.capture import capture_padded
+from tokexport.exporter.capture.trace import capture_padded
+from tokexport.exporter.capture.unbacked import Padding
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.unbacked import Padding
 from tokexport.graph_passes.decisions import show, unlifted
 from tokexport.graph_passes.errors import TokenCountError
 from tokexport.graph_passes.torch_passes.drop_noise import DropNoise

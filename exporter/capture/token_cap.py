@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from tokexport.exporter.branch_paths import with_paths, without_draws
-from tokexport.exporter.capture import capture_padded
+from tokexport.exporter.capture.branch_paths import with_paths, without_draws
+from tokexport.exporter.capture.token_cap_use import Place, TokenCapUse
+from tokexport.exporter.capture.trace import capture_padded
+from tokexport.exporter.capture.unbacked import Padding
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.outputs import Constant
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import DataDependentError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.token_cap_use import Place, TokenCapUse
-from tokexport.exporter.unbacked import Padding
 from tokexport.graph_passes.decisions import show, unlifted
 from tokexport.graph_passes.live_rows import Selection
 from tokexport.graph_passes.torch_passes.added_output import keep_checks

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tokexport.exporter.capture.example_numbers import ExampleNumbers
+from tokexport.exporter.capture.known_values import KnownValues
+from tokexport.exporter.capture.slice_bounds import SliceBounds
+from tokexport.exporter.capture.spelled_out import SpelledOut
+from tokexport.exporter.capture.trace_refusals import check_static, refusal, scripted_part
+from tokexport.exporter.capture.traced_lines import tracing
+from tokexport.exporter.capture.unbacked import OR_CAP, Padding, SomeRows, with_fixed_sizes
+from tokexport.exporter.capture.view_writes import write_by_copy
 from tokexport.exporter.counts.fixed_counts import FixedCounts
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.errors import DataDependentError, ModelNotSupportedError
-from tokexport.exporter.example_numbers import ExampleNumbers
 from tokexport.exporter.inputs.constant_inputs import suggested
-from tokexport.exporter.known_values import KnownValues
-from tokexport.exporter.slice_bounds import SliceBounds
-from tokexport.exporter.spelled_out import SpelledOut
-from tokexport.exporter.trace_refusals import check_static, refusal, scripted_part
-from tokexport.exporter.traced_lines import tracing
-from tokexport.exporter.unbacked import OR_CAP, Padding, SomeRows, with_fixed_sizes
-from tokexport.exporter.view_writes import write_by_copy
 from tokexport.graph_passes.torch_passes.added_output import drop_writes
 from tokexport.runtimes.memory import lacks_memory
 

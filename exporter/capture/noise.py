@@ -7,8 +7,9 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tokexport.exporter.capture import capture
-from tokexport.exporter.dropped_noise import DroppedNoise
+from tokexport.exporter.capture.dropped_noise import DroppedNoise
+from tokexport.exporter.capture.token_cap import CappedModel
+from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.outputs import Constant
 from tokexport.exporter.eager.reference import Reference, run_reference, tensors_of
@@ -19,7 +20,6 @@ from tokexport.exporter.errors import (
     listed,
 )
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.token_cap import CappedModel
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.drawn_choices import without_mean
 from tokexport.graph_passes.draws import drop_unread_draws, find_draws

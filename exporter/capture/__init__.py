@@ -1,0 +1,1 @@
+"""Traces a model to a static graph, or says what in it is not static."""
