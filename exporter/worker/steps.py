@@ -119,10 +119,10 @@ def build_artifact(
         return convert(lowered, artifact)
     converted = scratch / artifact.name
     runtime = convert(lowered, converted)
-    from tokexport.exporter.openvino_half import keep_selection_wide
+    from tokexport.exporter.openvino_graph.half import keep_selection_wide
 
     if precision == "int8":
-        from tokexport.exporter.openvino_int8 import quantise
+        from tokexport.exporter.openvino_graph.int8 import quantise
 
         count = len(next(iter(calibration.values())))
         samples = [

@@ -19,9 +19,9 @@ from helpers.torchvision_ops import child_environment
 
 from tokexport.exporter.build import build, save_onnx
 from tokexport.exporter.gates import LEAST_COSINE
-from tokexport.exporter.openvino_int8 import left_out
-from tokexport.exporter.openvino_roles import is_linear, operators_and_roles
-from tokexport.exporter.openvino_rows import put_rows_first
+from tokexport.exporter.openvino_graph.int8 import left_out
+from tokexport.exporter.openvino_graph.roles import is_linear, operators_and_roles
+from tokexport.exporter.openvino_graph.rows import put_rows_first
 from tokexport.graph_passes import pipelines
 from tokexport.runtimes.comparison import compare
 from tokexport.runtimes.openvino import OpenVinoRunner, convert, import_openvino
@@ -211,7 +211,7 @@ def _is_quantised(node: Any) -> bool:
 
 def test_nncf_sends_no_usage_statistics() -> None:
     program = (
-        "from tokexport.exporter.openvino_int8 import import_nncf\n"
+        "from tokexport.exporter.openvino_graph.int8 import import_nncf\n"
         "import sys\n"
         "import_nncf()\n"
         "assert 'openvino_telemetry' not in sys.modules\n"

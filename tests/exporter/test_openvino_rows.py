@@ -15,9 +15,9 @@ from openvino import opset13
 from torch import nn
 
 from tokexport.exporter.build import build, save_onnx
-from tokexport.exporter.openvino_int8 import left_out
-from tokexport.exporter.openvino_roles import is_fixed
-from tokexport.exporter.openvino_rows import put_rows_first, scaled_by_fixed_row
+from tokexport.exporter.openvino_graph.int8 import left_out
+from tokexport.exporter.openvino_graph.roles import is_fixed
+from tokexport.exporter.openvino_graph.rows import put_rows_first, scaled_by_fixed_row
 from tokexport.graph_passes import pipelines
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.openvino import OpenVinoRunner

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tokexport.exporter.openvino_roles import operators_and_roles
-from tokexport.exporter.openvino_rows import scaled_by_fixed_row
+from tokexport.exporter.openvino_graph.roles import operators_and_roles
+from tokexport.exporter.openvino_graph.rows import scaled_by_fixed_row
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.errors import BuildError
 from tokexport.runtimes.importing import import_runtime

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tokexport.exporter.openvino_roles import is_fixed, is_linear, name
+from tokexport.exporter.openvino_graph.roles import is_fixed, is_linear, name
 from tokexport.runtimes.importing import import_runtime
 
 #: Operators whose two operands may change places.

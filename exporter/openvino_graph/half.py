@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from tokexport.exporter.openvino_roles import operators_and_roles
-from tokexport.exporter.openvino_rows import put_rows_first
+from tokexport.exporter.openvino_graph.roles import operators_and_roles
+from tokexport.exporter.openvino_graph.rows import put_rows_first
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.openvino import import_openvino
 
