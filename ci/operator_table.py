@@ -251,9 +251,9 @@ def asked(call: Call) -> dict[str, str]:
     """Returns what each target makes of an operator: works, or how it is refused."""
     import torch
 
+    from tokexport.exporter.build.emit import emit
     from tokexport.exporter.capture.trace import capture
     from tokexport.exporter.eager.flat_model import FlatModel, call_spec
-    from tokexport.exporter.emit import emit
     from tokexport.graph_passes import ops, pipelines
 
     ops.register()
@@ -307,7 +307,7 @@ def _compiled(
     slack: list[float],
 ) -> str:
     """Builds the artifact of a target, and holds it to eager where it runs here."""
-    from tokexport.exporter.build import ARTIFACT, build, save_onnx
+    from tokexport.exporter.build.artifact import ARTIFACT, build, save_onnx
     from tokexport.graph_passes import pipelines
     from tokexport.runtimes.openvino import OpenVinoRunner
     from tokexport.runtimes.ort import OrtRunner

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from tokexport.exporter.build.stage_folder import StageFolder
 from tokexport.exporter.bundle import BundleWriter
 from tokexport.exporter.compile_record import CompileRecord
 from tokexport.exporter.config import CompileConfig
@@ -16,7 +17,6 @@ from tokexport.exporter.errors import GateError
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.report import FAILED, Report
 from tokexport.exporter.source import Source
-from tokexport.exporter.stages import StageFolder
 from tokexport.exporter.system.machine import describe_machine
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import nn
 from torch.export import ExportedProgram
 
+from tokexport.exporter.build.target_refusals import Verdict, ask, emitted
 from tokexport.exporter.capture.noise import capture_any, random_lines
 from tokexport.exporter.capture.token_cap import under_cap
 from tokexport.exporter.capture.token_cap_use import TokenCapUse
@@ -32,7 +33,6 @@ from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.system.process_state import process_unchanged
-from tokexport.exporter.target_refusals import Verdict, ask, emitted
 from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.blocks import Blocks, Tokens, find_blocks, tokens_through

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tokexport.exporter.build.target_refusals import Verdict
 from tokexport.exporter.inspection import Generic, Inspection, Part, cost
-from tokexport.exporter.target_refusals import Verdict
 
 #: Counted apart from all other kinds: papers mostly leave it out.
 _NORMS: Final = "normalisation"

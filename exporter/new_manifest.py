@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import tokexport
-from tokexport.exporter.build import ARTIFACT
+from tokexport.exporter.build.artifact import ARTIFACT
 from tokexport.exporter.capture.token_cap import checks_of
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.example_inputs import constants_of

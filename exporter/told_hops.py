@@ -14,10 +14,10 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from tokexport.exporter import hops
-from tokexport.exporter.build import ARTIFACT, build, save_onnx
+from tokexport.exporter.build import hops
+from tokexport.exporter.build.artifact import ARTIFACT, build, save_onnx
+from tokexport.exporter.build.emit import emit
 from tokexport.exporter.capture.trace import capture
-from tokexport.exporter.emit import emit
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity import Proof, TellHop, ToldRun
 from tokexport.exporter.ties import RunTold, TieSearch, selected, tie_search

@@ -10,8 +10,9 @@ from typing import Final
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from tokexport.exporter import hops
 from tokexport.exporter.accuracy_gate import accuracy_of
+from tokexport.exporter.build import hops
+from tokexport.exporter.build.precision import precision_warnings
 from tokexport.exporter.capture.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.capture.token_cap import under_cap
 from tokexport.exporter.capture.token_cap_use import TokenCapUse
@@ -28,7 +29,6 @@ from tokexport.exporter.gates import narrowed_hops
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates, require_steady
 from tokexport.exporter.parity import Proof
-from tokexport.exporter.precision import precision_warnings
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.source import Source
 from tokexport.exporter.told_hops import ToldHops, ToldWay

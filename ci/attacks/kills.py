@@ -179,10 +179,10 @@ def _put_in_place(old: Path, output: Path, force: bool) -> int:
     """Writes a bundle of another's files as compile does."""
     import dataclasses
 
+    from tokexport.exporter.build.stage_folder import StageFolder
     from tokexport.exporter.bundle import BundleWriter
     from tokexport.exporter.config import compile_config
     from tokexport.exporter.messages import shown_to_the_person
-    from tokexport.exporter.stages import StageFolder
     from tokexport.runtimes.manifest import read_manifest
 
     def write() -> None:
@@ -201,9 +201,9 @@ def _put_in_place(old: Path, output: Path, force: bool) -> int:
 
 def _begin_anew(output: Path) -> int:
     """Begins a compile for the output, and ends it before it writes anything."""
+    from tokexport.exporter.build.stage_folder import StageFolder
     from tokexport.exporter.bundle import BundleWriter
     from tokexport.exporter.config import compile_config
-    from tokexport.exporter.stages import StageFolder
     from tokexport.exporter.system.scratch import scratch_folder
 
     config = compile_config("ort", output, {"force": True})

@@ -10,8 +10,8 @@ from typing import Any, Final
 import torch
 
 from tokexport.exporter.bench.subject import Subject
+from tokexport.exporter.build.emit import stable_sort
 from tokexport.exporter.eager.module_state import evaluation
-from tokexport.exporter.emit import stable_sort
 from tokexport.exporter.torch_warnings import exporter_silenced, torch_log_silenced
 
 #: What is said of an export that was helped.

@@ -12,11 +12,11 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tokexport.exporter.bench.floor import Product, weight_products
+from tokexport.exporter.build.emit import emit
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.config import InputConfig
 from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.eager.reference import run_reference, tensors_of
-from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import ExporterError
 from tokexport.exporter.gates import Gate
 from tokexport.exporter.measured_gates import measured_gates

@@ -16,7 +16,7 @@ from torch import nn
 
 import tokexport
 import tokexport.runtimes
-from tokexport.exporter import build
+from tokexport.exporter.build import artifact as build
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.errors import (
     GateError,

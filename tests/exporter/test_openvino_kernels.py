@@ -14,7 +14,7 @@ from helpers.openvino_models import MERGES, images, save_merging_vit
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.exporter.build import build
+from tokexport.exporter.build.artifact import build
 from tokexport.runtimes import load
 from tokexport.runtimes.errors import BuildError
 from tokexport.runtimes.native_library import NO_KERNELS, VARIABLE

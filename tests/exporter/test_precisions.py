@@ -17,13 +17,13 @@ from helpers.thorough import thorough_but
 from torch import nn
 
 import tokexport
+from tokexport.exporter.build.precision import precision_warnings
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gate_advice import advice_for
 from tokexport.exporter.gates import SPREAD_TOLERANCE
 from tokexport.exporter.parity import ParityError
-from tokexport.exporter.precision import precision_warnings
 from tokexport.exporter.system.machine import sums_saturate
 from tokexport.runtimes.verification import verify_bundle
 

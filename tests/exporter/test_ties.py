@@ -27,7 +27,7 @@ from helpers.thorough import thorough_but
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.exporter import hops
+from tokexport.exporter.build import hops
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec

@@ -19,11 +19,11 @@ from models.tiny_vit import image, tiny_tome
 
 import tokexport
 from tokexport.exporter.benchmark import MIN_PAIRS, Ratio
+from tokexport.exporter.build.emit import emit
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.eager.reference import run_reference
-from tokexport.exporter.emit import emit
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.gates import Gate
 from tokexport.exporter.inputs.batches import Batches

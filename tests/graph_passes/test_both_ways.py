@@ -18,9 +18,9 @@ from models.plain_vits import DEPTH, build, image
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.exporter.build import save_onnx
+from tokexport.exporter.build.artifact import save_onnx
+from tokexport.exporter.build.emit import emit
 from tokexport.exporter.capture.trace import capture
-from tokexport.exporter.emit import emit
 from tokexport.graph_passes.decisions import tell, unlifted
 from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.name_kernel_calls import KERNEL_CALLS

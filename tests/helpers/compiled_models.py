@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.exporter import hops
-from tokexport.exporter.build import ARTIFACT, build, save_onnx
+from tokexport.exporter.build import hops
+from tokexport.exporter.build.artifact import ARTIFACT, build, save_onnx
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from tokexport.exporter.build import save_onnx
+from tokexport.exporter.build.artifact import save_onnx
+from tokexport.exporter.build.emit import emit
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
-from tokexport.exporter.emit import emit
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.torch_passes.infrastructure import PassResult, TorchPass, run_passes
 from tokexport.runtimes.ort import OrtRunner

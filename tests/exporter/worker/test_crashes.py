@@ -26,7 +26,7 @@ from helpers.deadly_models import (
 )
 from onnx import helper
 
-from tokexport.exporter.build import build
+from tokexport.exporter.build.artifact import build
 from tokexport.exporter.exit_codes import ExitCode, exit_code_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.messages import describe

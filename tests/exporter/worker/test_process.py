@@ -16,9 +16,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from tokexport.exporter import errors as exporter_errors
+from tokexport.exporter.build.stage_folder import StageFolder
 from tokexport.exporter.bundle import BundleWriter
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.stages import StageFolder
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.messages import (
     Message,

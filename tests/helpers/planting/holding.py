@@ -23,8 +23,8 @@ from helpers.planting.plants import How, Plant, drawn
 from helpers.planting.ways import Asked, Way, run_file
 from torch.fx import GraphModule
 
-from tokexport.exporter import hops
-from tokexport.exporter.build import save_onnx
+from tokexport.exporter.build import hops
+from tokexport.exporter.build.artifact import save_onnx
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import measured_gates, require_steady

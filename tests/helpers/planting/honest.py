@@ -9,7 +9,7 @@ from typing import Any
 
 from helpers.planting.ways import TARGETS, Asked, Way, run_file
 
-from tokexport.exporter import hops
+from tokexport.exporter.build import hops
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import require_steady

@@ -13,14 +13,14 @@ import onnx_ir as ir
 from torch import nn
 from torch.fx import GraphModule
 
-from tokexport.exporter import hops
-from tokexport.exporter.build import ARTIFACT, build, save_onnx
+from tokexport.exporter.build import hops
+from tokexport.exporter.build.artifact import ARTIFACT, build, save_onnx
+from tokexport.exporter.build.emit import emit
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.eager.reference import Reference, run_reference, tensors_of
 from tokexport.exporter.edge_proof import EdgeProof
-from tokexport.exporter.emit import emit
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import MeasuredGates, measured_gates
 from tokexport.exporter.parity import Proof, TellHop

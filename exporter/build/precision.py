@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from tokexport.exporter.calibration import CALIBRATION_SAMPLES, linear_ranges
+from tokexport.exporter.build.calibration import CALIBRATION_SAMPLES, linear_ranges
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.system.machine import sums_saturate

@@ -14,8 +14,8 @@ from pathlib import Path
 import onnx_ir as ir
 from torch.export import ExportedProgram
 
-from tokexport.exporter.build import ARTIFACT, build, save_onnx
-from tokexport.exporter.emit import emit
+from tokexport.exporter.build.artifact import ARTIFACT, build, save_onnx
+from tokexport.exporter.build.emit import emit
 from tokexport.exporter.errors import ModelNotSupportedError, WriteError
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.openings import Opening

@@ -58,7 +58,7 @@ def build(
             shutil.copyfile(external, folder / external.name)
     samples: dict[str, Array] = {}
     if (target, precision) == ("openvino", "int8"):
-        from tokexport.exporter.calibration import calibration_batches
+        from tokexport.exporter.build.calibration import calibration_batches
 
         assert calibration is not None
         count = sum(1 for _ in calibration_batches(calibration))

@@ -1,0 +1,1 @@
+"""Emits a traced graph, lowers it and builds what a target's runtime loads."""
