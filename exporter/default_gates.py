@@ -20,13 +20,13 @@ from tokexport.exporter.gates import (
     UNSTABLE,
     Gate,
 )
-from tokexport.exporter.local_rounding import ROUNDING_FACTOR
+from tokexport.exporter.rounding.local_rounding import ROUNDING_FACTOR
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import compare, scale_of, spread
 from tokexport.runtimes.neighbourhoods import as_samples, limits
 
 if TYPE_CHECKING:
-    from tokexport.exporter.local_rounding import LocalRounding
+    from tokexport.exporter.rounding.local_rounding import LocalRounding
 
 
 def set_gates(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from tokexport.exporter.score_rounding import Moved, by_sample, pooled
+from tokexport.exporter.rounding.score_rounding import Moved, by_sample, pooled
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.neighbourhoods import LARGEST, Neighbourhoods, epsilon, worst
 

@@ -13,8 +13,8 @@ from tokexport.exporter.errors import GateError
 from tokexport.exporter.gate_warnings import spread_warnings
 from tokexport.exporter.gates import Gate
 from tokexport.exporter.inputs.batches import evenly_spaced
-from tokexport.exporter.local_rounding import stored
 from tokexport.exporter.parity import Proof
+from tokexport.exporter.rounding.local_rounding import stored
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.verification import TOP1
 

@@ -12,14 +12,14 @@ from tokexport.exporter.default_gates import set_gates
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.gates import HALF_TYPES, Gate
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.local_rounding import (
+from tokexport.exporter.rounding.local_rounding import (
     ROUNDING_FACTOR,
     LocalRounding,
     local_rounding,
     rows_to_measure,
 )
-from tokexport.exporter.rounding import measure_rounding
-from tokexport.exporter.score_rounding import Scores
+from tokexport.exporter.rounding.measure import measure_rounding
+from tokexport.exporter.rounding.score_rounding import Scores
 from tokexport.runtimes.base import Array
 
 #: Where rounding moves most neighbourhoods by more of their scale, any answer would pass.

@@ -15,7 +15,7 @@ from tokexport.runtimes.comparison import Comparison
 from tokexport.runtimes.neighbourhoods import Worst
 
 if TYPE_CHECKING:
-    from tokexport.exporter.score_rounding import Scores
+    from tokexport.exporter.rounding.score_rounding import Scores
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from tokexport.exporter.gates import HALF_TYPES
 from tokexport.exporter.held_scores import Allowance, hold_scores
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity import Proof, Ties, ToldRun
-from tokexport.exporter.score_rounding import Scores
+from tokexport.exporter.rounding.score_rounding import Scores
 from tokexport.graph_passes.decision_kinds import Decision, DecisionKind
 from tokexport.graph_passes.decisions import ToldGraph, show
 from tokexport.graph_passes.torch_passes.widen_half import half_lines

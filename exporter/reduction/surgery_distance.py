@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokexport.exporter.accumulation import reordered
 from tokexport.exporter.eager.module_state import evaluation
-from tokexport.exporter.local_rounding import ROUNDING_FACTOR
 from tokexport.exporter.measured_gates import PROVES_NOTHING
-from tokexport.exporter.rounding import only_moves
+from tokexport.exporter.rounding.accumulation import reordered
+from tokexport.exporter.rounding.local_rounding import ROUNDING_FACTOR
+from tokexport.exporter.rounding.measure import only_moves
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.neighbourhoods import (
     Neighbourhoods,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokexport.exporter.accumulation import LANES, accumulation
+from tokexport.exporter.rounding.accumulation import LANES, accumulation
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.neighbourhoods import epsilon
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tokexport.exporter.decision_margins import Fall, held_against
 from tokexport.exporter.held_scores import Allowance, hold_scores
-from tokexport.exporter.score_rounding import moved
+from tokexport.exporter.rounding.score_rounding import moved
 from tokexport.graph_passes import ops
 from tokexport.graph_passes.decision_kinds import Decision, DecisionKind
 from tokexport.runtimes.base import Array

@@ -24,9 +24,9 @@ from tokexport.exporter.gate_warnings import spread_warnings
 from tokexport.exporter.gates import SPREAD_TOLERANCE, Gate
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.kept_batches import REFERENCE_BATCHES, kept_batches
-from tokexport.exporter.local_rounding import LocalRounding, local_rounding
 from tokexport.exporter.parity import ParityError, Proof
-from tokexport.exporter.rounding import Rounding
+from tokexport.exporter.rounding.local_rounding import LocalRounding, local_rounding
+from tokexport.exporter.rounding.measure import Rounding
 from tokexport.exporter.tables import render_verification, verification_json
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.initializers import add_initializer

@@ -9,8 +9,8 @@ from tokexport.exporter.bench.subject import widest_gate
 from tokexport.exporter.default_gates import set_gates
 from tokexport.exporter.gates import Gate
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.local_rounding import local_rounding
-from tokexport.exporter.rounding import Rounding
+from tokexport.exporter.rounding.local_rounding import local_rounding
+from tokexport.exporter.rounding.measure import Rounding
 from tokexport.exporter.tuning_trials import _agrees
 from tokexport.exporter.whole_number_ranges import near
 from tokexport.runtimes.base import Array

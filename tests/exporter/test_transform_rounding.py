@@ -9,7 +9,7 @@ import torch
 from helpers.graphs import trace
 from torch import Tensor, fft
 
-from tokexport.exporter.rounding import _Rounded, _rounding_of, in_float64
+from tokexport.exporter.rounding.measure import _Rounded, _rounding_of, in_float64
 
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "both ways": lambda x: fft.irfft2(fft.rfft2(x, dim=(1, 2)) * (1 + 2j), s=(14, 14), dim=(1, 2)),

@@ -29,7 +29,7 @@ from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.measured_gates import measured_gates, require_steady
 from tokexport.exporter.parity import ParityError, Proof, TellHop
-from tokexport.exporter.rounding import in_float64
+from tokexport.exporter.rounding.measure import in_float64
 from tokexport.graph_passes.decisions import ToldGraph, tell
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.errors import RuntimesError

@@ -8,10 +8,10 @@ from typing import Final
 
 import numpy as np
 
-from tokexport.exporter.column_rounding import Columns, columns_of
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.rounding import Rounding
-from tokexport.exporter.score_rounding import few
+from tokexport.exporter.rounding.column_rounding import Columns, columns_of
+from tokexport.exporter.rounding.measure import Rounding
+from tokexport.exporter.rounding.score_rounding import few
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.neighbourhoods import Neighbourhoods, Noise, as_samples
 

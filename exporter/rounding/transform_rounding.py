@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tokexport.exporter.accumulation import PART
+from tokexport.exporter.rounding.accumulation import PART
 from tokexport.graph_passes.torch_passes.fourier_products import steps
 from tokexport.runtimes.neighbourhoods import epsilon
 

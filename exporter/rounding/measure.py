@@ -24,13 +24,18 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from tokexport.exporter.accumulation import reordered
-from tokexport.exporter.column_rounding import draws_of
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.quantised_run import QuantisedRun, int8_runs
-from tokexport.exporter.score_rounding import Moved, Scores, moved
-from tokexport.exporter.transform_rounding import WIDEST, complex_parts, like, moved_transform
+from tokexport.exporter.rounding.accumulation import reordered
+from tokexport.exporter.rounding.column_rounding import draws_of
+from tokexport.exporter.rounding.quantised_run import QuantisedRun, int8_runs
+from tokexport.exporter.rounding.score_rounding import Moved, Scores, moved
+from tokexport.exporter.rounding.transform_rounding import (
+    WIDEST,
+    complex_parts,
+    like,
+    moved_transform,
+)
 from tokexport.graph_passes.decisions import ToldGraph, show, tell
 from tokexport.graph_passes.torch_passes.calls import base_name
 from tokexport.graph_passes.torch_passes.complex_pairs import is_complex, real_type
