@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tokexport.exporter.accuracy_gate import Accuracy
 from tokexport.exporter.benchmark import Speed
 from tokexport.exporter.capture.dropped_noise import DroppedNoise
 from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.edge_report import EdgeReport
-from tokexport.exporter.gates import Gate
-from tokexport.exporter.parity import HopResult
+from tokexport.exporter.parity.accuracy_gate import Accuracy
+from tokexport.exporter.parity.gates import Gate
+from tokexport.exporter.parity.proof import HopResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.report import FAILED, Report
 from tokexport.exporter.source import Source

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokexport.exporter.accuracy_gate import Accuracy
 from tokexport.exporter.benchmark import Speed
 from tokexport.exporter.capture.dropped_noise import DroppedNoise
 from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.edge_report import EdgeReport
-from tokexport.exporter.gates import Gate
 from tokexport.exporter.json_values import plain
-from tokexport.exporter.parity import HopResult
+from tokexport.exporter.parity.accuracy_gate import Accuracy
+from tokexport.exporter.parity.gates import Gate
+from tokexport.exporter.parity.proof import HopResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.tuned_forms import Tuning
 from tokexport.runtimes.constant_inputs import ConstantInput

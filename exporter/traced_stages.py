@@ -10,7 +10,6 @@ from typing import Final
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from tokexport.exporter.accuracy_gate import accuracy_of
 from tokexport.exporter.build import hops
 from tokexport.exporter.build.precision import precision_warnings
 from tokexport.exporter.capture.noise import capture_without_noise, reference_of, without_noise
@@ -23,16 +22,17 @@ from tokexport.exporter.eager.reference import Reference
 from tokexport.exporter.eager.settled_state import settled_warning
 from tokexport.exporter.edge_proof import EdgeProof
 from tokexport.exporter.errors import ModelNotSupportedError
-from tokexport.exporter.gate_advice import advice_for
-from tokexport.exporter.gate_warnings import gate_warnings, half_warning, spread_warnings
-from tokexport.exporter.gates import narrowed_hops
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.measured_gates import MeasuredGates, measured_gates, require_steady
-from tokexport.exporter.parity import Proof
+from tokexport.exporter.parity.accuracy_gate import accuracy_of
+from tokexport.exporter.parity.gate_advice import advice_for
+from tokexport.exporter.parity.gate_warnings import gate_warnings, half_warning, spread_warnings
+from tokexport.exporter.parity.gates import narrowed_hops
+from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates, require_steady
+from tokexport.exporter.parity.proof import Proof
+from tokexport.exporter.parity.trace_difference import differences_named
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.source import Source
 from tokexport.exporter.told_hops import ToldHops, ToldWay
-from tokexport.exporter.trace_difference import differences_named
 from tokexport.exporter.whole_number_ranges import RunBatches
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import unlifted

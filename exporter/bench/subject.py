@@ -18,9 +18,9 @@ from tokexport.exporter.config import InputConfig
 from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.eager.reference import run_reference, tensors_of
 from tokexport.exporter.errors import ExporterError
-from tokexport.exporter.gates import Gate
-from tokexport.exporter.measured_gates import measured_gates
-from tokexport.exporter.parity import HopResult, judge
+from tokexport.exporter.parity.gates import Gate
+from tokexport.exporter.parity.measured_gates import measured_gates
+from tokexport.exporter.parity.proof import HopResult, judge
 from tokexport.exporter.source import Source
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import unlifted

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokexport.exporter.accuracy import accuracy
 from tokexport.exporter.inputs.batches import Batches
+from tokexport.exporter.parity.accuracy import accuracy
 from tokexport.exporter.reduction.agreement import Agreement, agreements
 from tokexport.runtimes.base import Array
 

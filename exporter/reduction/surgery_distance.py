@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokexport.exporter.eager.module_state import evaluation
-from tokexport.exporter.measured_gates import PROVES_NOTHING
+from tokexport.exporter.parity.measured_gates import PROVES_NOTHING
 from tokexport.exporter.rounding.accumulation import reordered
 from tokexport.exporter.rounding.local_rounding import ROUNDING_FACTOR
 from tokexport.exporter.rounding.measure import only_moves

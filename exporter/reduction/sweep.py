@@ -15,7 +15,6 @@ from typing import Any, Final
 import torch
 from rich.console import Console
 
-from tokexport.exporter.accuracy import accuracy
 from tokexport.exporter.benchmark import Ratio, Speed, measure
 from tokexport.exporter.compile import compile
 from tokexport.exporter.config import CompileConfig
@@ -25,6 +24,7 @@ from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.inspection import cost, macs_by_kind
+from tokexport.exporter.parity.accuracy import accuracy
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.agreement import Agreement
 from tokexport.exporter.reduction.pareto import Standing, Trade, front

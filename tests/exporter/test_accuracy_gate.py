@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokexport.exporter.accuracy_gate import Accuracy, accuracy_warning, chance, require_accuracy
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
+from tokexport.exporter.parity.accuracy_gate import (
+    Accuracy,
+    accuracy_warning,
+    chance,
+    require_accuracy,
+)
 
 FP32 = CompileConfig(target="openvino", output=Path("out"))
 INT8, BF16 = (replace(FP32, precision=precision) for precision in ("int8", "bf16"))

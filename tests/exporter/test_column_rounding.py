@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tokexport.exporter.default_gates import set_gates
-from tokexport.exporter.gates import Gate
 from tokexport.exporter.inputs.batches import Batches
+from tokexport.exporter.parity.default_gates import set_gates
+from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.rounding.column_rounding import columns_of, draws_of
 from tokexport.exporter.rounding.local_rounding import local_rounding, rows_to_measure
 from tokexport.exporter.rounding.measure import Rounding

@@ -20,7 +20,7 @@ from tokexport.exporter.edge_inputs import between, edge_inputs
 from tokexport.exporter.edge_int8 import int8_figures
 from tokexport.exporter.edge_report import EdgeReport
 from tokexport.exporter.errors import ModelNotSupportedError
-from tokexport.exporter.parity import ParityError
+from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.torch_passes.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass

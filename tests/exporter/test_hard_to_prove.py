@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import tokexport
 from tokexport.exporter.compile import CompileResult
-from tokexport.exporter.parity import ParityError
+from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes import pipelines
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, read_manifest

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokexport.exporter.accuracy import accuracy
 from tokexport.exporter.errors import InputError, UsageError
 from tokexport.exporter.inputs.batches import parse_shape, read_inputs, synthetic_inputs
+from tokexport.exporter.parity.accuracy import accuracy
 from tokexport.runtimes.manifest import TensorSpec
 
 IMAGE = TensorSpec("x", (4, 3, 2, 2), "float32")

@@ -17,14 +17,14 @@ from rich.console import Console
 from torch import nn
 
 import tokexport
-from tokexport.exporter.channel_gates import CHANNEL_TOLERANCE, channels_of
 from tokexport.exporter.compile import CompileResult
-from tokexport.exporter.default_gates import set_gates
-from tokexport.exporter.gate_warnings import spread_warnings
-from tokexport.exporter.gates import SPREAD_TOLERANCE, Gate
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.kept_batches import REFERENCE_BATCHES, kept_batches
-from tokexport.exporter.parity import ParityError, Proof
+from tokexport.exporter.parity.channel_gates import CHANNEL_TOLERANCE, channels_of
+from tokexport.exporter.parity.default_gates import set_gates
+from tokexport.exporter.parity.gate_warnings import spread_warnings
+from tokexport.exporter.parity.gates import SPREAD_TOLERANCE, Gate
+from tokexport.exporter.parity.kept_batches import REFERENCE_BATCHES, kept_batches
+from tokexport.exporter.parity.proof import ParityError, Proof
 from tokexport.exporter.rounding.local_rounding import LocalRounding, local_rounding
 from tokexport.exporter.rounding.measure import Rounding
 from tokexport.exporter.tables import render_verification, verification_json

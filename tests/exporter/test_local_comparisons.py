@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tokexport.exporter.bench.subject import widest_gate
-from tokexport.exporter.default_gates import set_gates
-from tokexport.exporter.gates import Gate
 from tokexport.exporter.inputs.batches import Batches
+from tokexport.exporter.parity.default_gates import set_gates
+from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.rounding.local_rounding import local_rounding
 from tokexport.exporter.rounding.measure import Rounding
 from tokexport.exporter.tuning_trials import _agrees

@@ -18,10 +18,10 @@ from helpers.openvino_models import MERGES, images, save_merging_vit
 from helpers.torchvision_ops import child_environment
 
 from tokexport.exporter.build.artifact import build, save_onnx
-from tokexport.exporter.gates import LEAST_COSINE
 from tokexport.exporter.openvino_graph.int8 import left_out
 from tokexport.exporter.openvino_graph.roles import is_linear, operators_and_roles
 from tokexport.exporter.openvino_graph.rows import put_rows_first
+from tokexport.exporter.parity.gates import LEAST_COSINE
 from tokexport.graph_passes import pipelines
 from tokexport.runtimes.comparison import compare
 from tokexport.runtimes.openvino import OpenVinoRunner, convert, import_openvino

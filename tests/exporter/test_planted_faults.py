@@ -16,7 +16,7 @@ from models.zoo import MODELS
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.exporter.parity import ParityError
+from tokexport.exporter.parity.proof import ParityError
 
 ONE_MORE: How = {"change": "times", "axis": 2, "at": 3, "factor": 1.01}
 TURNED: How = {"change": "take", "axis": 1, "index": [1, 2, 0]}

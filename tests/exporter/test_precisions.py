@@ -21,9 +21,9 @@ from tokexport.exporter.build.precision import precision_warnings
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.gate_advice import advice_for
-from tokexport.exporter.gates import SPREAD_TOLERANCE
-from tokexport.exporter.parity import ParityError
+from tokexport.exporter.parity.gate_advice import advice_for
+from tokexport.exporter.parity.gates import SPREAD_TOLERANCE
+from tokexport.exporter.parity.proof import ParityError
 from tokexport.exporter.system.machine import sums_saturate
 from tokexport.runtimes.verification import verify_bundle
 
@@ -182,9 +182,9 @@ def test_a_broken_quantisation_fails_and_says_what_to_do(
 def test_the_share_of_right_answers_is_a_gate_of_its_own(
     broken: tuple[DigitsViT, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokexport.exporter.default_gates.LEAST_COSINE", -1.0)
-    monkeypatch.setattr("tokexport.exporter.default_gates.SPREAD_TOLERANCE", 100.0)
-    monkeypatch.setattr("tokexport.exporter.channel_gates.CHANNEL_TOLERANCE", 100.0)
+    monkeypatch.setattr("tokexport.exporter.parity.default_gates.LEAST_COSINE", -1.0)
+    monkeypatch.setattr("tokexport.exporter.parity.default_gates.SPREAD_TOLERANCE", 100.0)
+    monkeypatch.setattr("tokexport.exporter.parity.channel_gates.CHANNEL_TOLERANCE", 100.0)
     with pytest.raises(GateError, match=r"labelled samples are right, and .* in fp32") as caught:
         compiled(*broken, "ort", tmp_path / "out", "int8")
     assert "and 100.00% in fp32 (" in caught.value.what

@@ -14,7 +14,7 @@ from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.measured_gates import measured_gates
+from tokexport.exporter.parity.measured_gates import measured_gates
 from tokexport.exporter.rounding.measure import Rounding, measure_rounding
 from tokexport.graph_passes import ops
 from tokexport.graph_passes.decisions import unlifted

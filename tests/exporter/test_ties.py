@@ -32,10 +32,10 @@ from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.gates import FP32_FLOOR, LEAST_COSINE
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.measured_gates import measured_gates
-from tokexport.exporter.parity import ParityError, ToldRun
+from tokexport.exporter.parity.gates import FP32_FLOOR, LEAST_COSINE
+from tokexport.exporter.parity.measured_gates import measured_gates
+from tokexport.exporter.parity.proof import ParityError, ToldRun
 from tokexport.exporter.ties import TieSearch
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import tell, unlifted

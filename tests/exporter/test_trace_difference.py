@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import tokexport
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
-from tokexport.exporter.parity import ParityError
-from tokexport.exporter.trace_difference import first_difference
+from tokexport.exporter.parity.proof import ParityError
+from tokexport.exporter.parity.trace_difference import first_difference
 from tokexport.graph_passes.decisions import unlifted
 
 

@@ -25,9 +25,9 @@ from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.errors import UsageError
-from tokexport.exporter.gates import Gate
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.parity import Proof
+from tokexport.exporter.parity.gates import Gate
+from tokexport.exporter.parity.proof import Proof
 from tokexport.exporter.told_hops import ToldHops, ToldWay
 from tokexport.exporter.tuned_forms import TunedForm
 from tokexport.exporter.tuning import environment

@@ -26,10 +26,10 @@ from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.eager.reference import run_reference, tensors_of
-from tokexport.exporter.gates import FP32_FLOOR
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.measured_gates import MeasuredGates, measured_gates
-from tokexport.exporter.parity import Proof, ToldRun
+from tokexport.exporter.parity.gates import FP32_FLOOR
+from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates
+from tokexport.exporter.parity.proof import Proof, ToldRun
 from tokexport.exporter.source.in_memory import split_arguments
 from tokexport.exporter.told_hops import ToldHops, ToldWay
 from tokexport.graph_passes import pipelines

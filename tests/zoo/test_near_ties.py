@@ -28,7 +28,7 @@ from helpers.near_ties import (
 from models.zoo import tome
 
 import tokexport.runtimes
-from tokexport.exporter.parity import ParityError
+from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes import pipelines
 
 

@@ -27,8 +27,8 @@ from tokexport.exporter.build import hops
 from tokexport.exporter.build.artifact import save_onnx
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.measured_gates import measured_gates, require_steady
-from tokexport.exporter.parity import ParityError, Proof, TellHop
+from tokexport.exporter.parity.measured_gates import measured_gates, require_steady
+from tokexport.exporter.parity.proof import ParityError, Proof, TellHop
 from tokexport.exporter.rounding.measure import in_float64
 from tokexport.graph_passes.decisions import ToldGraph, tell
 from tokexport.runtimes.base import Array

@@ -12,8 +12,8 @@ from helpers.planting.ways import TARGETS, Asked, Way, run_file
 from tokexport.exporter.build import hops
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.measured_gates import require_steady
-from tokexport.exporter.parity import ParityError, Proof
+from tokexport.exporter.parity.measured_gates import require_steady
+from tokexport.exporter.parity.proof import ParityError, Proof
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
 

@@ -22,8 +22,8 @@ from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.eager.reference import Reference, run_reference, tensors_of
 from tokexport.exporter.edge_proof import EdgeProof
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.measured_gates import MeasuredGates, measured_gates
-from tokexport.exporter.parity import Proof, TellHop
+from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates
+from tokexport.exporter.parity.proof import Proof, TellHop
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.ties import RunTold, tie_search
 from tokexport.exporter.told_hops import ToldWay

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tokexport.exporter.default_gates import over_all_gates
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.gate_warnings import spread_warnings
-from tokexport.exporter.gates import Gate
 from tokexport.exporter.inputs.batches import evenly_spaced
-from tokexport.exporter.parity import Proof
+from tokexport.exporter.parity.default_gates import over_all_gates
+from tokexport.exporter.parity.gate_warnings import spread_warnings
+from tokexport.exporter.parity.gates import Gate
+from tokexport.exporter.parity.proof import Proof
 from tokexport.exporter.rounding.local_rounding import stored
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.verification import TOP1

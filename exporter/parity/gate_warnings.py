@@ -8,7 +8,7 @@ import numpy as np
 
 from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.errors import listed
-from tokexport.exporter.gates import UNSTABLE, Gate
+from tokexport.exporter.parity.gates import UNSTABLE, Gate
 from tokexport.exporter.rounding.local_rounding import LocalRounding
 from tokexport.runtimes.base import Array
 

@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeGuard
 
-from tokexport.exporter.accuracy import hits
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.gate_advice import advice_for
 from tokexport.exporter.inputs.batches import Batches
+from tokexport.exporter.parity.accuracy import hits
+from tokexport.exporter.parity.gate_advice import advice_for
 from tokexport.runtimes.base import Array
 
 if TYPE_CHECKING:

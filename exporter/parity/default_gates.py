@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokexport.exporter.channel_gates import channels_of
-from tokexport.exporter.gates import (
+from tokexport.exporter.parity.channel_gates import channels_of
+from tokexport.exporter.parity.gates import (
     FP32_FLOOR,
     HALF_FACTOR,
     HALF_TYPES,

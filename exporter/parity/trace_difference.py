@@ -30,7 +30,7 @@ from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.parity import ParityError
+from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes.stack_traces import own_frames, user_frames
 from tokexport.runtimes.base import Array
 

@@ -8,10 +8,10 @@ from typing import Final
 
 from torch.fx import GraphModule
 
-from tokexport.exporter.default_gates import set_gates
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.gates import HALF_TYPES, Gate
 from tokexport.exporter.inputs.batches import Batches
+from tokexport.exporter.parity.default_gates import set_gates
+from tokexport.exporter.parity.gates import HALF_TYPES, Gate
 from tokexport.exporter.rounding.local_rounding import (
     ROUNDING_FACTOR,
     LocalRounding,

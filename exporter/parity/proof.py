@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from tokexport.exporter.errors import GateError, listed
-from tokexport.exporter.gates import Gate
+from tokexport.exporter.parity.gates import Gate
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import Comparison
 from tokexport.runtimes.neighbourhoods import Worst
