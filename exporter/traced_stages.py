@@ -32,7 +32,7 @@ from tokexport.exporter.parity.proof import Proof
 from tokexport.exporter.parity.trace_difference import differences_named
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.source import Source
-from tokexport.exporter.told_hops import ToldHops, ToldWay
+from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
 from tokexport.exporter.whole_number_ranges import RunBatches
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import unlifted

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokexport.exporter.decision_margins import Fall, held_against
-from tokexport.exporter.held_scores import Allowance, hold_scores
 from tokexport.exporter.rounding.score_rounding import moved
+from tokexport.exporter.ties.decision_margins import Fall, held_against
+from tokexport.exporter.ties.held_scores import Allowance, hold_scores
 from tokexport.graph_passes import ops
 from tokexport.graph_passes.decision_kinds import Decision, DecisionKind
 from tokexport.runtimes.base import Array

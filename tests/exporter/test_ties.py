@@ -36,7 +36,7 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gates import FP32_FLOOR, LEAST_COSINE
 from tokexport.exporter.parity.measured_gates import measured_gates
 from tokexport.exporter.parity.proof import ParityError, ToldRun
-from tokexport.exporter.ties import TieSearch
+from tokexport.exporter.ties.verdict import TieSearch
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import tell, unlifted
 from tokexport.runtimes.base import Array

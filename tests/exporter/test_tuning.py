@@ -28,7 +28,7 @@ from tokexport.exporter.errors import UsageError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import Proof
-from tokexport.exporter.told_hops import ToldHops, ToldWay
+from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
 from tokexport.exporter.tuned_forms import TunedForm
 from tokexport.exporter.tuning import environment
 from tokexport.exporter.tuning_cache import FILE_NAME, FormCache

@@ -31,7 +31,7 @@ from tokexport.exporter.parity.gates import FP32_FLOOR
 from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates
 from tokexport.exporter.parity.proof import Proof, ToldRun
 from tokexport.exporter.source.in_memory import split_arguments
-from tokexport.exporter.told_hops import ToldHops, ToldWay
+from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.runtimes.base import Array, Runner

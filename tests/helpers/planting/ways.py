@@ -25,8 +25,8 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates
 from tokexport.exporter.parity.proof import Proof, TellHop
 from tokexport.exporter.source.in_memory import source_in_memory
-from tokexport.exporter.ties import RunTold, tie_search
-from tokexport.exporter.told_hops import ToldWay
+from tokexport.exporter.ties.told_hops import ToldWay
+from tokexport.exporter.ties.verdict import RunTold, tie_search
 from tokexport.exporter.whole_number_ranges import Reach, RunBatches
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner

@@ -24,8 +24,8 @@ from typing import Final
 
 import numpy as np
 
-from tokexport.exporter.elementwise_choices import Comparison, Staircase, compared, stepped
-from tokexport.exporter.held_scores import HeldScores, nearest, share
+from tokexport.exporter.ties.elementwise_choices import Comparison, Staircase, compared, stepped
+from tokexport.exporter.ties.held_scores import HeldScores, nearest, share
 from tokexport.graph_passes.decision_kinds import Decision, DecisionKind
 from tokexport.runtimes.base import Array
 

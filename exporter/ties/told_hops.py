@@ -20,7 +20,7 @@ from tokexport.exporter.build.emit import emit
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.proof import Proof, TellHop, ToldRun
-from tokexport.exporter.ties import RunTold, TieSearch, selected, tie_search
+from tokexport.exporter.ties.verdict import RunTold, TieSearch, selected, tie_search
 from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import ToldGraph, tell, unlifted

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from tokexport.exporter.decision_margins import Fall, held_against
 from tokexport.exporter.eager.reference import tensors_of
-from tokexport.exporter.held_scores import Allowance, hold_scores
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gates import HALF_TYPES
 from tokexport.exporter.parity.proof import Proof, Ties, ToldRun
 from tokexport.exporter.rounding.score_rounding import Scores
+from tokexport.exporter.ties.decision_margins import Fall, held_against
+from tokexport.exporter.ties.held_scores import Allowance, hold_scores
 from tokexport.graph_passes.decision_kinds import Decision, DecisionKind
 from tokexport.graph_passes.decisions import ToldGraph, show
 from tokexport.graph_passes.torch_passes.widen_half import half_lines
