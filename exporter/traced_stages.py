@@ -20,7 +20,8 @@ from tokexport.exporter.eager.example_inputs import constants_of, prepare
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import Reference
 from tokexport.exporter.eager.settled_state import settled_warning
-from tokexport.exporter.edge_proof import EdgeProof
+from tokexport.exporter.edges.edge_proof import EdgeProof
+from tokexport.exporter.edges.whole_number_ranges import RunBatches
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.accuracy_gate import accuracy_of
@@ -33,7 +34,6 @@ from tokexport.exporter.parity.trace_difference import differences_named
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.source import Source
 from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
-from tokexport.exporter.whole_number_ranges import RunBatches
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.torch_passes.widen_half import half_lines

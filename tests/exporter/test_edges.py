@@ -16,9 +16,9 @@ from torch.fx import Node
 
 import tokexport
 from tokexport.exporter.compile import CompileResult
-from tokexport.exporter.edge_inputs import between, edge_inputs
-from tokexport.exporter.edge_int8 import int8_figures
-from tokexport.exporter.edge_report import EdgeReport
+from tokexport.exporter.edges.edge_inputs import between, edge_inputs
+from tokexport.exporter.edges.edge_int8 import int8_figures
+from tokexport.exporter.edges.edge_report import EdgeReport
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes import pipelines

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from tokexport.exporter.bench.subject import widest_gate
+from tokexport.exporter.edges.whole_number_ranges import near
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.default_gates import set_gates
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.rounding.local_rounding import local_rounding
 from tokexport.exporter.rounding.measure import Rounding
 from tokexport.exporter.tuning_trials import _agrees
-from tokexport.exporter.whole_number_ranges import near
 from tokexport.runtimes.base import Array
 
 LOUD = ("a fill", "a loud channel")

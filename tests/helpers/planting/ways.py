@@ -20,14 +20,14 @@ from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.eager.reference import Reference, run_reference, tensors_of
-from tokexport.exporter.edge_proof import EdgeProof
+from tokexport.exporter.edges.edge_proof import EdgeProof
+from tokexport.exporter.edges.whole_number_ranges import Reach, RunBatches
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates
 from tokexport.exporter.parity.proof import Proof, TellHop
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.ties.told_hops import ToldWay
 from tokexport.exporter.ties.verdict import RunTold, tie_search
-from tokexport.exporter.whole_number_ranges import Reach, RunBatches
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes import ops, pipelines

@@ -15,7 +15,7 @@ import numpy as np
 
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import run_reference
-from tokexport.exporter.edge_inputs import RUNGS, between, joined
+from tokexport.exporter.edges.edge_inputs import RUNGS, between, joined
 from tokexport.exporter.errors import ExporterError, NotFiniteError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.runtimes.base import Array

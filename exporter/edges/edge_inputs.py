@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from tokexport.exporter.index_tables import Indices
+from tokexport.exporter.edges.index_tables import Indices
 from tokexport.exporter.inputs.batches import Batches, synthetic_inputs
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.manifest import TensorSpec

@@ -12,18 +12,18 @@ from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import Reference, check_constants, run_reference
-from tokexport.exporter.edge_inputs import edge_inputs, joined
-from tokexport.exporter.edge_int8 import Int8Figures, int8_figures
-from tokexport.exporter.edge_report import EdgeReport
+from tokexport.exporter.edges.edge_inputs import edge_inputs, joined
+from tokexport.exporter.edges.edge_int8 import Int8Figures, int8_figures
+from tokexport.exporter.edges.edge_report import EdgeReport
+from tokexport.exporter.edges.index_tables import indices_of
+from tokexport.exporter.edges.whole_number_ranges import RangeSearch, Reach, RunBatches
 from tokexport.exporter.errors import ExporterError, listed
-from tokexport.exporter.index_tables import indices_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gate_warnings import weak_kinds
 from tokexport.exporter.parity.gates import narrowed_hops
 from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates, most_steady
 from tokexport.exporter.parity.proof import ParityError, Proof, TellHop, judge
 from tokexport.exporter.parity.trace_difference import differences_named
-from tokexport.exporter.whole_number_ranges import RangeSearch, Reach, RunBatches
 from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.manifest import TensorSpec

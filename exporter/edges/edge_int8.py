@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from tokexport.exporter.edge_inputs import EXTREME
+from tokexport.exporter.edges.edge_inputs import EXTREME
 from tokexport.exporter.parity.gates import FP32_FLOOR, SPREAD_TOLERANCE
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import compare, scale_of, spread

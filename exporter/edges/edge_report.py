@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tokexport.exporter.edge_int8 import Int8Figures
+    from tokexport.exporter.edges.edge_int8 import Int8Figures
 
 
 @dataclass(frozen=True)
