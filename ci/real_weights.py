@@ -291,7 +291,7 @@ def agreement(wanted: Any, found: Any) -> dict[str, Any]:
 def speed(one: Configuration, setting: Any, bundle: Path) -> dict[str, Any] | None:
     """Times a bundle in interleaved rounds with the unreduced one in fp32 on the same runtime."""
     import tokexport.runtimes
-    from tokexport.exporter.benchmark import measure
+    from tokexport.exporter.speed.interleaved import measure
 
     plain = Configuration("", one.target, "fp32", one.side)
     kept = setting.cache / f"bundle-{plain.name}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tokexport.exporter.benchmark import Ratio
+    from tokexport.exporter.speed.interleaved import Ratio
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -83,7 +83,7 @@ def plain_export(name: str, folder: Path) -> tuple[str, str, str]:
     import torch
     from models.tome_patched import patched
 
-    from tokexport.exporter.benchmark import measure
+    from tokexport.exporter.speed.interleaved import measure
     from tokexport.runtimes.comparison import compare
     from tokexport.runtimes.ort import OrtRunner
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from tokexport.exporter.benchmark import require_speedup
 from tokexport.exporter.build import hops
 from tokexport.exporter.build.artifact import build as artifact_of
 from tokexport.exporter.build.emit import emit as onnx_of
@@ -22,7 +21,13 @@ from tokexport.exporter.errors import GateError
 from tokexport.exporter.new_manifest import new_manifest
 from tokexport.exporter.parity.accuracy_gate import accuracy_of, accuracy_warning, require_accuracy
 from tokexport.exporter.parity.kept_batches import gates_to_verify_by, kept_batches, kept_of_gates
-from tokexport.exporter.speed import busy_warning, over_unreduced, time_against_eager, timed_name
+from tokexport.exporter.speed.against_eager import (
+    busy_warning,
+    over_unreduced,
+    time_against_eager,
+    timed_name,
+)
+from tokexport.exporter.speed.interleaved import require_speedup
 from tokexport.exporter.traced_stages import Answered, Captured, RewrittenGraph, Steps
 from tokexport.exporter.tuning import tune
 from tokexport.exporter.worker.runner import open_in_worker

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tokexport.exporter.benchmark import Speed
 from tokexport.exporter.capture.dropped_noise import DroppedNoise
 from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.config import CompileConfig
@@ -17,6 +16,7 @@ from tokexport.exporter.parity.proof import HopResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.report import FAILED, Report
 from tokexport.exporter.source import Source
+from tokexport.exporter.speed.interleaved import Speed
 from tokexport.exporter.tuned_forms import Tuning
 from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.manifest import RuntimeInfo

@@ -21,8 +21,8 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from tokexport.exporter.benchmark import Ratio, measure
 from tokexport.exporter.build.artifact import ARTIFACT, build, save_onnx
+from tokexport.exporter.speed.interleaved import Ratio, measure
 from tokexport.exporter.tuned_forms import TunedForm
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner, here

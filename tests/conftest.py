@@ -30,9 +30,9 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets every compile time as few pairs as it can: no test reads a time."""
-    monkeypatch.setattr("tokexport.exporter.speed.SPEED_SECONDS", 0.01)
-    monkeypatch.setattr("tokexport.exporter.speed.TRIAL_SECONDS", 0.01)
-    monkeypatch.setattr("tokexport.exporter.benchmark.SETTLE_S", 0.0)
+    monkeypatch.setattr("tokexport.exporter.speed.against_eager.SPEED_SECONDS", 0.01)
+    monkeypatch.setattr("tokexport.exporter.speed.against_eager.TRIAL_SECONDS", 0.01)
+    monkeypatch.setattr("tokexport.exporter.speed.interleaved.SETTLE_S", 0.0)
     monkeypatch.setattr("tokexport.exporter.tuning_trials.TRIAL_SECONDS", 0.01)
     monkeypatch.setattr("tokexport.exporter.tuning_trials.SAMPLE_SECONDS", 0.0)
 

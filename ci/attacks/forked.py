@@ -26,8 +26,8 @@ def compile_old(folder: Path) -> Path:
     from typer.testing import CliRunner
 
     import tokexport
-    from tokexport.exporter import speed
     from tokexport.exporter.cli import app
+    from tokexport.exporter.speed import against_eager as speed
     from tokexport.exporter.worker.process import WORKER
 
     speed.SPEED_SECONDS = speed.TRIAL_SECONDS = 0.01

@@ -30,7 +30,7 @@ from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.exit_codes import ExitCode, exit_code_of
 from tokexport.exporter.progress import Checklist
-from tokexport.exporter.speed import eager_at_its_best
+from tokexport.exporter.speed.against_eager import eager_at_its_best
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import (
     WorkerRunner,

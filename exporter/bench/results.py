@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from tokexport.exporter.bench.candidate import Candidate, Entrant, Way
 from tokexport.exporter.bench.entrants import plain_precision
-from tokexport.exporter.benchmark import Ratio, Speed, Timing, over
-from tokexport.exporter.speed import said_threads
+from tokexport.exporter.speed.against_eager import said_threads
+from tokexport.exporter.speed.interleaved import Ratio, Speed, Timing, over
 
 #: What is said of eager where nothing else can run.
 ALONE: Final = "not timed: nothing else can run"

@@ -20,13 +20,13 @@ from tokexport.exporter.bench.config import ENOUGH_ROUNDS, BenchConfig
 from tokexport.exporter.bench.entrants import Entrants
 from tokexport.exporter.bench.results import Bench, Measurement, rows_of
 from tokexport.exporter.bench.subject import Subject
-from tokexport.exporter.benchmark import Speed, measure
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.source import Source
-from tokexport.exporter.speed import busy_warning
+from tokexport.exporter.speed.against_eager import busy_warning
+from tokexport.exporter.speed.interleaved import Speed, measure
 from tokexport.exporter.system.machine import describe_machine
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.system.scratch import scratch_folder

@@ -15,7 +15,6 @@ from typing import Any, Final
 import torch
 from rich.console import Console
 
-from tokexport.exporter.benchmark import Ratio, Speed, measure
 from tokexport.exporter.compile import compile
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.example_inputs import prepare
@@ -32,7 +31,8 @@ from tokexport.exporter.reduction.recipe import Recipe, parse_recipe, with_optio
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.source import RANDOM_WEIGHTS, Source
-from tokexport.exporter.speed import SPEED_SECONDS, busy_warning
+from tokexport.exporter.speed.against_eager import SPEED_SECONDS, busy_warning
+from tokexport.exporter.speed.interleaved import Ratio, Speed, measure
 from tokexport.exporter.system.machine import describe_machine
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.system.scratch import scratch_folder

@@ -8,8 +8,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tokexport.exporter.benchmark import MIN_PAIRS, Ratio, Speed, measure, over, require_speedup
 from tokexport.exporter.errors import GateError, InternalError
+from tokexport.exporter.speed.interleaved import (
+    MIN_PAIRS,
+    Ratio,
+    Speed,
+    measure,
+    over,
+    require_speedup,
+)
 from tokexport.exporter.system.machine import describe_machine
 
 MS = 1_000_000

@@ -18,7 +18,6 @@ from helpers.thorough import thorough_but
 from models.tiny_vit import image, tiny_tome
 
 import tokexport
-from tokexport.exporter.benchmark import MIN_PAIRS, Ratio
 from tokexport.exporter.build.emit import emit
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.compile import CompileResult
@@ -28,6 +27,7 @@ from tokexport.exporter.errors import UsageError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import Proof
+from tokexport.exporter.speed.interleaved import MIN_PAIRS, Ratio
 from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
 from tokexport.exporter.tuned_forms import TunedForm
 from tokexport.exporter.tuning import environment

@@ -10,7 +10,7 @@ import pytest
 from tokexport.exporter.bench.candidate import Candidate, Entrant, Way
 from tokexport.exporter.bench.results import Realisation, Row, realisation, rows_of
 from tokexport.exporter.bench.tables import cells, remark
-from tokexport.exporter.benchmark import Ratio, Speed, Timing, measure
+from tokexport.exporter.speed.interleaved import Ratio, Speed, Timing, measure
 
 EAGER = Candidate(Way.EAGER)
 PLAIN = Candidate(Way.PLAIN, "ort")

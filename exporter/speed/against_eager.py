@@ -9,12 +9,12 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from tokexport.exporter.benchmark import Speed, measure, over
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
+from tokexport.exporter.speed.interleaved import Speed, measure, over
 from tokexport.exporter.system.machine import usable_cores
 from tokexport.exporter.worker.runner import here
 from tokexport.runtimes.base import Runner

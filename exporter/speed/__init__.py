@@ -1,0 +1,1 @@
+"""Times artifacts against eager in interleaved rounds."""
