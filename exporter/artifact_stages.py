@@ -29,7 +29,7 @@ from tokexport.exporter.speed.against_eager import (
 )
 from tokexport.exporter.speed.interleaved import require_speedup
 from tokexport.exporter.traced_stages import Answered, Captured, RewrittenGraph, Steps
-from tokexport.exporter.tuning import tune
+from tokexport.exporter.tuning.tune import tune
 from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.pipelines import Arithmetic

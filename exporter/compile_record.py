@@ -17,7 +17,7 @@ from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.report import FAILED, Report
 from tokexport.exporter.source import Source
 from tokexport.exporter.speed.interleaved import Speed
-from tokexport.exporter.tuned_forms import Tuning
+from tokexport.exporter.tuning.tuned_forms import Tuning
 from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.manifest import RuntimeInfo
 

@@ -21,7 +21,7 @@ from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import HopResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.speed.interleaved import Speed
-from tokexport.exporter.tuned_forms import Tuning
+from tokexport.exporter.tuning.tuned_forms import Tuning
 from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
 from tokexport.runtimes.neighbourhoods import Worst

@@ -33,8 +33,8 @@ def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokexport.exporter.speed.against_eager.SPEED_SECONDS", 0.01)
     monkeypatch.setattr("tokexport.exporter.speed.against_eager.TRIAL_SECONDS", 0.01)
     monkeypatch.setattr("tokexport.exporter.speed.interleaved.SETTLE_S", 0.0)
-    monkeypatch.setattr("tokexport.exporter.tuning_trials.TRIAL_SECONDS", 0.01)
-    monkeypatch.setattr("tokexport.exporter.tuning_trials.SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr("tokexport.exporter.tuning.trials.TRIAL_SECONDS", 0.01)
+    monkeypatch.setattr("tokexport.exporter.tuning.trials.SAMPLE_SECONDS", 0.0)
 
 
 @pytest.fixture(autouse=True, scope="session")

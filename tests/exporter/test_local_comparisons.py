@@ -12,7 +12,7 @@ from tokexport.exporter.parity.default_gates import set_gates
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.rounding.local_rounding import local_rounding
 from tokexport.exporter.rounding.measure import Rounding
-from tokexport.exporter.tuning_trials import _agrees
+from tokexport.exporter.tuning.trials import _agrees
 from tokexport.runtimes.base import Array
 
 LOUD = ("a fill", "a loud channel")

@@ -29,10 +29,10 @@ from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import Proof
 from tokexport.exporter.speed.interleaved import MIN_PAIRS, Ratio
 from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
-from tokexport.exporter.tuned_forms import TunedForm
-from tokexport.exporter.tuning import environment
-from tokexport.exporter.tuning_cache import FILE_NAME, FormCache
-from tokexport.exporter.tuning_trials import choose, draw_arguments, fastest, try_forms, unchanged
+from tokexport.exporter.tuning.cache import FILE_NAME, FormCache
+from tokexport.exporter.tuning.trials import choose, draw_arguments, fastest, try_forms, unchanged
+from tokexport.exporter.tuning.tune import environment
+from tokexport.exporter.tuning.tuned_forms import TunedForm
 from tokexport.graph_passes import ops, pipelines
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.onnx_passes.choose_forms import TokenCall

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 
 from tokexport.exporter.build.artifact import ARTIFACT, build, save_onnx
 from tokexport.exporter.speed.interleaved import Ratio, measure
-from tokexport.exporter.tuned_forms import TunedForm
+from tokexport.exporter.tuning.tuned_forms import TunedForm
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner, here
 from tokexport.graph_passes import onnx_functions as functions

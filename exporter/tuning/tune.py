@@ -13,9 +13,9 @@ import onnx_ir as ir
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.system.machine import describe_machine, usable_cores
 from tokexport.exporter.system.scratch import scratch_folder
-from tokexport.exporter.tuned_forms import TunedForm, Tuning
-from tokexport.exporter.tuning_cache import FormCache
-from tokexport.exporter.tuning_trials import try_forms
+from tokexport.exporter.tuning.cache import FormCache
+from tokexport.exporter.tuning.trials import try_forms
+from tokexport.exporter.tuning.tuned_forms import TunedForm, Tuning
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_functions import signatures
 from tokexport.graph_passes.onnx_passes.choose_forms import Forms, TokenCall

@@ -1,0 +1,1 @@
+"""Chooses the forms of token operators by measurement, and remembers them."""
