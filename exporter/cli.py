@@ -126,7 +126,7 @@ def compile_command(
         from tokexport.exporter.inputs.batches import parse_shape
         from tokexport.exporter.inputs.constant_inputs import parse_constants
         from tokexport.exporter.progress import Checklist
-        from tokexport.exporter.report import render
+        from tokexport.exporter.report.report import render
         from tokexport.exporter.source import SourceOptions, default_name, load_source
         from tokexport.exporter.source.code_path import on_code_path
 
@@ -239,7 +239,11 @@ def verify_command(bundle: Bundle, threads: Threads = None, json: Json = False) 
     """Replay the reference data in a bundle and hold it to its gates; needs no torch."""
     with shown_to_the_person(json):
         from tokexport.exporter.config import check_threads
-        from tokexport.exporter.tables import failed_gate, render_verification, verification_json
+        from tokexport.exporter.report.tables import (
+            failed_gate,
+            render_verification,
+            verification_json,
+        )
         from tokexport.runtimes.verification import verify_bundle
 
         check_threads(threads)
@@ -258,7 +262,7 @@ def verify_command(bundle: Bundle, threads: Threads = None, json: Json = False) 
 def doctor_command(json: Json = False) -> None:
     """Say which runtimes are here, which versions, and what to install for the rest."""
     with shown_to_the_person(json):
-        from tokexport.exporter.tables import render_components
+        from tokexport.exporter.report.tables import render_components
         from tokexport.runtimes.doctor import diagnose
 
         with prints_aside(json):

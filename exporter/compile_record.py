@@ -14,7 +14,7 @@ from tokexport.exporter.parity.accuracy_gate import Accuracy
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import HopResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
-from tokexport.exporter.report import FAILED, Report
+from tokexport.exporter.report.report import FAILED, Report
 from tokexport.exporter.source import Source
 from tokexport.exporter.speed.interleaved import Speed
 from tokexport.exporter.tuning.tuned_forms import Tuning

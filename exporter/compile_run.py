@@ -15,7 +15,7 @@ from tokexport.exporter.compile_record import CompileRecord
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.progress import Checklist
-from tokexport.exporter.report import FAILED, Report
+from tokexport.exporter.report.report import FAILED, Report
 from tokexport.exporter.source import Source
 from tokexport.exporter.system.machine import describe_machine
 

@@ -217,7 +217,7 @@ def _print(said: Mapping[str, str], report: Any) -> None:
     from rich.text import Text
 
     if report is not None:
-        from tokexport.exporter.report import render
+        from tokexport.exporter.report.report import render
 
         render(report, console())
     aside = console(stderr=True)

@@ -12,7 +12,7 @@ from rich.text import Text
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.reduction.pareto import Standing
 from tokexport.exporter.reduction.sweep import ACCURACY, Point, Sweep
-from tokexport.exporter.wide_table import unbroken_lines
+from tokexport.exporter.report.wide_table import unbroken_lines
 
 SCHEMA_VERSION = 2
 

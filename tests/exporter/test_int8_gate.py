@@ -25,9 +25,9 @@ from tokexport.exporter.parity.gate_warnings import spread_warnings
 from tokexport.exporter.parity.gates import SPREAD_TOLERANCE, Gate
 from tokexport.exporter.parity.kept_batches import REFERENCE_BATCHES, kept_batches
 from tokexport.exporter.parity.proof import ParityError, Proof
+from tokexport.exporter.report.tables import render_verification, verification_json
 from tokexport.exporter.rounding.local_rounding import LocalRounding, local_rounding
 from tokexport.exporter.rounding.measure import Rounding
-from tokexport.exporter.tables import render_verification, verification_json
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.initializers import add_initializer
 from tokexport.runtimes.base import Array

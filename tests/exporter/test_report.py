@@ -15,7 +15,7 @@ from rich.console import Console
 from tokexport.exporter.parity.accuracy_gate import Accuracy
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import HopResult
-from tokexport.exporter.report import FAILED, Report, render
+from tokexport.exporter.report.report import FAILED, Report, render
 from tokexport.exporter.speed.interleaved import measure
 from tokexport.exporter.system.machine import describe_machine
 from tokexport.runtimes.comparison import compare

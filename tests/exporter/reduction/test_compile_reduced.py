@@ -24,7 +24,7 @@ from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.eager.outputs import flatten
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError
 from tokexport.exporter.inspection import GIVEN_MEANS, inspect
-from tokexport.exporter.report import render
+from tokexport.exporter.report.report import render
 from tokexport.runtimes import load
 from tokexport.runtimes.manifest import read_manifest
 from tokexport.runtimes.verification import verify_bundle

@@ -1,0 +1,1 @@
+"""What a compile reports, and the tables that commands print."""
