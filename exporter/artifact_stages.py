@@ -14,11 +14,11 @@ from tokexport.exporter.build import hops
 from tokexport.exporter.build.artifact import build as artifact_of
 from tokexport.exporter.build.emit import emit as onnx_of
 from tokexport.exporter.build.precision import arithmetic_of, with_quantisation
-from tokexport.exporter.bundle import save_reference
+from tokexport.exporter.bundle.new_manifest import new_manifest
+from tokexport.exporter.bundle.writer import save_reference
 from tokexport.exporter.compile_run import CompileResult, CompileRun
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.new_manifest import new_manifest
 from tokexport.exporter.parity.accuracy_gate import accuracy_of, accuracy_warning, require_accuracy
 from tokexport.exporter.parity.kept_batches import gates_to_verify_by, kept_batches, kept_of_gates
 from tokexport.exporter.speed.against_eager import (

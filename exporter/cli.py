@@ -223,7 +223,7 @@ def run_command(
 ) -> None:
     """Run a bundle on the samples of a file."""
     with shown_to_the_person(json):
-        from tokexport.exporter.run import run_bundle
+        from tokexport.exporter.bundle.run_bundle import run_bundle
 
         with prints_aside(json):
             done = run_bundle(bundle, inputs, output, force, threads)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tokexport.exporter.build.stage_folder import StageFolder
-from tokexport.exporter.bundle import BundleWriter
+from tokexport.exporter.bundle.writer import BundleWriter
 from tokexport.exporter.compile_record import CompileRecord
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError

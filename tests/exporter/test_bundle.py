@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokexport.exporter import bundle as bundle_module
-from tokexport.exporter.bundle import BundleWriter, save_reference
+from tokexport.exporter.bundle import writer as bundle_module
+from tokexport.exporter.bundle.writer import BundleWriter, save_reference
 from tokexport.exporter.errors import InternalError, OutputExistsError, WriteError
 from tokexport.exporter.system.scratch import HeldFolder
 from tokexport.runtimes.bundle_files import check_files
@@ -295,7 +295,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, os.environ["TESTS"])
 from test_bundle import MANIFEST
-from tokexport.exporter import bundle as module
+from tokexport.exporter.bundle import writer as module
 output, moment = Path(sys.argv[1]), sys.argv[2]
 
 def die(*args, **kwargs):
@@ -368,7 +368,7 @@ ON_A_SMALL_DISK = """
 import sys
 from pathlib import Path
 import numpy as np
-from tokexport.exporter.bundle import BundleWriter, save_reference
+from tokexport.exporter.bundle.writer import BundleWriter, save_reference
 from tokexport.exporter.errors import WriteError
 from tokexport.runtimes.errors import BuildError
 disk, how = Path(sys.argv[1]), sys.argv[2]
@@ -444,7 +444,7 @@ def test_a_read_only_disk_is_said_so(tmp_path: Path, small_disk: list[str]) -> N
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from tokexport.exporter.bundle import BundleWriter
+from tokexport.exporter.bundle.writer import BundleWriter
 from tokexport.exporter.errors import WriteError
 if os.geteuid() == 0:
     os.seteuid(65534)

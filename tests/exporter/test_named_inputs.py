@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import tokexport
 from tokexport.exporter.bench.plain_export import export_plainly
 from tokexport.exporter.bench.subject import Subject
+from tokexport.exporter.bundle.run_bundle import run_bundle
 from tokexport.exporter.config import InputConfig
 from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
@@ -33,7 +34,6 @@ from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import InputError, UsageError
 from tokexport.exporter.inputs.array_file import read_arrays
 from tokexport.exporter.inputs.batches import read_inputs
-from tokexport.exporter.run import run_bundle
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.loading import load

@@ -1,0 +1,1 @@
+"""Writes a bundle as a whole or not at all, and runs one."""
