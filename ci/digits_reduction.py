@@ -87,7 +87,7 @@ def compiled(model: object, images: np.ndarray) -> tuple[np.ndarray, int, str]:
 
     import tokexport
     import tokexport.runtimes
-    from tokexport.exporter.inspection import inspect
+    from tokexport.exporter.inspection.inspect import inspect
 
     assert isinstance(model, nn.Module)
     example = torch.from_numpy(images[:1])

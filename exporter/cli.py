@@ -188,8 +188,8 @@ def inspect_command(
         from tokexport.exporter.config import PRECISIONS, parse_caps
         from tokexport.exporter.inputs.batches import parse_shape
         from tokexport.exporter.inputs.constant_inputs import parse_constants
-        from tokexport.exporter.inspection import inspect
-        from tokexport.exporter.inspection_tables import render_inspection
+        from tokexport.exporter.inspection.inspect import inspect
+        from tokexport.exporter.inspection.tables import render_inspection
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.source import SourceOptions, load_source
         from tokexport.exporter.source.code_path import on_code_path

@@ -22,7 +22,7 @@ from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.inspection import cost, macs_by_kind
+from tokexport.exporter.inspection.inspect import cost, macs_by_kind
 from tokexport.exporter.parity.accuracy import accuracy
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.agreement import Agreement

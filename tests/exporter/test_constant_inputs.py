@@ -35,7 +35,7 @@ from tokexport.exporter.inputs.constant_inputs import (
     fitting,
     parse_constants,
 )
-from tokexport.exporter.inspection import inspect
+from tokexport.exporter.inspection.inspect import inspect
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import load

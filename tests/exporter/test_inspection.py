@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 import tokexport
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError
-from tokexport.exporter.inspection import Inspection, Part, inspect
-from tokexport.exporter.inspection_tables import render_inspection
+from tokexport.exporter.inspection.inspect import Inspection, Part, inspect
+from tokexport.exporter.inspection.tables import render_inspection
 from tokexport.runtimes.native_library import VARIABLE
 
 MERGING = {"bipartite_match": 1, "merge_tokens": 2, "sized_attention": 1}

@@ -23,7 +23,7 @@ import tokexport
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.eager.outputs import flatten
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError
-from tokexport.exporter.inspection import GIVEN_MEANS, inspect
+from tokexport.exporter.inspection.inspect import GIVEN_MEANS, inspect
 from tokexport.exporter.report.report import render
 from tokexport.runtimes import load
 from tokexport.runtimes.manifest import read_manifest

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokexport.exporter.build.target_refusals import Verdict
-from tokexport.exporter.inspection import Generic, Inspection, Part, cost
+from tokexport.exporter.inspection.inspect import Generic, Inspection, Part, cost
 
 #: Counted apart from all other kinds: papers mostly leave it out.
 _NORMS: Final = "normalisation"
