@@ -142,12 +142,12 @@ def sweep_command(
         from tokexport.exporter.inputs.constant_inputs import parse_constants
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.reduction.recipe import parse_values
-        from tokexport.exporter.reduction.sweep import sweep
-        from tokexport.exporter.reduction.sweep_plot import draw_sweep
-        from tokexport.exporter.reduction.sweep_tables import render_sweep, sweep_json
         from tokexport.exporter.result_files import ResultFiles
         from tokexport.exporter.source import SourceOptions, default_name, load_source
         from tokexport.exporter.source.code_path import on_code_path
+        from tokexport.exporter.sweep.plot import draw_sweep
+        from tokexport.exporter.sweep.sweep import sweep
+        from tokexport.exporter.sweep.tables import render_sweep, sweep_json
 
         files = ResultFiles(output or Path(default_name(source, "sweep")), "sweep", not no_plot)
         files.check(force)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers.cli import MODELS, Answer, refusal, tokexport
 
-from tokexport.exporter.reduction.pareto import Trade, front
+from tokexport.exporter.sweep.pareto import Trade, front
 
 SOURCE = f"{MODELS}:plain_vit"
 

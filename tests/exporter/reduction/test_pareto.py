@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokexport.exporter.reduction.pareto import Standing, Trade, front
+from tokexport.exporter.sweep.pareto import Standing, Trade, front
 
 numbers = st.integers(0, 5).map(float)
 trades = st.builds(

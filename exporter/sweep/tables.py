@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tokexport.exporter.json_values import plain
-from tokexport.exporter.reduction.pareto import Standing
-from tokexport.exporter.reduction.sweep import ACCURACY, Point, Sweep
 from tokexport.exporter.report.wide_table import unbroken_lines
+from tokexport.exporter.sweep.pareto import Standing
+from tokexport.exporter.sweep.sweep import ACCURACY, Point, Sweep
 
 SCHEMA_VERSION = 2
 

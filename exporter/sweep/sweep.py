@@ -26,13 +26,13 @@ from tokexport.exporter.inspection.inspect import cost, macs_by_kind
 from tokexport.exporter.parity.accuracy import accuracy
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.agreement import Agreement
-from tokexport.exporter.reduction.pareto import Standing, Trade, front
 from tokexport.exporter.reduction.recipe import Recipe, parse_recipe, with_option
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.source import RANDOM_WEIGHTS, Source
 from tokexport.exporter.speed.against_eager import SPEED_SECONDS, busy_warning
 from tokexport.exporter.speed.interleaved import Ratio, Speed, measure
+from tokexport.exporter.sweep.pareto import Standing, Trade, front
 from tokexport.exporter.system.machine import describe_machine
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.system.scratch import scratch_folder

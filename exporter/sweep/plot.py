@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokexport.exporter.reduction.pareto import Standing
-from tokexport.exporter.reduction.sweep import Sweep
 from tokexport.exporter.requirements import require_matplotlib
+from tokexport.exporter.sweep.pareto import Standing
+from tokexport.exporter.sweep.sweep import Sweep
 
 
 def draw_sweep(found: Sweep, path: Path, kind: str) -> None:

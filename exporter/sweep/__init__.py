@@ -1,0 +1,1 @@
+"""Compiles a model once for each strength of a reduction."""
