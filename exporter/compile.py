@@ -8,14 +8,14 @@ from typing import Any, Unpack
 from rich.console import Console
 from torch import nn
 
-from tokexport.exporter.artifact_stages import build, bundle, emit, lower, verify
-from tokexport.exporter.compile_run import CompileResult, compile_run
 from tokexport.exporter.config import CompileOptions, compile_config
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
+from tokexport.exporter.stages.artifact_stages import build, bundle, emit, lower, verify
+from tokexport.exporter.stages.run import CompileResult, compile_run
+from tokexport.exporter.stages.traced_stages import capture, reduce, reference, rewrite
 from tokexport.exporter.system.process_state import process_unchanged
-from tokexport.exporter.traced_stages import capture, reduce, reference, rewrite
 from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes import ops
 

@@ -16,7 +16,7 @@ from models.outputs import SeesTracing
 from models.tiny_vit import image, tiny_tome
 
 import tokexport
-import tokexport.exporter.artifact_stages as artifact_stages
+import tokexport.exporter.stages.artifact_stages as artifact_stages
 from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes import onnx_functions, pipelines
 from tokexport.graph_passes.onnx_passes.name_kernel_calls import KERNEL_CALLS

@@ -11,12 +11,12 @@ import torch
 
 from tokexport.exporter.build.stage_folder import StageFolder
 from tokexport.exporter.bundle.writer import BundleWriter
-from tokexport.exporter.compile_record import CompileRecord
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.report.report import FAILED, Report
 from tokexport.exporter.source import Source
+from tokexport.exporter.stages.record import CompileRecord
 from tokexport.exporter.system.machine import describe_machine
 
 

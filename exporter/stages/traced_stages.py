@@ -15,7 +15,6 @@ from tokexport.exporter.build.precision import precision_warnings
 from tokexport.exporter.capture.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.capture.token_cap import under_cap
 from tokexport.exporter.capture.token_cap_use import TokenCapUse
-from tokexport.exporter.compile_run import CompileRun
 from tokexport.exporter.eager.example_inputs import constants_of, prepare
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import Reference
@@ -33,6 +32,7 @@ from tokexport.exporter.parity.proof import Proof
 from tokexport.exporter.parity.trace_difference import differences_named
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.source import Source
+from tokexport.exporter.stages.run import CompileRun
 from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import unlifted

@@ -16,7 +16,6 @@ from tokexport.exporter.build.emit import emit as onnx_of
 from tokexport.exporter.build.precision import arithmetic_of, with_quantisation
 from tokexport.exporter.bundle.new_manifest import new_manifest
 from tokexport.exporter.bundle.writer import save_reference
-from tokexport.exporter.compile_run import CompileResult, CompileRun
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.parity.accuracy_gate import accuracy_of, accuracy_warning, require_accuracy
@@ -28,7 +27,8 @@ from tokexport.exporter.speed.against_eager import (
     timed_name,
 )
 from tokexport.exporter.speed.interleaved import require_speedup
-from tokexport.exporter.traced_stages import Answered, Captured, RewrittenGraph, Steps
+from tokexport.exporter.stages.run import CompileResult, CompileRun
+from tokexport.exporter.stages.traced_stages import Answered, Captured, RewrittenGraph, Steps
 from tokexport.exporter.tuning.tune import tune
 from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import pipelines
