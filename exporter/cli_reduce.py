@@ -141,7 +141,7 @@ def sweep_command(
         from tokexport.exporter.inputs.batches import parse_shape
         from tokexport.exporter.inputs.constant_inputs import parse_constants
         from tokexport.exporter.progress import Checklist
-        from tokexport.exporter.reduction.recipe import parse_values
+        from tokexport.exporter.recipe import parse_values
         from tokexport.exporter.result_files import ResultFiles
         from tokexport.exporter.source import SourceOptions, default_name, load_source
         from tokexport.exporter.source.code_path import on_code_path

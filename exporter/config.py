@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 from tokexport.exporter.errors import UsageError
 
 if TYPE_CHECKING:
-    from tokexport.exporter.reduction.recipe import Recipe
+    from tokexport.exporter.recipe import Recipe
     from tokexport.graph_passes.reduction.method import Method
 
 #: The precisions that each target takes.

@@ -100,7 +100,7 @@ class _Bench(Bench):
     def _handed(self, crafted: Crafted) -> BaseException | None:
         """Hands over what was crafted, as the command line does; returns what is raised."""
         from tokexport.exporter.inputs.batches import read_inputs
-        from tokexport.exporter.reduction.recipe import parse_recipe
+        from tokexport.exporter.recipe import parse_recipe
         from tokexport.exporter.source import SourceOptions, load_source
         from tokexport.runtimes.manifest import TensorSpec
 

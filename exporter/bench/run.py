@@ -22,7 +22,7 @@ from tokexport.exporter.bench.results import Bench, Measurement, rows_of
 from tokexport.exporter.bench.subject import Subject
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.progress import Checklist
-from tokexport.exporter.reduction.recipe import parse_recipe, restoring
+from tokexport.exporter.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.source import Source
 from tokexport.exporter.speed.against_eager import busy_warning

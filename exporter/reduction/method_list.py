@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokexport.exporter.reduction.recipe import PLACEMENT
+from tokexport.exporter.recipe import PLACEMENT
 from tokexport.graph_passes.reduction.method import Method
 from tokexport.graph_passes.reduction.methods import METHODS
 

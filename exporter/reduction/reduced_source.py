@@ -12,7 +12,7 @@ from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import run_reference, tensors_of
 from tokexport.exporter.errors import InternalError, UsageError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.reduction.recipe import parse_recipe, restoring
+from tokexport.exporter.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduce import Reduction, reduce_flat
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.source import Source

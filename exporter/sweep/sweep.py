@@ -25,8 +25,8 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.inspection.inspect import cost, macs_by_kind
 from tokexport.exporter.parity.accuracy import accuracy
 from tokexport.exporter.progress import Checklist
+from tokexport.exporter.recipe import Recipe, parse_recipe, with_option
 from tokexport.exporter.reduction.agreement import Agreement
-from tokexport.exporter.reduction.recipe import Recipe, parse_recipe, with_option
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.source import RANDOM_WEIGHTS, Source

@@ -29,7 +29,7 @@ from torch import nn
 from trained_classifier import trained_head
 
 from tokexport.exporter.config import PRECISIONS
-from tokexport.exporter.reduction.recipe import parse_recipe
+from tokexport.exporter.recipe import parse_recipe
 
 SIDE = 56
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tokexport.exporter.exit_codes import ExitCode
-from tokexport.exporter.reduction.recipe import PLACEMENT, parse_recipe
+from tokexport.exporter.recipe import PLACEMENT, parse_recipe
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

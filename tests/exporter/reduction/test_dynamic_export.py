@@ -12,8 +12,8 @@ from models.plain_vits import build, image
 
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import ModelNotSupportedError
+from tokexport.exporter.recipe import parse_recipe
 from tokexport.exporter.reduction.dynamic_export import export_any_batch
-from tokexport.exporter.reduction.recipe import parse_recipe
 from tokexport.exporter.reduction.reduce import reduce_flat
 from tokexport.graph_passes import ops
 from tokexport.graph_passes.reduction.methods import METHODS

@@ -12,7 +12,7 @@ import torch
 from models.plain_vits import build, image
 
 import tokexport
-from tokexport.exporter.reduction import recipe
+from tokexport.exporter import recipe
 from tokexport.graph_passes.reduction import methods
 from tokexport.graph_passes.reduction.method import Method
 from tokexport.runtimes.manifest import PASSED

@@ -14,7 +14,7 @@ from models.zoo.vit import IMAGE, WIDTH, Block, Vit, seeded
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.exporter.reduction.recipe import parse_recipe, restoring
+from tokexport.exporter.recipe import parse_recipe, restoring
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.merges import Matching

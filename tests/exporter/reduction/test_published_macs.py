@@ -37,7 +37,7 @@ from models.zoo.vit import images
 from torch.export import ExportedProgram
 
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
-from tokexport.exporter.reduction.recipe import parse_recipe
+from tokexport.exporter.recipe import parse_recipe
 from tokexport.exporter.reduction.reduce import reduce_flat
 from tokexport.graph_passes.macs import NodeMacs, count_macs
 from tokexport.graph_passes.product_kinds import Kind

@@ -20,7 +20,7 @@ from tokexport.exporter.errors import (
     NotRepeatableError,
     UsageError,
 )
-from tokexport.exporter.reduction.recipe import parse_recipe
+from tokexport.exporter.recipe import parse_recipe
 from tokexport.graph_passes.reduction.errors import SurgeryError
 
 
