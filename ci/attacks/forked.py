@@ -26,7 +26,7 @@ def compile_old(folder: Path) -> Path:
     from typer.testing import CliRunner
 
     import tokexport
-    from tokexport.exporter.cli import app
+    from tokexport.exporter.cli.app import app
     from tokexport.exporter.speed import against_eager as speed
     from tokexport.exporter.worker.process import WORKER
 
@@ -97,7 +97,7 @@ def _interrupt(number: int, frame: Any) -> NoReturn:
 
 def compile_tiny(output: Path, *more: str) -> int:
     """Compiles a tiny model as the command line does; returns its exit code."""
-    from tokexport.exporter.cli import main
+    from tokexport.exporter.cli.app import main
 
     given = ["compile", BUILDER, "--target", "ort", "--output", str(output), "--input-shape", "2,4"]
     sys.argv = ["tokexport", *given, *more]

@@ -181,8 +181,8 @@ def _put_in_place(old: Path, output: Path, force: bool) -> int:
 
     from tokexport.exporter.build.stage_folder import StageFolder
     from tokexport.exporter.bundle.writer import BundleWriter
+    from tokexport.exporter.cli.messages import shown_to_the_person
     from tokexport.exporter.config import compile_config
-    from tokexport.exporter.messages import shown_to_the_person
     from tokexport.runtimes.manifest import read_manifest
 
     def write() -> None:

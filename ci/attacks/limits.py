@@ -261,7 +261,7 @@ class _Bench(Bench):
             scene.take()
             if name in ("compile", "stages"):
                 return compile_tiny(scene.output, *more)
-            from tokexport.exporter.cli import main
+            from tokexport.exporter.cli.app import main
 
             result = scene.place / "outputs" / "y.npz"
             given = ["--inputs", str(self._inputs), "--output", str(result)]

@@ -79,8 +79,8 @@ class _Bench(Bench):
         return Case(crafted.what, lambda: self._outcome(crafted))
 
     def _outcome(self, crafted: Crafted) -> Outcome:
+        from tokexport.exporter.cli.messages import describe
         from tokexport.exporter.exit_codes import ExitCode
-        from tokexport.exporter.messages import describe
         from tokexport.runtimes.printable import printable
 
         with self._listener.listening() as heard, contextlib.chdir(tempfile.gettempdir()):

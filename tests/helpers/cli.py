@@ -13,7 +13,7 @@ from typing import Any
 from helpers.torchvision_ops import child_environment
 from typer.testing import CliRunner
 
-from tokexport.exporter.cli import app
+from tokexport.exporter.cli.app import app
 
 TESTS = Path(__file__).parents[1]
 MODELS = "models.cli_models"
@@ -90,7 +90,7 @@ def in_own_process(
 
 def command(*arguments: object, prefix: tuple[str, ...] = (), before: str = "") -> list[str]:
     """Returns the command line that runs the command in a process of its own."""
-    program = f"{before}\nfrom tokexport.exporter.cli import main\nmain()"
+    program = f"{before}\nfrom tokexport.exporter.cli.app import main\nmain()"
     given = [str(argument) for argument in arguments]
     return [*prefix, sys.executable, "-W", "error", "-c", program, *given]
 

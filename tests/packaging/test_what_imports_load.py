@@ -30,7 +30,7 @@ HEAVY = {
 AFTER_A_COMMAND = """
 import json, sys
 sys.argv = ["tokexport", *{arguments!r}]
-from tokexport.exporter.cli import main
+from tokexport.exporter.cli.app import main
 try:
     main()
 except SystemExit as end:

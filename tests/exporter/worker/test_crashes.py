@@ -27,9 +27,9 @@ from helpers.deadly_models import (
 from onnx import helper
 
 from tokexport.exporter.build.artifact import build
+from tokexport.exporter.cli.messages import describe
 from tokexport.exporter.exit_codes import ExitCode, exit_code_of
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.messages import describe
 from tokexport.exporter.worker import cuts
 from tokexport.exporter.worker.asking import Cause
 from tokexport.exporter.worker.openings import Opening

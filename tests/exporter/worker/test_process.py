@@ -80,7 +80,7 @@ from helpers.deadly_models import X, endless
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.process import WORKER
 from tokexport.exporter.worker.runner import WorkerRunner
-from tokexport.exporter.messages import shown_to_the_person
+from tokexport.exporter.cli.messages import shown_to_the_person
 import typer, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tokexport.exporter.cli_options import (
+from tokexport.exporter.cli.messages import console, prints_aside, show_result, shown_to_the_person
+from tokexport.exporter.cli.options import (
     Builder,
     Checkpoint,
     CodePath,
@@ -23,7 +24,6 @@ from tokexport.exporter.cli_options import (
     Threads,
     TrustPickle,
 )
-from tokexport.exporter.messages import console, prints_aside, show_result, shown_to_the_person
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
-from tokexport.exporter import cli_bench, cli_reduce
-from tokexport.exporter.cli_options import (
+from tokexport.exporter.cli import bench as cli_bench
+from tokexport.exporter.cli import reduce as cli_reduce
+from tokexport.exporter.cli.messages import (
+    console,
+    describe,
+    prints_aside,
+    show,
+    shown_to_the_person,
+)
+from tokexport.exporter.cli.options import (
     Batch,
     Builder,
     Checkpoint,
@@ -37,13 +45,6 @@ from tokexport.exporter.cli_options import (
     TokenCap,
     TrustPickle,
     target_option,
-)
-from tokexport.exporter.messages import (
-    console,
-    describe,
-    prints_aside,
-    show,
-    shown_to_the_person,
 )
 
 if TYPE_CHECKING:

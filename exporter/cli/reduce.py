@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from tokexport.exporter.cli_options import (
+from tokexport.exporter.cli.messages import (
+    console,
+    prints_aside,
+    show,
+    show_result,
+    shown_to_the_person,
+)
+from tokexport.exporter.cli.options import (
     RECIPE_HELP,
     Batch,
     Builder,
@@ -27,13 +34,6 @@ from tokexport.exporter.cli_options import (
     Threads,
     TrustPickle,
     target_option,
-)
-from tokexport.exporter.messages import (
-    console,
-    prints_aside,
-    show,
-    show_result,
-    shown_to_the_person,
 )
 
 NeededRecipe = Annotated[str, typer.Option("--reduce", help=RECIPE_HELP)]
