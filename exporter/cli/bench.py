@@ -79,7 +79,7 @@ def bench_command(
         from tokexport.exporter.inputs.batches import parse_shape
         from tokexport.exporter.inputs.constant_inputs import parse_constants
         from tokexport.exporter.progress import Checklist
-        from tokexport.exporter.result_files import ResultFiles
+        from tokexport.exporter.report.result_files import ResultFiles
         from tokexport.exporter.source import SourceOptions, default_name, load_source
         from tokexport.exporter.source.code_path import on_code_path
 

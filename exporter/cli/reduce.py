@@ -142,7 +142,7 @@ def sweep_command(
         from tokexport.exporter.inputs.constant_inputs import parse_constants
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.recipe import parse_values
-        from tokexport.exporter.result_files import ResultFiles
+        from tokexport.exporter.report.result_files import ResultFiles
         from tokexport.exporter.source import SourceOptions, default_name, load_source
         from tokexport.exporter.source.code_path import on_code_path
         from tokexport.exporter.sweep.plot import draw_sweep
