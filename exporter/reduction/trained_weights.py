@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tokexport.exporter.errors import UsageError, listed
-from tokexport.exporter.source.checkpoint import read_state_dict
+from tokexport.exporter.source.files.checkpoint import read_state_dict
 from tokexport.graph_passes.reduction.reduced_block import TRAINED, ReducedBlock
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokexport.exporter.errors import SourceError, UsageError
-from tokexport.exporter.source.checkpoint import load_checkpoint
-from tokexport.exporter.source.exported_program import load_exported_program, refuse_old_layout
 from tokexport.exporter.source.factory import Built, call_factory, is_factory_name
-from tokexport.exporter.source.file_kind import FileKind, file_kind
+from tokexport.exporter.source.files.checkpoint import load_checkpoint
+from tokexport.exporter.source.files.exported_program import (
+    load_exported_program,
+    refuse_old_layout,
+)
+from tokexport.exporter.source.files.file_kind import FileKind, file_kind
 from tokexport.exporter.source.hashing import hash_files, hash_model
 from tokexport.exporter.source.input_shapes import known_input_shapes
 from tokexport.exporter.source.options import Source, SourceOptions

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokexport.exporter.errors import SourceError, UntrustedPickleError, listed
-from tokexport.exporter.source.checkpoint import contents, find_state_dict
 from tokexport.exporter.source.code_path import failed_code, on_code_path
 from tokexport.exporter.source.factory import FACTORY_FORM, explain_unpicklable
-from tokexport.exporter.source.inert_pickle import Inert
-from tokexport.exporter.source.torch_file import TorchFile, read_torch_file
+from tokexport.exporter.source.files.checkpoint import contents, find_state_dict
+from tokexport.exporter.source.files.inert_pickle import Inert
+from tokexport.exporter.source.files.torch_file import TorchFile, read_torch_file
 
 if TYPE_CHECKING:
     from torch import nn

@@ -26,13 +26,13 @@ from tokexport.exporter.errors import (
     UntrustedPickleError,
     listed,
 )
+from tokexport.exporter.source.files.torch_file import damaged
 from tokexport.exporter.source.input_shapes import known_input_shapes
 from tokexport.exporter.source.preprocessing import (
     Preprocessing,
     transformers_preprocessing,
     unreadable_preprocessing,
 )
-from tokexport.exporter.source.torch_file import damaged
 from tokexport.exporter.source.transformers_config import check_config, no_larger_than
 from tokexport.runtimes.regular_files import read_at_most
 

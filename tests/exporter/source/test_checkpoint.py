@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from tokexport.exporter.errors import SourceError
 from tokexport.exporter.source import SourceOptions, load_source
-from tokexport.exporter.source.checkpoint import WEIGHT_KEYS, load_checkpoint
+from tokexport.exporter.source.files.checkpoint import WEIGHT_KEYS, load_checkpoint
 
 Folders = tuple[Path, ...]
 X = torch.ones(2, 4)

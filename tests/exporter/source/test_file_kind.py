@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from tokexport.exporter.errors import SourceError
-from tokexport.exporter.source.file_kind import FileKind, file_kind
+from tokexport.exporter.source.files.file_kind import FileKind, file_kind
 
 
 def test_each_kind_is_known_by_its_bytes(tmp_path: Path) -> None:

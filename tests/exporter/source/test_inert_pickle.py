@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokexport.exporter.source.inert_pickle import Inert, InertUnpickler, TensorRecord
+from tokexport.exporter.source.files.inert_pickle import Inert, InertUnpickler, TensorRecord
 
 
 class Touch:

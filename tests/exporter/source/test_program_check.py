@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokexport.exporter.source.program_check import operator_fault, unsafe_parts
+from tokexport.exporter.source.files.program_check import operator_fault, unsafe_parts
 
 
 def faults(expression: str) -> list[str]:

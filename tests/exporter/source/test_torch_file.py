@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tokexport.exporter.errors import SourceError
-from tokexport.exporter.source.inert_pickle import TensorRecord
-from tokexport.exporter.source.torch_file import read_torch_file
+from tokexport.exporter.source.files.inert_pickle import TensorRecord
+from tokexport.exporter.source.files.torch_file import read_torch_file
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64),

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from tokexport.exporter.errors import SourceError
-from tokexport.exporter.source.torch_file import damaged, is_plain_torch, is_torch_zip
+from tokexport.exporter.source.files.torch_file import damaged, is_plain_torch, is_torch_zip
 from tokexport.runtimes.regular_files import open_regular
 from tokexport.runtimes.zip_bounds import unpacks_too_far
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokexport.exporter.errors import PackageMissingError, SourceError, listed
-from tokexport.exporter.source.file_kind import FileKind, file_kind
-from tokexport.exporter.source.inert_pickle import Inert, TensorRecord
-from tokexport.exporter.source.torch_file import TorchFile, damaged, read_torch_file
+from tokexport.exporter.source.files.file_kind import FileKind, file_kind
+from tokexport.exporter.source.files.inert_pickle import Inert, TensorRecord
+from tokexport.exporter.source.files.torch_file import TorchFile, damaged, read_torch_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

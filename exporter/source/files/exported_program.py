@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokexport.exporter.errors import SourceError, UntrustedPickleError, listed
-from tokexport.exporter.source.program_check import unsafe_parts
-from tokexport.exporter.source.torch_file import damage_in
+from tokexport.exporter.source.files.program_check import unsafe_parts
+from tokexport.exporter.source.files.torch_file import damage_in
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
 
 if TYPE_CHECKING:

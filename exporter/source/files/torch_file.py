@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from tokexport.exporter.errors import SourceError
-from tokexport.exporter.source.inert_pickle import (
+from tokexport.exporter.source.files.inert_pickle import (
     DTYPES,
     InertUnpickler,
     StorageRecord,
