@@ -154,7 +154,7 @@ def cell(name: str, method: str, batch: int, seed: int) -> dict[str, Any]:
 def diffrate(model: Any, x: Any) -> str:
     """Returns a schedule that falls evenly to a third, for as many blocks as the model has."""
     from tokexport.exporter.eager.flat_model import FlatModel, call_spec
-    from tokexport.exporter.reduction.block_search import find_blocks
+    from tokexport.exporter.reduction.blocks.search import find_blocks
 
     blocks = find_blocks(FlatModel(model, call_spec(model, (x,), {})), (x,), None)
     count, depth = int(blocks[0].call.x.shape[1]), len(blocks)

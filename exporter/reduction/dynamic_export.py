@@ -17,7 +17,7 @@ from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.eager.outputs import flatten
 from tokexport.exporter.errors import GateError, ModelNotSupportedError, listed
-from tokexport.exporter.reduction.special_tokens import other_inputs
+from tokexport.exporter.reduction.blocks.special_tokens import other_inputs
 from tokexport.exporter.reduction.surgery_distance import Answer
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
 from tokexport.graph_passes.stack_traces import raised_at, source_line

@@ -17,11 +17,11 @@ from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.recipe import Recipe, parse_recipe
-from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
-from tokexport.exporter.reduction.observed_calls import Call
+from tokexport.exporter.reduction.blocks.observed_calls import Call
+from tokexport.exporter.reduction.blocks.search import FoundBlock, find_blocks
+from tokexport.exporter.reduction.blocks.special_tokens import count_special_tokens, other_inputs
 from tokexport.exporter.reduction.output_meaning import Judged, Shortened, shortened_outputs
 from tokexport.exporter.reduction.shown_blocks import Shown, Watched, shown_blocks
-from tokexport.exporter.reduction.special_tokens import count_special_tokens, other_inputs
 from tokexport.exporter.reduction.surgery_gate import surgery_error
 from tokexport.exporter.reduction.tokens_per_layer import tokens_per_layer
 from tokexport.exporter.reduction.trained_weights import load_trained

@@ -19,7 +19,7 @@ import tokexport.runtimes
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.recipe import parse_recipe
 from tokexport.exporter.reduction import reduce as reduce_module
-from tokexport.exporter.reduction.block_search import FoundBlock, find_blocks
+from tokexport.exporter.reduction.blocks.search import FoundBlock, find_blocks
 from tokexport.exporter.reduction.reduce import reduce_flat
 from tokexport.graph_passes.reduction.method import Method
 from tokexport.graph_passes.reduction.methods import METHODS

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from tokexport.exporter.capture.traced_lines import tracing
 from tokexport.exporter.eager.module_state import evaluation
-from tokexport.exporter.reduction.observed_calls import Call
+from tokexport.exporter.reduction.blocks.observed_calls import Call
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.stack_traces import raised_at
 from tokexport.graph_passes.torch_errors import in_words

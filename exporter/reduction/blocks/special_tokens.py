@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.errors import ModelNotSupportedError
-from tokexport.exporter.reduction.observed_calls import observe
+from tokexport.exporter.reduction.blocks.observed_calls import observe
 
 
 def other_inputs(inputs: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:
