@@ -307,7 +307,8 @@ def _compiled(
     slack: list[float],
 ) -> str:
     """Builds the artifact of a target, and holds it to eager where it runs here."""
-    from tokexport.exporter.build.artifact import ARTIFACT, build, save_onnx
+    from tokexport.exporter.build.artifact import ARTIFACT, build
+    from tokexport.exporter.build.onnx_file import save_onnx
     from tokexport.graph_passes import pipelines
     from tokexport.runtimes.openvino import OpenVinoRunner
     from tokexport.runtimes.ort import OrtRunner

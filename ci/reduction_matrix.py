@@ -93,7 +93,8 @@ def cell(name: str, method: str, batch: int, seed: int) -> dict[str, Any]:
     import torch
 
     import tokexport
-    from tokexport.exporter.build.artifact import build, save_onnx
+    from tokexport.exporter.build.artifact import build
+    from tokexport.exporter.build.onnx_file import save_onnx
     from tokexport.graph_passes import pipelines
     from tokexport.runtimes.openvino import OpenVinoRunner
     from tokexport.runtimes.ort import OrtRunner

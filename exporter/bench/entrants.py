@@ -23,7 +23,8 @@ from tokexport.exporter.bench.config import BenchConfig
 from tokexport.exporter.bench.floor import floor_model
 from tokexport.exporter.bench.plain_export import export_plainly, reason_of
 from tokexport.exporter.bench.subject import GraphFacts, Subject
-from tokexport.exporter.build.artifact import ARTIFACT, save_onnx
+from tokexport.exporter.build.artifact import ARTIFACT
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.compile import CompileResult, compile
 from tokexport.exporter.config import PRECISIONS
 from tokexport.exporter.eager.module_state import evaluation

@@ -1,4 +1,4 @@
-"""Writes a lowered graph to disk and builds a target's artifact from it."""
+"""Builds a target's artifact from its lowered graph."""
 
 from __future__ import annotations
 
@@ -6,29 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-import onnx_ir as ir
-
+from tokexport.exporter.build.calibration import calibration_batches
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.worker.runner import build_in_worker
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.manifest import RuntimeInfo
 
-#: A protobuf holds 2 GB at most; above this many bytes of weights they go into a file of their own.
-EXTERNAL_DATA_BYTES = 1_800_000_000
-
 #: The file that the runtime of a target loads.
 ARTIFACT: Final = {"ort": "model.onnx", "openvino": "model.xml", "trt": "model.engine"}
-
-
-def save_onnx(model: ir.Model, path: Path) -> None:
-    """Writes an ONNX file; above ``EXTERNAL_DATA_BYTES`` its weights lie beside it, NAME.data."""
-    weights = sum(
-        value.const_value.nbytes
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    )
-    beside = f"{path.name}.data" if weights > EXTERNAL_DATA_BYTES else None
-    ir.save(model, path, external_data=beside)
 
 
 def build(
@@ -58,8 +43,6 @@ def build(
             shutil.copyfile(external, folder / external.name)
     samples: dict[str, Array] = {}
     if (target, precision) == ("openvino", "int8"):
-        from tokexport.exporter.build.calibration import calibration_batches
-
         assert calibration is not None
         count = sum(1 for _ in calibration_batches(calibration))
         samples = {name: array[:count] for name, array in calibration.arrays.items()}

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.exporter.build.artifact import save_onnx
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.openings import Opening

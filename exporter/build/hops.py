@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from torch.fx import GraphModule
 
-from tokexport.exporter.build.artifact import save_onnx
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.system.scratch import scratch_folder

@@ -15,7 +15,8 @@ from typing import Self
 import onnx_ir as ir
 from torch.export import ExportedProgram
 
-from tokexport.exporter.build.artifact import ARTIFACT, save_onnx
+from tokexport.exporter.build.artifact import ARTIFACT
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.program_file import program_bytes
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import OutputExistsError, WriteError

@@ -14,8 +14,9 @@ from pathlib import Path
 import onnx_ir as ir
 from torch.export import ExportedProgram
 
-from tokexport.exporter.build.artifact import ARTIFACT, build, save_onnx
+from tokexport.exporter.build.artifact import ARTIFACT, build
 from tokexport.exporter.build.emit import emit
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.errors import ModelNotSupportedError, WriteError
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.openings import Opening

@@ -15,8 +15,9 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from tokexport.exporter.build import hops
-from tokexport.exporter.build.artifact import ARTIFACT, build, save_onnx
+from tokexport.exporter.build.artifact import ARTIFACT, build
 from tokexport.exporter.build.emit import emit
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.proof import Proof, TellHop, ToldRun

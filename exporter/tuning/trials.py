@@ -21,7 +21,8 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from tokexport.exporter.build.artifact import ARTIFACT, build, save_onnx
+from tokexport.exporter.build.artifact import ARTIFACT, build
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.speed.interleaved import Ratio, measure
 from tokexport.exporter.tuning.tuned_forms import TunedForm
 from tokexport.exporter.worker.openings import Opening

@@ -16,7 +16,7 @@ from torch import nn
 
 import tokexport
 import tokexport.runtimes
-from tokexport.exporter.build import artifact as build
+from tokexport.exporter.build import onnx_file
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.errors import (
     GateError,
@@ -165,7 +165,7 @@ def test_real_samples_labels_and_a_batch(tmp_path: Path) -> None:
 def test_large_weights_go_into_a_file_of_their_own(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr(onnx_file, "EXTERNAL_DATA_BYTES", 1000)
     result = tokexport.compile(
         tiny_tome(), image(), target, output=tmp_path / "bundle", keep_stages=True
     )

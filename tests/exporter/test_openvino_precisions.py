@@ -17,7 +17,8 @@ from helpers.graphs import emitted, rewrite
 from helpers.openvino_models import MERGES, images, save_merging_vit
 from helpers.torchvision_ops import child_environment
 
-from tokexport.exporter.build.artifact import build, save_onnx
+from tokexport.exporter.build.artifact import build
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.openvino_graph.int8 import left_out
 from tokexport.exporter.openvino_graph.roles import is_linear, operators_and_roles
 from tokexport.exporter.openvino_graph.rows import put_rows_first

@@ -14,7 +14,8 @@ from helpers.graphs import emitted, rewrite
 from openvino import opset13
 from torch import nn
 
-from tokexport.exporter.build.artifact import build, save_onnx
+from tokexport.exporter.build.artifact import build
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.openvino_graph.int8 import left_out
 from tokexport.exporter.openvino_graph.roles import is_fixed
 from tokexport.exporter.openvino_graph.rows import put_rows_first, scaled_by_fixed_row

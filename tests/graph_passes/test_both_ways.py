@@ -18,8 +18,8 @@ from models.plain_vits import DEPTH, build, image
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.exporter.build.artifact import save_onnx
 from tokexport.exporter.build.emit import emit
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.trace import capture
 from tokexport.graph_passes.decisions import tell, unlifted
 from tokexport.graph_passes.onnx_functions import DOMAIN

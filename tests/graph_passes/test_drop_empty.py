@@ -11,7 +11,8 @@ from helpers.graphs import Outputs, calls, checked, emitted, lowered, rewrite
 from torch import Tensor
 from torch.nn import functional
 
-from tokexport.exporter.build.artifact import build, save_onnx
+from tokexport.exporter.build.artifact import build
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.graph_passes import ops
 from tokexport.graph_passes.torch_passes.drop_empty import DropEmpty
 from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tokexport
-from tokexport.exporter.build.artifact import save_onnx
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.runtimes.ort import OrtRunner
 

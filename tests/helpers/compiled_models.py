@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 import tokexport
 from tokexport.exporter.build import hops
-from tokexport.exporter.build.artifact import ARTIFACT, build, save_onnx
+from tokexport.exporter.build.artifact import ARTIFACT, build
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from tokexport.exporter.build.artifact import save_onnx
 from tokexport.exporter.build.emit import emit
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.graph_passes import ops, pipelines

@@ -9,7 +9,7 @@ import torch
 from digits_vit import DigitsViT
 from helpers.graphs import emitted, rewrite
 
-from tokexport.exporter.build.artifact import save_onnx
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes import pipelines
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
+import graphlib
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,23 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOMS = ("exporter", "graph_passes", "runtimes")
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-MOST_LINES = 400
+#: How many modules a folder holds at most, catalogues (a pass or a method a file) apart.
+MOST_MODULES = 16
+CATALOGUES = {
+    "graph_passes",
+    "graph_passes/torch_passes",
+    "graph_passes/onnx_passes",
+    "graph_passes/reduction",
+    "runtimes",
+}
+#: The folders of the exporter in order: each imports those before it alone. ``.`` is what stands
+#: beside them.
+ORDER = (
+    *("counts", ".", "system", "inputs", "source/files", "source", "eager", "capture"),
+    *("openvino_graph", "worker", "build", "rounding", "parity", "reduction/blocks", "reduction"),
+    *("edges", "speed", "tuning", "report", "bundle", "ties", "stages", "compile.py"),
+    *("bench", "inspection", "sweep", "cli"),
+)
 
 #: What each room may import beside the standard library and itself.
 ALLOWED = {
@@ -100,9 +119,65 @@ def test_a_wrong_import_is_found(room: str, source: str) -> None:
     assert len(violations(room, source)) == 1
 
 
+def folder_of(module: str) -> str:
+    """The folder of a module of the exporter within it, or the file that has a place of its own."""
+    path = module_paths()[module]
+    own = path.relative_to(ROOT / "exporter")
+    return str(own) if str(own) in ORDER else own.parent.as_posix()
+
+
+@functools.cache
+def module_paths() -> dict[str, Path]:
+    """The path of every module of ours, by its name."""
+    found = {}
+    for path in MODULES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(("tokexport", *(parts[:-1] if parts[-1] == "__init__" else parts)))] = path
+    return found
+
+
+@functools.cache
+def modules_imported(module: str) -> frozenset[str]:
+    """The modules of ours that one imports, also for types alone or within a function."""
+    names = set()
+    for node in ast.walk(ast.parse(module_paths()[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {one if one in module_paths() else node.module for one in inner}
+    return frozenset((names & module_paths().keys()) - {module})
+
+
+def test_every_folder_has_its_place_in_the_order() -> None:
+    folders = {folder_of(name) for name in module_paths() if name.startswith("tokexport.exporter")}
+    assert folders == set(ORDER)
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_a_folder_imports_those_before_it_alone(folder: str) -> None:
+    before = set(ORDER[: ORDER.index(folder) + 1])
+    wrong = [
+        f"{module} imports {other}"
+        for module in module_paths()
+        if module.startswith("tokexport.exporter.") and folder_of(module) == folder
+        for other in modules_imported(module)
+        if other.startswith("tokexport.exporter.") and folder_of(other) not in before
+    ]
+    assert wrong == []
+
+
+def test_no_modules_import_one_another() -> None:
+    graphlib.TopologicalSorter({one: modules_imported(one) for one in module_paths()}).prepare()
+
+
+def test_folders_stay_small_enough_to_look_over() -> None:
+    counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in MODULES)
+    assert {folder for folder, count in counts.items() if count > MOST_MODULES} <= CATALOGUES
+
+
 @pytest.mark.parametrize("path", MODULES, ids=named)
-def test_modules_stay_readable(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+def test_names_say_what_is_in_a_module(path: Path) -> None:
     assert path.stem not in {"utils", "util", "helpers", "common", "misc"}
 
 

@@ -20,7 +20,7 @@ from helpers.token_cases import Array, rows, values
 from onnx import TensorProto
 from onnx.helper import make_node, make_tensor_value_info
 
-from tokexport.exporter.build.artifact import save_onnx
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.graph_passes.fused_functions import PANEL
 from tokexport.graph_passes.integer_weights import per_channel
 from tokexport.graph_passes.onnx_passes.pack_integer_linears import packed_bytes

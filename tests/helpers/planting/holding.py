@@ -24,7 +24,7 @@ from helpers.planting.ways import Asked, Way, run_file
 from torch.fx import GraphModule
 
 from tokexport.exporter.build import hops
-from tokexport.exporter.build.artifact import save_onnx
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.measured_gates import measured_gates, require_steady

@@ -14,8 +14,9 @@ from torch import nn
 from torch.fx import GraphModule
 
 from tokexport.exporter.build import hops
-from tokexport.exporter.build.artifact import ARTIFACT, build, save_onnx
+from tokexport.exporter.build.artifact import ARTIFACT, build
 from tokexport.exporter.build.emit import emit
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.example_inputs import prepare
