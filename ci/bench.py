@@ -138,15 +138,15 @@ def measured(one: Configuration, rounds: int) -> dict[str, Any]:
     import timm
     import torch
 
+    from tokexport.exporter.backends.known import BACKENDS
     from tokexport.exporter.bench.config import BenchConfig
     from tokexport.exporter.bench.run import bench
     from tokexport.exporter.bench.tables import bench_json
-    from tokexport.exporter.config import PRECISIONS
     from tokexport.exporter.source.in_memory import source_in_memory
 
     torch.manual_seed(0)
     model = timm.create_model(one.model).eval()
-    precisions = tuple(p for p in WANTED[one.target] if p in PRECISIONS[one.target])
+    precisions = tuple(p for p in WANTED[one.target] if p in BACKENDS[one.target].precisions)
     config = BenchConfig(
         targets=(one.target,),
         precisions=precisions,

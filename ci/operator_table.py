@@ -307,7 +307,8 @@ def _compiled(
     slack: list[float],
 ) -> str:
     """Builds the artifact of a target, and holds it to eager where it runs here."""
-    from tokexport.exporter.build.artifact import ARTIFACT, build
+    from tokexport.exporter.backends.known import BACKENDS
+    from tokexport.exporter.build.artifact import build
     from tokexport.exporter.build.onnx_file import save_onnx
     from tokexport.graph_passes import pipelines
     from tokexport.runtimes.openvino import OpenVinoRunner
@@ -318,11 +319,11 @@ def _compiled(
         lowered = folder / "model.onnx"
         save_onnx(pipelines.lower(emitted.clone(), target), lowered)
         (folder / "built").mkdir()
-        build(target, lowered, folder / "built")
+        build(BACKENDS[target], lowered, folder / "built")
         if target == "trt":
             return "built"
         runner: Any = {"ort": OrtRunner, "openvino": OpenVinoRunner}[target]
-        with runner.from_file(folder / "built" / ARTIFACT[target]) as opened:
+        with runner.from_file(folder / "built" / BACKENDS[target].artifact) as opened:
             given = opened.run(dict(feeds))
     for i, value in enumerate(wanted):
         said = _differs(given[f"out{i}"], value.numpy(), slack[i])

@@ -93,6 +93,7 @@ def cell(name: str, method: str, batch: int, seed: int) -> dict[str, Any]:
     import torch
 
     import tokexport
+    from tokexport.exporter.backends.known import BACKENDS
     from tokexport.exporter.build.artifact import build
     from tokexport.exporter.build.onnx_file import save_onnx
     from tokexport.graph_passes import pipelines
@@ -130,7 +131,7 @@ def cell(name: str, method: str, batch: int, seed: int) -> dict[str, Any]:
                 try:
                     save_onnx(pipelines.lower(ir.load(emitted), target), lowered)
                     (path / target).mkdir()
-                    build(target, lowered, path / target)
+                    build(BACKENDS[target], lowered, path / target)
                     found[target] = "BUILT, NOT RUN"
                     if target == "openvino":
                         with OpenVinoRunner.from_file(path / target / "model.xml") as runner:

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 from rich.console import Console
 from torch import nn
 
+from tokexport.exporter.backends.known import REFERENCE
 from tokexport.exporter.config import CompileOptions, compile_config
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.source import Source
@@ -60,7 +61,9 @@ def compile(
     source = model if isinstance(model, Source) else source_in_memory(model, example_inputs)
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     ops.register()
-    WORKER.start("ort", config.target)  # it gets ready while the model is traced
+    WORKER.start(
+        REFERENCE.runtime, config.backend.runtime
+    )  # it gets ready while the model is traced
     with compile_run(source, config, checklist) as run:
         reduced = reduce(run)
         answered = reference(run, reduced)

@@ -9,19 +9,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
+from tokexport.exporter.backends.backend import Backend
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.errors import UsageError
 
 if TYPE_CHECKING:
     from tokexport.exporter.recipe import Recipe
     from tokexport.graph_passes.reduction.method import Method
 
-#: The precisions that each target takes.
-PRECISIONS: Final[dict[str, tuple[str, ...]]] = {
-    "ort": ("fp32", "int8"),
-    "openvino": ("fp32", "bf16", "fp16", "int8"),
-    "trt": ("fp32", "fp16", "bf16"),
-}
-#: How ``ort`` finds the ranges of int8 activations: anew for each input, or once on the samples.
+#: How int8 finds the ranges of activations: anew for each input, or once on the samples.
 QUANTIZATIONS: Final = ("dynamic", "static")
 
 
@@ -145,22 +141,20 @@ class CompileConfig(ReduceConfig):
     def __post_init__(self) -> None:
         """Refuses what no compile can do."""
         super().__post_init__()
-        if self.target not in PRECISIONS:
-            raise UsageError(
-                f"There is no target '{self.target}'.", fix=f"Pass one of {', '.join(PRECISIONS)}."
-            )
-        if self.precision not in PRECISIONS[self.target]:
+        check_target(self.target)
+        if self.precision not in self.backend.precisions:
             raise UsageError(
                 f"Target '{self.target}' has no precision '{self.precision}'.",
-                fix=f"Pass one of {', '.join(PRECISIONS[self.target])}.",
+                fix=f"Pass one of {', '.join(self.backend.precisions)}.",
             )
         self._check_quantization()
         check_threads(self.threads)
-        if self.tune and self.target == "trt":
+        if self.tune and not self.backend.tunes:
+            others = [name for name, backend in BACKENDS.items() if backend.tunes]
             raise UsageError(
                 "--tune times operators in the target's runtime, and no engine is timed.",
-                fix="Leave it out: TensorRT times its own kernels when it builds an engine. Or "
-                "compile for ort or openvino.",
+                fix=f"Leave it out: {self.backend.title} times its own kernels when it builds an "
+                f"engine. Or compile for {' or '.join(others)}.",
             )
         if self.min_speedup is not None and not self.timed:
             raise UsageError("A speed-up is asked for, and nothing is to be timed.")
@@ -177,7 +171,7 @@ class CompileConfig(ReduceConfig):
                 f"There is no quantization '{self.quantization}'.",
                 fix=f"Pass one of {', '.join(QUANTIZATIONS)}.",
             )
-        if (self.target, self.precision) != ("ort", "int8"):
+        if self.precision != "int8" or len(self.backend.quantizations) < 2:
             raise UsageError(
                 "--quantization is a choice of --target ort --precision int8.",
                 fix="Leave it out: int8 for openvino is always static.",
@@ -189,17 +183,34 @@ class CompileConfig(ReduceConfig):
             )
 
     @property
+    def backend(self) -> Backend:
+        """What the target is to the stages."""
+        return BACKENDS[self.target]
+
+    @property
     def quantization_used(self) -> str | None:
         """How int8 finds its ranges; None in another precision."""
         if self.precision != "int8":
             return None
-        return "static" if self.target == "openvino" else self.quantization or "dynamic"
+        return self.quantization or self.backend.quantizations[0]
 
     @property
     def stages_folder(self) -> Path:
         """Where kept stages go."""
         output = Path(os.path.abspath(self.output))
         return output.with_name(f"{output.name}.stages")
+
+
+def check_target(target: str) -> None:
+    """Refuses a target that there is not.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    if target not in BACKENDS:
+        raise UsageError(
+            f"There is no target '{target}'.", fix=f"Pass one of {', '.join(BACKENDS)}."
+        )
 
 
 def check_threads(threads: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import onnx_ir as ir
 from onnx_ir.passes import PassBase
@@ -236,6 +236,7 @@ class Arithmetic:
 
 
 FP32: Final = Arithmetic()
+_Passes: TypeAlias = tuple[PassBase, ...]
 
 
 @dataclass(frozen=True)
@@ -249,31 +250,41 @@ class Rewritten(PassResult):
     token_schedule: tuple[int, ...]
 
 
+def _quantised(arithmetic: Arithmetic) -> tuple[_Passes, _Passes]:
+    if arithmetic.ranges is None:
+        return (QuantiseDynamically(arithmetic.weight_bits),), ()
+    return (QuantiseStatically(arithmetic.ranges, arithmetic.weight_bits),), ()
+
+
+def _cast(dtype: ir.DataType) -> Callable[[Arithmetic], tuple[_Passes, _Passes]]:
+    return lambda _: ((), (CastToHalf(dtype), RemoveUnusedNodesPass()))
+
+
+#: What goes before and behind the passes of a target in a reduced precision. Integers go in before
+#: those of ``ort``, which join what is left in float32; half precisions behind those of ``trt``,
+#: once all is inlined and folded. OpenVINO takes a graph of float32: its builder narrows that.
+AROUND: Final[dict[tuple[str, str], Callable[[Arithmetic], tuple[_Passes, _Passes]]]] = {
+    ("ort", "int8"): _quantised,
+    ("trt", "fp16"): _cast(ir.DataType.FLOAT16),
+    ("trt", "bf16"): _cast(ir.DataType.BFLOAT16),
+}
+
+
 def lowering(
     target: str, arithmetic: Arithmetic = FP32, forms: Forms | None = None
 ) -> tuple[PassBase, ...]:
     """Returns the passes of a target for what it is to compute in, in order.
 
     ``ChooseForms`` takes the forms that were measured; without any it changes nothing.
-
-    Integers go in before the passes of ``ort``, which join what is left in float32; half precisions
-    behind those of ``trt``, once all is inlined and folded. OpenVINO takes a graph of float32: its
-    builder narrows that.
     """
     passes = tuple(
         ChooseForms(forms) if isinstance(each, ChooseForms) else each for each in LOWER[target]
     )
-    match target, arithmetic.precision:
-        case "ort", "int8":
-            bits = arithmetic.weight_bits
-            if arithmetic.ranges is None:
-                return QuantiseDynamically(bits), *passes
-            return QuantiseStatically(arithmetic.ranges, bits), *passes
-        case "trt", "fp16":
-            return *passes, CastToHalf(ir.DataType.FLOAT16), RemoveUnusedNodesPass()
-        case "trt", "bf16":
-            return *passes, CastToHalf(ir.DataType.BFLOAT16), RemoveUnusedNodesPass()
-    return passes
+    around = AROUND.get((target, arithmetic.precision))
+    if around is None:
+        return passes
+    before, behind = around(arithmetic)
+    return *before, *passes, *behind
 
 
 def rewrite(
@@ -299,27 +310,26 @@ def rewrite(
 
 def written(model: ir.Model) -> ir.Model:
     """Runs ``EMIT`` over a model as ``torch.onnx.export`` leaves it without its optimiser."""
-    return _run(EMIT, model)
+    return run_passes_over(model, EMIT)
 
 
 def lower(
     model: ir.Model, target: str, arithmetic: Arithmetic = FP32, forms: Forms | None = None
 ) -> ir.Model:
     """Runs a target's passes over an emitted model, in place where a pass can."""
-    return _run(lowering(target, arithmetic, forms), model)
+    return run_passes_over(model, lowering(target, arithmetic, forms))
 
 
-def _run(passes: tuple[PassBase, ...], model: ir.Model) -> ir.Model:
+def run_passes_over(model: ir.Model, passes: tuple[PassBase, ...]) -> ir.Model:
+    """Runs passes over an ONNX model in order, in place where a pass can."""
     for onnx_pass in passes:
         model = onnx_pass(model).model
     return model
 
 
-def calls_to_choose(
-    model: ir.Model, target: str, arithmetic: Arithmetic = FP32
-) -> Counter[TokenCall]:
-    """Counts what ``ChooseForms`` meets on the way of a target, which takes the model along."""
-    for onnx_pass in lowering(target, arithmetic):
+def calls_to_choose(model: ir.Model, passes: tuple[PassBase, ...]) -> Counter[TokenCall]:
+    """Counts what ``ChooseForms`` meets among the passes of a target, which change the model."""
+    for onnx_pass in passes:
         if isinstance(onnx_pass, ChooseForms):
             break
         model = onnx_pass(model).model

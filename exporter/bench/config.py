@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tokexport.exporter.config import PRECISIONS, ReduceConfig, check_threads
+from tokexport.exporter.backends.known import BACKENDS
+from tokexport.exporter.config import ReduceConfig, check_threads
 from tokexport.exporter.errors import UsageError
 
 #: The targets that run on the processor, beside eager; an engine for a GPU has no peer here.
-TIMED_TARGETS: Final = ("ort", "openvino")
+TIMED_TARGETS: Final = tuple(name for name, one in BACKENDS.items() if one.runs_on_cpu)
 #: Fewer rounds than this leave the ratio of medians in the noise.
 ENOUGH_ROUNDS: Final = 40
 
@@ -40,7 +41,7 @@ class BenchConfig(ReduceConfig):
     def __post_init__(self) -> None:
         """Refuses what cannot be timed."""
         super().__post_init__()
-        known = tuple(dict.fromkeys(name for names in PRECISIONS.values() for name in names))
+        known = tuple(dict.fromkeys(name for one in BACKENDS.values() for name in one.precisions))
         for what, given, those in (
             ("target", self.targets, TIMED_TARGETS),
             ("precision", self.precisions, known),

@@ -13,20 +13,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import torch
 
+from tokexport.exporter.backends.known import BACKENDS, REFERENCE
 from tokexport.exporter.bench.candidate import Candidate, Entrant, Way
 from tokexport.exporter.bench.config import BenchConfig
 from tokexport.exporter.bench.floor import floor_model
 from tokexport.exporter.bench.plain_export import export_plainly, reason_of
 from tokexport.exporter.bench.subject import GraphFacts, Subject
-from tokexport.exporter.build.artifact import ARTIFACT
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.compile import CompileResult, compile
-from tokexport.exporter.config import PRECISIONS
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.exit_codes import ExitCode, exit_code_of
@@ -42,9 +40,6 @@ from tokexport.exporter.worker.runner import (
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import load
-
-#: In what a plain export runs: what a runtime computes in by itself, or when it is asked to.
-PLAIN_PRECISIONS: Final = {"ort": ("fp32",), "openvino": ("fp32", "bf16", "fp16")}
 
 
 class Entrants:
@@ -157,7 +152,7 @@ class Entrants:
                     yield self._compiled_by_us(candidate, model)
 
     def _compiled_by_us(self, candidate: Candidate, model: Subject) -> Entrant:
-        taken = PRECISIONS[candidate.target]
+        taken = BACKENDS[candidate.target].precisions
         if candidate.precision not in taken:
             return Entrant(
                 candidate, note=f"skipped: the target '{candidate.target}' takes {', '.join(taken)}"
@@ -248,20 +243,20 @@ def plain_candidates(config: BenchConfig, *, unreduced: bool = False) -> list[Ca
     it lacks one of them.
     """
     found = []
-    for target in dict.fromkeys(("ort", *config.targets)):
+    for target in dict.fromkeys((REFERENCE.name, *config.targets)):
         if unreduced and target not in config.targets:
             continue
         asked = config.precisions if target in config.targets else ("fp32",)
         own = {plain_precision(target, precision): None for precision in asked}
         found += [Candidate(Way.PLAIN, target, precision, unreduced) for precision in own]
-        if target == "ort" and target in config.targets and not unreduced:
+        if target == REFERENCE.name and target in config.targets and not unreduced:
             found.append(Candidate(Way.OPTIMIZER, target))
     return found
 
 
 def plain_precision(target: str, precision: str) -> str:
     """Returns what the plain export runs in that a candidate of a precision is held against."""
-    return precision if precision in PLAIN_PRECISIONS[target] else "fp32"
+    return precision if precision in BACKENDS[target].plain_precisions else "fp32"
 
 
 def _threads_of(runner: Runner) -> int | None:
@@ -274,9 +269,10 @@ def _open_plain(candidate: Candidate, path: Path, facts: GraphFacts, threads: in
         output = path.with_name("optimised.onnx")
         optimise_in_worker(path, output, heads=facts.heads, hidden=facts.hidden)
         return WorkerRunner(Opening(output, threads=threads))
-    if candidate.target == "ort":
+    backend = BACKENDS[candidate.target]
+    if backend.runs_lowered:
         return WorkerRunner(Opening(path, threads=threads))
-    converted = path.with_name(ARTIFACT["openvino"])
+    converted = path.with_name(backend.artifact)
     if not converted.exists():
         convert_in_worker(path, converted)
     opening = Opening(converted, precision=candidate.precision, threads=threads)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tokexport.exporter.backends.known import REFERENCE
 from tokexport.exporter.bench.candidate import Candidate, Entrant, Way
 from tokexport.exporter.bench.entrants import plain_precision
 from tokexport.exporter.speed.against_eager import said_threads
@@ -206,7 +207,7 @@ def _note(entrant: Entrant, noisy: bool) -> str:
 
 def _plain_of(candidate: Candidate) -> Candidate:
     """Returns the plain export that a candidate is held against."""
-    target = candidate.target or "ort"
+    target = candidate.target or REFERENCE.name
     return Candidate(Way.PLAIN, target, plain_precision(target, candidate.precision))
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Final
 
+from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.build.calibration import calibration_batches
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.worker.runner import build_in_worker
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.manifest import RuntimeInfo
 
-#: The file that the runtime of a target loads.
-ARTIFACT: Final = {"ort": "model.onnx", "openvino": "model.xml", "trt": "model.engine"}
-
 
 def build(
-    target: str,
+    backend: Backend,
     lowered: Path,
     folder: Path,
     precision: str = "fp32",
@@ -26,24 +23,24 @@ def build(
     """Builds the artifact of a target from its lowered ONNX file, in the worker.
 
     Args:
-        target: ``ort``, ``openvino`` or ``trt``.
-        lowered: The ONNX file, called as the artifact of ``ort`` is, its external data beside it.
-        folder: Where the artifact goes, under the name that ``ARTIFACT`` gives.
-        precision: What it is to compute in, where the graph does not hold the types: for openvino.
-        calibration: The samples that int8 for openvino measures its ranges on.
+        backend: The target.
+        lowered: The ONNX file; external data lie beside it.
+        folder: Where the artifact goes, under the name that the backend gives it.
+        precision: What it is to compute in, where the graph does not hold the types.
+        calibration: The samples that ranges are measured on, where the backend does that.
 
     Returns:
         What built it.
     """
-    artifact = folder / ARTIFACT[target]
-    if target == "ort":
+    artifact = folder / backend.artifact
+    if backend.runs_lowered:
         shutil.copyfile(lowered, artifact)
         external = lowered.with_name(f"{lowered.name}.data")
         if external.exists():
             shutil.copyfile(external, folder / external.name)
     samples: dict[str, Array] = {}
-    if (target, precision) == ("openvino", "int8"):
+    if backend.calibrates(precision):
         assert calibration is not None
         count = sum(1 for _ in calibration_batches(calibration))
         samples = {name: array[:count] for name, array in calibration.arrays.items()}
-    return build_in_worker(target, lowered, artifact, precision, samples)
+    return build_in_worker(backend, lowered, artifact, precision, samples)

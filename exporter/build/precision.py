@@ -22,11 +22,11 @@ def arithmetic_of(config: CompileConfig, emitted: ir.Model, batches: Batches) ->
         emitted: The emitted model; it stays as it is.
         batches: The samples.
     """
-    if (config.target, config.precision) != ("ort", "int8"):
+    if not config.backend.arithmetic_in_graph(config.precision):
         return Arithmetic(config.precision)
     static = config.quantization_used == "static"
     ranges = linear_ranges(emitted, batches) if static else None
-    return Arithmetic("int8", ranges, weight_bits=7 if sums_saturate() else 8)
+    return Arithmetic(config.precision, ranges, weight_bits=7 if sums_saturate() else 8)
 
 
 def with_quantisation(
@@ -36,7 +36,7 @@ def with_quantisation(
     if config.quantization_used is None:
         return runtime
     details: dict[str, str | int | list[str]] = {"quantization": config.quantization_used}
-    if config.target == "ort":
+    if config.backend.arithmetic_in_graph(config.precision):
         details["weight_bits"] = arithmetic.weight_bits
     return replace(runtime, details=runtime.details | details)
 

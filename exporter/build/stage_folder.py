@@ -15,7 +15,7 @@ from typing import Self
 import onnx_ir as ir
 from torch.export import ExportedProgram
 
-from tokexport.exporter.build.artifact import ARTIFACT
+from tokexport.exporter.backends.known import REFERENCE
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.program_file import program_bytes
 from tokexport.exporter.config import CompileConfig
@@ -128,7 +128,7 @@ class StageFolder:
         self._lines |= lines_by_node(model)
         folder = self.path / stage
         folder.mkdir()
-        path = folder / ARTIFACT["ort"]
+        path = folder / REFERENCE.artifact
         save_onnx(model, path)
         return path
 

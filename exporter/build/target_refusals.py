@@ -14,7 +14,9 @@ from pathlib import Path
 import onnx_ir as ir
 from torch.export import ExportedProgram
 
-from tokexport.exporter.build.artifact import ARTIFACT, build
+from tokexport.exporter.backends.backend import Backend
+from tokexport.exporter.backends.known import BACKENDS, REFERENCE
+from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.emit import emit
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.errors import ModelNotSupportedError, WriteError
@@ -86,7 +88,7 @@ def ask(target: str, model: ir.Model | Refusal) -> Verdict:
         return Verdict(target, (model,), "there is no ONNX model to ask it about")
     model = model.clone()
     lines: dict[str, str] = {}
-    for onnx_pass in pipelines.LOWER[target]:
+    for onnx_pass in BACKENDS[target].lowering(pipelines.FP32):
         if isinstance(onnx_pass, RefuseForTensorRt):
             found = tuple(_refusal(error) for error in refusals(model))
             return Verdict(target, found, "by the operators known to be refused; nothing was built")
@@ -105,16 +107,17 @@ def ask(target: str, model: ir.Model | Refusal) -> Verdict:
 
 def _try(target: str, model: ir.Model, lines: dict[str, str], folder: Path) -> Verdict:
     """Lets the target read the lowered model."""
-    lowered, built = folder / ARTIFACT["ort"], folder / "built"
+    backend = BACKENDS[target]
+    lowered, built = folder / REFERENCE.artifact, folder / "built"
     save_onnx(model, lowered)
     built.mkdir()
     try:
-        runtime = build(target, lowered, built)
-        fused, apart = _attentions(target, model, lowered, built / ARTIFACT[target], runtime)
+        runtime = build(backend, lowered, built)
+        fused, apart = _attentions(backend, model, lowered, built / backend.artifact, runtime)
     except RuntimeMissingError as error:
         return Verdict(target, (), f"{error.what} {error.fix}", asked=False)
     except BuildError as error:
-        blamed = _blamed(error, model, lines, everywhere=target == "openvino")
+        blamed = _blamed(error, model, lines, everywhere=backend.refuses_everywhere)
         return Verdict(target, blamed, "it refused the lowered model")
     took = f"{runtime.flavour} {runtime.version} took the lowered model"
     if fused or apart:
@@ -123,18 +126,18 @@ def _try(target: str, model: ir.Model, lines: dict[str, str], folder: Path) -> V
 
 
 def _attentions(
-    target: str, model: ir.Model, lowered: Path, artifact: Path, runtime: RuntimeInfo
+    backend: Backend, model: ir.Model, lowered: Path, artifact: Path, runtime: RuntimeInfo
 ) -> tuple[int, list[ir.Node]]:
     """Returns how many attentions run as one kernel, and the other ones' nodes.
 
     Args:
-        target: ``ort`` or ``openvino``.
+        backend: The target.
         model: The lowered model.
         lowered: The file of it.
         artifact: What was built of it.
         runtime: What built it.
     """
-    if target == "openvino":
+    if backend.tells_attentions:
         with WorkerRunner(Opening(artifact), lowered) as runner:
             names = runner.runtime.details["other_attentions"]
             fused = runner.runtime.details["fused_attentions"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import tokexport
-from tokexport.exporter.build.artifact import ARTIFACT
 from tokexport.exporter.capture.token_cap import checks_of
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.example_inputs import constants_of
@@ -54,7 +53,7 @@ def new_manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         target=config.target,
         status=BUILT_NOT_RUN,
-        artifact=ARTIFACT[config.target],
+        artifact=config.backend.artifact,
         runtime=runtime,
         precision=config.precision,
         inputs=inputs,

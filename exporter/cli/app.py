@@ -186,7 +186,8 @@ def inspect_command(
         from tokexport.exporter.requirements import require_compile_packages
 
         require_compile_packages()
-        from tokexport.exporter.config import PRECISIONS, parse_caps
+        from tokexport.exporter.backends.known import BACKENDS
+        from tokexport.exporter.config import parse_caps
         from tokexport.exporter.inputs.batches import parse_shape
         from tokexport.exporter.inputs.constant_inputs import parse_constants
         from tokexport.exporter.inspection.inspect import inspect
@@ -200,7 +201,7 @@ def inspect_command(
         with prints_aside(json), on_code_path(options.code_path):
             found = inspect(
                 load_source(options),
-                targets=(target,) if target else tuple(PRECISIONS),
+                targets=(target,) if target else tuple(BACKENDS),
                 progress=Checklist(console(stderr=True), enabled=not json),
                 inputs=inputs,
                 input_shape=None if input_shape is None else parse_shape(input_shape, batch),

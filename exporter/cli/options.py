@@ -12,11 +12,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 
 def _known_target(value: str | None) -> str | None:
     """Refuses a target that there is not."""
-    from tokexport.exporter.config import PRECISIONS
+    from tokexport.exporter.backends.known import BACKENDS
 
-    if value is not None and value not in PRECISIONS:
+    if value is not None and value not in BACKENDS:
         raise typer.BadParameter(
-            f"there is no target '{value}'. Pass one of {', '.join(PRECISIONS)}."
+            f"there is no target '{value}'. Pass one of {', '.join(BACKENDS)}."
         )
     return value
 

@@ -17,16 +17,16 @@ from rich.console import Console
 from torch import nn
 from torch.export import ExportedProgram
 
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build.target_refusals import Verdict, ask, emitted
 from tokexport.exporter.capture.noise import capture_any, random_lines
 from tokexport.exporter.capture.token_cap import under_cap
 from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.capture.trace import capture
-from tokexport.exporter.config import PRECISIONS, ReduceConfig
+from tokexport.exporter.config import ReduceConfig, check_target
 from tokexport.exporter.eager.example_inputs import constants_of, prepare
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import tensors_of
-from tokexport.exporter.errors import UsageError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
@@ -139,7 +139,7 @@ def inspect(
     model: nn.Module | Source,
     example_inputs: Any = None,
     *,
-    targets: Sequence[str] = tuple(PRECISIONS),
+    targets: Sequence[str] = tuple(BACKENDS),
     progress: Checklist | None = None,
     **options: Any,
 ) -> Inspection:
@@ -161,14 +161,11 @@ def inspect(
     """
     config = ReduceConfig(**options)
     for target in targets:
-        if target not in PRECISIONS:
-            raise UsageError(
-                f"There is no target '{target}'.", fix=f"Pass one of {', '.join(PRECISIONS)}."
-            )
+        check_target(target)
     source = model if isinstance(model, Source) else source_in_memory(model, example_inputs)
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     ops.register()
-    if asked := {*targets} - {"trt"}:
+    if asked := {BACKENDS[name].runtime for name in targets if BACKENDS[name].runs_on_cpu}:
         WORKER.start(*asked)  # it gets ready while the model is traced
     with checklist:
         reduced = None

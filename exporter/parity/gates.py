@@ -244,6 +244,6 @@ def narrowed_hops(config: CompileConfig) -> tuple[str, ...]:
     """Returns the steps that compute in the precision asked for; those before them are in fp32."""
     if config.precision == "fp32":
         return ()
-    if config.target == "trt":
+    if config.backend.narrows_lowered:
         return "lowered", "artifact"
     return "without kernels", "artifact"

@@ -91,9 +91,10 @@ def lower(run: CompileRun, answered: Answered, captured: Captured, emitted: Emit
             with run.stage("tune"):
                 record.tuning, steps.way.forms = tune(emitted.model, config, arithmetic)
                 record.warnings += record.tuning.warnings
-        model = pipelines.lower(emitted.model, config.target, arithmetic, steps.way.forms)
+        passes = config.backend.lowering(arithmetic, steps.way.forms)
+        model = pipelines.run_passes_over(emitted.model, passes)
         path = run.kept.save_onnx("lowered", model)
-        if config.target == "ort":
+        if config.backend.runs_lowered:
             return Lowered(path, arithmetic, None, steps)
         run_lowered = partial(hops.run_lowered, path, arithmetic=arithmetic)
         found = run_lowered(answered.batches)
@@ -109,7 +110,7 @@ def build(run: CompileRun, answered: Answered, lowered: Lowered) -> Manifest:
     with run.stage("build"), run.kept.explain(lowered.path):
         run.bundle.require_space(_size(lowered.path.parent))
         batches = answered.batches
-        runtime = artifact_of(config.target, lowered.path, folder, config.precision, batches)
+        runtime = artifact_of(config.backend, lowered.path, folder, config.precision, batches)
         runtime = with_quantisation(runtime, config, lowered.arithmetic)
         record.runtime, record.artifact_bytes = runtime, _size(folder)
         return new_manifest(

@@ -226,7 +226,7 @@ def rewrite(run: CompileRun, answered: Answered, captured: Captured) -> Rewritte
         program = rewritten.program
         run.kept.save_program("rewritten", program)
         folder = run.kept.path / "told"
-        way = ToldWay(program, batches.names, names, config.target, config.precision, folder)
+        way = ToldWay(program, batches.names, names, config.backend, config.precision, folder)
         told = ToldHops(captured.module, way, batches, captured.proof)
 
         def run_captured(some: Batches) -> dict[str, Array]:

@@ -14,8 +14,10 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from tokexport.exporter.backends.backend import Backend
+from tokexport.exporter.backends.known import REFERENCE
 from tokexport.exporter.build import hops
-from tokexport.exporter.build.artifact import ARTIFACT, build
+from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.emit import emit
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.trace import capture
@@ -38,7 +40,7 @@ class ToldWay:
         rewritten: The program after the passes.
         inputs: The names of its inputs.
         outputs: The names of its outputs.
-        target: The target of the compile.
+        backend: The target of the compile.
         precision: The precision of it.
         folder: Where what it writes goes; it is made when something does.
 
@@ -51,14 +53,14 @@ class ToldWay:
         rewritten: ExportedProgram,
         inputs: Sequence[str],
         outputs: Sequence[str],
-        target: str,
+        backend: Backend,
         precision: str,
         folder: Path,
     ) -> None:
         self._rewritten = rewritten
         self._names = tuple(inputs), tuple(outputs)
         self._folder = folder
-        self.target = target
+        self.backend = backend
         self.arithmetic = Arithmetic(precision)
         self.forms: Forms = {}
 
@@ -85,8 +87,8 @@ class ToldWay:
     def lowered(self) -> Path:
         """Its lowered ONNX file."""
         emitted = ir.load(self.emitted)
-        lowered = pipelines.lower(emitted, self.target, self.arithmetic, self.forms)
-        return self._saved("lowered", lowered)
+        passes = self.backend.lowering(self.arithmetic, self.forms)
+        return self._saved("lowered", pipelines.run_passes_over(emitted, passes))
 
     def folder_for(self, hop: str) -> Path:
         """Makes a folder for an artifact: HOP, or HOP-2 where that is taken."""
@@ -101,7 +103,7 @@ class ToldWay:
     def _saved(self, stage: str, model: ir.Model) -> Path:
         folder = self._folder / stage
         folder.mkdir(parents=True)
-        path = folder / ARTIFACT["ort"]
+        path = folder / REFERENCE.artifact
         save_onnx(model, path)
         return path
 
@@ -233,7 +235,7 @@ class ToldHops:
         folder = way.folder_for(hop)
         told = replace(
             manifest,
-            runtime=build(way.target, way.lowered, folder, way.arithmetic.precision),
+            runtime=build(way.backend, way.lowered, folder, way.arithmetic.precision),
             inputs=tuple(_specs(names, way.told.module, "placeholder")),
             outputs=tuple(_specs(way.results, way.told.module, "output")),
             checks=None,  # their output is one of those

@@ -21,7 +21,9 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from tokexport.exporter.build.artifact import ARTIFACT, build
+from tokexport.exporter.backends.backend import Backend
+from tokexport.exporter.backends.known import REFERENCE
+from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.speed.interleaved import Ratio, measure
 from tokexport.exporter.tuning.tuned_forms import TunedForm
@@ -63,7 +65,7 @@ class Trial:
 def try_forms(
     call: TokenCall,
     forms: Sequence[str],
-    target: str,
+    backend: Backend,
     precision: str,
     folder: Path,
     threads: int | None = None,
@@ -81,7 +83,7 @@ def try_forms(
     Args:
         call: What the call looks like.
         forms: Its forms, the standard one first.
-        target: ``ort`` or ``openvino``.
+        backend: The target.
         precision: What the artifact computes in.
         folder: An empty folder for the models.
         threads: The most threads for the runtime; None leaves the choice to it.
@@ -98,7 +100,7 @@ def try_forms(
     with ExitStack() as stack:
         for form in forms:
             try:
-                made = _runner(call, form, feeds, target, precision, folder / form, threads)
+                made = _runner(call, form, feeds, backend, precision, folder / form, threads)
                 runner = stack.enter_context(made)
                 arrays = {spec.name: feeds[spec.name] for spec in runner.inputs}
                 found = runner.run(arrays)
@@ -274,22 +276,23 @@ def _runner(
     call: TokenCall,
     form: str,
     feeds: Mapping[str, Array],
-    target: str,
+    backend: Backend,
     precision: str,
     folder: Path,
     threads: int | None,
 ) -> Runner:
     """Builds the model of a form as the target builds what it ships, and opens it."""
     folder.mkdir()
-    model = pipelines.lower(trial_model(call, feeds), target, forms={call: form})
-    lowered = folder / ARTIFACT["ort"]
+    passes = backend.lowering(pipelines.FP32, {call: form})
+    model = pipelines.run_passes_over(trial_model(call, feeds), passes)
+    lowered = folder / REFERENCE.artifact
     save_onnx(model, lowered)
-    if target == "ort":
+    if backend.runs_lowered:
         return WorkerRunner(Opening(lowered, threads=threads))
     # What int8 makes integers of are linears: the calls stay in float32.
     precision = "fp32" if precision == "int8" else precision
-    build(target, lowered, folder, precision)
-    opening = Opening(folder / ARTIFACT[target], precision=precision, threads=threads)
+    build(backend, lowered, folder, precision)
+    opening = Opening(folder / backend.artifact, precision=precision, threads=threads)
     return WorkerRunner(opening, lowered)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.system.machine import describe_machine, usable_cores
 from tokexport.exporter.system.scratch import scratch_folder
@@ -17,15 +18,10 @@ from tokexport.exporter.tuning.cache import FormCache
 from tokexport.exporter.tuning.trials import try_forms
 from tokexport.exporter.tuning.tuned_forms import TunedForm, Tuning
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_functions import signatures
 from tokexport.graph_passes.onnx_passes.choose_forms import Forms, TokenCall
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.graph_passes.token_forms import candidates
-from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, native_library
-from tokexport.runtimes.openvino import kernels_here
-
-#: The package of the runtime of each target whose forms can be timed.
-_PACKAGES = {"ort": "onnxruntime", "openvino": "openvino"}
+from tokexport.runtimes.native_library import NO_KERNELS, kernels_of
 
 
 def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tuple[Tuning, Forms]:
@@ -43,20 +39,19 @@ def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tu
         tokexport.runtimes.errors.RuntimeMissingError: The target's runtime is not installed.
         UsageError: There is no folder for the cache.
     """
-    calls = pipelines.calls_to_choose(emitted.clone(), config.target, arithmetic)
-    cache = FormCache(environment(config.target, config.precision, config.threads))
-    kernels = _kernels(config.target) != NO_KERNELS
+    backend = config.backend
+    calls = pipelines.calls_to_choose(emitted.clone(), backend.lowering(arithmetic))
+    cache = FormCache(environment(backend, config.precision, config.threads))
+    kernels = _kernels(backend) != NO_KERNELS
     warnings: dict[str, None] = {}
     forms: dict[TokenCall, TunedForm] = {}
     timed = 0
     for call in sorted(calls):
-        names = candidates(call.operator, kernels=kernels and _has_kernel(call, config.target))
+        names = candidates(call.operator, kernels=kernels and backend.has_kernel(call))
         found = cache.get(str(call), names)
         if found is None:
             with scratch_folder() as folder:
-                trial = try_forms(
-                    call, names, config.target, config.precision, folder, config.threads
-                )
+                trial = try_forms(call, names, backend, config.precision, folder, config.threads)
             for form, why in trial.refused.items():
                 warnings[f"Form {form} of {call.operator} was left out: {why}"] = None
             if trial.chosen is None:
@@ -78,30 +73,25 @@ def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tu
     }
 
 
-def _has_kernel(call: TokenCall, target: str) -> bool:
-    """Tells whether a kernel can give a call: OpenVINO's takes no constant indices."""
-    inputs = signatures()[call.operator].inputs
-    return target == "ort" or all(inputs[position][1] != "I" for position in call.constant)
-
-
-def environment(target: str, precision: str, threads: int | None = None) -> dict[str, str | int]:
+def environment(
+    backend: Backend, precision: str, threads: int | None = None
+) -> dict[str, str | int]:
     """Returns all that the times depend on beside the call."""
     machine = describe_machine()
-    package = _PACKAGES[target]
     return {
         "processor": machine["processor"],
         "threads": threads or usable_cores(),
-        "target": target,
+        "target": backend.name,
         "precision": precision,
-        "runtime": f"{package} {machine['packages'].get(package, '')}",
+        "runtime": f"{backend.package} {machine['packages'].get(backend.package, '')}",
         "tokexport": machine["packages"].get("tokexport", ""),
-        "kernels": _kernels(target),
+        "kernels": _kernels(backend),
     }
 
 
-def _kernels(target: str) -> str:
+def _kernels(backend: Backend) -> str:
     """Returns the instruction set of the native kernels that will run, or that none will."""
-    library = kernels_here() if target == "openvino" else native_library()
+    library = backend.kernels()
     if library is None:
         return NO_KERNELS
     try:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.cuts import Blamed, Outcome, deadly_node
 from tokexport.exporter.worker.messages import Message
@@ -29,8 +30,6 @@ from tokexport.runtimes.base import Array
 from tokexport.runtimes.errors import BuildError, RunError, RuntimesError
 from tokexport.runtimes.memory import FIX, lacking, lacks_memory
 
-#: How the runtimes are called, by their targets.
-_NAMES: Final = {"ort": "ONNX Runtime", "openvino": "OpenVINO", "trt": "TensorRT"}
 _DOING: Final = {
     BUILT: "building the model",
     LOADED: "loading the model",
@@ -47,7 +46,7 @@ class Cause:
     """The model that a step is at, for the search of what it dies of.
 
     Attributes:
-        target: The runtime at work.
+        backend: The target whose runtime is at work.
         until: How far it goes: ``BUILT``, ``LOADED`` or ``RUN``.
         model: The ONNX file that it is made from; None where there is none.
         arrays: What it runs on, or OpenVINO measures the ranges of int8 on.
@@ -55,7 +54,7 @@ class Cause:
         native: Whether the project's kernels run.
     """
 
-    target: str
+    backend: Backend
     until: str
     model: Path | None = None
     arrays: Mapping[str, Array] = field(default_factory=dict)
@@ -70,15 +69,13 @@ class Cause:
     @property
     def is_searched(self) -> bool:
         """Whether cuts of the model can be tried: they have no engine's inputs."""
-        engine_runs = self.target == "trt" and self.until != BUILT
+        engine_runs = not self.backend.runs_on_cpu and self.until != BUILT
         return self.model is not None and not engine_runs
 
     @property
     def searched_in(self) -> tuple[str, ...]:
-        """The precisions to search in: what dies before OpenVINO quantises does so in fp32 too."""
-        if (self.target, self.precision) == ("openvino", "int8"):
-            return "fp32", "int8"
-        return (self.precision,)
+        """The precisions to search in, in order."""
+        return self.backend.searched_in.get(self.precision, (self.precision,))
 
 
 def ask(
@@ -105,7 +102,7 @@ def ask(
     except WorkerDied as end:
         died = end
     except MemoryError as error:
-        what = lacking(_NAMES[cause.target], _DOING[cause.until])
+        what = lacking(cause.backend.title, _DOING[cause.until])
         raise _kind(cause)(what, where=str(error), fix=FIX) from error
     raise _error(cause, died, _blamed(cause, died))
 
@@ -120,7 +117,7 @@ def _blamed(cause: Cause, died: WorkerDied) -> Blamed:
     def try_cut(precision: str, path: Path) -> Outcome:
         with scratch_folder() as scratch:
             asked = {
-                "target": cause.target,
+                "backend": cause.backend.runtime,
                 "until": cause.until,
                 "model": str(path),
                 "scratch": str(scratch),
@@ -156,7 +153,7 @@ def _kind(cause: Cause) -> type[BuildError | RunError]:
 
 
 def _what_and_fix(cause: Cause, died: WorkerDied, blamed: Blamed) -> tuple[str, str]:
-    name, doing = _NAMES[cause.target], _DOING[cause.until]
+    name, doing = cause.backend.title, _DOING[cause.until]
     another = "Write what this node comes from in another way, or compile for another target."
     if not blamed.operator:
         another = f"Compile for another target, or with another version of {name}."

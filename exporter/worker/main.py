@@ -16,11 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.worker.messages import Message, described, read_message, write_message
 from tokexport.exporter.worker.steps import Steps
 from tokexport.runtimes.errors import RuntimesError
-from tokexport.runtimes.importing import import_runtime
-from tokexport.runtimes.openvino import import_openvino
 
 _SET_DEATH_SIGNAL: Final = 1  # PR_SET_PDEATHSIG
 
@@ -37,10 +36,8 @@ def main(parent: int, runtimes: Sequence[str]) -> None:
     _be_the_first_to_go()
     questions, answers = _pipes()
     with suppress(RuntimesError):  # the question that needs it will say so
-        if "ort" in runtimes:
-            import_runtime("onnxruntime", extra="ort")
-        if "openvino" in runtimes:
-            import_openvino()
+        for name in runtimes:
+            BACKENDS[name].import_runtime()
     write_message(answers, Message({"ready": True}))
     steps = Steps()
     with suppress(EOFError):

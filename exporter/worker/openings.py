@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from tokexport.exporter.backends.backend import Backend
+from tokexport.exporter.backends.known import BACKENDS, backend_of
 from tokexport.runtimes.base import Runner
 from tokexport.runtimes.constant_inputs import ConstantInput
 from tokexport.runtimes.input_checks import InputChecks
@@ -46,11 +48,11 @@ class Opening:
         return OrtRunner.from_file(self.path, threads=threads, native=native)
 
     @property
-    def runtime(self) -> str:
-        """The runtime: ``ort``, ``openvino`` or ``trt``."""
+    def backend(self) -> Backend:
+        """The target whose runtime opens it."""
         if self.manifest is not None:
-            return self.manifest.runtime.name
-        return "openvino" if self.path.suffix == ".xml" else "ort"
+            return BACKENDS[self.manifest.runtime.name]
+        return backend_of(self.path)
 
     @property
     def computes_in(self) -> str:

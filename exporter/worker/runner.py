@@ -9,6 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
+from tokexport.exporter.backends.backend import Backend
+from tokexport.exporter.backends.known import BACKENDS, REFERENCE
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.asking import Cause, ask
 from tokexport.exporter.worker.openings import Opening, specs_of
@@ -75,7 +77,7 @@ class WorkerRunner(Runner):
     def _cause(self, until: str, arrays: dict[str, Array] | None = None) -> Cause:
         opening = self._opening
         precision, native = opening.computes_in, opening.native
-        return Cause(opening.runtime, until, self._onnx, arrays or {}, precision, native)
+        return Cause(opening.backend, until, self._onnx, arrays or {}, precision, native)
 
 
 def open_in_worker(
@@ -104,32 +106,31 @@ def here(runner: Runner) -> Runner:
 
 
 def build_in_worker(
-    target: str,
+    backend: Backend,
     lowered: Path,
     artifact: Path,
     precision: str,
     calibration: dict[str, Array],
 ) -> RuntimeInfo:
-    """Builds an artifact in the worker; see ``steps.build_artifact``."""
+    """Builds an artifact in the worker; see ``Backend.build``."""
     with scratch_folder() as scratch:
         asked = {
-            "target": target,
+            "backend": backend.runtime,
             "lowered": str(lowered.absolute()),
             "artifact": str(artifact.absolute()),
             "precision": precision,
             "scratch": str(scratch),
         }
-        # For ort nothing is built: the artifact is loaded.
-        until = LOADED if target == "ort" else BUILT
+        until = LOADED if backend.runs_lowered else BUILT
         sample = {name: array[0, ...] for name, array in calibration.items()}
-        cause = Cause(target, until, lowered, sample, precision)
+        cause = Cause(backend, until, lowered, sample, precision)
         return RuntimeInfo(**ask("build", asked, cause, calibration).fields)
 
 
 def convert_in_worker(model: Path, artifact: Path) -> None:
     """Converts an ONNX file to OpenVINO's IR in the worker; see ``runtimes.openvino.convert``."""
     asked = {"model": str(model.absolute()), "artifact": str(artifact.absolute())}
-    ask("convert", asked, Cause("openvino", BUILT, model))
+    ask("convert", asked, Cause(BACKENDS["openvino"], BUILT, model))
 
 
 def optimise_in_worker(model: Path, output: Path, *, heads: int, hidden: int) -> None:
@@ -137,4 +138,4 @@ def optimise_in_worker(model: Path, output: Path, *, heads: int, hidden: int) ->
     with scratch_folder() as scratch:
         asked: dict[str, Any] = {"model": str(model.absolute()), "artifact": str(output.absolute())}
         asked |= {"heads": heads, "hidden": hidden, "scratch": str(scratch)}
-        ask("optimise", asked, Cause("ort", BUILT))
+        ask("optimise", asked, Cause(REFERENCE, BUILT))

@@ -5,7 +5,7 @@ It imports no torch, so that the worker is ready at once; what quantises imports
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -13,14 +13,12 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.worker.messages import Message
 from tokexport.exporter.worker.openings import Opening
 from tokexport.runtimes.base import Array, Runner
-from tokexport.runtimes.manifest import RuntimeInfo
 from tokexport.runtimes.openvino import convert
-from tokexport.runtimes.ort import OrtRunner
 from tokexport.runtimes.ort_optimizer import optimise_vit
-from tokexport.runtimes.trt import build_engine
 
 #: How far a try of a model goes.
 BUILT: Final = "built"
@@ -80,58 +78,10 @@ class Steps:
 
 def _build(question: Message) -> Message:
     given = question.fields
-    runtime = build_artifact(
-        given["target"],
-        Path(given["lowered"]),
-        Path(given["artifact"]),
-        given["precision"],
-        Path(given["scratch"]),
-        question.arrays,
-    )
+    lowered, artifact, scratch = (Path(given[one]) for one in ("lowered", "artifact", "scratch"))
+    backend = BACKENDS[given["backend"]]
+    runtime = backend.build(lowered, artifact, given["precision"], scratch, question.arrays)
     return Message(asdict(runtime))
-
-
-def build_artifact(
-    target: str,
-    lowered: Path,
-    artifact: Path,
-    precision: str,
-    scratch: Path,
-    calibration: Mapping[str, Array],
-) -> RuntimeInfo:
-    """Builds an artifact; for ort it is there already, and is loaded.
-
-    Args:
-        target: ``ort``, ``openvino`` or ``trt``.
-        lowered: The ONNX file.
-        artifact: The file to write; for ort to load.
-        precision: What OpenVINO is to compute in.
-        scratch: A folder for what goes away.
-        calibration: For int8, the samples (batches, …) by the input's name.
-    """
-    match target:
-        case "ort":
-            with OrtRunner.from_file(artifact) as runner:
-                return runner.runtime
-        case "trt":
-            return build_engine(lowered, artifact)
-    if precision == "fp32":
-        return convert(lowered, artifact)
-    converted = scratch / artifact.name
-    runtime = convert(lowered, converted)
-    from tokexport.exporter.openvino_graph.half import keep_selection_wide
-
-    if precision == "int8":
-        from tokexport.exporter.openvino_graph.int8 import quantise
-
-        count = len(next(iter(calibration.values())))
-        samples = [
-            {name: array[i, ...] for name, array in calibration.items()} for i in range(count)
-        ]
-        converted = scratch / f"int8-{artifact.name}"
-        quantise(scratch / artifact.name, converted, samples)
-    keep_selection_wide(converted, artifact)
-    return runtime
 
 
 def _convert(question: Message) -> Message:
@@ -151,13 +101,14 @@ def _try(question: Message) -> Message:
     given = question.fields
     model, scratch, precision = Path(given["model"]), Path(given["scratch"]), given["precision"]
     opening = Opening(model, precision=precision, native=given["native"])
-    if given["target"] != "ort":
-        artifact = scratch / {"openvino": "try.xml", "trt": "try.engine"}[given["target"]]
+    backend = BACKENDS[given["backend"]]
+    if not backend.runs_lowered:
+        artifact = scratch / f"try-{backend.artifact}"
         sample: dict[str, Array] = {}
         if precision == "int8":
             arrays = question.arrays or _zeros(model)
             sample = {name: array[np.newaxis] for name, array in arrays.items()}
-        build_artifact(given["target"], model, artifact, precision, scratch, sample)
+        backend.build(model, artifact, precision, scratch, sample)
         opening = Opening(artifact, precision=precision, native=given["native"])
     if given["until"] != BUILT:
         with opening.open() as runner:

@@ -17,6 +17,7 @@ from models.tiny_vit import image, tiny_tome
 
 import tokexport
 import tokexport.exporter.stages.artifact_stages as artifact_stages
+from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes import onnx_functions, pipelines
 from tokexport.graph_passes.onnx_passes.name_kernel_calls import KERNEL_CALLS
@@ -116,12 +117,12 @@ def test_a_wrong_artifact_is_blamed(
 ) -> None:
     right = artifact_stages.artifact_of
 
-    def from_another_graph(name: str, lowered: Path, *others: Any) -> Any:
+    def from_another_graph(backend: Backend, lowered: Path, *others: Any) -> Any:
         """Builds, with the real runtime, from a file with one weight changed."""
         model = ir.load(lowered)
         ForgetOneWeight()(model)
         ir.save(model, lowered)
-        return right(name, lowered, *others)
+        return right(backend, lowered, *others)
 
     monkeypatch.setattr(artifact_stages, "artifact_of", from_another_graph)
     error = blamed(tmp_path, target)

@@ -12,11 +12,13 @@ import pytest
 from helpers.cli import MODELS, Answer, refusal, tokexport
 from helpers.thorough import thorough_but
 
-from tokexport.exporter.config import PRECISIONS
+from tokexport.exporter.backends.known import BACKENDS
 
 SHORT = ("--rounds", "5", "--time-limit", "1")
 #: A precision that ONNX Runtime does not compute in here.
-NOT_ORTS = next(name for name in PRECISIONS["openvino"] if name not in PRECISIONS["ort"])
+NOT_ORTS = next(
+    name for name in BACKENDS["openvino"].precisions if name not in BACKENDS["ort"].precisions
+)
 
 
 def bench(source: str, output: Path, *arguments: object) -> Answer:

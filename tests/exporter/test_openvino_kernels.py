@@ -14,6 +14,7 @@ from helpers.openvino_models import MERGES, images, save_merging_vit
 from torch import Tensor, nn
 
 import tokexport
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build.artifact import build
 from tokexport.runtimes import load
 from tokexport.runtimes.errors import BuildError
@@ -32,7 +33,7 @@ def test_kernels_match_and_merge_in_every_precision(
     precision: str, lowered: Path, tmp_path: Path
 ) -> None:
     (name,) = import_openvino().Core().read_model(lowered).inputs[0].get_names()
-    build("openvino", lowered, tmp_path, precision, images(name))
+    build(BACKENDS["openvino"], lowered, tmp_path, precision, images(name))
     openvino = import_openvino()
     model = openvino.Core().read_model(tmp_path / "model.xml")
     library = kernels_here()

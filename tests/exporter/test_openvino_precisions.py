@@ -17,6 +17,7 @@ from helpers.graphs import emitted, rewrite
 from helpers.openvino_models import MERGES, images, save_merging_vit
 from helpers.torchvision_ops import child_environment
 
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.openvino_graph.int8 import left_out
@@ -79,7 +80,7 @@ def test_roles_are_found_by_structure(lowered: Path, tmp_path: Path) -> None:
 
 
 def test_bf16_computes_what_selects_in_float32(lowered: Path, tmp_path: Path) -> None:
-    build("openvino", lowered, tmp_path, "bf16")
+    build(BACKENDS["openvino"], lowered, tmp_path, "bf16")
     found = layers(tmp_path / "model.xml", "bf16")
     for kind in ("TopK", "Reduce"):
         assert found[kind, "bf16"] == 0
@@ -89,7 +90,7 @@ def test_bf16_computes_what_selects_in_float32(lowered: Path, tmp_path: Path) ->
 
 
 def test_bf16_divides_by_lengths_and_sizes_in_float32(lowered: Path, tmp_path: Path) -> None:
-    build("openvino", lowered, tmp_path, "bf16")
+    build(BACKENDS["openvino"], lowered, tmp_path, "bf16")
     found = compiled_layers(tmp_path / "model.xml", "bf16")
     divisions = [layer for layer in found if "/inverse" in layer.made_of]
     assert [layer.precision for layer in divisions] == ["f32"] * 2 * MERGES
@@ -101,7 +102,7 @@ def test_ranks_beyond_what_half_can_count_stay_apart(precision: str, tmp_path: P
     scores = generator.standard_normal((1, 5000, 24)).astype(np.float32)
     call = Call("bipartite_match", [scores], [(1, 4990), (1, 10), (1, 10)], {"r": [10]})
     save_onnx(pipelines.lower(model_of([call]), "openvino"), tmp_path / "in.onnx")
-    build("openvino", tmp_path / "in.onnx", tmp_path, precision)
+    build(BACKENDS["openvino"], tmp_path / "in.onnx", tmp_path, precision)
     with OpenVinoRunner.from_file(tmp_path / "model.xml", precision=precision) as runner:
         kept, src, dst = runner.run({"in0": scores}).values()
     order = np.argsort(-scores.max(axis=-1)[0], kind="stable")
@@ -115,7 +116,7 @@ def test_a_model_that_selects_nothing_is_left_as_it_is(tmp_path: Path) -> None:
     model = emitted(rewrite(torch.nn.Linear(8, 8), torch.rand(2, 8)))
     save_onnx(pipelines.lower(model, "openvino"), tmp_path / "in.onnx")
     convert(tmp_path / "in.onnx", tmp_path / "plain.xml")
-    build("openvino", tmp_path / "in.onnx", tmp_path, "bf16")
+    build(BACKENDS["openvino"], tmp_path / "in.onnx", tmp_path, "bf16")
     assert (tmp_path / "model.bin").read_bytes() == (tmp_path / "plain.bin").read_bytes()
 
 
@@ -124,7 +125,7 @@ def narrow(lowered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The artifact in int8, an IR."""
     (name,) = import_openvino().Core().read_model(lowered).inputs[0].get_names()
     folder = tmp_path_factory.mktemp("int8")
-    build("openvino", lowered, folder, "int8", images(name))
+    build(BACKENDS["openvino"], lowered, folder, "int8", images(name))
     return folder / "model.xml"
 
 

@@ -14,6 +14,7 @@ from helpers.graphs import emitted, rewrite
 from openvino import opset13
 from torch import nn
 
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.openvino_graph.int8 import left_out
@@ -172,7 +173,7 @@ def test_an_artifact_has_its_rows_first_and_answers_right(tmp_path: Path) -> Non
     model, x = MaskedAttention().eval(), torch.randn(1, 33, 64)
     onnx_model = emitted(rewrite(model, x))
     save_onnx(pipelines.lower(onnx_model, "openvino"), tmp_path / "in.onnx")
-    build("openvino", tmp_path / "in.onnx", tmp_path, "bf16")
+    build(BACKENDS["openvino"], tmp_path / "in.onnx", tmp_path, "bf16")
     assert put_rows_first(openvino.Core().read_model(tmp_path / "model.xml")) == 0
     with OpenVinoRunner.from_file(tmp_path / "model.xml", precision="bf16") as runner:
         (found,) = runner.run({runner.inputs[0].name: x.numpy()}).values()

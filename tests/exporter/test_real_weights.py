@@ -28,7 +28,7 @@ from fetched_packages import NotFetchedError, fetch_images, fetch_onnx
 from torch import nn
 from trained_classifier import trained_head
 
-from tokexport.exporter.config import PRECISIONS
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.recipe import parse_recipe
 
 SIDE = 56
@@ -139,7 +139,7 @@ def test_the_configurations_are_a_few_and_each_is_one() -> None:
     for one in found:
         if one.recipe:
             parse_recipe(one.recipe)
-        assert one.precision.split()[0] in PRECISIONS[one.target]
+        assert one.precision.split()[0] in BACKENDS[one.target].precisions
 
 
 def test_the_page_is_that_of_the_results() -> None:

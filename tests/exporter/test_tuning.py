@@ -18,6 +18,7 @@ from helpers.thorough import thorough_but
 from models.tiny_vit import image, tiny_tome
 
 import tokexport
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build.emit import emit
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.compile import CompileResult
@@ -70,7 +71,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_form_of_a_call_is_timed(name: str, target: str, tmp_path: Path) -> None:
     call = CALLS[name]
     forms = candidates(call.operator, kernels=target == "ort")
-    trial = try_forms(call, forms, target, "fp32", tmp_path)
+    trial = try_forms(call, forms, BACKENDS[target], "fp32", tmp_path)
     assert not trial.refused
     assert trial.chosen is not None
     assert set(trial.chosen.times_us) == set(forms)
@@ -86,7 +87,7 @@ def test_in_a_reduced_precision_no_form_is_lost(
     target: str, precision: str, tmp_path: Path
 ) -> None:
     forms = candidates(MERGE.operator, kernels=False)
-    trial = try_forms(MERGE, forms, target, precision, tmp_path)
+    trial = try_forms(MERGE, forms, BACKENDS[target], precision, tmp_path)
     assert trial.chosen is not None
     assert set(trial.chosen.times_us) == set(forms)
 
@@ -94,7 +95,7 @@ def test_in_a_reduced_precision_no_form_is_lost(
 def test_merges_by_size_are_timed_with_and_without_the_kernel(tmp_path: Path) -> None:
     forms = candidates(BY_SIZE.operator, kernels=True)
     assert forms[0] == NATIVE
-    trial = try_forms(BY_SIZE, forms, "ort", "fp32", tmp_path)
+    trial = try_forms(BY_SIZE, forms, BACKENDS["ort"], "fp32", tmp_path)
     assert trial.chosen is not None
     assert set(trial.chosen.times_us) == set(forms)
     op_types = {
@@ -108,7 +109,7 @@ def test_merges_by_size_are_timed_with_and_without_the_kernel(tmp_path: Path) ->
 def test_a_form_that_gives_another_result_is_left_out(tmp_path: Path) -> None:
     # One channel for four: a product broadcasts it, and a scatter writes the first.
     call = TokenCall("scatter_tokens_sum", ((1, 6, 4), (1, 3), (1, 3, 1)))
-    trial = try_forms(call, ("one-hot", "scatter"), "ort", "fp32", tmp_path)
+    trial = try_forms(call, ("one-hot", "scatter"), BACKENDS["ort"], "fp32", tmp_path)
     assert "another result" in trial.refused["scatter"]
     assert trial.chosen == unchanged("one-hot", {})
 
@@ -116,7 +117,7 @@ def test_a_form_that_gives_another_result_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["ort", "openvino"])
 def test_a_standard_form_that_fails_ends_the_trial(target: str, tmp_path: Path) -> None:
     call = TokenCall("merge_tokens_sum", ((2, 9, 4), (2, 8, 5), *MERGE.shapes[2:]))
-    trial = try_forms(call, ("one-hot", "scatter"), target, "fp32", tmp_path)
+    trial = try_forms(call, ("one-hot", "scatter"), BACKENDS[target], "fp32", tmp_path)
     assert trial.chosen is None
     assert set(trial.refused) == {"one-hot"}
 
@@ -232,7 +233,7 @@ def test_a_compile_measures_once_and_remembers(target: str, tmp_path: Path, cach
 
 def prepare(calls: list[str], target: str, form: str, standard: str) -> None:
     """Writes a cache in which a form was much faster than the standard one."""
-    cache = FormCache(environment(target, "fp32"))
+    cache = FormCache(environment(BACKENDS[target], "fp32"))
     times = {standard: 30.0, form: 10.0}
     for call in calls:
         cache.put(call, TunedForm(form, standard, 3.0, 2.9, 3.1, 2.8, times))
@@ -262,7 +263,7 @@ def test_what_the_cache_says_is_what_is_built_proven_and_verified(
 ) -> None:
     if not kernels:
         monkeypatch.setenv("TOKEXPORT_NATIVE", "off")
-    calls = pipelines.calls_to_choose(ir.load(emitted_model), target)
+    calls = pipelines.calls_to_choose(ir.load(emitted_model), pipelines.lowering(target))
     merges = [str(call) for call in calls if call.operator.startswith("merge")]
     assert merges
     prepare(merges, target, form, NATIVE if kernels else "one-hot")
@@ -356,10 +357,10 @@ def test_a_way_that_is_told_eagers_decisions_has_the_same_forms(tmp_path: Path) 
     rewritten = pipelines.rewrite(program).program
     proof = Proof(outputs, {name: Gate(1e-5, 0.0, 1.0, "") for name in outputs})
     names = batches.names, tuple(outputs)
-    way = ToldWay(rewritten, *names, "ort", "fp32", tmp_path / "told")
+    way = ToldWay(rewritten, *names, BACKENDS["ort"], "fp32", tmp_path / "told")
     told = ToldHops(captured, way, batches, proof)
     emitted = emit(rewritten, model.spec.names, tuple(outputs))
-    calls = pipelines.calls_to_choose(emitted, "ort")
+    calls = pipelines.calls_to_choose(emitted, pipelines.lowering("ort"))
     merges = [call for call in calls if call.operator == "merge_by_size"]
     assert merges
     way.forms = dict.fromkeys(merges, "scatter")

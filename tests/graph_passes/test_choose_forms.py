@@ -83,7 +83,7 @@ def constant_index(x: Tensor) -> Tensor:
 
 def test_a_constant_index_is_another_kind_of_call() -> None:
     model = emitted(rewrite(constant_index, torch.randn(2, 7, 3)))
-    (call,) = pipelines.calls_to_choose(model, "openvino")
+    (call,) = pipelines.calls_to_choose(model, pipelines.lowering("openvino"))
     assert call.constant == (1,)
     assert str(call) == "gather_tokens(2×7×3, 2×2 constant)"
 
@@ -100,7 +100,7 @@ def test_a_merging_vit_in_another_form_answers_the_same(target: str, form: str) 
     onnx_model = emitted(rewrite(model, x))
     with torch.no_grad():
         wanted = (model(x),)
-    found = pipelines.calls_to_choose(onnx_model.clone(), target)
+    found = pipelines.calls_to_choose(onnx_model.clone(), pipelines.lowering(target))
     merge = "merge_by_size"
     calls = {call: form for call in found if call.operator == merge}
     assert calls
@@ -128,5 +128,5 @@ def test_without_forms_the_lowered_graph_holds_none(target: str) -> None:
 def test_the_model_stays_as_it_was_where_calls_are_asked_for() -> None:
     onnx_model = emitted(rewrite(tiny_tome(), image()))
     before = names(onnx_model)
-    assert pipelines.calls_to_choose(onnx_model.clone(), "ort")
+    assert pipelines.calls_to_choose(onnx_model.clone(), pipelines.lowering("ort"))
     assert names(onnx_model) == before

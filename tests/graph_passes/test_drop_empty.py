@@ -11,6 +11,7 @@ from helpers.graphs import Outputs, calls, checked, emitted, lowered, rewrite
 from torch import Tensor
 from torch.nn import functional
 
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.graph_passes import ops
@@ -184,7 +185,7 @@ def test_what_is_made_of_nothing_is_right_on_each_target(tmp_path: Path) -> None
     rewritten = checked(everything, drawn(), targets=TARGETS)
     assert left(rewritten) == []
     save_onnx(lowered(emitted(rewritten), "trt"), tmp_path / "model.onnx")
-    build("trt", tmp_path / "model.onnx", tmp_path)
+    build(BACKENDS["trt"], tmp_path / "model.onnx", tmp_path)
     assert (tmp_path / "model.engine").stat().st_size > 10_000
 
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 import tokexport
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build import hops
-from tokexport.exporter.build.artifact import ARTIFACT, build
+from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.compile import CompileResult
@@ -158,7 +159,7 @@ def assert_builds(model: Compiled, target: str, folder: Path) -> None:
     save_onnx(pipelines.lower(ir.load(model.emitted), target), lowered)
     with OrtRunner.from_file(lowered) as runner:
         assert_agrees(runner, model, target, "lowered")
-    build(target, lowered, folder)
+    build(BACKENDS[target], lowered, folder)
     if target == "openvino":
         with OpenVinoRunner.from_file(folder / "model.xml") as runner:
             assert_agrees(runner, model, target)
@@ -174,9 +175,11 @@ def _told(
     captured = unlifted(program)
     rewritten = pipelines.rewrite(program).program
     names = model.unseen.names, tuple(model.wanted)
-    way = ToldWay(rewritten, *names, target, "fp32", Path(folder) / "told")
+    way = ToldWay(rewritten, *names, BACKENDS[target], "fp32", Path(folder) / "told")
     told = ToldHops(captured, way, model.unseen, proof)
     if hop == "lowered":
         return told.lowered(failed)
-    manifest = replace(read_manifest(model.result.bundle), target=target, artifact=ARTIFACT[target])
+    manifest = replace(
+        read_manifest(model.result.bundle), target=target, artifact=BACKENDS[target].artifact
+    )
     return told.artifact(manifest, failed)

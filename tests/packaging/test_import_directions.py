@@ -27,8 +27,19 @@ CATALOGUES = {
 #: The folders of the exporter in order: each imports those before it alone. ``.`` is what stands
 #: beside them.
 ORDER = (
-    *("counts", ".", "system", "inputs", "source/files", "source", "eager", "capture"),
-    *("openvino_graph", "worker", "build", "rounding", "parity", "reduction/blocks", "reduction"),
+    *(
+        "openvino_graph",
+        "backends",
+        "counts",
+        ".",
+        "system",
+        "inputs",
+        "source/files",
+        "source",
+        "eager",
+        "capture",
+    ),
+    *("worker", "build", "rounding", "parity", "reduction/blocks", "reduction"),
     *("edges", "speed", "tuning", "report", "bundle", "ties", "stages", "compile.py"),
     *("bench", "inspection", "sweep", "cli"),
 )

@@ -26,6 +26,7 @@ from helpers.deadly_models import (
 )
 from onnx import helper
 
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build.artifact import build
 from tokexport.exporter.cli.messages import describe
 from tokexport.exporter.exit_codes import ExitCode, exit_code_of
@@ -63,7 +64,7 @@ def test_a_conversion_that_dies_names_node_and_line(tmp_path: Path, temporary: P
     built = tmp_path / "built"
     built.mkdir()
     with pytest.raises(BuildError) as caught:
-        build("openvino", path, built)
+        build(BACKENDS["openvino"], path, built)
     error = caught.value
     assert error.what == "OpenVINO died building the model: Segmentation fault (SIGSEGV)."
     assert (error.node, error.operator) == ("rows", "GatherND")
@@ -73,7 +74,7 @@ def test_a_conversion_that_dies_names_node_and_line(tmp_path: Path, temporary: P
     assert [*built.iterdir(), *temporary.iterdir()] == []
 
     good = saved(tmp_path, [helper.make_node("Neg", ["x"], ["y"])])
-    assert build("openvino", good, built).flavour == "openvino-cpu"
+    assert build(BACKENDS["openvino"], good, built).flavour == "openvino-cpu"
 
 
 def test_int8_that_dies_before_it_is_quantised_names_the_node(tmp_path: Path) -> None:
@@ -81,14 +82,14 @@ def test_int8_that_dies_before_it_is_quantised_names_the_node(tmp_path: Path) ->
     built.mkdir()
     samples = Batches(("x",), {"x": X[np.newaxis]}, 2, None, "")
     with pytest.raises(BuildError) as caught:
-        build("openvino", gather_of_no_rows(tmp_path), built, "int8", samples)
+        build(BACKENDS["openvino"], gather_of_no_rows(tmp_path), built, "int8", samples)
     assert caught.value.what.startswith("OpenVINO died building the model")
     assert (caught.value.node, caught.value.operator) == ("rows", "GatherND")
 
 
 def test_a_cut_in_int8_is_quantised_on_a_sample(tmp_path: Path) -> None:
     """It dies only where its ranges are measured, and only on the sample that the whole died on."""
-    cause = Cause("openvino", BUILT, row_that_is_not_there(tmp_path), precision="int8")
+    cause = Cause(BACKENDS["openvino"], BUILT, row_that_is_not_there(tmp_path), precision="int8")
     assert (cause.is_searched, cause.searched_in) == (True, ("fp32", "int8"))
     asked = {
         "target": "openvino",
@@ -250,7 +251,7 @@ def test_memory_that_there_is_not(tmp_path: Path) -> None:
     assert caught.value.what == "ONNX Runtime found too little memory running the model."
     assert caught.value.where == "Node huge, operator ConstantOfShape"
     assert exit_code_of(caught.value) is ExitCode.RUN_FAILED
-    build("openvino", path, tmp_path)
+    build(BACKENDS["openvino"], path, tmp_path)
     with pytest.raises(BuildError) as refused:
         WorkerRunner(Opening(tmp_path / "model.xml"), path)
     assert refused.value.what == "OpenVINO found too little memory loading the model."

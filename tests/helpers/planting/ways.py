@@ -13,8 +13,9 @@ import onnx_ir as ir
 from torch import nn
 from torch.fx import GraphModule
 
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build import hops
-from tokexport.exporter.build.artifact import ARTIFACT, build
+from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.emit import emit
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.trace import capture
@@ -133,15 +134,15 @@ class Way:
     def built(self, target: str, lowered: Path, precision: str = "fp32") -> Path:
         """Builds an artifact from a lowered file, and returns its path."""
         folder = self.new_folder("built")
-        build(target, lowered, folder, precision)
-        return folder / ARTIFACT[target]
+        build(BACKENDS[target], lowered, folder, precision)
+        return folder / BACKENDS[target].artifact
 
     def told(self, target: str = "ort") -> ToldWay:
         """Returns the same way, told how to decide."""
         if target not in self._told:
             names = (self.samples.batches.names, self.names)
             folder = self.folder / f"told-{target}"
-            self._told[target] = ToldWay(self.program, *names, target, "fp32", folder)
+            self._told[target] = ToldWay(self.program, *names, BACKENDS[target], "fp32", folder)
         return self._told[target]
 
     def teller(
@@ -176,7 +177,7 @@ class Way:
     def _saved(self, name: str, model: ir.Model) -> Path:
         folder = self.folder / name
         folder.mkdir()
-        path = folder / ARTIFACT["ort"]
+        path = folder / BACKENDS["ort"].artifact
         save_onnx(model, path)
         return path
 

@@ -1,0 +1,87 @@
+"""OpenVINO on the CPU: the lowered ONNX is converted to its IR, and narrowed or quantised there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokexport.exporter.backends.backend import Backend
+
+if TYPE_CHECKING:
+    from tokexport.graph_passes.onnx_passes.choose_forms import TokenCall
+    from tokexport.runtimes.base import Array
+    from tokexport.runtimes.manifest import RuntimeInfo
+
+
+class OpenVino(Backend):
+    """See the module."""
+
+    name = "openvino"
+    runtime = "openvino"
+    title = "OpenVINO"
+    package = "openvino"
+    artifact = "model.xml"
+    precisions = ("fp32", "bf16", "fp16", "int8")
+    plain_precisions = ("fp32", "bf16", "fp16")
+    quantizations = ("static",)
+    refuses_everywhere = True
+    tells_attentions = True
+    #: What dies before it quantises does so in fp32 too.
+    searched_in = {"int8": ("fp32", "int8")}
+    fp16_advice = (
+        "Where the processor has no fp16, OpenVINO computes in bf16: try --precision bf16, "
+        "whose gate is wider"
+    )
+
+    def calibrates(self, precision: str) -> bool:
+        """Tells whether it is int8: the ranges of the IR are measured when it is built."""
+        return precision == "int8"
+
+    def build(
+        self,
+        lowered: Path,
+        artifact: Path,
+        precision: str,
+        scratch: Path,
+        calibration: Mapping[str, Array],
+    ) -> RuntimeInfo:
+        """Converts the graph, quantises it and keeps wide what decides; see ``Backend.build``."""
+        from tokexport.runtimes.openvino import convert
+
+        if precision == "fp32":
+            return convert(lowered, artifact)
+        converted = scratch / artifact.name
+        runtime = convert(lowered, converted)
+        from tokexport.exporter.openvino_graph.half import keep_selection_wide
+
+        if precision == "int8":
+            from tokexport.exporter.openvino_graph.int8 import quantise
+
+            count = len(next(iter(calibration.values())))
+            samples = [
+                {name: array[i, ...] for name, array in calibration.items()} for i in range(count)
+            ]
+            converted = scratch / f"int8-{artifact.name}"
+            quantise(scratch / artifact.name, converted, samples)
+        keep_selection_wide(converted, artifact)
+        return runtime
+
+    def import_runtime(self) -> None:
+        """Imports OpenVINO."""
+        from tokexport.runtimes.openvino import import_openvino
+
+        import_openvino()
+
+    def has_kernel(self, call: TokenCall) -> bool:
+        """Tells whether all indices of a call are computed: its kernels take no constant ones."""
+        from tokexport.graph_passes.onnx_functions import signatures
+
+        inputs = signatures()[call.operator].inputs
+        return all(inputs[position][1] != "I" for position in call.constant)
+
+    def kernels(self) -> Path | None:
+        """Returns the extension for the installed version, where there is one that loads."""
+        from tokexport.runtimes.openvino import kernels_here
+
+        return kernels_here()
