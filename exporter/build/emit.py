@@ -13,7 +13,7 @@ from onnxscript import opset20 as op
 from onnxscript.values import Op, Opset
 from torch.export import ExportedProgram
 
-from tokexport.exporter.decomposed_program import without_a_trace
+from tokexport.exporter.build.decomposed_program import without_a_trace
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.torch_warnings import exporter_silenced, torch_warnings_silenced
 from tokexport.graph_passes import onnx_functions as functions
