@@ -38,6 +38,10 @@ _MAY_BE_INFINITE: Final = frozenset(
         aten.log2.default,
         aten.log10.default,
         aten.log1p.default,
+        aten.logit.default,
+        aten.acosh.default,
+        aten.lgamma.default,
+        aten.digamma.default,
         aten.pow.Tensor_Scalar,
         aten.pow.Tensor_Tensor,
     }
@@ -124,14 +128,14 @@ def _divisor(padded: Padded, node: Node, divisor: Node) -> Node:
 
 
 def _finite(padded: Padded, new: Node, live: dict[int, Live]) -> Node:
-    """Returns a quotient, logarithm or power with 1 in its dead rows.
+    """Returns a quotient, logarithm, power or sort with 1 in its dead rows.
 
-    Those may hold 0 where no row was copied into them, and what is not finite there would reach
-    live rows through products.
+    Those may hold 0 where no row was copied into them, or the end that they are sorted to, and what
+    is not finite there would reach live rows through products.
     """
+    padded.note(new, live)
     if not dtype_of(new).is_floating_point:
         return new
-    padded.note(new, live)
     for axis in live:
         new = padded.filled(new, axis, 1.0)
     return new
@@ -185,7 +189,10 @@ def along(fill: Callable[[torch.dtype], Any]) -> Rule:
         x, dim = args[0], normal_axis(argument(node, "dim"), len(shape_of(args[0])))
         live = padded.live(x)
         x = _barred(padded, x, dim) if fill is _lowest else padded.filled(x, dim, 0)
-        padded.set(node, padded.edit.call(node.target, x, *args[1:], **padded.named(node)), live)
+        new = padded.edit.call(node.target, x, *args[1:], **padded.named(node))
+        if node.target is aten.log_softmax.int:  # of what is barred it is -inf
+            new = _finite(padded, new, live)
+        padded.set(node, new, live)
 
     return rule
 
@@ -311,7 +318,12 @@ def ordering(padded: Padded, node: Node) -> None:
                 raise refused(node, "it takes as many as the data says, or more than there are")
             del after[dim]
     new = padded.edit.call(node.target, x, *args[1:], **padded.named(node))
-    padded.set(node, new, after)
+    if is_tensor(node):
+        padded.set(node, new, after)
+        return
+    values, order = padded.edit.item(new, 0), padded.edit.item(new, 1)
+    padded.note(order, after)
+    padded.set(node, [_finite(padded, values, after), order])
 
 
 _POINTWISE_BY_NAME: Final = (

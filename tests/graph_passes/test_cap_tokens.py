@@ -80,6 +80,13 @@ EXACT: dict[str, Rows] = {
     "softmax": lambda x: (chosen(x).softmax(1) * chosen(x)).sum(1),
     "cumsum": lambda x: chosen(x).cumsum(1).amax(1),
     "sort": lambda x: chosen(x).sort(dim=1, descending=True).values[:, 0],
+    "sorted rows in products": lambda x: attend(chosen(x).sort(1)[0] @ torch.ones(C, C)).std(1),
+    "sorted rows among each other": lambda x: (
+        (chosen(x).sort(1).values @ chosen(x).sort(1).values.mT).softmax(-1) @ chosen(x)
+    ).sum(1),
+    "logarithms of shares in products": lambda x: (
+        (chosen(x).log_softmax(1) @ chosen(x).mT).softmax(-1) @ chosen(x)
+    ).sum(1),
     "top-k": lambda x: chosen(x).topk(2, dim=1).values,
     "place of the best": lambda x: chosen(x)[:, chosen(x)[0, :, 0].argmax()],
     "product of matrices": lambda x: chosen(x).transpose(1, 2) @ chosen(x),
