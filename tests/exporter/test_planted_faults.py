@@ -38,7 +38,7 @@ FAULTS: dict[str, list[tuple[str, str, How]]] = {
         ("rewritten", "select", {"change": "times", "axis": 1, "at": 0, "factor": 1.1}),
         ("emitted", "gt", {"change": "not"}),
         # the padding is filled with one number, and sorted stably
-        ("emitted", "sort__0", {"change": "ties"}),
+        ("emitted", "sort_stable__0", {"change": "ties"}),
         ("lowered for openvino", "boxes", {"change": "take", "axis": 2, "index": [1, 0, 2, 3]}),
         ("built for openvino", "layer_norm", ONE_MORE),
         ("built for ort", "features", {"change": "times", "axis": 2, "at": 7, "factor": 1.01}),

@@ -92,7 +92,7 @@ def test_a_cut_in_int8_is_quantised_on_a_sample(tmp_path: Path) -> None:
     cause = Cause(BACKENDS["openvino"], BUILT, row_that_is_not_there(tmp_path), precision="int8")
     assert (cause.is_searched, cause.searched_in) == (True, ("fp32", "int8"))
     asked = {
-        "target": "openvino",
+        "backend": "openvino",
         "until": BUILT,
         "model": str(cause.model),
         "scratch": str(tmp_path),
@@ -252,10 +252,8 @@ def test_memory_that_there_is_not(tmp_path: Path) -> None:
     assert caught.value.where == "Node huge, operator ConstantOfShape"
     assert exit_code_of(caught.value) is ExitCode.RUN_FAILED
     build(BACKENDS["openvino"], path, tmp_path)
-    with pytest.raises(BuildError) as refused:
+    with pytest.raises(BuildError, match="computes a value ahead that is larger than its weights"):
         WorkerRunner(Opening(tmp_path / "model.xml"), path)
-    assert refused.value.what == "OpenVINO found too little memory loading the model."
-    assert "smaller batch" in refused.value.fix
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
