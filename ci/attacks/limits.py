@@ -54,6 +54,7 @@ class Limits(Kind):
         "nothing."
     )
     planned: ClassVar[int] = 120
+    length: ClassVar[int] = 40
     seconds: ClassVar[float] = 200.0
     spare_mb: ClassVar[int] = 500
     targets: ClassVar[tuple[str, ...]] = ("ort",)
