@@ -25,6 +25,8 @@ _REFUSED: Final = {
 _SOURCES: Final = {"Const", "Parameter"}
 #: How many inputs a layer has, where OpenVINO takes for granted that it has them.
 _FEWEST: Final = {"Broadcast": 2, "Slice": 4}
+#: Layers whose second input is a constant of whole numbers: of others OpenVINO reads axes too.
+_CONSTANT_AXES: Final = {"Squeeze", "Unsqueeze"}
 #: Elements within elements, and all of them: an IR has a dozen levels, and twenty lines a layer.
 _DEEPEST: Final = 64
 _MOST_ELEMENTS: Final = 10_000_000
@@ -40,7 +42,7 @@ def check_ir(path: Path) -> None:
     Raises:
         ContentsError: It is no XML, declares entities, nests deeper than an IR does, runs a graph
             within a layer, keeps something from run to run, has layers that read other than its
-            edges lead to, or weights outside of the ``.bin``.
+            edges lead to or axes that are no constants, or weights outside of the ``.bin``.
         OSError: It cannot be read.
     """
     weights = path.with_suffix(".bin")
@@ -59,6 +61,8 @@ class _Reader:
         self._others: dict[str, str] = {}
         self._read: set[tuple[str, str]] = set()
         self._fed: set[tuple[str, str]] = set()
+        self._second: dict[str, str] = {}
+        self._constants: set[str] = set()
 
     def read(self, path: Path) -> None:
         parser = expat.ParserCreate()
@@ -78,6 +82,9 @@ class _Reader:
         for layer, kind in self._others.items():
             if inputs[layer] < _FEWEST.get(kind, 1):
                 raise ContentsError(f"a layer has too few inputs: {kind}")
+            second = self._second.get(layer)
+            if kind in _CONSTANT_AXES and second is not None and second not in self._constants:
+                raise ContentsError(f"the axes of a layer are no constant: {kind}")
 
     def _doctype(self, *_: object) -> None:
         raise ContentsError("it declares entities")
@@ -92,8 +99,12 @@ class _Reader:
             self._add(self._read, self._layer, given.get("id", ""))
         elif name == "edge":
             self._add(self._fed, given.get("to-layer", ""), given.get("to-port", ""))
+            if given.get("to-port") == "1":
+                self._second[given.get("to-layer", "")] = given.get("from-layer", "")
         elif name == "data" and "offset" in given and "size" in given:
             self._hold_to_weights(given["offset"], given["size"])
+            if given.get("element_type") in ("i32", "i64"):
+                self._constants.add(self._layer)
         self._within.append(name)
 
     def _begin_layer(self, number: str, kind: str) -> None:

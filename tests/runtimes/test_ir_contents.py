@@ -27,6 +27,13 @@ REFUSED = {
         '<edge to-layer="0" to-port="0"/></net>',
         "too few inputs: Slice",
     ),
+    "axes that are computed": (
+        '<net><layer id="0" type="Parameter"/><layer id="1" type="Squeeze"><input>'
+        '<port id="0"/><port id="1"/></input></layer>'
+        '<edge from-layer="0" to-layer="1" to-port="0"/>'
+        '<edge from-layer="0" to-layer="1" to-port="1"/></net>',
+        "axes of a layer are no constant: Squeeze",
+    ),
     "a constant outside": (LAYER.format("Const", '<data offset="8" size="17"/>'), "outside"),
     "one that wraps": (LAYER.format("Const", f'<data offset="{2**64 - 1}" size="2"/>'), "outside"),
     "one before": (LAYER.format("Const", '<data offset="-8" size="8"/>'), "outside"),
