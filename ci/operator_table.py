@@ -254,7 +254,8 @@ def asked(call: Call) -> dict[str, str]:
     from tokexport.exporter.build.emit import emit
     from tokexport.exporter.capture.trace import capture
     from tokexport.exporter.eager.flat_model import FlatModel, call_spec
-    from tokexport.graph_passes import ops, pipelines
+    from tokexport.graph_passes import pipelines
+    from tokexport.graph_passes.ops import ops
 
     ops.register()
     model, inputs = one_operator(call)

@@ -18,7 +18,7 @@ from tokexport.exporter.stages.run import CompileResult, compile_run
 from tokexport.exporter.stages.traced_stages import capture, reduce, reference, rewrite
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.worker.process import WORKER
-from tokexport.graph_passes import ops
+from tokexport.graph_passes.ops import ops
 
 __all__ = ["CompileResult", "compile"]
 

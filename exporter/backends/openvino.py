@@ -75,7 +75,7 @@ class OpenVino(Backend):
 
     def has_kernel(self, call: TokenCall) -> bool:
         """Tells whether all indices of a call are computed: its kernels take no constant ones."""
-        from tokexport.graph_passes.onnx_functions import signatures
+        from tokexport.graph_passes.ops.onnx_functions import signatures
 
         inputs = signatures()[call.operator].inputs
         return all(inputs[position][1] != "I" for position in call.constant)

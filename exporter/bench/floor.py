@@ -26,7 +26,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_functions import OPSET
+from tokexport.graph_passes.ops.onnx_functions import OPSET
 from tokexport.runtimes.base import Array
 
 #: Of each operator, the attributes that say what is multiplied.

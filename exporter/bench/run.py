@@ -30,7 +30,7 @@ from tokexport.exporter.speed.interleaved import Speed, measure
 from tokexport.exporter.system.machine import describe_machine
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.system.scratch import scratch_folder
-from tokexport.graph_passes import ops
+from tokexport.graph_passes.ops import ops
 
 
 @process_unchanged()

@@ -26,7 +26,7 @@ from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.errors import GraphError
 from tokexport.graph_passes.macs import count_macs
-from tokexport.graph_passes.onnx_functions import DOMAIN
+from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 from tokexport.graph_passes.product_kinds import Kind
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import scale_of

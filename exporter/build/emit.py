@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from tokexport.exporter.build.decomposed_program import without_a_trace
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.torch_warnings import exporter_silenced, torch_warnings_silenced
-from tokexport.graph_passes import onnx_functions as functions
+from tokexport.graph_passes.ops import onnx_functions as functions
 from tokexport.graph_passes.pipelines import written
 from tokexport.graph_passes.stack_traces import innermost_line, origin
 from tokexport.graph_passes.torch_errors import in_words

@@ -19,8 +19,8 @@ from tokexport.exporter.tuning.trials import try_forms
 from tokexport.exporter.tuning.tuned_forms import TunedForm, Tuning
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.choose_forms import Forms, TokenCall
+from tokexport.graph_passes.ops.token_forms import candidates
 from tokexport.graph_passes.pipelines import Arithmetic
-from tokexport.graph_passes.token_forms import candidates
 from tokexport.runtimes.native_library import NO_KERNELS, kernels_of
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from tokexport.graph_passes import onnx_functions as functions
+from tokexport.graph_passes.ops import onnx_functions as functions
 
 
 class AddFunctions(ir.passes.InPlacePass):

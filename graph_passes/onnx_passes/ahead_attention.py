@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.heads_in_rows import heads_in_rows
 from tokexport.graph_passes.onnx_passes.neighbours import made_by, only_reader, turned
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of, view_of
 from tokexport.graph_passes.onnx_passes.token_sets import SPLIT
+from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 
 class AheadAttention(ir.passes.InPlacePass):

@@ -4,7 +4,7 @@ Before → after, where the choice for merges of these shapes is ``scatter``::
 
     merge_tokens_sum(a, b, kept, src, dst)   →   merge_tokens_sum__scatter(a, b, kept, src, dst)
 
-``graph_passes/token_forms.py`` holds the bodies; ``AddFunctions`` behind it adds those called. The
+``graph_passes/ops/token_forms.py`` holds the bodies; ``AddFunctions`` behind it adds those called. The
 choice is by what a call looks like, its shapes and batch included. Calls on other numbers than
 float32, which alone are timed, keep what they have.
 """
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
-from tokexport.graph_passes.token_forms import FORMS, form_name
+from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.ops.token_forms import FORMS, form_name
 
 
 @dataclass(frozen=True, order=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.neighbours import made_by
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import (
@@ -23,6 +22,7 @@ from tokexport.graph_passes.onnx_passes.strided_views import (
     shape_of,
     view_of,
 )
+from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 
 class FusionCriteria(ir.passes.InPlacePass):

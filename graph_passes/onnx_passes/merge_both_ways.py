@@ -19,7 +19,6 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.neighbours import comes_from, made_by
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
@@ -30,6 +29,7 @@ from tokexport.graph_passes.onnx_passes.token_sets import (
     merged,
     token_set,
 )
+from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 
 class MergeBothWays(ir.passes.InPlacePass):

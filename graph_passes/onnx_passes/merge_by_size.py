@@ -14,11 +14,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.neighbours import comes_from, made_by
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
 from tokexport.graph_passes.onnx_passes.token_sets import Merged, merged
+from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 
 class MergeBySize(ir.passes.InPlacePass):

@@ -22,14 +22,14 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_functions import (
+from tokexport.graph_passes.onnx_passes.strided_views import shape_of
+from tokexport.graph_passes.ops.onnx_functions import (
     DOMAIN,
     merge_name,
     scatter_name,
     signatures,
 )
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of
-from tokexport.graph_passes.ops import MODES
+from tokexport.graph_passes.ops.ops import MODES
 
 #: The key of the model's metadata.
 KERNEL_CALLS: Final = "tokexport.kernel_calls"

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from tokexport.graph_passes.onnx_functions import DOMAIN, OPSET
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import shape_of
 from tokexport.graph_passes.onnx_passes.token_sets import SPLIT
+from tokexport.graph_passes.ops.onnx_functions import DOMAIN, OPSET
 
 #: Operators that move integers, or add constants to them.
 _MOVING: Final = frozenset(

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_functions import DOMAIN
 from tokexport.graph_passes.onnx_passes.neighbours import made_by, turned
 from tokexport.graph_passes.onnx_passes.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.strided_views import number_of, shape_of, view_of
 from tokexport.graph_passes.onnx_passes.token_sets import TokenSet, divided_by_length, two_sets
+from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 
 class ScoredMatch(ir.passes.InPlacePass):

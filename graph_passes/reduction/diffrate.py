@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokexport.graph_passes.ops import bipartite_match
+from tokexport.graph_passes.ops.ops import bipartite_match
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Matching, Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.method import Layer, Method, check, normalised, option

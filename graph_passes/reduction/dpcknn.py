@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokexport.graph_passes.ops import bipartite_match, gather_tokens
+from tokexport.graph_passes.ops.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Matching, ranking
 from tokexport.graph_passes.reduction.method import (

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from tokexport.graph_passes.ops import gather_tokens
+from tokexport.graph_passes.ops.ops import gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.method import Layer, Method, check_shares, option

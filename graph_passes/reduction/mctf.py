@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokexport.graph_passes.ops import bipartite_match, gather_tokens
+from tokexport.graph_passes.ops.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import Chain, Matching, TokenMap, even_and_odd
 from tokexport.graph_passes.reduction.method import Block, Layer, Method, check, normalised, option

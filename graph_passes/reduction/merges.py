@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tokexport.graph_passes.ops import bipartite_match, gather_tokens, merge_tokens
+from tokexport.graph_passes.ops.ops import bipartite_match, gather_tokens, merge_tokens
 
 #: Rows of a token axis: a slice, the same in all images, or positions (B, K).
 Rows = slice | Tensor

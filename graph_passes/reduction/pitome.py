@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokexport.graph_passes.ops import gather_tokens
+from tokexport.graph_passes.ops.ops import gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.merges import (
     Matching,

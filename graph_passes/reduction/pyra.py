@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokexport.graph_passes.ops import gather_tokens, scatter_tokens
+from tokexport.graph_passes.ops.ops import gather_tokens, scatter_tokens
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.method import Layer, check, head_mean
 from tokexport.graph_passes.reduction.schedule import at_layer

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tokexport.graph_passes.ops import gather_tokens
+from tokexport.graph_passes.ops.ops import gather_tokens
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.merges import TokenMap
 

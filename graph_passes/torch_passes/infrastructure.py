@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
 from tokexport.graph_passes.errors import PassError
-from tokexport.graph_passes.ops import NAMESPACE
+from tokexport.graph_passes.ops.ops import NAMESPACE
 from tokexport.graph_passes.torch_passes.calls import CONSTANT
 from tokexport.graph_passes.torch_passes.editor import Editor
 

@@ -17,7 +17,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from tokexport.graph_passes.decision_kinds import decides
-from tokexport.graph_passes.ops import NAMESPACE
+from tokexport.graph_passes.ops.ops import NAMESPACE
 from tokexport.graph_passes.torch_passes.calls import (
     argument,
     axis,

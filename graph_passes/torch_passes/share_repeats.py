@@ -19,7 +19,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from tokexport.graph_passes.ops import NAMESPACE
+from tokexport.graph_passes.ops.ops import NAMESPACE
 from tokexport.graph_passes.torch_passes.editor import Editor
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 

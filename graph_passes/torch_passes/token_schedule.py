@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch.export import ExportedProgram
 
-from tokexport.graph_passes.ops import NAMESPACE
+from tokexport.graph_passes.ops.ops import NAMESPACE
 from tokexport.graph_passes.product_kinds import ProductKinds, factors
 from tokexport.graph_passes.torch_passes.calls import (
     is_call,

@@ -1,6 +1,6 @@
 // The operators of domain `tokexport`.
 //
-// Their meaning is that of the functions of the same name: graph_passes/onnx_functions.py,
+// Their meaning is that of the functions of the same name: graph_passes/ops/onnx_functions.py,
 // fused_functions.py and both_ways_functions.py.
 #pragma once
 

@@ -19,8 +19,9 @@ import tokexport
 import tokexport.exporter.stages.artifact_stages as artifact_stages
 from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.parity.proof import ParityError
-from tokexport.graph_passes import onnx_functions, pipelines
+from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.name_kernel_calls import KERNEL_CALLS
+from tokexport.graph_passes.ops import onnx_functions
 from tokexport.graph_passes.torch_passes.editor import Editor
 from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 

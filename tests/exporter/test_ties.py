@@ -37,8 +37,9 @@ from tokexport.exporter.parity.gates import FP32_FLOOR, LEAST_COSINE
 from tokexport.exporter.parity.measured_gates import measured_gates
 from tokexport.exporter.parity.proof import ParityError, ToldRun
 from tokexport.exporter.ties.verdict import TieSearch
-from tokexport.graph_passes import ops, pipelines
+from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decisions import tell, unlifted
+from tokexport.graph_passes.ops import ops
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.verification import verify_bundle
 

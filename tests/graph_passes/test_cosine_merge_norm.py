@@ -10,8 +10,8 @@ import torch
 from helpers.graphs import checked, emitted, lowered
 from torch import Tensor, nn
 
-from tokexport.graph_passes import ops
-from tokexport.graph_passes.onnx_functions import DOMAIN
+from tokexport.graph_passes.ops import ops
+from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 ops.register()
 Match = tuple[Tensor, Tensor, Tensor]

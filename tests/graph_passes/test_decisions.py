@@ -11,9 +11,10 @@ from helpers.graphs import trace
 from models.tome_patched import match, weighted_mean
 from torch import Tensor, nn
 
-from tokexport.graph_passes import ops, pipelines
+from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.decision_kinds import DecisionKind
 from tokexport.graph_passes.decisions import ToldGraph, show, tell, unlifted
+from tokexport.graph_passes.ops import ops
 
 
 class Merges(nn.Module):

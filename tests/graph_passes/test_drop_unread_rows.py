@@ -16,7 +16,8 @@ from models.plain_vits import WIDTH, build, image
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.graph_passes import ops, pipelines
+from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.drop_unread_rows import DropUnreadRows
 from tokexport.graph_passes.torch_passes.infrastructure import PassResult
 

@@ -11,7 +11,7 @@ from helpers.graphs import TARGETS, calls, checked
 from models.tome_patched import patched
 from torch import Tensor, nn
 
-from tokexport.graph_passes import ops
+from tokexport.graph_passes.ops import ops
 
 ops.register()
 NEVER = -torch.inf

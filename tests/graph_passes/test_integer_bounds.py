@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokexport.exporter.capture.trace import capture
-from tokexport.graph_passes import ops
+from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.integer_bounds import bounds_of
 
 ops.register()

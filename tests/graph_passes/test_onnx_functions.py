@@ -15,11 +15,11 @@ from helpers.graphs import TARGETS, assert_close, lowered, run_onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokexport.graph_passes import onnx_functions as functions
-from tokexport.graph_passes import ops
-from tokexport.graph_passes.both_ways_functions import BOTH_WAYS
-from tokexport.graph_passes.fused_functions import FUSED
-from tokexport.graph_passes.token_forms import FORMS, form_name
+from tokexport.graph_passes.ops import onnx_functions as functions
+from tokexport.graph_passes.ops import ops
+from tokexport.graph_passes.ops.both_ways_functions import BOTH_WAYS
+from tokexport.graph_passes.ops.fused_functions import FUSED
+from tokexport.graph_passes.ops.token_forms import FORMS, form_name
 from tokexport.runtimes.trt import build_engine
 
 tensor = torch.from_numpy

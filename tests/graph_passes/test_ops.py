@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokexport.graph_passes import ops
+from tokexport.graph_passes.ops import ops
 
 ops.register()
 OPS = torch.ops.tokexport

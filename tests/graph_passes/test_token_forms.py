@@ -14,9 +14,9 @@ from helpers.graphs import TARGETS, assert_close, lowered, run_onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokexport.graph_passes import onnx_functions as functions
-from tokexport.graph_passes import ops
-from tokexport.graph_passes.token_forms import FORMS, NATIVE, candidates, form_name
+from tokexport.graph_passes.ops import onnx_functions as functions
+from tokexport.graph_passes.ops import ops
+from tokexport.graph_passes.ops.token_forms import FORMS, NATIVE, candidates, form_name
 
 tensor = torch.from_numpy
 SETS = {"a_start": [1], "b_start": [2], "step": [2]}

@@ -7,7 +7,7 @@ import torch
 from helpers.graphs import rewrite, trace
 from torch import Tensor, nn
 
-from tokexport.graph_passes import ops
+from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.token_schedule import token_schedule
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from helpers.token_cases import Array, rows, values
 from onnx import TensorProto, helper
 
-from tokexport.graph_passes import onnx_functions as functions
 from tokexport.graph_passes.integer_weights import per_channel
 from tokexport.graph_passes.onnx_passes.pack_integer_linears import packed_bytes
 from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
+from tokexport.graph_passes.ops import onnx_functions as functions
 
 #: What a count is replaced with: products of two or three of these leave 64 bits.
 COUNTS: Final = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from helpers.function_models import Call
 
-from tokexport.graph_passes import onnx_functions as functions
-from tokexport.graph_passes import ops
+from tokexport.graph_passes.ops import onnx_functions as functions
+from tokexport.graph_passes.ops import ops
 
 SCATTERS = {
     functions.scatter_name(mode, own): (mode, own)

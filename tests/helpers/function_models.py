@@ -11,7 +11,7 @@ import onnx_ir as ir
 from helpers.token_cases import Array
 from onnx import TensorProto, helper
 
-from tokexport.graph_passes import onnx_functions as functions
+from tokexport.graph_passes.ops import onnx_functions as functions
 
 _TYPES = {
     "float32": TensorProto.FLOAT,

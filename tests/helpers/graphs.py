@@ -21,7 +21,8 @@ from tokexport.exporter.build.emit import emit
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
-from tokexport.graph_passes import ops, pipelines
+from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.infrastructure import PassResult, TorchPass, run_passes
 from tokexport.runtimes.ort import OrtRunner
 

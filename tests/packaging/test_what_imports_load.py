@@ -105,7 +105,7 @@ def operators():
 for name in {modules!r}:
     importlib.import_module(name)
 after_import = operators()
-from tokexport.graph_passes import ops
+from tokexport.graph_passes.ops import ops
 ops.register()
 once = operators()
 ops.register()

@@ -21,11 +21,11 @@ from helpers.token_cases import Array, rows, values
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokexport.graph_passes import ops
-from tokexport.graph_passes.fused_functions import PANEL
 from tokexport.graph_passes.integer_weights import per_channel
 from tokexport.graph_passes.onnx_passes.pack_integer_linears import packed_bytes
 from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
+from tokexport.graph_passes.ops import ops
+from tokexport.graph_passes.ops.fused_functions import PANEL
 from tokexport.runtimes.errors import RunError
 from tokexport.runtimes.native_library import (
     VARIABLE,

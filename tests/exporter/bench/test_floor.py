@@ -17,7 +17,7 @@ from tokexport.exporter.bench.config import BenchConfig
 from tokexport.exporter.bench.floor import floor_model, weight_products
 from tokexport.exporter.bench.subject import GraphFacts, Subject
 from tokexport.exporter.source.in_memory import source_in_memory
-from tokexport.graph_passes import ops
+from tokexport.graph_passes.ops import ops
 
 C = PLAIN_WIDTH
 

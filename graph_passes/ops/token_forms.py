@@ -25,8 +25,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokexport.graph_passes.fused_functions import by_size_body
-from tokexport.graph_passes.ops import MODES, NAMESPACE
+from tokexport.graph_passes.ops.fused_functions import by_size_body
+from tokexport.graph_passes.ops.ops import MODES, NAMESPACE
 
 NATIVE: Final = "native"
 #: What ``ScatterElements`` calls the reduction of each mode; a mean is a sum and a count.

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokexport.graph_passes.function_signature import Signature
+from tokexport.graph_passes.ops.function_signature import Signature
 
 #: Columns of a panel of packed weights.
 PANEL: Final = 32

@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokexport.graph_passes.function_signature import Signature
-from tokexport.graph_passes.fused_functions import (
+from tokexport.graph_passes.ops.function_signature import Signature
+from tokexport.graph_passes.ops.fused_functions import (
     HEADS_SPLIT,
     ROWS_JOINED,
     SET_BOUNDS,

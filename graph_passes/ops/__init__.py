@@ -1,0 +1,1 @@
+"""The operators for token reduction, in torch and as functions of ONNX."""
