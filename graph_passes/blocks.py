@@ -21,7 +21,7 @@ from torch.fx import Node
 
 from tokexport.graph_passes.macs import NodeMacs, module_path
 from tokexport.graph_passes.product_kinds import Kind, ProductKinds
-from tokexport.graph_passes.torch_passes.calls import dtype_of, is_tensor, shape_of
+from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, is_tensor, shape_of
 
 
 @dataclass(frozen=True)

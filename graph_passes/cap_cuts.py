@@ -20,8 +20,8 @@ from tokexport.graph_passes.cap_rules import Rule
 from tokexport.graph_passes.live_rows import Padded, refused
 from tokexport.graph_passes.row_places import from_the_front, length_of
 from tokexport.graph_passes.stack_traces import source_line
-from tokexport.graph_passes.torch_passes.calls import argument, normal_axis, shape_of
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.calls import argument, normal_axis, shape_of
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 #: Where a cut that goes to the end may end.
 _NO_END: Final = 1 << 62

@@ -22,8 +22,8 @@ from tokexport.graph_passes.cap_selections import Constants, chosen, columns, fl
 from tokexport.graph_passes.live_rows import Live, Padded, refused
 from tokexport.graph_passes.row_places import from_the_front, length_of
 from tokexport.graph_passes.stack_traces import source_line
-from tokexport.graph_passes.torch_passes.calls import argument, dtype_of, shape_of
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.calls import argument, dtype_of, shape_of
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 from tokexport.graph_passes.torch_passes.integer_bounds import is_never_negative
 
 

@@ -9,8 +9,8 @@ from torch.fx import Node
 
 from tokexport.graph_passes.cap_rules import Rule, aligned
 from tokexport.graph_passes.live_rows import Padded, refused
-from tokexport.graph_passes.torch_passes.calls import argument, dtype_of, shape_of
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.calls import argument, dtype_of, shape_of
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 
 def matmul(padded: Padded, node: Node) -> None:

@@ -16,14 +16,14 @@ from torch.fx import Node
 
 from tokexport.graph_passes.live_rows import Live, Padded, refused
 from tokexport.graph_passes.stack_traces import source_line
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
     is_tensor,
     normal_axis,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 Rule = Callable[[Padded, Node], None]
 

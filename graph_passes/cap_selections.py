@@ -26,8 +26,8 @@ from torch.fx import Node
 from tokexport.graph_passes.cap_rules import aligned
 from tokexport.graph_passes.live_rows import Live, Padded, refused
 from tokexport.graph_passes.row_places import numbers_of
-from tokexport.graph_passes.torch_passes.calls import dtype_of, shape_of
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, shape_of
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 #: Computes a value that no input reaches; None where one does.
 Constants = Callable[[Node], Tensor | None]

@@ -10,8 +10,8 @@ from torch.fx import Node
 from tokexport.graph_passes.cap_rules import Rule
 from tokexport.graph_passes.live_rows import Live, Padded, refused
 from tokexport.graph_passes.stack_traces import source_line
-from tokexport.graph_passes.torch_passes.calls import argument, normal_axis, shape_of
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.calls import argument, normal_axis, shape_of
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 
 def regroup(padded: Padded, node: Node) -> None:

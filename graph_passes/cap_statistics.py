@@ -20,8 +20,13 @@ from torch.fx import Node
 
 from tokexport.graph_passes.cap_rules import Rule, how_many, mean_of_rows
 from tokexport.graph_passes.live_rows import Padded, refused
-from tokexport.graph_passes.torch_passes.calls import argument, dtype_of, normal_axis, shape_of
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.calls import (
+    argument,
+    dtype_of,
+    normal_axis,
+    shape_of,
+)
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 
 def deviation(padded: Padded, node: Node) -> None:

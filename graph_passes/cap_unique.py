@@ -21,8 +21,8 @@ from torch.fx import Node
 
 from tokexport.graph_passes.cap_selections import Constants, chosen, highest
 from tokexport.graph_passes.live_rows import Live, Padded, refused
-from tokexport.graph_passes.torch_passes.calls import dtype_of, shape_of
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, shape_of
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 
 def unique(padded: Padded, node: Node, constants: Constants) -> None:

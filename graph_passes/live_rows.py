@@ -18,11 +18,11 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from tokexport.graph_passes.draws import draws
 from tokexport.graph_passes.errors import TokenCountError
 from tokexport.graph_passes.stack_traces import origin, source_line
-from tokexport.graph_passes.torch_passes.calls import dtype_of, shape_of
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, shape_of
+from tokexport.graph_passes.torch_passes.graph.draws import draws
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 
 
 @dataclass(frozen=True, eq=False)

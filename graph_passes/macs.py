@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tokexport.graph_passes.product_kinds import FACTORS, Kind, ProductKinds, factors
 from tokexport.graph_passes.stack_traces import source_line
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.drop_unread_columns import columns_read
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     is_tensor,
     operand,
@@ -36,8 +37,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     shape_of,
     value,
 )
-from tokexport.graph_passes.torch_passes.drop_unread_columns import columns_read
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 
 @dataclass(frozen=True)

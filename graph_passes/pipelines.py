@@ -58,7 +58,11 @@ from tokexport.graph_passes.torch_passes.flatten_attention import FlattenAttenti
 from tokexport.graph_passes.torch_passes.fold_transforms import FoldTransforms
 from tokexport.graph_passes.torch_passes.gains_ahead import GainsAhead
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
-from tokexport.graph_passes.torch_passes.infrastructure import PassResult, TorchPass, run_passes
+from tokexport.graph_passes.torch_passes.graph.infrastructure import (
+    PassResult,
+    TorchPass,
+    run_passes,
+)
 from tokexport.graph_passes.torch_passes.join_in_pairs import JoinInPairs
 from tokexport.graph_passes.torch_passes.match_every_row import MatchEveryRow
 from tokexport.graph_passes.torch_passes.products_as_matmul import ProductsAsMatmul

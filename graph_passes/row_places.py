@@ -6,8 +6,8 @@ import torch
 from torch.fx import Node
 
 from tokexport.graph_passes.live_rows import Live, Padded
-from tokexport.graph_passes.torch_passes.calls import shape_of
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.calls import shape_of
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 
 def length_of(padded: Padded, x: Node, axis: int) -> Node:

@@ -15,11 +15,11 @@ from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.graph_passes.decisions import show, unlifted
 from tokexport.graph_passes.errors import TokenCountError
 from tokexport.graph_passes.torch_passes.drop_noise import DropNoise
-from tokexport.graph_passes.torch_passes.editor import Editor
-from tokexport.graph_passes.torch_passes.infrastructure import run_passes
+from tokexport.graph_passes.torch_passes.graph.decisions import show, unlifted
+from tokexport.graph_passes.torch_passes.graph.editor import Editor
+from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
 from tokexport.graph_passes.torch_passes.select_paths import Path, SelectPaths
 from tokexport.runtimes.base import Array
 

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import TensorReferenceAnalysis
 
-from tokexport.graph_passes.torch_passes.calls import base_name
+from tokexport.graph_passes.torch_passes.graph.calls import base_name
 
 #: What turns a tensor into a Python number or truth at once.
 _NUMBERS: Final[Mapping[str, Callable[[Any], Any]]] = {

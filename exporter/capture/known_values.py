@@ -30,7 +30,7 @@ from tokexport.exporter.counts.followed_tensors import (
     version_of,
     versions_of,
 )
-from tokexport.graph_passes.torch_passes.calls import base_name
+from tokexport.graph_passes.torch_passes.graph.calls import base_name
 from tokexport.runtimes.base import Array
 
 #: Values of more numbers are not computed beside the trace.

@@ -20,12 +20,12 @@ from tokexport.exporter.errors import (
     listed,
 )
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.graph_passes.decisions import unlifted
-from tokexport.graph_passes.drawn_choices import without_mean
-from tokexport.graph_passes.draws import drop_unread_draws, find_draws
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.drop_noise import DropNoise
-from tokexport.graph_passes.torch_passes.infrastructure import run_passes
+from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.drawn_choices import without_mean
+from tokexport.graph_passes.torch_passes.graph.draws import drop_unread_draws, find_draws
+from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
 from tokexport.runtimes.comparison import compare
 
 #: The way out of a refusal.

@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from tokexport.graph_passes.torch_passes.calls import base_name
+from tokexport.graph_passes.torch_passes.graph.calls import base_name
 
 #: A sparse matrix of more numbers is not made dense.
 _LARGEST: Final = 1 << 24

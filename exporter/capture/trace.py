@@ -22,7 +22,7 @@ from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.errors import DataDependentError, ModelNotSupportedError
 from tokexport.exporter.inputs.constant_inputs import suggested
-from tokexport.graph_passes.torch_passes.added_output import drop_writes
+from tokexport.graph_passes.torch_passes.graph.added_output import drop_writes
 from tokexport.runtimes.memory import lacks_memory
 
 #: Room for so many rows is tried, to see whether a model could be padded.

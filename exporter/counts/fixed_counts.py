@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 from tokexport.exporter.counts.followed_tensors import FollowedTensors, changed_since, versions_of
 from tokexport.exporter.counts.index_sets import Chosen, Constant, Fact, Mask, Positions, chosen
 from tokexport.exporter.counts.mask_facts import RULES
-from tokexport.graph_passes.torch_passes.calls import base_name
+from tokexport.graph_passes.torch_passes.graph.calls import base_name
 
 #: Other names of functions that have a rule.
 _ALSO: Final = {

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.graph_passes.torch_passes.calls import is_call, is_tensor, operand, shape_of
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.calls import is_call, is_tensor, operand, shape_of
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 from tokexport.runtimes.base import Array
 
 #: What only views, moves or types an index on its way into a table.

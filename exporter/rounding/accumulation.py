@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from tokexport.graph_passes.torch_passes.calls import base_name
+from tokexport.graph_passes.torch_passes.graph.calls import base_name
 from tokexport.runtimes.neighbourhoods import epsilon
 
 #: How many partial sums a sum over neighbours in memory keeps: those of one vector of AVX-512.

@@ -36,11 +36,11 @@ from tokexport.exporter.rounding.transform_rounding import (
     like,
     moved_transform,
 )
-from tokexport.graph_passes.decisions import ToldGraph, show, tell
-from tokexport.graph_passes.torch_passes.calls import base_name
-from tokexport.graph_passes.torch_passes.complex_pairs import is_complex, real_type
 from tokexport.graph_passes.torch_passes.distances import Distances
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.calls import base_name
+from tokexport.graph_passes.torch_passes.graph.complex_pairs import is_complex, real_type
+from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, show, tell
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.neighbourhoods import differences, epsilon
 

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from tokexport.exporter.ties.held_scores import HeldScores, nearest, share
-from tokexport.graph_passes.decision_kinds import Decision
+from tokexport.graph_passes.torch_passes.graph.decision_kinds import Decision
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.neighbourhoods import epsilon
 

@@ -9,7 +9,7 @@ from torch.fx import Graph, Node
 
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.stack_traces import source_line
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 _FUSED: Final = aten.scaled_dot_product_attention.default
 _SOFTMAX: Final = (aten.softmax.int, aten._softmax.default)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
     is_call,
@@ -24,7 +24,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     operator_name,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 
 _DIVISIONS = (aten.div.Tensor, aten.div.Scalar)
 _FACTORS = (aten.mul.Tensor, aten.mul.Scalar, *_DIVISIONS)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import argument, operand, shape_of
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.calls import argument, operand, shape_of
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.row_layout import RowLayout
 from tokexport.graph_passes.torch_passes.token_indices import (
     counted_from_start,

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
     is_call,
@@ -24,7 +24,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 
 _ELEMENTWISE = frozenset(
     {

@@ -33,14 +33,14 @@ from tokexport.graph_passes.cap_scatters import SCATTER_RULES
 from tokexport.graph_passes.cap_shapes import SHAPE_RULES
 from tokexport.graph_passes.cap_spreads import SPREAD_RULES
 from tokexport.graph_passes.cap_statistics import STATISTICS_RULES
-from tokexport.graph_passes.draws import draws
 from tokexport.graph_passes.errors import TokenCountError
 from tokexport.graph_passes.live_rows import Check, Padded, Selection, refused
 from tokexport.graph_passes.torch_errors import in_words
-from tokexport.graph_passes.torch_passes.added_output import add_output
-from tokexport.graph_passes.torch_passes.calls import is_call
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.added_output import add_output
+from tokexport.graph_passes.torch_passes.graph.calls import is_call
+from tokexport.graph_passes.torch_passes.graph.draws import draws
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 _SELECTIONS: Final = {
     aten.nonzero.default: cap_selections.nonzero,

@@ -10,7 +10,9 @@ from typing import Any, Final
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
+from tokexport.graph_passes.torch_passes.fourier_products import framed, steps, transformed
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     base_name,
     dtype_of,
@@ -19,7 +21,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     operator_name,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.complex_pairs import (
+from tokexport.graph_passes.torch_passes.graph.complex_pairs import (
     Pair,
     conjugate,
     is_complex,
@@ -28,9 +30,7 @@ from tokexport.graph_passes.torch_passes.complex_pairs import (
     real_type,
     turned,
 )
-from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.fourier_products import framed, steps, transformed
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 
 #: Operators that do to each part what they do to a real tensor.
 PART_BY_PART: Final = frozenset(

@@ -7,8 +7,8 @@ from math import prod
 from torch import Tensor
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import dtype_of, shape_of
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, shape_of
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 
 
 def multiplied(edit: Editor, x: Node, axis: int, matrix: Tensor) -> Node:

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     constant_of,
     dtype_of,
     is_call,
     is_tensor,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 #: Elements above which a value is not computed while compiling.
 LARGEST: Final = 1 << 24

@@ -16,9 +16,9 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import argument, is_call, operand, shape_of
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.calls import argument, is_call, operand, shape_of
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 
 class CountForSearch(TorchPass):

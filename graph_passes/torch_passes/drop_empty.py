@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
     dtype_of,
@@ -37,8 +37,8 @@ from tokexport.graph_passes.torch_passes.calls import (
     operands,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 tokens = torch.ops.tokexport
 

@@ -26,11 +26,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tokexport.graph_passes.drawn_choices import DROPOUTS, PLACED, without_mean
-from tokexport.graph_passes.draws import draws, drop_unread_draws, find_draws
 from tokexport.graph_passes.errors import OperatorRefusedError
 from tokexport.graph_passes.stack_traces import origin
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
     is_call,
@@ -40,8 +38,10 @@ from tokexport.graph_passes.torch_passes.calls import (
     shape_of,
     value,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.drawn_choices import DROPOUTS, PLACED, without_mean
+from tokexport.graph_passes.torch_passes.graph.draws import draws, drop_unread_draws, find_draws
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 #: From probabilities to the numbers of a distribution, and the mean of these.
 Distribution = tuple[Callable[[Tensor], Tensor], float]

@@ -19,7 +19,8 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.drop_unread_columns import own_projection
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
     dtype_of,
@@ -28,9 +29,8 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.drop_unread_columns import own_projection
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.row_rules import bounds, rule_of
 
 

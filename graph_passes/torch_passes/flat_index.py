@@ -13,9 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import argument, axis, is_call, operand, shape_of
 from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.calls import (
+    argument,
+    axis,
+    is_call,
+    operand,
+    shape_of,
+)
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.integer_bounds import bounds_of
 from tokexport.graph_passes.torch_passes.token_indices import is_index_tensor
 

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.constant_values import ConstantValues, reads_only_shape
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
     is_call,
@@ -33,9 +34,8 @@ from tokexport.graph_passes.torch_passes.calls import (
     operator_name,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.constant_values import ConstantValues, reads_only_shape
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 #: Calls that are linear in the operands of a chain, whichever those are.
 _LINEAR: Final = (

@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.constant_products import multiplied
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     normal_axis,
     operator_name,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.complex_pairs import Pair
-from tokexport.graph_passes.torch_passes.constant_products import multiplied
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.complex_pairs import Pair
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 
 #: The largest matrix that is made, in elements.
 LARGEST: Final = 1 << 24

@@ -12,7 +12,7 @@ import operator
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
     constant_of,
@@ -20,7 +20,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 _ROWS, _COLUMNS = 1, 2
 

@@ -22,7 +22,7 @@ from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.batched_index import read_batched_index
 from tokexport.graph_passes.torch_passes.broadcast import kept_axes
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
     is_call,
@@ -31,7 +31,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     shape_of,
     value,
 )
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 _SHAPE_ONLY = (
     aten.unsqueeze.default,

@@ -24,17 +24,17 @@ import torch
 from torch.fx import Node
 
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import LARGEST_TOP_K
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.constant_values import reads_only_shape
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
     is_call,
     operand,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.constant_values import reads_only_shape
-from tokexport.graph_passes.torch_passes.editor import PARTNERS, STANDS_FOR, Editor, aten
+from tokexport.graph_passes.torch_passes.graph.editor import PARTNERS, STANDS_FOR, Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.index_expressions import IndexReader, Partner, Signed
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.recognise_matches import make_match
 
 

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
     is_call,
@@ -30,8 +30,8 @@ from tokexport.graph_passes.torch_passes.calls import (
     operands,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 
 class ProductsAsMatmul(TorchPass):

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
     is_call,
@@ -29,8 +29,8 @@ from tokexport.graph_passes.torch_passes.calls import (
     operator_name,
     value,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 #: Operators that compute in the type of their result.
 _BY_RESULT: Final = frozenset(

@@ -19,7 +19,7 @@ import torch
 from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.broadcast import collapse, varying_axes
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
     dtype_of,
@@ -28,8 +28,8 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.integer_bounds import bounds_of
 from tokexport.graph_passes.torch_passes.token_indices import counts_along, is_index_tensor
 

@@ -24,7 +24,7 @@ from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.attention_logits import Bias, read_logits, unscaled
 from tokexport.graph_passes.torch_passes.broadcast import collapse, varying_axes
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
     dtype_of,
@@ -33,8 +33,8 @@ from tokexport.graph_passes.torch_passes.calls import (
     operator_name,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 _SOFTMAXES = (aten.softmax.int, aten._softmax.default)
 

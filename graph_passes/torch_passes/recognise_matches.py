@@ -23,8 +23,9 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import dtype_of, shape_of
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, shape_of
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.index_expressions import (
     Ascending,
     IndexReader,
@@ -34,7 +35,6 @@ from tokexport.graph_passes.torch_passes.index_expressions import (
     Signed,
     best_of,
 )
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
 
 _Readings = list[tuple[Node, Meaning]]
 

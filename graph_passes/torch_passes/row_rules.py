@@ -16,9 +16,8 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from tokexport.graph_passes.decision_kinds import decides
 from tokexport.graph_passes.ops.ops import NAMESPACE
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
     is_tensor,
@@ -27,7 +26,8 @@ from tokexport.graph_passes.torch_passes.calls import (
     operands,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.decision_kinds import decides
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.held_back_rows import held_back
 
 Rule = Callable[[Editor, Node, int, int, int], Node | None]

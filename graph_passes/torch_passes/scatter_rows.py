@@ -28,7 +28,9 @@ from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.batched_index import read_batched_index
 from tokexport.graph_passes.torch_passes.broadcast import collapse, varying_axes
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
+from tokexport.graph_passes.torch_passes.flat_index import read_flat_rows
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
     dtype_of,
@@ -36,10 +38,8 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.flat_index import read_flat_rows
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.integer_bounds import LARGEST_EXACT, bounds_of
 from tokexport.graph_passes.torch_passes.row_layout import layout_of_index, narrowed
 from tokexport.graph_passes.torch_passes.token_indices import counted_from_start, is_index_tensor

@@ -20,8 +20,8 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from tokexport.graph_passes.ops.ops import NAMESPACE
-from tokexport.graph_passes.torch_passes.editor import Editor
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 _NAMESPACES: Final = ("aten", "prims", NAMESPACE)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import dtype_of
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.calls import dtype_of
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 
 
 def has_minus(edit: Editor, part: Node) -> Node:

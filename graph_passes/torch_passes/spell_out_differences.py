@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
     dtype_of,
@@ -26,8 +26,8 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.sign_bits import as_type
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
     is_call,
@@ -25,8 +25,8 @@ from tokexport.graph_passes.torch_passes.calls import (
     shape_of,
     value,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 
 class SpellOutIstft(TorchPass):

@@ -17,9 +17,15 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import axis, dtype_of, is_call, operand, shape_of
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.calls import (
+    axis,
+    dtype_of,
+    is_call,
+    operand,
+    shape_of,
+)
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.sign_bits import as_type
 from tokexport.graph_passes.torch_passes.spell_out_running import running
 

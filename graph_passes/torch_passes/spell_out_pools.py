@@ -20,15 +20,15 @@ from typing import Any, ClassVar, Final
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
     is_call,
     operand,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 _MAX: Final = (aten.max_pool2d.default, aten.max_pool2d_with_indices.default)
 _ADAPTIVE: Final = (aten.adaptive_max_pool2d.default,)

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.constant_products import multiplied
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
     is_call,
     operand,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.constant_products import multiplied
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 #: By the operator that takes sizes: the one that takes factors.
 _RESIZES: Final = {

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tokexport.graph_passes.torch_passes.calls import argument, is_call, operand
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.calls import argument, is_call, operand
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 
 class SpellOutSlopes(TorchPass):

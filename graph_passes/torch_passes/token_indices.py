@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.broadcast import kept_axes
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     constant_of,
     dtype_of,
     is_call,
@@ -14,7 +14,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.integer_bounds import (
     ARANGES,
     arange_bounds,

@@ -15,14 +15,14 @@ from torch.export import ExportedProgram
 
 from tokexport.graph_passes.ops.ops import NAMESPACE
 from tokexport.graph_passes.product_kinds import ProductKinds, factors
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     is_call,
     is_tensor,
     operand,
     operator_name,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 _BY_HEADS = 4  # axes: batch, heads, queries, keys
 

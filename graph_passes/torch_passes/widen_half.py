@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from tokexport.graph_passes.stack_traces import own_frames
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 _HALVES: Final = (torch.float16, torch.bfloat16)
 #: How many lines are told at most where those that call them would do.

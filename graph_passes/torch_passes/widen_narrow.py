@@ -20,14 +20,14 @@ from typing import Any, ClassVar, Final
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     base_name,
     dtype_of,
     is_tensor,
     value,
 )
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 _NARROW: Final = (torch.bool, torch.uint8, torch.int8, torch.int16)
 #: Operators whose results are some of the numbers that they take, or positions of them.

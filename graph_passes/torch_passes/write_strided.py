@@ -19,7 +19,8 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     is_call,
     normal_axis,
@@ -27,9 +28,8 @@ from tokexport.graph_passes.torch_passes.calls import (
     shape_of,
     value,
 )
-from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 _BY_STRIDES = (aten.as_strided.default, aten.as_strided_scatter.default)
 _RANGES = (aten.range.default, aten.range.step)

@@ -22,8 +22,8 @@ from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.name_kernel_calls import KERNEL_CALLS
 from tokexport.graph_passes.ops import onnx_functions
-from tokexport.graph_passes.torch_passes.editor import Editor
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 aten = torch.ops.aten
 

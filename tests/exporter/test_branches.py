@@ -15,7 +15,7 @@ from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import DataDependentError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.graph_passes.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
 
 Answer = Callable[[Tensor], Tensor]
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokexport.exporter.rounding.score_rounding import moved
 from tokexport.exporter.ties.decision_margins import Fall, held_against
 from tokexport.exporter.ties.held_scores import Allowance, hold_scores
-from tokexport.graph_passes.decision_kinds import Decision, DecisionKind
 from tokexport.graph_passes.ops import ops
+from tokexport.graph_passes.torch_passes.graph.decision_kinds import Decision, DecisionKind
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.neighbourhoods import epsilon
 

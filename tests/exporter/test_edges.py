@@ -22,8 +22,8 @@ from tokexport.exporter.edges.edge_report import EdgeReport
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.manifest import TensorSpec, read_manifest
 

@@ -16,7 +16,7 @@ from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.graph_passes.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
 from tokexport.runtimes.loading import load
 
 WIDTH = 8

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import DataDependentError
-from tokexport.graph_passes.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
 
 FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     torch.cov,

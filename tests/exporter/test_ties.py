@@ -38,8 +38,8 @@ from tokexport.exporter.parity.measured_gates import measured_gates
 from tokexport.exporter.parity.proof import ParityError, ToldRun
 from tokexport.exporter.ties.verdict import TieSearch
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.decisions import tell, unlifted
 from tokexport.graph_passes.ops import ops
+from tokexport.graph_passes.torch_passes.graph.decisions import tell, unlifted
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.verification import verify_bundle
 

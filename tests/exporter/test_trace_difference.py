@@ -15,7 +15,7 @@ from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.parity.proof import ParityError
 from tokexport.exporter.parity.trace_difference import first_difference
-from tokexport.graph_passes.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
 
 
 class Calls(nn.Module):

@@ -21,11 +21,11 @@ import tokexport
 from tokexport.exporter.build.emit import emit
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.trace import capture
-from tokexport.graph_passes.decisions import tell, unlifted
 from tokexport.graph_passes.onnx_passes.name_kernel_calls import KERNEL_CALLS
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 from tokexport.graph_passes.ops.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.merges import Chain, Matching, Rows, TokenMap, even_and_odd
+from tokexport.graph_passes.torch_passes.graph.decisions import tell, unlifted
 from tokexport.runtimes.openvino import OpenVinoRunner, convert
 from tokexport.runtimes.ort import OrtRunner
 

@@ -13,8 +13,8 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.broadcast import collapse, varying_axes
-from tokexport.graph_passes.torch_passes.editor import Editor
-from tokexport.graph_passes.torch_passes.infrastructure import run_passes
+from tokexport.graph_passes.torch_passes.graph.editor import Editor
+from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
 
 #: From rows (2, 3) to a value that varies along these axes only.
 CHAINS: dict[str, tuple[Callable[[Tensor], Tensor], set[int]]] = {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokexport.exporter.capture.trace import capture_padded
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
-from tokexport.graph_passes.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
 
 #: Per model, on how many of six inputs the traced example's branches are taken.
 MODELS = {

@@ -14,7 +14,7 @@ from tokexport.exporter.capture.trace import capture_padded
 from tokexport.exporter.capture.unbacked import Padding
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import DataDependentError
-from tokexport.graph_passes.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
 
 Rows = Callable[[Tensor], Tensor]
 N, C = 9, 4

@@ -12,9 +12,9 @@ from models.tome_patched import match, weighted_mean
 from torch import Tensor, nn
 
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.decision_kinds import DecisionKind
-from tokexport.graph_passes.decisions import ToldGraph, show, tell, unlifted
 from tokexport.graph_passes.ops import ops
+from tokexport.graph_passes.torch_passes.graph.decision_kinds import DecisionKind
+from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, show, tell, unlifted
 
 
 class Merges(nn.Module):

@@ -17,7 +17,7 @@ from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.drop_empty import DropEmpty
 from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
-from tokexport.graph_passes.torch_passes.infrastructure import PassResult
+from tokexport.graph_passes.torch_passes.graph.infrastructure import PassResult
 
 Function = Callable[[Tensor], Outputs]
 

@@ -10,9 +10,9 @@ from helpers.graphs import calls, rewrite, run_rewritten, trace
 from torch import Tensor
 from torch.nn import functional as f
 
-from tokexport.graph_passes.draws import drop_unread_draws, find_draws
 from tokexport.graph_passes.errors import OperatorRefusedError
 from tokexport.graph_passes.torch_passes.drop_noise import DropNoise
+from tokexport.graph_passes.torch_passes.graph.draws import drop_unread_draws, find_draws
 
 Noise = Callable[[Tensor], Tensor]
 GAMMA = 0.57721566

@@ -19,7 +19,7 @@ import tokexport
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.drop_unread_rows import DropUnreadRows
-from tokexport.graph_passes.torch_passes.infrastructure import PassResult
+from tokexport.graph_passes.torch_passes.graph.infrastructure import PassResult
 
 ops.register()
 PASSES = (DropUnreadRows(),)

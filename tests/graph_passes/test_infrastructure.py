@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.errors import PassError
 from tokexport.graph_passes.stack_traces import innermost_line, source_line
-from tokexport.graph_passes.torch_passes.calls import argument, is_call, operand, operands
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.infrastructure import TorchPass, check_order, run_passes
+from tokexport.graph_passes.torch_passes.graph.calls import argument, is_call, operand, operands
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import (
+    TorchPass,
+    check_order,
+    run_passes,
+)
 
 
 class DoubleBySum(TorchPass):

@@ -35,7 +35,7 @@ from tokexport.exporter.parity.proof import Proof, ToldRun
 from tokexport.exporter.source.in_memory import split_arguments
 from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.manifest import read_manifest
 from tokexport.runtimes.neighbourhoods import within_local_floor

@@ -23,7 +23,11 @@ from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.ops import ops
-from tokexport.graph_passes.torch_passes.infrastructure import PassResult, TorchPass, run_passes
+from tokexport.graph_passes.torch_passes.graph.infrastructure import (
+    PassResult,
+    TorchPass,
+    run_passes,
+)
 from tokexport.runtimes.ort import OrtRunner
 
 Outputs = Tensor | tuple[Tensor, ...]

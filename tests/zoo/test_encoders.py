@@ -19,8 +19,8 @@ import tokexport.runtimes
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.decisions import unlifted
 from tokexport.graph_passes.ops import ops
+from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
 from tokexport.runtimes.manifest import PASSED
 
 #: A near-tie on the input that the compile did not see is excused, and pytest lists it at the end.

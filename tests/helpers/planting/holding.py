@@ -30,7 +30,7 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.measured_gates import measured_gates, require_steady
 from tokexport.exporter.parity.proof import ParityError, Proof, TellHop
 from tokexport.exporter.rounding.measure import in_float64
-from tokexport.graph_passes.decisions import ToldGraph, tell
+from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, tell
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.errors import RuntimesError
 from tokexport.runtimes.neighbourhoods import differences

@@ -14,7 +14,7 @@ from helpers.planting.plants import How, Place, factors, faults_of_value
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from tokexport.graph_passes.torch_passes.editor import STANDS_FOR, aten
+from tokexport.graph_passes.torch_passes.graph.editor import STANDS_FOR, aten
 
 _SWAPS = {
     *(aten.sub.Tensor, aten.div.Tensor, aten.where.self, aten.bmm.default, aten.matmul.default),

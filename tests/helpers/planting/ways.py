@@ -33,8 +33,8 @@ from tokexport.exporter.ties.verdict import RunTold, tie_search
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.decisions import ToldGraph, unlifted
 from tokexport.graph_passes.ops import ops
+from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, unlifted
 from tokexport.runtimes.base import Array
 
 #: The targets that run here.

@@ -15,7 +15,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tokexport.graph_passes.precision_roles import WIDE
-from tokexport.graph_passes.torch_passes.calls import CONSTANT, dtype_of, shape_of, value
+from tokexport.graph_passes.torch_passes.graph.calls import CONSTANT, dtype_of, shape_of, value
 
 #: Where a node came from in the user's code; copied from a node to what replaces it.
 _ORIGIN = ("stack_trace", "nn_module_stack")

@@ -8,7 +8,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
-from tokexport.graph_passes.torch_passes.calls import argument
+from tokexport.graph_passes.torch_passes.graph.calls import argument
 
 #: Arguments under which an operator that could draw draws nothing, and the values that say so.
 _SILENT: Final = {

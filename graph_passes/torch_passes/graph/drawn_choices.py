@@ -13,8 +13,7 @@ from typing import Any, Final
 import torch
 from torch.fx import Graph, Node
 
-from tokexport.graph_passes.draws import draws, find_draws
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
     is_call,
@@ -22,7 +21,8 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     operator_name,
 )
-from tokexport.graph_passes.torch_passes.editor import aten
+from tokexport.graph_passes.torch_passes.graph.draws import draws, find_draws
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 #: Puts numbers to other places, and leaves each as it is.
 PLACED: Final = frozenset(

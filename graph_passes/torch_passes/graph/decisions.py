@@ -24,21 +24,21 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 
-from tokexport.graph_passes.decision_kinds import (
-    WITH_VALUES,
-    Decision,
-    decides,
-    decision_of,
-    scores_of,
-)
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     axis,
     is_call,
     is_tensor,
     operand,
     shape_of,
 )
-from tokexport.graph_passes.torch_passes.editor import PARTNERS, STANDS_FOR, Editor, aten
+from tokexport.graph_passes.torch_passes.graph.decision_kinds import (
+    WITH_VALUES,
+    Decision,
+    decides,
+    decision_of,
+    scores_of,
+)
+from tokexport.graph_passes.torch_passes.graph.editor import PARTNERS, STANDS_FOR, Editor, aten
 
 
 @dataclass(frozen=True)

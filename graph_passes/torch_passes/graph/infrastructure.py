@@ -16,8 +16,8 @@ from torch.fx import Graph, Node
 
 from tokexport.graph_passes.errors import PassError
 from tokexport.graph_passes.ops.ops import NAMESPACE
-from tokexport.graph_passes.torch_passes.calls import CONSTANT
-from tokexport.graph_passes.torch_passes.editor import Editor
+from tokexport.graph_passes.torch_passes.graph.calls import CONSTANT
+from tokexport.graph_passes.torch_passes.graph.editor import Editor
 
 
 class TorchPass(ABC):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.calls import dtype_of, is_tensor
-from tokexport.graph_passes.torch_passes.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, is_tensor
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 
 
 @dataclass(frozen=True)

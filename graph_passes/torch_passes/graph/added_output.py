@@ -8,7 +8,7 @@ from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from tokexport.graph_passes.torch_passes.editor import Editor
+from tokexport.graph_passes.torch_passes.graph.editor import Editor
 
 
 def add_output(program: ExportedProgram, output: Node, value: Node) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch.fx import Node
 
 from tokexport.graph_passes.stack_traces import source_line
-from tokexport.graph_passes.torch_passes.calls import (
+from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
     base_name,
@@ -28,7 +28,7 @@ from tokexport.graph_passes.torch_passes.calls import (
     operand,
     operator_name,
 )
-from tokexport.graph_passes.torch_passes.editor import DERIVED, MADE, STANDS_FOR, aten
+from tokexport.graph_passes.torch_passes.graph.editor import DERIVED, MADE, STANDS_FOR, aten
 
 WITH_VALUES: Final = (
     aten.sort.default,
