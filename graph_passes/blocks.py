@@ -20,8 +20,8 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from tokexport.graph_passes.macs import NodeMacs, module_path
-from tokexport.graph_passes.product_kinds import Kind, ProductKinds
 from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, is_tensor, shape_of
+from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
 
 
 @dataclass(frozen=True)

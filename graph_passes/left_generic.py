@@ -16,7 +16,6 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from tokexport.graph_passes.product_kinds import Kind, ProductKinds, factors, is_product, stops
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.broadcast import varying_axes
 from tokexport.graph_passes.torch_passes.graph.calls import (
@@ -29,6 +28,13 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import aten
+from tokexport.graph_passes.torch_passes.kinds.product_kinds import (
+    Kind,
+    ProductKinds,
+    factors,
+    is_product,
+    stops,
+)
 from tokexport.graph_passes.torch_passes.recognise_attention import read_attention
 from tokexport.graph_passes.torch_passes.token_indices import is_index_tensor
 

@@ -25,7 +25,6 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokexport.graph_passes.product_kinds import FACTORS, Kind, ProductKinds, factors
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.drop_unread_columns import columns_read
 from tokexport.graph_passes.torch_passes.graph.calls import (
@@ -38,6 +37,12 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     value,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import aten
+from tokexport.graph_passes.torch_passes.kinds.product_kinds import (
+    FACTORS,
+    Kind,
+    ProductKinds,
+    factors,
+)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ from tokexport.graph_passes.torch_passes.graph.infrastructure import (
     run_passes,
 )
 from tokexport.graph_passes.torch_passes.join_in_pairs import JoinInPairs
+from tokexport.graph_passes.torch_passes.kinds.token_schedule import token_schedule
 from tokexport.graph_passes.torch_passes.match_every_row import MatchEveryRow
 from tokexport.graph_passes.torch_passes.products_as_matmul import ProductsAsMatmul
 from tokexport.graph_passes.torch_passes.promote_types import PromoteTypes
@@ -93,7 +94,6 @@ from tokexport.graph_passes.torch_passes.spell_out_shifts import SpellOutShifts
 from tokexport.graph_passes.torch_passes.spell_out_signs import SpellOutSigns
 from tokexport.graph_passes.torch_passes.spell_out_slopes import SpellOutSlopes
 from tokexport.graph_passes.torch_passes.split_complex import SplitComplex
-from tokexport.graph_passes.torch_passes.token_schedule import token_schedule
 from tokexport.graph_passes.torch_passes.whole_quotients import WholeQuotients
 from tokexport.graph_passes.torch_passes.widen_half import WidenHalf
 from tokexport.graph_passes.torch_passes.widen_narrow import WidenNarrow

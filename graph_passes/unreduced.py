@@ -15,7 +15,7 @@ from math import prod
 
 from tokexport.graph_passes.blocks import Blocks, Tokens
 from tokexport.graph_passes.macs import NodeMacs
-from tokexport.graph_passes.product_kinds import Kind
+from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind
 
 
 @dataclass(frozen=True)

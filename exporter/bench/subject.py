@@ -26,8 +26,8 @@ from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.errors import GraphError
 from tokexport.graph_passes.macs import count_macs
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
-from tokexport.graph_passes.product_kinds import Kind
 from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.comparison import scale_of
 from tokexport.runtimes.neighbourhoods import as_samples, local_floor

@@ -39,8 +39,8 @@ from tokexport.graph_passes.blocks import Blocks, Tokens, find_blocks, tokens_th
 from tokexport.graph_passes.left_generic import left_generic
 from tokexport.graph_passes.macs import NodeMacs, count_macs
 from tokexport.graph_passes.ops import ops
-from tokexport.graph_passes.product_kinds import Kind, ProductKinds
 from tokexport.graph_passes.torch_passes.graph.calls import operator_name
+from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
 from tokexport.graph_passes.unreduced import unreduced_macs
 from tokexport.runtimes.constant_inputs import ConstantInput
 

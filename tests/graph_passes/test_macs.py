@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokexport.graph_passes.macs import count_macs
-from tokexport.graph_passes.product_kinds import Kind
+from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind
 
 Costs = dict[str, int]
 

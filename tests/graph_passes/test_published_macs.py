@@ -42,7 +42,7 @@ from torch.export import ExportedProgram
 
 from tokexport.graph_passes.blocks import Blocks, find_blocks, tokens_through
 from tokexport.graph_passes.macs import NodeMacs, count_macs
-from tokexport.graph_passes.product_kinds import Kind, ProductKinds
+from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
 from tokexport.graph_passes.unreduced import unreduced_macs
 
 

@@ -8,7 +8,7 @@ from helpers.graphs import rewrite, trace
 from torch import Tensor, nn
 
 from tokexport.graph_passes.ops import ops
-from tokexport.graph_passes.torch_passes.token_schedule import token_schedule
+from tokexport.graph_passes.torch_passes.kinds.token_schedule import token_schedule
 
 
 class Attention(nn.Module):

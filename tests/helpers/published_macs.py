@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from tokexport.graph_passes.blocks import Blocks, find_blocks, tokens_through
 from tokexport.graph_passes.macs import NodeMacs
-from tokexport.graph_passes.product_kinds import Kind, ProductKinds
+from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
 
 #: Published figures are rounded or truncated.
 WITHIN: Final = 0.005

@@ -40,7 +40,7 @@ from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.recipe import parse_recipe
 from tokexport.exporter.reduction.reduce import reduce_flat
 from tokexport.graph_passes.macs import NodeMacs, count_macs
-from tokexport.graph_passes.product_kinds import Kind
+from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind
 
 NAMES = {
     TINY: "deit_tiny_patch16_224",

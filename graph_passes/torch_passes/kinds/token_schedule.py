@@ -14,7 +14,6 @@ from __future__ import annotations
 from torch.export import ExportedProgram
 
 from tokexport.graph_passes.ops.ops import NAMESPACE
-from tokexport.graph_passes.product_kinds import ProductKinds, factors
 from tokexport.graph_passes.torch_passes.graph.calls import (
     is_call,
     is_tensor,
@@ -23,6 +22,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import aten
+from tokexport.graph_passes.torch_passes.kinds.product_kinds import ProductKinds, factors
 
 _BY_HEADS = 4  # axes: batch, heads, queries, keys
 

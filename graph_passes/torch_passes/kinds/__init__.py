@@ -1,0 +1,1 @@
+"""Says what the products of a graph are for, and how many tokens they see."""
