@@ -24,7 +24,7 @@ from tokexport.graph_passes.row_places import from_the_front, length_of
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.graph.calls import argument, dtype_of, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import aten
-from tokexport.graph_passes.torch_passes.integer_bounds import is_never_negative
+from tokexport.graph_passes.torch_passes.match.integer_bounds import is_never_negative
 
 
 def index(padded: Padded, node: Node, constants: Constants) -> None:

@@ -17,7 +17,6 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from tokexport.graph_passes.stack_traces import source_line
-from tokexport.graph_passes.torch_passes.broadcast import varying_axes
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
@@ -35,8 +34,9 @@ from tokexport.graph_passes.torch_passes.kinds.product_kinds import (
     is_product,
     stops,
 )
+from tokexport.graph_passes.torch_passes.match.broadcast import varying_axes
+from tokexport.graph_passes.torch_passes.match.token_indices import is_index_tensor
 from tokexport.graph_passes.torch_passes.recognise_attention import read_attention
-from tokexport.graph_passes.torch_passes.token_indices import is_index_tensor
 
 _SORTS: Final = (
     aten.sort.default,

@@ -10,7 +10,6 @@ from typing import Any, Final
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
 from tokexport.graph_passes.torch_passes.fourier_products import framed, steps, transformed
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
@@ -31,6 +30,7 @@ from tokexport.graph_passes.torch_passes.graph.complex_pairs import (
     turned,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.match.constant_values import ConstantValues
 
 #: Operators that do to each part what they do to a real tensor.
 PART_BY_PART: Final = frozenset(

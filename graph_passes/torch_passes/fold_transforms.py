@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from tokexport.graph_passes.torch_passes.constant_values import ConstantValues, reads_only_shape
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
@@ -36,6 +35,10 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.match.constant_values import (
+    ConstantValues,
+    reads_only_shape,
+)
 
 #: Calls that are linear in the operands of a chain, whichever those are.
 _LINEAR: Final = (

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.constant_products import multiplied
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     normal_axis,
@@ -31,6 +30,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.complex_pairs import Pair
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.match.constant_products import multiplied
 
 #: The largest matrix that is made, in elements.
 LARGEST: Final = 1 << 24

@@ -26,7 +26,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
-from tokexport.graph_passes.torch_passes.integer_bounds import fits_float32
+from tokexport.graph_passes.torch_passes.match.integer_bounds import fits_float32
 from tokexport.graph_passes.torch_passes.sign_bits import as_type
 
 _SUMS: Final = (aten.sum.default, aten.sum.dim_IntList)

@@ -24,7 +24,6 @@ import torch
 from torch.fx import Node
 
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import LARGEST_TOP_K
-from tokexport.graph_passes.torch_passes.constant_values import reads_only_shape
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
@@ -34,7 +33,8 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import PARTNERS, STANDS_FOR, Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
-from tokexport.graph_passes.torch_passes.index_expressions import IndexReader, Partner, Signed
+from tokexport.graph_passes.torch_passes.match.constant_values import reads_only_shape
+from tokexport.graph_passes.torch_passes.match.index_expressions import IndexReader, Partner, Signed
 from tokexport.graph_passes.torch_passes.recognise_matches import make_match
 
 

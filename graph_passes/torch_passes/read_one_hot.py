@@ -18,7 +18,6 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.broadcast import collapse, varying_axes
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
@@ -30,8 +29,9 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
-from tokexport.graph_passes.torch_passes.integer_bounds import bounds_of
-from tokexport.graph_passes.torch_passes.token_indices import counts_along, is_index_tensor
+from tokexport.graph_passes.torch_passes.match.broadcast import collapse, varying_axes
+from tokexport.graph_passes.torch_passes.match.integer_bounds import bounds_of
+from tokexport.graph_passes.torch_passes.match.token_indices import counts_along, is_index_tensor
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,6 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.attention_logits import Bias, read_logits, unscaled
-from tokexport.graph_passes.torch_passes.broadcast import collapse, varying_axes
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
@@ -35,6 +33,8 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.match.attention_logits import Bias, read_logits, unscaled
+from tokexport.graph_passes.torch_passes.match.broadcast import collapse, varying_axes
 
 _SOFTMAXES = (aten.softmax.int, aten._softmax.default)
 

@@ -28,7 +28,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.decision_kinds import decides
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.held_back_rows import held_back
+from tokexport.graph_passes.torch_passes.match.held_back_rows import held_back
 
 Rule = Callable[[Editor, Node, int, int, int], Node | None]
 

@@ -29,7 +29,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
-from tokexport.graph_passes.torch_passes.integer_bounds import fits_float32
+from tokexport.graph_passes.torch_passes.match.integer_bounds import fits_float32
 
 _ARGSORTS = (aten.argsort.default, aten.argsort.stable)
 _SORTS = (aten.sort.default, aten.sort.stable, *_ARGSORTS)

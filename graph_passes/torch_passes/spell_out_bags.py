@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Final
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
@@ -29,6 +28,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.match.constant_values import ConstantValues
 from tokexport.graph_passes.torch_passes.sign_bits import as_type
 
 _BAGS: Final = (

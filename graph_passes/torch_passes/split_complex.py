@@ -20,11 +20,11 @@ from typing import ClassVar
 from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.complex_rules import Context, spelled
-from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
 from tokexport.graph_passes.torch_passes.graph.calls import is_call, is_tensor, shape_of
 from tokexport.graph_passes.torch_passes.graph.complex_pairs import Pair, is_complex
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.match.constant_values import ConstantValues
 
 
 class SplitComplex(TorchPass):

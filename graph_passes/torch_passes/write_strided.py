@@ -19,7 +19,6 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     is_call,
@@ -30,6 +29,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.match.constant_values import ConstantValues
 
 _BY_STRIDES = (aten.as_strided.default, aten.as_strided_scatter.default)
 _RANGES = (aten.range.default, aten.range.step)

@@ -17,10 +17,10 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
 from tokexport.graph_passes.torch_passes.graph.calls import argument, dtype_of, is_call, is_tensor
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.match.constant_values import ConstantValues
 
 
 class ZeroBlindQueries(TorchPass):

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.broadcast import collapse, varying_axes
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
 from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
+from tokexport.graph_passes.torch_passes.match.broadcast import collapse, varying_axes
 
 #: From rows (2, 3) to a value that varies along these axes only.
 CHAINS: dict[str, tuple[Callable[[Tensor], Tensor], set[int]]] = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokexport.exporter.capture.trace import capture
 from tokexport.graph_passes.ops import ops
-from tokexport.graph_passes.torch_passes.integer_bounds import bounds_of
+from tokexport.graph_passes.torch_passes.match.integer_bounds import bounds_of
 
 ops.register()
 #: What makes whole numbers of truth values, and the bounds where nothing wraps.

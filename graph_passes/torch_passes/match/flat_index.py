@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.constant_values import ConstantValues
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
@@ -22,8 +21,9 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.integer_bounds import bounds_of
-from tokexport.graph_passes.torch_passes.token_indices import is_index_tensor
+from tokexport.graph_passes.torch_passes.match.constant_values import ConstantValues
+from tokexport.graph_passes.torch_passes.match.integer_bounds import bounds_of
+from tokexport.graph_passes.torch_passes.match.token_indices import is_index_tensor
 
 
 @dataclass(frozen=True)

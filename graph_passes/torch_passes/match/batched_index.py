@@ -16,8 +16,8 @@ from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.graph.calls import argument, operand, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.row_layout import RowLayout
-from tokexport.graph_passes.torch_passes.token_indices import (
+from tokexport.graph_passes.torch_passes.match.row_layout import RowLayout
+from tokexport.graph_passes.torch_passes.match.token_indices import (
     counted_from_start,
     counts_along,
     is_index_tensor,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.broadcast import kept_axes
 from tokexport.graph_passes.torch_passes.graph.calls import (
     constant_of,
     dtype_of,
@@ -15,7 +14,8 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.integer_bounds import (
+from tokexport.graph_passes.torch_passes.match.broadcast import kept_axes
+from tokexport.graph_passes.torch_passes.match.integer_bounds import (
     ARANGES,
     arange_bounds,
     is_never_negative,

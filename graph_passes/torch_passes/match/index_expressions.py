@@ -20,8 +20,6 @@ from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.batched_index import read_batched_index
-from tokexport.graph_passes.torch_passes.broadcast import kept_axes
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
@@ -32,6 +30,8 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     value,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import aten
+from tokexport.graph_passes.torch_passes.match.batched_index import read_batched_index
+from tokexport.graph_passes.torch_passes.match.broadcast import kept_axes
 
 _SHAPE_ONLY = (
     aten.unsqueeze.default,

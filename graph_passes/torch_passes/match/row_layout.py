@@ -13,9 +13,9 @@ from math import prod
 
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.broadcast import collapse, varying_axes
 from tokexport.graph_passes.torch_passes.graph.calls import shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
+from tokexport.graph_passes.torch_passes.match.broadcast import collapse, varying_axes
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Reads values of a traced graph: constants, bounds, axes, indices, logits."""
