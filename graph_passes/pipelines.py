@@ -63,7 +63,6 @@ from tokexport.graph_passes.torch_passes.graph.infrastructure import (
     TorchPass,
     run_passes,
 )
-from tokexport.graph_passes.torch_passes.join_in_pairs import JoinInPairs
 from tokexport.graph_passes.torch_passes.kinds.token_schedule import token_schedule
 from tokexport.graph_passes.torch_passes.match_every_row import MatchEveryRow
 from tokexport.graph_passes.torch_passes.products_as_matmul import ProductsAsMatmul
@@ -76,23 +75,24 @@ from tokexport.graph_passes.torch_passes.recognise_merges import RecogniseMerges
 from tokexport.graph_passes.torch_passes.scatter_rows import ScatterRows
 from tokexport.graph_passes.torch_passes.share_repeats import ShareRepeats
 from tokexport.graph_passes.torch_passes.sort_stably import SortStably
-from tokexport.graph_passes.torch_passes.spell_out_atan2 import SpellOutAtan2
-from tokexport.graph_passes.torch_passes.spell_out_bags import SpellOutBags
-from tokexport.graph_passes.torch_passes.spell_out_differences import SpellOutDifferences
-from tokexport.graph_passes.torch_passes.spell_out_erfinv import SpellOutErfinv
-from tokexport.graph_passes.torch_passes.spell_out_fills import SpellOutFills
-from tokexport.graph_passes.torch_passes.spell_out_hypot import SpellOutHypot
-from tokexport.graph_passes.torch_passes.spell_out_istft import SpellOutIstft
-from tokexport.graph_passes.torch_passes.spell_out_joins import SpellOutJoins
-from tokexport.graph_passes.torch_passes.spell_out_logs import SpellOutLogs
-from tokexport.graph_passes.torch_passes.spell_out_modes import SpellOutModes
-from tokexport.graph_passes.torch_passes.spell_out_pools import SpellOutPools
-from tokexport.graph_passes.torch_passes.spell_out_ranks import SpellOutRanks
-from tokexport.graph_passes.torch_passes.spell_out_resizes import SpellOutResizes
-from tokexport.graph_passes.torch_passes.spell_out_running import SpellOutRunning
-from tokexport.graph_passes.torch_passes.spell_out_shifts import SpellOutShifts
-from tokexport.graph_passes.torch_passes.spell_out_signs import SpellOutSigns
-from tokexport.graph_passes.torch_passes.spell_out_slopes import SpellOutSlopes
+from tokexport.graph_passes.torch_passes.spell_out.atan2 import SpellOutAtan2
+from tokexport.graph_passes.torch_passes.spell_out.bags import SpellOutBags
+from tokexport.graph_passes.torch_passes.spell_out.differences import SpellOutDifferences
+from tokexport.graph_passes.torch_passes.spell_out.erfinv import SpellOutErfinv
+from tokexport.graph_passes.torch_passes.spell_out.fills import SpellOutFills
+from tokexport.graph_passes.torch_passes.spell_out.hypot import SpellOutHypot
+from tokexport.graph_passes.torch_passes.spell_out.istft import SpellOutIstft
+from tokexport.graph_passes.torch_passes.spell_out.join_in_pairs import JoinInPairs
+from tokexport.graph_passes.torch_passes.spell_out.joins import SpellOutJoins
+from tokexport.graph_passes.torch_passes.spell_out.logs import SpellOutLogs
+from tokexport.graph_passes.torch_passes.spell_out.modes import SpellOutModes
+from tokexport.graph_passes.torch_passes.spell_out.pools import SpellOutPools
+from tokexport.graph_passes.torch_passes.spell_out.ranks import SpellOutRanks
+from tokexport.graph_passes.torch_passes.spell_out.resizes import SpellOutResizes
+from tokexport.graph_passes.torch_passes.spell_out.running import SpellOutRunning
+from tokexport.graph_passes.torch_passes.spell_out.shifts import SpellOutShifts
+from tokexport.graph_passes.torch_passes.spell_out.signs import SpellOutSigns
+from tokexport.graph_passes.torch_passes.spell_out.slopes import SpellOutSlopes
 from tokexport.graph_passes.torch_passes.split_complex import SplitComplex
 from tokexport.graph_passes.torch_passes.whole_quotients import WholeQuotients
 from tokexport.graph_passes.torch_passes.widen_half import WidenHalf

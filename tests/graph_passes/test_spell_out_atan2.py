@@ -9,7 +9,7 @@ import torch
 from helpers.graphs import TARGETS, calls, checked, emitted, lowered, rewrite, run_onnx
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.spell_out_atan2 import SpellOutAtan2
+from tokexport.graph_passes.torch_passes.spell_out.atan2 import SpellOutAtan2
 
 #: Every pair of these is a point.
 ENDS = (0.0, -0.0, 1.0, -1.0, 1e-30, -1e-30, 2.5e20, -2.5e20, 3.0, -0.25)

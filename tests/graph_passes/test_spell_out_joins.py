@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from helpers.graphs import TARGETS, calls, checked
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.spell_out_joins import SpellOutJoins
+from tokexport.graph_passes.torch_passes.spell_out.joins import SpellOutJoins
 
 
 def drawn(*shape: int) -> Tensor:

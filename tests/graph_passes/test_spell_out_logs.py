@@ -6,8 +6,8 @@ import torch
 from helpers.graphs import TARGETS, calls, checked
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.spell_out_logs import SpellOutLogs
-from tokexport.graph_passes.torch_passes.spell_out_slopes import SpellOutSlopes
+from tokexport.graph_passes.torch_passes.spell_out.logs import SpellOutLogs
+from tokexport.graph_passes.torch_passes.spell_out.slopes import SpellOutSlopes
 
 INF, NAN = float("inf"), float("nan")
 X = torch.tensor(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from helpers.graphs import TARGETS, calls, checked
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.spell_out_resizes import SpellOutResizes
+from tokexport.graph_passes.torch_passes.spell_out.resizes import SpellOutResizes
 
 #: Sizes, or factors of an image of 16 × 20.
 ASKED: list[dict[str, Any]] = [

@@ -6,7 +6,7 @@ import torch
 from helpers.graphs import TARGETS, calls, checked, emitted, lowered, rewrite, run_onnx
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.spell_out_signs import SpellOutSigns
+from tokexport.graph_passes.torch_passes.spell_out.signs import SpellOutSigns
 
 INF, NAN = float("inf"), float("nan")
 #: Every pair of these is tried.

@@ -26,8 +26,8 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
-from tokexport.graph_passes.torch_passes.sign_bits import as_type
-from tokexport.graph_passes.torch_passes.spell_out_running import running
+from tokexport.graph_passes.torch_passes.spell_out.running import running
+from tokexport.graph_passes.torch_passes.spell_out.sign_bits import as_type
 
 
 class SpellOutLogs(TorchPass):

@@ -28,7 +28,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
-from tokexport.graph_passes.torch_passes.sign_bits import as_type
+from tokexport.graph_passes.torch_passes.spell_out.sign_bits import as_type
 
 
 class SpellOutDifferences(TorchPass):

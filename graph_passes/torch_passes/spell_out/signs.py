@@ -19,7 +19,7 @@ from torch.fx import Node
 from tokexport.graph_passes.torch_passes.graph.calls import argument, dtype_of, is_call, operand
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
-from tokexport.graph_passes.torch_passes.sign_bits import as_type, has_minus
+from tokexport.graph_passes.torch_passes.spell_out.sign_bits import as_type, has_minus
 
 
 class SpellOutSigns(TorchPass):

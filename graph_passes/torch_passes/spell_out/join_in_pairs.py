@@ -27,7 +27,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.match.integer_bounds import fits_float32
-from tokexport.graph_passes.torch_passes.sign_bits import as_type
+from tokexport.graph_passes.torch_passes.spell_out.sign_bits import as_type
 
 _SUMS: Final = (aten.sum.default, aten.sum.dim_IntList)
 _PRODUCTS: Final = (aten.prod.default, aten.prod.dim_int)

@@ -1,0 +1,1 @@
+"""Spells operators out in those that every target computes alike."""
