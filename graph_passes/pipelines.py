@@ -47,16 +47,29 @@ from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTens
 from tokexport.graph_passes.onnx_passes.scored_match import ScoredMatch
 from tokexport.graph_passes.onnx_passes.simplify import Simplify
 from tokexport.graph_passes.onnx_passes.widen_vectors import WidenVectors
-from tokexport.graph_passes.torch_passes.count_for_search import CountForSearch
-from tokexport.graph_passes.torch_passes.distances import Distances
-from tokexport.graph_passes.torch_passes.drop_empty import DropEmpty
-from tokexport.graph_passes.torch_passes.drop_full_masks import DropFullMasks
-from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
+from tokexport.graph_passes.torch_passes.canonicalize.count_for_search import CountForSearch
+from tokexport.graph_passes.torch_passes.canonicalize.distances import Distances
+from tokexport.graph_passes.torch_passes.canonicalize.drop_empty import DropEmpty
+from tokexport.graph_passes.torch_passes.canonicalize.drop_full_masks import DropFullMasks
+from tokexport.graph_passes.torch_passes.canonicalize.drop_identities import DropIdentities
+from tokexport.graph_passes.torch_passes.canonicalize.flatten_attention import FlattenAttention
+from tokexport.graph_passes.torch_passes.canonicalize.fold_transforms import FoldTransforms
+from tokexport.graph_passes.torch_passes.canonicalize.gains_ahead import GainsAhead
+from tokexport.graph_passes.torch_passes.canonicalize.products_as_matmul import ProductsAsMatmul
+from tokexport.graph_passes.torch_passes.canonicalize.promote_types import PromoteTypes
+from tokexport.graph_passes.torch_passes.canonicalize.read_means import ReadMeans
+from tokexport.graph_passes.torch_passes.canonicalize.read_one_hot import ReadOneHot
+from tokexport.graph_passes.torch_passes.canonicalize.share_repeats import ShareRepeats
+from tokexport.graph_passes.torch_passes.canonicalize.sort_stably import SortStably
+from tokexport.graph_passes.torch_passes.canonicalize.split_complex import SplitComplex
+from tokexport.graph_passes.torch_passes.canonicalize.whole_quotients import WholeQuotients
+from tokexport.graph_passes.torch_passes.canonicalize.widen_half import WidenHalf
+from tokexport.graph_passes.torch_passes.canonicalize.widen_narrow import WidenNarrow
+from tokexport.graph_passes.torch_passes.canonicalize.write_by_where import WriteByWhere
+from tokexport.graph_passes.torch_passes.canonicalize.write_strided import WriteStrided
+from tokexport.graph_passes.torch_passes.canonicalize.zero_blind_queries import ZeroBlindQueries
 from tokexport.graph_passes.torch_passes.drop_unread_columns import DropUnreadColumns
 from tokexport.graph_passes.torch_passes.drop_unread_rows import DropUnreadRows
-from tokexport.graph_passes.torch_passes.flatten_attention import FlattenAttention
-from tokexport.graph_passes.torch_passes.fold_transforms import FoldTransforms
-from tokexport.graph_passes.torch_passes.gains_ahead import GainsAhead
 from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
 from tokexport.graph_passes.torch_passes.graph.infrastructure import (
     PassResult,
@@ -65,16 +78,10 @@ from tokexport.graph_passes.torch_passes.graph.infrastructure import (
 )
 from tokexport.graph_passes.torch_passes.kinds.token_schedule import token_schedule
 from tokexport.graph_passes.torch_passes.match_every_row import MatchEveryRow
-from tokexport.graph_passes.torch_passes.products_as_matmul import ProductsAsMatmul
-from tokexport.graph_passes.torch_passes.promote_types import PromoteTypes
-from tokexport.graph_passes.torch_passes.read_means import ReadMeans
-from tokexport.graph_passes.torch_passes.read_one_hot import ReadOneHot
 from tokexport.graph_passes.torch_passes.recognise_attention import RecogniseAttention
 from tokexport.graph_passes.torch_passes.recognise_matches import RecogniseMatches
 from tokexport.graph_passes.torch_passes.recognise_merges import RecogniseMerges
 from tokexport.graph_passes.torch_passes.scatter_rows import ScatterRows
-from tokexport.graph_passes.torch_passes.share_repeats import ShareRepeats
-from tokexport.graph_passes.torch_passes.sort_stably import SortStably
 from tokexport.graph_passes.torch_passes.spell_out.atan2 import SpellOutAtan2
 from tokexport.graph_passes.torch_passes.spell_out.bags import SpellOutBags
 from tokexport.graph_passes.torch_passes.spell_out.differences import SpellOutDifferences
@@ -93,13 +100,6 @@ from tokexport.graph_passes.torch_passes.spell_out.running import SpellOutRunnin
 from tokexport.graph_passes.torch_passes.spell_out.shifts import SpellOutShifts
 from tokexport.graph_passes.torch_passes.spell_out.signs import SpellOutSigns
 from tokexport.graph_passes.torch_passes.spell_out.slopes import SpellOutSlopes
-from tokexport.graph_passes.torch_passes.split_complex import SplitComplex
-from tokexport.graph_passes.torch_passes.whole_quotients import WholeQuotients
-from tokexport.graph_passes.torch_passes.widen_half import WidenHalf
-from tokexport.graph_passes.torch_passes.widen_narrow import WidenNarrow
-from tokexport.graph_passes.torch_passes.write_by_where import WriteByWhere
-from tokexport.graph_passes.torch_passes.write_strided import WriteStrided
-from tokexport.graph_passes.torch_passes.zero_blind_queries import ZeroBlindQueries
 
 #: From the functional traced graph to one that moves tokens with operators of the domain.
 REWRITE: Final[tuple[TorchPass, ...]] = (

@@ -16,11 +16,11 @@ from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.errors import TokenCountError
-from tokexport.graph_passes.torch_passes.drop_noise import DropNoise
+from tokexport.graph_passes.torch_passes.canonicalize.drop_noise import DropNoise
+from tokexport.graph_passes.torch_passes.canonicalize.select_paths import Path, SelectPaths
 from tokexport.graph_passes.torch_passes.graph.decisions import show, unlifted
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
 from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
-from tokexport.graph_passes.torch_passes.select_paths import Path, SelectPaths
 from tokexport.runtimes.base import Array
 
 #: All ways are computed on every run: no more than so many are.

@@ -21,7 +21,7 @@ from tokexport.exporter.errors import (
 )
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.stack_traces import source_line
-from tokexport.graph_passes.torch_passes.drop_noise import DropNoise
+from tokexport.graph_passes.torch_passes.canonicalize.drop_noise import DropNoise
 from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
 from tokexport.graph_passes.torch_passes.graph.drawn_choices import without_mean
 from tokexport.graph_passes.torch_passes.graph.draws import drop_unread_draws, find_draws

@@ -24,7 +24,7 @@ from tokexport.exporter.parity.gates import narrowed_hops
 from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates, most_steady
 from tokexport.exporter.parity.proof import ParityError, Proof, TellHop, judge
 from tokexport.exporter.parity.trace_difference import differences_named
-from tokexport.graph_passes.torch_passes.widen_half import half_lines
+from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.manifest import TensorSpec
 

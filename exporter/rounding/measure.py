@@ -36,7 +36,7 @@ from tokexport.exporter.rounding.transform_rounding import (
     like,
     moved_transform,
 )
-from tokexport.graph_passes.torch_passes.distances import Distances
+from tokexport.graph_passes.torch_passes.canonicalize.distances import Distances
 from tokexport.graph_passes.torch_passes.graph.calls import base_name
 from tokexport.graph_passes.torch_passes.graph.complex_pairs import is_complex, real_type
 from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, show, tell

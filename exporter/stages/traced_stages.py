@@ -35,8 +35,8 @@ from tokexport.exporter.source import Source
 from tokexport.exporter.stages.run import CompileRun
 from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
 from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
 from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
-from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.manifest import TensorSpec
 

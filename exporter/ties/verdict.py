@@ -32,9 +32,9 @@ from tokexport.exporter.parity.proof import Proof, Ties, ToldRun
 from tokexport.exporter.rounding.score_rounding import Scores
 from tokexport.exporter.ties.decision_margins import Fall, held_against
 from tokexport.exporter.ties.held_scores import Allowance, hold_scores
+from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
 from tokexport.graph_passes.torch_passes.graph.decision_kinds import Decision, DecisionKind
 from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, show
-from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array
 
 #: Runs a told graph on batches that hold the told inputs too; gives (batches, …) by name.

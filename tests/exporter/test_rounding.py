@@ -17,8 +17,8 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.measured_gates import measured_gates
 from tokexport.exporter.rounding.measure import Rounding, measure_rounding
 from tokexport.graph_passes.ops import ops
+from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
 from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
-from tokexport.graph_passes.torch_passes.widen_half import half_lines
 from tokexport.runtimes.base import Array
 
 ops.register()

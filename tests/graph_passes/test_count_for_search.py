@@ -6,7 +6,7 @@ import torch
 from helpers.graphs import TARGETS, calls, checked
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.count_for_search import CountForSearch
+from tokexport.graph_passes.torch_passes.canonicalize.count_for_search import CountForSearch
 
 PASSES = (CountForSearch(),)
 EDGES = torch.tensor([[0.0, 0.5, 0.5, 2.0], [-1.0, 0.0, 1.0, 1.5]])

@@ -7,7 +7,7 @@ import torch
 from helpers.graphs import TARGETS, calls, checked
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.distances import Distances
+from tokexport.graph_passes.torch_passes.canonicalize.distances import Distances
 
 PASSES = (Distances(),)
 

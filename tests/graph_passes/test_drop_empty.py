@@ -15,8 +15,8 @@ from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.graph_passes.ops import ops
-from tokexport.graph_passes.torch_passes.drop_empty import DropEmpty
-from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
+from tokexport.graph_passes.torch_passes.canonicalize.drop_empty import DropEmpty
+from tokexport.graph_passes.torch_passes.canonicalize.drop_identities import DropIdentities
 from tokexport.graph_passes.torch_passes.graph.infrastructure import PassResult
 
 Function = Callable[[Tensor], Outputs]

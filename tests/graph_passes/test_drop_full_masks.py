@@ -10,7 +10,7 @@ from helpers.graphs import checked
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as fused
 
-from tokexport.graph_passes.torch_passes.drop_full_masks import DropFullMasks
+from tokexport.graph_passes.torch_passes.canonicalize.drop_full_masks import DropFullMasks
 
 Mask = Callable[[Tensor], Tensor]
 FULL: dict[str, Mask] = {

@@ -8,7 +8,7 @@ import torch
 from helpers.graphs import TARGETS, calls, checked, makers
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
+from tokexport.graph_passes.torch_passes.canonicalize.drop_identities import DropIdentities
 
 PASSES = (DropIdentities(),)
 

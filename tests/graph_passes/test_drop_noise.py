@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as f
 
 from tokexport.graph_passes.errors import OperatorRefusedError
-from tokexport.graph_passes.torch_passes.drop_noise import DropNoise
+from tokexport.graph_passes.torch_passes.canonicalize.drop_noise import DropNoise
 from tokexport.graph_passes.torch_passes.graph.draws import drop_unread_draws, find_draws
 
 Noise = Callable[[Tensor], Tensor]

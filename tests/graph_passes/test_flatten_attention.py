@@ -10,7 +10,7 @@ from helpers.graphs import TARGETS, calls, checked, rewrite
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as fused
 
-from tokexport.graph_passes.torch_passes.flatten_attention import FlattenAttention
+from tokexport.graph_passes.torch_passes.canonicalize.flatten_attention import FlattenAttention
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 FLATTEN = (FlattenAttention(),)

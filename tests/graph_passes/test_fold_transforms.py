@@ -10,7 +10,7 @@ from helpers.graphs import TARGETS, calls, checked, emitted, lowered, rewrite
 from models.zoo.dct import reduce_by_fft
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.fold_transforms import FoldTransforms
+from tokexport.graph_passes.torch_passes.canonicalize.fold_transforms import FoldTransforms
 
 PASSES = (FoldTransforms(),)
 

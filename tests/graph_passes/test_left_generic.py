@@ -11,7 +11,7 @@ from helpers.graphs import Outputs, rewrite
 from torch import Tensor, nn
 
 from tokexport.graph_passes.left_generic import LeftGeneric, left_generic
-from tokexport.graph_passes.torch_passes import fourier_products
+from tokexport.graph_passes.torch_passes.canonicalize import fourier_products
 
 B, N, C = 2, 6, 4
 

@@ -9,7 +9,7 @@ import torch
 from helpers.graphs import TARGETS, calls, checked
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.products_as_matmul import ProductsAsMatmul
+from tokexport.graph_passes.torch_passes.canonicalize.products_as_matmul import ProductsAsMatmul
 
 PASSES = (ProductsAsMatmul(),)
 

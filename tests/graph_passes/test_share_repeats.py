@@ -7,7 +7,7 @@ import torch
 from helpers.graphs import calls, checked, rewrite
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.share_repeats import ShareRepeats
+from tokexport.graph_passes.torch_passes.canonicalize.share_repeats import ShareRepeats
 
 PASSES = (ShareRepeats(),)
 

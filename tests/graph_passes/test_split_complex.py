@@ -11,8 +11,8 @@ from helpers.graphs import TARGETS, calls, checked, emitted, rewrite, run_rewrit
 from torch import Tensor, fft, nn
 
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.torch_passes import fourier_products
-from tokexport.graph_passes.torch_passes.split_complex import SplitComplex
+from tokexport.graph_passes.torch_passes.canonicalize import fourier_products
+from tokexport.graph_passes.torch_passes.canonicalize.split_complex import SplitComplex
 
 PASSES = (SplitComplex(),)
 #: Of real numbers, to real numbers, and the others; each of one, two and all axes.

@@ -9,7 +9,7 @@ import torch
 from helpers.graphs import calls, checked
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.whole_quotients import WholeQuotients
+from tokexport.graph_passes.torch_passes.canonicalize.whole_quotients import WholeQuotients
 
 PASSES = (WholeQuotients(),)
 ENDS = torch.tensor([[0, 7, -7, 2**24 + 3, -(2**24) - 3, 2**40 + 5, -(2**40) - 5, 2**53 + 1]])

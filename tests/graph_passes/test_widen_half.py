@@ -7,8 +7,8 @@ import torch
 from helpers.graphs import calls, checked
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.drop_identities import DropIdentities
-from tokexport.graph_passes.torch_passes.widen_half import WidenHalf
+from tokexport.graph_passes.torch_passes.canonicalize.drop_identities import DropIdentities
+from tokexport.graph_passes.torch_passes.canonicalize.widen_half import WidenHalf
 
 PASSES = (WidenHalf(), DropIdentities())
 HALVES = [torch.float16, torch.bfloat16]

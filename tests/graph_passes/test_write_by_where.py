@@ -9,7 +9,7 @@ import torch
 from helpers.graphs import TARGETS, calls, checked, emitted, lowered, rewrite, run_onnx
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.write_by_where import WriteByWhere
+from tokexport.graph_passes.torch_passes.canonicalize.write_by_where import WriteByWhere
 
 PASSES = (WriteByWhere(),)
 

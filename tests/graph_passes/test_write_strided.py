@@ -9,7 +9,7 @@ import torch
 from helpers.graphs import TARGETS, calls, checked
 from torch import Tensor, nn
 
-from tokexport.graph_passes.torch_passes.write_strided import WriteStrided
+from tokexport.graph_passes.torch_passes.canonicalize.write_strided import WriteStrided
 
 
 def drawn(*shape: int) -> Tensor:

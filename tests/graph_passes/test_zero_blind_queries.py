@@ -8,7 +8,7 @@ from helpers.graphs import TARGETS, calls, checked, emitted, lowered, rewrite, r
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tokexport.graph_passes.torch_passes.zero_blind_queries import ZeroBlindQueries
+from tokexport.graph_passes.torch_passes.canonicalize.zero_blind_queries import ZeroBlindQueries
 
 PASSES = (ZeroBlindQueries(),)
 

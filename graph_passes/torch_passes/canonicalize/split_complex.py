@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.complex_rules import Context, spelled
+from tokexport.graph_passes.torch_passes.canonicalize.complex_rules import Context, spelled
 from tokexport.graph_passes.torch_passes.graph.calls import is_call, is_tensor, shape_of
 from tokexport.graph_passes.torch_passes.graph.complex_pairs import Pair, is_complex
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten

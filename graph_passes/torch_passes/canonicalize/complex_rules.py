@@ -10,7 +10,11 @@ from typing import Any, Final
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.fourier_products import framed, steps, transformed
+from tokexport.graph_passes.torch_passes.canonicalize.fourier_products import (
+    framed,
+    steps,
+    transformed,
+)
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     base_name,
