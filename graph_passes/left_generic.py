@@ -36,7 +36,7 @@ from tokexport.graph_passes.torch_passes.kinds.product_kinds import (
 )
 from tokexport.graph_passes.torch_passes.match.broadcast import varying_axes
 from tokexport.graph_passes.torch_passes.match.token_indices import is_index_tensor
-from tokexport.graph_passes.torch_passes.recognise_attention import read_attention
+from tokexport.graph_passes.torch_passes.recognise.recognise_attention import read_attention
 
 _SORTS: Final = (
     aten.sort.default,

@@ -70,18 +70,18 @@ from tokexport.graph_passes.torch_passes.canonicalize.write_strided import Write
 from tokexport.graph_passes.torch_passes.canonicalize.zero_blind_queries import ZeroBlindQueries
 from tokexport.graph_passes.torch_passes.drop_unread_columns import DropUnreadColumns
 from tokexport.graph_passes.torch_passes.drop_unread_rows import DropUnreadRows
-from tokexport.graph_passes.torch_passes.gather_rows import GatherRows
 from tokexport.graph_passes.torch_passes.graph.infrastructure import (
     PassResult,
     TorchPass,
     run_passes,
 )
 from tokexport.graph_passes.torch_passes.kinds.token_schedule import token_schedule
-from tokexport.graph_passes.torch_passes.match_every_row import MatchEveryRow
-from tokexport.graph_passes.torch_passes.recognise_attention import RecogniseAttention
-from tokexport.graph_passes.torch_passes.recognise_matches import RecogniseMatches
-from tokexport.graph_passes.torch_passes.recognise_merges import RecogniseMerges
-from tokexport.graph_passes.torch_passes.scatter_rows import ScatterRows
+from tokexport.graph_passes.torch_passes.recognise.gather_rows import GatherRows
+from tokexport.graph_passes.torch_passes.recognise.match_every_row import MatchEveryRow
+from tokexport.graph_passes.torch_passes.recognise.recognise_attention import RecogniseAttention
+from tokexport.graph_passes.torch_passes.recognise.recognise_matches import RecogniseMatches
+from tokexport.graph_passes.torch_passes.recognise.recognise_merges import RecogniseMerges
+from tokexport.graph_passes.torch_passes.recognise.scatter_rows import ScatterRows
 from tokexport.graph_passes.torch_passes.spell_out.atan2 import SpellOutAtan2
 from tokexport.graph_passes.torch_passes.spell_out.bags import SpellOutBags
 from tokexport.graph_passes.torch_passes.spell_out.differences import SpellOutDifferences

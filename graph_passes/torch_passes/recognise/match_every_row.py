@@ -35,7 +35,7 @@ from tokexport.graph_passes.torch_passes.graph.editor import PARTNERS, STANDS_FO
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.match.constant_values import reads_only_shape
 from tokexport.graph_passes.torch_passes.match.index_expressions import IndexReader, Partner, Signed
-from tokexport.graph_passes.torch_passes.recognise_matches import make_match
+from tokexport.graph_passes.torch_passes.recognise.recognise_matches import make_match
 
 
 class MatchEveryRow(TorchPass):

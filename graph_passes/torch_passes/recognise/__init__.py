@@ -1,0 +1,1 @@
+"""Finds matches, merges, gathers and attentions in a traced graph."""
