@@ -26,7 +26,6 @@ from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokexport.graph_passes.stack_traces import source_line
-from tokexport.graph_passes.torch_passes.drop_unread_columns import columns_read
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     is_tensor,
@@ -43,6 +42,7 @@ from tokexport.graph_passes.torch_passes.kinds.product_kinds import (
     ProductKinds,
     factors,
 )
+from tokexport.graph_passes.torch_passes.trim.drop_unread_columns import columns_read
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,6 @@ from tokexport.graph_passes.torch_passes.canonicalize.widen_narrow import WidenN
 from tokexport.graph_passes.torch_passes.canonicalize.write_by_where import WriteByWhere
 from tokexport.graph_passes.torch_passes.canonicalize.write_strided import WriteStrided
 from tokexport.graph_passes.torch_passes.canonicalize.zero_blind_queries import ZeroBlindQueries
-from tokexport.graph_passes.torch_passes.drop_unread_columns import DropUnreadColumns
-from tokexport.graph_passes.torch_passes.drop_unread_rows import DropUnreadRows
 from tokexport.graph_passes.torch_passes.graph.infrastructure import (
     PassResult,
     TorchPass,
@@ -100,6 +98,8 @@ from tokexport.graph_passes.torch_passes.spell_out.running import SpellOutRunnin
 from tokexport.graph_passes.torch_passes.spell_out.shifts import SpellOutShifts
 from tokexport.graph_passes.torch_passes.spell_out.signs import SpellOutSigns
 from tokexport.graph_passes.torch_passes.spell_out.slopes import SpellOutSlopes
+from tokexport.graph_passes.torch_passes.trim.drop_unread_columns import DropUnreadColumns
+from tokexport.graph_passes.torch_passes.trim.drop_unread_rows import DropUnreadRows
 
 #: From the functional traced graph to one that moves tokens with operators of the domain.
 REWRITE: Final[tuple[TorchPass, ...]] = (

@@ -12,7 +12,7 @@ from helpers.onnx_graphs import assert_tensorrt_builds
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from tokexport.graph_passes.torch_passes.drop_unread_columns import DropUnreadColumns
+from tokexport.graph_passes.torch_passes.trim.drop_unread_columns import DropUnreadColumns
 
 HEADS, DIM = 3, 4
 WIDTH = HEADS * DIM

@@ -19,7 +19,6 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.drop_unread_columns import own_projection
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
@@ -31,7 +30,8 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
-from tokexport.graph_passes.torch_passes.row_rules import bounds, rule_of
+from tokexport.graph_passes.torch_passes.trim.drop_unread_columns import own_projection
+from tokexport.graph_passes.torch_passes.trim.row_rules import bounds, rule_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Leaves out rows and columns that nothing reads."""
