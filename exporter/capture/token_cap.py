@@ -19,9 +19,9 @@ from tokexport.exporter.eager.outputs import Constant
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import DataDependentError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.graph_passes.live_rows import Selection
 from tokexport.graph_passes.torch_passes.graph.added_output import keep_checks
 from tokexport.graph_passes.torch_passes.graph.decisions import show, unlifted
+from tokexport.graph_passes.torch_passes.pad.live_rows import Selection
 from tokexport.runtimes import input_checks
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.input_checks import InputCheck, InputChecks

@@ -18,13 +18,18 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.cap_selections import Constants, chosen, columns, flat_once
-from tokexport.graph_passes.live_rows import Live, Padded, refused
-from tokexport.graph_passes.row_places import from_the_front, length_of
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.graph.calls import argument, dtype_of, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import aten
 from tokexport.graph_passes.torch_passes.match.integer_bounds import is_never_negative
+from tokexport.graph_passes.torch_passes.pad.cap_selections import (
+    Constants,
+    chosen,
+    columns,
+    flat_once,
+)
+from tokexport.graph_passes.torch_passes.pad.live_rows import Live, Padded, refused
+from tokexport.graph_passes.torch_passes.pad.row_places import from_the_front, length_of
 
 
 def index(padded: Padded, node: Node, constants: Constants) -> None:

@@ -24,23 +24,28 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from tokexport.graph_passes import cap_indexing, cap_selections, cap_unique
-from tokexport.graph_passes.cap_cuts import CUT_RULES
-from tokexport.graph_passes.cap_numbers import ASSERTIONS, NUMBER_RULES, is_number, number
-from tokexport.graph_passes.cap_products import PRODUCT_RULES
-from tokexport.graph_passes.cap_rules import RULES, Rule, pointwise
-from tokexport.graph_passes.cap_scatters import SCATTER_RULES
-from tokexport.graph_passes.cap_shapes import SHAPE_RULES
-from tokexport.graph_passes.cap_spreads import SPREAD_RULES
-from tokexport.graph_passes.cap_statistics import STATISTICS_RULES
 from tokexport.graph_passes.errors import TokenCountError
-from tokexport.graph_passes.live_rows import Check, Padded, Selection, refused
 from tokexport.graph_passes.torch_errors import in_words
 from tokexport.graph_passes.torch_passes.graph.added_output import add_output
 from tokexport.graph_passes.torch_passes.graph.calls import is_call
 from tokexport.graph_passes.torch_passes.graph.draws import draws
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.pad import cap_indexing, cap_selections, cap_unique
+from tokexport.graph_passes.torch_passes.pad.cap_cuts import CUT_RULES
+from tokexport.graph_passes.torch_passes.pad.cap_numbers import (
+    ASSERTIONS,
+    NUMBER_RULES,
+    is_number,
+    number,
+)
+from tokexport.graph_passes.torch_passes.pad.cap_products import PRODUCT_RULES
+from tokexport.graph_passes.torch_passes.pad.cap_rules import RULES, Rule, pointwise
+from tokexport.graph_passes.torch_passes.pad.cap_scatters import SCATTER_RULES
+from tokexport.graph_passes.torch_passes.pad.cap_shapes import SHAPE_RULES
+from tokexport.graph_passes.torch_passes.pad.cap_spreads import SPREAD_RULES
+from tokexport.graph_passes.torch_passes.pad.cap_statistics import STATISTICS_RULES
+from tokexport.graph_passes.torch_passes.pad.live_rows import Check, Padded, Selection, refused
 
 _SELECTIONS: Final = {
     aten.nonzero.default: cap_selections.nonzero,

@@ -6,11 +6,11 @@ from typing import Final
 
 from torch.fx import Node
 
-from tokexport.graph_passes.cap_numbers import rows_of
-from tokexport.graph_passes.cap_rules import Rule
-from tokexport.graph_passes.live_rows import Padded, refused
 from tokexport.graph_passes.torch_passes.graph.calls import argument, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import aten
+from tokexport.graph_passes.torch_passes.pad.cap_numbers import rows_of
+from tokexport.graph_passes.torch_passes.pad.cap_rules import Rule
+from tokexport.graph_passes.torch_passes.pad.live_rows import Padded, refused
 
 
 def expand(padded: Padded, node: Node) -> None:

@@ -14,7 +14,6 @@ from typing import Any, Final
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.live_rows import Live, Padded, refused
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
@@ -24,6 +23,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import aten
+from tokexport.graph_passes.torch_passes.pad.live_rows import Live, Padded, refused
 
 Rule = Callable[[Padded, Node], None]
 

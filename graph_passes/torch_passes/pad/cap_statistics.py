@@ -18,8 +18,6 @@ from typing import Any, Final
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.cap_rules import Rule, how_many, mean_of_rows
-from tokexport.graph_passes.live_rows import Padded, refused
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
@@ -27,6 +25,8 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import aten
+from tokexport.graph_passes.torch_passes.pad.cap_rules import Rule, how_many, mean_of_rows
+from tokexport.graph_passes.torch_passes.pad.live_rows import Padded, refused
 
 
 def deviation(padded: Padded, node: Node) -> None:

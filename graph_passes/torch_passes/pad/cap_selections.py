@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tokexport.graph_passes.cap_rules import aligned
-from tokexport.graph_passes.live_rows import Live, Padded, refused
-from tokexport.graph_passes.row_places import numbers_of
 from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import aten
+from tokexport.graph_passes.torch_passes.pad.cap_rules import aligned
+from tokexport.graph_passes.torch_passes.pad.live_rows import Live, Padded, refused
+from tokexport.graph_passes.torch_passes.pad.row_places import numbers_of
 
 #: Computes a value that no input reaches; None where one does.
 Constants = Callable[[Node], Tensor | None]

@@ -16,12 +16,12 @@ from typing import Any, Final
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.cap_rules import Rule
-from tokexport.graph_passes.live_rows import Padded, refused
-from tokexport.graph_passes.row_places import from_the_front, length_of
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.graph.calls import argument, normal_axis, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import aten
+from tokexport.graph_passes.torch_passes.pad.cap_rules import Rule
+from tokexport.graph_passes.torch_passes.pad.live_rows import Padded, refused
+from tokexport.graph_passes.torch_passes.pad.row_places import from_the_front, length_of
 
 #: Where a cut that goes to the end may end.
 _NO_END: Final = 1 << 62

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tokexport.graph_passes.live_rows import Live, Padded, refused
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
@@ -28,6 +27,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import aten
+from tokexport.graph_passes.torch_passes.pad.live_rows import Live, Padded, refused
 
 #: What computes one number from two, and the operator that does the same with tensors.
 _PAIRS: Final = {

@@ -7,10 +7,10 @@ from typing import Final
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.cap_rules import Rule, aligned
-from tokexport.graph_passes.live_rows import Padded, refused
 from tokexport.graph_passes.torch_passes.graph.calls import argument, dtype_of, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import aten
+from tokexport.graph_passes.torch_passes.pad.cap_rules import Rule, aligned
+from tokexport.graph_passes.torch_passes.pad.live_rows import Padded, refused
 
 
 def matmul(padded: Padded, node: Node) -> None:

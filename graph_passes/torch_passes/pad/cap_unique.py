@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.cap_selections import Constants, chosen, highest
-from tokexport.graph_passes.live_rows import Live, Padded, refused
 from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import aten
+from tokexport.graph_passes.torch_passes.pad.cap_selections import Constants, chosen, highest
+from tokexport.graph_passes.torch_passes.pad.live_rows import Live, Padded, refused
 
 
 def unique(padded: Padded, node: Node, constants: Constants) -> None:

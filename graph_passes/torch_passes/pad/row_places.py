@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.live_rows import Live, Padded
 from tokexport.graph_passes.torch_passes.graph.calls import shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import aten
+from tokexport.graph_passes.torch_passes.pad.live_rows import Live, Padded
 
 
 def length_of(padded: Padded, x: Node, axis: int) -> Node:

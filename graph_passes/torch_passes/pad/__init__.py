@@ -1,0 +1,1 @@
+"""Pads token counts that the data decide to a cap."""
