@@ -23,8 +23,8 @@ from tokexport.exporter.parity.measured_gates import measured_gates
 from tokexport.exporter.parity.proof import HopResult, judge
 from tokexport.exporter.source import Source
 from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.analysis.macs import count_macs
 from tokexport.graph_passes.errors import GraphError
-from tokexport.graph_passes.macs import count_macs
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind

@@ -35,13 +35,13 @@ from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.blocks import Blocks, Tokens, find_blocks, tokens_through
-from tokexport.graph_passes.left_generic import left_generic
-from tokexport.graph_passes.macs import NodeMacs, count_macs
+from tokexport.graph_passes.analysis.blocks import Blocks, Tokens, find_blocks, tokens_through
+from tokexport.graph_passes.analysis.left_generic import left_generic
+from tokexport.graph_passes.analysis.macs import NodeMacs, count_macs
+from tokexport.graph_passes.analysis.unreduced import unreduced_macs
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.graph.calls import operator_name
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
-from tokexport.graph_passes.unreduced import unreduced_macs
 from tokexport.runtimes.constant_inputs import ConstantInput
 
 SCHEMA_VERSION: Final = 1

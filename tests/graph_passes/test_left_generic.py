@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from helpers.graphs import Outputs, rewrite
 from torch import Tensor, nn
 
-from tokexport.graph_passes.left_generic import LeftGeneric, left_generic
+from tokexport.graph_passes.analysis.left_generic import LeftGeneric, left_generic
 from tokexport.graph_passes.torch_passes.canonicalize import fourier_products
 
 B, N, C = 2, 6, 4

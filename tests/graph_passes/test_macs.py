@@ -12,7 +12,7 @@ from helpers.graphs import Outputs, rewrite, trace
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokexport.graph_passes.macs import count_macs
+from tokexport.graph_passes.analysis.macs import count_macs
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind
 
 Costs = dict[str, int]

@@ -40,10 +40,10 @@ from models.zoo.vit import Vit, images, patch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tokexport.graph_passes.blocks import Blocks, find_blocks, tokens_through
-from tokexport.graph_passes.macs import NodeMacs, count_macs
+from tokexport.graph_passes.analysis.blocks import Blocks, find_blocks, tokens_through
+from tokexport.graph_passes.analysis.macs import NodeMacs, count_macs
+from tokexport.graph_passes.analysis.unreduced import unreduced_macs
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
-from tokexport.graph_passes.unreduced import unreduced_macs
 
 
 def captured(model: nn.Module, size: Size) -> ExportedProgram:

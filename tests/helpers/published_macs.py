@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from torch.export import ExportedProgram
 
-from tokexport.graph_passes.blocks import Blocks, find_blocks, tokens_through
-from tokexport.graph_passes.macs import NodeMacs
+from tokexport.graph_passes.analysis.blocks import Blocks, find_blocks, tokens_through
+from tokexport.graph_passes.analysis.macs import NodeMacs
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
 
 #: Published figures are rounded or truncated.

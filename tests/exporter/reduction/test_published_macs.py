@@ -39,7 +39,7 @@ from torch.export import ExportedProgram
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.recipe import parse_recipe
 from tokexport.exporter.reduction.reduce import reduce_flat
-from tokexport.graph_passes.macs import NodeMacs, count_macs
+from tokexport.graph_passes.analysis.macs import NodeMacs, count_macs
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind
 
 NAMES = {

@@ -19,7 +19,7 @@ from math import prod
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from tokexport.graph_passes.macs import NodeMacs, module_path
+from tokexport.graph_passes.analysis.macs import NodeMacs, module_path
 from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, is_tensor, shape_of
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
 

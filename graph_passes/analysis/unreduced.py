@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from tokexport.graph_passes.blocks import Blocks, Tokens
-from tokexport.graph_passes.macs import NodeMacs
+from tokexport.graph_passes.analysis.blocks import Blocks, Tokens
+from tokexport.graph_passes.analysis.macs import NodeMacs
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind
 
 

@@ -1,0 +1,1 @@
+"""Says what a graph costs, what it is made of and what stayed generic."""
