@@ -22,7 +22,7 @@ from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import OutputExistsError, WriteError
 from tokexport.exporter.system.held_signals import held_signals
 from tokexport.exporter.system.scratch import RANDOM, HeldFolder, sweep
-from tokexport.graph_passes.onnx_passes.source_lines import lines_by_node
+from tokexport.graph_passes.onnx_passes.graph.source_lines import lines_by_node
 from tokexport.runtimes.errors import (
     BuildError,
     OperatorRefusedError,

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tokexport.graph_passes.precision_roles import Roles, Step, is_marked, roles_of
+from tokexport.graph_passes.onnx_passes.graph.precision_roles import (
+    Roles,
+    Step,
+    is_marked,
+    roles_of,
+)
 
 _FLOATS: Final = ("f16", "bf16", "f32", "f64")
 _CONVOLUTIONS: Final = ("Convolution", "ConvolutionBackpropData", "GroupConvolution")

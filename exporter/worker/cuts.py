@@ -21,7 +21,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.source_lines import node_line
+from tokexport.graph_passes.onnx_passes.graph.source_lines import node_line
 
 #: How long the search may take.
 SEARCH_SECONDS: Final = 300.0

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.heads_in_rows import heads_in_rows
-from tokexport.graph_passes.onnx_passes.neighbours import made_by, only_reader, turned
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of, view_of
-from tokexport.graph_passes.onnx_passes.token_sets import SPLIT
+from tokexport.graph_passes.onnx_passes.graph.heads_in_rows import heads_in_rows
+from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, only_reader, turned
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of, view_of
+from tokexport.graph_passes.onnx_passes.graph.token_sets import SPLIT
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 

@@ -17,10 +17,10 @@ from typing import Final
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.heads_in_rows import heads_in_rows
-from tokexport.graph_passes.onnx_passes.neighbours import only_reader
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of
+from tokexport.graph_passes.onnx_passes.graph.heads_in_rows import heads_in_rows
+from tokexport.graph_passes.onnx_passes.graph.neighbours import only_reader
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 _NAMES: Final = {"attention": "rows_attention", "sized_attention": "rows_sized_attention"}

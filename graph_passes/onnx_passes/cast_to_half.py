@@ -22,8 +22,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from tokexport.graph_passes.linears import roles_of_nodes
-from tokexport.graph_passes.onnx_passes.initializers import add_initializer
+from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
+from tokexport.graph_passes.onnx_passes.graph.linears import roles_of_nodes
 
 #: Operators that sum over an axis or leave the range of half on the way.
 _SENSITIVE: Final = frozenset(

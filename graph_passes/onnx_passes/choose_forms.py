@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of
+from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 from tokexport.graph_passes.ops.token_forms import FORMS, form_name
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 
 _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 

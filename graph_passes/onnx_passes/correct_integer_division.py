@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 
 _WHOLE = {ir.DataType.INT32: np.int32, ir.DataType.INT64: np.int64}
 

@@ -18,8 +18,8 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.strided_views import integers_of
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.strided_views import integers_of
 
 _NO_PADS: Final = (0, 0, 0, 0)
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.neighbours import made_by
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.strided_views import (
+from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.strided_views import (
     integers_of,
     number_of,
     shape_of,

@@ -14,11 +14,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.heads_in_rows import HeadsInRows, heads_in_rows
-from tokexport.graph_passes.onnx_passes.neighbours import made_by, turned
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.strided_views import integers_of, shape_of
-from tokexport.graph_passes.onnx_passes.token_sets import divided_by_length, two_sets
+from tokexport.graph_passes.onnx_passes.graph.heads_in_rows import HeadsInRows, heads_in_rows
+from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, turned
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.strided_views import integers_of, shape_of
+from tokexport.graph_passes.onnx_passes.graph.token_sets import divided_by_length, two_sets
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 

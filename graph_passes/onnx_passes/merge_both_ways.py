@@ -19,10 +19,10 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.neighbours import comes_from, made_by
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of
-from tokexport.graph_passes.onnx_passes.token_sets import (
+from tokexport.graph_passes.onnx_passes.graph.neighbours import comes_from, made_by
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
+from tokexport.graph_passes.onnx_passes.graph.token_sets import (
     SPLIT,
     Merged,
     TokenSet,

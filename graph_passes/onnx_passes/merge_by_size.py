@@ -14,10 +14,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.neighbours import comes_from, made_by
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of
-from tokexport.graph_passes.onnx_passes.token_sets import Merged, merged
+from tokexport.graph_passes.onnx_passes.graph.neighbours import comes_from, made_by
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
+from tokexport.graph_passes.onnx_passes.graph.token_sets import Merged, merged
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of
+from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.onnx_functions import (
     DOMAIN,
     merge_name,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.epilogues import Floats, epilogue, floats_of
-from tokexport.graph_passes.onnx_passes.initializers import add_initializer
-from tokexport.graph_passes.onnx_passes.neighbours import made_by, only_reader
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of
+from tokexport.graph_passes.onnx_passes.graph.epilogues import Floats, epilogue, floats_of
+from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
+from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, only_reader
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.fused_functions import PANEL
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 

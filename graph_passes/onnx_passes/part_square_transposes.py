@@ -16,7 +16,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 
 _ORDER: Final = (0, 2, 1, 3)
 

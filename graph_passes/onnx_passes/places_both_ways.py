@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of
-from tokexport.graph_passes.onnx_passes.token_sets import SPLIT
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
+from tokexport.graph_passes.onnx_passes.graph.token_sets import SPLIT
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN, OPSET
 
 #: Operators that move integers, or add constants to them.

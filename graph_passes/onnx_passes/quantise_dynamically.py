@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.integer_weights import per_channel
-from tokexport.graph_passes.linears import Linear, block_linears
-from tokexport.graph_passes.onnx_passes.initializers import add_initializer
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
+from tokexport.graph_passes.onnx_passes.graph.integer_weights import per_channel
+from tokexport.graph_passes.onnx_passes.graph.linears import Linear, block_linears
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 
 
 @dataclass(frozen=True)

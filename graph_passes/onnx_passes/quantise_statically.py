@@ -21,10 +21,10 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.linears import Linear, block_linears
-from tokexport.graph_passes.onnx_passes.initializers import add_initializer
+from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
+from tokexport.graph_passes.onnx_passes.graph.linears import Linear, block_linears
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.quantise_dynamically import held
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
 
 #: The domain of ONNX Runtime's own operators.
 DOMAIN: Final = "com.microsoft"

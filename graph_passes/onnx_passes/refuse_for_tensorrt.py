@@ -12,7 +12,7 @@ from typing import Final
 import onnx_ir as ir
 
 from tokexport.graph_passes.errors import OperatorRefusedError
-from tokexport.graph_passes.onnx_passes.source_lines import node_line
+from tokexport.graph_passes.onnx_passes.graph.source_lines import node_line
 
 #: The largest K of TensorRT's TopK; a larger one parses and then fails to build.
 LARGEST_TOP_K: Final = 3840

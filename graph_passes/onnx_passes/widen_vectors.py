@@ -16,7 +16,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 
 _OPERATORS: Final = ("ArgMax", "ArgMin", "Hardmax", "LogSoftmax", "Softmax", "TopK")
 

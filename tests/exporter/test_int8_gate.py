@@ -29,7 +29,7 @@ from tokexport.exporter.report.tables import render_verification, verification_j
 from tokexport.exporter.rounding.local_rounding import LocalRounding, local_rounding
 from tokexport.exporter.rounding.measure import Rounding
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.initializers import add_initializer
+from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
 from tokexport.runtimes.base import Array
 from tokexport.runtimes.verification import verify_bundle
 

@@ -12,8 +12,8 @@ import pytest
 from helpers.onnx_graphs import answers, operators, parsed
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from tokexport.graph_passes.integer_weights import per_channel
-from tokexport.graph_passes.linears import block_linears
+from tokexport.graph_passes.onnx_passes.graph.integer_weights import per_channel
+from tokexport.graph_passes.onnx_passes.graph.linears import block_linears
 from tokexport.graph_passes.onnx_passes.quantise_dynamically import QuantiseDynamically
 from tokexport.graph_passes.onnx_passes.quantise_statically import QuantiseStatically
 

@@ -14,7 +14,7 @@ import numpy as np
 from helpers.token_cases import Array, rows, values
 from onnx import TensorProto, helper
 
-from tokexport.graph_passes.integer_weights import per_channel
+from tokexport.graph_passes.onnx_passes.graph.integer_weights import per_channel
 from tokexport.graph_passes.onnx_passes.pack_integer_linears import packed_bytes
 from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
 from tokexport.graph_passes.ops import onnx_functions as functions

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tokexport.graph_passes.onnx_passes.source_lines import STACK_TRACE
+from tokexport.graph_passes.onnx_passes.graph.source_lines import STACK_TRACE
 
 X = np.arange(40, dtype=np.float32).reshape(2, 5, 4)
 TRACE = 'File "/home/model.py", line 12, in forward\n    return x.gather(1, rows)'

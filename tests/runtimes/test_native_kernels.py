@@ -21,7 +21,7 @@ from helpers.token_cases import Array, rows, values
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokexport.graph_passes.integer_weights import per_channel
+from tokexport.graph_passes.onnx_passes.graph.integer_weights import per_channel
 from tokexport.graph_passes.onnx_passes.pack_integer_linears import packed_bytes
 from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
 from tokexport.graph_passes.ops import ops

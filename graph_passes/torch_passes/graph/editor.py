@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from tokexport.graph_passes.precision_roles import WIDE
+from tokexport.graph_passes.onnx_passes.graph.precision_roles import WIDE
 from tokexport.graph_passes.torch_passes.graph.calls import CONSTANT, dtype_of, shape_of, value
 
 #: Where a node came from in the user's code; copied from a node to what replaces it.

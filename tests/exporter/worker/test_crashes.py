@@ -38,7 +38,7 @@ from tokexport.exporter.worker.process import VARIABLE, WORKER, WorkerDied
 from tokexport.exporter.worker.runner import WorkerRunner, here
 from tokexport.exporter.worker.steps import BUILT
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.source_lines import STACK_TRACE, node_line
+from tokexport.graph_passes.onnx_passes.graph.source_lines import STACK_TRACE, node_line
 from tokexport.runtimes.errors import BuildError, RunError
 from tokexport.runtimes.memory import lacks_memory
 from tokexport.runtimes.native_library import VARIABLE as LIBRARY

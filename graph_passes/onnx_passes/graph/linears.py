@@ -10,7 +10,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from tokexport.graph_passes.precision_roles import Roles, Step, is_marked, roles_of
+from tokexport.graph_passes.onnx_passes.graph.precision_roles import (
+    Roles,
+    Step,
+    is_marked,
+    roles_of,
+)
 
 _DECISIONS: Final = frozenset(
     {

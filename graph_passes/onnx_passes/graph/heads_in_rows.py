@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of, view_of
+from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of, view_of
 
 
 @dataclass(frozen=True)

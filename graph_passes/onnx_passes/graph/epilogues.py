@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.neighbours import only_reader
-from tokexport.graph_passes.onnx_passes.strided_views import shape_of
+from tokexport.graph_passes.onnx_passes.graph.neighbours import only_reader
+from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -1,0 +1,1 @@
+"""What an ONNX graph is to the passes: neighbours, replacements, views, lines, roles."""
