@@ -17,7 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.pack_integer_linears import (
+from tokexport.graph_passes.onnx_passes.fuse.pack_integer_linears import (
     PackIntegerLinears,
     packed_bytes,
 )

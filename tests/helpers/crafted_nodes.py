@@ -14,9 +14,9 @@ import numpy as np
 from helpers.token_cases import Array, rows, values
 from onnx import TensorProto, helper
 
+from tokexport.graph_passes.onnx_passes.fuse.pack_integer_linears import packed_bytes
+from tokexport.graph_passes.onnx_passes.fuse.pack_linears import packed_panels
 from tokexport.graph_passes.onnx_passes.graph.integer_weights import per_channel
-from tokexport.graph_passes.onnx_passes.pack_integer_linears import packed_bytes
-from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
 from tokexport.graph_passes.ops import onnx_functions as functions
 
 #: What a count is replaced with: products of two or three of these leave 64 bits.

@@ -21,9 +21,9 @@ from helpers.token_cases import Array, rows, values
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokexport.graph_passes.onnx_passes.fuse.pack_integer_linears import packed_bytes
+from tokexport.graph_passes.onnx_passes.fuse.pack_linears import packed_panels
 from tokexport.graph_passes.onnx_passes.graph.integer_weights import per_channel
-from tokexport.graph_passes.onnx_passes.pack_integer_linears import packed_bytes
-from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.ops.fused_functions import PANEL
 from tokexport.runtimes.errors import RunError

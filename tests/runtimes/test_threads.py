@@ -21,9 +21,9 @@ from onnx import TensorProto
 from onnx.helper import make_node, make_tensor_value_info
 
 from tokexport.exporter.build.onnx_file import save_onnx
+from tokexport.graph_passes.onnx_passes.fuse.pack_integer_linears import packed_bytes
+from tokexport.graph_passes.onnx_passes.fuse.pack_linears import packed_panels
 from tokexport.graph_passes.onnx_passes.graph.integer_weights import per_channel
-from tokexport.graph_passes.onnx_passes.pack_integer_linears import packed_bytes
-from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
 from tokexport.graph_passes.ops.fused_functions import PANEL
 from tokexport.runtimes.base import Runner
 from tokexport.runtimes.errors import RunError

@@ -19,12 +19,12 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from tokexport.graph_passes.onnx_passes.fuse.pack_linears import packed_panels
 from tokexport.graph_passes.onnx_passes.graph.epilogues import Floats, floats_of
 from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
 from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, only_reader
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
-from tokexport.graph_passes.onnx_passes.pack_linears import packed_panels
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 #: Pixels of the lines of a patch below which copying them costs more than the convolution.

@@ -1,0 +1,1 @@
+"""Joins operators into calls of native kernels."""
