@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tokexport.exporter.backends.backend import Backend
 
 if TYPE_CHECKING:
-    from tokexport.graph_passes.onnx_passes.choose_forms import TokenCall
+    from tokexport.graph_passes.onnx_passes.common.choose_forms import TokenCall
     from tokexport.runtimes.base import Array
     from tokexport.runtimes.manifest import RuntimeInfo
 

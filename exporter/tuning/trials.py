@@ -30,7 +30,7 @@ from tokexport.exporter.tuning.tuned_forms import TunedForm
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner, here
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.choose_forms import TokenCall
+from tokexport.graph_passes.onnx_passes.common.choose_forms import TokenCall
 from tokexport.graph_passes.ops import onnx_functions as functions
 from tokexport.runtimes.base import Array, Runner
 from tokexport.runtimes.errors import RuntimesError

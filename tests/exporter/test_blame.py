@@ -20,7 +20,7 @@ import tokexport.exporter.stages.artifact_stages as artifact_stages
 from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.name_kernel_calls import KERNEL_CALLS
+from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import KERNEL_CALLS
 from tokexport.graph_passes.ops import onnx_functions
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass

@@ -35,7 +35,7 @@ from tokexport.exporter.tuning.trials import choose, draw_arguments, fastest, tr
 from tokexport.exporter.tuning.tune import environment
 from tokexport.exporter.tuning.tuned_forms import TunedForm
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.choose_forms import TokenCall
+from tokexport.graph_passes.onnx_passes.common.choose_forms import TokenCall
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.ops.token_forms import NATIVE, candidates, form_name
 from tokexport.graph_passes.torch_passes.graph.decisions import unlifted

@@ -16,7 +16,11 @@ from models.tiny_vit import image, tiny_tome
 from torch import Tensor
 
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.choose_forms import ChooseForms, TokenCall, token_calls
+from tokexport.graph_passes.onnx_passes.common.choose_forms import (
+    ChooseForms,
+    TokenCall,
+    token_calls,
+)
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 GATHER = TokenCall("gather_tokens", ((2, 7, 3), (2, 4)))

@@ -8,8 +8,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
+from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import KERNEL_CALLS
 from tokexport.graph_passes.onnx_passes.graph.source_lines import keep_lines
-from tokexport.graph_passes.onnx_passes.name_kernel_calls import KERNEL_CALLS
 
 
 class ClearTraces(ir.passes.InPlacePass):

@@ -1,0 +1,1 @@
+"""Passes over ONNX that every target takes."""
