@@ -12,7 +12,6 @@ from onnx_ir.passes import PassBase
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 from torch.export import ExportedProgram
 
-from tokexport.graph_passes.onnx_passes.cast_to_half import CastToHalf
 from tokexport.graph_passes.onnx_passes.common.add_functions import AddFunctions
 from tokexport.graph_passes.onnx_passes.common.choose_forms import (
     ChooseForms,
@@ -43,8 +42,9 @@ from tokexport.graph_passes.onnx_passes.fuse.patch_embeddings import PatchEmbedd
 from tokexport.graph_passes.onnx_passes.fuse.places_both_ways import PlacesBothWays
 from tokexport.graph_passes.onnx_passes.fuse.scored_match import ScoredMatch
 from tokexport.graph_passes.onnx_passes.part_square_transposes import PartSquareTransposes
-from tokexport.graph_passes.onnx_passes.quantise_dynamically import QuantiseDynamically
-from tokexport.graph_passes.onnx_passes.quantise_statically import QuantiseStatically
+from tokexport.graph_passes.onnx_passes.precision.cast_to_half import CastToHalf
+from tokexport.graph_passes.onnx_passes.precision.quantise_dynamically import QuantiseDynamically
+from tokexport.graph_passes.onnx_passes.precision.quantise_statically import QuantiseStatically
 from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt
 from tokexport.graph_passes.onnx_passes.widen_vectors import WidenVectors
 from tokexport.graph_passes.torch_passes.canonicalize.count_for_search import CountForSearch

@@ -16,7 +16,7 @@ from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
-from tokexport.graph_passes.onnx_passes.compute_half_wide import ComputeHalfWide
+from tokexport.graph_passes.onnx_passes.precision.compute_half_wide import ComputeHalfWide
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.base import Array, Runner
 

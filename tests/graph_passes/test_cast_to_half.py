@@ -15,8 +15,8 @@ from helpers.graphs import emitted, rewrite
 from helpers.onnx_graphs import answers, assert_tensorrt_builds, operators, parsed
 
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.cast_to_half import CastToHalf
-from tokexport.graph_passes.onnx_passes.compute_half_wide import ComputeHalfWide
+from tokexport.graph_passes.onnx_passes.precision.cast_to_half import CastToHalf
+from tokexport.graph_passes.onnx_passes.precision.compute_half_wide import ComputeHalfWide
 from tokexport.graph_passes.pipelines import Arithmetic
 
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}

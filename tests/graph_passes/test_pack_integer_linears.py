@@ -21,7 +21,7 @@ from tokexport.graph_passes.onnx_passes.fuse.pack_integer_linears import (
     PackIntegerLinears,
     packed_bytes,
 )
-from tokexport.graph_passes.onnx_passes.quantise_dynamically import QuantiseDynamically
+from tokexport.graph_passes.onnx_passes.precision.quantise_dynamically import QuantiseDynamically
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.ort import OrtRunner
 

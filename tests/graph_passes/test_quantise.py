@@ -14,8 +14,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from tokexport.graph_passes.onnx_passes.graph.integer_weights import per_channel
 from tokexport.graph_passes.onnx_passes.graph.linears import block_linears
-from tokexport.graph_passes.onnx_passes.quantise_dynamically import QuantiseDynamically
-from tokexport.graph_passes.onnx_passes.quantise_statically import QuantiseStatically
+from tokexport.graph_passes.onnx_passes.precision.quantise_dynamically import QuantiseDynamically
+from tokexport.graph_passes.onnx_passes.precision.quantise_statically import QuantiseStatically
 
 K, N = 32, 48
 

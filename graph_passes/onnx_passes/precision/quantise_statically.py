@@ -24,7 +24,7 @@ import onnx_ir as ir
 from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
 from tokexport.graph_passes.onnx_passes.graph.linears import Linear, block_linears
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.quantise_dynamically import held
+from tokexport.graph_passes.onnx_passes.precision.quantise_dynamically import held
 
 #: The domain of ONNX Runtime's own operators.
 DOMAIN: Final = "com.microsoft"

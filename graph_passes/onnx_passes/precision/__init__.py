@@ -1,0 +1,1 @@
+"""Brings a reduced precision into an ONNX graph."""
