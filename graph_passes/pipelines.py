@@ -23,8 +23,6 @@ from tokexport.graph_passes.onnx_passes.common.clear_traces import ClearTraces
 from tokexport.graph_passes.onnx_passes.common.fold_constants import FoldConstants
 from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import NameKernelCalls
 from tokexport.graph_passes.onnx_passes.common.simplify import Simplify
-from tokexport.graph_passes.onnx_passes.correct_integer_division import CorrectIntegerDivision
-from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDeconvolution
 from tokexport.graph_passes.onnx_passes.fuse.ahead_attention import AheadAttention
 from tokexport.graph_passes.onnx_passes.fuse.attention_by_size import AttentionBySize
 from tokexport.graph_passes.onnx_passes.fuse.attention_on_rows import AttentionOnRows
@@ -41,12 +39,16 @@ from tokexport.graph_passes.onnx_passes.fuse.pack_linears import PackLinears
 from tokexport.graph_passes.onnx_passes.fuse.patch_embeddings import PatchEmbeddings
 from tokexport.graph_passes.onnx_passes.fuse.places_both_ways import PlacesBothWays
 from tokexport.graph_passes.onnx_passes.fuse.scored_match import ScoredMatch
-from tokexport.graph_passes.onnx_passes.part_square_transposes import PartSquareTransposes
 from tokexport.graph_passes.onnx_passes.precision.cast_to_half import CastToHalf
 from tokexport.graph_passes.onnx_passes.precision.quantise_dynamically import QuantiseDynamically
 from tokexport.graph_passes.onnx_passes.precision.quantise_statically import QuantiseStatically
-from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt
-from tokexport.graph_passes.onnx_passes.widen_vectors import WidenVectors
+from tokexport.graph_passes.onnx_passes.targets.correct_integer_division import (
+    CorrectIntegerDivision,
+)
+from tokexport.graph_passes.onnx_passes.targets.fold_by_deconvolution import FoldByDeconvolution
+from tokexport.graph_passes.onnx_passes.targets.part_square_transposes import PartSquareTransposes
+from tokexport.graph_passes.onnx_passes.targets.refuse_for_tensorrt import RefuseForTensorRt
+from tokexport.graph_passes.onnx_passes.targets.widen_vectors import WidenVectors
 from tokexport.graph_passes.torch_passes.canonicalize.count_for_search import CountForSearch
 from tokexport.graph_passes.torch_passes.canonicalize.distances import Distances
 from tokexport.graph_passes.torch_passes.canonicalize.drop_empty import DropEmpty

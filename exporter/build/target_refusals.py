@@ -26,7 +26,10 @@ from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes import errors as graph_errors
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.graph.source_lines import lines_by_node
-from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt, refusals
+from tokexport.graph_passes.onnx_passes.targets.refuse_for_tensorrt import (
+    RefuseForTensorRt,
+    refusals,
+)
 from tokexport.graph_passes.ops.fused_functions import SOFTMAXES
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RuntimeMissingError

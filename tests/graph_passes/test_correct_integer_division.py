@@ -11,7 +11,9 @@ from helpers.onnx_graphs import answers, operators, parsed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokexport.graph_passes.onnx_passes.correct_integer_division import CorrectIntegerDivision
+from tokexport.graph_passes.onnx_passes.targets.correct_integer_division import (
+    CorrectIntegerDivision,
+)
 from tokexport.runtimes.openvino import OpenVinoRunner, convert
 
 FORMS = {

@@ -13,7 +13,7 @@ from helpers.onnx_graphs import answers, assert_tensorrt_builds, operators, pars
 from torch import Tensor
 from torch.nn import functional
 
-from tokexport.graph_passes.onnx_passes.fold_by_deconvolution import FoldByDeconvolution
+from tokexport.graph_passes.onnx_passes.targets.fold_by_deconvolution import FoldByDeconvolution
 
 #: Image, block, dilation, padding, stride.
 FOLDS = {

@@ -15,7 +15,7 @@ from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.errors import OperatorRefusedError
 from tokexport.graph_passes.onnx_passes.common.fold_constants import LARGEST_FOLDED, FoldConstants
 from tokexport.graph_passes.onnx_passes.graph.source_lines import STACK_TRACE, lines_by_node
-from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import RefuseForTensorRt
+from tokexport.graph_passes.onnx_passes.targets.refuse_for_tensorrt import RefuseForTensorRt
 
 TRACE = 'File "/home/me/model.py", line 7, in forward\n    return x.thing()'
 

@@ -10,7 +10,7 @@ from helpers.graphs import TARGETS, checked
 from helpers.onnx_graphs import answers, operators, parsed
 from torch import Tensor
 
-from tokexport.graph_passes.onnx_passes.part_square_transposes import PartSquareTransposes
+from tokexport.graph_passes.onnx_passes.targets.part_square_transposes import PartSquareTransposes
 
 BODY = """t = Transpose <perm = [0, 1, 3, 2]> (k) l = MatMul (q, t) p = Softmax (l)
     r = MatMul (p, v) y = Transpose <perm = [{order}]> (r)"""

@@ -13,7 +13,7 @@ from helpers.onnx_graphs import answers, assert_tensorrt_builds, operators, pars
 from torch import Tensor
 
 from tokexport.graph_passes.onnx_passes.graph.source_lines import STACK_TRACE
-from tokexport.graph_passes.onnx_passes.widen_vectors import WidenVectors
+from tokexport.graph_passes.onnx_passes.targets.widen_vectors import WidenVectors
 from tokexport.runtimes.errors import OperatorRefusedError
 from tokexport.runtimes.trt import build_engine
 

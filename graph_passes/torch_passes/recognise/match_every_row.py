@@ -23,7 +23,7 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.onnx_passes.refuse_for_tensorrt import LARGEST_TOP_K
+from tokexport.graph_passes.onnx_passes.targets.refuse_for_tensorrt import LARGEST_TOP_K
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,

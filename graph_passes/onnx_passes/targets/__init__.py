@@ -1,0 +1,1 @@
+"""What one target needs, or gets wrong."""
