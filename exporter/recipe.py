@@ -17,7 +17,7 @@ from typing import Any, Final
 from tokexport.exporter.errors import UsageError
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Method
-from tokexport.graph_passes.reduction.methods import METHODS
+from tokexport.graph_passes.reduction.methods.known import METHODS
 from tokexport.runtimes.regular_files import read_at_most
 
 #: The key of a file that names the method.

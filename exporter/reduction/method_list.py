@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tokexport.exporter.recipe import PLACEMENT
 from tokexport.graph_passes.reduction.method import Method
-from tokexport.graph_passes.reduction.methods import METHODS
+from tokexport.graph_passes.reduction.methods.known import METHODS
 
 
 def methods_json(methods: Sequence[type[Method]] = METHODS) -> dict[str, Any]:

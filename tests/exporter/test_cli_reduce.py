@@ -170,7 +170,7 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
 
 
 def test_methods_are_listed_with_options_and_papers() -> None:
-    from tokexport.graph_passes.reduction.methods import METHODS
+    from tokexport.graph_passes.reduction.methods.known import METHODS
 
     found = tokexport("methods", "--json").json
     assert (found["exit_code"], found["error"]) == (0, None)

@@ -16,7 +16,7 @@ from tokexport.exporter.recipe import parse_recipe
 from tokexport.exporter.reduction.dynamic_export import export_any_batch
 from tokexport.exporter.reduction.reduce import reduce_flat
 from tokexport.graph_passes.ops import ops
-from tokexport.graph_passes.reduction.methods import METHODS
+from tokexport.graph_passes.reduction.methods.known import METHODS
 
 #: What reduces three blocks of 36 patches, where the method's defaults do not.
 RECIPES: Final[dict[str, str]] = {

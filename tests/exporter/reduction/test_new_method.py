@@ -13,8 +13,8 @@ from models.plain_vits import build, image
 
 import tokexport
 from tokexport.exporter import recipe
-from tokexport.graph_passes.reduction import methods
 from tokexport.graph_passes.reduction.method import Method
+from tokexport.graph_passes.reduction.methods import known as methods
 from tokexport.runtimes.manifest import PASSED
 
 CONTRIBUTING = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text(encoding="utf-8")

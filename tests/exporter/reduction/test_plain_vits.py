@@ -22,7 +22,7 @@ from tokexport.exporter.reduction import reduce as reduce_module
 from tokexport.exporter.reduction.blocks.search import FoundBlock, find_blocks
 from tokexport.exporter.reduction.reduce import reduce_flat
 from tokexport.graph_passes.reduction.method import Method
-from tokexport.graph_passes.reduction.methods import METHODS
+from tokexport.graph_passes.reduction.methods.known import METHODS
 from tokexport.graph_passes.reduction.reduced_block import ReducedBlock
 from tokexport.runtimes.manifest import PASSED
 

@@ -10,8 +10,8 @@ from helpers.reduction.outcome import Array, Outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokexport.graph_passes.reduction.aim_merge import AimMerge
 from tokexport.graph_passes.reduction.method import Layer
+from tokexport.graph_passes.reduction.methods.aim_merge import AimMerge
 
 
 @given(case=cases(sized=False), rounds=st.integers(1, 3))

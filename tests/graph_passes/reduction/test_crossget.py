@@ -8,8 +8,8 @@ from helpers.reduction.cases import WIDTH, Case, assert_comes_to, cases, image
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tokexport.graph_passes.reduction.crossget import CrossGET, CrossToken
 from tokexport.graph_passes.reduction.method import Layer
+from tokexport.graph_passes.reduction.methods.crossget import CrossGET, CrossToken
 
 
 @torch.no_grad()

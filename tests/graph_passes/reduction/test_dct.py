@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.dct import DCT, shortening
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Layer
+from tokexport.graph_passes.reduction.methods.dct import DCT, shortening
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 LAYER = Layer(0, 4)

@@ -11,9 +11,9 @@ from helpers.reduction.cases import Case, assert_comes_to, cases, image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokexport.graph_passes.reduction.diffrate import DiffRate
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Layer
+from tokexport.graph_passes.reduction.methods.diffrate import DiffRate
 
 
 @given(case=cases(special=(1, 2, 5)), prune=st.integers(1, 24), merge=st.integers(1, 24))

@@ -8,8 +8,8 @@ from helpers.reduction.cases import Case, assert_comes_to, cases, image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokexport.graph_passes.reduction.divprune import DivPrune
 from tokexport.graph_passes.reduction.method import Layer
+from tokexport.graph_passes.reduction.methods.divprune import DivPrune
 
 
 @given(case=cases(), keep=st.sampled_from([1.0, 0.8, 0.5, 0.3, 0.098, 0.001]))

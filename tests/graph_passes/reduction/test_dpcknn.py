@@ -8,8 +8,8 @@ from helpers.reduction.cases import Case, assert_comes_to, cases, image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokexport.graph_passes.reduction.dpcknn import DPCKNN
 from tokexport.graph_passes.reduction.method import Layer
+from tokexport.graph_passes.reduction.methods.dpcknn import DPCKNN
 
 
 @given(

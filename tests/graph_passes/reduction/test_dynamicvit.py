@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tokexport.graph_passes.reduction.dynamicvit import DynamicViT, Predictor
 from tokexport.graph_passes.reduction.method import Layer
+from tokexport.graph_passes.reduction.methods.dynamicvit import DynamicViT, Predictor
 
 
 def _scores(predictor: Predictor, patches: Array) -> list[float]:

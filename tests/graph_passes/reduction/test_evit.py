@@ -8,9 +8,9 @@ from helpers.reduction.cases import Case, assert_comes_to, cases, image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokexport.graph_passes.reduction.evit import EViT
 from tokexport.graph_passes.reduction.method import Layer
-from tokexport.graph_passes.reduction.topk import TopK
+from tokexport.graph_passes.reduction.methods.evit import EViT
+from tokexport.graph_passes.reduction.methods.topk import TopK
 
 SHARES = st.sampled_from([1.0, 0.9, 0.7, 0.5, 0.25, 0.01])
 

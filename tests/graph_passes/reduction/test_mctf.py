@@ -12,8 +12,8 @@ from helpers.reduction.projections import head_rows, probabilities, projections
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokexport.graph_passes.reduction.mctf import AHEAD, LATER, MCTF, PRECISE
 from tokexport.graph_passes.reduction.method import Layer
+from tokexport.graph_passes.reduction.methods.mctf import AHEAD, LATER, MCTF, PRECISE
 
 LAYER = Layer(1, 4)
 OPTIONS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(

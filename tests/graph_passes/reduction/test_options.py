@@ -11,7 +11,7 @@ from helpers.reduction.projections import projections
 
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Layer, Method
-from tokexport.graph_passes.reduction.methods import METHODS
+from tokexport.graph_passes.reduction.methods.known import METHODS
 
 KINDS = {kind.name: kind for kind in METHODS}
 NAN, INFINITE = float("nan"), float("inf")

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tokexport.graph_passes.reduction.method import Layer
-from tokexport.graph_passes.reduction.pitome import PiToMe
+from tokexport.graph_passes.reduction.methods.pitome import PiToMe
 
 SHARES = st.sampled_from([1.0, 0.95, 0.9, 0.7, 0.5, 0.3, 0.01])
 PLACES = st.integers(1, 6).flatmap(

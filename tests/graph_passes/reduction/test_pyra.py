@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Layer
-from tokexport.graph_passes.reduction.pyra import PYRA, Modulation
+from tokexport.graph_passes.reduction.methods.pyra import PYRA, Modulation
 
 
 @given(case=cases(), seed=st.integers(0, 99), data=st.data())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokexport.graph_passes.reduction.method import Layer
-from tokexport.graph_passes.reduction.random_keep import RandomKeep
+from tokexport.graph_passes.reduction.methods.random_keep import RandomKeep
 
 SHARES = st.sampled_from([1.0, 0.9, 0.7, 0.5, 0.25, 0.01])
 

@@ -6,7 +6,7 @@ import pytest
 
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Layer, Method
-from tokexport.graph_passes.reduction.methods import METHODS
+from tokexport.graph_passes.reduction.methods.known import METHODS
 from tokexport.graph_passes.reduction.schedule import at_encoder_end, at_layer, at_quarters
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokexport.graph_passes.reduction.method import Layer
-from tokexport.graph_passes.reduction.tofu import NORMS, ToFu
+from tokexport.graph_passes.reduction.methods.tofu import NORMS, ToFu
 
 DEPTHS = st.integers(1, 6).flatmap(
     lambda depth: st.tuples(st.integers(0, depth - 1), st.just(depth))

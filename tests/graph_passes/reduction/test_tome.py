@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokexport.graph_passes.reduction.method import Layer
-from tokexport.graph_passes.reduction.pyra import PYRA
-from tokexport.graph_passes.reduction.tome import ToMe
+from tokexport.graph_passes.reduction.methods.pyra import PYRA
+from tokexport.graph_passes.reduction.methods.tome import ToMe
 
 
 @given(case=cases(), r=st.integers(0, 16))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Layer
-from tokexport.graph_passes.reduction.vtc_cls import VtcCls
+from tokexport.graph_passes.reduction.methods.vtc_cls import VtcCls
 
 
 @given(case=cases(special=(1, 2, 5)), left=st.integers(1, 16), start=st.integers(0, 4))

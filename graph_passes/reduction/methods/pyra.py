@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tokexport.graph_passes.ops.ops import gather_tokens, scatter_tokens
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.method import Layer, check, head_mean
+from tokexport.graph_passes.reduction.methods.tome import ToMe, match_even_and_odd
 from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
-from tokexport.graph_passes.reduction.tome import ToMe, match_even_and_odd
 
 
 class Modulation(nn.Module):

@@ -18,9 +18,9 @@ from tokexport.graph_passes.reduction.method import (
     head_mean,
     option,
 )
+from tokexport.graph_passes.reduction.methods.tome import match_even_and_odd
 from tokexport.graph_passes.reduction.schedule import at_layer
 from tokexport.graph_passes.reduction.tokens import Tokens
-from tokexport.graph_passes.reduction.tome import match_even_and_odd
 
 NORMS = ("paper", "code")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tokexport.graph_passes.reduction.evit import EViT
 from tokexport.graph_passes.reduction.method import option
+from tokexport.graph_passes.reduction.methods.evit import EViT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""The reduction methods, one a file, and the list of them."""
