@@ -37,7 +37,7 @@ from tokexport.exporter.reduction.tokens_per_layer import ReducedRun
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Block, Layer, Method
-from tokexport.graph_passes.reduction.reduced_block import Flow
+from tokexport.graph_passes.reduction.surgery.reduced_block import Flow
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 #: How far an output of the whole image may move with the number of tokens that are all alike.

@@ -29,7 +29,7 @@ from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Layer, Method
-from tokexport.graph_passes.reduction.reduced_block import (
+from tokexport.graph_passes.reduction.surgery.reduced_block import (
     BlockCall,
     Flow,
     Mark,

@@ -15,7 +15,7 @@ from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.reduction.surgery_gate import failures_told
 from tokexport.graph_passes.reduction.method import Layer
-from tokexport.graph_passes.reduction.reduced_block import Flow
+from tokexport.graph_passes.reduction.surgery.reduced_block import Flow
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 

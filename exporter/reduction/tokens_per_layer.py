@@ -13,7 +13,7 @@ from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.eager.outputs import Constant
 from tokexport.exporter.reduction.surgery_gate import RESTORE_FIX, RESTORED_FIX, failures_told
 from tokexport.graph_passes.reduction.method import Layer
-from tokexport.graph_passes.reduction.reduced_block import Flow, ReducedBlock
+from tokexport.graph_passes.reduction.surgery.reduced_block import Flow, ReducedBlock
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from tokexport.exporter.errors import UsageError, listed
 from tokexport.exporter.source.files.checkpoint import read_state_dict
-from tokexport.graph_passes.reduction.reduced_block import TRAINED, ReducedBlock
+from tokexport.graph_passes.reduction.surgery.reduced_block import TRAINED, ReducedBlock
 
 
 def trained_names(model: nn.Module) -> list[str]:

@@ -13,9 +13,9 @@ from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError, listed
 from tokexport.exporter.reduction.blocks.observed_calls import Call, observe, other_blocks
 from tokexport.exporter.reduction.blocks.trace import trace_block
-from tokexport.graph_passes.reduction.block_parts import BlockParts, take_apart
 from tokexport.graph_passes.reduction.errors import SurgeryError
-from tokexport.graph_passes.reduction.position_terms import PositionTerm, position_terms
+from tokexport.graph_passes.reduction.surgery.block_parts import BlockParts, take_apart
+from tokexport.graph_passes.reduction.surgery.position_terms import PositionTerm, position_terms
 
 _FIX = "Name the container of the blocks with blocks=PATH."
 

@@ -23,7 +23,7 @@ from tokexport.exporter.reduction.blocks.search import FoundBlock, find_blocks
 from tokexport.exporter.reduction.reduce import reduce_flat
 from tokexport.graph_passes.reduction.method import Method
 from tokexport.graph_passes.reduction.methods.known import METHODS
-from tokexport.graph_passes.reduction.reduced_block import ReducedBlock
+from tokexport.graph_passes.reduction.surgery.reduced_block import ReducedBlock
 from tokexport.runtimes.manifest import PASSED
 
 #: A recipe of each training-free method, and the patches it leaves of 36 behind each of 4 blocks.

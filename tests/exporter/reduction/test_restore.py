@@ -10,7 +10,7 @@ from models.plain_vits import build, image
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.graph_passes.reduction.reduced_block import ReducedBlock
+from tokexport.graph_passes.reduction.surgery.reduced_block import ReducedBlock
 
 METHODS = ("tome:r=3", "mctf:r=5,least=4", "pitome:keep=0.9", "evit:keep=0.7", "dpcknn:keep=0.8")
 

@@ -23,8 +23,8 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from tokexport.graph_passes.reduction.errors import SurgeryError
-from tokexport.graph_passes.reduction.find_attention import FoundAttention, find_attention
-from tokexport.graph_passes.reduction.pieces import Piece, cut_piece
+from tokexport.graph_passes.reduction.surgery.find_attention import FoundAttention, find_attention
+from tokexport.graph_passes.reduction.surgery.pieces import Piece, cut_piece
 
 
 @dataclass(frozen=True)

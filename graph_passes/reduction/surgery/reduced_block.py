@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.block_parts import BlockParts
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Layer, Method
-from tokexport.graph_passes.reduction.position_terms import PositionTerm
+from tokexport.graph_passes.reduction.surgery.block_parts import BlockParts
+from tokexport.graph_passes.reduction.surgery.position_terms import PositionTerm
 from tokexport.graph_passes.reduction.tokens import Tokens, Trace
 
 #: The name of the method's own parameters in a block.

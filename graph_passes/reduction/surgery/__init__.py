@@ -1,0 +1,1 @@
+"""Takes blocks of a model apart, and puts a reduction in."""
