@@ -1,9 +1,9 @@
 """Puts the project's native kernels into a model of OpenVINO where it is loaded.
 
 A bundle holds operators of OpenVINO alone. Beside them the model says, in its runtime information,
-which of its values a kernel can give (``graph_passes/onnx_passes/common/name_kernel_calls.py`` wrote it).
-Where the library of kernels fits the OpenVINO at hand, one operator of the library takes the place
-of all that computed them; elsewhere the model runs as it is, and is slower.
+which of its values a kernel can give; the ONNX pass ``NameKernelCalls`` wrote it. Where the library
+of kernels fits the OpenVINO at hand, one operator of the library takes the place of all that
+computed them; elsewhere the model runs as it is, and is slower.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Before → after, where the choice for merges of these shapes is ``scatter``::
 
     merge_tokens_sum(a, b, kept, src, dst)   →   merge_tokens_sum__scatter(a, b, kept, src, dst)
 
-``graph_passes/ops/token_forms.py`` holds the bodies; ``AddFunctions`` behind it adds those called. The
-choice is by what a call looks like, its shapes and batch included. Calls on other numbers than
+``graph_passes/ops/token_forms.py`` holds the bodies; ``AddFunctions`` behind it adds those called.
+The choice is by what a call looks like, its shapes and batch included. Calls on other numbers than
 float32, which alone are timed, keep what they have.
 """
 
