@@ -103,7 +103,7 @@ class _Reader:
                 self._second[given.get("to-layer", "")] = given.get("from-layer", "")
         elif name == "data" and "offset" in given and "size" in given:
             self._hold_to_weights(given["offset"], given["size"])
-            if given.get("element_type") in ("i32", "i64"):
+            if given.get("element_type", "").startswith(("i", "u")):
                 self._constants.add(self._layer)
         self._within.append(name)
 
