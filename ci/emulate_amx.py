@@ -1,7 +1,7 @@
 """Runs a Python program whose OpenVINO meets a processor with AMX, on one without: slow, and exact.
 
     python ci/emulate_amx.py my_program.py its arguments
-    python ci/emulate_amx.py -m pytest -p no:faulthandler tests/exporter/test_openvino_precisions.py
+    python ci/emulate_amx.py -m pytest -p no:faulthandler tests/exporter/openvino_graph
 
 The processor has AVX-512, and gcc and objdump are there. OpenVINO asks the processor what it has by
 the instruction ``cpuid``: a copy of it, in a folder that goes away, asks ``ci/emulate_amx.c``

@@ -1,8 +1,8 @@
 """What a reduction put into a plain ViT costs, held to the figures of the papers.
 
 Models are built at their real size on torch's meta device, without values, and traced, never run.
-A few schedules of each method are: ``tests/graph_passes/test_published_macs.py`` has all of them.
-Columns that nothing reads are left out, as on every target; rows are not.
+A few schedules of each method are: ``test_published_macs.py`` of ``graph_passes/analysis`` has all
+of them. Columns that nothing reads are left out, as on every target; rows are not.
 """
 
 from __future__ import annotations

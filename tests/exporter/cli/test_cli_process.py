@@ -91,7 +91,7 @@ def test_a_signal_leaves_nothing_behind(
         command(*given, "--input-shape", "2,4", before=heeds),
         env={
             **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
             "CLI_WAITS": str(mark),
             "CLI_MOMENT": moment,
         },
