@@ -154,7 +154,7 @@ def _limit(random: Random, scene: _Scene) -> None:
     kind, most = random.choice(
         (
             *((resource.RLIMIT_FSIZE, size) for size in (0, 100, 1000, 4000, 16_000, 64_000)),
-            *((resource.RLIMIT_NOFILE, count) for count in (3, 8, 12, 16, 24, 40)),
+            *((resource.RLIMIT_NOFILE, count) for count in (5, 8, 12, 16, 24, 40)),
             *((resource.RLIMIT_CORE, 0), (resource.RLIMIT_STACK, 1 << 20)),
         )
     )

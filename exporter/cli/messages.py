@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import sys
@@ -29,6 +30,7 @@ _MOST_SAID: Final = 6000
 @contextmanager
 def shown_to_the_person(as_json: bool) -> Iterator[None]:
     """Turns whatever is raised inside into a message, without a traceback, and an exit code."""
+    _import_what_shows_errors()
     try:
         yield
     except (typer.Exit, BrokenPipeError, SystemExit):  # the last two: nobody reads on, `| head`
@@ -37,6 +39,15 @@ def shown_to_the_person(as_json: bool) -> Iterator[None]:
         end = describe(error)
         _show_error(as_json, end, error)
         raise typer.Exit(end["exit_code"]) from None
+
+
+def _import_what_shows_errors() -> None:
+    """Imports it while files can be opened: where none can be any more, that is what is to show."""
+    from rich.console import Console
+    from rich.text import Text
+
+    describe(KeyboardInterrupt())
+    Console(file=io.StringIO()).print(Text("ready", "bold red"), soft_wrap=True)
 
 
 def _show_error(as_json: bool, end: Mapping[str, Any], error: BaseException) -> None:
