@@ -150,17 +150,22 @@ def _memory(random: Random, scene: _Scene) -> None:
 
 
 def _limit(random: Random, scene: _Scene) -> None:
-    """Limits the size of files, or how many are open."""
+    """Limits the size of files, or how many more can be opened."""
     kind, most = random.choice(
         (
             *((resource.RLIMIT_FSIZE, size) for size in (0, 100, 1000, 4000, 16_000, 64_000)),
-            *((resource.RLIMIT_NOFILE, count) for count in (5, 8, 12, 16, 24, 40)),
+            *((resource.RLIMIT_NOFILE, count) for count in (1, 2, 4, 8, 16, 32)),
             *((resource.RLIMIT_CORE, 0), (resource.RLIMIT_STACK, 1 << 20)),
         )
     )
-    names = {resource.RLIMIT_FSIZE: "bytes of a file", resource.RLIMIT_NOFILE: "open files"}
+    names = {resource.RLIMIT_FSIZE: "bytes of a file", resource.RLIMIT_NOFILE: "more open files"}
     scene.what = f"{most} {names.get(kind, 'of another limit')}"
-    scene.take = lambda: constraints.limit(kind, most)
+
+    def take() -> None:
+        held = len(os.listdir("/proc/self/fd")) if kind == resource.RLIMIT_NOFILE else 0
+        constraints.limit(kind, most + held)
+
+    scene.take = take
 
 
 def _time(random: Random, scene: _Scene) -> None:
