@@ -10,6 +10,7 @@ import io
 import signal
 import sys
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
@@ -293,7 +294,8 @@ def main() -> None:
     sys.unraisablehook = _unraised
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters that are printed
-            stream.reconfigure(errors="replace")
+            with suppress(OSError):  # it is closed: what prints to it says so
+                stream.reconfigure(errors="replace")
     app()
 
 
