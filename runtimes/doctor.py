@@ -10,7 +10,7 @@ import dataclasses
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +112,28 @@ def diagnose() -> tuple[Component, ...]:
             for module, (distribution, extra) in _COMPILE_PACKAGES.items()
         ),
     )
+
+
+def summary(components: Sequence[Component]) -> str:
+    """Says in a sentence what a machine with these components compiles for, runs and verifies."""
+    works = {component.name: component.works for component in components}
+    engines = works.get("TensorRT", False) or works.get("TensorRT-RTX", False)
+    here = {"ort": works["onnxruntime"], "openvino": works["openvino"], "trt": engines}
+    compiles = all(
+        works[name] for name, (_, extra) in _COMPILE_PACKAGES.items() if extra == _COMPILING
+    )
+    runs = here | {"trt": engines and works[_GPU]}
+    return (
+        f"This machine compiles for {_listed(here if compiles else {})}; "
+        f"it runs and verifies {_listed(runs)}."
+    )
+
+
+def _listed(able: Mapping[str, bool]) -> str:
+    names = [name for name, is_able in able.items() if is_able]
+    if not names:
+        return "nothing"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _version(distribution: str) -> str | None:

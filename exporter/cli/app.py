@@ -55,16 +55,12 @@ app = typer.Typer(
     name="tokexport",
     help="Ships token-reduced Vision Transformers, and proves parity and speed of what it ships.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
 #: Seconds in which a finalizer has ended.
 _MOMENT_S: Final = 0.02
-
-cli_reduce.add_commands(app)
-cli_bench.add_commands(app)
 
 Bundle = Annotated[Path, typer.Argument(help="The folder that compile wrote.")]
 
@@ -272,6 +268,10 @@ def doctor_command(json: Json = False) -> None:
             components = diagnose()
         found = [component.to_dict() for component in components]
         show(json, {"components": found}, partial(render_components, components))
+
+
+cli_reduce.add_commands(app)
+cli_bench.add_commands(app)
 
 
 @app.callback(invoke_without_command=True)

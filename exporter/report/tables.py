@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.json_values import plain
-from tokexport.runtimes.doctor import Component
+from tokexport.runtimes.doctor import Component, summary
 from tokexport.runtimes.verification import OutputResult, VerifyResult
 
 
@@ -101,7 +101,8 @@ def failed_gate(result: VerifyResult) -> GateError | None:
 
 
 def render_components(components: Sequence[Component], console: Console) -> None:
-    """Prints a row per component, and below them what is missing and the command that mends it."""
+    """Prints what the machine can do, a row per component, and what mends what is missing."""
+    console.print(summary(components), soft_wrap=True)
     table = Table(box=SIMPLE_HEAD)
     for heading in ("", "component", "version", "used for"):
         table.add_column(heading, overflow="fold")

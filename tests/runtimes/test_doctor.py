@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import onnx
 import pytest
 
 from tokexport.runtimes.cuda_driver import Gpu
-from tokexport.runtimes.doctor import IDENTITY_MODEL, Component, diagnose, gpu_component
+from tokexport.runtimes.doctor import IDENTITY_MODEL, Component, diagnose, gpu_component, summary
 from tokexport.runtimes.native_library import kernels_of, native_library
 from tokexport.runtimes.openvino import kernels_here
 
@@ -192,3 +193,29 @@ def test_the_compiling_packages_are_never_imported(run_python: RunPython) -> Non
         "       if n in sys.modules])"
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (
+            (),
+            "compiles for ort, openvino and trt; it runs and verifies ort, openvino and trt.",
+        ),
+        (("torch",), "compiles for nothing; it runs and verifies ort, openvino and trt."),
+        (("nncf", "timm"), "compiles for ort, openvino and trt; it runs and"),
+        (
+            ("NVIDIA GPU and driver", "TensorRT"),
+            "compiles for ort, openvino and trt; it runs and verifies ort and openvino.",
+        ),
+        (
+            ("openvino", "TensorRT", "TensorRT-RTX"),
+            "compiles for ort; it runs and verifies ort.",
+        ),
+        (("onnxruntime", "openvino", "TensorRT", "TensorRT-RTX", "onnx"), "verifies nothing."),
+    ],
+)
+def test_one_line_says_what_the_machine_can_do(broken: tuple[str, ...], said: str) -> None:
+    found = tuple(dataclasses.replace(one, works=one.name not in broken) for one in diagnose())
+    assert set(broken) <= {one.name for one in found}
+    assert said in summary(found)
