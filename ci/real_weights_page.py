@@ -61,7 +61,7 @@ def key(line: Line) -> tuple[Any, ...]:
 
 def ordered(wanted: Sequence[Configuration], done: dict[Any, Line]) -> list[Configuration]:
     """Returns the configurations that ran, those of one reduction together."""
-    recipes = sorted({one.recipe for one in wanted}, key=lambda recipe: order(recipe))
+    recipes = sorted({one.recipe for one in wanted}, key=lambda recipe: (order(recipe), recipe))
     return [
         one
         for recipe in recipes
