@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from attacks.child import Child
 from attacks.kinds import FINE, NAMES, ROOT, VERDICTS, Kind, kind_named
 from attacks.page import page
+from places import without_places
 
 RESULTS = ROOT / "ci" / "attack.jsonl"
 TABLE = ROOT / "ci" / "ATTACK.md"
@@ -116,8 +117,7 @@ def write(line: dict[str, Any]) -> None:
     """Writes a line in the place of that of the same cases, or behind all others."""
     key = ("kind", "seed", "first")
     lines = [one for one in known() if any(one[part] != line[part] for part in key)]
-    # Where this checkout lies is no part of what was found.
-    texts = [json.dumps(one, ensure_ascii=False).replace(f"{ROOT}/", "") for one in (*lines, line)]
+    texts = [without_places(json.dumps(one, ensure_ascii=False)) for one in (*lines, line)]
     RESULTS.write_text("\n".join(texts) + "\n", encoding="utf-8")
 
 

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from places import without_places
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "ci" / "real_weights.jsonl"
 CACHE = ROOT / "build" / "real-weights"
@@ -139,9 +141,10 @@ def known() -> list[dict[str, Any]]:
 
 def keep(line: dict[str, Any]) -> None:
     """Adds a result to the file."""
-    print(json.dumps(line, ensure_ascii=False), flush=True)
+    text = without_places(json.dumps(line, ensure_ascii=False))
+    print(text, flush=True)
     with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.write(text + "\n")
 
 
 def sides(setting: Any) -> None:

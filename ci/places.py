@@ -1,0 +1,14 @@
+"""Takes out of results where this checkout and its packages lie: no part of what was found."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def without_places(text: str) -> str:
+    """Returns a text whose paths begin below the packages, or below this checkout."""
+    packages = sysconfig.get_paths()["purelib"]
+    return text.replace(f"{packages}/", "").replace(f"{ROOT}/", "")
