@@ -312,8 +312,8 @@ def _compiled(
     from tokexport.exporter.build.artifact import build
     from tokexport.exporter.build.onnx_file import save_onnx
     from tokexport.graph_passes import pipelines
-    from tokexport.runtimes.openvino import OpenVinoRunner
-    from tokexport.runtimes.ort import OrtRunner
+    from tokexport.runtimes.openvino.runner import OpenVinoRunner
+    from tokexport.runtimes.ort.runner import OrtRunner
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

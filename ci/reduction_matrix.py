@@ -97,8 +97,8 @@ def cell(name: str, method: str, batch: int, seed: int) -> dict[str, Any]:
     from tokexport.exporter.build.artifact import build
     from tokexport.exporter.build.onnx_file import save_onnx
     from tokexport.graph_passes import pipelines
-    from tokexport.runtimes.openvino import OpenVinoRunner
-    from tokexport.runtimes.ort import OrtRunner
+    from tokexport.runtimes.openvino.runner import OpenVinoRunner
+    from tokexport.runtimes.ort.runner import OrtRunner
 
     torch.manual_seed(0)
     model, side = MODELS[name]()

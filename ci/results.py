@@ -84,8 +84,8 @@ def plain_export(name: str, folder: Path) -> tuple[str, str, str]:
     from models.tome_patched import patched
 
     from tokexport.exporter.speed.interleaved import measure
-    from tokexport.runtimes.comparison import compare
-    from tokexport.runtimes.ort import OrtRunner
+    from tokexport.runtimes.ort.runner import OrtRunner
+    from tokexport.runtimes.tolerances.comparison import compare
 
     image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     model = patched(name, MERGED)

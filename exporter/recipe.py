@@ -18,7 +18,7 @@ from tokexport.exporter.errors import UsageError
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Method
 from tokexport.graph_passes.reduction.methods.known import METHODS
-from tokexport.runtimes.regular_files import read_at_most
+from tokexport.runtimes.files.regular_files import read_at_most
 
 #: The key of a file that names the method.
 METHOD: Final = "method"

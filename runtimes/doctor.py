@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tokexport.runtimes import openvino
-from tokexport.runtimes.base import Runner
-from tokexport.runtimes.cuda_driver import CudaDriver, CudaDriverError, Gpu
+from tokexport.runtimes.bundle.manifest import RuntimeInfo
+from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import RunError, RuntimesError
 from tokexport.runtimes.importing import install_command, is_installed
-from tokexport.runtimes.manifest import RuntimeInfo
 from tokexport.runtimes.native_library import NO_KERNELS, VARIABLE
-from tokexport.runtimes.ort import OrtRunner
-from tokexport.runtimes.trt import RTX_CAPABILITIES
-from tokexport.runtimes.trt_libraries import load_full, load_rtx
+from tokexport.runtimes.openvino import runner as openvino
+from tokexport.runtimes.ort.runner import OrtRunner
+from tokexport.runtimes.trt.cuda_driver import CudaDriver, CudaDriverError, Gpu
+from tokexport.runtimes.trt.engine import RTX_CAPABILITIES
+from tokexport.runtimes.trt.libraries import load_full, load_rtx
 
 # A serialised ONNX model of one node, y = Identity(x), x and y of shape (1,) in float32: so that a
 # runtime can be probed without the onnx package. Each field is a tag (number << 3 | wire type),

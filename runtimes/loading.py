@@ -6,18 +6,18 @@ import os
 from pathlib import Path
 from typing import Final
 
-from tokexport.runtimes.base import Runner
-from tokexport.runtimes.bundle_files import check_files, file_in
-from tokexport.runtimes.errors import BundleError
-from tokexport.runtimes.ir_contents import check_ir
-from tokexport.runtimes.manifest import (
+from tokexport.runtimes.bundle.bundle_files import check_files, file_in
+from tokexport.runtimes.bundle.manifest import (
     MANIFEST_NAME,
     Manifest,
     TensorSpec,
     broken_manifest,
     read_manifest,
 )
-from tokexport.runtimes.onnx_contents import ContentsError, onnx_contents
+from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.errors import BundleError
+from tokexport.runtimes.files.ir_contents import check_ir
+from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
 
 #: How the artifact of a flavour ends whose contents are looked through.
 _SUFFIXES: Final = {"onnxruntime-cpu": ".onnx", "openvino-cpu": ".xml"}
@@ -101,17 +101,17 @@ def open_runner(
     # Which runner a flavour takes stands here, and nowhere else.
     match manifest.runtime.flavour:
         case "onnxruntime-cpu":
-            from tokexport.runtimes.ort import OrtRunner
+            from tokexport.runtimes.ort.runner import OrtRunner
 
             runner = OrtRunner.from_file(artifact, threads=threads, native=native)
         case "openvino-cpu":
-            from tokexport.runtimes.openvino import OpenVinoRunner
+            from tokexport.runtimes.openvino.runner import OpenVinoRunner
 
             runner = OpenVinoRunner.from_file(
                 artifact, precision=manifest.precision, threads=threads, native=native
             )
         case "tensorrt" | "tensorrt-rtx":
-            from tokexport.runtimes.trt_runner import TrtRunner
+            from tokexport.runtimes.trt.runner import TrtRunner
 
             runner = TrtRunner.from_file(
                 artifact,

@@ -17,16 +17,16 @@
                     all samples, along its axes 1, 2, …, and ``top1`` along the last
 
 An output passes when every value is off by no more than its neighbourhoods allow
-(``tokexport.runtimes.neighbourhoods``), with the gate's ``local_tolerance`` as the floor; with an
-absolute tolerance, and in bundles of older versions, when its largest difference over the gate's
-scale is at most the gate's ``relative_tolerance``, and no largest entry is elsewhere that is not
-explained with the gate's ``top1_tolerance`` as the floor, where it has one. An output of whole
-numbers when at most that fraction of it differs; an output whose gate has a ``least_cosine``, when
-its cosine over all batches is no smaller, and the root of its mean squared difference, over the
-gate's ``spread``, is at most its ``spread_tolerance``. The spread is that of all samples that the
-model was compiled with: the few here may vary less. With ``channel/<name>`` no channel may be off
-by more than that, and no largest entry elsewhere that it does not explain; bundles made before have
-none.
+(``tokexport.runtimes.tolerances.neighbourhoods``), with the gate's ``local_tolerance`` as the
+floor; with an absolute tolerance, and in bundles of older versions, when its largest difference
+over the gate's scale is at most the gate's ``relative_tolerance``, and no largest entry is
+elsewhere that is not explained with the gate's ``top1_tolerance`` as the floor, where it has one.
+An output of whole numbers when at most that fraction of it differs; an output whose gate has a
+``least_cosine``, when its cosine over all batches is no smaller, and the root of its mean squared
+difference, over the gate's ``spread``, is at most its ``spread_tolerance``. The spread is that of
+all samples that the model was compiled with: the few here may vary less. With ``channel/<name>`` no
+channel may be off by more than that, and no largest entry elsewhere that it does not explain;
+bundles made before have none.
 """
 
 from __future__ import annotations
@@ -38,25 +38,27 @@ from typing import Any
 
 import numpy as np
 
-from tokexport.runtimes.array_archive import Archive, ArchiveError
-from tokexport.runtimes.base import Array, Runner
-from tokexport.runtimes.comparison import (
-    Channels,
-    Comparison,
-    compare,
-    relative_error,
-    unexplained_top1,
-)
-from tokexport.runtimes.errors import BundleError
-from tokexport.runtimes.loading import load
-from tokexport.runtimes.manifest import (
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import (
     MANIFEST_NAME,
     Manifest,
     RuntimeInfo,
     TensorSpec,
     read_manifest,
 )
-from tokexport.runtimes.neighbourhoods import (
+from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.errors import BundleError
+from tokexport.runtimes.files.array_archive import Archive, ArchiveError
+from tokexport.runtimes.files.regular_files import open_regular
+from tokexport.runtimes.loading import load
+from tokexport.runtimes.tolerances.comparison import (
+    Channels,
+    Comparison,
+    compare,
+    relative_error,
+    unexplained_top1,
+)
+from tokexport.runtimes.tolerances.neighbourhoods import (
     Neighbourhoods,
     Noise,
     Worst,
@@ -64,7 +66,6 @@ from tokexport.runtimes.neighbourhoods import (
     limits,
     worst,
 )
-from tokexport.runtimes.regular_files import open_regular
 
 REFERENCE_NAME = "reference.npz"
 #: What a gate of an output holds one of.

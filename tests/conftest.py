@@ -8,7 +8,7 @@ from helpers.onnx_library import read_once
 from helpers.torchvision_ops import define_torchvision_operators
 
 from tokexport.exporter.worker.process import WORKER
-from tokexport.runtimes import cuda_driver
+from tokexport.runtimes.trt import cuda_driver
 
 define_torchvision_operators()
 if "PYTEST_XDIST_WORKER" in os.environ:  # the other workers want their cores too

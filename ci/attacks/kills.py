@@ -183,7 +183,7 @@ def _put_in_place(old: Path, output: Path, force: bool) -> int:
     from tokexport.exporter.bundle.writer import BundleWriter
     from tokexport.exporter.cli.messages import shown_to_the_person
     from tokexport.exporter.config import compile_config
-    from tokexport.runtimes.manifest import read_manifest
+    from tokexport.runtimes.bundle.manifest import read_manifest
 
     def write() -> None:
         with shown_to_the_person(False):

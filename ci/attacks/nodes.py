@@ -141,7 +141,7 @@ def compared(node: Any) -> Outcome:
 
     from tokexport.runtimes.errors import RuntimesError
     from tokexport.runtimes.native_library import NO_KERNELS
-    from tokexport.runtimes.ort import OrtRunner
+    from tokexport.runtimes.ort.runner import OrtRunner
 
     arrays = {f"in{i}": array for i, array in enumerate(node.inputs)}
     with OrtRunner.from_bytes(node.model(), threads=2) as runner:
@@ -294,7 +294,7 @@ def _first(value: Any) -> int:
 
 def _answer(node: Any) -> list[NDArray[Any]]:
     """Returns what ONNX Runtime gives with the kernel."""
-    from tokexport.runtimes.ort import OrtRunner
+    from tokexport.runtimes.ort.runner import OrtRunner
 
     with OrtRunner.from_bytes(node.model(), threads=1) as runner:
         return [*runner.run({f"in{i}": one for i, one in enumerate(node.inputs)}).values()]

@@ -102,7 +102,7 @@ class _Bench(Bench):
         from tokexport.exporter.inputs.batches import read_inputs
         from tokexport.exporter.recipe import parse_recipe
         from tokexport.exporter.source import SourceOptions, load_source
-        from tokexport.runtimes.manifest import TensorSpec
+        from tokexport.runtimes.bundle.manifest import TensorSpec
 
         try:
             if crafted.source:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from tokexport.graph_passes.onnx_passes.common.choose_forms import Forms, TokenCall
     from tokexport.graph_passes.pipelines import Arithmetic
-    from tokexport.runtimes.base import Array
-    from tokexport.runtimes.manifest import RuntimeInfo
+    from tokexport.runtimes.arrays import Array
+    from tokexport.runtimes.bundle.manifest import RuntimeInfo
 
 
 class Backend(ABC):

@@ -10,8 +10,8 @@ from tokexport.exporter.backends.backend import Backend
 
 if TYPE_CHECKING:
     from tokexport.graph_passes.onnx_passes.common.choose_forms import TokenCall
-    from tokexport.runtimes.base import Array
-    from tokexport.runtimes.manifest import RuntimeInfo
+    from tokexport.runtimes.arrays import Array
+    from tokexport.runtimes.bundle.manifest import RuntimeInfo
 
 
 class OpenVino(Backend):
@@ -47,7 +47,7 @@ class OpenVino(Backend):
         calibration: Mapping[str, Array],
     ) -> RuntimeInfo:
         """Converts the graph, quantises it and keeps wide what decides; see ``Backend.build``."""
-        from tokexport.runtimes.openvino import convert
+        from tokexport.runtimes.openvino.runner import convert
 
         if precision == "fp32":
             return convert(lowered, artifact)
@@ -69,7 +69,7 @@ class OpenVino(Backend):
 
     def import_runtime(self) -> None:
         """Imports OpenVINO."""
-        from tokexport.runtimes.openvino import import_openvino
+        from tokexport.runtimes.openvino.runner import import_openvino
 
         import_openvino()
 
@@ -82,6 +82,6 @@ class OpenVino(Backend):
 
     def kernels(self) -> Path | None:
         """Returns the extension for the installed version, where there is one that loads."""
-        from tokexport.runtimes.openvino import kernels_here
+        from tokexport.runtimes.openvino.runner import kernels_here
 
         return kernels_here()

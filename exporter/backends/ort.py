@@ -10,8 +10,8 @@ from tokexport.exporter.backends.backend import Backend
 
 if TYPE_CHECKING:
     from tokexport.graph_passes.onnx_passes.common.choose_forms import TokenCall
-    from tokexport.runtimes.base import Array
-    from tokexport.runtimes.manifest import RuntimeInfo
+    from tokexport.runtimes.arrays import Array
+    from tokexport.runtimes.bundle.manifest import RuntimeInfo
 
 
 class OnnxRuntime(Backend):
@@ -39,7 +39,7 @@ class OnnxRuntime(Backend):
         calibration: Mapping[str, Array],
     ) -> RuntimeInfo:
         """Loads the artifact, which is there already; see ``Backend.build``."""
-        from tokexport.runtimes.ort import OrtRunner
+        from tokexport.runtimes.ort.runner import OrtRunner
 
         with OrtRunner.from_file(artifact) as runner:
             return runner.runtime

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from tokexport.exporter.backends.backend import Backend
 
 if TYPE_CHECKING:
-    from tokexport.runtimes.base import Array
-    from tokexport.runtimes.manifest import RuntimeInfo
+    from tokexport.runtimes.arrays import Array
+    from tokexport.runtimes.bundle.manifest import RuntimeInfo
 
 
 class TensorRt(Backend):
@@ -40,6 +40,6 @@ class TensorRt(Backend):
         calibration: Mapping[str, Array],
     ) -> RuntimeInfo:
         """Builds an engine; see ``Backend.build``."""
-        from tokexport.runtimes.trt import build_engine
+        from tokexport.runtimes.trt.engine import build_engine
 
         return build_engine(lowered, artifact)

@@ -37,7 +37,8 @@ from tokexport.exporter.worker.runner import (
     here,
     optimise_in_worker,
 )
-from tokexport.runtimes.base import Array, Runner
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import load
 

@@ -27,7 +27,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tokexport.graph_passes.ops.onnx_functions import OPSET
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 #: Of each operator, the attributes that say what is multiplied.
 _ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {

@@ -28,9 +28,9 @@ from tokexport.graph_passes.errors import GraphError
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.comparison import scale_of
-from tokexport.runtimes.neighbourhoods import as_samples, local_floor
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.comparison import scale_of
+from tokexport.runtimes.tolerances.neighbourhoods import as_samples, local_floor
 
 #: What the outputs of a model that cannot be traced may be off, as a share of the scale around.
 WIDEST: Final = 1e-3

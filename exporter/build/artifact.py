@@ -9,8 +9,8 @@ from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.build.calibration import calibration_batches
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.worker.runner import build_in_worker
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.manifest import RuntimeInfo
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import RuntimeInfo
 
 
 def build(

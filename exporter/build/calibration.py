@@ -15,7 +15,7 @@ from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes.onnx_passes.graph.linears import block_linears
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 #: How many samples the ranges are measured on, at most; a batch that holds more is taken whole.
 CALIBRATION_SAMPLES: Final = 300

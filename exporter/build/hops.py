@@ -18,7 +18,8 @@ from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes.onnx_passes.precision.compute_half_wide import ComputeHalfWide
 from tokexport.graph_passes.pipelines import Arithmetic
-from tokexport.runtimes.base import Array, Runner
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.runner import Runner
 
 
 def run_graph(module: GraphModule, batches: Batches, names: tuple[str, ...]) -> dict[str, Array]:

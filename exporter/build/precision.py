@@ -11,7 +11,7 @@ from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.system.machine import sums_saturate
 from tokexport.graph_passes.pipelines import Arithmetic
-from tokexport.runtimes.manifest import RuntimeInfo
+from tokexport.runtimes.bundle.manifest import RuntimeInfo
 
 
 def arithmetic_of(config: CompileConfig, emitted: ir.Model, batches: Batches) -> Arithmetic:

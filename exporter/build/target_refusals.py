@@ -32,8 +32,8 @@ from tokexport.graph_passes.onnx_passes.targets.refuse_for_tensorrt import (
 )
 from tokexport.graph_passes.ops.fused_functions import SOFTMAXES
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.runtimes.bundle.manifest import RuntimeInfo
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RuntimeMissingError
-from tokexport.runtimes.manifest import RuntimeInfo
 from tokexport.runtimes.native_library import NO_KERNELS
 
 

@@ -13,7 +13,7 @@ from tokexport.exporter.eager.reference import Reference
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.source import Source
 from tokexport.exporter.tuning.tuned_forms import Tuning
-from tokexport.runtimes.manifest import (
+from tokexport.runtimes.bundle.manifest import (
     BUILT_NOT_RUN,
     SCHEMA_VERSION,
     Manifest,

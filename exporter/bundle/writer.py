@@ -39,9 +39,9 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.system.exchange import exchange
 from tokexport.exporter.system.held_signals import held_signals
 from tokexport.exporter.system.scratch import HeldFolder, sweep
-from tokexport.runtimes.bundle_files import hash_file
+from tokexport.runtimes.bundle.bundle_files import hash_file
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
 from tokexport.runtimes.errors import BundleError, RuntimeMissingError
-from tokexport.runtimes.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 # What a file system answers when nothing more goes into it: space, quota, file size, read-only.
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}

@@ -21,7 +21,7 @@ from tokexport.graph_passes.torch_passes.canonicalize.select_paths import Path, 
 from tokexport.graph_passes.torch_passes.graph.decisions import show, unlifted
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
 from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 #: All ways are computed on every run: no more than so many are.
 MOST_PATHS = 4

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from tokexport.runtimes.comparison import Comparison
+from tokexport.runtimes.tolerances.comparison import Comparison
 
 
 @dataclass(frozen=True)

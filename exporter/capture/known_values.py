@@ -31,7 +31,7 @@ from tokexport.exporter.counts.followed_tensors import (
     versions_of,
 )
 from tokexport.graph_passes.torch_passes.graph.calls import base_name
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 #: Values of more numbers are not computed beside the trace.
 LARGEST: Final = 1 << 20

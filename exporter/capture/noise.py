@@ -26,7 +26,7 @@ from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
 from tokexport.graph_passes.torch_passes.graph.drawn_choices import without_mean
 from tokexport.graph_passes.torch_passes.graph.draws import drop_unread_draws, find_draws
 from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
-from tokexport.runtimes.comparison import compare
+from tokexport.runtimes.tolerances.comparison import compare
 
 #: The way out of a refusal.
 FIX: Final = (

@@ -22,9 +22,9 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.torch_passes.graph.added_output import keep_checks
 from tokexport.graph_passes.torch_passes.graph.decisions import show, unlifted
 from tokexport.graph_passes.torch_passes.pad.live_rows import Selection
-from tokexport.runtimes import input_checks
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.input_checks import InputCheck, InputChecks
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle import input_checks
+from tokexport.runtimes.bundle.input_checks import InputCheck, InputChecks
 
 #: How near the padded graph has to be to eager, where no row is chosen, for that to be allowed.
 _NEAR = 1e-4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tokexport.runtimes.input_checks import InputCheck
+from tokexport.runtimes.bundle.input_checks import InputCheck
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import TypeAlias
 import numpy as np
 
 from tokexport.exporter.eager.outputs import Constant
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import within_local_floor
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.neighbourhoods import within_local_floor
 
 #: What a run gave: tensors by name, and what was no tensor.
 Answer: TypeAlias = tuple[dict[str, Array], dict[str, Constant]]

@@ -40,8 +40,8 @@ from tokexport.exporter.inputs.constant_inputs import (
 )
 from tokexport.exporter.inputs.named_arrays import LABELS, check_names
 from tokexport.exporter.source import Source
-from tokexport.runtimes.constant_inputs import ConstantInput
-from tokexport.runtimes.manifest import TensorSpec
+from tokexport.runtimes.bundle.constant_inputs import ConstantInput
+from tokexport.runtimes.bundle.manifest import TensorSpec
 
 #: How many batches are drawn where no data is given: more than one, so that a value baked in from
 #: the first shows in the second.

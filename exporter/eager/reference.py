@@ -28,7 +28,7 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.stack_traces import raised_at
 from tokexport.graph_passes.torch_errors import in_words
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.memory import lacks_memory
 
 #: How far a second run may be off, as a share of the scale of each value's own neighbourhood.

@@ -13,8 +13,8 @@ import numpy as np
 
 from tokexport.exporter.edges.index_tables import Indices
 from tokexport.exporter.inputs.batches import Batches, synthetic_inputs
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.manifest import TensorSpec
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import TensorSpec
 
 #: How many times as large, and as small, as a normal input.
 LARGE: Final = 1e3

@@ -16,9 +16,9 @@ import numpy as np
 
 from tokexport.exporter.edges.edge_inputs import EXTREME
 from tokexport.exporter.parity.gates import FP32_FLOOR, SPREAD_TOLERANCE
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.comparison import compare, scale_of, spread
-from tokexport.runtimes.neighbourhoods import as_samples
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.comparison import compare, scale_of, spread
+from tokexport.runtimes.tolerances.neighbourhoods import as_samples
 
 #: One answer for all inputs is off by this many spreads at least.
 _BLIND: Final = 1.0

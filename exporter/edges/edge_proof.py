@@ -25,8 +25,8 @@ from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gat
 from tokexport.exporter.parity.proof import ParityError, Proof, TellHop, judge
 from tokexport.exporter.parity.trace_difference import differences_named
 from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.manifest import TensorSpec
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import TensorSpec
 
 #: Returns what runs a step on some batches, told how to decide.
 TellAt = Callable[[str, Batches, Proof], TellHop]

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.torch_passes.graph.calls import is_call, is_tensor, operand, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import aten
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 #: What only views, moves or types an index on its way into a table.
 _PASSES_ON: Final = (

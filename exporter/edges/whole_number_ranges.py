@@ -18,11 +18,11 @@ from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.edges.edge_inputs import RUNGS, between, joined
 from tokexport.exporter.errors import ExporterError, NotFiniteError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.comparison import compare
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import TensorSpec
 from tokexport.runtimes.errors import RuntimesError
-from tokexport.runtimes.manifest import TensorSpec
-from tokexport.runtimes.neighbourhoods import Neighbourhoods, worst
+from tokexport.runtimes.tolerances.comparison import compare
+from tokexport.runtimes.tolerances.neighbourhoods import Neighbourhoods, worst
 
 #: How far floating outputs may be off where only the whole numbers are in question.
 _COARSE: Final = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 0.2}

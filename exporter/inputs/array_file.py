@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from tokexport.exporter.errors import InputError
-from tokexport.runtimes.array_archive import Archive, ArchiveError, read_npy
-from tokexport.runtimes.regular_files import open_regular
+from tokexport.runtimes.files.array_archive import Archive, ArchiveError, read_npy
+from tokexport.runtimes.files.regular_files import open_regular
 
 _NPY = b"\x93NUMPY"
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")

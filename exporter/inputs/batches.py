@@ -21,8 +21,8 @@ import numpy as np
 
 from tokexport.exporter.errors import InputError, UsageError, listed
 from tokexport.exporter.inputs.named_arrays import LABELS, named_arrays, require_constants
-from tokexport.runtimes.constant_inputs import ConstantInput
-from tokexport.runtimes.manifest import TensorSpec
+from tokexport.runtimes.bundle.constant_inputs import ConstantInput
+from tokexport.runtimes.bundle.manifest import TensorSpec
 
 #: Passes so many things on, one by one, and may show how many are done.
 Watch = Callable[[Iterable[int], int], Iterator[int]]

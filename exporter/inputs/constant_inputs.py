@@ -19,8 +19,8 @@ from typing import Any, Final
 import numpy as np
 
 from tokexport.exporter.errors import InputError, UsageError, listed
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.constant_inputs import ConstantInput, shown
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.constant_inputs import ConstantInput, shown
 
 #: How many numbers a constant input may hold; more are better kept by the model itself.
 LARGEST: Final = 1 << 16

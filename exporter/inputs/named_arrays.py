@@ -10,8 +10,8 @@ import numpy as np
 
 from tokexport.exporter.errors import InputError, listed
 from tokexport.exporter.inputs.array_file import read_arrays
-from tokexport.runtimes.constant_inputs import ConstantInput, shown
-from tokexport.runtimes.manifest import TensorSpec
+from tokexport.runtimes.bundle.constant_inputs import ConstantInput, shown
+from tokexport.runtimes.bundle.manifest import TensorSpec
 
 LABELS: Final = "labels"
 

@@ -42,7 +42,7 @@ from tokexport.graph_passes.analysis.unreduced import unreduced_macs
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.graph.calls import operator_name
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
-from tokexport.runtimes.constant_inputs import ConstantInput
+from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 
 SCHEMA_VERSION: Final = 1
 #: How ``Inspection.unreduced`` comes about; shown beside the number.

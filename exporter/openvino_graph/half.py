@@ -25,7 +25,7 @@ import numpy as np
 from tokexport.exporter.openvino_graph.roles import operators_and_roles
 from tokexport.exporter.openvino_graph.rows import put_rows_first
 from tokexport.runtimes.importing import import_runtime
-from tokexport.runtimes.openvino import import_openvino
+from tokexport.runtimes.openvino.runner import import_openvino
 
 
 def keep_selection_wide(converted: Path, artifact: Path) -> None:

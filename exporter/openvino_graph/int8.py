@@ -18,11 +18,11 @@ from typing import Any
 
 from tokexport.exporter.openvino_graph.roles import operators_and_roles
 from tokexport.exporter.openvino_graph.rows import scaled_by_fixed_row
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.errors import BuildError
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.memory import FIX, lacking, lacks_memory
-from tokexport.runtimes.openvino import import_openvino, no_telemetry
+from tokexport.runtimes.openvino.runner import import_openvino, no_telemetry
 
 EXTRA = "int8"
 

@@ -23,7 +23,7 @@ from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.accuracy import hits
 from tokexport.exporter.parity.gate_advice import advice_for
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 if TYPE_CHECKING:
     from tokexport.exporter.config import CompileConfig

@@ -17,9 +17,9 @@ from typing import Final
 
 import numpy as np
 
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.comparison import Channels, along_axes
-from tokexport.runtimes.scales import fills
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.comparison import Channels, along_axes
+from tokexport.runtimes.tolerances.scales import fills
 
 #: The share of its own spread that a channel may be off.
 CHANNEL_TOLERANCE: Final = 0.7

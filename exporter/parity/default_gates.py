@@ -21,9 +21,9 @@ from tokexport.exporter.parity.gates import (
     Gate,
 )
 from tokexport.exporter.rounding.local_rounding import ROUNDING_FACTOR
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.comparison import compare, scale_of, spread
-from tokexport.runtimes.neighbourhoods import as_samples, limits
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.comparison import compare, scale_of, spread
+from tokexport.runtimes.tolerances.neighbourhoods import as_samples, limits
 
 if TYPE_CHECKING:
     from tokexport.exporter.rounding.local_rounding import LocalRounding

@@ -10,7 +10,7 @@ from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.errors import listed
 from tokexport.exporter.parity.gates import UNSTABLE, Gate
 from tokexport.exporter.rounding.local_rounding import LocalRounding
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 
 def gate_warnings(gates: Mapping[str, Gate], cap: TokenCapUse | None) -> tuple[str, ...]:

@@ -1,14 +1,14 @@
 """The gate of every output: how far it may lie from the reference, and why that far.
 
 In fp32 a value may be off by 1e-5 of the scale of its own neighbourhood, or by four times what
-rounding does there, whichever is more (``tokexport.runtimes.neighbourhoods``). A half precision has
-a wider floor, and four times becomes twice what rounding to that type does. int8 moves single
-numbers by far more than it moves the answer, so its outputs are held to figures over all samples:
-their direction, by the cosine, and their error as a share of the spread, which is how much the
-reference varies between samples, of the whole output and of every channel. The cosine alone is near
-1 for whatever has a large constant in it. A half precision in which every sample decides some
-near-tie the other way is held to them too, once its arithmetic is proved right. A largest entry
-that changes its place passes only where the precision explains it.
+rounding does there, whichever is more (``tokexport.runtimes.tolerances.neighbourhoods``). A half
+precision has a wider floor, and four times becomes twice what rounding to that type does. int8
+moves single numbers by far more than it moves the answer, so its outputs are held to figures over
+all samples: their direction, by the cosine, and their error as a share of the spread, which is how
+much the reference varies between samples, of the whole output and of every channel. The cosine
+alone is near 1 for whatever has a large constant in it. A half precision in which every sample
+decides some near-tie the other way is held to them too, once its arithmetic is proved right. A
+largest entry that changes its place passes only where the precision explains it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.comparison import (
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.comparison import (
     Channels,
     Comparison,
     compare,
     relative_error,
     unexplained_top1,
 )
-from tokexport.runtimes.neighbourhoods import Noise, Worst, as_samples, limits, worst
+from tokexport.runtimes.tolerances.neighbourhoods import Noise, Worst, as_samples, limits, worst
 
 if TYPE_CHECKING:
     from tokexport.exporter.config import CompileConfig

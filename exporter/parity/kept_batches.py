@@ -15,7 +15,7 @@ from tokexport.exporter.parity.gate_warnings import spread_warnings
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import Proof
 from tokexport.exporter.rounding.local_rounding import stored
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.verification import TOP1
 
 if TYPE_CHECKING:

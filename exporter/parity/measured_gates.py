@@ -20,7 +20,7 @@ from tokexport.exporter.rounding.local_rounding import (
 )
 from tokexport.exporter.rounding.measure import measure_rounding
 from tokexport.exporter.rounding.score_rounding import Scores
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 #: Where rounding moves most neighbourhoods by more of their scale, any answer would pass.
 PROVES_NOTHING: Final = 0.03

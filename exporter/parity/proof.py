@@ -10,9 +10,9 @@ import numpy as np
 
 from tokexport.exporter.errors import GateError, listed
 from tokexport.exporter.parity.gates import Gate
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.comparison import Comparison
-from tokexport.runtimes.neighbourhoods import Worst
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.comparison import Comparison
+from tokexport.runtimes.tolerances.neighbourhoods import Worst
 
 if TYPE_CHECKING:
     from tokexport.exporter.rounding.score_rounding import Scores

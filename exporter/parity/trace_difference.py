@@ -32,7 +32,7 @@ from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes.stack_traces import own_frames, user_frames
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 #: How many numbers of a value are compared, and how far they may be off, as a share of its size.
 _KEPT: Final = 64

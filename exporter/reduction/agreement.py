@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.scales import fills
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.scales import fills
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tokexport.exporter.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduce import Reduction, reduce_flat
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.source import Source
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 
 @dataclass(frozen=True)

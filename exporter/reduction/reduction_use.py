@@ -10,7 +10,7 @@ from typing import Any
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.accuracy import accuracy
 from tokexport.exporter.reduction.agreement import Agreement, agreements
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from tokexport.exporter.parity.measured_gates import PROVES_NOTHING
 from tokexport.exporter.rounding.accumulation import reordered
 from tokexport.exporter.rounding.local_rounding import ROUNDING_FACTOR
 from tokexport.exporter.rounding.measure import only_moves
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import (
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.neighbourhoods import (
     Neighbourhoods,
     Noise,
     differences,

@@ -22,9 +22,9 @@ from tokexport.exporter.parity.proof import HopResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.speed.interleaved import Speed
 from tokexport.exporter.tuning.tuned_forms import Tuning
-from tokexport.runtimes.constant_inputs import ConstantInput
-from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
-from tokexport.runtimes.neighbourhoods import Worst
+from tokexport.runtimes.bundle.constant_inputs import ConstantInput
+from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
+from tokexport.runtimes.tolerances.neighbourhoods import Worst
 
 SCHEMA_VERSION = 1
 FAILED = "FAILED"

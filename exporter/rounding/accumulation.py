@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tokexport.graph_passes.torch_passes.graph.calls import base_name
-from tokexport.runtimes.neighbourhoods import epsilon
+from tokexport.runtimes.tolerances.neighbourhoods import epsilon
 
 #: How many partial sums a sum over neighbours in memory keeps: those of one vector of AVX-512.
 LANES: Final = 16

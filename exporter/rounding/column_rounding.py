@@ -21,9 +21,9 @@ from typing import Final
 
 import numpy as np
 
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import FEWEST, axes_of
-from tokexport.runtimes.scales import fills, scales_of
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.neighbourhoods import FEWEST, axes_of
+from tokexport.runtimes.tolerances.scales import fills, scales_of
 
 #: How many differences of a column are measured at least.
 _LEAST: Final = 3

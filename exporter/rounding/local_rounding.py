@@ -12,8 +12,8 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.rounding.column_rounding import Columns, columns_of
 from tokexport.exporter.rounding.measure import Rounding
 from tokexport.exporter.rounding.score_rounding import few
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import Neighbourhoods, Noise, as_samples
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.neighbourhoods import Neighbourhoods, Noise, as_samples
 
 #: How many times what rounding does an output may be off, in fp32.
 ROUNDING_FACTOR: Final = 4.0

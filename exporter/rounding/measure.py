@@ -41,8 +41,8 @@ from tokexport.graph_passes.torch_passes.graph.calls import base_name
 from tokexport.graph_passes.torch_passes.graph.complex_pairs import is_complex, real_type
 from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, show, tell
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import differences, epsilon
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.neighbourhoods import differences, epsilon
 
 #: What moves, joins or picks values, and rounds none.
 _MOVES: Final = frozenset(

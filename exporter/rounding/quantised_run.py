@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from tokexport.graph_passes.torch_passes.graph.editor import aten
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 #: How many steps an operand of 8 bits has on either side of zero.
 _STEPS: Final = 127

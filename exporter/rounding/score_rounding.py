@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import LOUD, Neighbourhoods, Noise
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.neighbourhoods import LOUD, Neighbourhoods, Noise
 
 #: The largest of fewer differences than this says too little, and counts for more.
 _FEW: Final = 16

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from tokexport.exporter.rounding.accumulation import PART
 from tokexport.graph_passes.torch_passes.canonicalize.fourier_products import steps
-from tokexport.runtimes.neighbourhoods import epsilon
+from tokexport.runtimes.tolerances.neighbourhoods import epsilon
 
 #: What a graph in float64 computes in, where the code names a narrower type.
 WIDEST: Final = {

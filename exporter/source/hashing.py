@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokexport.exporter.errors import UsageError
-from tokexport.runtimes.bundle_files import hash_file
+from tokexport.runtimes.bundle.bundle_files import hash_file
 
 if TYPE_CHECKING:
     from torch import nn

@@ -24,7 +24,7 @@ from tokexport.exporter.source.transformers_folder import (
     CONFIG,
     load_transformers_folder,
 )
-from tokexport.runtimes.bundle_files import hash_file
+from tokexport.runtimes.bundle.bundle_files import hash_file
 
 if TYPE_CHECKING:
     from torch import nn

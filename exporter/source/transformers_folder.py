@@ -34,7 +34,7 @@ from tokexport.exporter.source.preprocessing import (
     unreadable_preprocessing,
 )
 from tokexport.exporter.source.transformers_config import check_config, no_larger_than
-from tokexport.runtimes.regular_files import read_at_most
+from tokexport.runtimes.files.regular_files import read_at_most
 
 if TYPE_CHECKING:
     from torch import nn

@@ -17,7 +17,7 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.speed.interleaved import Speed, measure, over
 from tokexport.exporter.system.machine import usable_cores
 from tokexport.exporter.worker.runner import here
-from tokexport.runtimes.base import Runner
+from tokexport.runtimes.bundle.runner import Runner
 
 #: How long the timing may take; a slow model gets fewer pairs.
 SPEED_SECONDS = 10.0

@@ -33,9 +33,10 @@ from tokexport.exporter.tuning.tune import tune
 from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.pipelines import Arithmetic
-from tokexport.runtimes.base import Array, Runner
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import PASSED, Manifest
+from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import NoDeviceError
-from tokexport.runtimes.manifest import PASSED, Manifest
 from tokexport.runtimes.verification import REFERENCE_NAME
 
 REPORT_NAME = "report.json"

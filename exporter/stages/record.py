@@ -18,8 +18,8 @@ from tokexport.exporter.report.report import FAILED, Report
 from tokexport.exporter.source import Source
 from tokexport.exporter.speed.interleaved import Speed
 from tokexport.exporter.tuning.tuned_forms import Tuning
-from tokexport.runtimes.constant_inputs import ConstantInput
-from tokexport.runtimes.manifest import RuntimeInfo
+from tokexport.runtimes.bundle.constant_inputs import ConstantInput
+from tokexport.runtimes.bundle.manifest import RuntimeInfo
 
 
 @dataclass

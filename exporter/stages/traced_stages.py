@@ -37,8 +37,8 @@ from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
 from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.manifest import TensorSpec
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import TensorSpec
 
 #: What a person can do where a model is traced before its reduction, and not behind it.
 _OR_RESTORE: Final = (

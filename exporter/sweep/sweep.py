@@ -37,9 +37,9 @@ from tokexport.exporter.system.machine import describe_machine
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.graph_passes.reduction.method import Method
-from tokexport.runtimes.base import Runner
+from tokexport.runtimes.bundle.manifest import RuntimeInfo
+from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.loading import load
-from tokexport.runtimes.manifest import RuntimeInfo
 
 UNREDUCED: Final = "unreduced"
 ACCURACY, TOP1, COSINE = "accuracy", "top-1 agreement", "cosine"

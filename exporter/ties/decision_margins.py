@@ -27,7 +27,7 @@ import numpy as np
 from tokexport.exporter.ties.elementwise_choices import Comparison, Staircase, compared, stepped
 from tokexport.exporter.ties.held_scores import HeldScores, nearest, share
 from tokexport.graph_passes.torch_passes.graph.decision_kinds import Decision, DecisionKind
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 _NO_CHOICE: Final = "names a row that is not there, or one twice"
 _NOT_IN_ORDER: Final = "gives the rows that stay in another order than theirs"

@@ -10,8 +10,8 @@ import numpy as np
 
 from tokexport.exporter.ties.held_scores import HeldScores, nearest, share
 from tokexport.graph_passes.torch_passes.graph.decision_kinds import Decision
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import epsilon
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.neighbourhoods import epsilon
 
 
 @dataclass(frozen=True)

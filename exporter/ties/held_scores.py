@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from tokexport.exporter.rounding.score_rounding import Moved, by_sample, pooled
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import LARGEST, Neighbourhoods, epsilon, worst
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.neighbourhoods import LARGEST, Neighbourhoods, epsilon, worst
 
 
 @dataclass(frozen=True)

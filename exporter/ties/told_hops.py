@@ -29,8 +29,9 @@ from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.common.choose_forms import Forms
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, tell, unlifted
-from tokexport.runtimes.base import Array, Runner
-from tokexport.runtimes.manifest import Manifest, TensorSpec
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec
+from tokexport.runtimes.bundle.runner import Runner
 
 
 class ToldWay:

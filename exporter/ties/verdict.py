@@ -35,7 +35,7 @@ from tokexport.exporter.ties.held_scores import Allowance, hold_scores
 from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
 from tokexport.graph_passes.torch_passes.graph.decision_kinds import Decision, DecisionKind
 from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, show
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 #: Runs a told graph on batches that hold the told inputs too; gives (batches, …) by name.
 RunTold = Callable[[Batches], dict[str, Array]]

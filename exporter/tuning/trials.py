@@ -32,9 +32,10 @@ from tokexport.exporter.worker.runner import WorkerRunner, here
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.common.choose_forms import TokenCall
 from tokexport.graph_passes.ops import onnx_functions as functions
-from tokexport.runtimes.base import Array, Runner
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import RuntimesError
-from tokexport.runtimes.neighbourhoods import within_local_floor
+from tokexport.runtimes.tolerances.neighbourhoods import within_local_floor
 
 #: How many calls a trial's model holds: what a run costs by itself is shared among them.
 CALLS: Final = 4

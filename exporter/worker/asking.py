@@ -26,7 +26,7 @@ from tokexport.exporter.worker.process import (
     time_limit,
 )
 from tokexport.exporter.worker.steps import BUILT, LOADED, RUN
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.errors import BuildError, RunError, RuntimesError
 from tokexport.runtimes.memory import FIX, lacking, lacks_memory
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from tokexport.exporter import errors as exporter_errors
 from tokexport.runtimes import errors as runtime_errors
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.memory import lacks_memory
 
 _LENGTH: Final = struct.Struct("<Q")

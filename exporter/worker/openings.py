@@ -9,13 +9,13 @@ from typing import Any, Self
 
 from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.backends.known import BACKENDS, backend_of
-from tokexport.runtimes.base import Runner
-from tokexport.runtimes.constant_inputs import ConstantInput
-from tokexport.runtimes.input_checks import InputChecks
+from tokexport.runtimes.bundle.constant_inputs import ConstantInput
+from tokexport.runtimes.bundle.input_checks import InputChecks
+from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, TensorSpec
+from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.loading import open_runner
-from tokexport.runtimes.manifest import Manifest, RuntimeInfo, TensorSpec
-from tokexport.runtimes.openvino import OpenVinoRunner
-from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.openvino.runner import OpenVinoRunner
+from tokexport.runtimes.ort.runner import OrtRunner
 
 
 @dataclass(frozen=True)

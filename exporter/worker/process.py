@@ -22,7 +22,7 @@ from typing import Any, Final
 import tokexport
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.worker.messages import Message, error_from, read_message, write_message
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.errors import RunError
 from tokexport.runtimes.memory import FIX, lacks_memory
 

@@ -16,8 +16,9 @@ from tokexport.exporter.worker.asking import Cause, ask
 from tokexport.exporter.worker.openings import Opening, specs_of
 from tokexport.exporter.worker.process import RUN_SECONDS, WORKER, WorkerDied
 from tokexport.exporter.worker.steps import BUILT, LOADED, RUN
-from tokexport.runtimes.base import Array, Runner
-from tokexport.runtimes.manifest import Manifest, RuntimeInfo
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo
+from tokexport.runtimes.bundle.runner import Runner
 
 _NUMBERS: Final = count()
 

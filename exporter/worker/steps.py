@@ -16,9 +16,10 @@ import onnx_ir as ir
 from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.worker.messages import Message
 from tokexport.exporter.worker.openings import Opening
-from tokexport.runtimes.base import Array, Runner
-from tokexport.runtimes.openvino import convert
-from tokexport.runtimes.ort_optimizer import optimise_vit
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.openvino.runner import convert
+from tokexport.runtimes.ort.optimizer import optimise_vit
 
 #: How far a try of a model goes.
 BUILT: Final = "built"

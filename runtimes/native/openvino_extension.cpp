@@ -1,6 +1,6 @@
 // The operators that move tokens, as one operator of OpenVINO that is told which it is.
 //
-// A graph holds no such operator on disk: runtimes/openvino_kernels.py puts them in where it is
+// A graph holds no such operator on disk: runtimes/openvino/kernels.py puts them in where it is
 // loaded, so that it runs without this library too. Indices are int32 here, as in the CPU plugin.
 #include <tbb/parallel_for.h>
 

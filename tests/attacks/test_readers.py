@@ -17,11 +17,11 @@ from attacks.wire import damage_message, fields, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokexport.runtimes.array_archive import Archive, ArchiveError, read_npy
+from tokexport.runtimes.bundle.manifest import read_manifest
 from tokexport.runtimes.errors import BundleError
-from tokexport.runtimes.ir_contents import check_ir
-from tokexport.runtimes.manifest import read_manifest
-from tokexport.runtimes.onnx_contents import ContentsError, onnx_contents
+from tokexport.runtimes.files.array_archive import Archive, ArchiveError, read_npy
+from tokexport.runtimes.files.ir_contents import check_ir
+from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
 from tokexport.runtimes.printable import printable
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "least_cosine"

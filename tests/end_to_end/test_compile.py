@@ -25,7 +25,7 @@ from tokexport.exporter.errors import (
     OutputExistsError,
     UsageError,
 )
-from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, read_manifest
+from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, read_manifest
 from tokexport.runtimes.verification import verify_bundle
 
 TARGETS = ("ort", "openvino", "trt")

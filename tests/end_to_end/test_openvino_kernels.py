@@ -19,8 +19,13 @@ from tokexport.exporter.build.artifact import build
 from tokexport.runtimes import load
 from tokexport.runtimes.errors import BuildError
 from tokexport.runtimes.native_library import NO_KERNELS, VARIABLE
-from tokexport.runtimes.openvino import OpenVinoRunner, convert, import_openvino, kernels_here
-from tokexport.runtimes.openvino_kernels import put_kernels
+from tokexport.runtimes.openvino.kernels import put_kernels
+from tokexport.runtimes.openvino.runner import (
+    OpenVinoRunner,
+    convert,
+    import_openvino,
+    kernels_here,
+)
 
 
 @pytest.fixture(scope="module")

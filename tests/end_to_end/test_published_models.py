@@ -14,7 +14,7 @@ from models.tome_patched import patched
 from torch import nn
 
 import tokexport
-from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED
+from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED
 from tokexport.runtimes.verification import verify_bundle
 
 IMAGE = torch.zeros(1, 3, 224, 224)

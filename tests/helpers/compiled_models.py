@@ -36,11 +36,12 @@ from tokexport.exporter.source.in_memory import split_arguments
 from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
-from tokexport.runtimes.base import Array, Runner
-from tokexport.runtimes.manifest import read_manifest
-from tokexport.runtimes.neighbourhoods import within_local_floor
-from tokexport.runtimes.openvino import OpenVinoRunner
-from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.openvino.runner import OpenVinoRunner
+from tokexport.runtimes.ort.runner import OrtRunner
+from tokexport.runtimes.tolerances.neighbourhoods import within_local_floor
 
 
 class NearTieWarning(UserWarning):

@@ -28,7 +28,7 @@ from tokexport.graph_passes.torch_passes.graph.infrastructure import (
     TorchPass,
     run_passes,
 )
-from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.ort.runner import OrtRunner
 
 Outputs = Tensor | tuple[Tensor, ...]
 #: The targets that run here; what is lowered for ``trt`` runs in ONNX Runtime.

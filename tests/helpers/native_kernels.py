@@ -16,10 +16,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from tokexport.graph_passes import pipelines
-from tokexport.runtimes.base import Runner
+from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.native_library import NO_KERNELS
-from tokexport.runtimes.openvino import OpenVinoRunner, convert
-from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.openvino.runner import OpenVinoRunner, convert
+from tokexport.runtimes.ort.runner import OrtRunner
 
 FUZZ = settings(deadline=None, max_examples=int(os.environ.get("TOKEXPORT_FUZZ", "12")))
 BATCH = st.integers(1, 9)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import parser
 
-from tokexport.runtimes.trt import build_engine
+from tokexport.runtimes.trt.engine import build_engine
 
 Arrays = dict[str, np.ndarray]
 

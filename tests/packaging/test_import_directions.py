@@ -22,7 +22,6 @@ CATALOGUES = {
     "graph_passes/reduction/methods",
     "graph_passes/torch_passes/canonicalize",
     "graph_passes/torch_passes/spell_out",
-    "runtimes",
 }
 #: The folders of a room in order: each imports those before it alone. ``.`` is what stands beside
 #: them, and a file in the list what has a place of its own.
@@ -40,6 +39,10 @@ ORDER = {
         *("torch_passes/spell_out", "torch_passes", "onnx_passes/common", "onnx_passes/fuse"),
         *("onnx_passes/precision", "onnx_passes", "reduction", "reduction/methods"),
         *("reduction/surgery", "pipelines.py"),
+    ),
+    "runtimes": (
+        *(".", "files", "tolerances", "bundle", "ort", "openvino", "trt", "loading.py"),
+        *("verification.py", "doctor.py", "__init__.py"),
     ),
 }
 FOLDERS = [(room, folder) for room, folders in ORDER.items() for folder in folders]

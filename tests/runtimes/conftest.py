@@ -14,8 +14,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tokexport.runtimes.bundle_files import hash_file
-from tokexport.runtimes.manifest import (
+from tokexport.runtimes.bundle.bundle_files import hash_file
+from tokexport.runtimes.bundle.manifest import (
     SCHEMA_VERSION,
     Manifest,
     RuntimeInfo,

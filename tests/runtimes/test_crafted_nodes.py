@@ -14,7 +14,7 @@ from helpers.function_models import Call, model_of
 
 from tokexport.runtimes.errors import RuntimesError
 from tokexport.runtimes.native_library import NO_KERNELS
-from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.ort.runner import OrtRunner
 
 SOUND = {node.name: node for node in sound_nodes()}
 

@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from tokexport.runtimes import Runner, TensorSpec, load
+from tokexport.runtimes.bundle.manifest import RuntimeInfo
 from tokexport.runtimes.errors import BundleError, InputMismatchError, RunError
-from tokexport.runtimes.manifest import RuntimeInfo
-from tokexport.runtimes.openvino import convert
-from tokexport.runtimes.trt import build_engine
+from tokexport.runtimes.openvino.runner import convert
+from tokexport.runtimes.trt.engine import build_engine
 
 BundleMaker = Callable[..., Path]
 RunPython = Callable[[str], CompletedProcess[str]]
@@ -187,7 +187,10 @@ def test_the_import_needs_numpy_alone(run_python: RunPython) -> None:
     done = run_python(
         f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))\n"
         "import tokexport.runtimes\n"
-        "from tokexport.runtimes import doctor, openvino, ort, trt, trt_runner, verification\n"
+        "from tokexport.runtimes import doctor, verification\n"
+        "from tokexport.runtimes.openvino import runner\n"
+        "from tokexport.runtimes.ort import runner\n"
+        "from tokexport.runtimes.trt import engine, runner\n"
         "print(sorted(name for name in sys.modules if name.startswith('tokexport.')\n"
         "             and not name.startswith('tokexport.runtimes')))"
     )

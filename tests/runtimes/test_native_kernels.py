@@ -33,7 +33,7 @@ from tokexport.runtimes.native_library import (
     native_library,
     openvino_library,
 )
-from tokexport.runtimes.openvino import kernels_here
+from tokexport.runtimes.openvino.runner import kernels_here
 
 Shapes = list[tuple[int, ...]]
 

@@ -25,11 +25,11 @@ from tokexport.graph_passes.onnx_passes.fuse.pack_integer_linears import packed_
 from tokexport.graph_passes.onnx_passes.fuse.pack_linears import packed_panels
 from tokexport.graph_passes.onnx_passes.graph.integer_weights import per_channel
 from tokexport.graph_passes.ops.fused_functions import PANEL
-from tokexport.runtimes.base import Runner
+from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import RunError
 from tokexport.runtimes.native_library import kernels_of, native_library
-from tokexport.runtimes.openvino import OpenVinoRunner, convert
-from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.openvino.runner import OpenVinoRunner, convert
+from tokexport.runtimes.ort.runner import OrtRunner
 
 THREADS = 8
 RUNS = 600  # of each thread
@@ -285,7 +285,7 @@ import os
 from pathlib import Path
 import numpy as np
 os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
-from tokexport.runtimes.openvino import OpenVinoRunner
+from tokexport.runtimes.openvino.runner import OpenVinoRunner
 from tokexport.runtimes.errors import RunError
 with OpenVinoRunner.from_file(Path({path!r})) as runner:
     print(runner.runtime.details["threads"])
@@ -314,10 +314,10 @@ from pathlib import Path
 import numpy as np
 from tokexport.runtimes.errors import RunError
 if {target!r} == "ort":
-    from tokexport.runtimes.ort import OrtRunner
+    from tokexport.runtimes.ort.runner import OrtRunner
     load = lambda: OrtRunner.from_file(Path({folder!r}, "ort.onnx"), threads={threads})
 else:
-    from tokexport.runtimes.openvino import OpenVinoRunner
+    from tokexport.runtimes.openvino.runner import OpenVinoRunner
     load = lambda: OpenVinoRunner.from_file(Path({folder!r}, "openvino.xml"), threads={threads})
 feed = {{"in0": np.ones((1, 1, 8, 8), np.float32)}}
 runner, dropped = load(), load()

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokexport.runtimes.bundle_files import hash_file
+from tokexport.exporter.system.machine import sums_saturate
+from tokexport.runtimes.bundle.bundle_files import hash_file
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, read_manifest
 from tokexport.runtimes.errors import BundleError
-from tokexport.runtimes.manifest import MANIFEST_NAME
 from tokexport.runtimes.verification import REFERENCE_NAME, verify_bundle
 
 BundleMaker = Callable[..., Path]
@@ -234,7 +235,8 @@ BUNDLES = Path(__file__).parents[1] / "bundles"
 
 @pytest.mark.parametrize("name", ["relative_tolerance", "least_cosine"])
 def test_a_bundle_of_an_earlier_version_verifies_as_it_is(name: str, tmp_path: Path) -> None:
-    assert verify_bundle(BUNDLES / name).passed
+    bits = read_manifest(BUNDLES / name).runtime.details.get("weight_bits")
+    assert verify_bundle(BUNDLES / name).passed != (bits == 8 and sums_saturate())
     bundle = shutil.copytree(BUNDLES / name, tmp_path / name)
     with np.load(bundle / REFERENCE_NAME) as archive:
         output = archive["outputs/output"].copy()

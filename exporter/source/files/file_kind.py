@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tokexport.exporter.errors import SourceError
 from tokexport.exporter.source.files.torch_file import damaged, is_plain_torch, is_torch_zip
-from tokexport.runtimes.regular_files import open_regular
-from tokexport.runtimes.zip_bounds import unpacks_too_far
+from tokexport.runtimes.files.regular_files import open_regular
+from tokexport.runtimes.files.zip_bounds import unpacks_too_far
 
 _ACCEPTED = (
     "Pass an exported program (.pt2), package.module:factory, timm:NAME, a transformers folder, "

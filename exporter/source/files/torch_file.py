@@ -31,7 +31,7 @@ from tokexport.exporter.source.files.inert_pickle import (
     StorageRecord,
     TensorRecord,
 )
-from tokexport.runtimes.zip_bounds import unpacks_too_far
+from tokexport.runtimes.files.zip_bounds import unpacks_too_far
 
 if TYPE_CHECKING:
     import torch

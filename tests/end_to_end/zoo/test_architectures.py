@@ -18,7 +18,7 @@ from models.architectures import MODELS, build
 
 import tokexport
 import tokexport.runtimes
-from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED
+from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED
 
 #: How many attentions the rewritten graph holds as one operator.
 ATTENTIONS: Final[dict[str, int]] = {

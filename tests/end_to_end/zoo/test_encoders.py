@@ -21,7 +21,7 @@ from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
-from tokexport.runtimes.manifest import PASSED
+from tokexport.runtimes.bundle.manifest import PASSED
 
 #: A near-tie on the input that the compile did not see is excused, and pytest lists it at the end.
 pytestmark = pytest.mark.filterwarnings("default::helpers.compiled_models.NearTieWarning")

@@ -28,7 +28,7 @@ from tokexport.exporter.eager.outputs import flatten
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.graph.decisions import tell, unlifted
-from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED
+from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED
 
 #: A near-tie on the input that the compile did not see is excused, and pytest lists it at the end.
 pytestmark = pytest.mark.filterwarnings("default::helpers.compiled_models.NearTieWarning")

@@ -9,7 +9,7 @@ import pytest
 
 from tokexport.exporter.build.calibration import CALIBRATION_SAMPLES, calibration_batches
 from tokexport.exporter.inputs.batches import read_inputs
-from tokexport.runtimes.manifest import TensorSpec
+from tokexport.runtimes.bundle.manifest import TensorSpec
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from tokexport.exporter.bundle import writer as bundle_module
 from tokexport.exporter.bundle.writer import BundleWriter, save_reference
 from tokexport.exporter.errors import InternalError, OutputExistsError, WriteError
 from tokexport.exporter.system.scratch import HeldFolder
-from tokexport.runtimes.bundle_files import check_files
-from tokexport.runtimes.manifest import (
+from tokexport.runtimes.bundle.bundle_files import check_files
+from tokexport.runtimes.bundle.manifest import (
     PASSED,
     SCHEMA_VERSION,
     Manifest,

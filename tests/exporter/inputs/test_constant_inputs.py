@@ -37,10 +37,10 @@ from tokexport.exporter.inputs.constant_inputs import (
 )
 from tokexport.exporter.inspection.inspect import inspect
 from tokexport.exporter.source.in_memory import source_in_memory
+from tokexport.runtimes.bundle.manifest import read_manifest
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import load
-from tokexport.runtimes.manifest import read_manifest
-from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.ort.runner import OrtRunner
 from tokexport.runtimes.verification import verify_bundle
 
 META = ("inputs_meta_count", "inputs_meta_stride", "inputs_meta_keep")

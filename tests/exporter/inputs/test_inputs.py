@@ -13,7 +13,7 @@ import pytest
 from tokexport.exporter.errors import InputError, UsageError
 from tokexport.exporter.inputs.batches import parse_shape, read_inputs, synthetic_inputs
 from tokexport.exporter.parity.accuracy import accuracy
-from tokexport.runtimes.manifest import TensorSpec
+from tokexport.runtimes.bundle.manifest import TensorSpec
 
 IMAGE = TensorSpec("x", (4, 3, 2, 2), "float32")
 MASK = TensorSpec("mask", (4, 5), "int64")

@@ -35,10 +35,10 @@ from tokexport.exporter.errors import InputError, UsageError
 from tokexport.exporter.inputs.array_file import read_arrays
 from tokexport.exporter.inputs.batches import read_inputs
 from tokexport.exporter.source.in_memory import source_in_memory
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import TensorSpec, read_manifest
 from tokexport.runtimes.loading import load
-from tokexport.runtimes.manifest import TensorSpec, read_manifest
-from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.ort.runner import OrtRunner
 
 SHIFT = 1000.0
 

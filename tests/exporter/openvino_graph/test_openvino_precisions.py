@@ -25,8 +25,8 @@ from tokexport.exporter.openvino_graph.roles import is_linear, operators_and_rol
 from tokexport.exporter.openvino_graph.rows import put_rows_first
 from tokexport.exporter.parity.gates import LEAST_COSINE
 from tokexport.graph_passes import pipelines
-from tokexport.runtimes.comparison import compare
-from tokexport.runtimes.openvino import OpenVinoRunner, convert, import_openvino
+from tokexport.runtimes.openvino.runner import OpenVinoRunner, convert, import_openvino
+from tokexport.runtimes.tolerances.comparison import compare
 
 
 @pytest.fixture(scope="module")

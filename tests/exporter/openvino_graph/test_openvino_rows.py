@@ -21,8 +21,8 @@ from tokexport.exporter.openvino_graph.int8 import left_out
 from tokexport.exporter.openvino_graph.roles import is_fixed
 from tokexport.exporter.openvino_graph.rows import put_rows_first, scaled_by_fixed_row
 from tokexport.graph_passes import pipelines
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.openvino import OpenVinoRunner
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.openvino.runner import OpenVinoRunner
 
 HEADS, TOKENS, WIDTH = 3, 50, 32
 _random = np.random.default_rng(0)

@@ -30,7 +30,7 @@ from tokexport.exporter.rounding.local_rounding import LocalRounding, local_roun
 from tokexport.exporter.rounding.measure import Rounding
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.verification import verify_bundle
 
 BATCH, SAMPLES = 8, 40

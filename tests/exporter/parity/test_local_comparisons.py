@@ -13,7 +13,7 @@ from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.rounding.local_rounding import local_rounding
 from tokexport.exporter.rounding.measure import Rounding
 from tokexport.exporter.tuning.trials import _agrees
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 LOUD = ("a fill", "a loud channel")
 

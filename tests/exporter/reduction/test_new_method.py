@@ -15,7 +15,7 @@ import tokexport
 from tokexport.exporter import recipe
 from tokexport.graph_passes.reduction.method import Method
 from tokexport.graph_passes.reduction.methods import known as methods
-from tokexport.runtimes.manifest import PASSED
+from tokexport.runtimes.bundle.manifest import PASSED
 
 CONTRIBUTING = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 

@@ -24,7 +24,7 @@ from tokexport.exporter.reduction.reduce import reduce_flat
 from tokexport.graph_passes.reduction.method import Method
 from tokexport.graph_passes.reduction.methods.known import METHODS
 from tokexport.graph_passes.reduction.surgery.reduced_block import ReducedBlock
-from tokexport.runtimes.manifest import PASSED
+from tokexport.runtimes.bundle.manifest import PASSED
 
 #: A recipe of each training-free method, and the patches it leaves of 36 behind each of 4 blocks.
 RECIPES: Final[dict[str, tuple[str, tuple[int, ...]]]] = {

@@ -18,9 +18,9 @@ from tokexport.exporter.parity.proof import HopResult
 from tokexport.exporter.report.report import FAILED, Report, render
 from tokexport.exporter.speed.interleaved import measure
 from tokexport.exporter.system.machine import describe_machine
-from tokexport.runtimes.comparison import compare
-from tokexport.runtimes.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
-from tokexport.runtimes.neighbourhoods import Worst
+from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
+from tokexport.runtimes.tolerances.comparison import compare
+from tokexport.runtimes.tolerances.neighbourhoods import Worst
 
 LOGITS = np.random.default_rng(0).standard_normal((2, 4, 10))
 CLOSE = compare(LOGITS, LOGITS + 1e-7)

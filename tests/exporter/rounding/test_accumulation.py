@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokexport.exporter.rounding.accumulation import LANES, accumulation
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import epsilon
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.neighbourhoods import epsilon
 
 aten = torch.ops.aten
 DEPTH = 768

@@ -11,7 +11,7 @@ from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.rounding.column_rounding import columns_of, draws_of
 from tokexport.exporter.rounding.local_rounding import local_rounding, rows_to_measure
 from tokexport.exporter.rounding.measure import Rounding
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 #: Of a float32.
 ROUNDING = 2e-7

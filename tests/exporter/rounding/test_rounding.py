@@ -19,7 +19,7 @@ from tokexport.exporter.rounding.measure import Rounding, measure_rounding
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
 from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 ops.register()
 

@@ -16,8 +16,8 @@ from tokexport.exporter.ties.decision_margins import Fall, held_against
 from tokexport.exporter.ties.held_scores import Allowance, hold_scores
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.graph.decision_kinds import Decision, DecisionKind
-from tokexport.runtimes.base import Array
-from tokexport.runtimes.neighbourhoods import epsilon
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.neighbourhoods import epsilon
 
 MATCH = Decision(
     operator="tokexport.bipartite_match",

@@ -40,7 +40,7 @@ from tokexport.exporter.ties.verdict import TieSearch
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.graph.decisions import tell, unlifted
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.verification import verify_bundle
 
 

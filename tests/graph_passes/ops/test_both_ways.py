@@ -26,8 +26,8 @@ from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 from tokexport.graph_passes.ops.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.merges import Chain, Matching, Rows, TokenMap, even_and_odd
 from tokexport.graph_passes.torch_passes.graph.decisions import tell, unlifted
-from tokexport.runtimes.openvino import OpenVinoRunner, convert
-from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.openvino.runner import OpenVinoRunner, convert
+from tokexport.runtimes.ort.runner import OrtRunner
 
 #: 1 class token and 36 patches; each layer but the first merges.
 RECIPE = "mctf:r=7,least=5"

@@ -20,7 +20,7 @@ from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.ops.both_ways_functions import BOTH_WAYS
 from tokexport.graph_passes.ops.fused_functions import FUSED
 from tokexport.graph_passes.ops.token_forms import FORMS, form_name
-from tokexport.runtimes.trt import build_engine
+from tokexport.runtimes.trt.engine import build_engine
 
 tensor = torch.from_numpy
 MATCHES = {functions.match_name(order): order for order in ops.ORDERS}

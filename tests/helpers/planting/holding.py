@@ -31,9 +31,9 @@ from tokexport.exporter.parity.measured_gates import measured_gates, require_ste
 from tokexport.exporter.parity.proof import ParityError, Proof, TellHop
 from tokexport.exporter.rounding.measure import in_float64
 from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, tell
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.errors import RuntimesError
-from tokexport.runtimes.neighbourhoods import differences
+from tokexport.runtimes.tolerances.neighbourhoods import differences
 
 #: The stages that faults are planted in, and the hops that each is rightly blamed on.
 BLAMED: Final[dict[str, tuple[str, ...]]] = {

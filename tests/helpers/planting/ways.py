@@ -35,7 +35,7 @@ from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, unlifted
-from tokexport.runtimes.base import Array
+from tokexport.runtimes.arrays import Array
 
 #: The targets that run here.
 TARGETS: Final = ("ort", "openvino")

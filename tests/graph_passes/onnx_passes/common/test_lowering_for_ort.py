@@ -25,7 +25,7 @@ from torch.nn import functional as F
 import tokexport
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
-from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.ort.runner import OrtRunner
 
 SMALL = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 

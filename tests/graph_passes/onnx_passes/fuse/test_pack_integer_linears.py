@@ -23,7 +23,7 @@ from tokexport.graph_passes.onnx_passes.fuse.pack_integer_linears import (
 )
 from tokexport.graph_passes.onnx_passes.precision.quantise_dynamically import QuantiseDynamically
 from tokexport.graph_passes.pipelines import Arithmetic
-from tokexport.runtimes.ort import OrtRunner
+from tokexport.runtimes.ort.runner import OrtRunner
 
 INT8 = Arithmetic("int8")
 

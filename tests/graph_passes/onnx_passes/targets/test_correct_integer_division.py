@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokexport.graph_passes.onnx_passes.targets.correct_integer_division import (
     CorrectIntegerDivision,
 )
-from tokexport.runtimes.openvino import OpenVinoRunner, convert
+from tokexport.runtimes.openvino.runner import OpenVinoRunner, convert
 
 FORMS = {
     "Div": "y = Div (x, d)",

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokexport.graph_passes.onnx_passes.graph.source_lines import STACK_TRACE
 from tokexport.graph_passes.onnx_passes.targets.widen_vectors import WidenVectors
 from tokexport.runtimes.errors import OperatorRefusedError
-from tokexport.runtimes.trt import build_engine
+from tokexport.runtimes.trt.engine import build_engine
 
 K = "k = Constant <value_ints = [4]> ()"
 VECTORS = {

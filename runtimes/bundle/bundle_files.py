@@ -1,0 +1,79 @@
+"""Holds the files of a bundle to the hashes in its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from tokexport.runtimes.bundle.manifest import ANEW, MANIFEST_NAME, Manifest, broken_manifest
+from tokexport.runtimes.errors import BundleError
+from tokexport.runtimes.files.regular_files import open_regular
+
+_CHUNK: Final = 1 << 20
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal; read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_files(bundle: Path, manifest: Manifest) -> None:
+    """Holds every file of the bundle to its hash in the manifest.
+
+    Raises:
+        BundleError: A file is missing, is not what was written, or has a name that leads out of
+            the folder; or the artifact has no hash.
+    """
+    if manifest.artifact not in manifest.files:
+        raise broken_manifest(bundle / MANIFEST_NAME, f"{manifest.artifact!r} has no hash in it")
+    for name, wanted in manifest.files.items():
+        path = file_in(bundle, name)
+        try:
+            found = hash_file(path)
+        except FileNotFoundError as error:
+            raise BundleError(
+                f"The bundle is not whole: {name} is missing.", where=str(path), fix=ANEW
+            ) from error
+        except OSError as error:
+            raise BundleError(
+                f"The file '{name}' of the bundle cannot be read: {error.strerror}.",
+                where=str(path),
+            ) from error
+        if found != wanted.lower():
+            raise BundleError(
+                f"The file '{name}' is not the one that was written: it was truncated or altered.",
+                where=f"{path}: SHA-256 {found[:12]}…, and the manifest says {wanted[:12]}…",
+                fix=ANEW,
+            )
+
+
+def file_in(bundle: Path, name: str) -> Path:
+    """The path of a file of the bundle.
+
+    Raises:
+        BundleError: The name is empty, absolute, or leads out of the folder or nowhere, also by a
+            link.
+    """
+    parts = PurePosixPath(name).parts
+    outside = not parts or ".." in parts or "\\" in name or "\0" in name or Path(name).is_absolute()
+    path = bundle / name
+    if outside or not _lies_in(path, bundle):
+        raise BundleError(
+            f"The manifest names a file outside the bundle: {name!r}.",
+            where=str(bundle / MANIFEST_NAME),
+            fix="Do not use this bundle: tokexport writes no such name.",
+        )
+    return path
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Tells whether a path leads to a place in a folder; links in a circle lead nowhere."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # RuntimeError: a circle, up to Python 3.12
+        return False

@@ -1,0 +1,384 @@
+"""The manifest of a bundle: what it holds, what it runs on, and the hash of every file.
+
+    BUNDLE/manifest.json      read first; says how to run the rest
+    BUNDLE/<artifact>         what the runtime loads
+    BUNDLE/<other files>      external weights, reference.npz, report.json, …
+
+A reader takes any manifest of its own schema version and ignores keys that it does not know, so
+keys can be added without a new version. A change of meaning takes a new version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokexport.runtimes.bundle.constant_inputs import ConstantInput
+from tokexport.runtimes.bundle.input_checks import InputChecks
+from tokexport.runtimes.errors import BundleError
+from tokexport.runtimes.files.regular_files import read_at_most
+from tokexport.runtimes.printable import printable
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+PASSED = "PASSED"
+BUILT_NOT_RUN = "BUILT, NOT RUN"
+
+Constant = float | int | str | bool | None
+_RETURNED = "constant_outputs"
+#: Levels of lists and objects: those of a constant input are its axes.
+_DEEPEST = 64
+_LARGEST = 1e300
+#: Bytes of a manifest; one of a few hundred kilobytes is large.
+_LARGEST_MANIFEST = 1 << 24
+#: Numbers of a tensor; more of them no memory holds.
+_MOST_NUMBERS = 1 << 44
+#: The types of the tensors that runtimes take and give.
+_DTYPES = frozenset(
+    ["bool", "float16", "float32", "float64"]
+    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a model.
+
+    Attributes:
+        name: Its name.
+        shape: Its sizes; -1 stands for a size that the runtime knows only after running.
+        dtype: The name of its numpy dtype, ``float32``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        """Returns the spec as a person writes it: ``x float32 (1, 3, 224, 224)``."""
+        return f"{self.name} {self.dtype} {self.shape}"
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Tells whether an array of a shape is one."""
+        return len(shape) == len(self.shape) and all(
+            wanted in (size, -1) for size, wanted in zip(shape, self.shape, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class RuntimeInfo:
+    """The runtime that an artifact was built by, or that runs it.
+
+    Attributes:
+        name: ``ort``, ``openvino`` or ``trt``.
+        flavour: Which build of it: ``onnxruntime-cpu``, ``openvino-cpu``, ``tensorrt`` or
+            ``tensorrt-rtx``.
+        version: Its exact version.
+        details: What else decides how it runs: threads, precision, compute capabilities.
+    """
+
+    name: str
+    flavour: str
+    version: str
+    details: dict[str, str | int | list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle holds.
+
+    Attributes:
+        schema_version: The version of this layout.
+        tokexport_version: The version that wrote the bundle.
+        created: When, in UTC, ISO 8601.
+        target: What was asked for: ``ort``, ``openvino`` or ``trt``.
+        status: ``PASSED``, or ``BUILT, NOT RUN`` where no device could run the artifact.
+        artifact: Name of the file that the runtime loads.
+        runtime: What the artifact was built by.
+        precision: The precision asked for, ``fp32``.
+        inputs: The inputs of the artifact, in the model's order.
+        outputs: The model's output tensors, in order.
+        constant_outputs: Python values that the model returned beside its tensors, by name.
+        token_schedule: The number of tokens at each attention.
+        gates: For each output, the gate that it is verified against: ``relative_tolerance``, and
+            the ``scale`` that the largest difference is divided by; or ``least_cosine``, with
+            ``spread_tolerance`` and the ``spread`` that the root mean square is divided by.
+        source: Where the model came from: kind, location, sha256.
+        preprocessing: What was found with the source: mean, std, size, crop; None if nothing.
+        files: The SHA-256 of every other file in the bundle, by name.
+        reduction: The token reduction that was put into the model: recipe, method, options, blocks,
+            special_tokens, tokens; None where the model was compiled as given.
+        input_ranges: The lowest and the highest whole number of an input, by its name, where the
+            artifact answers as the model did; a runner refuses others.
+        forms: Which form the token operators have, by what the calls look like: ``form``,
+            ``standard``, ``speedup`` and ``of_minima`` as measured, ``nodes``; None without tuning.
+        checks: What has to hold of an input, and the output that says whether it does, which is
+            the artifact's last one; None where nothing was taken for granted.
+        constant_inputs: The inputs of the model that were fixed, with their values: the artifact
+            has no such inputs, and a runner refuses other values.
+    """
+
+    schema_version: int
+    tokexport_version: str
+    created: str
+    target: str
+    status: str
+    artifact: str
+    runtime: RuntimeInfo
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    constant_outputs: dict[str, Constant]
+    token_schedule: tuple[int, ...]
+    gates: dict[str, dict[str, float]]
+    source: dict[str, Any]
+    preprocessing: dict[str, Any] | None
+    files: dict[str, str]
+    reduction: dict[str, Any] | None = None
+    forms: dict[str, Any] | None = None
+    input_ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
+    checks: InputChecks | None = None
+    constant_inputs: tuple[ConstantInput, ...] = ()
+
+    @property
+    def computed(self) -> tuple[TensorSpec, ...]:
+        """What the artifact gives: the outputs, and whether its checks hold."""
+        if self.checks is None:
+            return self.outputs
+        return (*self.outputs, TensorSpec(self.checks.output, (len(self.checks.held),), "bool"))
+
+    def to_json(self) -> str:
+        """The manifest as JSON text, keys in the order above."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def write(self, bundle: Path) -> Path:
+        """Writes ``manifest.json`` into the folder ``bundle`` and returns its path."""
+        path = bundle / MANIFEST_NAME
+        path.write_text(self.to_json() + "\n", encoding="utf-8", errors="backslashreplace")
+        return path
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Reads the manifest of a bundle.
+
+    Args:
+        bundle: The bundle's folder.
+
+    Raises:
+        BundleError: There is no such folder or no manifest in it, it is no JSON, its schema
+            version is unknown, or a field is missing or of another type.
+    """
+    path = bundle / MANIFEST_NAME
+    if not bundle.is_dir():
+        what = "The bundle is a file, not a folder." if bundle.exists() else "There is no bundle."
+        raise BundleError(what, where=str(bundle), fix="Pass the folder that compile wrote.")
+    try:
+        if path.is_symlink():
+            raise broken_manifest(path, "it is a link, and compile writes none")
+        text = read_at_most(path, _LARGEST_MANIFEST).decode("utf-8")
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"The folder has no {MANIFEST_NAME}, so it is no bundle.",
+            where=str(bundle),
+            fix="Pass the folder that compile wrote.",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise broken_manifest(path, f"it cannot be read: {error}") from error
+    try:
+        parsed = json.loads(text)
+        data = _all_printable(parsed)
+    except (ValueError, RecursionError) as error:
+        raise broken_manifest(path, f"it is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise broken_manifest(path, "it is not a JSON object")
+    if _RETURNED in parsed:  # what the model returned beside its tensors is data, and stays
+        data[_RETURNED] = parsed[_RETURNED]
+    _check_version(data.get("schema_version"), path)
+    return _Reader(path).manifest(data)
+
+
+def _all_printable(data: Any, depth: int = _DEEPEST) -> Any:
+    """Returns parsed JSON whose texts a terminal can show, keys too; any may be printed.
+
+    Raises:
+        ValueError: Its lists and objects nest deeper than so many.
+    """
+    if isinstance(data, str):
+        return printable(data)
+    if isinstance(data, list | dict) and depth == 0:
+        raise ValueError(f"it nests deeper than {_DEEPEST} levels")
+    if isinstance(data, list):
+        return [_all_printable(part, depth - 1) for part in data]
+    if isinstance(data, dict):
+        return {printable(key): _all_printable(value, depth - 1) for key, value in data.items()}
+    return data
+
+
+#: What to do about a bundle that is not whole.
+ANEW = "Copy the bundle again from where it was made, or compile it anew."
+
+
+def broken_manifest(path: Path, why: str) -> BundleError:
+    """Returns the error of a manifest that is none, and why: a clause."""
+    return BundleError(f"The manifest is not valid: {why}.", where=str(path), fix=ANEW)
+
+
+def _check_version(version: object, path: Path) -> None:
+    if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
+        raise BundleError(
+            f"The bundle has schema version {version}, and this tokexport reads {SCHEMA_VERSION}.",
+            where=str(path),
+            fix="Update tokexport: pip install --upgrade tokexport",
+        )
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise broken_manifest(path, f"schema_version is {version!r}, not {SCHEMA_VERSION}")
+
+
+class _Reader:
+    """Turns parsed JSON into a manifest, naming the field that does not fit."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def manifest(self, data: Mapping[str, Any]) -> Manifest:
+        return Manifest(
+            schema_version=SCHEMA_VERSION,
+            tokexport_version=self._get(data, "tokexport_version", str),
+            created=self._get(data, "created", str),
+            target=self._get(data, "target", str),
+            status=self._status(data),
+            artifact=self._get(data, "artifact", str),
+            runtime=self._runtime(self._get(data, "runtime", dict)),
+            precision=self._get(data, "precision", str),
+            inputs=self._specs(data, "inputs"),
+            outputs=self._specs(data, "outputs"),
+            constant_outputs=self._constants(data),
+            token_schedule=self._whole_numbers(data, "token_schedule", ""),
+            gates=self._gates(data),
+            source=self._get(data, "source", dict),
+            preprocessing=self._object_or_null(data, "preprocessing"),
+            files=self._files(data),
+            reduction=self._object_or_null(data, "reduction"),
+            forms=self._object_or_null(data, "forms"),
+            input_ranges=self._ranges(data),
+            checks=self._checks(data),
+            constant_inputs=self._constant_inputs(data),
+        )
+
+    def _wrong(self, key: str, wanted: str, found: object) -> BundleError:
+        return broken_manifest(self._path, f"{key} should be {wanted}, and it is {found!r:.80}")
+
+    def _get(self, data: Mapping[str, Any], key: str, kind: type, within: str = "") -> Any:
+        names: dict[type, str] = {str: "a text", dict: "an object", list: "a list"}
+        if key not in data:
+            raise broken_manifest(self._path, f"{within}{key} is missing")
+        value = data[key]
+        if not isinstance(value, kind):
+            raise self._wrong(within + key, names[kind], value)
+        return value
+
+    def _object_or_null(self, data: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+        value = data.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise self._wrong(key, "an object or null", value)
+        return value
+
+    def _status(self, data: Mapping[str, Any]) -> str:
+        status: str = self._get(data, "status", str)
+        if status not in (PASSED, BUILT_NOT_RUN):
+            raise self._wrong("status", f"{PASSED!r} or {BUILT_NOT_RUN!r}", status)
+        return status
+
+    def _runtime(self, data: Mapping[str, Any]) -> RuntimeInfo:
+        texts = {
+            key: self._get(data, key, str, "runtime.") for key in ("name", "flavour", "version")
+        }
+        details = self._get(data, "details", dict, "runtime.") if "details" in data else {}
+        return RuntimeInfo(**texts, details=details)
+
+    def _specs(self, data: Mapping[str, Any], key: str) -> tuple[TensorSpec, ...]:
+        specs = []
+        for index, item in enumerate(self._get(data, key, list)):
+            within = f"{key}[{index}]"
+            if not isinstance(item, dict):
+                raise self._wrong(within, "an object", item)
+            name = self._get(item, "name", str, within + ".")
+            dtype = self._get(item, "dtype", str, within + ".")
+            if dtype not in _DTYPES:
+                raise self._wrong(f"{within}.dtype", "a numpy dtype of numbers", dtype)
+            specs.append(TensorSpec(name, self._whole_numbers(item, "shape", within + "."), dtype))
+        names = [spec.name for spec in specs]
+        if len(set(names)) < len(names):
+            raise broken_manifest(self._path, f"{key} has a name twice: {names}")
+        return tuple(specs)
+
+    def _whole_numbers(self, data: Mapping[str, Any], key: str, within: str) -> tuple[int, ...]:
+        values = self._get(data, key, list, within)
+        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+        if not whole or not all(value >= 0 for value in values):
+            raise self._wrong(within + key, "a list of whole numbers of 0 or more", values)
+        if math.prod(max(value, 1) for value in values) > _MOST_NUMBERS and key == "shape":
+            raise self._wrong(within + key, f"of at most {_MOST_NUMBERS} numbers", values)
+        return tuple(values)
+
+    def _constants(self, data: Mapping[str, Any]) -> dict[str, Constant]:
+        constants: dict[str, Constant] = self._get(data, _RETURNED, dict)
+        for name, value in constants.items():
+            if not isinstance(value, float | int | str | bool | None):
+                raise self._wrong(f"constant_outputs.{name}", "a number, text, true or null", value)
+        return constants
+
+    def _gates(self, data: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        gates = {}
+        for output in self._get(data, "gates", dict):
+            gate = self._get(data["gates"], output, dict, "gates.")
+            for key, value in gate.items():
+                number = isinstance(value, float | int) and not isinstance(value, bool)
+                if not number or not 0 <= value <= _LARGEST:
+                    raise self._wrong(f"gates.{output}.{key}", "a number of 0 or more", value)
+            gates[output] = {key: float(value) for key, value in gate.items()}
+        return gates
+
+    def _ranges(self, data: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        found = {}
+        given = self._object_or_null(data, "input_ranges") or {}
+        for name in given:
+            ends = self._get(given, name, list, "input_ranges.")
+            whole = all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
+            if len(ends) != 2 or not whole or ends[0] > ends[1]:
+                raise self._wrong(f"input_ranges.{name}", "a lowest and a highest number", ends)
+            found[name] = ends[0], ends[1]
+        return found
+
+    def _checks(self, data: Mapping[str, Any]) -> InputChecks | None:
+        given = self._object_or_null(data, "checks")
+        if given is None:
+            return None
+        self._get(given, "output", str, "checks.")
+        for index, one in enumerate(self._get(given, "held", list, "checks.")):
+            within = f"checks.held[{index}]"
+            if not isinstance(one, dict):
+                raise self._wrong(within, "an object", one)
+            for key in ("kind", "said", "line"):
+                self._get(one, key, str, f"{within}.")
+        return InputChecks.from_json(given)
+
+    def _constant_inputs(self, data: Mapping[str, Any]) -> tuple[ConstantInput, ...]:
+        given = data.get("constant_inputs", [])  # bundles made before have none
+        specs = self._specs({"constant_inputs": given}, "constant_inputs")
+        try:
+            return tuple(map(ConstantInput.from_json, given))
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise self._wrong("constant_inputs", "; ".join(map(str, specs)), given) from error
+
+    def _files(self, data: Mapping[str, Any]) -> dict[str, str]:
+        files: dict[str, str] = self._get(data, "files", dict)
+        for name, digest in files.items():
+            if not isinstance(digest, str) or len(digest) != 64:
+                raise self._wrong(f"files.{name}", "a SHA-256 of 64 digits", digest)
+        return files

@@ -1,0 +1,290 @@
+"""The runner: one interface over every runtime, numpy arrays in and out.
+
+A runner is ready when it is made, and is closed by ``close`` or at the end of a ``with``::
+
+    with load("bundle") as runner:
+        logits = runner.run({"pixels": images})["logits"]
+
+Threads may share a runner, and any of them may close it: a run that is on its way gives its answer,
+a later one is refused. A child process may not use one that was loaded before the fork, since the
+threads of its runtime stay with the parent: there every run is refused, and nothing is freed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.constant_inputs import ConstantInput
+from tokexport.runtimes.bundle.input_checks import InputChecks
+from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec
+from tokexport.runtimes.errors import InputMismatchError, RunError
+
+_open_runners: weakref.WeakSet[Runner] = weakref.WeakSet()
+
+
+class Runner(ABC):
+    """Runs one model.
+
+    Args:
+        inputs: The model's inputs, in order.
+        outputs: The model's outputs, in order.
+        runtime: What runs it.
+
+    Attributes:
+        inputs: The model's inputs, in order.
+        outputs: The model's outputs, in order.
+        runtime: What runs it.
+        ranges: The lowest and the highest whole number that an input may hold, by its name.
+        constants: The inputs of the model that the artifact holds the value of: a caller may leave
+            them out, or give that value.
+        computed: What the artifact gives: the outputs, and whether its checks hold.
+        strict: Whether what it gives is held to that: where a manifest says it. A runtime alone
+            may call a shape that it does not know ``()``.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        runtime: RuntimeInfo,
+    ) -> None:
+        self.inputs = inputs
+        self.ranges: Mapping[str, tuple[int, int]] = {}
+        self.constants: tuple[ConstantInput, ...] = ()
+        self.outputs = self.computed = outputs
+        self.strict = False
+        self._checks: InputChecks | None = None
+        self.runtime = runtime
+        self._closed = False
+        self._forked = False
+        self._closing = threading.Lock()
+        _open_runners.add(self)
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the model once.
+
+        Args:
+            arrays: An array for each input, by name, of exactly its shape and dtype: nothing is
+                cast or broadcast. Infinities are taken, as masks use them; NaN is not. Those of
+                ``constants`` may be among them.
+
+        Returns:
+            An array for each output, by name, in the order of ``outputs``.
+
+        Raises:
+            InputMismatchError: The arrays are not the model's inputs, or the artifact would not
+                answer them as the model does.
+            RunError: The runner is closed, it was loaded before this process was forked, or the
+                runtime failed.
+        """
+        if self._closed:
+            raise self._closed_error()
+        return self._checked(self._run_impl(self._taken(arrays)))
+
+    def _taken(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return check_inputs(self.inputs, arrays, self.ranges, self.constants)
+
+    def hold_to(self, checks: InputChecks | None) -> None:
+        """Refuses from now on inputs of which the checks do not hold, and keeps their output."""
+        self._checks = checks
+        self.outputs = tuple(
+            spec for spec in self.computed if checks is None or spec.name != checks.output
+        )
+
+    def _checked(self, found: dict[str, Array]) -> dict[str, Array]:
+        for spec in self.computed if self.strict else ():
+            given = found[spec.name]
+            if not spec.fits(given.shape) or given.dtype != spec.dtype:
+                raise RunError(
+                    f"The artifact gave {spec.name} {given.dtype} {given.shape}, which is not what "
+                    "it says.",
+                    where=f"Output: {spec}",
+                    fix="Compile the model anew.",
+                )
+        if self._checks is not None:
+            self._checks.require(found.pop(self._checks.output))
+        return found
+
+    def bound(self, arrays: Mapping[str, Array]) -> Callable[[], dict[str, Array]]:
+        """Checks arrays once and returns what runs the model on them: for timing, again and again.
+
+        Args:
+            arrays: As ``run`` takes them; they are held, not copied.
+
+        Raises:
+            InputMismatchError: The arrays are not the model's inputs.
+            RunError: From what is returned, as ``run`` raises it.
+        """
+        checked = self._taken(arrays)
+
+        def run() -> dict[str, Array]:
+            if self._closed:
+                raise self._closed_error()
+            return self._checked(self._run_impl(checked))
+
+        return run
+
+    def close(self) -> None:
+        """Frees what the runtime holds, once no thread runs it; closing again does nothing."""
+        if self._forked:
+            return
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._close_impl()
+
+    def __enter__(self) -> Self:
+        """Returns the runner itself."""
+        if self._closed:
+            raise self._closed_error()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes the runner."""
+        self.close()
+
+    @abstractmethod
+    def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        """Runs on arrays that fit the inputs, contiguous, in the order of ``inputs``.
+
+        Several threads may call it at once, and one may have closed the runner meanwhile.
+        """
+
+    @abstractmethod
+    def _close_impl(self) -> None:
+        """Lets go of what the runtime holds, or waits for the runs in it; called once."""
+
+    def _closed_error(self) -> RunError:
+        if self._forked:
+            return forked_error("The runner")
+        return RunError("The runner is closed.", fix="Load the bundle again.")
+
+
+def forked_error(what: str) -> RunError:
+    """Returns the error for what cannot be used in this process, as it was forked from another."""
+    return RunError(
+        f"{what} was loaded before this process was forked from another.",
+        where="The threads of its runtime stayed with the parent.",
+        fix="Start the child by the method 'spawn', or load bundles in children only.",
+    )
+
+
+def _leave_to_parent() -> None:
+    """Refuses, in a forked child, all runners of the parent, and keeps them from being freed.
+
+    To free one there waits for threads that are not there, or crashes.
+    """
+    for runner in list(_open_runners):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(runner))
+        runner._closed = runner._forked = True
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def check_inputs(
+    specs: tuple[TensorSpec, ...],
+    arrays: Mapping[str, Array],
+    ranges: Mapping[str, tuple[int, int]],
+    constants: Sequence[ConstantInput] = (),
+) -> dict[str, Array]:
+    """Holds arrays to the inputs of a model.
+
+    Args:
+        specs: The inputs.
+        arrays: What is given for them, by name.
+        ranges: The lowest and the highest whole number of some of them.
+        constants: Inputs that may be left out, or hold one value.
+
+    Returns:
+        The arrays in the order of ``specs``, each contiguous in memory, without the constants.
+
+    Raises:
+        InputMismatchError: A name is missing or unknown, a shape or dtype is not exactly the
+            input's, a floating array holds a NaN, a whole number lies outside its range, or a
+            constant is another.
+    """
+    names = [spec.name for spec in specs]
+    missing = [name for name in names if name not in arrays]
+    fixed = {one.name: one for one in constants}
+    unknown = [str(name) for name in arrays if name not in names and name not in fixed]
+    if missing or unknown:
+        parts = [f"missing {', '.join(missing)}"] * bool(missing)
+        parts += [f"unknown {', '.join(unknown)}"] * bool(unknown)
+        raise InputMismatchError(
+            f"The arrays are not the model's inputs: {'; '.join(parts)}.",
+            fix=f"Pass exactly these: {'; '.join(map(str, specs))}."
+            + f" Constants, to be left out or given: {'; '.join(map(str, constants))}."
+            * bool(constants),
+        )
+    for name, one in fixed.items():
+        if name in arrays:
+            spec = TensorSpec(name, one.shape, one.dtype)
+            one.require(_check_input(spec, arrays[name]))
+    checked = {spec.name: _check_input(spec, arrays[spec.name]) for spec in specs}
+    for name, (low, high) in ranges.items():
+        _check_range(name, checked[name], low, high)
+    return checked
+
+
+def _check_range(name: str, array: Array, low: int, high: int) -> None:
+    if not array.size or (low <= int(array.min()) and int(array.max()) <= high):
+        return
+    outside = int(array.min()) if int(array.min()) < low else int(array.max())
+    raise InputMismatchError(
+        f"Input {name} holds {outside}, and the artifact takes {low} to {high} only.",
+        where="Beyond, the model it was compiled from has no answer, or answers otherwise.",
+        fix="Pass numbers within that range. Where the target ends it, ort may reach farther.",
+    )
+
+
+def _check_input(spec: TensorSpec, array: Array) -> Array:
+    where = f"Input: {spec}"
+    if not isinstance(array, np.ndarray):
+        raise InputMismatchError(
+            f"Input {spec.name} is a {type(array).__name__}, not a numpy array.",
+            where=where,
+            fix="Pass a numpy array: for a torch tensor, tensor.numpy().",
+        )
+    if not array.dtype.isnative:  # as a file of another machine may have it; the numbers are those
+        array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype != np.dtype(spec.dtype):
+        raise InputMismatchError(
+            f"Input {spec.name} has dtype {array.dtype.name}, and the model takes {spec.dtype}.",
+            where=where,
+            fix=f"Cast it yourself, if that is right: array.astype({spec.dtype!r}).",
+        )
+    if not spec.fits(array.shape):
+        fix = "The shape is fixed when the model is compiled: reshape or batch the array to it."
+        if array.shape == spec.shape[1:]:
+            fix = "Add the batch axis: array[None]."
+        raise InputMismatchError(
+            f"Input {spec.name} has shape {array.shape}, and the model takes {spec.shape}.",
+            where=where,
+            fix=fix,
+        )
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        place = tuple(int(i) for i in np.argwhere(np.isnan(array))[0])
+        raise InputMismatchError(
+            f"Input {spec.name} holds NaN, first at {place}.",
+            where=where,
+            fix="Look at what made the array: a model's answer to NaN means nothing.",
+        )
+    # ascontiguousarray would turn a scalar into an array of one element.
+    return np.require(array, requirements="C")

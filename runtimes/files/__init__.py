@@ -1,0 +1,1 @@
+"""Reads files of a bundle that a stranger may have written."""

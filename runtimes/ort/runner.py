@@ -1,0 +1,248 @@
+"""Runs ONNX models on ONNX Runtime's CPU provider.
+
+The session options stay at their defaults, which were the fastest in measurements: without
+spinning 6 % slower, without prepacking 11 % slower.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec
+from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RunError
+from tokexport.runtimes.importing import import_runtime
+from tokexport.runtimes.memory import FIX, lacking, lacks_memory
+from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, native_library
+
+FLAVOUR = "onnxruntime-cpu"
+
+_FATAL = 4  # What ORT would log below this severity comes as an exception too.
+_PROVIDERS = ["CPUExecutionProvider"]
+#: How many bytes a value may have that ORT computes ahead, while it loads a model: those of the
+#: model, since weights are turned and cast so, and some in any case. Others are computed in a run.
+_FOLDED = "optimization.constant_folding_max_output_size_in_bytes"
+_SMALL = 1 << 26
+
+# ORT's own spelling of an element type, tensor(float), and numpy's.
+_DTYPES = {
+    "float": "float32",
+    "double": "float64",
+    "float16": "float16",
+    "bool": "bool",
+    **{name: name for name in ("int8", "int16", "int32", "int64")},
+    **{name: name for name in ("uint8", "uint16", "uint32", "uint64")},
+}
+
+# The ways in which ORT says that it has no such operator, and for which node.
+_REFUSALS = (
+    re.compile(r"Fatal error: (?P<operator>\S+?)\(-?\d+\) is not a registered function/op"),
+    re.compile(r'In Node, \("(?P<node>[^"]*)", (?P<operator>[^,]+), .*No Op registered for'),
+    re.compile(
+        r"Could not find an implementation for (?P<operator>\S+?)\(\d+\) node with name "
+        r"'(?P<node>[^']*)'"
+    ),
+)
+# The ways in which it names the node of any other failure.
+_BLAMES = (
+    re.compile(r"Node \((?P<node>[^)]*)\) Op \((?P<operator>[^)]+)\)"),
+    re.compile(r"Optype \((?P<operator>[^)]+)\).*in node \((?P<node>[^)]*)\)"),
+    re.compile(
+        r"while running (?P<operator>\S+) node\. Name:'(?P<node>[^']*)'",
+    ),
+    re.compile(r'In Node, \("(?P<node>[^"]*)", (?P<operator>[^,]+),'),
+)
+
+
+def usable_cores() -> int:
+    """Returns how many cores this process may use: as many threads as ORT takes by itself."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class OrtRunner(Runner):
+    """Runs an ONNX model on the CPU; made by ``from_file`` or ``from_bytes``.
+
+    Args:
+        session: An ``onnxruntime.InferenceSession``.
+        where: What the session was made from, for messages.
+        runtime: What runs it.
+
+    Raises:
+        BuildError: An input or output is of a type that numpy does not have.
+    """
+
+    def __init__(self, session: Any, where: str, runtime: RuntimeInfo) -> None:
+        super().__init__(
+            inputs=tuple(_spec(node, where) for node in session.get_inputs()),
+            outputs=tuple(_spec(node, where) for node in session.get_outputs()),
+            runtime=runtime,
+        )
+        self._session: Any = session
+        self._where = where
+        self._names = [spec.name for spec in self.outputs]
+
+    @classmethod
+    def from_file(cls, path: Path, *, threads: int | None = None, native: bool = True) -> Self:
+        """Loads an ONNX file; its external data is looked for beside it.
+
+        Args:
+            path: The model.
+            threads: Threads within an operator; None leaves the choice to ORT (one a core).
+            native: Whether the project's kernels run, where they are installed; without them the
+                bodies of the functions do.
+
+        Raises:
+            RuntimeMissingError: onnxruntime is not installed.
+            OperatorRefusedError: ORT has no such operator.
+            BuildError: ORT cannot load the file.
+        """
+        if not path.is_file():
+            raise BuildError("There is no such model file.", where=str(path))
+        return cls._load(str(path), str(path), threads, native)
+
+    @classmethod
+    def from_bytes(cls, model: bytes, *, threads: int | None = None, native: bool = True) -> Self:
+        """Loads a serialised ONNX model, of less than 2 GB and without external data.
+
+        Args:
+            model: The serialised ModelProto.
+            threads: Threads within an operator; None leaves the choice to ORT (one a core).
+            native: Whether the project's kernels run, where they are installed.
+
+        Raises:
+            RuntimeMissingError: onnxruntime is not installed.
+            OperatorRefusedError: ORT has no such operator.
+            BuildError: ORT cannot load the model.
+        """
+        return cls._load(model, "a model in memory", threads, native)
+
+    @classmethod
+    def _load(cls, model: str | bytes, where: str, threads: int | None, native: bool) -> Self:
+        ort = import_runtime("onnxruntime", extra="ort")
+
+        def session(library: Path | None) -> Any:
+            options = ort.SessionOptions()
+            options.log_severity_level = _FATAL
+            options.add_session_config_entry(_FOLDED, str(max(_SMALL, _bytes_of(model))))
+            if threads is not None:
+                options.intra_op_num_threads = threads
+            if library is not None:
+                options.register_custom_ops_library(str(library))
+            return ort.InferenceSession(model, options, providers=_PROVIDERS)
+
+        library = native_library() if native else None
+        try:
+            try:
+                made = session(library)
+            except Exception:
+                # The kernels take float32 only; the bodies take any type. They run everywhere.
+                if library is None:
+                    raise
+                library, made = None, session(None)
+        except Exception as error:  # ORT's errors share no base class but this
+            raise _load_error(error, where) from error
+        details: dict[str, str | int | list[str]] = {
+            "providers": list(made.get_providers()),
+            "kernels": NO_KERNELS if library is None else kernels_of(library),
+        }
+        details["threads"] = made.get_session_options().intra_op_num_threads or usable_cores()
+        return cls(made, where, RuntimeInfo("ort", FLAVOUR, ort.__version__, details))
+
+    def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        session = self._session  # held until the run ends, whoever closes meanwhile
+        if session is None:
+            raise self._closed_error()
+        try:
+            results = session.run(self._names, arrays)
+        except Exception as error:  # ORT's errors share no base class but this
+            said = _message(str(error))
+            node, operator = _blamed(said, _BLAMES)
+            lacks = lacks_memory(error)
+            raise RunError(
+                lacking("ONNX Runtime", "running the model")
+                if lacks
+                else f"ONNX Runtime failed: {said}",
+                where=_node_text(node, operator) or self._where,
+                fix=FIX if lacks else "",
+                node=node,
+                operator=operator,
+            ) from error
+        return dict(zip(self._names, results, strict=True))
+
+    def _close_impl(self) -> None:
+        self._session = None
+
+
+def _bytes_of(model: str | bytes) -> int:
+    """The bytes of a model in memory, or of a file and what lies beside it."""
+    if isinstance(model, bytes):
+        return len(model)
+    return sum(entry.stat().st_size for entry in os.scandir(Path(model).parent) if entry.is_file())
+
+
+def _spec(node: Any, where: str) -> TensorSpec:
+    """The spec of an ORT NodeArg; a size that is a name or unknown becomes -1."""
+    element = re.fullmatch(r"tensor\((\w+)\)", node.type)
+    dtype = _DTYPES.get(element.group(1)) if element else None
+    if dtype is None:
+        raise BuildError(
+            f"The tensor '{node.name}' is a {node.type}, which numpy has no dtype for.",
+            where=where,
+            fix="Let the model take and return float32, and cast inside it.",
+        )
+    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
+    return TensorSpec(node.name, shape, np.dtype(dtype).name)
+
+
+def _message(text: str) -> str:
+    """ORT's message without its prefix, ``[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : ``."""
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text).strip()
+
+
+def _blamed(text: str, patterns: tuple[re.Pattern[str], ...]) -> tuple[str, str]:
+    """The node and the operator that a message names; empty texts where it names none."""
+    for pattern in patterns:
+        if found := pattern.search(text):
+            groups = found.groupdict()
+            return groups.get("node") or "", groups["operator"]
+    return "", ""
+
+
+def _node_text(node: str, operator: str) -> str:
+    return f"Node {node or '(without a name)'}, operator {operator}" if operator else ""
+
+
+def _load_error(error: Exception, where: str) -> BuildError:
+    said = _message(str(error))
+    node, operator = _blamed(said, _REFUSALS)
+    if operator:
+        return OperatorRefusedError(
+            f"ONNX Runtime has no operator {operator} for the CPU.",
+            where=f"{_node_text(node, operator)}, in {where}: {said}",
+            fix="Lower it to operators that ONNX Runtime has.",
+            node=node,
+            operator=operator,
+        )
+    node, operator = _blamed(said, _BLAMES)
+    if lacks_memory(error):
+        return BuildError(lacking("ONNX Runtime", "loading the model"), where=where, fix=FIX)
+    if "External" in said and "nitializer" in said:
+        return BuildError(
+            f"The model's external data cannot be read: {said}",
+            where=where,
+            fix="Keep the data file beside the model, whole and under its own name.",
+        )
+    return BuildError(
+        f"ONNX Runtime cannot load the model: {said}",
+        where=f"{_node_text(node, operator)}, in {where}" if operator else where,
+        node=node,
+        operator=operator,
+    )

@@ -1,0 +1,1 @@
+"""Compares arrays with what they may differ by."""
