@@ -7,7 +7,7 @@
     python ci/proof_mutations.py --write         PROOF_MUTATIONS.md and the summary in the README
 
 A fault goes into a copy of one stage's graph; what is right before it is made once for each model.
-It is caught where the hop of its stage, or the artifact at the edges, leaves its gate. What is not
+It is caught where its stage, or the artifact at the edges, leaves its gate. What is not
 caught is measured: a fault whose largest effect lies within what is allowed, on the samples, on
 the edges and on seeds that no proof saw, is an equivalent. Each result goes to a line at once.
 """
@@ -197,7 +197,7 @@ def run_honest(models: Any, end: float) -> None:
 
 #: What can become of a plant, and what that means.
 STATES = {
-    "caught": "the hop of its stage, or the artifact at the edges, fails, and that stage is named",
+    "caught": "its stage, or the artifact at the edges, fails, and that stage is named",
     "refused": "a runtime refuses to build or run it: a compile ends there",
     "equivalent": "its largest effect lies within what is allowed, on whatever was tried",
     "blamed wrong": "a compile fails, and names another stage",
@@ -282,7 +282,7 @@ def table() -> str:
             cells = " | ".join(str(found[one] or "") for one in STATES)
             text.append(f"| {name} | {sum(found.values())} | {cells} |")
     for title in [one for one in STATES if one != "caught"]:
-        some = [_told(one) for one in results if state(one) == title]
+        some = [_replay(one) for one in results if state(one) == title]
         note = [NOTES[title], ""] if title in NOTES else []
         text += ["", f"## {title.capitalize()}", "", *note, *some] if some else []
     alarms = [
@@ -295,7 +295,7 @@ def table() -> str:
     return "\n".join(text) + "\n"
 
 
-def _told(one: dict[str, Any]) -> str:
+def _replay(one: dict[str, Any]) -> str:
     """Returns the line of a plant that was not caught."""
     effect = "" if one["effect"] is None else f"; {one['effect']:.1e} of what is allowed"
     on = f" on {one['on']}" if one["on"] else ""

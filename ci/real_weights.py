@@ -230,7 +230,7 @@ def reported(report: Any) -> dict[str, Any]:
     return {
         "samples": report.samples,
         "tokens": list(report.token_schedule),
-        "hops": {hop.name: hop_said(hop) for hop in report.hops},
+        "stages": {stage.name: stage_said(stage) for stage in report.stages},
         "accuracy": report.accuracy and [report.accuracy.before, report.accuracy.after],
         "unreduced_accuracy": use and use.accuracy_unreduced,
         "edges": list(edges.lines()) if edges is not None else [],
@@ -240,19 +240,19 @@ def reported(report: Any) -> dict[str, Any]:
     }
 
 
-def hop_said(hop: Any) -> dict[str, Any]:
+def stage_said(stage: Any) -> dict[str, Any]:
     """Returns what is kept of a step of the proof."""
-    (comparison,) = hop.comparisons.values() or (None,)
-    (gate,) = hop.gates.values() or (None,)
-    said: dict[str, Any] = {"passed": hop.passed, "detail": hop.detail}
+    (comparison,) = stage.comparisons.values() or (None,)
+    (gate,) = stage.gates.values() or (None,)
+    said: dict[str, Any] = {"passed": stage.passed, "detail": stage.detail}
     if comparison is not None:
         said |= {"relative": comparison.relative, "cosine": comparison.cosine}
     if comparison is not None and gate is not None and gate.holds_over_all:
         said["of_spread"] = gate.spread_error(comparison)
-    for worst in hop.worst.values():
+    for worst in stage.worst.values():
         said["share_of_gate"] = worst.share
-    if hop.ties is not None:
-        ties = hop.ties
+    if stage.ties is not None:
+        ties = stage.ties
         said["ties"] = {"images": len(ties.batches), "flips": ties.flips, "margin": ties.margin}
         said["ties"] |= {"noise": ties.noise, "decisions": list(ties.decisions)}
     return said

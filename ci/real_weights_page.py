@@ -159,8 +159,8 @@ def verdict(proof: Line) -> str:
 
 def near_ties(proof: Line) -> str:
     """Returns on how many images of the proof a near-tie fell the other way in the artifact."""
-    hops = proof.get("hops", {})
-    ties = hops["artifact"].get("ties") if "artifact" in hops else None
+    stages = proof.get("stages", {})
+    ties = stages["artifact"].get("ties") if "artifact" in stages else None
     return f"{ties['images']} of {proof['samples']}" if ties else ""
 
 

@@ -118,9 +118,9 @@ def cell(name: str, method: str, batch: int, seed: int) -> dict[str, Any]:
             found["tokens"] = report.token_schedule
             found["ort"] = result.status
             found["error"] = max(
-                one.relative for hop in report.hops for one in hop.comparisons.values()
+                one.relative for stage in report.stages for one in stage.comparisons.values()
             )
-            found["ties"] = len([hop for hop in report.hops if getattr(hop, "ties", None)])
+            found["ties"] = len([stage for stage in report.stages if getattr(stage, "ties", None)])
             emitted = path / "ort.stages" / "emitted" / "model.onnx"
             (gate,) = list(report.gates.values())[:1]
             with OrtRunner.from_file(path / "ort" / "model.onnx") as ort:
@@ -190,7 +190,7 @@ def table(results: list[dict[str, Any]]) -> str:
     if results:
         worst = max((one for one in results if "error" in one), key=lambda one: one["error"])
         lines.append(
-            f"\nLargest error of any hop of ort: {worst['error']:.1e} of the output's scale "
+            f"\nLargest error of any stage of ort: {worst['error']:.1e} of the output's scale "
             f"({worst['model']}, {worst['method']}, batch {worst['batch']})."
         )
     return "\n".join(lines) + "\n"

@@ -66,7 +66,7 @@ def measured(title: str, name: str) -> Iterator[tuple[str, ...]]:
             )
             report = result.report
             (gate,) = report.gates.values()
-            (comparison,) = report.hops[-1].comparisons.values()
+            (comparison,) = report.stages[-1].comparisons.values()
             assert report.speed is not None
             (ratio,) = report.speed.ratios.values()
             yield (

@@ -22,7 +22,9 @@ def test_the_bundle_agrees_with_the_model(target: str, tmp_path: Path) -> None:
         model, torch.rand(1, 1, 8, 8), target=target, output=tmp_path / "bundle", timed=False
     )
     assert result.status == "PASSED"
-    worst = result.report.hops[-1].worst["output"]  # of all values, what uses most of its allowance
+    worst = result.report.stages[-1].worst[
+        "output"
+    ]  # of all values, what uses most of its allowance
     assert worst.share < 1
 
 

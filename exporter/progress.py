@@ -49,8 +49,8 @@ class _Count:
         if not _PASSED_FIRST <= self.done < self.all:
             return ""
         left = (now - self.since) / (self.done - 1) * (self.all - self.done)
-        told = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
-        return f"  {self.done} of {self.all}, about {told} left"
+        duration = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+        return f"  {self.done} of {self.all}, about {duration} left"
 
 
 @dataclass

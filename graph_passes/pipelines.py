@@ -314,7 +314,7 @@ def rewrite(
     return Rewritten(trimmed.program, changes, recognised.recognised, schedule)
 
 
-def written(model: ir.Model) -> ir.Model:
+def simplify_exported(model: ir.Model) -> ir.Model:
     """Runs ``EMIT`` over a model as ``torch.onnx.export`` leaves it without its optimiser."""
     return run_passes_over(model, EMIT)
 

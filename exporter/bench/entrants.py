@@ -303,14 +303,14 @@ def _answers(runner: Runner, model: Subject) -> list[Array]:
 
 def _held(entrant: Entrant, model: Subject, found: dict[str, Array]) -> Entrant:
     """Says how far a candidate's answers (batches, …) are from eager's."""
-    hop = model.judged(found, entrant.candidate.precision)
-    errors = [one.relative for one in hop.comparisons.values()]
+    judged = model.judged(found, entrant.candidate.precision)
+    errors = [one.relative for one in judged.comparisons.values()]
     error = max(errors) if len(errors) == len(model.expected) else float("inf")
-    return replace(entrant, error=error, wrong=not hop.passed, note=hop.detail)
+    return replace(entrant, error=error, wrong=not judged.passed, note=judged.detail)
 
 
 def _as_proven(entrant: Entrant, result: CompileResult) -> Entrant:
     """Excuses the near-ties that compile told from errors; its other gates are those here."""
-    if entrant.wrong and result.report.hops[-1].ties is not None:
+    if entrant.wrong and result.report.stages[-1].ties is not None:
         return replace(entrant, wrong=False, note="near-ties fell the other way, as compile proved")
     return entrant

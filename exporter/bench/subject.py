@@ -20,13 +20,13 @@ from tokexport.exporter.eager.reference import run_reference, tensors_of
 from tokexport.exporter.errors import ExporterError
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.measured_gates import measured_gates
-from tokexport.exporter.parity.proof import HopResult, judge
+from tokexport.exporter.parity.proof import StageResult, judge
 from tokexport.exporter.source import Source
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.analysis.macs import count_macs
 from tokexport.graph_passes.errors import GraphError
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
-from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.tolerances.comparison import scale_of
@@ -115,7 +115,7 @@ class Subject:
         """The values of the inputs that are fixed, by name."""
         return {name: one.numpy() for name, one in self.flat.spec.constants.items()}
 
-    def judged(self, found: Mapping[str, Array], precision: str) -> HopResult:
+    def judged(self, found: Mapping[str, Array], precision: str) -> StageResult:
         """Holds the outputs (batches, …) of a way to run the model to eager."""
         if precision not in self._gates:
             self._gates[precision] = self._gates_of(precision)
@@ -124,7 +124,7 @@ class Subject:
     def _gates_of(self, precision: str) -> Mapping[str, Gate]:
         """Returns the gates of a compile; wider ones in fp32 where the model cannot be traced."""
         try:
-            captured = unlifted(self._program)
+            captured = as_graph_module(self._program)
         except ExporterError as error:
             reason = f"the model cannot be traced: {error.what}"
             outputs = self.expected.items()

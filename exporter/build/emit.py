@@ -17,7 +17,7 @@ from tokexport.exporter.build.decomposed_program import without_a_trace
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.torch_warnings import exporter_silenced, torch_warnings_silenced
 from tokexport.graph_passes.ops import onnx_functions as functions
-from tokexport.graph_passes.pipelines import written
+from tokexport.graph_passes.pipelines import simplify_exported
 from tokexport.graph_passes.stack_traces import innermost_line, origin
 from tokexport.graph_passes.torch_errors import in_words
 
@@ -44,7 +44,7 @@ def emit(
                 verbose=False,
                 optimize=False,
             )
-            model = None if exported is None else written(exported.model)
+            model = None if exported is None else simplify_exported(exported.model)
         except Exception as error:
             raise _refusal(error) from error
     if model is None:

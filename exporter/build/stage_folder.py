@@ -1,4 +1,4 @@
-"""Keeps what every stage leaves, for the comparison of hops and, when asked, for the person."""
+"""Keeps what every stage leaves, for comparison and, when asked, for the person."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StageFolder:
         OUTPUT.stages/emitted/model.onnx              with functions of domain tokexport
         OUTPUT.stages/lowered/model.onnx              what the target builds from
         OUTPUT.stages/told                            emitted and lowered anew, with decisions as
-                                                      inputs; only where a hop failed without
+                                                      inputs; only where a stage failed without
     """
 
     def __init__(self, config: CompileConfig) -> None:
@@ -155,9 +155,9 @@ class StageFolder:
             line = self._lines.get(error.node, "")
             if not line or line in error.where:
                 raise
-            told = copy.copy(error)
-            told.where = f"{error.where}\nFrom {line}"
-            raise told from error
+            located = copy.copy(error)
+            located.where = f"{error.where}\nFrom {line}"
+            raise located from error
         except RuntimeMissingError as error:
             if lowered is None:
                 raise

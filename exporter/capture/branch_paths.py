@@ -18,7 +18,7 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.errors import TokenCountError
 from tokexport.graph_passes.torch_passes.canonicalize.drop_noise import DropNoise
 from tokexport.graph_passes.torch_passes.canonicalize.select_paths import Path, SelectPaths
-from tokexport.graph_passes.torch_passes.graph.decisions import show, unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module, expose_values
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
 from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
 from tokexport.runtimes.arrays import Array
@@ -76,7 +76,7 @@ def with_paths(
 
 def without_draws(program: ExportedProgram) -> GraphModule:
     """Returns a program as a module, as ``unlifted`` does, with means in place of its draws."""
-    module = unlifted(program)
+    module = as_graph_module(program)
     DropNoise().call(Editor(module.graph))
     module.recompile()
     return module
@@ -85,7 +85,9 @@ def without_draws(program: ExportedProgram) -> GraphModule:
 def _takes(path: Path, batches: Batches, drop_noise: bool) -> Array:
     """Returns on which batches (batches,) all branches of a way are taken."""
     names = [check.holds.name for check in path.checks if check.kind == "branch"]
-    graph = show(without_draws(path.program) if drop_noise else unlifted(path.program), names)
+    graph = expose_values(
+        without_draws(path.program) if drop_noise else as_graph_module(path.program), names
+    )
     with torch.no_grad():
         rows = [all(bool(one) for one in graph(*tensors_of(batch))) for batch in batches]
     return np.array(rows)

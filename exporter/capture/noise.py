@@ -22,7 +22,7 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.canonicalize.drop_noise import DropNoise
-from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 from tokexport.graph_passes.torch_passes.graph.drawn_choices import without_mean
 from tokexport.graph_passes.torch_passes.graph.draws import drop_unread_draws, find_draws
 from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
@@ -63,7 +63,7 @@ class NoiseFree(FlatModel):
         constants: dict[str, Constant],
     ) -> None:
         nn.Module.__init__(self)
-        self.model: Any = unlifted(program)
+        self.model: Any = as_graph_module(program)
         self.spec = given.spec
         self.program = program
         self._names = names

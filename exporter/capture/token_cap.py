@@ -20,7 +20,7 @@ from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import DataDependentError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.torch_passes.graph.added_output import keep_checks
-from tokexport.graph_passes.torch_passes.graph.decisions import show, unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module, expose_values
 from tokexport.graph_passes.torch_passes.pad.live_rows import Selection
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle import input_checks
@@ -110,11 +110,11 @@ def _run(
 
     A choice on a way that a batch does not take has the count -1.
     """
-    graph = without_draws(program) if drop_noise else unlifted(program)
+    graph = without_draws(program) if drop_noise else as_graph_module(program)
     (output,) = graph.graph.find_nodes(op="output")
     names = [one.count.name for one in padding.selections]
     names += [(one.when or one.count).name for one in padding.selections]
-    counting = show(graph, [*names, *(node.name for node in output.args[0])])
+    counting = expose_values(graph, [*names, *(node.name for node in output.args[0])])
     choices = len(padding.selections)
     with torch.no_grad():
         rows = [[found.numpy() for found in counting(*tensors_of(batch))] for batch in batches]

@@ -20,16 +20,16 @@ from tokexport.exporter.edges.whole_number_ranges import RangeSearch, Reach, Run
 from tokexport.exporter.errors import ExporterError, listed
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gate_warnings import weak_kinds
-from tokexport.exporter.parity.gates import narrowed_hops
+from tokexport.exporter.parity.gates import narrowed_stages
 from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates, most_steady
-from tokexport.exporter.parity.proof import ParityError, Proof, TellHop, judge
+from tokexport.exporter.parity.proof import ParityError, Proof, ReplayStage, judge
 from tokexport.exporter.parity.trace_difference import differences_named
 from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import TensorSpec
 
 #: Returns what runs a step on some batches, told how to decide.
-TellAt = Callable[[str, Batches, Proof], TellHop]
+TellAt = Callable[[str, Batches, Proof], ReplayStage]
 
 #: How far from the seed of the samples that of the edges is.
 _OTHER_SEED = 7919
@@ -63,7 +63,7 @@ class EdgeProof:
         cap: TokenCapUse | None,
     ) -> None:
         self._model, self._captured, self._specs = model, captured, specs
-        self._precision, self._narrowed = config.precision, narrowed_hops(config)
+        self._precision, self._narrowed = config.precision, narrowed_stages(config)
         self._first = {name: batches.arrays[name][0] for name in batches.names}
         self._samples = specs[0].shape[0] if specs[0].shape else 1
         self._tables = indices_of(captured, batches)
@@ -100,7 +100,7 @@ class EdgeProof:
         return None
 
     def hold(
-        self, hop: str, run: RunBatches, tell: TellAt, earlier: Mapping[str, RunBatches]
+        self, stage: str, run: RunBatches, tell: TellAt, earlier: Mapping[str, RunBatches]
     ) -> EdgeReport:
         """Holds the traced graph, and then the last step, to eager at the edges.
 
@@ -109,7 +109,7 @@ class EdgeProof:
         place of the artifact, which is held to less; see ``edge_int8``.
 
         Args:
-            hop: The step: ``artifact``, or ``lowered`` where no device runs the artifact.
+            stage: The step: ``artifact``, or ``lowered`` where no device runs the artifact.
             run: Runs it.
             tell: Returns what runs a step on some batches, told how to decide.
             earlier: Runs the steps before it, by name and in order from ``captured`` on; asked
@@ -118,14 +118,14 @@ class EdgeProof:
         Raises:
             ParityError: It answers otherwise; the first step that does is named.
         """
-        steps = {**earlier, hop: run}
+        steps = {**earlier, stage: run}
         if self._precision == "int8":
-            hop = list(earlier)[-1]
-        report = EdgeReport(step=hop, not_finite=self._not_finite, why_not=self._why_not)
+            stage = list(earlier)[-1]
+        report = EdgeReport(step=stage, not_finite=self._not_finite, why_not=self._why_not)
         if self._outputs:
             measured = self._measured(self._outputs, self._batches)
             proof = self._proof(measured, self._outputs, self._batches)
-            self._check(proof, hop, steps, tell)
+            self._check(proof, stage, steps, tell)
             unsteady, weak = self._weak(measured)
             held = tuple(kind for kind in self._batches.kinds if kind not in unsteady)
             tied = _tied(proof, self._batches.kinds)
@@ -153,7 +153,9 @@ class EdgeProof:
             unbounded={name: one.high for name, one in reach.items() if not one.why},
         )
 
-    def _check(self, proof: Proof, hop: str, steps: Mapping[str, RunBatches], tell: TellAt) -> None:
+    def _check(
+        self, proof: Proof, stage: str, steps: Mapping[str, RunBatches], tell: TellAt
+    ) -> None:
         """Holds the traced graph and then a step to eager; where that fails, all before it."""
 
         def check(name: str) -> None:
@@ -162,10 +164,10 @@ class EdgeProof:
         with differences_named(self._captured, self._model, self._batches):
             check("captured")
         try:
-            check(hop)
+            check(stage)
         except ParityError:
-            proof.hops.clear()
-            for name in list(steps)[: list(steps).index(hop)]:
+            proof.stages.clear()
+            for name in list(steps)[: list(steps).index(stage)]:
                 check(name)
             raise
 
@@ -180,7 +182,7 @@ class EdgeProof:
         if failures:
             result = judge("artifact", self._outputs, found, proof.gates_of("artifact"))
             failed = replace(result, passed=False, detail="; ".join(failures) + ", at the edges")
-            raise ParityError([*proof.hops, failed], first_narrowed=True)
+            raise ParityError([*proof.stages, failed], first_narrowed=True)
         return figures
 
     def _weak(self, measured: MeasuredGates) -> tuple[dict[str, str], dict[str, str]]:
@@ -194,10 +196,10 @@ class EdgeProof:
         return measured_gates(self._captured, batches, outputs, self._samples, precision)
 
     def _proof(self, gates: MeasuredGates, outputs: Mapping[str, Array], batches: Batches) -> Proof:
-        by_hop = {"captured": gates.captured} | dict.fromkeys(self._narrowed, gates.narrowed)
-        scores = gates.scores_by_hop(self._narrowed)
+        by_stage = {"captured": gates.captured} | dict.fromkeys(self._narrowed, gates.narrowed)
+        scores = gates.scores_by_stage(self._narrowed)
         return Proof(
-            outputs, gates.fp32, by_hop, self._narrowed, self._samples, batches.kinds, scores
+            outputs, gates.fp32, by_stage, self._narrowed, self._samples, batches.kinds, scores
         )
 
     def _climb(self, run: RunBatches) -> dict[str, Reach]:
@@ -216,7 +218,9 @@ class EdgeProof:
 
 def _tied(proof: Proof, kinds: Sequence[str]) -> dict[str, int]:
     """Returns on how many samples of each kind a near-tie excused a step, where one did."""
-    samples = {one for hop in proof.hops if hop.ties is not None for one in hop.ties.samples}
+    samples = {
+        one for stage in proof.stages if stage.ties is not None for one in stage.ties.samples
+    }
     batches = [batch for batch, _ in sorted(samples)]
     return {kind: batches.count(row) for row, kind in enumerate(kinds) if row in batches}
 

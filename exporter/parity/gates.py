@@ -231,16 +231,16 @@ class Gate:
             return self
         of = np.concatenate([np.arange(self.samples) + row * self.samples for row in rows])
         numbers = self.scale_of_numbers, self.columns
-        told = [None if each is None else each[of] for each in numbers]
+        known = [None if each is None else each[of] for each in numbers]
         floor = self.tolerance if self.top1_tolerance is None else self.top1_tolerance
         noise, samples = self.noise.of(of), self.samples
-        found = limits(expected, noise, floor, self.computed_in, samples, *told)
+        found = limits(expected, noise, floor, self.computed_in, samples, *known)
         if self.top1_tolerance is not None:
             return replace(self, explained=found)
         return replace(self, allowed=found)
 
 
-def narrowed_hops(config: CompileConfig) -> tuple[str, ...]:
+def narrowed_stages(config: CompileConfig) -> tuple[str, ...]:
     """Returns the steps that compute in the precision asked for; those before them are in fp32."""
     if config.precision == "fp32":
         return ()

@@ -34,9 +34,9 @@ def gates_to_verify_by(
     some near-tie: then no single one is left to compare, and they hold over all together.
 
     Args:
-        proof: What the hops were held to; it holds the last one to the gates returned.
-        found: What the last hop gave, (batches, …) by name.
-        gates: The gate of every output at that hop.
+        proof: What the stages were held to; it holds the last one to the gates returned.
+        found: What the last stage gave, (batches, …) by name.
+        gates: The gate of every output at that stage.
         config: What is compiled; with ``atol`` the gates stay as the person wants them.
 
     Raises:
@@ -87,38 +87,38 @@ def kept_batches(
     and none is left out for that: the choice grows until it holds.
 
     Args:
-        proof: What the hops were held to.
-        found: What the last hop gave, (batches, …) by name.
-        own: Returns what eager answers to some batches, told what the last hop decides.
+        proof: What the stages were held to.
+        found: What the last stage gave, (batches, …) by name.
+        own: Returns what eager answers to some batches, told what the last stage decides.
 
     Raises:
-        GateError: The last hop does not answer as eager, told its own decisions.
+        GateError: The last stage does not answer as eager, told its own decisions.
     """
-    hop = proof.hops[-1].name
+    stage = proof.stages[-1].name
     count = len(next(iter(proof.expected.values())))
-    if not proof.holds_over_all(hop):
+    if not proof.holds_over_all(stage):
         for steady in (proof.steady.all(axis=1), proof.steady.any(axis=1)):
             if steady.any():
                 every = np.flatnonzero(steady).tolist()
                 rows = [every[place] for place in evenly_spaced(len(every), REFERENCE_BATCHES)]
                 return Kept(rows, proof.steady[rows], _rows_of(proof.expected, rows))
-        return _told(proof, found, own, evenly_spaced(count, REFERENCE_BATCHES))
+        return _replay(proof, found, own, evenly_spaced(count, REFERENCE_BATCHES))
     wanted = REFERENCE_BATCHES
-    while wanted < count and not proof.holds_on(hop, found, evenly_spaced(count, wanted)):
+    while wanted < count and not proof.holds_on(stage, found, evenly_spaced(count, wanted)):
         wanted *= 2
     rows = evenly_spaced(count, wanted)
     return Kept(rows, np.ones_like(proof.steady[rows]), _rows_of(proof.expected, rows))
 
 
-def _told(
+def _replay(
     proof: Proof,
     found: Mapping[str, Array],
     own: Callable[[list[int]], Mapping[str, Array]],
     rows: list[int],
 ) -> Kept:
-    """Compares with eager told what the last hop decides, where every sample holds a near-tie."""
+    """Compares with eager told what the last stage decides, where every sample holds a near-tie."""
     outputs = own(rows)
-    why = proof.not_its_own(proof.hops[-1].name, outputs, found, rows)
+    why = proof.not_its_own(proof.stages[-1].name, outputs, found, rows)
     if why:
         raise GateError(
             "Every sample holds a near-tie that fell the other way, and told what the artifact "
@@ -150,8 +150,8 @@ def kept_of_gates(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array
     found: dict[str, Array] = {}
     for output, gate in gates.items():
         if gate.noise is not None:
-            told = gate.scale_of_numbers, gate.columns
-            parts = stored(gate.noise, *told, rows, gate.samples)
+            known = gate.scale_of_numbers, gate.columns
+            parts = stored(gate.noise, *known, rows, gate.samples)
             found |= {f"noise/{output}/{part}": array for part, array in parts}
         if gate.channels is not None:
             channels: dict[str, Array] = {TOP1: gate.channels.top1}

@@ -51,8 +51,8 @@ class MeasuredGates:
     narrowed_scores: Scores
     rounding: Mapping[str, LocalRounding]
 
-    def scores_by_hop(self, narrowed: Sequence[str]) -> dict[str, Scores]:
-        """Returns how far scores may be off at the hops, as a proof takes it."""
+    def scores_by_stage(self, narrowed: Sequence[str]) -> dict[str, Scores]:
+        """Returns how far scores may be off at the stages, as a proof takes it."""
         return {"": self.scores} | dict.fromkeys(narrowed, self.narrowed_scores)
 
 

@@ -1,4 +1,4 @@
-"""Holds every step of the model's way to the gates of its outputs: a result per hop."""
+"""Holds every step of the model's way to the gates of its outputs: a result per stage."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ties:
-    """Decisions that fell differently at a hop because rounding could decide them.
+    """Decisions that fell differently at a stage because rounding could decide them.
 
     Attributes:
         batches: The batches with such a decision.
         flips: How many positions or truth values differ in them; in a half precision it may be
             none, where choices are near enough for rounding to turn them.
         margin: The largest margin, as a share of the scale of the scores.
-        noise: The largest difference of the hop's scores from eager's, as such a share.
+        noise: The largest difference of the stage's scores from eager's, as such a share.
         decisions: Which decisions: the operator and the line it came from.
         samples: The samples, each a batch and its place there, in which a decision falls
             differently, or in a half precision might.
@@ -42,14 +42,14 @@ class Ties:
 
 
 @dataclass(frozen=True)
-class ToldRun:
-    """What a hop answered that was told how to decide.
+class ReplayResult:
+    """What a stage answered that was told how to decide.
 
     Attributes:
         outputs: Its outputs, (batches asked about, …) by name.
         ties: What fell differently by itself; None where ties do not explain the failure.
         why_not: Why they do not, a clause; '' where they do, or where nothing is decided.
-        own: What eager answers that is told what the hop decides by itself, like ``outputs``;
+        own: What eager answers that is told what the stage decides by itself, like ``outputs``;
             empty where that does not settle, None where it is not asked for.
     """
 
@@ -59,20 +59,20 @@ class ToldRun:
     own: Mapping[str, Array] | None = None
 
 
-#: Runs a hop on the batches it failed on, told what eager decided.
-TellHop = Callable[[Sequence[int]], ToldRun]
+#: Runs a stage on the batches it failed on, told what eager decided.
+ReplayStage = Callable[[Sequence[int]], ReplayResult]
 
 
 @dataclass(frozen=True)
-class HopResult:
+class StageResult:
     """One step of the model's way, compared with the reference.
 
     Attributes:
         name: The step: ``rewritten``, ``onnx``, ``artifact``.
         comparisons: The comparison of every output, by the output's name; on the batches of
-            ``ties``, of what the hop answers when it is told how to decide.
+            ``ties``, of what the stage answers when it is told how to decide.
         passed: Whether every output lies within its gate.
-        detail: What failed and by how much; empty when the hop passed.
+        detail: What failed and by how much; empty when the stage passed.
         ties: The near-ties that fell the other way; None where there were none.
         gates: The gate of every output at this step.
         outside: The batches that lie outside a gate by themselves, where it holds over all.
@@ -90,8 +90,8 @@ class HopResult:
     worst: Mapping[str, Worst] = field(default_factory=dict)
 
 
-#: The hops in order, and what an error first seen at one of them means.
-HOPS: Final = {
+#: The stages in order, and what an error first seen at one of them means.
+STAGES: Final = {
     "captured": "The traced graph differs from the model: tracing fixed something that varies.",
     "rewritten": "The rewritten graph differs from the traced one: a torch pass is wrong.",
     "onnx": "The ONNX differs from the rewritten graph: the translation of an operator is wrong.",
@@ -111,13 +111,13 @@ _FIRST_NARROWED: Final = (
 
 def judge(
     name: str, expected: Mapping[str, Array], found: Mapping[str, Array], gates: Mapping[str, Gate]
-) -> HopResult:
-    """Compares what a hop gave with the reference, output by output.
+) -> StageResult:
+    """Compares what a stage gave with the reference, output by output.
 
     Args:
-        name: The hop.
+        name: The stage.
         expected: The reference outputs, (batches, …) each.
-        found: What the hop gave for the same batches.
+        found: What the stage gave for the same batches.
         gates: The gate of every output.
     """
     comparisons: dict[str, Comparison] = {}
@@ -138,104 +138,106 @@ def judge(
         if verdict.failure:
             failures.append(f"output '{output}' {verdict.failure}")
     detail = "; ".join(failures)
-    return HopResult(name, comparisons, not failures, detail, gates=dict(gates), worst=most)
+    return StageResult(name, comparisons, not failures, detail, gates=dict(gates), worst=most)
 
 
 class ParityError(GateError):
-    """A hop left the gate.
+    """A stage left the gate.
 
     Args:
-        hops: Every hop compared until then, the failed one last.
-        first_narrowed: Whether that is the first hop in a reduced precision.
+        stages: Every stage compared until then, the failed one last.
+        first_narrowed: Whether that is the first stage in a reduced precision.
     """
 
-    def __init__(self, hops: Sequence[HopResult], first_narrowed: bool = False) -> None:
-        failed = hops[-1]
-        passed = ", ".join(hop.name for hop in hops[:-1])
+    def __init__(self, stages: Sequence[StageResult], first_narrowed: bool = False) -> None:
+        failed = stages[-1]
+        passed = ", ".join(stage.name for stage in stages[:-1])
         advice = next((gate.advice for gate in failed.gates.values()), "")
         super().__init__(
             f"Parity failed at '{failed.name}': {failed.detail}.",
-            where=_meaning(hops, first_narrowed)
+            where=_meaning(stages, first_narrowed)
             + (f" Passed before it: {passed}." if passed else ""),
             fix="No bundle was written. "
             + (advice or "--keep-stages leaves every stage for a closer look."),
         )
-        self.hops = tuple(hops)
+        self.stages = tuple(stages)
 
 
-def _meaning(hops: Sequence[HopResult], first_narrowed: bool) -> str:
-    """Says what may be wrong where the last of some hops is the first that failed."""
-    name = hops[-1].name
-    if any(gate.unmeetable for gate in hops[-1].gates.values()):
+def _meaning(stages: Sequence[StageResult], first_narrowed: bool) -> str:
+    """Says what may be wrong where the last of some stages is the first that failed."""
+    name = stages[-1].name
+    if any(gate.unmeetable for gate in stages[-1].gates.values()):
         return "The tolerance asked for is below what float32 can meet, whatever is right."
     if first_narrowed:
         return _FIRST_NARROWED
-    lowered = any(hop.name == "lowered" for hop in hops)
-    return HOPS[name] if name != "artifact" or lowered else _LOWERED_BY_ITSELF
+    lowered = any(stage.name == "lowered" for stage in stages)
+    return STAGES[name] if name != "artifact" or lowered else _LOWERED_BY_ITSELF
 
 
 class Proof:
-    """Holds every hop to the reference, in order, and stops at the first that leaves its gate.
+    """Holds every stage to the reference, in order, and stops at the first that leaves its gate.
 
     Args:
         expected: The reference outputs, (batches, …) each.
         gates: The gate of every output.
-        by_hop: The gates of hops that have their own, by hop.
-        narrowed: The hops that compute in a reduced precision.
+        by_stage: The gates of stages that have their own, by stage.
+        narrowed: The stages that compute in a reduced precision.
         samples: How many samples a batch has: the leading axis of outputs that have one of that
             size.
         kinds: What kind of inputs every batch is, where they are of several.
-        scores: How far scores that decide may be off, by hop: a number by value of the traced
-            graph and batch; the hop '' stands for all others.
+        scores: How far scores that decide may be off, by stage: a number by value of the traced
+            graph and batch; the stage '' stands for all others.
 
     Attributes:
-        hops: The hops compared so far.
-        steady: The samples (batches, samples) on which no hop decided a near-tie so that an output
-            left its gate.
+        stages: The stages compared so far.
+        steady: The samples (batches, samples) on which no stage decided a near-tie so that an
+            output left its gate.
     """
 
     def __init__(
         self,
         expected: Mapping[str, Array],
         gates: Mapping[str, Gate],
-        by_hop: Mapping[str, Mapping[str, Gate]] | None = None,
+        by_stage: Mapping[str, Mapping[str, Gate]] | None = None,
         narrowed: Sequence[str] = (),
         samples: int = 1,
         kinds: Sequence[str] = (),
         scores: Mapping[str, Scores] | None = None,
     ) -> None:
         self.expected = expected
-        self.hops: list[HopResult] = []
+        self.stages: list[StageResult] = []
         (count,) = {len(array) for array in expected.values()}
         self.steady = np.ones((count, samples), bool)
         self._moved: dict[str, Array] = {}
         self._gates = gates
-        self._by_hop = by_hop or {}
+        self._by_stage = by_stage or {}
         self._narrowed = narrowed
         self._kinds = kinds
         self._scores = scores or {}
 
-    def gates_of(self, hop: str) -> Mapping[str, Gate]:
-        """Returns the gate of every output at a hop."""
-        return self._by_hop.get(hop, self._gates)
+    def gates_of(self, stage: str) -> Mapping[str, Gate]:
+        """Returns the gate of every output at a stage."""
+        return self._by_stage.get(stage, self._gates)
 
-    def score_tolerance(self, hop: str) -> float:
-        """Returns how far scores that decide may be off at a hop, as a share of their scale."""
-        return max(gate.score_tolerance for gate in self.gates_of(hop).values())
+    def score_tolerance(self, stage: str) -> float:
+        """Returns how far scores that decide may be off at a stage, as a share of their scale."""
+        return max(gate.score_tolerance for gate in self.gates_of(stage).values())
 
-    def score_errors(self, hop: str) -> Scores:
-        """Returns how far single scores may be off at a hop, absolute numbers."""
-        return self._scores.get(hop) or self._scores.get("", {})
+    def score_errors(self, stage: str) -> Scores:
+        """Returns how far single scores may be off at a stage, absolute numbers."""
+        return self._scores.get(stage) or self._scores.get("", {})
 
-    def is_narrowed(self, hop: str) -> bool:
-        """Tells whether a hop computes in a reduced precision."""
-        return hop in self._narrowed
+    def is_narrowed(self, stage: str) -> bool:
+        """Tells whether a stage computes in a reduced precision."""
+        return stage in self._narrowed
 
-    def check(self, hop: str, found: Mapping[str, Array], tell: TellHop | None = None) -> None:
-        """Compares one hop.
+    def check(
+        self, stage: str, found: Mapping[str, Array], tell: ReplayStage | None = None
+    ) -> None:
+        """Compares one stage.
 
         Args:
-            hop: Its name.
+            stage: Its name.
             found: What it gave, (batches, …) by name.
             tell: Runs it again, told how to decide; asked only where it leaves its gate. There is
                 none for a gate that holds over all samples together.
@@ -243,34 +245,34 @@ class Proof:
         Raises:
             ParityError: An output lies outside its gate, and no near-tie explains it.
         """
-        gates = self.gates_of(hop)
-        result = judge(hop, self.expected, found, gates)
+        gates = self.gates_of(stage)
+        result = judge(stage, self.expected, found, gates)
         compared = len(result.comparisons) == len(gates)
-        if self.holds_over_all(hop) and compared:
-            result = replace(result, outside=tuple(self._outside(hop, found)))
+        if self.holds_over_all(stage) and compared:
+            result = replace(result, outside=tuple(self._outside(stage, found)))
         if not result.passed and tell is not None and compared:
-            result = self._told(result, found, tell)
+            result = self._replay(result, found, tell)
         if not result.passed and self._kinds:
             result = replace(result, detail=f"{result.detail}; on {self._worst_kind(result)}")
-        self.hops.append(result)
+        self.stages.append(result)
         if not result.passed:
-            narrowed = [each.name for each in self.hops if self.is_narrowed(each.name)]
-            raise ParityError(self.hops, first_narrowed=narrowed == [hop])
+            narrowed = [each.name for each in self.stages if self.is_narrowed(each.name)]
+            raise ParityError(self.stages, first_narrowed=narrowed == [stage])
 
-    def _worst_kind(self, result: HopResult) -> str:
-        """Names the kind of inputs on which the hop is farthest outside."""
+    def _worst_kind(self, result: StageResult) -> str:
+        """Names the kind of inputs on which the stage is farthest outside."""
         if not result.worst:
             return listed([*dict.fromkeys(self._kinds)])
         most = max(result.worst.values(), key=lambda each: each.share)
         return self._kinds[most.index[0]]
 
     def moves_every_sample(self) -> bool:
-        """Tells whether the hops in a reduced precision leave no sample that none of them moved."""
-        masks = [self._moved[hop] for hop in self._narrowed if hop in self._moved]
+        """Returns whether a reduced precision flipped a decision of every sample."""
+        masks = [self._moved[stage] for stage in self._narrowed if stage in self._moved]
         return bool(masks) and bool(np.logical_or.reduce(masks).all())
 
-    def hold_over_all(self, found: Mapping[str, Array], gates: Mapping[str, Gate]) -> HopResult:
-        """Holds the last hop to gates over all samples, in place of those of single samples.
+    def hold_over_all(self, found: Mapping[str, Array], gates: Mapping[str, Gate]) -> StageResult:
+        """Holds the last stage to gates over all samples, in place of those of single samples.
 
         Args:
             found: What it gave, (batches, …) by name.
@@ -279,7 +281,7 @@ class Proof:
         Raises:
             GateError: An output lies outside of them.
         """
-        last = self.hops[-1].name
+        last = self.stages[-1].name
         result = judge(last, self.expected, found, gates)
         if not result.passed:
             raise GateError(
@@ -287,70 +289,70 @@ class Proof:
                 f"together {result.detail}.",
                 fix="No bundle was written. Give more samples with --inputs, or another --seed.",
             )
-        self._by_hop = {**self._by_hop, last: gates}
+        self._by_stage = {**self._by_stage, last: gates}
         return result
 
-    def holds_over_all(self, hop: str) -> bool:
-        """Tells whether a hop is held to a gate over all samples together."""
-        return any(gate.holds_over_all for gate in self.gates_of(hop).values())
+    def holds_over_all(self, stage: str) -> bool:
+        """Tells whether a stage is held to a gate over all samples together."""
+        return any(gate.holds_over_all for gate in self.gates_of(stage).values())
 
-    def holds_on(self, hop: str, found: Mapping[str, Array], rows: Sequence[int]) -> bool:
+    def holds_on(self, stage: str, found: Mapping[str, Array], rows: Sequence[int]) -> bool:
         """Tells whether the outputs (batches, …) of some batches lie within the gates together."""
         return all(
             not gate.judge(self.expected[name][rows], found[name][rows], rows).failure
-            for name, gate in self.gates_of(hop).items()
+            for name, gate in self.gates_of(stage).items()
         )
 
-    def within(self, hop: str, found: Mapping[str, Array], batches: Sequence[int]) -> list[bool]:
+    def within(self, stage: str, found: Mapping[str, Array], batches: Sequence[int]) -> list[bool]:
         """Tells for each of some batches whether the outputs (batches, …) lie within the gates."""
         return [
             all(
                 not gate.judge(self.expected[name][batch], found[name][row], batch).failure
-                for name, gate in self.gates_of(hop).items()
+                for name, gate in self.gates_of(stage).items()
             )
             for row, batch in enumerate(batches)
         ]
 
     def not_its_own(
-        self, hop: str, own: Mapping[str, Array], found: Mapping[str, Array], rows: Sequence[int]
+        self, stage: str, own: Mapping[str, Array], found: Mapping[str, Array], rows: Sequence[int]
     ) -> str:
-        """Says why a hop does not answer as eager does that is told its decisions; '' if it does.
+        """Says why a stage does not answer as eager does that is told its decisions; '' if it does.
 
         Args:
-            hop: The hop.
-            own: What eager answers, told what the hop decides, (rows, …); empty where the hop
+            stage: The stage.
+            own: What eager answers, told what the stage decides, (rows, …); empty where the stage
                 decides in another way each time that it is told what it decides.
-            found: What the hop gave, (batches, …).
+            found: What the stage gave, (batches, …).
             rows: The batches.
         """
         if not own:
             return "what it decides changes each time that it is told it"
         failures = []
-        for name, gate in self.gates_of(hop).items():
+        for name, gate in self.gates_of(stage).items():
             about = gate.about(own[name], list(rows))  # ``verify`` knows no other reference either
             if failure := about.judge(own[name], found[name][list(rows)]).failure:
                 failures.append(f"output '{name}' {failure}")
         return "; ".join(failures)
 
-    def _outside(self, hop: str, found: Mapping[str, Array]) -> list[int]:
+    def _outside(self, stage: str, found: Mapping[str, Array]) -> list[int]:
         """Returns the batches whose outputs lie outside the gates by themselves."""
         (count,) = {len(array) for array in found.values()}
-        inside = self.within(hop, found, range(count))
+        inside = self.within(stage, found, range(count))
         return [batch for batch in range(count) if not inside[batch]]
 
-    def _gives_samples(self, hop: str) -> bool:
+    def _gives_samples(self, stage: str) -> bool:
         """Tells whether every output has one value for each sample."""
-        shapes = (self.expected[name].shape for name in self.gates_of(hop))
+        shapes = (self.expected[name].shape for name in self.gates_of(stage))
         return all(shape[1:2] == self.steady.shape[1:] for shape in shapes)
 
-    def _samples_within(self, hop: str, found: Mapping[str, Array], batch: int) -> Array:
+    def _samples_within(self, stage: str, found: Mapping[str, Array], batch: int) -> Array:
         """Tells for each sample of a batch whether its outputs lie within the gates.
 
         None does, where an output is not one value a sample.
         """
         samples = self.steady.shape[1]
-        gates = self.gates_of(hop)
-        if not self._gives_samples(hop):
+        gates = self.gates_of(stage)
+        if not self._gives_samples(stage):
             return np.zeros(samples, bool)
         inside = [
             all(
@@ -368,29 +370,31 @@ class Proof:
         one, other = self.expected[name][batch, sample], found[name][batch, sample]
         return gate.judge(one, other, (batch, sample)).failure
 
-    def _told(self, result: HopResult, found: Mapping[str, Array], tell: TellHop) -> HopResult:
-        """Judges a hop that failed by what it gives when it is told how to decide."""
+    def _replay(
+        self, result: StageResult, found: Mapping[str, Array], tell: ReplayStage
+    ) -> StageResult:
+        """Judges a stage that failed by what it gives when it is told how to decide."""
         failed = self._outside(result.name, found)
-        told = tell(failed)
-        if told.ties is None:
-            why_not = f"; {told.why_not}" if told.why_not else ""
+        replay = tell(failed)
+        if replay.ties is None:
+            why_not = f"; {replay.why_not}" if replay.why_not else ""
             return replace(result, detail=result.detail + why_not)
         for batch in failed:
             inside = self._samples_within(result.name, found, batch)
-            tied = [sample for of, sample in told.ties.samples if of == batch]
+            tied = [sample for of, sample in replay.ties.samples if of == batch]
             unexplained = {*np.flatnonzero(~inside).tolist()} - {*tied}
             if self._gives_samples(result.name) and unexplained:
                 why_not = f"no decision of sample {min(unexplained)} of batch {batch} is a near-tie"
                 return replace(result, detail=f"{result.detail}; {why_not}")
             self.steady[batch] &= inside
             self._moved.setdefault(result.name, np.zeros_like(self.steady))[batch] = ~inside
-        if told.own is not None and (
-            why_not := self.not_its_own(result.name, told.own, found, failed)
+        if replay.own is not None and (
+            why_not := self.not_its_own(result.name, replay.own, found, failed)
         ):
             why_not = f"told what it decides by itself, eager answers otherwise: {why_not}"
             return replace(result, detail=f"{result.detail}; {why_not}")
         mixed = {name: array.copy() for name, array in found.items()}
         for name, array in mixed.items():
-            array[failed] = told.outputs[name]
+            array[failed] = replay.outputs[name]
         judged = judge(result.name, self.expected, mixed, result.gates)
-        return replace(judged, ties=told.ties)
+        return replace(judged, ties=replay.ties)

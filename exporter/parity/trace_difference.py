@@ -147,7 +147,7 @@ def differences_named(captured: GraphModule, model: FlatModel, batches: Batches)
     try:
         yield
     except ParityError as error:
-        failed = error.hops[-1]
+        failed = error.stages[-1]
         if failed.name == _STEP:
             worst = [int(one.index[0]) for one in failed.worst.values()]
             order = dict.fromkeys([*worst, *failed.outside, 0])

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.module_state import evaluation
-from tokexport.exporter.reduction.surgery_gate import failures_told
+from tokexport.exporter.reduction.surgery_gate import reraise_as_surgery_error
 from tokexport.graph_passes.reduction.method import Layer
 from tokexport.graph_passes.reduction.surgery.reduced_block import Flow
 from tokexport.graph_passes.reduction.tokens import Tokens
@@ -90,7 +90,11 @@ def shown_blocks(model: FlatModel, flow: Watched, depth: int, inputs: Sequence[T
         depth: How many blocks there are.
         inputs: What it is run on.
     """
-    with failures_told("Taken apart, the model fails"), evaluation(model), torch.no_grad():
+    with (
+        reraise_as_surgery_error("Taken apart, the model fails"),
+        evaluation(model),
+        torch.no_grad(),
+    ):
         with _Reads(flow.returned) as reads:
             outputs = model(*inputs)
         direct = {flow.returned[id(one)][0] for one in outputs if id(one) in flow.returned}

@@ -126,7 +126,7 @@ def surgery_error(
 
 
 @contextmanager
-def failures_told(what: str, fix: str = _APART_FIX) -> Iterator[None]:
+def reraise_as_surgery_error(what: str, fix: str = _APART_FIX) -> Iterator[None]:
     """Words what a model with reduced blocks raises; ``what`` begins the message, ``fix`` ends it.
 
     Raises:
@@ -159,7 +159,11 @@ def _distance(
 
     blocks = [module for module in rebuilt.modules() if isinstance(module, ReducedBlock)]
     model = FlatModel(rebuilt, flat.spec)
-    with failures_told("Taken apart, the model fails"), evaluation(model), torch.no_grad():
+    with (
+        reraise_as_surgery_error("Taken apart, the model fails"),
+        evaluation(model),
+        torch.no_grad(),
+    ):
         hooks = [block.register_forward_hook(count) for block in blocks]
         found = model(*inputs)
         for hook in hooks:

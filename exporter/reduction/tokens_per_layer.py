@@ -11,7 +11,11 @@ from torch import Tensor
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.eager.outputs import Constant
-from tokexport.exporter.reduction.surgery_gate import RESTORE_FIX, RESTORED_FIX, failures_told
+from tokexport.exporter.reduction.surgery_gate import (
+    RESTORE_FIX,
+    RESTORED_FIX,
+    reraise_as_surgery_error,
+)
 from tokexport.graph_passes.reduction.method import Layer
 from tokexport.graph_passes.reduction.surgery.reduced_block import Flow, ReducedBlock
 from tokexport.graph_passes.reduction.tokens import Tokens
@@ -71,7 +75,7 @@ def tokens_per_layer(
     blocks = [module for module in model.modules() if isinstance(module, ReducedBlock)]
     counting = _Counting(blocks[0].surgery.flow)
     fix = RESTORED_FIX if restored else RESTORE_FIX
-    failing = failures_told("With fewer tokens the model fails", fix)
+    failing = reraise_as_surgery_error("With fewer tokens the model fails", fix)
     with failing, evaluation(model), torch.no_grad():
         for block in blocks:
             block.surgery = replace(block.surgery, flow=counting)

@@ -18,7 +18,7 @@ from tokexport.exporter.edges.edge_report import EdgeReport
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.parity.accuracy_gate import Accuracy
 from tokexport.exporter.parity.gates import Gate
-from tokexport.exporter.parity.proof import HopResult
+from tokexport.exporter.parity.proof import StageResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.speed.interleaved import Speed
 from tokexport.exporter.tuning.tuned_forms import Tuning
@@ -26,7 +26,7 @@ from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
 from tokexport.runtimes.tolerances.neighbourhoods import Worst
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FAILED = "FAILED"
 _STYLES = {PASSED: "bold green", BUILT_NOT_RUN: "bold yellow", FAILED: "bold red"}
 
@@ -44,9 +44,9 @@ class Report:
         constant_inputs: The inputs that are fixed, with their values.
         samples: How many real samples were compared.
         batches: In how many batches.
-        hops: The steps of the model's way, in order, each compared with the reference.
+        stages: The steps of the model's way, in order, each compared with the reference.
         gates: The gate of every output of the artifact.
-        first_failure: The name of the first hop that failed; None when none did.
+        first_failure: The name of the first stage that failed; None when none did.
         not_run_reason: Why the artifact did not run here; None when it ran.
         accuracy: Before and after; None without labels.
         noise: What dropping the model's noise did; None where none was dropped.
@@ -74,7 +74,7 @@ class Report:
     samples: int
     constant_inputs: tuple[ConstantInput, ...] = ()
     batches: int = 0
-    hops: tuple[HopResult, ...] = ()
+    stages: tuple[StageResult, ...] = ()
     gates: Mapping[str, Gate] = field(default_factory=dict)
     first_failure: str | None = None
     not_run_reason: str | None = None
@@ -110,14 +110,14 @@ class Report:
 
 
 def render(report: Report, console: Console) -> None:
-    """Prints the summary: what was compiled, parity hop by hop, speed, where the bundle is."""
+    """Prints the summary: what was compiled, parity stage by stage, speed, where the bundle is."""
 
     def show(part: Text | Table) -> None:
         console.print(part, highlight=False, soft_wrap=isinstance(part, Text))
 
     show(_headline(report))
     show(_facts(report))
-    if report.hops:
+    if report.stages:
         show(_parity_table(report))
         for line in (*_spread_lines(report), *_tie_lines(report)):
             show(line)
@@ -220,21 +220,21 @@ def _parity_table(report: Report) -> Table:
     which = which if report.noise is None else "without its noise"
     title = f"Parity with the model {which}, fp32 eager, {report.samples} {noun}"
     table = _titled_table(title)
-    table.add_column("hop", no_wrap=True)
+    table.add_column("stage", no_wrap=True)
     table.add_column("output", overflow="fold")
     for name in ("max abs", "gate", "of it", "cosine", "top-1"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
-    for hop in report.hops:
-        verdict = Text("passed", "green") if hop.passed else Text("failed", "red")
-        if hop.ties is not None:
+    for stage in report.stages:
+        verdict = Text("passed", "green") if stage.passed else Text("failed", "red")
+        if stage.ties is not None:
             verdict.append(", but for ties", "yellow")
-        for index, (output, found) in enumerate(hop.comparisons.items()):
-            gate = _gates(report, hop).get(output)
+        for index, (output, found) in enumerate(stage.comparisons.items()):
+            gate = _gates(report, stage).get(output)
             top1 = found.top1_agreement
-            most = hop.worst.get(output)
+            most = stage.worst.get(output)
             table.add_row(
-                Text("" if index else hop.name),
+                Text("" if index else stage.name),
                 Text(output),
                 f"{found.max_abs:.1e}",
                 "" if gate is None else gate.text.replace(", ", "\n"),
@@ -243,8 +243,8 @@ def _parity_table(report: Report) -> Table:
                 "" if top1 is None else f"{top1:.1%}",
                 Text("") if index else verdict,
             )
-        if not hop.comparisons:
-            table.add_row(Text(hop.name), *[""] * 6, verdict)
+        if not stage.comparisons:
+            table.add_row(Text(stage.name), *[""] * 6, verdict)
     return table
 
 
@@ -254,38 +254,39 @@ def _outside(most: Worst | None) -> str:
 
 def _spread_lines(report: Report) -> Iterator[Text]:
     """Yields the error over the spread where a gate asks for it, and which batches lie outside."""
-    for hop in report.hops:
-        for output, found in hop.comparisons.items():
-            gate = _gates(report, hop).get(output)
+    for stage in report.stages:
+        for output, found in stage.comparisons.items():
+            gate = _gates(report, stage).get(output)
             error = None if gate is None else gate.spread_error(found)
             if gate is not None and error is not None:
                 between = "samples" if gate.varies else "its values"
                 yield Text(
-                    f"{output} is off by {error:.3f} of its spread between {between} at {hop.name}"
+                    f"{output} is off by {error:.3f} of its spread between {between} "
+                    f"at {stage.name}"
                 )
-        if hop.outside:
+        if stage.outside:
             yield Text.assemble(
-                (f"outside at {hop.name}  ", "yellow"),
-                f"{len(hop.outside)} of {report.batches} batches by themselves; the gate is one of "
-                "all together",
+                (f"outside at {stage.name}  ", "yellow"),
+                f"{len(stage.outside)} of {report.batches} batches by themselves; the gate is one "
+                "of all together",
             )
 
 
 def _tie_lines(report: Report) -> Iterator[Text]:
-    """Yields what fell the other way, hop by hop, and why that is no error."""
-    for hop in report.hops:
-        if (ties := hop.ties) is None:
+    """Yields what fell the other way, stage by stage, and why that is no error."""
+    for stage in report.stages:
+        if (ties := stage.ties) is None:
             continue
         count, batches = len(ties.batches), report.batches
         if not ties.flips:
             yield Text.assemble(
-                (f"ties at {hop.name}  ", "yellow"),
+                (f"ties at {stage.name}  ", "yellow"),
                 f"on {count} of {batches} batches {', '.join(ties.decisions)} decided where "
                 "rounding could turn the choice: told eager's, it agrees.",
             )
             continue
         yield Text.assemble(
-            (f"ties at {hop.name}  ", "yellow"),
+            (f"ties at {stage.name}  ", "yellow"),
             f"on {count} of {batches} batches {', '.join(ties.decisions)} decided otherwise than "
             f"eager, where both choices are as good: {ties.margin:.1e} apart, of scores that "
             f"rounding moves by {ties.noise:.1e} of their scale. Told eager's choice, it agrees.",
@@ -293,12 +294,12 @@ def _tie_lines(report: Report) -> Iterator[Text]:
 
 
 def _failure(report: Report) -> Text:
-    """Says which hop failed first, by how much, and what the gate was made from."""
+    """Says which stage failed first, by how much, and what the gate was made from."""
     line = Text.assemble(("first failure  ", "red"), report.first_failure or "")
-    for hop in report.hops:
-        if hop.name == report.first_failure and hop.detail:
-            line.append(f": {hop.detail}")
-    failed = next((hop for hop in report.hops if hop.name == report.first_failure), None)
+    for stage in report.stages:
+        if stage.name == report.first_failure and stage.detail:
+            line.append(f": {stage.detail}")
+    failed = next((stage for stage in report.stages if stage.name == report.first_failure), None)
     for output, gate in (report.gates if failed is None else _gates(report, failed)).items():
         allowed = gate.text + ("" if gate.least_cosine else f" of {gate.scale:.3g}")
         said = f"{allowed} ({gate.reason})" if gate.noise is None else gate.reason
@@ -306,9 +307,9 @@ def _failure(report: Report) -> Text:
     return line
 
 
-def _gates(report: Report, hop: HopResult) -> Mapping[str, Gate]:
-    """Returns the gates of a hop; those of the report where it has none of its own."""
-    return hop.gates or report.gates
+def _gates(report: Report, stage: StageResult) -> Mapping[str, Gate]:
+    """Returns the gates of a stage; those of the report where it has none of its own."""
+    return stage.gates or report.gates
 
 
 def _speed_table(speed: Speed) -> Table:

@@ -301,8 +301,8 @@ def stored(
     """
     parts: dict[int | str, Array] = dict(enumerate(noise.by_axis))
     parts |= {"share": noise.share, "fills": noise.fills}
-    told = {"scale": scale, "column": columns}
-    parts |= {name: one for name, one in told.items() if one is not None}
+    known = {"scale": scale, "column": columns}
+    parts |= {name: one for name, one in known.items() if one is not None}
     for name, one in parts.items():
         by_batch = one.reshape(-1, samples, *one.shape[1:])[list(rows)]
         # The next larger float32, so that the tolerance does not shrink by being stored.

@@ -39,7 +39,11 @@ from tokexport.exporter.rounding.transform_rounding import (
 from tokexport.graph_passes.torch_passes.canonicalize.distances import Distances
 from tokexport.graph_passes.torch_passes.graph.calls import base_name
 from tokexport.graph_passes.torch_passes.graph.complex_pairs import is_complex, real_type
-from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, show, tell
+from tokexport.graph_passes.torch_passes.graph.decisions import (
+    ReplayGraph,
+    expose_values,
+    make_replay_graph,
+)
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.tolerances.neighbourhoods import differences, epsilon
@@ -127,15 +131,15 @@ def measure_rounding(
         samples: How many samples a batch has.
     """
     spelled = _with_distances_spelled(captured)
-    told = tell(spelled, batches.names, tuple(outputs))
-    measuring = _Measuring(captured, told, batches, outputs, rows, half, int8, samples)
+    replay = make_replay_graph(spelled, batches.names, tuple(outputs))
+    measuring = _Measuring(captured, replay, batches, outputs, rows, half, int8, samples)
     try:
-        return measuring.run(in_float64(told.module), wide=True)
+        return measuring.run(in_float64(replay.module), wide=True)
     except _NO_FLOAT64 as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    told = tell(spelled, batches.names, tuple(outputs))
-    measuring = _Measuring(captured, told, batches, outputs, rows, half, int8, samples)
-    measured = measuring.run(told.module, wide=False)
+    replay = make_replay_graph(spelled, batches.names, tuple(outputs))
+    measuring = _Measuring(captured, replay, batches, outputs, rows, half, int8, samples)
+    measured = measuring.run(replay.module, wide=False)
     return replace(measured, why_not=f"it does not run in float64: {reason}")
 
 
@@ -162,7 +166,7 @@ class _Measuring:
     def __init__(
         self,
         captured: GraphModule,
-        told: ToldGraph,
+        replay: ReplayGraph,
         batches: Batches,
         outputs: Mapping[str, Array],
         rows: Sequence[int],
@@ -172,23 +176,23 @@ class _Measuring:
     ) -> None:
         self._int8_runs = int8_runs(outputs, rows) if int8 else 0
         self._draws = draws_of(outputs, len(rows), samples)
-        self._told, self._batches, self._samples = told, batches, samples
+        self._replay, self._batches, self._samples = replay, batches, samples
         self._outputs, self._rows = outputs, tuple(rows)
-        own = _rounding_of(told.module)
+        own = _rounding_of(replay.module)
         self._sizes = {"chance": own}
         if half is not None:
             self._sizes["half"] = {name: max(size, epsilon(half)) for name, size in own.items()}
-        scores = {name for decision in told.decisions for name in decision.scores}
+        scores = {name for decision in replay.decisions for name in decision.scores}
         #: The values of the traced graph that the scores among the results are.
         known = {node.name for node in captured.graph.nodes}
         self._scores = {
             name: source
-            for name in told.shown
+            for name in replay.exposed
             if name in scores
-            if (source := next((n for n in told.sources[name].names if n in known), None))
+            if (source := next((n for n in replay.sources[name].names if n in known), None))
         }
-        decisions = [told.sources[name].names[0] for name in told.told]
-        self._in_float32 = show(captured, [*decisions, *self._scores.values()])
+        decisions = [replay.sources[name].names[0] for name in replay.decision_inputs]
+        self._in_float32 = expose_values(captured, [*decisions, *self._scores.values()])
 
     def run(self, graph: GraphModule, wide: bool) -> Rounding:
         """Measures on a graph, in float64 if it is wide."""
@@ -236,10 +240,10 @@ class _Measuring:
         """Returns the results of a batch: exactly, by kind of rounding, in int8, and scores."""
         batch = {name: self._batches.arrays[name][row] for name in self._batches.names}
         tensors = tensors_of(batch)
-        names = (*self._outputs, *self._told.shown)
+        names = (*self._outputs, *self._replay.exposed)
         with torch.no_grad():
             values = self._in_float32(*tensors)
-        decisions = values[: len(self._told.told)]
+        decisions = values[: len(self._replay.decision_inputs)]
         with torch.no_grad(), _default_dtype(torch.float64 if wide else torch.float32):
             given = tuple(_doubled([*tensors, *decisions])) if wide else (*tensors, *decisions)
             exact = _named(names, graph(*given))

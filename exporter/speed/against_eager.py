@@ -74,8 +74,8 @@ def over_unreduced(speed: Speed, seed: int) -> Speed | None:
 def timed_name(config: CompileConfig, runner: Runner) -> str:
     """Returns what the artifact is called among the timings, and on how many threads it runs."""
     threads = runner.runtime.details.get("threads")
-    told = "" if not isinstance(threads, int) else f", {said_threads(threads)}"
-    return f"{config.target} {config.precision}{told}"
+    threads_note = "" if not isinstance(threads, int) else f", {said_threads(threads)}"
+    return f"{config.target} {config.precision}{threads_note}"
 
 
 def said_threads(count: int) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from tokexport.exporter.build import hops
+from tokexport.exporter.build import run_stage
 from tokexport.exporter.build.artifact import build as artifact_of
 from tokexport.exporter.build.emit import emit as onnx_of
 from tokexport.exporter.build.precision import arithmetic_of, with_quantisation
@@ -61,8 +61,8 @@ def emit(
     """Writes the rewritten graph as ONNX."""
     with run.stage("emit"), run.kept.explain():
         model = onnx_of(rewritten.program, answered.model.spec.names, answered.names)
-        run_onnx = partial(hops.run_onnx, run.kept.save_onnx("emitted", model))
-        captured.proof.check("onnx", run_onnx(answered.batches), rewritten.steps.told.onnx)
+        run_onnx = partial(run_stage.run_onnx, run.kept.save_onnx("emitted", model))
+        captured.proof.check("onnx", run_onnx(answered.batches), rewritten.steps.replay.onnx)
         return Emitted(model, rewritten.steps.then("onnx", run_onnx))
 
 
@@ -97,9 +97,9 @@ def lower(run: CompileRun, answered: Answered, captured: Captured, emitted: Emit
         path = run.kept.save_onnx("lowered", model)
         if config.backend.runs_lowered:
             return Lowered(path, arithmetic, None, steps)
-        run_lowered = partial(hops.run_lowered, path, arithmetic=arithmetic)
+        run_lowered = partial(run_stage.run_lowered, path, arithmetic=arithmetic)
         found = run_lowered(answered.batches)
-        captured.proof.check("lowered", found, steps.told.lowered)
+        captured.proof.check("lowered", found, steps.replay.lowered)
         record.accuracy = accuracy_of(answered.reference.outputs, found, answered.batches)
         require_accuracy(record.accuracy, config)
         return Lowered(path, arithmetic, found, steps.then("lowered", run_lowered))
@@ -173,14 +173,16 @@ def _hold_artifact(
 ) -> Verified:
     """Holds the artifact to eager on the samples, also without its native kernels."""
     config, record, batches = run.config, run.record, answered.batches
-    told = None if config.precision == "int8" else partial(lowered.steps.told.artifact, manifest)
+    replay = (
+        None if config.precision == "int8" else partial(lowered.steps.replay.artifact, manifest)
+    )
     if runner.runtime.details.get("kernel_calls"):
         plain = open_in_worker(run.bundle.path, manifest, onnx=lowered.path, native=False)
         with plain as without:
-            found = hops.run_artifact(without, batches)
-        captured.proof.check("without kernels", found, told and partial(told, native=False))
-    found = hops.run_artifact(runner, batches)
-    captured.proof.check("artifact", found, told)
+            found = run_stage.run_artifact(without, batches)
+        captured.proof.check("without kernels", found, replay and partial(replay, native=False))
+    found = run_stage.run_artifact(runner, batches)
+    captured.proof.check("artifact", found, replay)
     record.runtime = with_quantisation(runner.runtime, config, lowered.arithmetic)
     record.accuracy = accuracy_of(answered.reference.outputs, found, batches)
     require_accuracy(record.accuracy, config)
@@ -191,13 +193,13 @@ def _hold_edges(
     run: CompileRun, captured: Captured, lowered: Lowered, manifest: Manifest, runner: Runner | None
 ) -> None:
     """Holds the artifact at the edges, or its lowered graph where there is no runner."""
-    earlier, tell_at = dict(lowered.steps.runs), partial(lowered.steps.told.at, manifest)
+    earlier, replay_at = dict(lowered.steps.runs), partial(lowered.steps.replay.at, manifest)
     with run.stage("edges"):
         if runner is None:
-            found = captured.edges.hold("lowered", earlier.pop("lowered"), tell_at, earlier)
+            found = captured.edges.hold("lowered", earlier.pop("lowered"), replay_at, earlier)
         else:
-            run_artifact = partial(hops.run_artifact, runner)
-            found = captured.edges.hold("artifact", run_artifact, tell_at, earlier)
+            run_artifact = partial(run_stage.run_artifact, runner)
+            found = captured.edges.hold("artifact", run_artifact, replay_at, earlier)
         run.record.edges = found
 
 
@@ -228,7 +230,7 @@ def bundle(
         )
         said += record.edges.warnings() + accuracy_warning(record.accuracy, config)
         ran = manifest if manifest.status == PASSED else None
-        own = partial(lowered.steps.told.own_decisions, ran)
+        own = partial(lowered.steps.replay.own_decisions, ran)
         chosen = kept_batches(captured.proof, found, own)
         record.gates, record.warnings = gates, (*record.warnings, *said, *chosen.warnings)
         arrays = answered.batches.arrays

@@ -12,7 +12,7 @@ from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.edges.edge_report import EdgeReport
 from tokexport.exporter.parity.accuracy_gate import Accuracy
 from tokexport.exporter.parity.gates import Gate
-from tokexport.exporter.parity.proof import HopResult
+from tokexport.exporter.parity.proof import StageResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.report.report import FAILED, Report
 from tokexport.exporter.source import Source
@@ -34,7 +34,7 @@ class CompileRecord:
     token_cap: TokenCapUse | None = None
     reduction: ReductionUse | None = None
     gates: Mapping[str, Gate] = field(default_factory=dict)
-    hops: Sequence[HopResult] = ()
+    stages: Sequence[StageResult] = ()
     token_schedule: tuple[int, ...] = ()
     recognised: Mapping[str, int] = field(default_factory=dict)
     tuning: Tuning | None = None
@@ -66,9 +66,9 @@ class CompileRecord:
             bundle: The bundle's folder; None where none was written.
         """
         known = {one.name: getattr(self, one.name) for one in fields(self)}
-        failed = next((hop.name for hop in self.hops if not hop.passed), None)
+        failed = next((stage.name for stage in self.stages if not stage.passed), None)
         return Report(
-            **known | {"hops": tuple(self.hops)},
+            **known | {"stages": tuple(self.stages)},
             target=config.target,
             status=status,
             precision=config.precision,

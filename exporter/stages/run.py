@@ -26,7 +26,7 @@ class CompileResult:
 
     Attributes:
         status: ``PASSED``, or ``BUILT, NOT RUN`` where no device could run the engine here.
-        report: Parity hop by hop, speed, and what it was measured on.
+        report: Parity stage by stage, speed, and what it was measured on.
         bundle: The folder.
     """
 

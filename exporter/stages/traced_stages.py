@@ -10,7 +10,7 @@ from typing import Final
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from tokexport.exporter.build import hops
+from tokexport.exporter.build import run_stage
 from tokexport.exporter.build.precision import precision_warnings
 from tokexport.exporter.capture.noise import capture_without_noise, reference_of, without_noise
 from tokexport.exporter.capture.token_cap import under_cap
@@ -26,17 +26,17 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.accuracy_gate import accuracy_of
 from tokexport.exporter.parity.gate_advice import advice_for
 from tokexport.exporter.parity.gate_warnings import gate_warnings, half_warning, spread_warnings
-from tokexport.exporter.parity.gates import narrowed_hops
+from tokexport.exporter.parity.gates import narrowed_stages
 from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates, require_steady
 from tokexport.exporter.parity.proof import Proof
 from tokexport.exporter.parity.trace_difference import differences_named
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.source import Source
 from tokexport.exporter.stages.run import CompileRun
-from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
+from tokexport.exporter.ties.replay_stages import ReplayArtifacts, StageReplay
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
-from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import TensorSpec
 
@@ -138,23 +138,23 @@ def capture(run: CompileRun, answered: Answered) -> Captured:
         with _restoring_named(run):
             program = capture_without_noise(model, batches)
         run.kept.save_program("captured", program)
-        module = unlifted(program)
+        module = as_graph_module(program)
         advice = advice_for(config)
         gates = measured_gates(
             module, batches, outputs, size, config.precision, config.atol, advice
         )
         half = half_lines(module.graph)
         require_steady(gates.captured, bool(half))
-        narrowed = narrowed_hops(config)
+        narrowed = narrowed_stages(config)
         proof = Proof(
             outputs,
             gates.fp32,
             {"captured": gates.captured} | dict.fromkeys(narrowed, gates.narrowed),
             narrowed,
             samples=size,
-            scores=gates.scores_by_hop(narrowed),
+            scores=gates.scores_by_stage(narrowed),
         )
-        run.record.gates, run.record.hops = gates.narrowed, proof.hops
+        run.record.gates, run.record.stages = gates.narrowed, proof.stages
         run.record.warnings = (
             *gate_warnings(gates.fp32, answered.cap),
             *half_warning(half),
@@ -164,7 +164,7 @@ def capture(run: CompileRun, answered: Answered) -> Captured:
             *(() if run.record.reduction is None else run.record.reduction.warnings),
         )
         with differences_named(module, model, batches):
-            proof.check("captured", hops.run_graph(module, batches, answered.names))
+            proof.check("captured", run_stage.run_graph(module, batches, answered.names))
         require_steady(gates.fp32, bool(half))  # a fault of the trace would look like rounding
         require_steady(gates.narrowed, bool(half), config.precision)
         reference, cap = answered.reference, answered.cap
@@ -194,8 +194,8 @@ class Steps:
         runs: Runs each as it is, by its name, in order.
     """
 
-    told: ToldHops
-    way: ToldWay
+    replay: StageReplay
+    way: ReplayArtifacts
     runs: Mapping[str, RunBatches]
 
     def then(self, name: str, run: RunBatches) -> Steps:
@@ -226,15 +226,17 @@ def rewrite(run: CompileRun, answered: Answered, captured: Captured) -> Rewritte
         program = rewritten.program
         run.kept.save_program("rewritten", program)
         folder = run.kept.path / "told"
-        way = ToldWay(program, batches.names, names, config.backend, config.precision, folder)
-        told = ToldHops(captured.module, way, batches, captured.proof)
+        way = ReplayArtifacts(
+            program, batches.names, names, config.backend, config.precision, folder
+        )
+        replay = StageReplay(captured.module, way, batches, captured.proof)
 
         def run_captured(some: Batches) -> dict[str, Array]:
-            return hops.run_graph(captured.module, some, names)
+            return run_stage.run_graph(captured.module, some, names)
 
         def run_rewritten(some: Batches) -> dict[str, Array]:
-            return hops.run_graph(unlifted(program), some, names)
+            return run_stage.run_graph(as_graph_module(program), some, names)
 
-        captured.proof.check("rewritten", run_rewritten(batches), told.rewritten)
+        captured.proof.check("rewritten", run_rewritten(batches), replay.rewritten)
         runs = {"captured": run_captured, "rewritten": run_rewritten}
-        return RewrittenGraph(program, Steps(told, way, runs))
+        return RewrittenGraph(program, Steps(replay, way, runs))

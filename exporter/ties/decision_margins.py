@@ -77,7 +77,7 @@ def held_against(
         step: What the step would decide: under ``own``.
     """
     own = {position: step[name] for position, name in decision.own.items()}
-    flips = sum(_apart(eager[n], own[position]) for position, n in decision.told.items())
+    flips = sum(_apart(eager[n], own[position]) for position, n in decision.replayed.items())
     noise = max((one.noise for one in scores), default=0.0)
     parts = _parts(decision, [_decided_on(decision, one) for one in scores], eager, own)
     if isinstance(parts, str):
@@ -214,10 +214,10 @@ def _parts(
     """Returns what a decision consists of, or says why the step made none."""
     match decision.kind:
         case DecisionKind.COMPARISON:
-            flipped = eager[decision.told[0]] != own[0]
+            flipped = eager[decision.replayed[0]] != own[0]
             return [compared(decision, scores, own[0], flipped)]
         case DecisionKind.STAIRCASE:
-            return [stepped(decision, scores[0], own[0], eager[decision.told[0]])]
+            return [stepped(decision, scores[0], own[0], eager[decision.replayed[0]])]
         case DecisionKind.ORDER:
             (chosen,) = own.values()
             return _ordered(decision, scores[0], chosen)

@@ -73,14 +73,15 @@ class Staircase:
         numbers: The numbers, in units of what the steps are apart.
         chosen: The steps that the step of the way gives.
         eager: Those that eager gives.
-        told: Where the rule says what comes of a number: a cast does not, of what it cannot hold.
+        determined: Where the rule says what comes of a number: a cast does not, of what it cannot
+            hold.
     """
 
     rule: str
     numbers: HeldScores
     chosen: Array
     eager: Array
-    told: Array
+    determined: Array
 
     def wrong(self) -> str:
         """Says how the steps are wrong by the step's own numbers; '' where they are right."""
@@ -88,7 +89,7 @@ class Staircase:
         low, high = _ends(self.rule, self.chosen)
         beside = (step + rounding < low) | (step - rounding > high)
         wrong = np.where(rounding == 0, _STAIRCASES[self.rule](step) != self.chosen, beside)
-        count = int((wrong & self.told).sum())
+        count = int((wrong & self.determined).sum())
         return f"it gives {count} of its own numbers another {self.rule}" if count else ""
 
     def margin(self) -> float:
@@ -97,15 +98,15 @@ class Staircase:
         with np.errstate(invalid="ignore"):
             beyond = np.maximum(low - self.numbers.eager, self.numbers.eager - high)
         off = np.nan_to_num(np.maximum(beyond, 0.0), nan=0.0)
-        return share(np.where(self.told, off, 0.0), self.numbers.scale)
+        return share(np.where(self.determined, off, 0.0), self.numbers.scale)
 
     def edge(self) -> float:
         """How near eager's numbers come to the end of their steps."""
-        return nearest(np.where(self.told, self._left(), np.inf), self.numbers.scale)
+        return nearest(np.where(self.determined, self._left(), np.inf), self.numbers.scale)
 
     def is_near(self) -> bool:
         """Tells whether what the numbers are off by could have brought one to another step."""
-        return bool((self.told & (self._left() < self.numbers.off)).any())
+        return bool((self.determined & (self._left() < self.numbers.off)).any())
 
     def _left(self) -> Array:
         low, high = _ends(self.rule, self.eager)
@@ -188,9 +189,9 @@ def stepped(decision: Decision, scores: HeldScores, chosen: Array, eager: Array)
     if decision.digits:  # the product with the unit is rounded, too
         rounding = numbers.rounding + 2 * epsilon("float32") * np.abs(numbers.step)
         numbers = replace(numbers, rounding=rounding)
-    told = np.isfinite(numbers.step)
+    determined = np.isfinite(numbers.step)
     if chosen.dtype.kind in "iu":
         bounds = np.iinfo(chosen.dtype)
-        told &= (numbers.step > bounds.min - 1.0) & (numbers.step < bounds.max + 1.0)
+        determined &= (numbers.step > bounds.min - 1.0) & (numbers.step < bounds.max + 1.0)
     chosen, eager = (np.rint(unit * array.astype(np.float64)) for array in (chosen, eager))
-    return Staircase(decision.rule, numbers, chosen, eager, told)
+    return Staircase(decision.rule, numbers, chosen, eager, determined)

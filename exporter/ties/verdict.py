@@ -1,6 +1,6 @@
 """Tells a near-tie that fell the other way from an error.
 
-A hop that leaves its gate is run once more, told what eager decided (``graph_passes.decisions``).
+A stage that leaves its gate is run once more, told what eager decided (``graph_passes.decisions``).
 It is excused on a batch where all of this holds, and on no other, and there on those samples alone
 in which a decision falls differently:
 
@@ -28,67 +28,68 @@ from torch.fx import GraphModule
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gates import HALF_TYPES
-from tokexport.exporter.parity.proof import Proof, Ties, ToldRun
+from tokexport.exporter.parity.proof import Proof, ReplayResult, Ties
 from tokexport.exporter.rounding.score_rounding import Scores
 from tokexport.exporter.ties.decision_margins import Fall, held_against
 from tokexport.exporter.ties.held_scores import Allowance, hold_scores
 from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
 from tokexport.graph_passes.torch_passes.graph.decision_kinds import Decision, DecisionKind
-from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, show
+from tokexport.graph_passes.torch_passes.graph.decisions import ReplayGraph, expose_values
 from tokexport.runtimes.arrays import Array
 
 #: Runs a told graph on batches that hold the told inputs too; gives (batches, …) by name.
-RunTold = Callable[[Batches], dict[str, Array]]
+RunReplay = Callable[[Batches], dict[str, Array]]
 
 
-#: The hops whose decisions read what they show: kernels come in behind them.
+#: The stages whose decisions read what they show: kernels come in behind them.
 _BEFORE_KERNELS: Final = ("captured", "rewritten", "onnx")
 
 
 def tie_search(
-    captured: GraphModule, batches: Batches, proof: Proof, hop: str, precision: str = "fp32"
+    captured: GraphModule, batches: Batches, proof: Proof, stage: str, precision: str = "fp32"
 ) -> TieSearch:
-    """Returns what tells the ties of a hop from errors.
+    """Returns what tells the ties of a stage from errors.
 
     Args:
         captured: The traced model, unlifted, before any pass.
         batches: All batches that the proof is about.
-        proof: What the hop is held to.
-        hop: The hop.
-        precision: The precision of the hops in a reduced one.
+        proof: What the stage is held to.
+        stage: The stage.
+        precision: The precision of the stages in a reduced one.
     """
-    narrowed = proof.is_narrowed(hop)
+    narrowed = proof.is_narrowed(stage)
     return TieSearch(
         captured,
         batches,
-        lambda found, rows: proof.within(hop, found, rows),
-        proof.score_tolerance(hop),
+        lambda found, rows: proof.within(stage, found, rows),
+        proof.score_tolerance(stage),
         half=narrowed or bool(half_lines(captured.graph)),
         samples=proof.steady.shape[1],
-        errors=proof.score_errors(hop),
+        errors=proof.score_errors(stage),
         computed_in=HALF_TYPES.get(precision, "float32") if narrowed else "float32",
-        matches_anew=hop not in _BEFORE_KERNELS,
+        matches_anew=stage not in _BEFORE_KERNELS,
     )
 
 
 class TieSearch:
-    """Finds out whether ties explain what a hop answers.
+    """Finds out whether ties explain what a stage answers.
 
     Args:
         captured: The traced model, unlifted, before any pass.
         batches: All batches of the reference.
         within: Tells whether outputs (batches, …) of those batches lie within the gates, for each.
         tolerance: How far scores may be off, as a share of the scale around them.
-        half: Whether the hop computes in a half precision.
+        half: Whether the stage computes in a half precision.
         samples: How many samples a batch has.
         errors: What rounding does to scores, where that is more: by their value in the traced graph
             and by batch.
-        computed_in: The precision that the hop computes in.
-        matches_anew: Whether a match of the hop may compute the scores that it decides on, and not
-            read those that the hop shows: what comes behind the emitted ONNX has kernels for that.
+        computed_in: The precision that the stage computes in.
+        matches_anew: Whether a match of the stage may compute the scores that it decides on, and
+            not read those that the stage shows: what comes behind the emitted ONNX has kernels for
+            that.
 
     Attributes:
-        half: Whether the hop computes in a half precision.
+        half: Whether the stage computes in a half precision.
     """
 
     def __init__(
@@ -116,36 +117,40 @@ class TieSearch:
         self._allowance = Allowance(tolerance, samples=samples, computed_in=computed_in)
         self._kinds = {row: rows for rows in batches.by_kind().values() for row in rows}
 
-    def ask(self, told: ToldGraph, run: RunTold, failed: Sequence[int]) -> ToldRun:
-        """Runs a hop told what eager decided on the batches it failed on, and judges it.
+    def ask(self, replay: ReplayGraph, run: RunReplay, failed: Sequence[int]) -> ReplayResult:
+        """Runs a stage told what eager decided on the batches it failed on, and judges it.
 
         Args:
-            told: The rewritten graph whose decisions are inputs.
-            run: Runs what the hop makes of it.
+            replay: The rewritten graph whose decisions are inputs.
+            run: Runs what the stage makes of it.
             failed: The batches.
         """
-        if not told.decisions:
-            return ToldRun({}, None)
-        unknown = [name for name in told.sources if self._source(told, name) is None]
+        if not replay.decisions:
+            return ReplayResult({}, None)
+        unknown = [name for name in replay.sources if self._source(replay, name) is None]
         if unknown:
-            lines = [d.line or d.operator for d in told.decisions if {*d.scores} & {*unknown}]
-            return ToldRun({}, None, f"what eager decides at {lines[0] if lines else 'it'} is lost")
-        eager = self.eager_values(told, failed)
-        batches = selected(self._batches, failed, {name: eager[name] for name in told.told})
+            lines = [d.line or d.operator for d in replay.decisions if {*d.scores} & {*unknown}]
+            return ReplayResult(
+                {}, None, f"what eager decides at {lines[0] if lines else 'it'} is lost"
+            )
+        eager = self.eager_values(replay, failed)
+        batches = selected(
+            self._batches, failed, {name: eager[name] for name in replay.decision_inputs}
+        )
         found = run(batches)
-        outputs = {name: found[name] for name in told.outputs}
+        outputs = {name: found[name] for name in replay.outputs}
         inside = self._within(outputs, failed)
         if not all(inside):
-            return ToldRun(outputs, None, "told what eager decided, it is off as well")
-        return replace(self._judge(told, eager, found, failed), outputs=outputs)
+            return ReplayResult(outputs, None, "told what eager decided, it is off as well")
+        return replace(self._judge(replay, eager, found, failed), outputs=outputs)
 
     def _judge(
         self,
-        told: ToldGraph,
+        replay: ReplayGraph,
         eager: Mapping[str, Array],
         found: Mapping[str, Array],
         failed: Sequence[int],
-    ) -> ToldRun:
+    ) -> ReplayResult:
         """Holds every decision of every batch to eager's."""
         ties: list[tuple[Decision, Fall]] = []
         samples: list[tuple[int, int]] = []
@@ -155,23 +160,23 @@ class TieSearch:
             other = inputs | {name: array[row] for name, array in found.items()}
             falls = [
                 (decision, places, fall)
-                for decision in told.decisions
-                for places, fall in self._falls(told, decision, one, other, batch)
+                for decision in replay.decisions
+                for places, fall in self._falls(replay, decision, one, other, batch)
             ]
             for decision, _, fall in falls:
                 if not fall.is_tie:
-                    return ToldRun({}, None, f"{_named(decision)} is no tie: {fall.why_not}")
+                    return ReplayResult({}, None, f"{_named(decision)} is no tie: {fall.why_not}")
             flipped = [(decision, fall) for decision, _, fall in falls if fall.flips]
             near = [(decision, fall) for decision, _, fall in falls if fall.is_near]
             if not flipped and not (self.half and near):
                 others = [(decision, fall) for decision, _, fall in falls if self.half]
-                return ToldRun({}, None, _no_tie(batch, others))
+                return ReplayResult({}, None, _no_tie(batch, others))
             ties += flipped or near
             tied = {
                 place for _, places, fall in falls if self._may_differ(fall) for place in places
             }
             samples += [(batch, place) for place in sorted(tied)]
-        return ToldRun(
+        return ReplayResult(
             {},
             Ties(
                 batches=tuple(failed),
@@ -185,7 +190,7 @@ class TieSearch:
 
     def _falls(
         self,
-        told: ToldGraph,
+        replay: ReplayGraph,
         decision: Decision,
         eager: Mapping[str, Array],
         step: Mapping[str, Array],
@@ -196,11 +201,11 @@ class TieSearch:
         One that is made for each sample by itself is judged for each; another speaks for all.
         """
         scores = [
-            hold_scores(eager[name], step[name], self._allowed(told, decision, name, batch))
+            hold_scores(eager[name], step[name], self._allowed(replay, decision, name, batch))
             for name in decision.scores
         ]
         count = self._allowance.samples
-        names = {*decision.told.values(), *decision.own.values()}
+        names = {*decision.replayed.values(), *decision.own.values()}
         values = [one[name] for one in (eager, step) for name in names if name in one]
         shapes = [one.eager.shape for one in scores] + [value.shape for value in values]
         across = decision.kind is DecisionKind.ORDER and not decision.dim
@@ -215,9 +220,9 @@ class TieSearch:
             ]
             yield (sample,), held_against(decision, own, *cut)
 
-    def _allowed(self, told: ToldGraph, decision: Decision, name: str, batch: int) -> Allowance:
+    def _allowed(self, replay: ReplayGraph, decision: Decision, name: str, batch: int) -> Allowance:
         """Returns what a score may be off by: as rounding was measured on its kind of inputs."""
-        source = self._source(told, name) if name in told.sources else None
+        source = self._source(replay, name) if name in replay.sources else None
         measured = self._errors.get(source, {}) if source is not None else {}
         alike = {row: far for row, far in measured.items() if row in self._kinds[batch]}
         anew = self.half or (self._matches_anew and decision.kind is DecisionKind.MATCH)
@@ -228,15 +233,15 @@ class TieSearch:
     def _may_differ(self, fall: Fall) -> bool:
         return fall.flips > 0 or (self.half and fall.is_near)
 
-    def _source(self, told: ToldGraph, name: str) -> str | None:
+    def _source(self, replay: ReplayGraph, name: str) -> str | None:
         """Returns the value of the captured graph that a score or a decision was there."""
-        return next((one for one in told.sources[name].names if one in self._names), None)
+        return next((one for one in replay.sources[name].names if one in self._names), None)
 
-    def eager_values(self, told: ToldGraph, failed: Sequence[int]) -> dict[str, Array]:
+    def eager_values(self, replay: ReplayGraph, failed: Sequence[int]) -> dict[str, Array]:
         """Returns scores and decisions of eager, (batches, …) under the told graph's names."""
-        sources = {name: self._source(told, name) for name in told.sources}
+        sources = {name: self._source(replay, name) for name in replay.sources}
         wanted = [source for source in dict.fromkeys(sources.values()) if source is not None]
-        shown = show(self._captured, wanted)
+        shown = expose_values(self._captured, wanted)
         rows = []
         for batch in failed:
             inputs = {name: self._batches.arrays[name][batch] for name in self._batches.names}
@@ -245,7 +250,7 @@ class TieSearch:
             by_name = {
                 name: _as_array(values[source]) for name, source in sources.items() if source
             }
-            rows.append({n: _unspread(a, told.sources[n].shape) for n, a in by_name.items()})
+            rows.append({n: _unspread(a, replay.sources[n].shape) for n, a in by_name.items()})
         return {name: np.stack([row[name] for row in rows]) for name in sources}
 
 
@@ -262,13 +267,13 @@ def _unspread(array: Array, shape: tuple[int, ...]) -> Array:
     return array
 
 
-def selected(batches: Batches, rows: Sequence[int], told: Mapping[str, Array]) -> Batches:
+def selected(batches: Batches, rows: Sequence[int], decided: Mapping[str, Array]) -> Batches:
     """Returns some batches with what a told graph takes beside the inputs."""
     arrays = {name: batches.arrays[name][list(rows)] for name in batches.names}
     return replace(
         batches,
-        names=(*batches.names, *told),
-        arrays={**arrays, **told},
+        names=(*batches.names, *decided),
+        arrays={**arrays, **decided},
         labels=None,
     )
 

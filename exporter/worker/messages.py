@@ -107,10 +107,10 @@ def error_from(fields: Mapping[str, Any]) -> Exception:
             bug.add_note(f"In the worker: {fields['trace']}")
             return bug
     kind = _CLASSES[fields["kind"]]
-    told = {name: fields[name] for name in ("where", "fix")}
+    texts = {name: fields[name] for name in ("where", "fix")}
     if issubclass(kind, runtime_errors.BuildError | runtime_errors.RunError):
-        told |= {name: fields[name] for name in ("node", "operator")}
-    return kind(fields["what"], **told)
+        texts |= {name: fields[name] for name in ("node", "operator")}
+    return kind(fields["what"], **texts)
 
 
 def _text(name: Any) -> str | None:

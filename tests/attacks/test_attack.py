@@ -17,12 +17,12 @@ from attacks.page import page
 def test_every_end_of_a_case_is_noticed(tmp_path: Path) -> None:
     kind = kind_named("known_ends")
     with Child(kind, "itself", tmp_path, seed=0) as child:
-        told = [child.run(index) for index in range(len(ENDS))]
-    assert [one.verdict for one in told] == [verdict for _, verdict in ENDS]
+        outcomes = [child.run(index) for index in range(len(ENDS))]
+    assert [one.verdict for one in outcomes] == [verdict for _, verdict in ENDS]
     # What ended the process was run once more in one of its own.
     ended = {"crashed", "hung", "over budget"}
-    assert all(one.alone == (one.verdict if one.verdict in ended else "") for one in told)
-    assert all(one.what == f"case {one.index} in []" for one in told)
+    assert all(one.alone == (one.verdict if one.verdict in ended else "") for one in outcomes)
+    assert all(one.what == f"case {one.index} in []" for one in outcomes)
 
 
 def test_results_are_resumed_and_written_as_a_page(
@@ -73,7 +73,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("target", ["ort fp32", "openvino fp32"])
 def test_damaged_bundles_are_refused_or_run_rightly(target: str, bundles: Path) -> None:
     with Child(kind_named("bundles"), target, bundles, seed=1) as child:
-        told = [child.run(index) for index in range(40)]
-    found = [json.dumps(vars(one)) for one in told if one.verdict not in FINE]
+        outcomes = [child.run(index) for index in range(40)]
+    found = [json.dumps(vars(one)) for one in outcomes if one.verdict not in FINE]
     assert not found, "\n".join(found)
-    assert sum(one.verdict == "refused" for one in told) > 20
+    assert sum(one.verdict == "refused" for one in outcomes) > 20

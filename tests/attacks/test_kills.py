@@ -17,8 +17,8 @@ COMPILED = (134, 165)
 def run(name: str, numbers: tuple[int, ...], folder: Path) -> None:
     kind = kind_named(name)
     with Child(kind, "ort", folder / name, seed=0) as child:
-        told = [child.run(index) for index in numbers]
-    assert [one for one in told if one.verdict not in FINE] == []
+        outcomes = [child.run(index) for index in numbers]
+    assert [one for one in outcomes if one.verdict not in FINE] == []
 
 
 def test_a_process_that_is_killed_leaves_one_bundle_whole(tmp_path: Path) -> None:

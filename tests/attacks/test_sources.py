@@ -20,9 +20,9 @@ def test_two_hundred_sources_do_nothing_that_they_may_not(tmp_path: Path) -> Non
     kind = kind_named("sources")
     kind.prepare(tmp_path / "sources")
     with Child(kind, "loading", tmp_path / "sources", seed=0) as child:
-        told = [child.run(index) for index in CASES]
-    assert [one for one in told if one.verdict not in FINE] == []
-    verdicts = {verdict: sum(one.verdict == verdict for one in told) for verdict in FINE}
+        outcomes = [child.run(index) for index in CASES]
+    assert [one for one in outcomes if one.verdict not in FINE] == []
+    verdicts = {verdict: sum(one.verdict == verdict for one in outcomes) for verdict in FINE}
     assert min(verdicts.values()) > 5, verdicts
 
 

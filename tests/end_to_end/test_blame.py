@@ -1,4 +1,4 @@
-"""An error planted in each hop is blamed on that hop, by name, and leaves no bundle."""
+"""An error planted in each stage is blamed on that stage, by name, and leaves no bundle."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def blamed(tmp_path: Path, target: str, model: Any = None, example: Any = None) 
         )
     assert list(tmp_path.iterdir()) == []
     assert caught.value.report is not None
-    assert caught.value.report.first_failure == caught.value.hops[-1].name
+    assert caught.value.report.first_failure == caught.value.stages[-1].name
     return caught.value
 
 
@@ -64,7 +64,7 @@ class MinusForPlus(TorchPass):
 def test_a_wrong_torch_pass_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelines, "REWRITE", (*pipelines.REWRITE, MinusForPlus()))
     error = blamed(tmp_path, "ort")
-    assert [hop.name for hop in error.hops] == ["captured", "rewritten"]
+    assert [stage.name for stage in error.stages] == ["captured", "rewritten"]
     assert "Parity failed at 'rewritten'" in error.what
 
 
@@ -127,8 +127,8 @@ def test_a_wrong_artifact_is_blamed(
 
     monkeypatch.setattr(artifact_stages, "artifact_of", from_another_graph)
     error = blamed(tmp_path, target)
-    hop = {"ort": "artifact", "openvino": "without kernels"}[target]
-    assert f"Parity failed at '{hop}'" in error.what
+    stage = {"ort": "artifact", "openvino": "without kernels"}[target]
+    assert f"Parity failed at '{stage}'" in error.what
     # for ort no step shows the lowered graph by itself
     lowered = "The artifact differs from the emitted ONNX: an ONNX pass, a kernel or the runtime"
     built = "OpenVINO's own operators differ from the ONNX they were built from."

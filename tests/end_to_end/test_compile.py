@@ -29,7 +29,7 @@ from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, read_manif
 from tokexport.runtimes.verification import verify_bundle
 
 TARGETS = ("ort", "openvino", "trt")
-HOPS = {
+STAGES = {
     "ort": ["captured", "rewritten", "onnx", "artifact"],
     "openvino": ["captured", "rewritten", "onnx", "lowered", "without kernels", "artifact"],
     "trt": ["captured", "rewritten", "onnx", "lowered"],
@@ -41,8 +41,8 @@ HOPS = {
 def test_a_class_patched_model_goes_the_whole_way(target: str, tmp_path: Path) -> None:
     result = tokexport.compile(tiny_tome(), image(), target, output=tmp_path / "bundle")
     assert result.status == (BUILT_NOT_RUN if target == "trt" else PASSED)
-    assert [hop.name for hop in result.report.hops] == HOPS[target]
-    assert all(hop.passed for hop in result.report.hops)
+    assert [stage.name for stage in result.report.stages] == STAGES[target]
+    assert all(stage.passed for stage in result.report.stages)
     assert result.report.token_schedule == (37, 34)
     assert result.report.recognised == {
         "bipartite_match": 2,

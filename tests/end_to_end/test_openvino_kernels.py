@@ -74,7 +74,7 @@ def test_both_ways_to_run_are_proved_and_told(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = DigitsViT(merge=(3, 3, 0)).eval(), torch.rand(1, 1, 8, 8)
     result = tokexport.compile(model, x, "openvino", output=tmp_path / "bundle", timed=False)
-    names = [hop.name for hop in result.report.hops]
+    names = [stage.name for stage in result.report.stages]
     assert names == ["captured", "rewritten", "onnx", "lowered", "without kernels", "artifact"]
     details = json.loads((result.bundle / "manifest.json").read_text())["runtime"]["details"]
     assert details["kernel_calls"] == 2 * MERGES
@@ -93,7 +93,7 @@ def test_rows_of_whole_numbers_have_no_kernel(tmp_path: Path) -> None:
     result = tokexport.compile(
         model, (x, scores), "openvino", output=tmp_path / "bundle", timed=False
     )
-    assert "without kernels" not in [hop.name for hop in result.report.hops]
+    assert "without kernels" not in [stage.name for stage in result.report.stages]
     with load(result.bundle) as runner:
         (found,) = runner.run({"x": x.numpy(), "scores": scores.numpy()}).values()
     np.testing.assert_array_equal(found, model(x, scores).numpy())

@@ -108,7 +108,7 @@ def test_int8_keeps_the_answers_of_a_trained_vit(
     assert report.accuracy.samples == 1797
     assert report.accuracy.before > 0.85
     assert report.accuracy.after >= report.accuracy.before - 0.005
-    artifact = report.hops[-1]
+    artifact = report.stages[-1]
     (comparison,) = artifact.comparisons.values()
     assert comparison.cosine > 0.99
     assert comparison.relative > 1e-4  # it is int8 that ran
@@ -117,9 +117,11 @@ def test_int8_keeps_the_answers_of_a_trained_vit(
     error = gate.spread_error(comparison)
     assert error is not None
     assert error < SPREAD_TOLERANCE / 10
-    in_fp32 = [hop for hop in report.hops if hop.name not in ("without kernels", "artifact")]
+    in_fp32 = [
+        stage for stage in report.stages if stage.name not in ("without kernels", "artifact")
+    ]
     assert len(in_fp32) >= 3
-    assert all(hop.gates["output"].tolerance < 1e-3 for hop in in_fp32)
+    assert all(stage.gates["output"].tolerance < 1e-3 for stage in in_fp32)
     assert report.runtime is not None
     assert report.runtime.details["quantization"] == (quantization or "static")
     verified = verify_bundle(result.bundle)
@@ -176,7 +178,7 @@ def test_a_broken_quantisation_fails_and_says_what_to_do(
     assert "--precision fp32" in caught.value.fix
     assert not (tmp_path / "out").exists()
     assert caught.value.report is not None
-    assert [hop.passed for hop in caught.value.report.hops] == [True, True, True, False]
+    assert [stage.passed for stage in caught.value.report.stages] == [True, True, True, False]
 
 
 def test_the_share_of_right_answers_is_a_gate_of_its_own(
@@ -274,7 +276,7 @@ def test_a_typed_engine_is_built_and_its_graph_proven(
         trained.model(merge), trained.few, "trt", tmp_path / "out", precision, keep_stages=True
     )
     assert result.status == "BUILT, NOT RUN"
-    lowered = result.report.hops[-1]
+    lowered = result.report.stages[-1]
     assert lowered.name == "lowered"
     (comparison,) = lowered.comparisons.values()
     unit = {"fp16": 2**-11, "bf16": 2**-8}[precision]

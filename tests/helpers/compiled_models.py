@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import tokexport
 from tokexport.exporter.backends.known import BACKENDS
-from tokexport.exporter.build import hops
+from tokexport.exporter.build import run_stage
 from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.trace import capture
@@ -31,11 +31,11 @@ from tokexport.exporter.eager.reference import run_reference, tensors_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gates import FP32_FLOOR
 from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates
-from tokexport.exporter.parity.proof import Proof, ToldRun
+from tokexport.exporter.parity.proof import Proof, ReplayResult
 from tokexport.exporter.source.in_memory import split_arguments
-from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
+from tokexport.exporter.ties.replay_stages import ReplayArtifacts, StageReplay
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
@@ -69,7 +69,7 @@ class Compiled:
     @cached_property
     def measured(self) -> MeasuredGates:
         """How far answers to the unseen batch, and the numbers that are decided on, may be off."""
-        captured = unlifted(capture(self.model, tensors_of(next(iter(self.unseen)))))
+        captured = as_graph_module(capture(self.model, tensors_of(next(iter(self.unseen)))))
         samples = len(self.unseen.arrays[self.unseen.names[0]][0])
         return measured_gates(captured, self.unseen, self.wanted, samples)
 
@@ -106,7 +106,7 @@ def draw(examples: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:
 
 
 def assert_agrees(
-    runner: Runner, model: Compiled, target: str = "ort", hop: str = "artifact"
+    runner: Runner, model: Compiled, target: str = "ort", stage: str = "artifact"
 ) -> None:
     """Holds a runner to eager on the input that the compile did not see.
 
@@ -116,12 +116,12 @@ def assert_agrees(
         runner: Runs what the way to a target left.
         model: The model.
         target: The target.
-        hop: How far that way went: ``lowered`` or ``artifact``.
+        stage: How far that way went: ``lowered`` or ``artifact``.
 
     Raises:
         ParityError: An output lies outside its gate, and no near-tie explains it.
     """
-    found = hops.run_artifact(runner, model.unseen)
+    found = run_stage.run_artifact(runner, model.unseen)
     assert set(found) == set(model.wanted)
     if all(_agrees(array[0], found[name][0]) for name, array in model.wanted.items()):
         return
@@ -133,11 +133,13 @@ def assert_agrees(
         assert allowed is None or np.median(allowed) < least
     proof = Proof(model.wanted, gates, scores={"": model.measured.scores})
     with tempfile.TemporaryDirectory() as folder:
-        proof.check(hop, found, lambda failed: _told(model, target, hop, proof, folder, failed))
-    ties = proof.hops[-1].ties
+        proof.check(
+            stage, found, lambda failed: _replay(model, target, stage, proof, folder, failed)
+        )
+    ties = proof.stages[-1].ties
     if ties is not None:
         warnings.warn(
-            f"{target}, {hop}: {ties.flips} choices differ from eager's, by margins of at most "
+            f"{target}, {stage}: {ties.flips} choices differ from eager's, by margins of at most "
             f"{ties.margin:.1e} where the scores are off by {ties.noise:.1e}: "
             f"{'; '.join(ties.decisions)}",
             NearTieWarning,
@@ -168,19 +170,19 @@ def assert_builds(model: Compiled, target: str, folder: Path) -> None:
         assert (folder / "model.engine").stat().st_size > 10_000
 
 
-def _told(
-    model: Compiled, target: str, hop: str, proof: Proof, folder: str, failed: Sequence[int]
-) -> ToldRun:
+def _replay(
+    model: Compiled, target: str, stage: str, proof: Proof, folder: str, failed: Sequence[int]
+) -> ReplayResult:
     """Goes the way to a target anew, told what eager decided about the unseen input."""
     program = capture(model.model, tensors_of(next(iter(model.unseen))))
-    captured = unlifted(program)
+    captured = as_graph_module(program)
     rewritten = pipelines.rewrite(program).program
     names = model.unseen.names, tuple(model.wanted)
-    way = ToldWay(rewritten, *names, BACKENDS[target], "fp32", Path(folder) / "told")
-    told = ToldHops(captured, way, model.unseen, proof)
-    if hop == "lowered":
-        return told.lowered(failed)
+    way = ReplayArtifacts(rewritten, *names, BACKENDS[target], "fp32", Path(folder) / "told")
+    replay = StageReplay(captured, way, model.unseen, proof)
+    if stage == "lowered":
+        return replay.lowered(failed)
     manifest = replace(
         read_manifest(model.result.bundle), target=target, artifact=BACKENDS[target].artifact
     )
-    return told.artifact(manifest, failed)
+    return replay.artifact(manifest, failed)

@@ -136,7 +136,7 @@ class WrongWhereItTies(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
-class RightWhenTold(ir.passes.InPlacePass):
+class RightUnderReplay(ir.passes.InPlacePass):
     """A wrong pass that looks like a tie: the last product is wrong unless decisions are inputs."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

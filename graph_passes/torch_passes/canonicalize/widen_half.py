@@ -70,10 +70,10 @@ def half_lines(graph: Graph) -> tuple[str, ...]:
         and not _only_leaves(node)
     }
     for depth in range(max(map(len, found), default=0), 1, -1):
-        told = dict.fromkeys((half, frames[: depth - 1][-1]) for half, *frames in found)
-        if len(told) <= _FEW_LINES:
+        places = dict.fromkeys((half, frames[: depth - 1][-1]) for half, *frames in found)
+        if len(places) <= _FEW_LINES:
             break
-    return tuple(f"{half} {place}" for half, place in told) if found else ()
+    return tuple(f"{half} {place}" for half, place in places) if found else ()
 
 
 def _frames(node: Node) -> list[str]:

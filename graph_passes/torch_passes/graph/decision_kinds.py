@@ -91,7 +91,7 @@ class Decision:
         dim: The axis that is ordered; 0 where none is; None where all numbers are ordered as one.
         ordered: The order of a match's kept rows, ``index`` or ``score``; '' of anything else.
         scores: The names of the values that hold the numbers decided on.
-        told: By result (0 for the only one), the input that holds what is decided.
+        replayed: By result (0 for the only one), the input that holds what is decided.
         own: By result, the value that holds what the graph itself would decide.
         negative: Whether the smallest of the scores are the best.
         turned: Whether it decides on the scores with their last two axes exchanged.
@@ -107,7 +107,7 @@ class Decision:
     dim: int | None
     ordered: str
     scores: tuple[str, ...]
-    told: dict[int, str]
+    replayed: dict[int, str]
     own: dict[int, str]
     negative: bool = False
     turned: bool = False
@@ -127,14 +127,14 @@ def decides(node: Node) -> bool:
 
 
 def decision_of(
-    node: Node, scores: tuple[str, ...], told: dict[int, str], own: dict[int, str]
+    node: Node, scores: tuple[str, ...], replayed: dict[int, str], own: dict[int, str]
 ) -> Decision:
     """Describes a call that decides.
 
     Args:
         node: The call.
         scores: The names of the numbers that it is about.
-        told: The inputs that hold what is decided, by result.
+        replayed: The inputs that hold what is decided, by result.
         own: The values that hold what it decides itself, by result.
     """
     kind, dim, ordered = _kind(node)
@@ -145,7 +145,7 @@ def decision_of(
         dim=dim,
         ordered=ordered,
         scores=scores,
-        told=told,
+        replayed=replayed,
         own=own,
         negative=_is_derived(node, aten.neg.default) != _smallest_first(node),
         turned=_is_derived(node, aten.transpose.int),

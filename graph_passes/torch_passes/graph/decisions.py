@@ -55,15 +55,16 @@ class Source:
 
 
 @dataclass(frozen=True)
-class ToldGraph:
+class ReplayGraph:
     """A graph whose decisions are inputs.
 
     Attributes:
-        module: Takes the program's inputs, then ``told``; returns its outputs, then ``shown``.
+        module: Takes the program's inputs, then ``decision_inputs``; returns its outputs, then
+            ``exposed``.
         inputs: The names of the program's own inputs.
         outputs: The names of the program's own outputs.
-        told: The names of the inputs that hold decisions.
-        shown: The names of the further results: scores, and what the graph itself decides.
+        decision_inputs: The names of the inputs that hold decisions.
+        exposed: The names of the further results: scores, and what the graph itself decides.
         decisions: The decisions, in the order of the graph.
         sources: For every told input, and every score that is no input, where eager has it.
     """
@@ -71,13 +72,13 @@ class ToldGraph:
     module: GraphModule
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    told: tuple[str, ...]
-    shown: tuple[str, ...]
+    decision_inputs: tuple[str, ...]
+    exposed: tuple[str, ...]
     decisions: tuple[Decision, ...]
     sources: dict[str, Source]
 
 
-def unlifted(program: ExportedProgram) -> GraphModule:
+def as_graph_module(program: ExportedProgram) -> GraphModule:
     """Returns a program as a module of positional tensors that gives a flat tuple of results.
 
     Its graph is a copy, in which the values keep their names; the weights are shared.
@@ -89,7 +90,7 @@ def unlifted(program: ExportedProgram) -> GraphModule:
     return module
 
 
-def show(module: GraphModule, names: Sequence[str]) -> GraphModule:
+def expose_values(module: GraphModule, names: Sequence[str]) -> GraphModule:
     """Returns a copy of an unlifted program that gives the values of those names."""
     graph = copy.deepcopy(module.graph)
     nodes = {node.name: node for node in graph.nodes}
@@ -98,7 +99,9 @@ def show(module: GraphModule, names: Sequence[str]) -> GraphModule:
     return GraphModule(module, graph)
 
 
-def tell(module: GraphModule, inputs: Sequence[str], outputs: Sequence[str]) -> ToldGraph:
+def make_replay_graph(
+    module: GraphModule, inputs: Sequence[str], outputs: Sequence[str]
+) -> ReplayGraph:
     """Returns a copy of an unlifted program whose decisions about its inputs are inputs.
 
     Args:
@@ -107,10 +110,10 @@ def tell(module: GraphModule, inputs: Sequence[str], outputs: Sequence[str]) -> 
         outputs: The names of its outputs.
     """
     own = GraphModule(module, copy.deepcopy(module.graph))
-    return _Teller(own, tuple(inputs), tuple(outputs)).tell()
+    return _ReplayBuilder(own, tuple(inputs), tuple(outputs)).build()
 
 
-class _Teller:
+class _ReplayBuilder:
     """Turns the decisions of one module into inputs; see ``tell``."""
 
     def __init__(
@@ -122,13 +125,13 @@ class _Teller:
         placeholders = self._graph.find_nodes(op="placeholder")
         (self._output,) = self._graph.find_nodes(op="output")
         self._last_input = placeholders[-1]
-        self._told: list[str] = []
+        self._replay: list[str] = []
         self._shown: dict[str, Node] = {}
         self._names: dict[Node, str] = dict(zip(placeholders, inputs, strict=True))
         for node, name in zip(self._output.args[0], outputs, strict=True):
             self._names.setdefault(node, name)
 
-    def tell(self) -> ToldGraph:
+    def build(self) -> ReplayGraph:
         """Returns the graph with its decisions taken out."""
         self._decide_partners()
         found = list(find_decisions(self._graph))
@@ -138,15 +141,15 @@ class _Teller:
         for node in found:
             parts = (*results[node].values(), *scores_of(node))
             origins = {part: sources.get(part.name) or _source(part) for part in parts}
-            told: dict[int, str] = {}
+            replayed: dict[int, str] = {}
             for position, result in results[node].items():
                 readers = list(result.users)
                 if readers and 0 not in shape_of(result):  # nothing is left to decide
                     self._names.pop(result, None)  # an output is what is told from here on
-                    told[position] = f"told_{len(decisions)}_{position}"
-                    sources[told[position]] = origins[result]
-                    self._tell(told[position], result, readers)
-            if not told:
+                    replayed[position] = f"replayed_{len(decisions)}_{position}"
+                    sources[replayed[position]] = origins[result]
+                    self._tell(replayed[position], result, readers)
+            if not replayed:
                 continue
             scores = {part: self._show(part) for part in scores_of(node)}
             own = {position: self._show(result) for position, result in results[node].items()}
@@ -156,16 +159,16 @@ class _Teller:
                 name: origins[part] for part, name in scores.items() if name not in self._inputs
             }
             shown = tuple(scores[part] for part in scores_of(node))
-            decisions.append(decision_of(node, shown, told, own))
+            decisions.append(decision_of(node, shown, replayed, own))
         self._output.args = ((*self._output.args[0], *self._shown.values()),)
         self._graph.lint()
         self._module.recompile()
-        return ToldGraph(
+        return ReplayGraph(
             module=self._module,
             inputs=self._inputs,
             outputs=self._outputs,
-            told=tuple(self._told),
-            shown=tuple(self._shown),
+            decision_inputs=tuple(self._replay),
+            exposed=tuple(self._shown),
             decisions=tuple(decisions),
             sources=sources,
         )
@@ -193,7 +196,7 @@ class _Teller:
         self._last_input.meta["val"] = result.meta["val"]
         for reader in readers:
             reader.replace_input_with(result, self._last_input)
-        self._told.append(name)
+        self._replay.append(name)
 
     def _read_values_at(self, node: Node, index: Node) -> None:
         """Lets the values of a sort or top-k be those at the positions that are told."""

@@ -87,7 +87,7 @@ def test_it_compiles_within_the_fp32_gate(name: str, compiled: Callable[[str], C
     model = compiled(name)
     report = model.result.report
     assert model.result.status == PASSED
-    assert all(hop.passed and hop.ties is None for hop in report.hops)
+    assert all(stage.passed and stage.ties is None for stage in report.stages)
     assert report.recognised.get("sized_attention", 0) == ATTENTIONS[name]
     for gate in report.gates.values():
         assert gate.tolerance < 1e-4, gate.reason
@@ -112,4 +112,4 @@ def test_it_builds_for_the_other_targets(
 def test_a_whole_compile_says_what_ran(name: str, target: str, status: str, tmp_path: Path) -> None:
     result = tokexport.compile(*build(name), target, output=tmp_path / "bundle")
     assert result.status == status
-    assert all(hop.passed for hop in result.report.hops)
+    assert all(stage.passed for stage in result.report.stages)

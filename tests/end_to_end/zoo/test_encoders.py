@@ -20,7 +20,7 @@ from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.ops import ops
-from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 from tokexport.runtimes.bundle.manifest import PASSED
 
 #: A near-tie on the input that the compile did not see is excused, and pytest lists it at the end.
@@ -154,7 +154,7 @@ def test_the_rewritten_graph_answers_as_eager_does(name: str) -> None:
     flat = flat_model(name, 3)
     rewritten = pipelines.rewrite(capture(flat, flat.spec.examples))
     assert rewritten.recognised == RECOGNISED[name]
-    graph = unlifted(rewritten.program)
+    graph = as_graph_module(rewritten.program)
     for seed in (5, 6):
         inputs: tuple[Tensor, ...] = draw(flat.spec.examples, seed)
         with torch.no_grad():
@@ -173,7 +173,7 @@ def test_it_compiles_within_the_fp32_gate(
 ) -> None:
     model = compiled(name, batch)
     assert model.result.status == PASSED
-    assert all(hop.passed for hop in model.result.report.hops)
+    assert all(stage.passed for stage in model.result.report.stages)
     with tokexport.runtimes.load(model.result.bundle) as runner:
         assert_agrees(runner, model)
 

@@ -27,7 +27,7 @@ from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.eager.outputs import flatten
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.ops import ops
-from tokexport.graph_passes.torch_passes.graph.decisions import tell, unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module, make_replay_graph
 from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED
 
 #: A near-tie on the input that the compile did not see is excused, and pytest lists it at the end.
@@ -275,11 +275,11 @@ def test_of_a_variant_the_rewritten_graph_answers_as_eager_does(name: str) -> No
     assert rewritten.recognised == RECOGNISED[name]
     x = torch.randn(example.shape, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        found, wanted = (one(x) for one in (unlifted(rewritten.program), flat))
+        found, wanted = (one(x) for one in (as_graph_module(rewritten.program), flat))
     torch.testing.assert_close(found[0], wanted[0], rtol=0.0, atol=1e-5)
     outputs = [f"output {place}" for place in range(len(found))]
-    told = tell(unlifted(rewritten.program), flat.spec.names, outputs)
-    for source in told.sources.values():  # a tie can be told of what eager decides too
+    replay = make_replay_graph(as_graph_module(rewritten.program), flat.spec.names, outputs)
+    for source in replay.sources.values():  # a tie can be told of what eager decides too
         assert eager & {*source.names}, source
 
 
@@ -287,7 +287,7 @@ def test_of_a_variant_the_rewritten_graph_answers_as_eager_does(name: str) -> No
 def test_it_compiles_within_the_fp32_gate(name: str, compiled: Callable[[str], Compiled]) -> None:
     model = compiled(name)
     assert model.result.status == PASSED
-    assert all(hop.passed for hop in model.result.report.hops)
+    assert all(stage.passed for stage in model.result.report.stages)
     with tokexport.runtimes.load(model.result.bundle) as runner:
         assert_agrees(runner, model)
 

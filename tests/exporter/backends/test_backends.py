@@ -39,7 +39,12 @@ def test_another_backend_goes_the_whole_way(
     monkeypatch.setitem(BACKENDS, StandardOnnx.name, StandardOnnx())
     folder = tmp_path / "bundle"
     result = tokexport.compile(tiny_tome(), image(), StandardOnnx.name, output=folder, timed=False)
-    assert [hop.name for hop in result.report.hops] == ["captured", "rewritten", "onnx", "artifact"]
+    assert [stage.name for stage in result.report.stages] == [
+        "captured",
+        "rewritten",
+        "onnx",
+        "artifact",
+    ]
     assert {node.domain for node in onnx.load(folder / "model.onnx").graph.node} == {""}
     assert verify_bundle(folder).passed
     with pytest.raises(UsageError, match="has no precision 'int8'"):

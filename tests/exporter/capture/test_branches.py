@@ -15,7 +15,7 @@ from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import DataDependentError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 
 Answer = Callable[[Tensor], Tensor]
 
@@ -71,7 +71,7 @@ def test_each_input_takes_its_own_way(name: str) -> None:
     model, kept, use = capped(function, samples(24, 0))
     assert len(kept) == 24
     assert use.left_out == 0
-    graph = unlifted(model.program)
+    graph = as_graph_module(model.program)
     for x in samples(40, 1):
         found, holds = graph(x)
         assert holds.all()
@@ -83,16 +83,16 @@ def test_a_way_that_no_sample_takes_is_refused() -> None:
     quiet = samples(4, 0).clamp(-1, 1)
     model, _, use = capped(function, quiet)
     assert [line for line in use.lines() if line.startswith("refused where the code branches")]
-    found, holds = unlifted(model.program)(quiet[0] * 2)
+    found, holds = as_graph_module(model.program)(quiet[0] * 2)
     assert not holds.all()
-    found, holds = unlifted(model.program)(quiet[0] * 0.5)
+    found, holds = as_graph_module(model.program)(quiet[0] * 0.5)
     assert holds.all()
     torch.testing.assert_close(found, function(quiet[0] * 0.5))
 
 
 def test_an_assertion_of_the_code_is_a_check() -> None:
     model, _, _ = capped(asserted, samples(2, 0))
-    graph = unlifted(model.program)
+    graph = as_graph_module(model.program)
     assert graph(samples(1, 3)[0])[1].all()
     assert not graph(samples(1, 3)[0] + 200)[1].all()
 
@@ -102,7 +102,7 @@ def test_a_number_that_python_reads_is_that_of_a_sample() -> None:
     x[:, :, 0, 0] = torch.tensor([2.0, 3.0])[:, None]
     model, _, use = capped(lambda x: x.sum(1) * int(x[0, 0, 0]), x)
     assert [line for line in use.lines() if "reads another number" in line or "none of" in line]
-    graph = unlifted(model.program)
+    graph = as_graph_module(model.program)
     for number, holds in ((2.0, True), (3.0, True), (4.0, False)):
         one = samples(1, 5)[0]
         one[0, 0, 0] = number

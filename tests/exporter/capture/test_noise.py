@@ -61,7 +61,9 @@ def test_noise_is_dropped_and_what_that_did_is_reported(
     assert (change["relative"] == 0) == (not changes)
     assert change["top1_agreement"] is not None
     assert -1 <= change["cosine"] <= 1 + 1e-9
-    assert [hop["passed"] for hop in answer.json["hops"]] == [True] * len(answer.json["hops"])
+    assert [stage["passed"] for stage in answer.json["stages"]] == [True] * len(
+        answer.json["stages"]
+    )
 
     shown = compile_model(*arguments, "--force", target=target)
     assert "Parity with the model without its noise" in shown.stdout

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import DataDependentError
-from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 
 FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     torch.cov,
@@ -39,7 +39,7 @@ class Calls(nn.Module):
 def test_covariances(shape: tuple[int, ...]) -> None:
     draw = torch.Generator().manual_seed(0)
     model, example = Calls(*FUNCTIONS), torch.randn(shape, generator=draw)
-    graph = unlifted(capture(FlatModel(model, call_spec(model, (example,), {})), (example,)))
+    graph = as_graph_module(capture(FlatModel(model, call_spec(model, (example,), {})), (example,)))
     x = torch.randn(shape, generator=draw)
     torch.testing.assert_close([*graph(x)], model(x), equal_nan=True)
 

@@ -59,7 +59,7 @@ def test_all_samples_fit(model: str, target: str, samples: Path, tmp_path: Path)
     }
     assert max(place["largest"] for place in found["token_cap"]["places"]) == cap
     assert not [line for line in found["warnings"] if "token-cap" in line]
-    assert all(hop["passed"] and hop["ties"] is None for hop in found["hops"])
+    assert all(stage["passed"] and stage["ties"] is None for stage in found["stages"])
 
     built, x = getattr(ragged, model)()
     fresh = torch.randn(8, *x.shape[1:], generator=torch.Generator().manual_seed(1))
@@ -161,8 +161,8 @@ def test_a_way_that_no_sample_takes_is_refused_when_it_runs(tmp_path: Path) -> N
     assert tokexport("verify", tmp_path / "out").code == 0
     np.savez(tmp_path / "dark.npz", x=-light.numpy())
     arguments = ("--inputs", tmp_path / "dark.npz", "--output", tmp_path / "y.npz")
-    told = tokexport("run", tmp_path / "out", *arguments)
-    assert (told.code, "branches otherwise" in told.stderr) == (2, True)
+    answer = tokexport("run", tmp_path / "out", *arguments)
+    assert (answer.code, "branches otherwise" in answer.stderr) == (2, True)
 
 
 def test_choosing_none_is_proven_where_a_sample_does(samples: Path, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_noise_is_dropped_before_rows_are_counted(tmp_path: Path) -> None:
     assert found.code == 0, found
     assert len(found.json["noise"]["draws"]) == 1
     assert found.json["token_cap"]["left_out"] == 0
-    assert all(hop["passed"] for hop in found.json["hops"])
+    assert all(stage["passed"] for stage in found.json["stages"])
 
 
 def test_inspect_says_the_counts_that_it_meets(samples: Path) -> None:

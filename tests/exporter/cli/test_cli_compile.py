@@ -23,8 +23,13 @@ def test_json_is_one_object_that_says_all(compiled: Compiled) -> None:
     assert report["exit_code"] == 0
     assert report["error"] is None
     assert report["status"] == "PASSED"
-    assert [hop["name"] for hop in report["hops"]] == ["captured", "rewritten", "onnx", "artifact"]
-    assert all(hop["passed"] for hop in report["hops"])
+    assert [stage["name"] for stage in report["stages"]] == [
+        "captured",
+        "rewritten",
+        "onnx",
+        "artifact",
+    ]
+    assert all(stage["passed"] for stage in report["stages"])
     found = {"bipartite_match": 1, "merge_tokens": 1, "sized_attention": 1}
     assert report["recognised"] == found
     assert report["bundle"] == str(compiled.bundle)
@@ -168,10 +173,10 @@ def test_another_precision_has_a_gate_of_its_own(tmp_path: Path) -> None:
     assert report["gates"]["output"]["tolerance"] == 5e-2
     assert "inference_precision" in report["runtime"]["details"]
     # only what computes in it may be off by as much
-    hops = {hop["name"]: hop["gates"]["output"]["tolerance"] for hop in report["hops"]}
-    assert hops.pop("artifact") == hops.pop("without kernels") == 5e-2
-    assert set(hops) == {"captured", "rewritten", "onnx", "lowered"}
-    assert all(tolerance < 1e-3 for tolerance in hops.values()), hops
+    stages = {stage["name"]: stage["gates"]["output"]["tolerance"] for stage in report["stages"]}
+    assert stages.pop("artifact") == stages.pop("without kernels") == 5e-2
+    assert set(stages) == {"captured", "rewritten", "onnx", "lowered"}
+    assert all(tolerance < 1e-3 for tolerance in stages.values()), stages
 
 
 def test_a_reduction_is_put_in_and_its_tokens_put_back(tmp_path: Path) -> None:

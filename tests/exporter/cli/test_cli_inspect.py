@@ -108,9 +108,9 @@ def test_what_cannot_be_inspected(
 ) -> None:
     answer = tokexport("inspect", source, *options)
     refusal(answer, code, tmp_path, *parts)
-    told = tokexport("inspect", source, *options, "--json")
-    assert (told.code, told.json["exit_code"]) == (code, code)
-    assert told.json["error"]["what"]
+    answer = tokexport("inspect", source, *options, "--json")
+    assert (answer.code, answer.json["exit_code"]) == (code, code)
+    assert answer.json["error"]["what"]
 
 
 def test_an_unknown_target_is_a_usage_error() -> None:

@@ -39,7 +39,12 @@ def test_an_engine_that_no_gpu_ran_is_built_and_not_passed(tmp_path: Path) -> No
     assert report["exit_code"] == 0
     assert report["status"] == "BUILT, NOT RUN"
     assert "GPU" in report["not_run_reason"]
-    assert [hop["name"] for hop in report["hops"]] == ["captured", "rewritten", "onnx", "lowered"]
+    assert [stage["name"] for stage in report["stages"]] == [
+        "captured",
+        "rewritten",
+        "onnx",
+        "lowered",
+    ]
     assert report["speed"] is None
     assert report["accuracy"]["samples"] == 4
     assert report["runtime"]["flavour"].startswith("tensorrt")

@@ -217,7 +217,7 @@ def test_an_encoder_that_gives_what_is_inside_it(name: str, tmp_path: Path) -> N
     before = look(model)
     if name in WHOLE:
         result = tokexport.compile(model, example, output=tmp_path / "bundle", timed=False)
-        assert all(hop.passed for hop in result.report.hops)
+        assert all(stage.passed for stage in result.report.stages)
     else:
         _captured(model, example)
     assert look(model) == before

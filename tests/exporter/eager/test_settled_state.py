@@ -16,7 +16,7 @@ from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 from tokexport.runtimes.loading import load
 
 WIDTH = 8
@@ -99,7 +99,7 @@ def test_the_same_whatever_the_input_is_a_constant(kind: type[Centres]) -> None:
     reference = run_reference(flat, batches)
     assert flat.settled
     program = capture(flat, (torch.from_numpy(batches.arrays["x"][0]),))
-    graph = unlifted(program)
+    graph = as_graph_module(program)
     for x, wanted in zip(batches.arrays["x"], reference.outputs["output"], strict=True):
         torch.testing.assert_close(graph(torch.from_numpy(x))[0], torch.from_numpy(wanted))
     for name, value in model.state_dict().items():

@@ -125,7 +125,7 @@ def expected_of(images: np.ndarray) -> Array:
 
 def test_a_quantised_model_passes_and_its_bundle_says_how_near_it_is(tmp_path: Path) -> None:
     result = compiled(tmp_path / "out", drawn())
-    artifact = result.report.hops[-1]
+    artifact = result.report.stages[-1]
     logits = expected_of(drawn())
     spread = float(np.sqrt(((logits - logits.mean(axis=0)) ** 2).mean()))
     gate, found = artifact.gates["output"], artifact.comparisons["output"]
@@ -168,10 +168,10 @@ def test_what_ignores_its_input_or_is_off_by_a_constant_fails(
     monkeypatch.setattr(pipelines, "LOWER", lower)
     with pytest.raises(ParityError, match="of its spread between samples, and 0.5 is") as caught:
         compiled(tmp_path / "out", drawn())
-    hop = caught.value.hops[-1]
-    assert hop.name == "artifact"
-    assert hop.comparisons["output"].cosine > 0.999
-    error = hop.gates["output"].spread_error(hop.comparisons["output"])
+    stage = caught.value.stages[-1]
+    assert stage.name == "artifact"
+    assert stage.comparisons["output"].cosine > 0.999
+    error = stage.gates["output"].spread_error(stage.comparisons["output"])
     assert error == pytest.approx(1.0 if kind == "one answer" else 0.7, rel=0.1)
     assert not (tmp_path / "out").exists()
 
@@ -193,7 +193,7 @@ def test_boxes_hide_no_scores_beside_them(
 @pytest.mark.parametrize("images", [drawn(1), np.repeat(drawn(1), 4, axis=0)], ids=["one", "same"])
 def test_samples_that_show_nothing_are_warned_of(images: np.ndarray, tmp_path: Path) -> None:
     result = compiled(tmp_path / "out", images, batch=1)
-    gate = result.report.hops[-1].gates["output"]
+    gate = result.report.stages[-1].gates["output"]
     logits = expected_of(images)
     assert not gate.varies
     assert gate.spread == pytest.approx(float(logits.std()), rel=1e-4)
@@ -293,8 +293,8 @@ def with_errors(batches: int, *wrong: int) -> tuple[Proof, dict[str, Array]]:
 def test_batches_outside_by_themselves_are_counted_and_kept() -> None:
     proof, found = with_errors(200, 3)
     proof.check("artifact", found)
-    (hop,) = proof.hops
-    assert (hop.passed, hop.outside) == (True, (3,))
+    (stage,) = proof.stages
+    assert (stage.passed, stage.outside) == (True, (3,))
     assert proof.steady.all()
     kept = kept_batches(proof, found, lambda rows: {})
     rows, steady = kept.rows, kept.steady

@@ -72,14 +72,14 @@ def test_a_part_of_the_batches_is_allowed_what_all_are(inner: tuple[int, ...]) -
 
 def test_a_reference_that_was_told_decisions_is_allowed_what_is_near_its_own_values() -> None:
     values = np.random.default_rng(0).standard_normal((2, 1, 9, 8)).astype(np.float32)
-    told = values.copy()
-    told[:, :, [2, 5]] = values[:, :, [5, 2]] * [[1e-4], [1.0]]
-    wrong = told.copy()
+    changed = values.copy()
+    changed[:, :, [2, 5]] = values[:, :, [5, 2]] * [[1e-4], [1.0]]
+    wrong = changed.copy()
     wrong[1, 0, 2] *= 1.1
     gate = gate_of(values)
-    about = gate.about(told, [0, 1])
-    assert not about.judge(told, told * np.float32(1 + 1e-6)).failure
-    assert "is off by" in about.judge(told, wrong).failure
+    about = gate.about(changed, [0, 1])
+    assert not about.judge(changed, changed * np.float32(1 + 1e-6)).failure
+    assert "is off by" in about.judge(changed, wrong).failure
     assert about.allowed is not None
     assert about.allowed[1, 0, 2].max() < gate.allowed[1, 0, 2].max()  # type: ignore[index]
 

@@ -15,7 +15,7 @@ from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.parity.proof import ParityError
 from tokexport.exporter.parity.trace_difference import first_difference
-from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 
 
 class Calls(nn.Module):
@@ -81,7 +81,7 @@ def found(function: Callable[[Tensor], Tensor]) -> str:
     x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
     model = Calls(function).eval()
     flat = FlatModel(model, call_spec(model, (x,), {}))
-    return first_difference(unlifted(capture(flat, (x,))), flat, (x,))
+    return first_difference(as_graph_module(capture(flat, (x,))), flat, (x,))
 
 
 @pytest.mark.parametrize("function", SAID)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tokexport.exporter.parity.accuracy_gate import Accuracy
 from tokexport.exporter.parity.gates import Gate
-from tokexport.exporter.parity.proof import HopResult
+from tokexport.exporter.parity.proof import StageResult
 from tokexport.exporter.report.report import FAILED, Report, render
 from tokexport.exporter.speed.interleaved import measure
 from tokexport.exporter.system.machine import describe_machine
@@ -50,9 +50,9 @@ def passed() -> Report:
         source={"kind": "factory", "location": "models.vit:build[0]", "sha256": "ab" * 32},
         inputs="128 samples of data.npz",
         samples=128,
-        hops=(
-            HopResult("rewritten", {"logits": CLOSE}, True, ""),
-            HopResult("artifact", {"logits": CLOSE}, True, ""),
+        stages=(
+            StageResult("rewritten", {"logits": CLOSE}, True, ""),
+            StageResult("artifact", {"logits": CLOSE}, True, ""),
         ),
         gates={"logits": GATE},
         accuracy=Accuracy(before=0.975, after=0.9725, samples=128, lost=1, won=0),
@@ -72,9 +72,9 @@ def failed() -> Report:
     return dataclasses.replace(
         passed(),
         status=FAILED,
-        hops=(
-            HopResult("rewritten", {"logits": CLOSE, "features": BROKEN}, True, ""),
-            HopResult(
+        stages=(
+            StageResult("rewritten", {"logits": CLOSE, "features": BROKEN}, True, ""),
+            StageResult(
                 "onnx",
                 {"logits": FAR},
                 False,
@@ -116,8 +116,8 @@ def test_json_has_every_attribute_under_its_name_whatever_happened() -> None:
 
 def test_json_keeps_the_numbers() -> None:
     data = passed().to_json()
-    assert data["schema_version"] == 1
-    assert data["hops"][0]["comparisons"]["logits"]["max_abs"] == CLOSE.max_abs
+    assert data["schema_version"] == 2
+    assert data["stages"][0]["comparisons"]["logits"]["max_abs"] == CLOSE.max_abs
     assert data["gates"]["logits"]["tolerance"] == 1e-5
     assert data["speed"]["ratios"]["artifact"]["of_medians"] == 1.5
     assert data["speed"]["ratios"]["plain export"]["of_medians"] == 1.2
@@ -130,7 +130,7 @@ def test_json_keeps_the_numbers() -> None:
 
 def test_json_writes_numbers_that_are_not_finite_as_texts() -> None:
     assert math.isinf(BROKEN.max_abs)
-    assert failed().to_json()["hops"][0]["comparisons"]["features"]["max_abs"] == "Infinity"
+    assert failed().to_json()["stages"][0]["comparisons"]["features"]["max_abs"] == "Infinity"
     source = {"a": np.float32("nan"), "b": -math.inf, "c": np.int64(3), "d": Path("/x")}
     found = dataclasses.replace(passed(), source=source).to_json()["source"]
     assert found == {"a": "NaN", "b": "-Infinity", "c": 3, "d": "/x"}
@@ -174,7 +174,7 @@ def test_the_summary_says_what_passed_and_how_fast_it_is() -> None:
     assert "first failure" not in said
 
 
-def test_the_summary_names_the_first_hop_that_failed() -> None:
+def test_the_summary_names_the_first_stage_that_failed() -> None:
     said = rendered(failed())
     lines = [words(line) for line in said.splitlines()]
     assert lines[0].startswith("FAILED ")
@@ -192,7 +192,7 @@ def test_an_engine_that_did_not_run_is_never_called_passed() -> None:
         target="trt",
         status=BUILT_NOT_RUN,
         not_run_reason="no GPU on this machine.\nmore of it",
-        hops=(HopResult("lowered", {"logits": CLOSE}, True, ""),),
+        stages=(StageResult("lowered", {"logits": CLOSE}, True, ""),),
         speed=None,
     )
     said = words(rendered(report))
@@ -202,8 +202,10 @@ def test_an_engine_that_did_not_run_is_never_called_passed() -> None:
     assert "PASSED" not in said
 
 
-def test_a_hop_whose_shapes_differ_still_has_its_row() -> None:
-    report = dataclasses.replace(failed(), hops=(HopResult("onnx", {}, False, "(2, 4) is (2, 5)"),))
+def test_a_stage_whose_shapes_differ_still_has_its_row() -> None:
+    report = dataclasses.replace(
+        failed(), stages=(StageResult("onnx", {}, False, "(2, 4) is (2, 5)"),)
+    )
     lines = [words(line) for line in rendered(report).splitlines()]
     assert "onnx failed" in lines
     assert "first failure onnx: (2, 4) is (2, 5)" in lines
@@ -228,11 +230,13 @@ def test_a_passed_line_is_green_and_a_value_outside_its_gate_is_red() -> None:
 
 def test_a_gate_over_all_samples_shows_both_figures_and_what_lies_outside() -> None:
     gate = Gate(math.inf, None, 2.5, "the default of int8", least_cosine=0.99, spread=0.5)
-    hop = HopResult("artifact", {"logits": FAR}, True, "", gates={"logits": gate}, outside=(3, 7))
-    report = dataclasses.replace(passed(), hops=(hop,), batches=16, precision="int8")
+    stage = StageResult(
+        "artifact", {"logits": FAR}, True, "", gates={"logits": gate}, outside=(3, 7)
+    )
+    report = dataclasses.replace(passed(), stages=(stage,), batches=16, precision="int8")
     said = rendered(report, width=80)
     lines = [words(line) for line in said.splitlines()]
     assert max(map(len, said.splitlines()[: lines.index("spread 0.5")])) <= 80
     assert "logits is off by 0.200 of its spread between samples at artifact" in lines
     assert any(line.startswith("outside at artifact 2 of 16 batches") for line in lines)
-    assert report.to_json()["hops"][0]["outside"] == [3, 7]
+    assert report.to_json()["stages"][0]["outside"] == [3, 7]

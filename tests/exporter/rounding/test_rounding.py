@@ -18,7 +18,7 @@ from tokexport.exporter.parity.measured_gates import measured_gates
 from tokexport.exporter.rounding.measure import Rounding, measure_rounding
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
-from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 from tokexport.runtimes.arrays import Array
 
 ops.register()
@@ -45,7 +45,7 @@ def measured(
     flat = FlatModel(model, call_spec(model, (x[0],), {}))
     given = Batches(flat.spec.names, {"x": x.numpy()}, 2 * batches, None, "")
     outputs = run_reference(flat, given).outputs
-    captured = unlifted(capture(flat, [x[0]]))
+    captured = as_graph_module(capture(flat, [x[0]]))
     rounding = measure_rounding(captured, given, outputs, range(batches), half, samples=2)
     return rounding, outputs, captured, given
 

@@ -26,17 +26,22 @@ MATCH = Decision(
     dim=1,
     ordered="index",
     scores=("s",),
-    told={0: "t0", 1: "t1", 2: "t2"},
+    replayed={0: "t0", 1: "t1", 2: "t2"},
     own={0: "o0", 1: "o1", 2: "o2"},
 )
 ORDER = replace(
-    MATCH, operator="aten.topk", kind=DecisionKind.ORDER, ordered="", told={1: "t1"}, own={1: "o1"}
+    MATCH,
+    operator="aten.topk",
+    kind=DecisionKind.ORDER,
+    ordered="",
+    replayed={1: "t1"},
+    own={1: "o1"},
 )
 COMPARISON = replace(
     ORDER,
     operator="aten.gt",
     kind=DecisionKind.COMPARISON,
-    told={0: "t0"},
+    replayed={0: "t0"},
     own={0: "o0"},
     rule="gt",
 )
@@ -47,12 +52,12 @@ def fall(
     decision: Decision,
     scores: Array,
     near: Array,
-    told: list[Array],
+    choices: list[Array],
     own: list[Array],
     allowance: Allowance | None = None,
 ) -> Fall:
     """Holds one choice to another; the results are given in the order of the positions."""
-    eager = dict(zip(decision.told.values(), told, strict=True))
+    eager = dict(zip(decision.replayed.values(), choices, strict=True))
     step = dict(zip(decision.own.values(), own, strict=True))
     return held_against(decision, [hold_scores(scores, near, allowance)], eager, step)
 
@@ -126,12 +131,12 @@ def test_so_is_an_order(seed: int, noise: float, count: int, dim: int, negative:
     scores[1, 2:5, 2:5] = random.choice(FILLS)
     near = rounded(scores, noise, random)
     sign = 1 if negative else -1
-    told, own = (
+    choices, own = (
         np.argsort(sign * each, axis=dim, kind="stable").take(range(count), axis=dim)
         for each in (scores, near)
     )
     decision = replace(ORDER, dim=dim, negative=negative, stable=True)
-    found = fall(decision, scores, near, [told], [own], measured(scores, noise))
+    found = fall(decision, scores, near, [choices], [own], measured(scores, noise))
     assert found.is_tie, found.why_not
 
 
@@ -148,11 +153,11 @@ def test_so_is_a_comparison_and_turned_over_it_is_none(
     scores[0, 3] = -np.inf
     near = rounded(scores, noise, random)
     decision = replace(COMPARISON, rule=operator, beside=0.5)
-    told, own = (getattr(np, NUMPYS[operator])(each, 0.5) for each in (scores, near))
-    found = fall(decision, scores, near, [told], [own], measured(scores, noise))
+    choices, own = (getattr(np, NUMPYS[operator])(each, 0.5) for each in (scores, near))
+    found = fall(decision, scores, near, [choices], [own], measured(scores, noise))
     assert found.is_tie, found.why_not
     own[1, 2] = not own[1, 2]
-    turned = fall(decision, scores, near, [told], [own], measured(scores, noise))
+    turned = fall(decision, scores, near, [choices], [own], measured(scores, noise))
     assert turned.why_not == "it takes 1 of its own comparisons for what they are not"
 
 
@@ -179,36 +184,36 @@ def test_so_are_the_steps_of_a_staircase_and_one_further_is_none(
     near = rounded(scores, noise, random)
     if dtype == "float32":
         scores[0, 3] = near[0, 3] = -np.inf
-    told, own = (STAIRCASES[rule](each).astype(dtype) for each in (scores, near))
+    choices, own = (STAIRCASES[rule](each).astype(dtype) for each in (scores, near))
     decision = replace(STAIRCASE, rule=rule)
-    found = fall(decision, scores, near, [told], [own], measured(scores, noise))
+    found = fall(decision, scores, near, [choices], [own], measured(scores, noise))
     assert found.is_tie, found.why_not
     assert found.flips == 0 or (found.is_near and found.margin <= noise * 4)
     own[1, 2] += 1
-    wrong = fall(decision, scores, near, [told], [own], measured(scores, noise))
+    wrong = fall(decision, scores, near, [choices], [own], measured(scores, noise))
     assert wrong.why_not == f"it gives 1 of its own numbers another {rule}"
 
 
 def test_a_rounding_to_decimals_is_one_by_a_product_that_rounds() -> None:
     scores = np.array([[0.125, 0.13499999, 0.265, 12.345]])
     hundredth = replace(STAIRCASE, rule="round", digits=2)
-    told = np.array([[0.12, 0.13, 0.26, 12.34]], np.float32)
+    choices = np.array([[0.12, 0.13, 0.26, 12.34]], np.float32)
     own = np.array([[0.12, 0.14, 0.27, 12.35]], np.float32)
-    assert fall(hundredth, scores, scores, [told], [told]).is_tie
-    found = fall(hundredth, scores, scores, [told], [own])
+    assert fall(hundredth, scores, scores, [choices], [choices]).is_tie
+    found = fall(hundredth, scores, scores, [choices], [own])
     assert found.is_tie
     assert found.flips == 3
     own[0, 1] = 0.15
-    assert not fall(hundredth, scores, scores, [told], [own]).is_tie
+    assert not fall(hundredth, scores, scores, [choices], [own]).is_tie
 
 
 @pytest.mark.parametrize("number", [3e9, -1.0, np.inf])
 def test_of_a_number_that_a_type_cannot_hold_a_cast_says_nothing(number: float) -> None:
     scores, kind = np.array([[1.5, number]]), np.uint8 if number == -1 else np.int32
-    told, own = np.array([[1, 7]], kind), np.array([[1, 9]], kind)
-    assert fall(replace(STAIRCASE, rule="trunc"), scores, scores, [told], [own]).is_tie
+    choices, own = np.array([[1, 7]], kind), np.array([[1, 9]], kind)
+    assert fall(replace(STAIRCASE, rule="trunc"), scores, scores, [choices], [own]).is_tie
     own[0, 0] = 2
-    assert not fall(replace(STAIRCASE, rule="trunc"), scores, scores, [told], [own]).is_tie
+    assert not fall(replace(STAIRCASE, rule="trunc"), scores, scores, [choices], [own]).is_tie
 
 
 NUMPYS = {
@@ -315,7 +320,7 @@ def test_a_kernel_that_matches_anew_may_be_worse_by_what_rounding_does_there(wor
 
 def test_all_numbers_may_be_ordered_as_one() -> None:
     scores = np.array([[0.1, 0.4, 0.2], [0.3, 0.0, 0.5]])
-    flat = replace(ORDER, operator="aten.argmax", dim=None, told={0: "t0"}, own={0: "o0"})
+    flat = replace(ORDER, operator="aten.argmax", dim=None, replayed={0: "t0"}, own={0: "o0"})
     right, wrong = np.array(5), np.array(3)
     assert fall(flat, scores, scores, [right], [right]).is_tie
     assert not fall(flat, scores, scores, [right], [wrong]).is_tie

@@ -17,7 +17,7 @@ from helpers.near_ties import (
     KeepsTheBest,
     Nudge,
     ReadsTheFirst,
-    RightWhenTold,
+    RightUnderReplay,
     Rounds,
     SmallestFirst,
     WrongWhereItTies,
@@ -27,7 +27,7 @@ from helpers.thorough import thorough_but
 from torch import Tensor, nn
 
 import tokexport
-from tokexport.exporter.build import hops
+from tokexport.exporter.build import run_stage
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
@@ -35,11 +35,11 @@ from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gates import FP32_FLOOR, LEAST_COSINE
 from tokexport.exporter.parity.measured_gates import measured_gates
-from tokexport.exporter.parity.proof import ParityError, ToldRun
+from tokexport.exporter.parity.proof import ParityError, ReplayResult
 from tokexport.exporter.ties.verdict import TieSearch
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.ops import ops
-from tokexport.graph_passes.torch_passes.graph.decisions import tell, unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module, make_replay_graph
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.verification import verify_bundle
 
@@ -83,19 +83,19 @@ def test_a_tie_is_excused_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     images = samples(2e-7, 0.5, 0.25)
     result = compile_with(monkeypatch, tmp_path, images, Nudge(1e-6), keep_stages=True)
     assert result.status == "PASSED"
-    hops = {hop.name: hop for hop in result.report.hops}
+    stages = {stage.name: stage for stage in result.report.stages}
     fell = ["lowered", "without kernels", "artifact"]
-    assert [name for name, hop in hops.items() if hop.ties] == fell
-    for hop in (hops[name] for name in fell):
-        assert hop.ties is not None
-        assert hop.ties.batches == (0,)
-        assert hop.ties.flips == 1
-        assert hop.ties.margin < 1e-7
-        assert 1e-7 < hop.ties.noise < 1e-6
-        assert "topk(KEPT, dim=1)" in hop.ties.decisions[0]
-        assert hop.comparisons["output"].relative < 1e-6
+    assert [name for name, stage in stages.items() if stage.ties] == fell
+    for stage in (stages[name] for name in fell):
+        assert stage.ties is not None
+        assert stage.ties.batches == (0,)
+        assert stage.ties.flips == 1
+        assert stage.ties.margin < 1e-7
+        assert 1e-7 < stage.ties.noise < 1e-6
+        assert "topk(KEPT, dim=1)" in stage.ties.decisions[0]
+        assert stage.comparisons["output"].relative < 1e-6
     data = json.loads((result.bundle / "report.json").read_text())
-    assert data["hops"][-1]["ties"]["batches"] == [0]
+    assert data["stages"][-1]["ties"]["batches"] == [0]
     stages = tmp_path / "bundle.stages"
     assert sorted(path.name for path in (stages / "told").iterdir()) == [
         "artifact",
@@ -122,7 +122,7 @@ def test_an_output_that_is_a_decision_is_excused_by_a_tie_alone(
 ) -> None:
     images, model = samples(0.5, 2e-7), GivesWhatItKeeps()
     result = compile_with(monkeypatch, tmp_path, images, Nudge(1e-6), model=model)
-    ties = result.report.hops[-1].ties
+    ties = result.report.stages[-1].ties
     assert ties is not None
     assert ties.batches == (1,)
     assert verify_bundle(result.bundle).passed
@@ -133,7 +133,7 @@ def test_an_output_that_is_a_decision_is_excused_by_a_tie_alone(
 
 def test_for_ort_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = compile_with(monkeypatch, tmp_path, samples(2e-7, 0.5), Nudge(1e-6), target="ort")
-    (artifact,) = (hop for hop in result.report.hops if hop.name == "artifact")
+    (artifact,) = (stage for stage in result.report.stages if stage.name == "artifact")
     assert artifact.ties is not None
     assert artifact.ties.batches == (0,)
 
@@ -143,7 +143,7 @@ def test_beside_a_decision_that_nothing_reads_a_tie_is_excused(
 ) -> None:
     images, model = samples(2e-7, 0.5), ReadsTheFirst()
     result = compile_with(monkeypatch, tmp_path, images, Nudge(1e-6), model=model)
-    ties = [hop.ties for hop in result.report.hops if hop.ties]
+    ties = [stage.ties for stage in result.report.stages if stage.ties]
     assert [(one.batches, one.flips) for one in ties] == [((0,), 1)] * 3
     assert all("topk(KEPT, dim=1)" in named for one in ties for named in one.decisions)
 
@@ -159,7 +159,7 @@ def test_a_tie_that_nothing_reads_excuses_nothing(
 def test_without_a_tie_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: Any = {"keep_stages": True}
     result = compile_with(monkeypatch, tmp_path, samples(0.5, 0.25), Nudge(1e-6), **options)
-    assert all(hop.ties is None for hop in result.report.hops)
+    assert all(stage.ties is None for stage in result.report.stages)
     assert not (tmp_path / "bundle.stages" / "told").exists()
 
 
@@ -217,54 +217,54 @@ def test_a_number_between_two_steps_is_a_tie(
     images[0, 2, 0] = np.nextafter(np.float32(3.5), np.float32(0))
     options: Any = {"model": model, "target": "ort"}
     result = compile_with(monkeypatch, tmp_path, images, Nudge(1e-6, nudged), **options)
-    ties = result.report.hops[-1].ties
+    ties = result.report.stages[-1].ties
     assert ties is not None
     assert (ties.batches, ties.flips) == ((0,), 1)
     assert all(name.startswith(f"{named} at ") for name in ties.decisions)
-    gate = result.report.hops[-1].gates["output"]
+    gate = result.report.stages[-1].gates["output"]
     assert gate.tolerance < 1e-4  # a step that rounding flips does not widen it
     monkeypatch.undo()
     message = failed_with(monkeypatch, tmp_path, images, Nudge(1e-3, nudged), **options, force=True)
     assert "its scores are off by" in message or "another" in message
 
 
-def told_in_half(gap: float) -> ToldRun:
-    """Asks about a hop that rounds its input to half and left its gate on the only image."""
+def replayed_in_half(gap: float) -> ReplayResult:
+    """Asks about a stage that rounds its input to half and left its gate on the only image."""
     ops.register()
     x = samples(gap)[:, None]
     example = (torch.from_numpy(x[0]),)
     model = KeepsTheBest()
     program = capture(FlatModel(model, call_spec(model, example, {})), example)
-    module = unlifted(program)
-    told = tell(module, ("x",), ("output",))
+    module = as_graph_module(program)
+    replay = make_replay_graph(module, ("x",), ("output",))
 
     def run(batches: Batches) -> dict[str, Array]:
         rounded = {**batches.arrays, "x": batches.arrays["x"].astype(np.float16).astype("f4")}
         narrowed = Batches(batches.names, rounded, 1, None, "")
-        return hops.run_graph(told.module, narrowed, (*told.outputs, *told.shown))
+        return run_stage.run_graph(replay.module, narrowed, (*replay.outputs, *replay.exposed))
 
     batches = Batches(("x",), {"x": x}, 1, None, "")
-    outputs = hops.run_graph(module, batches, ("output",))
+    outputs = run_stage.run_graph(module, batches, ("output",))
     errors = measured_gates(module, batches, outputs, 1, "fp16").narrowed_scores
     search = TieSearch(
         module, batches, lambda found, rows: [True] * len(rows), 1e-2, half=True, errors=errors
     )
-    return search.ask(told, run, [0])
+    return search.ask(replay, run, [0])
 
 
 def test_in_half_a_choice_that_rounding_could_turn_is_excused_unturned() -> None:
-    told = told_in_half(1e-3)  # 3.001 becomes 3.00195, so the order stays
-    assert told.ties is not None
-    assert (told.ties.batches, told.ties.flips) == ((0,), 0)
-    assert told.ties.noise == pytest.approx(9.5e-4 / 3, rel=0.01)
-    assert "topk(KEPT, dim=1)" in told.ties.decisions[0]
+    replay = replayed_in_half(1e-3)  # 3.001 becomes 3.00195, so the order stays
+    assert replay.ties is not None
+    assert (replay.ties.batches, replay.ties.flips) == ((0,), 0)
+    assert replay.ties.noise == pytest.approx(9.5e-4 / 3, rel=0.01)
+    assert "topk(KEPT, dim=1)" in replay.ties.decisions[0]
 
 
 def test_in_half_a_choice_beyond_rounding_excuses_nothing() -> None:
-    told = told_in_half(1e-1)
-    assert told.ties is None
-    assert "no decision of batch 0 is near a tie: in aten.topk at " in told.why_not
-    assert "are 3.3e-02 of the scale of the scores apart, which are off by" in told.why_not
+    replay = replayed_in_half(1e-1)
+    assert replay.ties is None
+    assert "no decision of batch 0 is near a tie: in aten.topk at " in replay.why_not
+    assert "are 3.3e-02 of the scale of the scores apart, which are off by" in replay.why_not
 
 
 @pytest.mark.usefixtures("without_gpu")
@@ -272,7 +272,7 @@ def test_in_half_an_error_without_a_decision_near_a_tie_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: Any = {"target": "trt", "precision": "fp16"}
-    message = failed_with(monkeypatch, tmp_path, samples(0.5), RightWhenTold(), **options)
+    message = failed_with(monkeypatch, tmp_path, samples(0.5), RightUnderReplay(), **options)
     assert "Parity failed at 'lowered'" in message
     assert "no decision of batch 0 is near a tie" in message
 
@@ -290,9 +290,9 @@ def test_in_half_nothing_but_ties_is_held_over_all_samples(
 ) -> None:
     options: Any = {"target": "trt", "precision": "fp16", "model": TellsLittle()}
     result = compile_with(monkeypatch, tmp_path, samples(2e-7, 2e-7), Nudge(1e-6), **options)
-    hop = result.report.hops[-1]
-    assert hop.ties is not None
-    assert hop.ties.batches == (0, 1)
+    stage = result.report.stages[-1]
+    assert stage.ties is not None
+    assert stage.ties.batches == (0, 1)
     assert any("In fp16 every sample holds a near-tie" in w for w in result.report.warnings)
     (gate,) = json.loads((result.bundle / "manifest.json").read_text())["gates"].values()
     assert gate["least_cosine"] == LEAST_COSINE
@@ -342,7 +342,7 @@ def test_where_every_sample_ties_the_bundle_is_verified_told_what_it_decides(
 def test_a_tie_in_one_sample_excuses_no_error_in_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, passes = samples(2e-7, 0.5), (Nudge(1e-6), RightWhenTold())
+    images, passes = samples(2e-7, 0.5), (Nudge(1e-6), RightUnderReplay())
     message = failed_with(monkeypatch, tmp_path, images, *passes, batch=2)
     assert "Parity failed at 'lowered'" in message
     assert "no decision of sample 1 of batch 0 is a near-tie" in message
@@ -353,7 +353,7 @@ def test_in_half_a_near_tie_in_one_sample_excuses_no_error_in_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: Any = {"target": "trt", "precision": "fp16", "batch": 2}
-    message = failed_with(monkeypatch, tmp_path, samples(1e-3, 0.5), RightWhenTold(), **options)
+    message = failed_with(monkeypatch, tmp_path, samples(1e-3, 0.5), RightUnderReplay(), **options)
     assert "no decision of sample 1 of batch 0 is a near-tie" in message
 
 

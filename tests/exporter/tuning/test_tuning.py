@@ -29,7 +29,7 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import Proof
 from tokexport.exporter.speed.interleaved import MIN_PAIRS, Ratio
-from tokexport.exporter.ties.told_hops import ToldHops, ToldWay
+from tokexport.exporter.ties.replay_stages import ReplayArtifacts, StageReplay
 from tokexport.exporter.tuning.cache import FILE_NAME, FormCache
 from tokexport.exporter.tuning.trials import choose, draw_arguments, fastest, try_forms, unchanged
 from tokexport.exporter.tuning.tune import environment
@@ -38,7 +38,7 @@ from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.common.choose_forms import TokenCall
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.ops.token_forms import NATIVE, candidates, form_name
-from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 from tokexport.runtimes.bundle.manifest import read_manifest
 from tokexport.runtimes.verification import verify_bundle
 
@@ -269,7 +269,7 @@ def test_what_the_cache_says_is_what_is_built_proven_and_verified(
     assert merges
     prepare(merges, target, form, NATIVE if kernels else "one-hot")
     result = compiled(target, tmp_path / "tuned")
-    assert all(hop.passed for hop in result.report.hops)
+    assert all(stage.passed for stage in result.report.stages)
     manifest = read_manifest(result.bundle)
     assert manifest.forms is not None
     for call in merges:
@@ -354,18 +354,18 @@ def test_a_way_that_is_told_eagers_decisions_has_the_same_forms(tmp_path: Path) 
     batches = Batches(model.spec.names, {model.spec.names[0]: x.numpy()[None]}, 1, None, "")
     outputs = run_reference(model, batches).outputs
     program = capture(model, [x])
-    captured = unlifted(program)
+    captured = as_graph_module(program)
     rewritten = pipelines.rewrite(program).program
     proof = Proof(outputs, {name: Gate(1e-5, 0.0, 1.0, "") for name in outputs})
     names = batches.names, tuple(outputs)
-    way = ToldWay(rewritten, *names, BACKENDS["ort"], "fp32", tmp_path / "told")
-    told = ToldHops(captured, way, batches, proof)
+    way = ReplayArtifacts(rewritten, *names, BACKENDS["ort"], "fp32", tmp_path / "told")
+    replay = StageReplay(captured, way, batches, proof)
     emitted = emit(rewritten, model.spec.names, tuple(outputs))
     calls = pipelines.calls_to_choose(emitted, pipelines.lowering("ort"))
     merges = [call for call in calls if call.operator == "merge_by_size"]
     assert merges
     way.forms = dict.fromkeys(merges, "scatter")
-    assert told.lowered([0]).outputs
+    assert replay.lowered([0]).outputs
     nodes = onnx.load(tmp_path / "told" / "lowered" / "model.onnx").graph.node
     found = Counter(node.op_type for node in nodes)
     assert found["merge_by_size__scatter"] == sum(calls[call] for call in merges)

@@ -25,7 +25,7 @@ from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import KERNEL_C
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 from tokexport.graph_passes.ops.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.merges import Chain, Matching, Rows, TokenMap, even_and_odd
-from tokexport.graph_passes.torch_passes.graph.decisions import tell, unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module, make_replay_graph
 from tokexport.runtimes.openvino.runner import OpenVinoRunner, convert
 from tokexport.runtimes.ort.runner import OrtRunner
 
@@ -110,11 +110,11 @@ def test_a_graph_that_is_told_how_to_decide_runs_the_same_kernels(target: str) -
     x = image(1)
     model = timm.create_model("deit_tiny_patch16_224", **SHALLOW).eval()
     rewritten = rewrite(tokexport.reduce(model, RECIPE, x), x).program
-    told = tell(unlifted(rewritten), ("in0",), ("out0",))
-    inputs = (node.meta["val"] for node in told.module.graph.find_nodes(op="placeholder"))
+    replay = make_replay_graph(as_graph_module(rewritten), ("in0",), ("out0",))
+    inputs = (node.meta["val"] for node in replay.module.graph.find_nodes(op="placeholder"))
     example = [torch.zeros(value.shape, dtype=value.dtype) for value in inputs]
-    names, results = (*told.inputs, *told.told), (*told.outputs, *told.shown)
-    found = lowered(emit(capture(told.module, example), names, results), target)
+    names, results = (*replay.inputs, *replay.decision_inputs), (*replay.outputs, *replay.exposed)
+    found = lowered(emit(capture(replay.module, example), names, results), target)
     named = json.loads(found.metadata_props.get(KERNEL_CALLS, "[]"))
     made = calls(found) if target == "ort" else Counter(call["operator"] for call in named)
     for name in ("scored_match", "match_back", "merge_both_ways_by_weight", "places_both_ways"):

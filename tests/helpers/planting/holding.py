@@ -1,8 +1,8 @@
 """Holds a fault to the proof of a compile, and says which step it was blamed on.
 
-A fault of one stage is in everything behind it. So the hops before it are right, that of its stage
-is checked with the fault in it, told how to decide by a told graph with the same fault in it; and
-where it passes there, the edges are held with the fault in the last step.
+A fault of one stage is in everything behind it. So the stages before it are right, that of its
+stage is checked with the fault in it, told how to decide by a told graph with the same fault in it;
+and where it passes there, the edges are held with the fault in the last step.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from helpers.planting.plants import How, Plant, drawn
 from helpers.planting.ways import Asked, Way, run_file
 from torch.fx import GraphModule
 
-from tokexport.exporter.build import hops
+from tokexport.exporter.build import run_stage
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.measured_gates import measured_gates, require_steady
-from tokexport.exporter.parity.proof import ParityError, Proof, TellHop
+from tokexport.exporter.parity.proof import ParityError, Proof, ReplayStage
 from tokexport.exporter.rounding.measure import in_float64
-from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, tell
+from tokexport.graph_passes.torch_passes.graph.decisions import ReplayGraph, make_replay_graph
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.errors import RuntimesError
 from tokexport.runtimes.tolerances.neighbourhoods import differences
 
-#: The stages that faults are planted in, and the hops that each is rightly blamed on.
+#: The stages that faults are planted in, and the compared stages that each is rightly blamed on.
 BLAMED: Final[dict[str, tuple[str, ...]]] = {
     "captured": ("captured",),
     "rewritten": ("rewritten",),
@@ -57,7 +57,7 @@ class Outcome:
     Attributes:
         result: ``caught``; ``passed``; ``excused`` where it passed as a near-tie, which the report
             of a compile tells; ``did not run`` where a runtime refused it.
-        at: The hop that it was blamed on, or '' where it was not caught.
+        at: The stage that it was blamed on, or '' where it was not caught.
         detail: What the proof said, or what was excused.
         effect: The largest difference that it makes, as a share of what is allowed there; None
             where it was caught.
@@ -85,7 +85,7 @@ class _Planted:
     """A stage with a fault in it, and without.
 
     Attributes:
-        hop: Its hop.
+        checked: The stage at which it is compared.
         run: Runs it.
         right: Runs it without the fault.
         graph: The graph whose decisions are inputs, as that stage has it.
@@ -94,11 +94,11 @@ class _Planted:
         wide: The right graph of torch and that one, where float64 can tell what the fault does.
     """
 
-    hop: str
+    checked: str
     run: Run
     right: Run
-    graph: Callable[[], ToldGraph]
-    told: Callable[[Batches], Any] | None
+    graph: Callable[[], ReplayGraph]
+    replay: Callable[[Batches], Any] | None
     module: GraphModule | None = None
     wide: tuple[GraphModule, ...] | None = None
 
@@ -140,12 +140,14 @@ def hold(way: Way, plant: Plant) -> Outcome:
     try:
         proofs = _hold(way, plant, planted)
     except ParityError as error:
-        return Outcome(CAUGHT, error.hops[-1].name, error.hops[-1].detail)
+        return Outcome(CAUGHT, error.stages[-1].name, error.stages[-1].detail)
     except GateError as error:
-        return Outcome(CAUGHT, "no hop", error.what)
+        return Outcome(CAUGHT, "no stage", error.what)
     except (RuntimesError, RuntimeError) as error:
-        return Outcome(BROKEN, planted.hop, str(error).splitlines()[0])
-    ties = [tie for proof in proofs for hop in proof.hops if (tie := hop.ties) is not None]
+        return Outcome(BROKEN, planted.checked, str(error).splitlines()[0])
+    ties = [
+        tie for proof in proofs for checked in proof.stages if (tie := checked.ties) is not None
+    ]
     effect, on = _effect(way, planted)
     said = "; ".join(decision for tie in ties for decision in tie.decisions)
     return Outcome(EXCUSED if ties else SILENT, "", said, effect, on)
@@ -163,31 +165,31 @@ def _plant(way: Way, plant: Plant) -> _Planted:
         right = way.captured if plant.stage == "captured" else way.rewritten
         module = in_torch.planted(right, plant.node, plant.how)
 
-        def graph() -> ToldGraph:
-            return tell(module, way.samples.batches.names, names)
+        def graph() -> ReplayGraph:
+            return make_replay_graph(module, way.samples.batches.names, names)
 
-        def told(batches: Batches) -> Any:
+        def replay(batches: Batches) -> Any:
             own = graph()
-            return hops.run_graph(own.module, batches, (*own.outputs, *own.shown))
+            return run_stage.run_graph(own.module, batches, (*own.outputs, *own.exposed))
 
         wide = None if plant.how["change"] == "bf16" else (right, module)
         runs = partial(_on_graph, module, names), partial(_on_graph, right, names)
-        return _Planted(plant.stage, *runs, graph, told, module, wide)
+        return _Planted(plant.stage, *runs, graph, replay, module, wide)
     file = _file(way, plant.stage)
     wrong = _with_fault(way, file, plant.node, plant)
     target = "ort" if plant.stage.endswith("ort") else "openvino"
-    way_told = way.told(target)
+    replay_artifacts = way.replay(target)
     return _Planted(
         BLAMED[plant.stage][0],
         _runner(way, plant.stage, wrong),
         _runner(way, plant.stage, file),
-        lambda: way_told.told,
+        lambda: replay_artifacts.graph,
         partial(_run_told, way, plant),
     )
 
 
 def _on_graph(module: GraphModule, names: tuple[str, ...], batches: Batches) -> dict[str, Array]:
-    return hops.run_graph(module, batches, names)
+    return run_stage.run_graph(module, batches, names)
 
 
 def _with_fault(way: Way, file: Path, node: str, plant: Plant) -> Path:
@@ -199,9 +201,9 @@ def _with_fault(way: Way, file: Path, node: str, plant: Plant) -> Path:
 
 
 def _runner(way: Way, stage: str, file: Path) -> Run:
-    """Returns what runs the file of a stage as that stage's hop does."""
+    """Returns what runs the file of a stage as its comparison does."""
     if stage in ("emitted", "lowered for openvino"):
-        return partial(hops.run_onnx, file)
+        return partial(run_stage.run_onnx, file)
     target = "ort" if stage.endswith("ort") else "openvino"
     native = stage != "built for openvino"
     made: list[Path] = []
@@ -217,11 +219,11 @@ def _runner(way: Way, stage: str, file: Path) -> Run:
 
 def _run_told(way: Way, plant: Plant, batches: Batches) -> Any:
     """Runs a stage told how to decide, with the fault in it."""
-    told = way.told("ort" if plant.stage.endswith("ort") else "openvino")
+    replay = way.replay("ort" if plant.stage.endswith("ort") else "openvino")
     file, right = (
-        (told.emitted, way.emitted)
+        (replay.emitted, way.emitted)
         if plant.stage == "emitted"
-        else (told.lowered, _file(way, plant.stage))
+        else (replay.lowered, _file(way, plant.stage))
     )
     node: str | None = plant.node
     if plant.how["change"] not in ("kernel", "inputs"):
@@ -232,9 +234,9 @@ def _run_told(way: Way, plant: Plant, batches: Batches) -> Any:
 
 
 def _hold(way: Way, plant: Plant, planted: _Planted) -> list[Proof]:
-    """Checks the hop of the stage and the edges; returns their proofs."""
+    """Checks the stage and the edges; returns their proofs."""
     samples = way.samples
-    if planted.hop == "captured":
+    if planted.checked == "captured":
         assert planted.module is not None
         outputs, batches = samples.outputs, samples.batches
         gates = measured_gates(planted.module, batches, outputs, way.size)
@@ -245,67 +247,69 @@ def _hold(way: Way, plant: Plant, planted: _Planted) -> list[Proof]:
         edges = way.edges_of(planted.module)
     else:
         proof = samples.proof(way.size)
-        tell_hop = _teller(way, planted, planted.hop, samples.batches, proof)
-        proof.check(planted.hop, planted.run(samples.batches), tell_hop)
+        replay_stage = _teller(way, planted, planted.checked, samples.batches, proof)
+        proof.check(planted.checked, planted.run(samples.batches), replay_stage)
         edges = way.edges
     proofs = [proof]
 
     right = _right_before(way, plant.stage)
     earlier = {name: step.run for name, step in right.items()}
-    if planted.hop not in ("artifact", "without kernels"):
-        earlier[planted.hop] = planted.run
+    if planted.checked not in ("artifact", "without kernels"):
+        earlier[planted.checked] = planted.run
 
-    def tell_at(hop: str, batches: Batches, proof: Proof) -> TellHop:
+    def replay_at(checked: str, batches: Batches, proof: Proof) -> ReplayStage:
         proofs.append(proof)
-        return _teller(way, right.get(hop, planted), hop, batches, proof)
+        return _teller(way, right.get(checked, planted), checked, batches, proof)
 
-    edges.hold("artifact", planted.run, tell_at, earlier)
+    edges.hold("artifact", planted.run, replay_at, earlier)
     return proofs
 
 
-def _teller(way: Way, planted: _Planted, hop: str, batches: Batches, proof: Proof) -> TellHop:
-    def tell_hop(failed: Any) -> Any:
-        assert planted.told is not None
-        ask = way.teller(hop, batches, proof, planted.graph(), planted.told)
+def _teller(
+    way: Way, planted: _Planted, checked: str, batches: Batches, proof: Proof
+) -> ReplayStage:
+    def replay_stage(failed: Any) -> Any:
+        assert planted.replayed is not None
+        ask = way.teller(checked, batches, proof, planted.graph(), planted.replayed)
         return ask(failed)
 
-    return tell_hop
+    return replay_stage
 
 
 def _right_before(way: Way, stage: str) -> dict[str, _Planted]:
     """Returns the right steps before a stage, by name and in order."""
     found: dict[str, _Planted] = {}
-    for hop, before in (
+    for checked, before in (
         ("captured", "captured"),
         ("rewritten", "rewritten"),
         ("onnx", "emitted"),
         ("lowered", "lowered for openvino"),
     ):
-        if hop in BLAMED[stage]:
+        if checked in BLAMED[stage]:
             break
-        if not (hop == "lowered" and stage.endswith("ort")):
-            found[hop] = _right(way, before, hop)
+        if not (checked == "lowered" and stage.endswith("ort")):
+            found[checked] = _right(way, before, checked)
     return found
 
 
-def _right(way: Way, stage: str, hop: str) -> _Planted:
+def _right(way: Way, stage: str, checked: str) -> _Planted:
     """Returns a stage without a fault."""
     names = way.names
     if stage in ("captured", "rewritten"):
         module = way.captured if stage == "captured" else way.rewritten
-        told = tell(module, way.samples.batches.names, names)
-        shown = (*told.outputs, *told.shown)
+        replay = make_replay_graph(module, way.samples.batches.names, names)
+        shown = (*replay.outputs, *replay.exposed)
         run = partial(_on_graph, module, names)
-        return _Planted(hop, run, run, lambda: told, partial(_on_graph, told.module, shown))
+        return _Planted(checked, run, run, lambda: replay, partial(_on_graph, replay.module, shown))
     target = "openvino" if stage.startswith("lowered") else "ort"
     runs = _runner(way, stage, _file(way, stage))
-    way_told = way.told(target)
+    replay_artifacts = way.replay(target)
 
-    def run_told(batches: Batches) -> Any:
-        file = way_told.emitted if stage == "emitted" else way_told.lowered
-        return hops.run_onnx(file, batches)
+    def run_replay(batches: Batches) -> Any:
+        file = replay_artifacts.emitted if stage == "emitted" else replay_artifacts.lowered
+        return run_stage.run_onnx(file, batches)
 
-    return _Planted(hop, runs, runs, lambda: way_told.told, run_told)
+    return _Planted(checked, runs, runs, lambda: replay_artifacts.graph, run_replay)
 
 
 def _effect(way: Way, planted: _Planted) -> tuple[float, str]:
@@ -349,7 +353,7 @@ def _in_float64(module: GraphModule, names: tuple[str, ...], batches: Batches) -
     }
     torch.set_default_dtype(torch.float64)
     try:
-        return hops.run_graph(own, replace(batches, arrays=arrays), names)
+        return run_stage.run_graph(own, replace(batches, arrays=arrays), names)
     finally:
         torch.set_default_dtype(torch.float32)
 

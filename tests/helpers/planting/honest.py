@@ -9,7 +9,7 @@ from typing import Any
 
 from helpers.planting.ways import TARGETS, Asked, Way, run_file
 
-from tokexport.exporter.build import hops
+from tokexport.exporter.build import run_stage
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.measured_gates import require_steady
@@ -48,22 +48,24 @@ class Honest:
         steps: dict[str, tuple[str, Callable[[Batches], Any], Callable[[Batches], Any]]] = {
             "rewritten": (
                 "rewritten",
-                lambda batches: hops.run_graph(way.rewritten, batches, names),
-                lambda batches: hops.run_graph(way.told().told.module, batches, way.told().results),
+                lambda batches: run_stage.run_graph(way.rewritten, batches, names),
+                lambda batches: run_stage.run_graph(
+                    way.replay().graph.module, batches, way.replay().results
+                ),
             ),
             "onnx": (
                 "onnx",
-                partial(hops.run_onnx, way.emitted),
-                lambda batches: hops.run_onnx(way.told().emitted, batches),
+                partial(run_stage.run_onnx, way.emitted),
+                lambda batches: run_stage.run_onnx(way.replay().emitted, batches),
             ),
             "lowered for openvino": (
                 "lowered",
-                partial(hops.run_onnx, way.lowered("openvino")),
-                lambda batches: hops.run_onnx(way.told("openvino").lowered, batches),
+                partial(run_stage.run_onnx, way.lowered("openvino")),
+                lambda batches: run_stage.run_onnx(way.replay("openvino").lowered, batches),
             ),
         }
-        for name, (hop, run, told) in steps.items():
-            found[name] = self._held(asked, hop, run, told)
+        for name, (stage, run, replay) in steps.items():
+            found[name] = self._held(asked, stage, run, replay)
         for target in TARGETS:
             for native in (False, True):
                 name = f"{target}, {'native' if native else 'without kernels'}"
@@ -98,35 +100,35 @@ class Honest:
                 self._built[key] = way.built(target, file, precision)
             return run_file(self._built[key], batches, native, precision)
 
-        hop = "artifact" if native else "without kernels"
+        stage = "artifact" if native else "without kernels"
         return self._held(
             asked,
-            hop,
+            stage,
             partial(run, way.lowered(target)),
-            lambda batches: run(way.told(target).lowered, batches),
+            lambda batches: run(way.replay(target).lowered, batches),
             precision,
         )
 
     def _held(
         self,
         asked: Asked,
-        hop: str,
+        stage: str,
         run: Callable[[Batches], Any],
-        told: Callable[[Batches], Any],
+        replay: Callable[[Batches], Any],
         precision: str = "fp32",
     ) -> str:
         """Holds one step; returns what is to be said of it, '' where nothing is."""
         narrowed = () if precision == "fp32" else _NARROWED
         proof: Proof = asked.proof(self._way.size, narrowed)
 
-        def tell_hop(failed: Any) -> Any:
-            graph = self._way.told().told
-            teller = self._way.teller(hop, asked.batches, proof, graph, told, precision)
+        def replay_stage(failed: Any) -> Any:
+            graph = self._way.replay().graph
+            teller = self._way.teller(stage, asked.batches, proof, graph, replay, precision)
             return teller(failed)
 
         try:
-            proof.check(hop, run(asked.batches), tell_hop)
+            proof.check(stage, run(asked.batches), replay_stage)
         except ParityError as error:
-            return error.hops[-1].detail
-        ties = proof.hops[-1].ties
+            return error.stages[-1].detail
+        ties = proof.stages[-1].ties
         return "" if ties is None else f"tied: {'; '.join(ties.decisions)}"

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from tokexport.exporter.backends.known import BACKENDS
-from tokexport.exporter.build import hops
+from tokexport.exporter.build import run_stage
 from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.emit import emit
 from tokexport.exporter.build.onnx_file import save_onnx
@@ -26,15 +26,15 @@ from tokexport.exporter.edges.edge_proof import EdgeProof
 from tokexport.exporter.edges.whole_number_ranges import Reach, RunBatches
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates
-from tokexport.exporter.parity.proof import Proof, TellHop
+from tokexport.exporter.parity.proof import Proof, ReplayStage
 from tokexport.exporter.source.in_memory import source_in_memory
-from tokexport.exporter.ties.told_hops import ToldWay
-from tokexport.exporter.ties.verdict import RunTold, tie_search
+from tokexport.exporter.ties.replay_stages import ReplayArtifacts
+from tokexport.exporter.ties.verdict import RunReplay, tie_search
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.ops import ops
-from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import ReplayGraph, as_graph_module
 from tokexport.runtimes.arrays import Array
 
 #: The targets that run here.
@@ -43,7 +43,7 @@ TARGETS: Final = ("ort", "openvino")
 
 @dataclass(frozen=True)
 class Asked:
-    """What some hops are held to.
+    """What some stages are held to.
 
     Attributes:
         batches: The inputs.
@@ -61,10 +61,10 @@ class Asked:
         return self.reference.outputs
 
     def proof(self, samples: int, narrowed: tuple[str, ...] = ()) -> Proof:
-        """Returns a proof about them, with no hop held yet."""
-        by_hop = {"captured": self.gates.captured} | dict.fromkeys(narrowed, self.gates.narrowed)
-        kinds, scores = self.batches.kinds, self.gates.scores_by_hop(narrowed)
-        return Proof(self.outputs, self.gates.fp32, by_hop, narrowed, samples, kinds, scores)
+        """Returns a proof about them, with no stage held yet."""
+        by_stage = {"captured": self.gates.captured} | dict.fromkeys(narrowed, self.gates.narrowed)
+        kinds, scores = self.batches.kinds, self.gates.scores_by_stage(narrowed)
+        return Proof(self.outputs, self.gates.fp32, by_stage, narrowed, samples, kinds, scores)
 
 
 class Way:
@@ -88,17 +88,17 @@ class Way:
         self.flat, self.specs, batches = prepare(self._source, self.config)
         self.size = self.specs[0].shape[0] if self.specs[0].shape else 1
         program = capture(self.flat, tensors_of(next(iter(batches))))
-        self.captured = unlifted(program)
+        self.captured = as_graph_module(program)
         self.samples = self.asked(batches)
         self.names = tuple(self.samples.outputs)
         self.program = pipelines.rewrite(program).program
-        self.rewritten = unlifted(self.program)
+        self.rewritten = as_graph_module(self.program)
         self.emitted = self._saved("emitted", emit(self.program, self.flat.spec.names, self.names))
         self._lowered: dict[str, Path] = {}
-        self._told: dict[str, ToldWay] = {}
+        self._replay: dict[str, ReplayArtifacts] = {}
 
     def asked(self, batches: Batches, precision: str = "fp32") -> Asked:
-        """Runs eager on some batches, and measures what the hops are held to there."""
+        """Runs eager on some batches, and measures what the stages are held to there."""
         reference = run_reference(self.flat, batches, twice=False)
         gates = measured_gates(self.captured, batches, reference.outputs, self.size, precision)
         return Asked(batches, reference, gates)
@@ -138,34 +138,36 @@ class Way:
         build(BACKENDS[target], lowered, folder, precision)
         return folder / BACKENDS[target].artifact
 
-    def told(self, target: str = "ort") -> ToldWay:
+    def replay(self, target: str = "ort") -> ReplayArtifacts:
         """Returns the same way, told how to decide."""
-        if target not in self._told:
+        if target not in self._replay:
             names = (self.samples.batches.names, self.names)
             folder = self.folder / f"told-{target}"
-            self._told[target] = ToldWay(self.program, *names, BACKENDS[target], "fp32", folder)
-        return self._told[target]
+            self._replay[target] = ReplayArtifacts(
+                self.program, *names, BACKENDS[target], "fp32", folder
+            )
+        return self._replay[target]
 
     def teller(
         self,
-        hop: str,
+        stage: str,
         asked: Batches,
         proof: Proof,
-        graph: ToldGraph,
-        run: RunTold,
+        graph: ReplayGraph,
+        run: RunReplay,
         precision: str = "fp32",
-    ) -> TellHop:
-        """Returns what runs a hop again, told how to decide, as ``told_hops`` does.
+    ) -> ReplayStage:
+        """Returns what runs a stage again, with given decisions, as ``replay_stages`` does.
 
         Args:
-            hop: The hop.
+            stage: The stage.
             asked: The batches that the proof is about.
-            proof: What the hop is held to.
+            proof: What the stage is held to.
             graph: The graph whose decisions are inputs.
-            run: Runs what the hop makes of it.
-            precision: The precision of the hops in a reduced one.
+            run: Runs what the stage makes of it.
+            precision: The precision of the stages in a reduced one.
         """
-        search = tie_search(self.captured, asked, proof, hop, precision)
+        search = tie_search(self.captured, asked, proof, stage, precision)
         return lambda failed: search.ask(graph, run, failed)
 
     def new_folder(self, name: str) -> Path:
@@ -208,4 +210,4 @@ class Edges(EdgeProof):
 def run_file(path: Path, batches: Batches, native: bool = True, precision: str = "fp32") -> Any:
     """Runs an artifact; returns (batches, …) by output name."""
     with WorkerRunner(Opening(path, precision=precision, native=native)) as runner:
-        return hops.run_artifact(runner, batches)
+        return run_stage.run_artifact(runner, batches)

@@ -175,12 +175,12 @@ def test_one_number_a_sample_is_held_to_those_of_all_samples() -> None:
 def test_one_number_a_sample_may_be_told_the_scale_of_its_kind_of_inputs() -> None:
     numbers = np.array([1.0, 1e3, 2e3, 1.5e3, 1.2, 0.5])[:, None]
     noise = Neighbourhoods(numbers).noise(np.zeros(numbers.shape))
-    own, told = (
+    own, given = (
         limits(numbers, noise, FLOOR, "float32", 1, scale)[:, 0]
         for scale in (None, np.array([1.0, 1e3, 1e3, 1e3, 1.0, 1.0]))
     )
     assert own[0] > 1e-3
-    np.testing.assert_allclose(told, [1e-5, 1e-2, 2e-2, 1.5e-2, 1.2e-5, 1e-5], rtol=1e-6)
+    np.testing.assert_allclose(given, [1e-5, 1e-2, 2e-2, 1.5e-2, 1.2e-5, 1e-5], rtol=1e-6)
 
 
 def test_a_value_is_allowed_no_more_than_its_column_but_a_share_of_itself() -> None:

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.graph.decision_kinds import DecisionKind
-from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, show, tell, unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import (
+    ReplayGraph,
+    as_graph_module,
+    expose_values,
+    make_replay_graph,
+)
 
 
 class Merges(nn.Module):
@@ -115,23 +120,26 @@ class DecidesNothing(nn.Module):
         return x[:, fixed] * (torch.arange(13) > 3)[None, :, None]
 
 
-def told_and_captured(model: nn.Module, x: Tensor) -> tuple[ToldGraph, nn.Module, nn.Module]:
+def replay_and_captured(model: nn.Module, x: Tensor) -> tuple[ReplayGraph, nn.Module, nn.Module]:
     """Returns the told graph of the rewritten model, and both graphs as they are."""
     ops.register()
     program = trace(model, x)
-    captured = unlifted(program)
-    rewritten = unlifted(pipelines.rewrite(program).program)
-    return tell(rewritten, ("x",), ("y",)), captured, rewritten
+    captured = as_graph_module(program)
+    rewritten = as_graph_module(pipelines.rewrite(program).program)
+    return make_replay_graph(rewritten, ("x",), ("y",)), captured, rewritten
 
 
-def eager_choices(told: ToldGraph, captured: nn.Module, x: Tensor) -> list[Tensor]:
+def eager_choices(replay: ReplayGraph, captured: nn.Module, x: Tensor) -> list[Tensor]:
     """Returns what the captured graph decides, in the shapes of the told inputs."""
     names = {node.name for node in captured.graph.nodes}  # type: ignore[union-attr]
-    sources = [next(one for one in told.sources[name].names if one in names) for name in told.told]
-    values: Sequence[Tensor] = show(captured, sources)(x)  # type: ignore[arg-type]
+    sources = [
+        next(one for one in replay.sources[name].names if one in names)
+        for name in replay.decision_inputs
+    ]
+    values: Sequence[Tensor] = expose_values(captured, sources)(x)  # type: ignore[arg-type]
     chosen = []
-    for value, name in zip(values, told.told, strict=True):
-        while value.ndim > len(told.sources[name].shape):
+    for value, name in zip(values, replay.decision_inputs, strict=True):
+        while value.ndim > len(replay.sources[name].shape):
             value = value[..., 0]
         chosen.append(value)
     return chosen
@@ -156,16 +164,16 @@ def test_told_its_own_decisions_a_graph_answers_the_same(
     model: nn.Module, kinds: list[DecisionKind]
 ) -> None:
     x = torch.randn(2, 13, 8, generator=torch.Generator().manual_seed(0))
-    told, captured, rewritten = told_and_captured(model, x)
-    assert [decision.kind for decision in told.decisions] == kinds
-    choices = eager_choices(told, captured, x)
-    results = dict(zip((*told.outputs, *told.shown), told.module(x, *choices), strict=True))
+    replay, captured, rewritten = replay_and_captured(model, x)
+    assert [decision.kind for decision in replay.decisions] == kinds
+    choices = eager_choices(replay, captured, x)
+    results = dict(zip((*replay.outputs, *replay.exposed), replay.module(x, *choices), strict=True))
     assert torch.equal(results["y"], model(x))
     assert torch.equal(rewritten(x)[0], model(x))
-    for decision in told.decisions:
-        for position, name in decision.told.items():
+    for decision in replay.decisions:
+        for position, name in decision.replayed.items():
             own = results[decision.own[position]]
-            assert torch.equal(own, choices[told.told.index(name)])
+            assert torch.equal(own, choices[replay.decision_inputs.index(name)])
 
 
 @pytest.mark.parametrize(
@@ -189,51 +197,51 @@ def test_what_is_better_is_read_from_the_call(
             y = x.sin()
             return y.sum() + decide(y).float()
 
-    (decision,) = told_and_captured(Decides(), torch.randn(2, 13, 8))[0].decisions
+    (decision,) = replay_and_captured(Decides(), torch.randn(2, 13, 8))[0].decisions
     found = (decision.dim, decision.negative, decision.stable, decision.beside)
     assert found == (dim, negative, stable, beside)
 
 
 def test_a_match_of_every_row_decides_the_partners_that_eager_decides() -> None:
     x = torch.randn(2, 13, 8, generator=torch.Generator().manual_seed(0))
-    told, captured, rewritten = told_and_captured(MergesAll(), x)
+    replay, captured, rewritten = replay_and_captured(MergesAll(), x)
     assert "bipartite_match" in str(rewritten.graph)
-    (decision,) = told.decisions
+    (decision,) = replay.decisions
     assert (decision.kind, decision.dim) == (DecisionKind.ORDER, 2)
     assert "argmax(dim=-1)" in decision.line
-    (choice,) = eager_choices(told, captured, x)
-    y, *shown = told.module(x, choice)
-    results = dict(zip(told.shown, shown, strict=True))
+    (choice,) = eager_choices(replay, captured, x)
+    y, *shown = replay.module(x, choice)
+    results = dict(zip(replay.exposed, shown, strict=True))
     torch.testing.assert_close(y, MergesAll()(x), rtol=0.0, atol=1e-6)
     torch.testing.assert_close(rewritten(x)[0], MergesAll()(x), rtol=0.0, atol=1e-6)
     assert torch.equal(results[decision.own[0]], choice)
-    other = told.module(x, (choice + 1) % 6)[0]
+    other = replay.module(x, (choice + 1) % 6)[0]
     assert (other - y).abs().max() > 0.1
 
 
 def test_of_a_ranked_match_that_keeps_no_row_the_merged_ones_are_told() -> None:
     x = torch.randn(2, 13, 8, generator=torch.Generator().manual_seed(0))
-    told, captured, _ = told_and_captured(MergesByColumns(7), x)
-    (decision,) = told.decisions
+    replay, captured, _ = replay_and_captured(MergesByColumns(7), x)
+    (decision,) = replay.decisions
     assert decision.kind == DecisionKind.MATCH
-    assert sorted(decision.told) == [1, 2]
-    src, dst = eager_choices(told, captured, x)
+    assert sorted(decision.replayed) == [1, 2]
+    src, dst = eager_choices(replay, captured, x)
     torch.testing.assert_close(
-        told.module(x, src, dst)[0], MergesByColumns(7)(x), rtol=0.0, atol=1e-6
+        replay.module(x, src, dst)[0], MergesByColumns(7)(x), rtol=0.0, atol=1e-6
     )
-    assert (told.module(x, src, (dst + 1) % 6)[0] - MergesByColumns(7)(x)).abs().max() > 0.1
+    assert (replay.module(x, src, (dst + 1) % 6)[0] - MergesByColumns(7)(x)).abs().max() > 0.1
 
 
 def test_scores_that_a_pass_turned_and_negated_are_shown_as_eager_has_them() -> None:
     x = torch.randn(2, 13, 8, generator=torch.Generator().manual_seed(0))
-    told, captured, _ = told_and_captured(MergesByColumns(), x)
-    (decision,) = told.decisions
+    replay, captured, _ = replay_and_captured(MergesByColumns(), x)
+    (decision,) = replay.decisions
     assert (decision.negative, decision.turned) == (True, True)
     names = {node.name for node in captured.graph.nodes}  # type: ignore[union-attr]
-    (source,) = (one for one in told.sources[decision.scores[0]].names if one in names)
-    results = told.module(x, *eager_choices(told, captured, x))
-    shown = dict(zip((*told.outputs, *told.shown), results, strict=True))
-    (wanted,) = show(captured, [source])(x)  # type: ignore[arg-type]
+    (source,) = (one for one in replay.sources[decision.scores[0]].names if one in names)
+    results = replay.module(x, *eager_choices(replay, captured, x))
+    shown = dict(zip((*replay.outputs, *replay.exposed), results, strict=True))
+    (wanted,) = expose_values(captured, [source])(x)  # type: ignore[arg-type]
     assert wanted.shape == (2, 6, 7)
     assert torch.equal(shown[decision.scores[0]], wanted)
 
@@ -241,26 +249,26 @@ def test_scores_that_a_pass_turned_and_negated_are_shown_as_eager_has_them() -> 
 @pytest.mark.parametrize("model", [Merges(), Ranks(), Nearest()], ids=lambda m: type(m).__name__)
 def test_told_other_decisions_it_follows_them_and_shows_its_own(model: nn.Module) -> None:
     x, other = torch.randn(2, 2, 13, 8, generator=torch.Generator().manual_seed(0))
-    told, captured, _ = told_and_captured(model, x)
-    choices = eager_choices(told, captured, other)
-    results = dict(zip((*told.outputs, *told.shown), told.module(x, *choices), strict=True))
+    replay, captured, _ = replay_and_captured(model, x)
+    choices = eager_choices(replay, captured, other)
+    results = dict(zip((*replay.outputs, *replay.exposed), replay.module(x, *choices), strict=True))
     assert not torch.equal(results["y"], model(x))
-    first = told.decisions[0]
-    own = dict(zip(told.told, eager_choices(told, captured, x), strict=True))
-    for position, name in first.told.items():
+    first = replay.decisions[0]
+    own = dict(zip(replay.decision_inputs, eager_choices(replay, captured, x), strict=True))
+    for position, name in first.replayed.items():
         assert torch.equal(results[first.own[position]], own[name])
 
 
 def test_the_program_itself_stays_as_it_was() -> None:
     x = torch.randn(2, 13, 8)
-    told, captured, rewritten = told_and_captured(Merges(), x)
+    replay, captured, rewritten = replay_and_captured(Merges(), x)
     before = [str(node) for node in rewritten.graph.nodes]  # type: ignore[union-attr]
-    tell(rewritten, ("x",), ("y",))  # type: ignore[arg-type]
-    show(captured, [told.sources[told.told[0]].names[-1]])  # type: ignore[arg-type]
+    make_replay_graph(rewritten, ("x",), ("y",))  # type: ignore[arg-type]
+    expose_values(captured, [replay.sources[replay.decision_inputs[0]].names[-1]])  # type: ignore[arg-type]
     assert [str(node) for node in rewritten.graph.nodes] == before  # type: ignore[union-attr]
 
 
 def test_a_decision_says_the_line_it_came_from() -> None:
-    told, _, _ = told_and_captured(Ranks(), torch.randn(2, 13, 8))
-    assert "x.norm(dim=-1).topk(5, dim=1)" in told.decisions[0].line
-    assert told.decisions[0].operator == "aten.topk"
+    replay, _, _ = replay_and_captured(Ranks(), torch.randn(2, 13, 8))
+    assert "x.norm(dim=-1).topk(5, dim=1)" in replay.decisions[0].line
+    assert replay.decisions[0].operator == "aten.topk"

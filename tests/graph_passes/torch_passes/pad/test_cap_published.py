@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokexport.exporter.capture.trace import capture_padded
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
-from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 
 #: Per model, on how many of six inputs the traced example's branches are taken.
 MODELS = {
@@ -38,7 +38,7 @@ def test_published_code_is_padded_exactly(name: str) -> None:
     flat = FlatModel(model, call_spec(model, (x,), {}))
     program, padding = capture_padded(flat, (x,), (64,))
     assert padding.checks
-    graph = unlifted(program)
+    graph = as_graph_module(program)
     answered = 0
     for each in inputs(x.shape):
         found, holds = graph(each)

@@ -14,7 +14,7 @@ from tokexport.exporter.capture.trace import capture_padded
 from tokexport.exporter.capture.unbacked import Padding
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import DataDependentError
-from tokexport.graph_passes.torch_passes.graph.decisions import unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 
 Rows = Callable[[Tensor], Tensor]
 N, C = 9, 4
@@ -224,7 +224,7 @@ def test_where_eager_has_no_answer_a_check_fails(name: str) -> None:
     program, padding = capture_padded(
         FlatModel(module, call_spec(module, (full,), {})), (full,), (N,)
     )
-    graph = unlifted(program)
+    graph = as_graph_module(program)
     raised = 0
     for count in range(N + 1):
         x = full.clone()
@@ -288,7 +288,7 @@ def test_live_rows_are_exact(name: str) -> None:
     flat = FlatModel(module, call_spec(module, (first,), {}))
     program, padding = capture_padded(flat, (first,), (N * C,))
     assert padding.selections
-    graph = unlifted(program)
+    graph = as_graph_module(program)
     for x in (first, *others):
         wanted, (found, holds) = module(x), graph(x)
         broken = {one.kind for one, true in zip(padding.checks, holds, strict=True) if not true}
@@ -302,7 +302,7 @@ def test_rows_of_a_batch_are_exact(name: str) -> None:
     batches = [torch.cat([x, x.flip(1) * 0.5]) for x in inputs()]
     flat = FlatModel(module, call_spec(module, (batches[0],), {}))
     program, padding = capture_padded(flat, (batches[0],), (N,))
-    graph = unlifted(program)
+    graph = as_graph_module(program)
     for x in batches:
         wanted, (found, holds) = module(x), graph(x)
         assert holds.all()
@@ -321,7 +321,7 @@ def test_what_does_not_hold_of_an_input_is_said(function: Rows, why: str) -> Non
     x = torch.cat([inputs()[0], inputs()[0].flip(1)])
     module = Function(lambda x: function(x).sum())
     program, padding = capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), (N,))
-    graph = unlifted(program)
+    graph = as_graph_module(program)
     assert graph(x)[-1].all()
     x[1, :, 0] = torch.where(torch.arange(N) == 0, 1.0, -1.0)
     x[0, :, 0] = torch.where(torch.arange(N) < 4, 1.0, -1.0)
@@ -337,10 +337,10 @@ def test_an_assertion_alone_adds_no_output_without_a_cap() -> None:
     module, x = Function(function), inputs()[0]
     flat = FlatModel(module, call_spec(module, (x,), {}))
     program, padding = capture_padded(flat, (x,), None)
-    assert (padding, len(unlifted(program)(x))) == (Padding(), 1)
+    assert (padding, len(as_graph_module(program)(x))) == (Padding(), 1)
     program, padding = capture_padded(flat, (x,), (N,))
     assert "branch" in [check.kind for check in padding.checks]
-    assert [bool(unlifted(program)(one)[1].all()) for one in (x, x + 200)] == [True, False]
+    assert [bool(as_graph_module(program)(one)[1].all()) for one in (x, x + 200)] == [True, False]
 
 
 def test_rows_fewer_than_none_are_a_check() -> None:
@@ -349,7 +349,7 @@ def test_rows_fewer_than_none_are_a_check() -> None:
     x[0, :, 0] = torch.where(torch.arange(N) < 5, 9.0, -9.0)
     flat = FlatModel(module, call_spec(module, (x,), {}))
     program, _ = capture_padded(flat, (x,), (N,))
-    graph = unlifted(program)
+    graph = as_graph_module(program)
     torch.testing.assert_close(graph(x)[0], module(x))
     assert graph(x)[1].all()
     x[0, :, 0] = torch.where(torch.arange(N) < 2, 9.0, -9.0)
@@ -374,8 +374,8 @@ def test_rows_that_exceed_the_cap_are_the_last() -> None:
     (selection,) = padding.selections
     assert (selection.cap, kept.shape[1] > 2) == (2, True)
     assert [check.kind for check in padding.checks] == ["room", "none"]
-    assert unlifted(program)(x)[1].tolist() == [False, True]
-    torch.testing.assert_close(unlifted(program)(x)[0], kept[:, :2].sum(1))
+    assert as_graph_module(program)(x)[1].tolist() == [False, True]
+    torch.testing.assert_close(as_graph_module(program)(x)[0], kept[:, :2].sum(1))
 
 
 def at_counted_places(x: Tensor) -> Tensor:
@@ -386,7 +386,7 @@ def at_counted_places(x: Tensor) -> Tensor:
 def test_what_exceeds_the_cap_reads_no_row_beyond_it() -> None:
     module, x = Function(at_counted_places), inputs()[0]
     program, padding = capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), (3,))
-    graph = unlifted(program)
+    graph = as_graph_module(program)
     for count in range(1, N + 1):
         x[0, :, 0] = torch.where(torch.arange(N) < count, 1.0, -1.0)
         found, holds = graph(x)  # nor does it fail
@@ -405,4 +405,4 @@ def test_a_constant_mask_leaves_no_mask(mask: list[int]) -> None:
     x = inputs()[0]
     program, padding = capture_padded(FlatModel(module, call_spec(module, (x,), {})), (x,), None)
     assert padding == Padding()
-    torch.testing.assert_close(unlifted(program)(x)[0], module(x))
+    torch.testing.assert_close(as_graph_module(program)(x)[0], module(x))

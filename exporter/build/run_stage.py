@@ -1,4 +1,4 @@
-"""Runs what each hop of the model's way left, on the batches the reference was run on."""
+"""Runs what each stage of the model's way left, on the batches the reference was run on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_graph(module: GraphModule, batches: Batches, names: tuple[str, ...]) -> 
 def run_onnx(path: Path, batches: Batches) -> dict[str, Array]:
     """Runs an ONNX file in ONNX Runtime on the CPU; returns (batches, …) by output name.
 
-    The bodies of the functions run: the artifact's own hop holds the native kernels to them.
+    The bodies of the functions run: the artifact's own stage holds the native kernels to them.
     """
     with WorkerRunner(Opening(path, native=False)) as runner:
         return run_artifact(runner, batches)

@@ -1,4 +1,4 @@
-"""Goes the model's way a second time, told what eager decided; only a hop that failed is asked."""
+"""Runs the stages that failed once more, with eager's decisions as inputs."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ from torch.fx import GraphModule
 
 from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.backends.known import REFERENCE
-from tokexport.exporter.build import hops
+from tokexport.exporter.build import run_stage
 from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.emit import emit
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.parity.proof import Proof, TellHop, ToldRun
-from tokexport.exporter.ties.verdict import RunTold, TieSearch, selected, tie_search
+from tokexport.exporter.parity.proof import Proof, ReplayResult, ReplayStage
+from tokexport.exporter.ties.verdict import RunReplay, TieSearch, selected, tie_search
 from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.common.choose_forms import Forms
 from tokexport.graph_passes.pipelines import Arithmetic
-from tokexport.graph_passes.torch_passes.graph.decisions import ToldGraph, tell, unlifted
+from tokexport.graph_passes.torch_passes.graph.decisions import (
+    ReplayGraph,
+    as_graph_module,
+    make_replay_graph,
+)
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec
 from tokexport.runtimes.bundle.runner import Runner
 
 
-class ToldWay:
+class ReplayArtifacts:
     """What the rewritten program becomes on the way to a target when it is told how to decide.
 
     Args:
@@ -66,22 +70,22 @@ class ToldWay:
         self.forms: Forms = {}
 
     @cached_property
-    def told(self) -> ToldGraph:
+    def graph(self) -> ReplayGraph:
         """The graph whose decisions are inputs."""
-        return tell(unlifted(self._rewritten), *self._names)
+        return make_replay_graph(as_graph_module(self._rewritten), *self._names)
 
     @property
     def results(self) -> tuple[str, ...]:
         """The names of its outputs and of what it shows."""
-        return (*self.told.outputs, *self.told.shown)
+        return (*self.graph.outputs, *self.graph.exposed)
 
     @cached_property
     def emitted(self) -> Path:
         """Its ONNX file."""
-        module = self.told.module
+        module = self.graph.module
         inputs = (node.meta["val"] for node in module.graph.find_nodes(op="placeholder"))
         example = [torch.zeros(value.shape, dtype=value.dtype) for value in inputs]
-        names = (*self.told.inputs, *self.told.told)
+        names = (*self.graph.inputs, *self.graph.decision_inputs)
         return self._saved("emitted", emit(capture(module, example), names, self.results))
 
     @cached_property
@@ -91,9 +95,9 @@ class ToldWay:
         passes = self.backend.lowering(self.arithmetic, self.forms)
         return self._saved("lowered", pipelines.run_passes_over(emitted, passes))
 
-    def folder_for(self, hop: str) -> Path:
-        """Makes a folder for an artifact: HOP, or HOP-2 where that is taken."""
-        name, count = hop.replace(" ", "-"), 1
+    def folder_for(self, stage: str) -> Path:
+        """Makes a folder for an artifact: STAGE, or STAGE-2 where that is taken."""
+        name, count = stage.replace(" ", "-"), 1
         folder = self._folder / name
         while folder.exists():
             count += 1
@@ -109,71 +113,79 @@ class ToldWay:
         return path
 
 
-class ToldHops:
-    """The hops behind the capture, each a function of the batches that it failed on.
+class StageReplay:
+    """The stages behind the capture, each a function of the batches that it failed on.
 
     Args:
         captured: The traced model, unlifted, before any pass.
         way: What is told how to decide.
         batches: All batches that the proof is about.
-        proof: What the hops are held to.
+        proof: What the stages are held to.
     """
 
-    def __init__(self, captured: GraphModule, way: ToldWay, batches: Batches, proof: Proof) -> None:
+    def __init__(
+        self, captured: GraphModule, way: ReplayArtifacts, batches: Batches, proof: Proof
+    ) -> None:
         self._way = way
         self._batches = batches
         self._captured = captured
         self._proof = proof
 
-    def about(self, batches: Batches, proof: Proof) -> ToldHops:
+    def about(self, batches: Batches, proof: Proof) -> StageReplay:
         """Returns the same way for other batches."""
-        return ToldHops(self._captured, self._way, batches, proof)
+        return StageReplay(self._captured, self._way, batches, proof)
 
-    def at(self, manifest: Manifest, hop: str, batches: Batches, proof: Proof) -> TellHop:
-        """Returns what tells a hop about other batches.
+    def at(self, manifest: Manifest, stage: str, batches: Batches, proof: Proof) -> ReplayStage:
+        """Returns what tells a stage about other batches.
 
         Args:
             manifest: That of the artifact.
-            hop: The hop.
+            stage: The stage.
             batches: The batches.
-            proof: What the hop is held to.
+            proof: What the stage is held to.
         """
         about = self.about(batches, proof)
-        steps: dict[str, TellHop] = {
+        steps: dict[str, ReplayStage] = {
             "captured": about.captured,
             "rewritten": about.rewritten,
             "onnx": about.onnx,
             "lowered": about.lowered,
             "artifact": partial(about.artifact, manifest),
         }
-        return steps[hop]
+        return steps[stage]
 
-    def captured(self, failed: Sequence[int]) -> ToldRun:
+    def captured(self, failed: Sequence[int]) -> ReplayResult:
         """Tells the traced graph."""
-        told = tell(self._captured, self._batches.names, self._way.told.outputs)
+        replay = make_replay_graph(self._captured, self._batches.names, self._way.graph.outputs)
         return self._search("captured").ask(
-            told,
-            lambda batches: hops.run_graph(told.module, batches, (*told.outputs, *told.shown)),
+            replay,
+            lambda batches: run_stage.run_graph(
+                replay.module, batches, (*replay.outputs, *replay.exposed)
+            ),
             failed,
         )
 
-    def rewritten(self, failed: Sequence[int]) -> ToldRun:
+    def rewritten(self, failed: Sequence[int]) -> ReplayResult:
         """Tells the rewritten graph."""
         return self._ask(
             "rewritten",
-            lambda batches: hops.run_graph(self._way.told.module, batches, self._way.results),
+            lambda batches: run_stage.run_graph(self._way.graph.module, batches, self._way.results),
             failed,
         )
 
-    def onnx(self, failed: Sequence[int]) -> ToldRun:
+    def onnx(self, failed: Sequence[int]) -> ReplayResult:
         """Tells the ONNX."""
-        return self._ask("onnx", lambda batches: hops.run_onnx(self._way.emitted, batches), failed)
+        return self._ask(
+            "onnx", lambda batches: run_stage.run_onnx(self._way.emitted, batches), failed
+        )
 
-    def lowered(self, failed: Sequence[int]) -> ToldRun:
+    def lowered(self, failed: Sequence[int]) -> ReplayResult:
         """Tells the lowered ONNX."""
         return self._ask("lowered", self._run_lowered, failed)
 
-    def artifact(self, manifest: Manifest, failed: Sequence[int], native: bool = True) -> ToldRun:
+    def artifact(
+        self, manifest: Manifest, failed: Sequence[int], native: bool = True
+    ) -> ReplayResult:
         """Tells an artifact built from the lowered ONNX like the one that failed.
 
         Args:
@@ -181,11 +193,11 @@ class ToldHops:
             failed: The batches it failed on.
             native: Whether it failed with the native kernels in it.
         """
-        hop = "artifact" if native else "without kernels"
-        if not self._way.told.decisions:
-            return ToldRun({}, None)
-        with self._told_artifact(manifest, hop) as runner:
-            return self._ask(hop, partial(hops.run_artifact, runner), failed)
+        stage = "artifact" if native else "without kernels"
+        if not self._way.graph.decisions:
+            return ReplayResult({}, None)
+        with self._replay_artifact(manifest, stage) as runner:
+            return self._ask(stage, partial(run_stage.run_artifact, runner), failed)
 
     def own_decisions(self, manifest: Manifest | None, rows: Sequence[int]) -> Mapping[str, Array]:
         """Returns what the rewritten graph answers in eager on what the last step decides itself.
@@ -199,68 +211,68 @@ class ToldHops:
         """
         if manifest is None:
             return self._own("artifact", self._run_lowered, rows)
-        with self._told_artifact(manifest, "artifact") as runner:
-            return self._own("artifact", partial(hops.run_artifact, runner), rows)
+        with self._replay_artifact(manifest, "artifact") as runner:
+            return self._own("artifact", partial(run_stage.run_artifact, runner), rows)
 
-    def _own(self, hop: str, run: RunTold, rows: Sequence[int]) -> Mapping[str, Array]:
+    def _own(self, stage: str, run: RunReplay, rows: Sequence[int]) -> Mapping[str, Array]:
         """Returns what the rewritten graph answers in eager on what a step decides itself.
 
         The step is told its own decisions until they no longer change: the first is its own at
         once, and each time one more behind it.
         """
-        told = self._way.told
-        eager = self._search(hop).eager_values(told, rows)
-        given = {name: eager[name] for name in told.told}
-        for _ in range(len(told.decisions) + 2):
+        replay = self._way.graph
+        eager = self._search(stage).eager_values(replay, rows)
+        given = {name: eager[name] for name in replay.decision_inputs}
+        for _ in range(len(replay.decisions) + 2):
             found = run(selected(self._batches, rows, given))
             own = {
                 name: found[decision.own[position]]
-                for decision in told.decisions
-                for position, name in decision.told.items()
+                for decision in replay.decisions
+                for position, name in decision.replayed.items()
             }
             if all(_are_equal(own[name], given[name]) for name in given):
                 batches = selected(self._batches, rows, given)
-                answers = hops.run_graph(told.module, batches, self._way.results)
-                return {name: answers[name] for name in told.outputs}
+                answers = run_stage.run_graph(replay.module, batches, self._way.results)
+                return {name: answers[name] for name in replay.outputs}
             given = own
         return {}
 
     def _run_lowered(self, batches: Batches) -> dict[str, Array]:
-        return hops.run_lowered(self._way.lowered, batches, self._way.arithmetic)
+        return run_stage.run_lowered(self._way.lowered, batches, self._way.arithmetic)
 
     @contextmanager
-    def _told_artifact(self, manifest: Manifest, hop: str) -> Iterator[Runner]:
+    def _replay_artifact(self, manifest: Manifest, stage: str) -> Iterator[Runner]:
         """Opens an artifact that takes decisions."""
         way = self._way
-        names = (*self._batches.names, *way.told.told)
-        folder = way.folder_for(hop)
-        told = replace(
+        names = (*self._batches.names, *way.graph.decision_inputs)
+        folder = way.folder_for(stage)
+        replay = replace(
             manifest,
             runtime=build(way.backend, way.lowered, folder, way.arithmetic.precision),
-            inputs=tuple(_specs(names, way.told.module, "placeholder")),
-            outputs=tuple(_specs(way.results, way.told.module, "output")),
+            inputs=tuple(_specs(names, way.graph.module, "placeholder")),
+            outputs=tuple(_specs(way.results, way.graph.module, "output")),
             checks=None,  # their output is one of those
         )
-        is_native = hop == "artifact"
-        with open_in_worker(folder, told, onnx=way.lowered, native=is_native) as runner:
+        is_native = stage == "artifact"
+        with open_in_worker(folder, replay, onnx=way.lowered, native=is_native) as runner:
             yield runner
 
-    def _search(self, hop: str) -> TieSearch:
-        """Returns what tells the ties of a hop from errors."""
+    def _search(self, stage: str) -> TieSearch:
+        """Returns what tells the ties of a stage from errors."""
         precision = self._way.arithmetic.precision
-        return tie_search(self._captured, self._batches, self._proof, hop, precision)
+        return tie_search(self._captured, self._batches, self._proof, stage, precision)
 
-    def _ask(self, hop: str, run: RunTold, failed: Sequence[int]) -> ToldRun:
-        """Asks a hop, and in fp32 also what eager makes of the hop's own decisions.
+    def _ask(self, stage: str, run: RunReplay, failed: Sequence[int]) -> ReplayResult:
+        """Asks a stage, and in fp32 also what eager makes of the stage's own decisions.
 
-        In a half precision a hop that is told something rounds other numbers than before, and may
+        In a half precision a stage that is told something rounds other numbers than before, and may
         decide otherwise than it did.
         """
-        search = self._search(hop)
-        answer = search.ask(self._way.told, run, failed)
+        search = self._search(stage)
+        answer = search.ask(self._way.graph, run, failed)
         if answer.ties is None or search.half:
             return answer
-        return replace(answer, own=self._own(hop, run, failed))
+        return replace(answer, own=self._own(stage, run, failed))
 
 
 def _are_equal(one: Array, other: Array) -> bool:
