@@ -30,7 +30,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.complex_pairs import Pair
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.match.constant_products import multiplied
+from tokexport.graph_passes.torch_passes.match.constant_values import multiplied
 
 #: The largest matrix that is made, in elements.
 LARGEST: Final = 1 << 24

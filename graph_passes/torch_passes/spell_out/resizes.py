@@ -26,7 +26,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
-from tokexport.graph_passes.torch_passes.match.constant_products import multiplied
+from tokexport.graph_passes.torch_passes.match.constant_values import multiplied
 
 #: By the operator that takes sizes: the one that takes factors.
 _RESIZES: Final = {
