@@ -30,8 +30,8 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     value,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import aten
-from tokexport.graph_passes.torch_passes.match.batched_index import read_batched_index
 from tokexport.graph_passes.torch_passes.match.broadcast import kept_axes
+from tokexport.graph_passes.torch_passes.match.token_indices import read_batched_index
 
 _SHAPE_ONLY = (
     aten.unsqueeze.default,

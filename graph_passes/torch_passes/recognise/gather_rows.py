@@ -34,17 +34,15 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
-from tokexport.graph_passes.torch_passes.match.batched_index import read_batched_index
 from tokexport.graph_passes.torch_passes.match.constant_values import ConstantValues
-from tokexport.graph_passes.torch_passes.match.flat_index import read_flat_index
-from tokexport.graph_passes.torch_passes.match.row_layout import (
-    RowLayout,
-    layout_of_index,
-    narrowed,
-)
 from tokexport.graph_passes.torch_passes.match.token_indices import (
+    RowLayout,
     counted_from_start,
     is_index_tensor,
+    layout_of_index,
+    narrowed,
+    read_batched_index,
+    read_flat_index,
 )
 
 
