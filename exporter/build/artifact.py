@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from tokexport.exporter.backends.backend import Backend
-from tokexport.exporter.build.calibration import calibration_batches
+from tokexport.exporter.build.precision import calibration_batches
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.worker.runner import build_in_worker
 from tokexport.runtimes.arrays import Array

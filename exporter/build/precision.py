@@ -1,17 +1,84 @@
-"""What a compile computes in: the arithmetic of the lowered graph, and what is said of it."""
+"""What a compile computes in: the arithmetic of the lowered graph, and what is said of it.
+
+Measures the ranges of what a model's linears read, on the samples of a compile.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
+from typing import Final
 
+import numpy as np
 import onnx_ir as ir
 
-from tokexport.exporter.build.calibration import CALIBRATION_SAMPLES, linear_ranges
+from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.system.machine import sums_saturate
+from tokexport.exporter.system.scratch import scratch_folder
+from tokexport.exporter.worker.openings import Opening
+from tokexport.exporter.worker.runner import WorkerRunner
+from tokexport.graph_passes.onnx_passes.graph.linears import block_linears
 from tokexport.graph_passes.pipelines import Arithmetic
+from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import RuntimeInfo
+
+#: How many samples the ranges are measured on, at most; a batch that holds more is taken whole.
+CALIBRATION_SAMPLES: Final = 300
+
+#: What the ends of a value's range are called, behind its name.
+_LEAST: Final = "/least"
+_LARGEST: Final = "/largest"
+
+
+def calibration_batches(batches: Batches) -> Iterator[dict[str, Array]]:
+    """Yields the first batches that hold at most ``CALIBRATION_SAMPLES`` samples, at least one.
+
+    A model takes batches of one size only, so none is cut.
+    """
+    size = next(iter(batches.arrays[batches.names[0]].shape[1:]), 1)
+    yield from islice(batches, max(1, CALIBRATION_SAMPLES // size))
+
+
+def linear_ranges(emitted: ir.Model, batches: Batches) -> dict[str, tuple[float, float]]:
+    """Runs a model in ONNX Runtime; returns the least and the largest value by the input's name.
+
+    Args:
+        emitted: The model; it stays as it is.
+        batches: The samples.
+    """
+    model = emitted.clone()
+    read = dict.fromkeys(linear.rows for linear in block_linears(model))
+    names = [value.name for value in read if value.name is not None]
+    given = {value.name for value in model.graph.inputs}
+    for value in read:
+        if value.name not in given:
+            _give_ends(model.graph, value)
+    ranges: dict[str, tuple[float, float]] = {}
+    with scratch_folder() as folder:
+        path = folder / "model.onnx"
+        save_onnx(model, path)
+        with WorkerRunner(Opening(path)) as runner:
+            for batch in calibration_batches(batches):
+                found = {**batch, **runner.run(batch)}
+                for name in names:
+                    low, high = ranges.get(name, (np.inf, -np.inf))
+                    least = found.get(f"{name}{_LEAST}", found.get(name))
+                    largest = found.get(f"{name}{_LARGEST}", found.get(name))
+                    assert least is not None
+                    assert largest is not None
+                    ranges[name] = min(low, float(least.min())), max(high, float(largest.max()))
+    return ranges
+
+
+def _give_ends(graph: ir.Graph, value: ir.Value) -> None:
+    """Lets a model give the least and the largest number of a value, and not all of them."""
+    for operator, end in (("ReduceMin", _LEAST), ("ReduceMax", _LARGEST)):
+        result = ir.val(f"{value.name}{end}", value.dtype, [])
+        graph.append(ir.node(operator, [value], {"keepdims": 0}, outputs=[result]))
+        graph.outputs.append(result)
 
 
 def arithmetic_of(config: CompileConfig, emitted: ir.Model, batches: Batches) -> Arithmetic:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokexport.exporter.build.calibration import CALIBRATION_SAMPLES, calibration_batches
+from tokexport.exporter.build.precision import CALIBRATION_SAMPLES, calibration_batches
 from tokexport.exporter.inputs.batches import read_inputs
 from tokexport.runtimes.bundle.manifest import TensorSpec
 
