@@ -186,7 +186,7 @@ def test_the_share_of_right_answers_is_a_gate_of_its_own(
 ) -> None:
     monkeypatch.setattr("tokexport.exporter.parity.default_gates.LEAST_COSINE", -1.0)
     monkeypatch.setattr("tokexport.exporter.parity.default_gates.SPREAD_TOLERANCE", 100.0)
-    monkeypatch.setattr("tokexport.exporter.parity.channel_gates.CHANNEL_TOLERANCE", 100.0)
+    monkeypatch.setattr("tokexport.exporter.parity.default_gates.CHANNEL_TOLERANCE", 100.0)
     with pytest.raises(GateError, match=r"labelled samples are right, and .* in fp32") as caught:
         compiled(*broken, "ort", tmp_path / "out", "int8")
     assert "and 100.00% in fp32 (" in caught.value.what

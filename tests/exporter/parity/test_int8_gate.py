@@ -19,8 +19,7 @@ from torch import nn
 import tokexport
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.parity.channel_gates import CHANNEL_TOLERANCE, channels_of
-from tokexport.exporter.parity.default_gates import set_gates
+from tokexport.exporter.parity.default_gates import CHANNEL_TOLERANCE, channels_of, set_gates
 from tokexport.exporter.parity.gate_warnings import spread_warnings
 from tokexport.exporter.parity.gates import SPREAD_TOLERANCE, Gate
 from tokexport.exporter.parity.kept_batches import REFERENCE_BATCHES, kept_batches
