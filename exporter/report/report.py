@@ -16,7 +16,7 @@ from tokexport.exporter.capture.dropped_noise import DroppedNoise
 from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.edges.edge_report import EdgeReport
 from tokexport.exporter.json_values import plain
-from tokexport.exporter.parity.accuracy_gate import Accuracy
+from tokexport.exporter.parity.accuracy import Accuracy
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import StageResult
 from tokexport.exporter.reduction.reduction_use import ReductionUse

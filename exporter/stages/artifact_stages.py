@@ -18,7 +18,7 @@ from tokexport.exporter.bundle.new_manifest import new_manifest
 from tokexport.exporter.bundle.writer import save_reference
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.parity.accuracy_gate import accuracy_of, accuracy_warning, require_accuracy
+from tokexport.exporter.parity.accuracy import accuracy_of, accuracy_warning, require_accuracy
 from tokexport.exporter.parity.kept_batches import gates_to_verify_by, kept_batches, kept_of_gates
 from tokexport.exporter.speed.against_eager import (
     busy_warning,

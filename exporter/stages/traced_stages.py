@@ -23,7 +23,7 @@ from tokexport.exporter.edges.edge_proof import EdgeProof
 from tokexport.exporter.edges.whole_number_ranges import RunBatches
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.parity.accuracy_gate import accuracy_of
+from tokexport.exporter.parity.accuracy import accuracy_of
 from tokexport.exporter.parity.gate_advice import advice_for
 from tokexport.exporter.parity.gate_warnings import gate_warnings, half_warning, spread_warnings
 from tokexport.exporter.parity.gates import narrowed_stages

@@ -10,7 +10,7 @@ import pytest
 
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.parity.accuracy_gate import (
+from tokexport.exporter.parity.accuracy import (
     Accuracy,
     accuracy_warning,
     chance,
