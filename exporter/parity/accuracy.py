@@ -26,7 +26,7 @@ import numpy as np
 from tokexport.exporter.errors import GateError, InputError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.inputs.named_arrays import LABELS
-from tokexport.exporter.parity.gate_advice import advice_for
+from tokexport.exporter.parity.gate_warnings import advice_for
 from tokexport.runtimes.arrays import Array
 
 if TYPE_CHECKING:

@@ -24,8 +24,12 @@ from tokexport.exporter.edges.whole_number_ranges import RunBatches
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.accuracy import accuracy_of
-from tokexport.exporter.parity.gate_advice import advice_for
-from tokexport.exporter.parity.gate_warnings import gate_warnings, half_warning, spread_warnings
+from tokexport.exporter.parity.gate_warnings import (
+    advice_for,
+    gate_warnings,
+    half_warning,
+    spread_warnings,
+)
 from tokexport.exporter.parity.gates import narrowed_stages
 from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates, require_steady
 from tokexport.exporter.parity.proof import Proof

@@ -21,7 +21,7 @@ from tokexport.exporter.build.precision import precision_warnings
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.parity.gate_advice import advice_for
+from tokexport.exporter.parity.gate_warnings import advice_for
 from tokexport.exporter.parity.gates import SPREAD_TOLERANCE
 from tokexport.exporter.parity.proof import ParityError
 from tokexport.exporter.system.machine import sums_saturate
