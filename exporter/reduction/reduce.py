@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -15,7 +16,7 @@ from tokexport.exporter.eager.eager_form import copy_around_tensors
 from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import tensors_of
-from tokexport.exporter.errors import UsageError
+from tokexport.exporter.errors import UsageError, listed
 from tokexport.exporter.recipe import Recipe, parse_recipe
 from tokexport.exporter.reduction.blocks.observed_calls import Call
 from tokexport.exporter.reduction.blocks.search import FoundBlock, find_blocks
@@ -24,18 +25,56 @@ from tokexport.exporter.reduction.output_meaning import Judged, Shortened, short
 from tokexport.exporter.reduction.shown_blocks import Shown, Watched, shown_blocks
 from tokexport.exporter.reduction.surgery_gate import surgery_error
 from tokexport.exporter.reduction.tokens_per_layer import tokens_per_layer
-from tokexport.exporter.reduction.trained_weights import load_trained
+from tokexport.exporter.source.files.checkpoint import read_state_dict
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.method import Layer, Method
 from tokexport.graph_passes.reduction.surgery.reduced_block import (
+    TRAINED,
     BlockCall,
     Flow,
     Mark,
+    ReducedBlock,
     Surgery,
     reduced_block,
 )
+
+
+def trained_names(model: nn.Module) -> list[str]:
+    """Returns the names of the parameters that the method brought into a model."""
+    return [
+        f"{path}.{TRAINED}.{name}"
+        for path, block in model.named_modules()
+        if isinstance(block, ReducedBlock) and TRAINED in block._modules
+        for name in block.get_submodule(TRAINED).state_dict()
+    ]
+
+
+def load_trained(model: nn.Module, path: Path) -> None:
+    """Loads the method's own parameters from a file that may hold the whole model's.
+
+    Raises:
+        UsageError: The method has none, or the file lacks one or holds one of another shape.
+        SourceError: The file cannot be read.
+    """
+    names = trained_names(model)
+    if not names:
+        raise UsageError("The method has no trained parameters.", fix="Leave weights=… out.")
+    if not path.is_file():
+        raise UsageError("The method's weights are no file.", where=str(path))
+    given = read_state_dict(path).tensors
+    own = model.state_dict()
+    misfits = [n for n in names if n not in given or given[n].shape != own[n].shape]
+    if misfits:
+        raise UsageError(
+            f"The file does not hold the method's parameters: {listed(misfits, 4)}.",
+            where=str(path),
+            fix="Give what torch.save(reduced_model.state_dict(), path) wrote.",
+        )
+    with torch.no_grad():
+        for name in names:
+            own[name].copy_(given[name])
 
 
 @dataclass(frozen=True)
