@@ -1,9 +1,8 @@
 """Writes a rewritten program as an ONNX model with functions of domain ``tokexport``.
 
-Hands torch's ONNX exporter a program that it need not trace once more.
-
-The exporter first replaces each operator that has no ONNX form by ones that have, for which it
-traces the whole graph anew. What comes out of the passes seldom holds such an operator::
+Torch's ONNX exporter first replaces each operator that has no ONNX form by ones that have, for
+which it traces the whole graph anew. What comes out of the passes seldom holds one, and is then
+handed over as a program that it need not trace once more::
 
     aten.linear, aten.mul, tokexport.merge_tokens    as it is
     aten.linear, aten.celu                           traced anew: celu becomes others

@@ -1,6 +1,6 @@
 """What a compile computes in: the arithmetic of the lowered graph, and what is said of it.
 
-Measures the ranges of what a model's linears read, on the samples of a compile.
+For int8 the ranges of what a model's linears read are measured, on the samples of a compile.
 """
 
 from __future__ import annotations

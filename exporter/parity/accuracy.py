@@ -1,12 +1,11 @@
-"""Counts the labelled samples that a model classifies right.
+"""Counts the labelled samples that a model classifies right, and bounds how many int8 may lose.
 
-Holds a reduced precision to its accuracy on labelled samples: half a point, beyond chance.
-
-A right artifact in 8 bits gives some samples another class, near the borders between classes, and
-about as many of them become right as become wrong. So a loss on few samples is mostly chance: of
-200 samples of which 2 % change, a quarter lose a point or more. With m samples changed from right
-to wrong or back, and half a point of n lost in truth, a changed sample is a lost one with the
-probability p, and so many or more are lost with the probability P::
+A reduced precision may lose half a point, beyond chance. A right artifact in 8 bits gives some
+samples another class, near the borders between classes, and about as many of them become right as
+become wrong. So a loss on few samples is mostly chance: of 200 samples of which 2 % change, a
+quarter lose a point or more. With m samples changed from right to wrong or back, and half a point
+of n lost in truth, a changed sample is a lost one with the probability p, and so many or more are
+lost with the probability P::
 
     p = 1/2 + 0.005 n / 2m        P = Σ C(m, k) p^k (1 - p)^(m - k) over k = lost … m
 

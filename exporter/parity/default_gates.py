@@ -1,12 +1,10 @@
 """Sets the gate of every output, by what it is, the precision, and what a person asks for.
 
-How far the channels of an output may be off in int8: by how much they vary, and what int8 does.
-
-A channel is held to a share of its own spread, whatever the others do: boxes in pixels hide no
-scores beside them. One that varies little is off by what int8 makes of the numbers that it is
-computed from, however little that has to do with its spread; so that is measured on the traced
-graph (``quantised_run``) and allowed as well. With o the spread of a channel and q what int8 does
-to it, both roots of mean squares over n values, its error may be
+In int8 a channel of an output is held to a share of its own spread, whatever the others do: boxes
+in pixels hide no scores beside them. One that varies little is off by what int8 makes of the
+numbers that it is computed from, however little that has to do with its spread; so that is measured
+on the traced graph (``quantised_run``) and allowed as well. With o the spread of a channel and q
+what int8 does to it, both roots of mean squares over n values, its error may be
 
     (1 + 1 / √n) · max(0.7 · o, 3 · q)
 
@@ -71,15 +69,15 @@ def channels_of(expected: Array, explained: Array, decides: bool) -> tuple[Chann
     own, size = _spreads(wide, kept, decides), along_axes(wide, kept)
     measured = along_axes(explained, np.ones(explained.shape, bool))
     allowed, hidden = {}, []
-    for axis, spread in own.items():
+    for axis, varies in own.items():
         rms, count = measured[axis]
         most = _EXPLAINED * _steadied(rms, count)
         allowed[axis] = np.maximum.reduce(
-            (CHANNEL_TOLERANCE * spread, most, _FLOOR * size[axis][0])
+            (CHANNEL_TOLERANCE * varies, most, _FLOOR * size[axis][0])
         )
-        lost = int(np.count_nonzero((most > spread) & (spread > 0)))
+        lost = int(np.count_nonzero((most > varies) & (varies > 0)))
         if lost:
-            hidden.append(f"{lost} of {len(spread)} indices of axis {axis}")
+            hidden.append(f"{lost} of {len(varies)} indices of axis {axis}")
     inner = tuple(range(explained.ndim - 1))
     top1 = _TOP1 * explained.max(axis=inner, initial=0.0) if explained.ndim > 1 else np.zeros(1)
     return Channels(allowed, top1), "; ".join(hidden)

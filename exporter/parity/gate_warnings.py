@@ -1,7 +1,4 @@
-"""Says what makes a proof weaker than it looks.
-
-Says what to do where a reduced precision costs too much.
-"""
+"""Says what makes a proof weaker than it looks, and what to do where a precision costs too much."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Finds the repeated blocks of a ViT and takes them apart.
 
-Traces one block alone, for any batch and any number of tokens.
+Each is traced alone, for any batch and any number of tokens.
 """
 
 from __future__ import annotations
