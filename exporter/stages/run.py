@@ -1,23 +1,99 @@
-"""What the stages of one compile share, and what comes of them."""
+"""What the stages of one compile share, and what comes of them.
+
+What the stages of a compile found so far: its report is made from this, also where one fails.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tokexport.exporter.build.stage_folder import StageFolder
 from tokexport.exporter.bundle.writer import BundleWriter
+from tokexport.exporter.capture.dropped_noise import DroppedNoise
+from tokexport.exporter.capture.token_cap_use import TokenCapUse
 from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.edges.edge_report import EdgeReport
 from tokexport.exporter.errors import GateError
+from tokexport.exporter.parity.accuracy import Accuracy
+from tokexport.exporter.parity.gates import Gate
+from tokexport.exporter.parity.proof import StageResult
 from tokexport.exporter.progress import Checklist
+from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.report.report import FAILED, Report
 from tokexport.exporter.source import Source
-from tokexport.exporter.stages.record import CompileRecord
+from tokexport.exporter.speed.interleaved import Speed
 from tokexport.exporter.system.machine import describe_machine
+from tokexport.exporter.tuning.tuned_forms import Tuning
+from tokexport.runtimes.bundle.constant_inputs import ConstantInput
+from tokexport.runtimes.bundle.manifest import RuntimeInfo
+
+
+@dataclass
+class CompileRecord:
+    """What is known of a compile; every field is a field of ``Report``, and documented there."""
+
+    inputs: str = ""
+    samples: int = 0
+    batches: int = 0
+    constant_inputs: tuple[ConstantInput, ...] = ()
+    noise: DroppedNoise | None = None
+    token_cap: TokenCapUse | None = None
+    reduction: ReductionUse | None = None
+    gates: Mapping[str, Gate] = field(default_factory=dict)
+    stages: Sequence[StageResult] = ()
+    token_schedule: tuple[int, ...] = ()
+    recognised: Mapping[str, int] = field(default_factory=dict)
+    tuning: Tuning | None = None
+    runtime: RuntimeInfo | None = None
+    artifact_bytes: int | None = None
+    not_run_reason: str | None = None
+    accuracy: Accuracy | None = None
+    edges: EdgeReport | None = None
+    speed: Speed | None = None
+    speed_over_unreduced: Speed | None = None
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def report(
+        self,
+        source: Source,
+        config: CompileConfig,
+        stage_seconds: Mapping[str, float],
+        status: str = FAILED,
+        bundle: str | None = None,
+    ) -> Report:
+        """Returns the report of what is known.
+
+        Args:
+            source: The model as it was read.
+            config: What was asked for.
+            stage_seconds: What every stage took.
+            status: How the compile ended.
+            bundle: The bundle's folder; None where none was written.
+        """
+        known = {one.name: getattr(self, one.name) for one in fields(self)}
+        failed = next((stage.name for stage in self.stages if not stage.passed), None)
+        return Report(
+            **known | {"stages": tuple(self.stages)},
+            target=config.target,
+            status=status,
+            precision=config.precision,
+            source={
+                "kind": source.kind,
+                "location": source.location,
+                "sha256": source.sha256,
+                "notes": list(source.notes),
+            },
+            first_failure=failed if status == FAILED else None,
+            stage_seconds=stage_seconds,
+            bundle=bundle,
+        )
 
 
 @dataclass(frozen=True)
