@@ -43,8 +43,7 @@ from tokexport.graph_passes.torch_passes.pad.cap_products import PRODUCT_RULES
 from tokexport.graph_passes.torch_passes.pad.cap_rules import RULES, Rule, pointwise
 from tokexport.graph_passes.torch_passes.pad.cap_scatters import SCATTER_RULES
 from tokexport.graph_passes.torch_passes.pad.cap_shapes import SHAPE_RULES
-from tokexport.graph_passes.torch_passes.pad.cap_spreads import SPREAD_RULES
-from tokexport.graph_passes.torch_passes.pad.cap_statistics import STATISTICS_RULES
+from tokexport.graph_passes.torch_passes.pad.cap_statistics import SPREAD_RULES, STATISTICS_RULES
 from tokexport.graph_passes.torch_passes.pad.live_rows import Check, Padded, Selection, refused
 
 _SELECTIONS: Final = {
