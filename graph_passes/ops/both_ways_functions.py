@@ -24,11 +24,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokexport.graph_passes.ops.function_signature import Signature
 from tokexport.graph_passes.ops.fused_functions import (
     HEADS_SPLIT,
     ROWS_JOINED,
     SET_BOUNDS,
+    Signature,
     sets_of,
 )
 

@@ -24,9 +24,24 @@ same computation in standard operators. ``runtimes/native`` holds the kernels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
-from tokexport.graph_passes.ops.function_signature import Signature
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs, outputs and attributes of a function.
+
+    Attributes:
+        inputs: Name and kind of each input: T a float tensor, I an int64 and B an int8 one.
+        outputs: The same of each output.
+        attributes: Name and type of each attribute: ``ints`` or ``float``.
+    """
+
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[tuple[str, str], ...]
+    attributes: tuple[tuple[str, str], ...] = ()
+
 
 #: Columns of a panel of packed weights.
 PANEL: Final = 32

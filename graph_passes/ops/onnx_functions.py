@@ -24,8 +24,7 @@ import onnx
 import onnx.parser
 
 from tokexport.graph_passes.ops.both_ways_functions import BOTH_WAYS
-from tokexport.graph_passes.ops.function_signature import Signature
-from tokexport.graph_passes.ops.fused_functions import FUSED, softmax_of
+from tokexport.graph_passes.ops.fused_functions import FUSED, Signature, softmax_of
 from tokexport.graph_passes.ops.ops import MODES, NAMESPACE
 from tokexport.graph_passes.ops.token_forms import FORMS, HITS, form_name
 
