@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tokexport.exporter.bench.results import Bench, Measurement, Row
 from tokexport.exporter.json_values import plain
-from tokexport.exporter.report.wide_table import unbroken_lines
+from tokexport.exporter.report.tables import unbroken_lines
 
 SCHEMA_VERSION: Final = 1
 HEADINGS: Final = (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +15,17 @@ from tokexport.exporter.errors import GateError
 from tokexport.exporter.json_values import plain
 from tokexport.runtimes.doctor import Component, summary
 from tokexport.runtimes.verification import OutputResult, VerifyResult
+
+_WIDEST: Final = 500
+
+
+def unbroken_lines(table: Table, console: Console) -> Iterator[Text]:
+    """Yields the lines of a table; where the console is too narrow for it, they run on."""
+    needed = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
+    for segments in console.render_lines(table, console.options.update(width=needed)):
+        line = Text.assemble(*((segment.text, segment.style or "") for segment in segments))
+        line.rstrip()
+        yield line
 
 
 def verification_json(result: VerifyResult) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokexport.exporter.json_values import plain
-from tokexport.exporter.report.wide_table import unbroken_lines
+from tokexport.exporter.report.tables import unbroken_lines
 from tokexport.exporter.sweep.pareto import Standing
 from tokexport.exporter.sweep.sweep import ACCURACY, Point, Sweep
 
