@@ -12,6 +12,8 @@ hidden folder to the next run, and nothing under NAME. When a bundle is replaced
 under NAME until the new one is complete, and the two exchange their names in one step. Where the
 system cannot, the old one is set aside as ``.NAME.old-1f0c…`` first; a process that is killed
 between the two renames leaves it to the next run, which puts it back.
+
+Describes an artifact in the manifest of its bundle.
 """
 
 from __future__ import annotations
@@ -23,12 +25,19 @@ import re
 import secrets
 import shutil
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
+import tokexport
+from tokexport.exporter.capture.token_cap import checks_of
+from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.eager.example_inputs import constants_of
+from tokexport.exporter.eager.flat_model import FlatModel
+from tokexport.exporter.eager.reference import Reference
 from tokexport.exporter.errors import (
     ExporterError,
     InternalError,
@@ -36,11 +45,22 @@ from tokexport.exporter.errors import (
     WriteError,
     listed,
 )
+from tokexport.exporter.reduction.reduction_use import ReductionUse
+from tokexport.exporter.source import Source
 from tokexport.exporter.system.exchange import exchange
 from tokexport.exporter.system.held_signals import held_signals
 from tokexport.exporter.system.scratch import HeldFolder, sweep
+from tokexport.exporter.tuning.tuned_forms import Tuning
 from tokexport.runtimes.bundle.bundle_files import hash_file
-from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
+from tokexport.runtimes.bundle.manifest import (
+    BUILT_NOT_RUN,
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Manifest,
+    RuntimeInfo,
+    TensorSpec,
+    read_manifest,
+)
 from tokexport.runtimes.errors import BundleError, RuntimeMissingError
 
 # What a file system answers when nothing more goes into it: space, quota, file size, read-only.
@@ -359,3 +379,56 @@ def _size(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
     return f"{count} B"
+
+
+def new_manifest(
+    config: CompileConfig,
+    source: Source,
+    model: FlatModel,
+    inputs: tuple[TensorSpec, ...],
+    reference: Reference,
+    reduction: ReductionUse | None,
+    tuning: Tuning | None,
+    schedule: tuple[int, ...],
+    runtime: RuntimeInfo,
+) -> Manifest:
+    """Returns the manifest of an artifact that was built and has not run.
+
+    Args:
+        config: What was asked for.
+        source: The model, as it was read.
+        model: The same over flat tensors, with what its graph takes for granted.
+        inputs: Its inputs.
+        reference: What it answers.
+        reduction: What was put into it; None where nothing was.
+        tuning: Which forms were chosen by measurement; None without tuning.
+        schedule: The number of tokens at each attention.
+        runtime: What built the artifact.
+    """
+    checks = checks_of(model)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        tokexport_version=tokexport.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        target=config.target,
+        status=BUILT_NOT_RUN,
+        artifact=config.backend.artifact,
+        runtime=runtime,
+        precision=config.precision,
+        inputs=inputs,
+        outputs=tuple(
+            TensorSpec(name, array.shape[1:], str(array.dtype))
+            for name, array in reference.outputs.items()
+            if checks is None or name != checks.output
+        ),
+        constant_outputs=reference.constants,
+        token_schedule=schedule,
+        gates={},  # settled when every step has been held to its own
+        source={"kind": source.kind, "location": source.location, "sha256": source.sha256},
+        preprocessing=source.preprocessing.to_json() if source.preprocessing else None,
+        files={},
+        reduction=None if reduction is None else reduction.for_manifest(),
+        forms=None if tuning is None else tuning.for_manifest(),
+        checks=checks,
+        constant_inputs=constants_of(model),
+    )

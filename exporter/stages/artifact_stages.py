@@ -14,8 +14,7 @@ from tokexport.exporter.build import run_stage
 from tokexport.exporter.build.artifact import build as artifact_of
 from tokexport.exporter.build.emit import emit as onnx_of
 from tokexport.exporter.build.precision import arithmetic_of, with_quantisation
-from tokexport.exporter.bundle.new_manifest import new_manifest
-from tokexport.exporter.bundle.writer import save_reference
+from tokexport.exporter.bundle.writer import new_manifest, save_reference
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.parity.accuracy import accuracy_of, accuracy_warning, require_accuracy
