@@ -29,7 +29,6 @@ from tokexport.exporter.errors import (
     UsageError,
     listed,
 )
-from tokexport.exporter.inputs.array_file import read_arrays
 from tokexport.exporter.inputs.batches import Batches, read_inputs, synthetic_inputs
 from tokexport.exporter.inputs.constant_inputs import (
     as_given,
@@ -38,7 +37,7 @@ from tokexport.exporter.inputs.constant_inputs import (
     fitting,
     require_known,
 )
-from tokexport.exporter.inputs.named_arrays import LABELS, check_names
+from tokexport.exporter.inputs.named_arrays import LABELS, check_names, read_arrays
 from tokexport.exporter.source import Source
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import TensorSpec

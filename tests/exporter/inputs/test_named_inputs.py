@@ -32,8 +32,8 @@ from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import InputError, UsageError
-from tokexport.exporter.inputs.array_file import read_arrays
 from tokexport.exporter.inputs.batches import read_inputs
+from tokexport.exporter.inputs.named_arrays import read_arrays
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import TensorSpec, read_manifest
