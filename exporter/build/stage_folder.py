@@ -20,8 +20,7 @@ from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.program_file import program_bytes
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import OutputExistsError, WriteError
-from tokexport.exporter.system.held_signals import held_signals
-from tokexport.exporter.system.scratch import RANDOM, HeldFolder, sweep
+from tokexport.exporter.system.scratch import RANDOM, HeldFolder, held_signals, sweep
 from tokexport.graph_passes.onnx_passes.graph.source_lines import lines_by_node
 from tokexport.runtimes.errors import (
     BuildError,

@@ -48,8 +48,7 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.source import Source
 from tokexport.exporter.system.exchange import exchange
-from tokexport.exporter.system.held_signals import held_signals
-from tokexport.exporter.system.scratch import HeldFolder, sweep
+from tokexport.exporter.system.scratch import HeldFolder, held_signals, sweep
 from tokexport.exporter.tuning.tuned_forms import Tuning
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest import (
