@@ -13,7 +13,7 @@ under NAME until the new one is complete, and the two exchange their names in on
 system cannot, the old one is set aside as ``.NAME.old-1f0c…`` first; a process that is killed
 between the two renames leaves it to the next run, which puts it back.
 
-Describes an artifact in the manifest of its bundle.
+``new_manifest`` describes the artifact.
 """
 
 from __future__ import annotations

@@ -306,7 +306,7 @@ def cat(known: Known, tensors: Sequence[Tensor], dim: int = 0, **options: Any) -
     if any(isinstance(fact, Positions) for fact in facts):
         return _cat_positions(tensors, facts, dim)
     if isinstance(facts[0], Mask) and facts[0].dim != dim:
-        return mask_moves.rows_of(known, tensors, dim)
+        return rows_of(known, tensors, dim)
     masks = [along(fact, each, dim) for fact, each in zip(facts, tensors, strict=True)]
     found: Mask | None = None
     before: list[bool] = []
@@ -388,7 +388,7 @@ def one_hot(known: Known, input: Tensor, num_classes: int = -1) -> Found:
     if num_classes < 1:
         return None
     if not isinstance(fact, Positions) or fact.dim != input.dim() - 1:
-        return mask_moves.counted(input.dim(), num_classes, 1)
+        return counted(input.dim(), num_classes, 1)
     return OneHot(fact, num_classes, input.dim())
 
 
@@ -449,10 +449,10 @@ RULES: Final[Mapping[str, Rule]] = {
     "unbind": mask_shapes.unbind,
     **dict.fromkeys(("split", "split_with_sizes"), mask_shapes.split),
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
-    "chunk": mask_moves.chunk,
-    "flip": mask_moves.flip,
-    "roll": mask_moves.roll,
-    "stack": mask_moves.stack,
+    "chunk": chunk,
+    "flip": flip,
+    "roll": roll,
+    "stack": stack,
     "gather": gather,
     "take_along_dim": lambda known, input, indices, dim: gather(known, input, dim, indices),
     "one_hot": one_hot,

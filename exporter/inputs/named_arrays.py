@@ -1,6 +1,6 @@
-"""Reads the arrays of a file by the names of a model's inputs.
+"""Reads the arrays of an ``.npz`` or ``.npy`` file, by the names of a model's inputs.
 
-Reads the arrays of an ``.npz`` or ``.npy`` file, and runs nothing that came with it.
+Nothing runs that came with a file.
 """
 
 from __future__ import annotations

@@ -7,9 +7,8 @@
     model.safetensors.index.json, model-0000i-of-0000n.safetensors
     preprocessor_config.json                       optional
 
-Nothing is fetched, and no code of the folder runs.
-
-Refuses what a transformers configuration may not ask for: the network, and endless models.
+Nothing is fetched, and no code of the folder runs. A configuration that asks for the network, or
+for an endless model, is refused.
 """
 
 from __future__ import annotations

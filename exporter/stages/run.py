@@ -1,7 +1,4 @@
-"""What the stages of one compile share, and what comes of them.
-
-What the stages of a compile found so far: its report is made from this, also where one fails.
-"""
+"""What the stages of one compile share: what they found so far, and the report that is made of it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Makes folders that go when their work is done, and where a process is killed with the next run.
 
 A process holds a lock on each of its folders, which the system takes from it however it ends. A
-folder that nobody holds a lock on was left behind.
-
-Holds back the signals by which people end a program, while something must not be left half.
+folder that nobody holds a lock on was left behind. Signals by which people end a program wait while
+one is made or taken away.
 """
 
 from __future__ import annotations
