@@ -1,4 +1,4 @@
-"""What the stages of one compile share: what they found so far, and the report that is made of it."""
+"""What the stages of one compile share: what they found so far, and what is reported of it."""
 
 from __future__ import annotations
 

@@ -8,9 +8,7 @@ Before → after::
     adaptive_avg_pool1d(y, 1)  mean(y', -1)
 
 Formulas as PyTorch documents them: a variance divides by the rows less the correction, and a
-quantile between two rows is interpolated.
-
-What calls that repeat, surround or compare rows become when rows are padded.
+quantile between two rows is interpolated. Calls that repeat, surround or compare rows come behind.
 """
 
 from __future__ import annotations
