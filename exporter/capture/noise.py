@@ -23,8 +23,11 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.canonicalize.drop_noise import DropNoise
 from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
-from tokexport.graph_passes.torch_passes.graph.drawn_choices import without_mean
-from tokexport.graph_passes.torch_passes.graph.draws import drop_unread_draws, find_draws
+from tokexport.graph_passes.torch_passes.graph.draws import (
+    drop_unread_draws,
+    find_draws,
+    without_mean,
+)
 from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
 from tokexport.runtimes.tolerances.comparison import compare
 

@@ -38,8 +38,14 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
     value,
 )
-from tokexport.graph_passes.torch_passes.graph.drawn_choices import DROPOUTS, PLACED, without_mean
-from tokexport.graph_passes.torch_passes.graph.draws import draws, drop_unread_draws, find_draws
+from tokexport.graph_passes.torch_passes.graph.draws import (
+    DROPOUTS,
+    PLACED,
+    draws,
+    drop_unread_draws,
+    find_draws,
+    without_mean,
+)
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 

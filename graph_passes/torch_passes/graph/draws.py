@@ -1,14 +1,28 @@
-"""Finds the calls of a traced graph that draw random numbers."""
+"""Finds the calls of a traced graph that draw random numbers, and what those choose.
+
+A draw that chooses (a permutation, a row) has no mean, nor has a comparison or a sort that nothing
+but a draw decides, for all of its numbers or for some, nor a coin that is used otherwise than as a
+factor or in a sum.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final
 
 import torch
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
-from tokexport.graph_passes.torch_passes.graph.calls import argument
+from tokexport.graph_passes.torch_passes.graph.calls import (
+    argument,
+    dtype_of,
+    is_call,
+    is_tensor,
+    operand,
+    operator_name,
+)
+from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 #: Arguments under which an operator that could draw draws nothing, and the values that say so.
 _SILENT: Final = {
@@ -39,3 +53,202 @@ def drop_unread_draws(graph: Graph) -> None:
 def find_draws(graph: Graph) -> list[Node]:
     """Returns the calls that draw random numbers, in order."""
     return [node for node in graph.nodes if draws(node)]
+
+
+#: Puts numbers to other places, and leaves each as it is.
+PLACED: Final = frozenset(
+    {
+        *("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten"),
+        *("aten.expand", "aten.repeat", "aten.unsqueeze", "aten.squeeze", "aten.permute", "aten.t"),
+        *("aten.transpose", "aten.slice", "aten.select", "aten.flip", "aten.contiguous"),
+    }
+)
+_CHOICES: Final = frozenset(
+    {
+        *("aten.gt", "aten.ge", "aten.lt", "aten.le", "aten.eq", "aten.ne", "aten.sort"),
+        *("aten.argsort", "aten.topk", "aten.kthvalue", "aten.argmax", "aten.argmin", "aten.floor"),
+        *("aten.ceil", "aten.round", "aten.trunc", "aten.sign", "aten.searchsorted"),
+        "aten.bucketize",
+    }
+)
+#: Chooses by what one of two numbers is beside the other.
+_COMPARES: Final = frozenset(
+    {
+        *("aten.gt", "aten.ge", "aten.lt", "aten.le", "aten.eq", "aten.ne", "aten.searchsorted"),
+        "aten.bucketize",
+    }
+)
+#: Orders numbers.
+_SORTS: Final = frozenset({"aten.sort", "aten.argsort", "aten.topk"})
+#: Makes numbers of its own for a value whose shape alone it reads.
+_OF_A_SHAPE: Final = frozenset(
+    {
+        *("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like"),
+        *("aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.new_empty"),
+    }
+)
+#: Takes each number from one of several values.
+_TAKES_EACH: Final = frozenset(
+    {
+        *("aten.where", "aten.masked_fill", "aten.cat", "aten.stack", "aten.index_put"),
+        *("aten.slice_scatter", "aten.select_scatter", "aten.scatter", "aten.masked_scatter"),
+    }
+)
+#: Reads rows of its first operand.
+_READS: Final = frozenset({"aten.gather", "aten.index", "aten.index_select", "aten.take_along_dim"})
+#: Turns what an input says by what the other operand holds.
+_TURNS: Final = frozenset(
+    {
+        *("aten.matmul", "aten.mm", "aten.bmm", "aten.linear", "aten.einsum", "aten.addmm"),
+        *("aten.baddbmm", "aten.conv1d", "aten.conv2d"),
+    }
+)
+#: Draws around the numbers of their first operand.
+_AROUND_VALUES: Final = (aten.normal.Tensor_Tensor, aten.normal.Tensor_float)
+#: Leaves numbers around 0 there.
+_SCALES: Final = frozenset({"aten.neg", "aten.mul", "aten.div", "aten._to_copy", "aten.clone"})
+#: Draws of a dropout, whose mean is what goes in.
+DROPOUTS: Final = frozenset(
+    {
+        *("aten.dropout", "aten.native_dropout", "aten.feature_dropout"),
+        "aten.scaled_dot_product_attention",
+    }
+)
+_PERMUTATION: Final = "a permutation that is drawn has no mean"
+#: Draws that choose, and why no mean stands for them.
+_CHOOSING: Final = {
+    "aten.randperm": _PERMUTATION,
+    "aten.multinomial": "rows that are drawn have no mean",
+    "aten.randint": "positions that are drawn have no mean",
+    "aten.randint_like": "positions that are drawn have no mean",
+}
+#: Draws whose distribution has a mean.
+_KNOWN: Final = frozenset(
+    {
+        *("aten.rand", "aten.rand_like", "aten.uniform", "aten.randn", "aten.randn_like"),
+        *("aten.normal", "aten.normal_functional", "aten.exponential", "aten.bernoulli"),
+    }
+)
+#: What moves numbers, or adds and multiplies them.
+_MOVED: Final = frozenset(
+    {
+        *("aten.mul", "aten.div", "aten.add", "aten.sub", "aten.neg", "aten._to_copy"),
+        *("aten.clone", "aten.expand", "aten.view", "aten.reshape", "aten.unsqueeze"),
+        *("aten.squeeze", "aten.permute", "aten.transpose", "aten.slice", "aten.select"),
+    }
+)
+
+
+def without_mean(graph: Graph) -> Iterator[tuple[Node, str]]:
+    """Yields the calls of a graph that no mean can stand for, and why, a clause."""
+    for choice in _choices(graph):
+        sorts = operator_name(choice) in _SORTS
+        yield choice, _PERMUTATION if sorts else "nothing but random numbers decides its result"
+    for draw in find_draws(graph):
+        name = operator_name(draw)
+        if name in _CHOOSING:
+            yield draw, _CHOOSING[name]
+        elif name == "aten.bernoulli" and (reader := _reads_as_truth(draw)):
+            yield draw, f"{operator_name(reader)} chooses by that coin"
+        elif name not in DROPOUTS and name not in _KNOWN:
+            yield draw, "what it draws has none"
+
+
+def _reads_as_truth(draw: Node) -> Node | None:
+    """Returns what reads a coin otherwise than in sums and products; None where nothing does."""
+    seen, waiting = {draw}, [draw]
+    while waiting:
+        for reader in waiting.pop().users:
+            if reader.op == "output" or not is_tensor(reader) or reader in seen:
+                continue
+            if operator_name(reader) not in _MOVED:
+                return reader
+            if not dtype_of(reader).is_floating_point:
+                return reader
+            seen.add(reader)
+            # What the coin was a factor of, or added to, is a number like any other from there on.
+            if len(reader.all_input_nodes) == 1:
+                waiting.append(reader)
+    return None
+
+
+def _choices(graph: Graph) -> Iterator[Node]:
+    """Yields the calls that choose by numbers that a draw reaches and no input does.
+
+    So they do where some of the numbers are, such as ``noise.masked_fill(dropped, 2.0)`` of an
+    input's mask; where an input only says how far apart numbers are that a draw puts around 0, or
+    in which direction, as rotations do that are drawn; and where a draw alone is compared with what
+    an input says: a coin, or a row that is drawn.
+    """
+    drawn: set[Node] = set()
+    given: set[Node] = set()
+    partly: set[Node] = set()
+    around_0: set[Node] = set()
+    weights = {node for node in graph.nodes if node.op == "placeholder" and _is_weight(node)}
+    for node in graph.nodes:
+        name, sources = operator_name(node), node.all_input_nodes
+        if draws(node):
+            drawn.add(node)
+            around_0 |= {node} if _is_around_0(node) else set()
+            carries = name in DROPOUTS or is_call(node, *_AROUND_VALUES)
+            given |= {node} if carries and given & {*sources} else set()
+            continue
+        if node.op == "placeholder" and node not in weights:
+            given.add(node)
+        elif name not in _OF_A_SHAPE:
+            drawn |= {node} if drawn & {*sources} else set()
+            given |= {node} if given & {*sources} else set()
+        if node not in drawn or node.op != "call_function":
+            continue
+        alone = (drawn - given) | partly
+        if name in _CHOICES:
+            decides = sources if name in _COMPARES else sources[:1]
+            if node not in given or alone & {*decides}:
+                yield node
+        elif node in given:
+            partly |= {node} if _is_partly(node, sources, alone, around_0, given) else set()
+        elif name in PLACED | _SCALES and len(sources) == 1 and {*sources} <= around_0:
+            around_0.add(node)
+
+
+def _is_partly(
+    node: Node, sources: list[Node], alone: set[Node], around_0: set[Node], given: set[Node]
+) -> bool:
+    """Tells whether some numbers of what an input and a draw make are decided by the draw."""
+    name = operator_name(node)
+    mixed = alone & {*sources}
+    if not mixed:
+        return False
+    if name in _READS:
+        return sources[0] in alone
+    if name in _TURNS or name in _TAKES_EACH:
+        return True
+    others = [source for source in sources if source not in alone]
+    if name == "aten.mul" and (around_0 & mixed or all(map(_is_truth, others))):
+        return True
+    if name in ("aten.add", "aten.sub", "aten.mul", "aten.div"):
+        return not given & {*others}
+    target: Any = node.target
+    return len(sources) == 1 and (name in PLACED or torch.Tag.pointwise in target.tags)
+
+
+def _is_around_0(draw: Node) -> bool:
+    """Tells whether what is drawn lies around 0."""
+    name = operator_name(draw)
+    if name == "aten.normal_functional":
+        return bool(argument(draw, "mean") == 0)
+    if name == "aten.uniform":
+        return bool(argument(draw, "from") == -argument(draw, "to"))
+    return name in ("aten.randn", "aten.randn_like")
+
+
+def _is_truth(node: Node) -> bool:
+    """Tells whether a value is made of truth values, as the factor that a mask is."""
+    while is_call(node, aten._to_copy.default) or operator_name(node) in PLACED:
+        node = operand(node)
+    return dtype_of(node) == torch.bool
+
+
+def _is_weight(node: Node) -> bool:
+    """Tells a lifted parameter, buffer or constant from an input of the model."""
+    return node.name.startswith(("p_", "b_", "c_"))
