@@ -1,12 +1,16 @@
-"""Takes whatever a model returns apart into named tensors and constants, always in one order."""
+"""Takes whatever a model returns apart into named tensors and constants, always in one order.
+
+Two answers in eager are the same where each of their tensors is, but for rounding.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +19,8 @@ from tokexport.exporter.errors import (
     EmptyOutputError,
     ModelNotSupportedError,
 )
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.tolerances.neighbourhoods import within_local_floor
 
 #: What a model may return beside tensors; it becomes a constant of the manifest.
 Constant = bool | int | float | str | None
@@ -107,3 +113,30 @@ def _parts(value: Any) -> list[tuple[str, Any]] | None:
     if isinstance(value, tuple | list):
         return [(str(position), part) for position, part in enumerate(value)]
     return None
+
+
+#: What a run gave: tensors by name, and what was no tensor.
+Answer: TypeAlias = tuple[dict[str, Array], dict[str, Constant]]
+
+
+def same_answers(first: Answer, second: Answer, share: float) -> bool:
+    """Tells whether two runs gave the same: threads may add up in another order, and no more.
+
+    Args:
+        first: One answer.
+        second: The other.
+        share: How far each value may be off, as a share of the scale of its neighbourhood.
+    """
+    (one, constants), (other, again) = first, second
+    same = constants == again and list(one) == list(other)
+    return same and all(_alike(array, other[name], share) for name, array in one.items())
+
+
+def _alike(one: Array, other: Array, share: float) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.dtype.kind != "f":
+        return bool(np.array_equal(one, other))
+    both = np.isnan(one) & np.isnan(other)  # a reference that holds NaN is refused by that name
+    one, other = (np.where(both, 0, each) for each in (one, other))
+    return within_local_floor(one, other, share)

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokexport.exporter.eager.answers import Answer, same_answers
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.module_state import evaluation, parameter_versions
-from tokexport.exporter.eager.outputs import Constant
+from tokexport.exporter.eager.outputs import Answer, Constant, same_answers
 from tokexport.exporter.eager.run_counters import RUNS, RunCounters
 from tokexport.exporter.eager.settled_state import other_inputs, settle, weights_of
 from tokexport.exporter.errors import (

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tokexport.exporter.eager.answers import Answer, same_answers
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.module_state import evaluation
+from tokexport.exporter.eager.outputs import Answer, same_answers
 
 #: A weight that is normalised in place may take some calls to stay what it is.
 _CALLS = 3
