@@ -7,10 +7,12 @@ import torch
 from helpers.onnx_library import read_once
 from helpers.torchvision_ops import define_torchvision_operators
 
+from tokexport.exporter.speed import time_limits
 from tokexport.exporter.worker.process import WORKER
 from tokexport.runtimes.trt import cuda_driver
 
 define_torchvision_operators()
+os.environ[time_limits.VARIABLE] = "0"  # as few rounds as count: no test reads a time
 if "PYTEST_XDIST_WORKER" in os.environ:  # the other workers want their cores too
     torch.set_num_threads(1)
 #: A trace makes so many objects that Python's own 700 spend a fifth of the suite on collections.
@@ -25,16 +27,6 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     WORKER.stop()
     yield
     WORKER.stop()
-
-
-@pytest.fixture(autouse=True)
-def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets every compile time as few pairs as it can: no test reads a time."""
-    monkeypatch.setattr("tokexport.exporter.speed.against_eager.SPEED_SECONDS", 0.01)
-    monkeypatch.setattr("tokexport.exporter.speed.against_eager.TRIAL_SECONDS", 0.01)
-    monkeypatch.setattr("tokexport.exporter.speed.interleaved.SETTLE_S", 0.0)
-    monkeypatch.setattr("tokexport.exporter.tuning.trials.TRIAL_SECONDS", 0.01)
-    monkeypatch.setattr("tokexport.exporter.tuning.trials.SAMPLE_SECONDS", 0.0)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -30,6 +30,7 @@ from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.exit_codes import ExitCode, exit_code_of
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.speed.against_eager import eager_at_its_best
+from tokexport.exporter.speed.time_limits import time_limits
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import (
     WorkerRunner,
@@ -85,7 +86,7 @@ class Entrants:
             self._stack.enter_context(evaluation(model.flat))
             tensors = tensors_of(next(iter(model.batches)))
             forms = eager_at_its_best(
-                Way.EAGER, model.flat, tensors, self._threads, self._config.seed
+                Way.EAGER, model.flat, tensors, self._threads, self._config.seed, time_limits()
             )
         (run,) = forms.values()
         run()

@@ -15,15 +15,10 @@ from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.speed.interleaved import Speed, measure, over
+from tokexport.exporter.speed.time_limits import TimeLimits, time_limits
 from tokexport.exporter.system.machine import usable_cores
 from tokexport.exporter.worker.runner import here
 from tokexport.runtimes.bundle.runner import Runner
-
-#: How long the timing may take; a slow model gets fewer pairs.
-SPEED_SECONDS = 10.0
-#: How long choosing the number of threads of eager may take.
-TRIAL_SECONDS = 5.0
-
 
 #: What the eager model without its reduction is called among the timings, before its threads.
 UNREDUCED = "unreduced eager"
@@ -35,6 +30,7 @@ def time_against_eager(
     batches: Batches,
     config: CompileConfig,
     unreduced: FlatModel | None = None,
+    limits: TimeLimits | None = None,
 ) -> Speed:
     """Times the artifact against the model in eager, interleaved, on the first batch.
 
@@ -48,7 +44,9 @@ def time_against_eager(
         batches: The inputs.
         config: What was asked for.
         unreduced: The model without the reduction that was put into it, timed in the same rounds.
+        limits: How long it may take; None asks the environment.
     """
+    limits = limits or time_limits()
     batch, timed = next(iter(batches)), here(runner)
     before = torch.get_num_threads()
     threads = before if config.threads is None else config.threads
@@ -59,10 +57,17 @@ def time_against_eager(
         candidates: dict[str, Callable[[], object]] = {}
         for name, model in models.items():
             stack.enter_context(evaluation(model))
-            candidates |= eager_at_its_best(name, model, tensors_of(batch), threads, config.seed)
+            tensors = tensors_of(batch)
+            candidates |= eager_at_its_best(name, model, tensors, threads, config.seed, limits)
         baseline = next(iter(candidates))
         candidates[timed_name(config, runner)] = lambda: timed.run(batch)
-        return measure(candidates, baseline=baseline, time_limit_s=SPEED_SECONDS, seed=config.seed)
+        return measure(
+            candidates,
+            baseline=baseline,
+            time_limit_s=limits.rounds_s,
+            seed=config.seed,
+            settle_s=limits.pause_s,
+        )
 
 
 def over_unreduced(speed: Speed, seed: int) -> Speed | None:
@@ -84,7 +89,12 @@ def said_threads(count: int) -> str:
 
 
 def eager_at_its_best(
-    name: str, model: FlatModel, tensors: Sequence[Tensor], threads: int, seed: int
+    name: str,
+    model: FlatModel,
+    tensors: Sequence[Tensor],
+    threads: int,
+    seed: int,
+    limits: TimeLimits,
 ) -> dict[str, Callable[[], object]]:
     """Returns a model's run on one thread or on all, whichever is faster in a few rounds.
 
@@ -96,8 +106,23 @@ def eager_at_its_best(
         tensors: Its inputs.
         threads: How many threads all are.
         seed: The seed of the bootstrap.
+        limits: How long the rounds may take.
     """
-    return _fastest(_eager_forms(name, model, tensors, threads), seed)
+    forms = _eager_forms(name, model, tensors, threads)
+    if len(forms) == 1:
+        return forms
+    first = next(iter(forms))
+    trial = measure(
+        forms,
+        baseline=first,
+        pairs=5,
+        warm_up=1,
+        time_limit_s=limits.eager_threads_s,
+        seed=seed,
+        settle_s=limits.pause_s,
+    )
+    fastest = min(trial.timings, key=lambda form: trial.timings[form].median_ms)
+    return {fastest: forms[fastest]}
 
 
 def _eager_forms(
@@ -113,18 +138,6 @@ def _eager_forms(
         return run
 
     return {f"{name}, {said_threads(count)}": on(count) for count in sorted({1, threads})}
-
-
-def _fastest(forms: dict[str, Callable[[], object]], seed: int) -> dict[str, Callable[[], object]]:
-    """Returns the form with the shortest median in a few interleaved rounds."""
-    if len(forms) == 1:
-        return forms
-    first = next(iter(forms))
-    trial = measure(
-        forms, baseline=first, pairs=5, warm_up=1, time_limit_s=TRIAL_SECONDS, seed=seed
-    )
-    fastest = min(trial.timings, key=lambda form: trial.timings[form].median_ms)
-    return {fastest: forms[fastest]}
 
 
 def busy_warning() -> tuple[str, ...]:

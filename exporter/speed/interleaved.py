@@ -21,12 +21,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tokexport.exporter.errors import GateError, InternalError
+from tokexport.exporter.speed.time_limits import time_limits
 
 MIN_PAIRS = 5
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-#: The pause before a timed run: ONNX Runtime's threads still spin 10 ms behind a run, not 30 ms.
-SETTLE_S = 0.03
 _WARM_UP_SHARE = 0.25
 #: How far the ratios of medians and of minima may lie apart before the pair counts as noisy.
 NOISY_FACTOR = 1.5
@@ -129,8 +128,8 @@ def measure(
         time_limit_s: After how many seconds no further round is begun.
         seed: The seed of the bootstrap.
         clock: Returns the time in nanoseconds.
-        settle_s: The pause before each timed run, ``SETTLE_S`` where it is None; 0 leaves out the
-            pause and the run that is not timed.
+        settle_s: The pause before each timed run, that of ``time_limits`` where it is None; 0
+            leaves out the pause and the run that is not timed.
 
     Raises:
         InternalError: The baseline is no candidate, or nothing is there to hold against it.
@@ -140,7 +139,7 @@ def measure(
             f"There is nothing to hold against {baseline!r} in {sorted(candidates)}."
         )
     order = tuple(candidates)
-    pause_s = SETTLE_S if settle_s is None else settle_s
+    pause_s = time_limits().pause_s if settle_s is None else settle_s
     begin = clock()
 
     def within(share: float) -> bool:

@@ -30,8 +30,9 @@ from tokexport.exporter.reduction.agreement import Agreement
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.reduction.reduction_use import ReductionUse
 from tokexport.exporter.source import RANDOM_WEIGHTS, Source
-from tokexport.exporter.speed.against_eager import SPEED_SECONDS, busy_warning
+from tokexport.exporter.speed.against_eager import busy_warning
 from tokexport.exporter.speed.interleaved import Ratio, Speed, measure
+from tokexport.exporter.speed.time_limits import time_limits
 from tokexport.exporter.sweep.pareto import Standing, Trade, front
 from tokexport.exporter.system.machine import describe_machine
 from tokexport.exporter.system.process_state import process_unchanged
@@ -231,7 +232,7 @@ class _Sweeping:
             speed = measure(
                 {UNREDUCED: lambda: baseline.run(batch), use.recipe: lambda: runner.run(batch)},
                 baseline=UNREDUCED,
-                time_limit_s=SPEED_SECONDS,
+                time_limit_s=time_limits().rounds_s,
                 seed=self._config.seed,
             )
         shutil.rmtree(bundle)

@@ -26,6 +26,7 @@ from tokexport.exporter.backends.known import REFERENCE
 from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.speed.interleaved import Ratio, measure
+from tokexport.exporter.speed.time_limits import TimeLimits, time_limits
 from tokexport.exporter.tuning.tuned_forms import TunedForm
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner, here
@@ -40,10 +41,6 @@ from tokexport.runtimes.tolerances.neighbourhoods import within_local_floor
 #: How many calls a trial's model holds: what a run costs by itself is shared among them.
 CALLS: Final = 4
 PAIRS: Final = 20
-#: How long the rounds of one trial may take.
-TRIAL_SECONDS = 6.0
-#: How long one timed sample takes at least; short runs are repeated.
-SAMPLE_SECONDS = 0.002
 #: By how much a gain must lie above 1.
 LEAST_GAIN: Final = 0.03
 #: How far a form may be off the standard one, as a share of the scale around each number.
@@ -70,6 +67,7 @@ def try_forms(
     precision: str,
     folder: Path,
     threads: int | None = None,
+    limits: TimeLimits | None = None,
 ) -> Trial:
     """Times the forms of a call in interleaved rounds and chooses one.
 
@@ -88,6 +86,7 @@ def try_forms(
         precision: What the artifact computes in.
         folder: An empty folder for the models.
         threads: The most threads for the runtime; None leaves the choice to it.
+        limits: How long it may take; None asks the environment.
     """
     generator = np.random.default_rng(0)
     feeds = {
@@ -116,27 +115,33 @@ def try_forms(
                 runs[form] = run
             else:
                 refused[form] = f"it gives another result than {forms[0]}"
-        return Trial(fastest(runs, forms[0]), refused)
+        return Trial(fastest(runs, forms[0], limits or time_limits()), refused)
 
 
-def fastest(runs: Mapping[str, Callable[[], object]], standard: str) -> TunedForm:
+def fastest(
+    runs: Mapping[str, Callable[[], object]], standard: str, limits: TimeLimits
+) -> TunedForm:
     """Times the runs of the forms, chooses, and times the choice once more.
 
     Args:
         runs: A run of each form.
         standard: The standard form.
+        limits: How long it may take.
     """
     if len(runs) == 1:
         return unchanged(standard, {})
-    count = _repetitions(runs[standard])
-    found = _timed(runs, standard, count)
+    count = _repetitions(runs[standard], limits.sample_s)
+    found = _timed(runs, standard, count, limits)
     if found.form == standard:
         return found
-    again = _timed({name: runs[name] for name in (standard, found.form)}, standard, count)
+    both = {name: runs[name] for name in (standard, found.form)}
+    again = _timed(both, standard, count, limits)
     return replace(again, times_us=found.times_us)
 
 
-def _timed(runs: Mapping[str, Callable[[], object]], standard: str, count: int) -> TunedForm:
+def _timed(
+    runs: Mapping[str, Callable[[], object]], standard: str, count: int, limits: TimeLimits
+) -> TunedForm:
     """Times runs in interleaved rounds, each so often, and chooses."""
 
     def repeated(run: Callable[[], object]) -> Callable[[], object]:
@@ -146,7 +151,8 @@ def _timed(runs: Mapping[str, Callable[[], object]], standard: str, count: int) 
         {form: repeated(run) for form, run in runs.items()},
         baseline=standard,
         pairs=PAIRS,
-        time_limit_s=TRIAL_SECONDS,
+        time_limit_s=limits.trial_s,
+        settle_s=limits.pause_s,
     )
     times = {
         form: 1e3 * timing.median_ms / (count * CALLS) for form, timing in speed.timings.items()
@@ -302,10 +308,10 @@ def _agrees(found: Mapping[str, Array], wanted: Mapping[str, Array], tolerance: 
     return all(within_local_floor(one, found[name], tolerance) for name, one in wanted.items())
 
 
-def _repetitions(run: Callable[[], object]) -> int:
+def _repetitions(run: Callable[[], object], sample_s: float) -> int:
     """Returns how often a model must run to take long enough to be timed."""
     run()
     begin = time.perf_counter()
     run()
     seconds = max(time.perf_counter() - begin, 1e-6)
-    return max(1, min(100, math.ceil(SAMPLE_SECONDS / seconds)))
+    return max(1, min(100, math.ceil(sample_s / seconds)))

@@ -29,6 +29,7 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import Proof
 from tokexport.exporter.speed.interleaved import MIN_PAIRS, Ratio
+from tokexport.exporter.speed.time_limits import TimeLimits
 from tokexport.exporter.ties.replay_stages import ReplayArtifacts, StageReplay
 from tokexport.exporter.tuning.cache import FILE_NAME, FormCache
 from tokexport.exporter.tuning.trials import choose, draw_arguments, fastest, try_forms, unchanged
@@ -169,6 +170,10 @@ def test_only_a_gain_beyond_noise_changes_the_form(
         )
 
 
+#: As few rounds as count, without pauses.
+QUICK = TimeLimits().at_most(0)
+
+
 class Paused:
     """A run that waits: at first so long, and behind some calls so long."""
 
@@ -187,12 +192,12 @@ def test_the_choice_must_win_twice() -> None:
     def standard() -> Paused:
         return Paused(0.0, later_ms=20.0)
 
-    won = fastest({"one-hot": standard(), "scatter": Paused(0.0)}, "one-hot")
+    won = fastest({"one-hot": standard(), "scatter": Paused(0.0)}, "one-hot", QUICK)
     assert won.form == "scatter"
     assert won.speedup > 1
     calls = MIN_PAIRS + 1  # of the first measurement, its warm-up among them
     lucky = Paused(0.0, calls, later_ms=60.0)
-    assert fastest({"one-hot": standard(), "scatter": lucky}, "one-hot").form == "one-hot"
+    assert fastest({"one-hot": standard(), "scatter": lucky}, "one-hot", QUICK).form == "one-hot"
     assert lucky.count == 2 * calls
 
 
