@@ -254,7 +254,7 @@ def stage_said(stage: Any) -> dict[str, Any]:
     if stage.ties is not None:
         ties = stage.ties
         said["ties"] = {"images": len(ties.batches), "flips": ties.flips, "margin": ties.margin}
-        said["ties"] |= {"noise": ties.noise, "decisions": list(ties.decisions)}
+        said["ties"] |= {"noise": ties.score_error, "decisions": list(ties.decisions)}
     return said
 
 

@@ -60,7 +60,7 @@ from tokexport.runtimes.tolerances.comparison import (
 )
 from tokexport.runtimes.tolerances.neighbourhoods import (
     Neighbourhoods,
-    Noise,
+    RoundingError,
     Worst,
     as_samples,
     limits,
@@ -71,7 +71,7 @@ REFERENCE_NAME = "reference.npz"
 #: What a gate of an output holds one of.
 _GATES = {"local_tolerance", "relative_tolerance", "least_cosine"}
 #: What it holds where it asks for what rounding explains.
-_OF_NOISE = {"local_tolerance", "top1_tolerance"}
+_OF_ROUNDING = {"local_tolerance", "top1_tolerance"}
 #: What is kept of channels for the place of a largest entry.
 TOP1 = "top1"
 #: What a value is computed in, by the precision of a bundle.
@@ -160,7 +160,7 @@ def verify_bundle(bundle: str | os.PathLike[str], *, threads: int | None = None)
     results = tuple(
         _judge(spec.name, reference, candidate[spec.name], manifest) for spec in manifest.outputs
     )
-    left_out = 0 if reference.steady is None else int(np.count_nonzero(~reference.steady))
+    left_out = 0 if reference.tie_free is None else int(np.count_nonzero(~reference.tie_free))
     return VerifyResult(runner.runtime, reference.batches, results, left_out)
 
 
@@ -169,8 +169,8 @@ class _Reference:
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     batches: int
-    steady: Array | None
-    noise: dict[str, Noise]
+    tie_free: Array | None
+    rounding_error: dict[str, RoundingError]
     scales: dict[str, Array]
     columns: dict[str, Array]
     channels: dict[str, Channels]
@@ -178,9 +178,9 @@ class _Reference:
 
     def compared(self, output: Array) -> Array:
         """Returns the samples of an output (batches, …) that are compared."""
-        if self.steady is None or output.shape[:2] != self.steady.shape:
+        if self.tie_free is None or output.shape[:2] != self.tie_free.shape:
             return output
-        return output[self.steady]
+        return output[self.tie_free]
 
     def by_sample(self, output: Array) -> Array:
         """Returns the samples of an output (batches, …) that are compared, (samples, …)."""
@@ -189,10 +189,10 @@ class _Reference:
 
     def allowed(self, name: str, floor: float, computed_in: str) -> Array:
         """Returns how far every value of an output (batches, …) may be off."""
-        noise = self.noise[name]
-        samples = len(noise.share) // self.batches
+        rounding_error = self.rounding_error[name]
+        samples = len(rounding_error.share) // self.batches
         told = self.scales.get(name), self.columns.get(name)
-        return limits(self.outputs[name], noise, floor, computed_in, samples, *told)
+        return limits(self.outputs[name], rounding_error, floor, computed_in, samples, *told)
 
 
 def _judge(name: str, reference: _Reference, found: Array, manifest: Manifest) -> OutputResult:
@@ -259,25 +259,27 @@ def _read_reference(bundle: Path, manifest: Manifest) -> _Reference:
     if len(counts) != 1 or counts == {0}:
         raise _bad_reference(path, f"its arrays have {sorted(counts)} batches")
     (count,) = counts
-    steady = arrays.get("steady")
-    fits = steady is None or (steady.dtype == bool and steady.ndim == 2 and len(steady) == count)
-    if not fits or (steady is not None and not steady.any(axis=1).all()):
+    tie_free = arrays.get("steady")
+    fits = tie_free is None or (
+        tie_free.dtype == bool and tie_free.ndim == 2 and len(tie_free) == count
+    )
+    if not fits or (tie_free is not None and not tie_free.any(axis=1).all()):
         raise _bad_reference(path, "what it says of its samples is no choice of some in each batch")
     first = manifest.inputs[0].shape if manifest.inputs else ()
     samples = first[0] if first else 1
-    noise = {
-        spec.name: _noise(path, arrays, spec.name, outputs[spec.name])
+    rounding_error = {
+        spec.name: _rounding_error(path, arrays, spec.name, outputs[spec.name])
         for spec in manifest.outputs
-        if _OF_NOISE & manifest.gates.get(spec.name, {}).keys()
+        if _OF_ROUNDING & manifest.gates.get(spec.name, {}).keys()
     }
     scales = {
         name: _of_samples(path, arrays, name, "scale", own.share.size)
-        for name, own in noise.items()
+        for name, own in rounding_error.items()
         if f"noise/{name}/scale" in arrays
     }
     columns = {
         name: _of_samples(path, arrays, name, "column", outputs[name].size)
-        for name in noise
+        for name in rounding_error
         if f"noise/{name}/column" in arrays
     }
     channels = {
@@ -285,7 +287,9 @@ def _read_reference(bundle: Path, manifest: Manifest) -> _Reference:
         for spec in manifest.outputs
         if f"channel/{spec.name}/{TOP1}" in arrays
     }
-    return _Reference(inputs, outputs, count, steady, noise, scales, columns, channels, samples)
+    return _Reference(
+        inputs, outputs, count, tie_free, rounding_error, scales, columns, channels, samples
+    )
 
 
 def _channels(path: Path, arrays: dict[str, Any], name: str, flat: Array) -> Channels:
@@ -302,7 +306,7 @@ def _channels(path: Path, arrays: dict[str, Any], name: str, flat: Array) -> Cha
     return Channels(allowed, part(TOP1, flat.shape[-1] if flat.ndim > 1 else 1))
 
 
-def _noise(path: Path, arrays: dict[str, Any], name: str, output: Array) -> Noise:
+def _rounding_error(path: Path, arrays: dict[str, Any], name: str, output: Array) -> RoundingError:
     """Returns what rounding explains of an output, a row for each of its samples."""
     share = arrays.get(f"noise/{name}/share")
     if share is None or share.ndim != 2 or len(share) != len(output) or share.dtype.kind != "f":
@@ -318,7 +322,7 @@ def _noise(path: Path, arrays: dict[str, Any], name: str, output: Array) -> Nois
     fills = np.zeros(share.size)  # in bundles made before
     if f"noise/{name}/fills" in arrays:
         fills = _of_samples(path, arrays, name, "fills", share.size)
-    return Noise(tuple(by_axis), share.reshape(-1).astype(np.float64), fills)
+    return RoundingError(tuple(by_axis), share.reshape(-1).astype(np.float64), fills)
 
 
 def _of_samples(path: Path, arrays: dict[str, Any], name: str, part: str, size: int) -> Array:

@@ -181,12 +181,12 @@ def _put_in_place(old: Path, output: Path, force: bool) -> int:
 
     from tokexport.exporter.build.stage_folder import StageFolder
     from tokexport.exporter.bundle.writer import BundleWriter
-    from tokexport.exporter.cli.messages import shown_to_the_person
+    from tokexport.exporter.cli.messages import report_errors
     from tokexport.exporter.config import compile_config
     from tokexport.runtimes.bundle.manifest import read_manifest
 
     def write() -> None:
-        with shown_to_the_person(False):
+        with report_errors(False):
             config = compile_config("ort", output, {"force": force})
             manifest = dataclasses.replace(read_manifest(old), created="2000-01-01T00:00:00+00:00")
             with BundleWriter(output, force) as bundle, StageFolder(config) as kept:

@@ -45,7 +45,7 @@ from tokexport.exporter.errors import (
     WriteError,
     listed,
 )
-from tokexport.exporter.reduction.reduction_use import ReductionUse
+from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.source import Source
 from tokexport.exporter.system.exchange import exchange
 from tokexport.exporter.system.scratch import HeldFolder, held_signals, sweep
@@ -303,7 +303,7 @@ def save_reference(
     path: Path,
     inputs: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
-    steady: np.ndarray | None = None,
+    tie_free: np.ndarray | None = None,
     of_gates: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Saves what a bundle is verified against.
@@ -312,7 +312,7 @@ def save_reference(
         path: The ``.npz`` file.
         inputs: Each input's values, (batches, N, …), saved as ``inputs/NAME``.
         outputs: The reference's outputs on them, (batches, N, …), saved as ``outputs/NAME``.
-        steady: Which samples (batches, N) are compared, saved as ``steady``; all without it.
+        tie_free: Which samples (batches, N) are compared, saved as ``steady``; all without it.
         of_gates: What the gates need beside it, saved under the names they have.
 
     Raises:
@@ -320,8 +320,8 @@ def save_reference(
     """
     arrays = {f"inputs/{name}": array for name, array in inputs.items()}
     arrays |= {f"outputs/{name}": array for name, array in outputs.items()}
-    if steady is not None and not steady.all():
-        arrays["steady"] = steady
+    if tie_free is not None and not tie_free.all():
+        arrays["steady"] = tie_free
     odd = [name for name, array in arrays.items() if array.dtype.hasobject or array.ndim == 0]
     if odd or len({len(array) for array in arrays.values()}) > 1:
         raise InternalError(
@@ -386,7 +386,7 @@ def new_manifest(
     model: FlatModel,
     inputs: tuple[TensorSpec, ...],
     reference: Reference,
-    reduction: ReductionUse | None,
+    reduction: ReductionReport | None,
     tuning: Tuning | None,
     schedule: tuple[int, ...],
     runtime: RuntimeInfo,

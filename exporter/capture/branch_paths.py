@@ -16,7 +16,7 @@ from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.errors import TokenCountError
-from tokexport.graph_passes.torch_passes.canonicalize.drop_noise import DropNoise
+from tokexport.graph_passes.torch_passes.canonicalize.drop_random import DropRandom
 from tokexport.graph_passes.torch_passes.canonicalize.select_paths import Path, SelectPaths
 from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module, expose_values
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
@@ -77,7 +77,7 @@ def with_paths(
 def without_draws(program: ExportedProgram) -> GraphModule:
     """Returns a program as a module, as ``unlifted`` does, with means in place of its draws."""
     module = as_graph_module(program)
-    DropNoise().call(Editor(module.graph))
+    DropRandom().call(Editor(module.graph))
     module.recompile()
     return module
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from tokexport.exporter.capture.branch_paths import with_paths, without_draws
-from tokexport.exporter.capture.token_cap_use import Place, TokenCapUse
+from tokexport.exporter.capture.token_cap_report import Place, TokenCapReport
 from tokexport.exporter.capture.trace import capture_padded
 from tokexport.exporter.capture.unbacked import Padding
 from tokexport.exporter.eager.flat_model import FlatModel
@@ -21,7 +21,7 @@ from tokexport.exporter.errors import DataDependentError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.torch_passes.graph.added_output import keep_checks
 from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module, expose_values
-from tokexport.graph_passes.torch_passes.pad.live_rows import Selection
+from tokexport.graph_passes.torch_passes.pad.padded_rows import Selection
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle import input_checks
 from tokexport.runtimes.bundle.input_checks import InputCheck, InputChecks
@@ -71,7 +71,7 @@ def under_cap(
     size: int,
     caps: Sequence[int] | None,
     drop_noise: bool = False,
-) -> tuple[FlatModel, Batches, TokenCapUse | None]:
+) -> tuple[FlatModel, Batches, TokenCapReport | None]:
     """Returns the model with its checks, the batches that it answers under the cap, and how far.
 
     Args:
@@ -178,7 +178,7 @@ def _use(
     held: Array,
     kept: list[int],
     batches: int,
-) -> TokenCapUse:
+) -> TokenCapReport:
     checks = [padding.checks[at] for at in kept]
     rooms = np.array([one.cap for one in padding.selections], dtype=np.int64)
     over = counts > rooms
@@ -203,7 +203,7 @@ def _use(
         for at, check in enumerate(checks)
         if check.kind != "room"
     }
-    return TokenCapUse(
+    return TokenCapReport(
         tuple(caps),
         places,
         batches,
@@ -227,7 +227,7 @@ def _by_place(selections: Sequence[Selection]) -> dict[tuple[str, int, int], lis
     return found
 
 
-def _none_fits(use: TokenCapUse) -> DataDependentError:
+def _none_fits(use: TokenCapReport) -> DataDependentError:
     if use.exceeding == use.batches:
         return DataDependentError(
             f"Every batch chooses more rows than --token-cap {use.text} has room for.",

@@ -21,7 +21,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import is_call
 from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
 from tokexport.graph_passes.torch_passes.pad.cap_numbers import ASSERTIONS
 from tokexport.graph_passes.torch_passes.pad.cap_tokens import CapTokens
-from tokexport.graph_passes.torch_passes.pad.live_rows import Check, Selection
+from tokexport.graph_passes.torch_passes.pad.padded_rows import Check, Selection
 
 #: The same, where padding would do.
 OR_CAP: Final = (

@@ -22,9 +22,9 @@ from tokexport.exporter.cli import reduce as cli_reduce
 from tokexport.exporter.cli.messages import (
     console,
     describe,
-    prints_aside,
+    redirect_user_output,
+    report_errors,
     show,
-    shown_to_the_person,
 )
 from tokexport.exporter.cli.options import (
     Batch,
@@ -115,7 +115,7 @@ def compile_command(
     json: Json = False,
 ) -> None:
     """Compile a model, prove it against eager PyTorch, and write a bundle."""
-    with shown_to_the_person(json):
+    with report_errors(json):
         from tokexport.exporter.requirements import require_compile_packages
 
         require_compile_packages()
@@ -131,7 +131,7 @@ def compile_command(
         checklist = Checklist(console(stderr=True), enabled=not json)
         options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
         # Under --json the person's own prints go to stderr; forward may import their modules.
-        with prints_aside(json), on_code_path(options.code_path):
+        with redirect_user_output(json), on_code_path(options.code_path):
             result = compile(
                 load_source(options),
                 target=target,
@@ -179,7 +179,7 @@ def inspect_command(
     json: Json = False,
 ) -> None:
     """Show a model block by block: tokens, what is recognised, cost, and what targets refuse."""
-    with shown_to_the_person(json):
+    with report_errors(json):
         from tokexport.exporter.requirements import require_compile_packages
 
         require_compile_packages()
@@ -195,7 +195,7 @@ def inspect_command(
 
         options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
         # Under --json the person's own prints go to stderr; forward may import their modules.
-        with prints_aside(json), on_code_path(options.code_path):
+        with redirect_user_output(json), on_code_path(options.code_path):
             found = inspect(
                 load_source(options),
                 targets=(target,) if target else tuple(BACKENDS),
@@ -221,10 +221,10 @@ def run_command(
     json: Json = False,
 ) -> None:
     """Run a bundle on the samples of a file."""
-    with shown_to_the_person(json):
+    with report_errors(json):
         from tokexport.exporter.bundle.run_bundle import run_bundle
 
-        with prints_aside(json):
+        with redirect_user_output(json):
             done = run_bundle(bundle, inputs, output, force, threads)
 
         def render(terminal: Console) -> None:
@@ -236,7 +236,7 @@ def run_command(
 @app.command("verify")
 def verify_command(bundle: Bundle, threads: Threads = None, json: Json = False) -> None:
     """Replay the reference data in a bundle and hold it to its gates; needs no torch."""
-    with shown_to_the_person(json):
+    with report_errors(json):
         from tokexport.exporter.config import check_threads
         from tokexport.exporter.report.tables import (
             failed_gate,
@@ -246,7 +246,7 @@ def verify_command(bundle: Bundle, threads: Threads = None, json: Json = False) 
         from tokexport.runtimes.verification import verify_bundle
 
         check_threads(threads)
-        with prints_aside(json):
+        with redirect_user_output(json):
             result = verify_bundle(bundle, threads=threads)
         failed = failed_gate(result)
         end = {} if failed is None else describe(failed)
@@ -260,11 +260,11 @@ def verify_command(bundle: Bundle, threads: Threads = None, json: Json = False) 
 @app.command("doctor")
 def doctor_command(json: Json = False) -> None:
     """Say which runtimes are here, which versions, and what to install for the rest."""
-    with shown_to_the_person(json):
+    with report_errors(json):
         from tokexport.exporter.report.tables import render_components
         from tokexport.runtimes.doctor import diagnose
 
-        with prints_aside(json):
+        with redirect_user_output(json):
             components = diagnose()
         found = [component.to_dict() for component in components]
         show(json, {"components": found}, partial(render_components, components))

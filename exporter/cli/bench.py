@@ -8,7 +8,12 @@ from typing import Annotated
 
 import typer
 
-from tokexport.exporter.cli.messages import console, prints_aside, show_result, shown_to_the_person
+from tokexport.exporter.cli.messages import (
+    console,
+    redirect_user_output,
+    report_errors,
+    show_result,
+)
 from tokexport.exporter.cli.options import (
     Builder,
     Checkpoint,
@@ -68,7 +73,7 @@ def bench_command(
     json: Json = False,
 ) -> None:
     """Time a model beside eager, plain exports, the unreduced model and the GEMM floor."""
-    with shown_to_the_person(json):
+    with report_errors(json):
         from tokexport.exporter.requirements import require_compile_packages
 
         require_compile_packages()
@@ -102,7 +107,7 @@ def bench_command(
         )
         folders = tuple(code_path or ())
         options = SourceOptions(source, folders, checkpoint, builder, trust_pickle)
-        with prints_aside(json), on_code_path(folders):
+        with redirect_user_output(json), on_code_path(folders):
             other = None
             if unreduced is not None:
                 other = load_source(SourceOptions(unreduced, folders, trust_pickle=trust_pickle))

@@ -28,7 +28,7 @@ _MOST_SAID: Final = 6000
 
 
 @contextmanager
-def shown_to_the_person(as_json: bool) -> Iterator[None]:
+def report_errors(as_json: bool) -> Iterator[None]:
     """Turns whatever is raised inside into a message, without a traceback, and an exit code."""
     _import_what_shows_errors()
     try:
@@ -70,7 +70,7 @@ def _show_error(as_json: bool, end: Mapping[str, Any], error: BaseException) -> 
 
 
 @contextmanager
-def prints_aside(as_json: bool) -> Iterator[None]:
+def redirect_user_output(as_json: bool) -> Iterator[None]:
     """Sends what the person's own code prints to stderr, where stdout holds one JSON object.
 
     Native code prints past Python, to descriptor 1, which stands for stderr meanwhile.

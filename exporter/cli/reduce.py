@@ -10,10 +10,10 @@ import typer
 
 from tokexport.exporter.cli.messages import (
     console,
-    prints_aside,
+    redirect_user_output,
+    report_errors,
     show,
     show_result,
-    shown_to_the_person,
 )
 from tokexport.exporter.cli.options import (
     RECIPE_HELP,
@@ -63,7 +63,7 @@ def reduce_command(
     json: Json = False,
 ) -> None:
     """Put a token reduction into a plain ViT and save it; torch alone loads what is written."""
-    with shown_to_the_person(json):
+    with report_errors(json):
         from tokexport.exporter.requirements import require_compile_packages
 
         require_compile_packages()
@@ -75,7 +75,7 @@ def reduce_command(
         from tokexport.exporter.source.code_path import on_code_path
 
         options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
-        with prints_aside(json), on_code_path(options.code_path):
+        with redirect_user_output(json), on_code_path(options.code_path):
             done = reduce_to_file(
                 load_source(options),
                 output,
@@ -95,7 +95,7 @@ def reduce_command(
 
 def methods_command(json: Json = False) -> None:
     """List the reduction methods with their options, defaults and papers."""
-    with shown_to_the_person(json):
+    with report_errors(json):
         from tokexport.exporter.requirements import require_compile_packages
 
         require_compile_packages()
@@ -133,7 +133,7 @@ def sweep_command(
     json: Json = False,
 ) -> None:
     """Measure speed against agreement at several values of an option, and name the best."""
-    with shown_to_the_person(json):
+    with report_errors(json):
         from tokexport.exporter.requirements import require_compile_packages
 
         require_compile_packages()
@@ -152,7 +152,7 @@ def sweep_command(
         files = ResultFiles(output or Path(default_name(source, "sweep")), "sweep", not no_plot)
         files.check(force)
         options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
-        with prints_aside(json), on_code_path(options.code_path):
+        with redirect_user_output(json), on_code_path(options.code_path):
             found = sweep(
                 load_source(options),
                 reduce,

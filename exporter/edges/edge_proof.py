@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch.fx import GraphModule
 
-from tokexport.exporter.capture.token_cap_use import TokenCapUse
+from tokexport.exporter.capture.token_cap_report import TokenCapReport
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import Reference, check_constants, run_reference
@@ -21,7 +21,11 @@ from tokexport.exporter.errors import ExporterError, listed
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gate_warnings import weak_kinds
 from tokexport.exporter.parity.gates import narrowed_stages
-from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates, most_steady
+from tokexport.exporter.parity.measured_gates import (
+    MeasuredGates,
+    largest_rounding_move,
+    measured_gates,
+)
 from tokexport.exporter.parity.proof import ParityError, Proof, ReplayStage, judge
 from tokexport.exporter.parity.trace_difference import differences_named
 from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
@@ -60,7 +64,7 @@ class EdgeProof:
         batches: Batches,
         reference: Reference,
         config: CompileConfig,
-        cap: TokenCapUse | None,
+        cap: TokenCapReport | None,
     ) -> None:
         self._model, self._captured, self._specs = model, captured, specs
         self._precision, self._narrowed = config.precision, narrowed_stages(config)
@@ -126,10 +130,10 @@ class EdgeProof:
             measured = self._measured(self._outputs, self._batches)
             proof = self._proof(measured, self._outputs, self._batches)
             self._check(proof, stage, steps, tell)
-            unsteady, weak = self._weak(measured)
-            held = tuple(kind for kind in self._batches.kinds if kind not in unsteady)
+            unstable, weak = self._weak(measured)
+            held = tuple(kind for kind in self._batches.kinds if kind not in unstable)
             tied = _tied(proof, self._batches.kinds)
-            report = replace(report, held=held, unsteady=unsteady, weak=weak, tied=tied)
+            report = replace(report, held=held, unstable=unstable, weak=weak, tied=tied)
             if self._precision == "int8":
                 report = replace(report, int8=self._check_int8(proof, run(self._batches)))
         return self._with_ranges(report, self._climb(run))
@@ -188,7 +192,7 @@ class EdgeProof:
     def _weak(self, measured: MeasuredGates) -> tuple[dict[str, str], dict[str, str]]:
         """Returns the kinds on which nothing is proven, and those on which little is; and why."""
         precision = "fp32" if self._precision == "int8" else self._precision
-        most = most_steady(bool(half_lines(self._captured.graph)), precision)
+        most = largest_rounding_move(bool(half_lines(self._captured.graph)), precision)
         return weak_kinds(self._batches.kinds, self._outputs, measured.rounding, most)
 
     def _measured(self, outputs: Mapping[str, Array], batches: Batches) -> MeasuredGates:
@@ -230,7 +234,7 @@ def _shapes(outputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
     return {name: array.shape[1:] for name, array in outputs.items()}
 
 
-def _why_not(config: CompileConfig, cap: TokenCapUse | None) -> str:
+def _why_not(config: CompileConfig, cap: TokenCapReport | None) -> str:
     """Says why no edges are tried; '' where they are."""
     if config.inputs is not None:
         return "the samples given are what it is held to"

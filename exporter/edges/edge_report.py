@@ -20,7 +20,7 @@ class EdgeReport:
         tied: On how many samples of a kind a near-tie fell the other way, and eager's choice was
             told to it, by kind.
         weak: What makes the proof on a kind weaker than it looks, by kind.
-        unsteady: The kinds on which rounding alone moves every output so far that nothing is
+        unstable: The kinds on which rounding alone moves every output so far that nothing is
             proven, with how far.
         not_finite: The kinds on which eager itself gives NaN or no answer, with the reason.
         int8: How far the outputs of an artifact in int8 are off there, by output.
@@ -37,7 +37,7 @@ class EdgeReport:
     held: tuple[str, ...] = ()
     tied: Mapping[str, int] = field(default_factory=dict)
     weak: Mapping[str, str] = field(default_factory=dict)
-    unsteady: Mapping[str, str] = field(default_factory=dict)
+    unstable: Mapping[str, str] = field(default_factory=dict)
     not_finite: Mapping[str, str] = field(default_factory=dict)
     int8: Mapping[str, Int8Figures] = field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class EdgeReport:
             kinds = (f"{kind} ({n} sample{'s' * (n != 1)})" for kind, n in self.tied.items())
             yield f"told eager's choices where near-ties fell the other way: on {', '.join(kinds)}"
         yield from _by_reason("little is proven on", self.weak)
-        yield from _by_reason("nothing is proven on", self.unsteady)
+        yield from _by_reason("nothing is proven on", self.unstable)
         yield from _by_reason("not to", self.not_finite)
         yield from self._int8_lines()
         for name, (low, high) in self.ranges.items():

@@ -189,6 +189,6 @@ def near(wanted: Array, found: Array, precision: str) -> bool:
         return np.array_equal(wanted, found)
     around = Neighbourhoods(wanted)
     tolerance = _COARSE.get(precision, _COARSE["fp32"])
-    allowed = around.allowed(around.noise(np.zeros(wanted.shape)), tolerance)
+    allowed = around.allowed(around.rounding_error(np.zeros(wanted.shape)), tolerance)
     most = worst(wanted, found, allowed)
     return most is None or most.share <= 1

@@ -19,9 +19,9 @@ from torch.export import ExportedProgram
 
 from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build.target_refusals import Verdict, ask, emitted
-from tokexport.exporter.capture.noise import capture_any, random_lines
+from tokexport.exporter.capture.random_ops import capture_any, random_lines
 from tokexport.exporter.capture.token_cap import under_cap
-from tokexport.exporter.capture.token_cap_use import TokenCapUse
+from tokexport.exporter.capture.token_cap_report import TokenCapReport
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.config import ReduceConfig, check_target
 from tokexport.exporter.eager.example_inputs import constants_of, prepare
@@ -44,7 +44,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import operator_name
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 #: How ``Inspection.unreduced`` comes about; shown beside the number.
 UNREDUCED_MEANS: Final = (
     "the same graph with every block at the token count of the first block of its width, and "
@@ -105,8 +105,8 @@ class Inspection:
         macs: Multiply-accumulates of the whole, by kind.
         unreduced: Those of the model without its reduction, by kind, as ``unreduced_means`` says.
         token_schedule: Tokens at each attention.
-        noise: What draws random numbers that reach an output, with its line; compile refuses it
-            without ``--drop-noise``.
+        random_ops: What draws random numbers that reach an output, with its line; compile refuses
+            it without ``--drop-noise``.
         targets: What each target says.
         recipe: The reduction that was put into the model first; '' where none was.
         unreduced_means: How ``unreduced`` comes about.
@@ -123,11 +123,11 @@ class Inspection:
     macs: Mapping[str, int]
     unreduced: Mapping[str, int]
     token_schedule: tuple[int, ...]
-    noise: tuple[str, ...]
+    random_ops: tuple[str, ...]
     targets: tuple[Verdict, ...]
     recipe: str = ""
     unreduced_means: str = UNREDUCED_MEANS
-    token_cap: TokenCapUse | None = None
+    token_cap: TokenCapReport | None = None
     constant_inputs: tuple[ConstantInput, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def inspect(
             batch = shape[0] if shape else 1
             flat, batches, cap = under_cap(flat, batches, batch, config.caps)
             program = capture_any(flat, batches)
-            noise = random_lines(program)
+            random_ops = random_lines(program)
         with checklist.stage("count"):
             counted = _Count(program, batch)
             unreduced = counted.unreduced
@@ -204,7 +204,7 @@ def inspect(
         macs=counted.total,
         unreduced=unreduced,
         token_schedule=rewritten.token_schedule,
-        noise=noise,
+        random_ops=random_ops,
         targets=tuple(verdicts),
         recipe="" if reduced is None else reduced.use.recipe,
         unreduced_means=UNREDUCED_MEANS if reduced is None else GIVEN_MEANS,

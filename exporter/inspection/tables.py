@@ -44,9 +44,9 @@ def render_inspection(found: Inspection, console: Console) -> None:
         show(Text("\nRows that the data choose, under --token-cap", "bold"))
         for said in (*found.token_cap.lines(), *found.token_cap.warnings()):
             show(Text(f"  {said}"))
-    if found.noise:
+    if found.random_ops:
         show(Text("\nDraws random numbers (compile refuses it without --drop-noise)", "bold"))
-    for draw in found.noise:
+    for draw in found.random_ops:
         show(Text(f"  {draw}", "yellow"))
     if found.targets:
         show(Text("\nTargets", "bold"))

@@ -148,10 +148,10 @@ def _local_gate(expected: Array, scale: float, rounding: LocalRounding, precisio
     """Returns the gate that holds every value to its own neighbourhoods."""
     half = HALF_TYPES.get(precision)
     floor = FP32_FLOOR if half is None else REDUCED_PRECISION_TOLERANCE[precision]
-    noise = rounding.noise.times(ROUNDING_FACTOR)
+    rounding_error = rounding.rounding_error.times(ROUNDING_FACTOR)
     reason = f"{floor:g} of the scale of its neighbourhood, or 4 × what rounding does there"
     if half is not None and rounding.half is not None:
-        noise = noise.larger(rounding.half.times(HALF_FACTOR))
+        rounding_error = rounding_error.larger(rounding.half.times(HALF_FACTOR))
         reason = f"{floor:g} of the scale of its neighbourhood, or 2 × what {precision} does there"
     if rounding.times_few > 1:
         reason += f", and up to {rounding.times_few:.2g} times that where few values tell it"
@@ -170,8 +170,10 @@ def _local_gate(expected: Array, scale: float, rounding: LocalRounding, precisio
         reason,
         moves=rounding.typical if half is None else rounding.typical_half,
         unstable=rounding.unstable(UNSTABLE) if half is None else "",
-        allowed=limits(expected, noise, floor, computed_in, samples, scale_of_numbers, columns),
-        noise=noise,
+        allowed=limits(
+            expected, rounding_error, floor, computed_in, samples, scale_of_numbers, columns
+        ),
+        rounding_error=rounding_error,
         computed_in=computed_in,
         scale_of_numbers=scale_of_numbers,
         columns=columns,
@@ -209,8 +211,12 @@ def over_all_gates(
     found = {}
     for name, gate in gates.items():
         if outputs[name].dtype.kind not in "iub":
-            noise = gate.scale * max(FP32_FLOOR, ROUNDING_FACTOR * (gate.eager_error or 0.0))
-            over_all = _over_all_samples(outputs[name], gate.eager_error, gate.scale, noise, batch)
+            rounding_error = gate.scale * max(
+                FP32_FLOOR, ROUNDING_FACTOR * (gate.eager_error or 0.0)
+            )
+            over_all = _over_all_samples(
+                outputs[name], gate.eager_error, gate.scale, rounding_error, batch
+            )
             reason = f"every sample holds a near-tie that fell the other way; {over_all.reason}"
             channels = None
             if gate.allowed is not None:
@@ -222,7 +228,7 @@ def over_all_gates(
 
 
 def _over_all_samples(
-    expected: Array, error: float | None, scale: float, noise: float, batch: int
+    expected: Array, error: float | None, scale: float, rounding_error: float, batch: int
 ) -> Gate:
     """Returns the gate over all samples together for an output (batches, …).
 
@@ -233,7 +239,7 @@ def _over_all_samples(
     finite = expected[np.isfinite(expected)]
     between = spread(expected, 2 if per_sample else 1), spread(finite, 1)
     size = compare(finite, np.zeros_like(finite)).rms
-    found = next((each for each in between if each > noise), size)
+    found = next((each for each in between if each > rounding_error), size)
     return Gate(
         math.inf,
         error,
@@ -242,7 +248,7 @@ def _over_all_samples(
         f"error of {SPREAD_TOLERANCE:g} of the spread between samples or less",
         least_cosine=LEAST_COSINE,
         spread=found,
-        varies=between[0] > noise,
+        varies=between[0] > rounding_error,
         spread_tolerance=SPREAD_TOLERANCE,
         samples=batch,
     )

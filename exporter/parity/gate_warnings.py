@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tokexport.exporter.capture.token_cap_use import TokenCapUse
+from tokexport.exporter.capture.token_cap_report import TokenCapReport
 from tokexport.exporter.errors import listed
 from tokexport.exporter.parity.gates import UNSTABLE, Gate
 from tokexport.exporter.rounding.local_rounding import LocalRounding
@@ -38,7 +38,7 @@ def advice_for(config: CompileConfig) -> str:
     return said[0].upper() + said[1:]
 
 
-def gate_warnings(gates: Mapping[str, Gate], cap: TokenCapUse | None) -> tuple[str, ...]:
+def gate_warnings(gates: Mapping[str, Gate], cap: TokenCapReport | None) -> tuple[str, ...]:
     """Says what makes the proof weaker than it looks."""
     found = [*cap.warnings()] if cap is not None else []
     for name, gate in gates.items():

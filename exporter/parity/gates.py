@@ -28,7 +28,13 @@ from tokexport.runtimes.tolerances.comparison import (
     relative_error,
     unexplained_top1,
 )
-from tokexport.runtimes.tolerances.neighbourhoods import Noise, Worst, as_samples, limits, worst
+from tokexport.runtimes.tolerances.neighbourhoods import (
+    RoundingError,
+    Worst,
+    as_samples,
+    limits,
+    worst,
+)
 
 if TYPE_CHECKING:
     from tokexport.exporter.config import CompileConfig
@@ -97,7 +103,7 @@ class Gate:
             ``allowed`` says so.
         top1_tolerance: The share of a scale that two entries may always be apart which change
             places; None where ``explained`` is.
-        noise: What rounding explains, by neighbourhood; None where none is asked for.
+        rounding_error: What rounding explains, by neighbourhood; None where none is asked for.
         computed_in: The precision that fills are held to.
         scale_of_numbers: The scale of each sample of an output of one number each; else None.
         columns: How far every value of an output of one row a sample may be off for its column,
@@ -122,7 +128,9 @@ class Gate:
     allowed: Array | None = field(default=None, repr=False, compare=False, metadata=_KEPT_OUT)
     explained: Array | None = field(default=None, repr=False, compare=False, metadata=_KEPT_OUT)
     top1_tolerance: float | None = None
-    noise: Noise | None = field(default=None, repr=False, compare=False, metadata=_KEPT_OUT)
+    rounding_error: RoundingError | None = field(
+        default=None, repr=False, compare=False, metadata=_KEPT_OUT
+    )
     computed_in: str = field(default="float32", metadata=_KEPT_OUT)
     scale_of_numbers: Array | None = field(
         default=None, repr=False, compare=False, metadata=_KEPT_OUT
@@ -217,7 +225,7 @@ class Gate:
         if self.top1_tolerance is not None:
             top1 = {"top1_tolerance": self.top1_tolerance}
             return {"relative_tolerance": self.tolerance, "scale": self.scale} | top1
-        key = "relative_tolerance" if self.noise is None else "local_tolerance"
+        key = "relative_tolerance" if self.rounding_error is None else "local_tolerance"
         return {key: self.tolerance, "scale": self.scale}
 
     def about(self, expected: Array, rows: list[int]) -> Gate:
@@ -227,14 +235,14 @@ class Gate:
             expected: What those batches are compared with, (rows, …).
             rows: The batches.
         """
-        if self.noise is None:
+        if self.rounding_error is None:
             return self
         of = np.concatenate([np.arange(self.samples) + row * self.samples for row in rows])
         numbers = self.scale_of_numbers, self.columns
         known = [None if each is None else each[of] for each in numbers]
         floor = self.tolerance if self.top1_tolerance is None else self.top1_tolerance
-        noise, samples = self.noise.of(of), self.samples
-        found = limits(expected, noise, floor, self.computed_in, samples, *known)
+        rounding_error, samples = self.rounding_error.of(of), self.samples
+        found = limits(expected, rounding_error, floor, self.computed_in, samples, *known)
         if self.top1_tolerance is not None:
             return replace(self, explained=found)
         return replace(self, allowed=found)

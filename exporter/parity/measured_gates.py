@@ -98,7 +98,7 @@ def _times(scores: Scores, factor: float) -> Scores:
     }
 
 
-def most_steady(half: bool, precision: str = "fp32") -> float:
+def largest_rounding_move(half: bool, precision: str = "fp32") -> float:
     """Returns by what share of its scale rounding may move an output that something is proven of.
 
     Args:
@@ -110,7 +110,7 @@ def most_steady(half: bool, precision: str = "fp32") -> float:
     return _HALF_PROVES_NOTHING if half else PROVES_NOTHING
 
 
-def require_steady(gates: Mapping[str, Gate], half: bool, precision: str = "fp32") -> None:
+def require_stable_outputs(gates: Mapping[str, Gate], half: bool, precision: str = "fp32") -> None:
     """Refuses outputs that rounding moves by a large part of what they are.
 
     Args:
@@ -122,7 +122,7 @@ def require_steady(gates: Mapping[str, Gate], half: bool, precision: str = "fp32
         GateError: An output moves so far that nothing can be proven equal to it.
     """
     for name, gate in gates.items():
-        if gate.noise is not None and gate.moves > most_steady(half, precision):
+        if gate.rounding_error is not None and gate.moves > largest_rounding_move(half, precision):
             raise GateError(
                 f"Rounding alone moves output '{name}' of the model itself by {gate.moves:.1e} of "
                 "its scale, so nothing can be proven equal to it.",

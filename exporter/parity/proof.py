@@ -27,7 +27,7 @@ class Ties:
         flips: How many positions or truth values differ in them; in a half precision it may be
             none, where choices are near enough for rounding to turn them.
         margin: The largest margin, as a share of the scale of the scores.
-        noise: The largest difference of the stage's scores from eager's, as such a share.
+        score_error: The largest difference of the stage's scores from eager's, as such a share.
         decisions: Which decisions: the operator and the line it came from.
         samples: The samples, each a batch and its place there, in which a decision falls
             differently, or in a half precision might.
@@ -36,7 +36,7 @@ class Ties:
     batches: tuple[int, ...]
     flips: int
     margin: float
-    noise: float
+    score_error: float
     decisions: tuple[str, ...]
     samples: tuple[tuple[int, int], ...] = ()
 
@@ -190,7 +190,7 @@ class Proof:
 
     Attributes:
         stages: The stages compared so far.
-        steady: The samples (batches, samples) on which no stage decided a near-tie so that an
+        tie_free: The samples (batches, samples) on which no stage decided a near-tie so that an
             output left its gate.
     """
 
@@ -207,8 +207,8 @@ class Proof:
         self.expected = expected
         self.stages: list[StageResult] = []
         (count,) = {len(array) for array in expected.values()}
-        self.steady = np.ones((count, samples), bool)
-        self._moved: dict[str, Array] = {}
+        self.tie_free = np.ones((count, samples), bool)
+        self._flipped_samples: dict[str, Array] = {}
         self._gates = gates
         self._by_stage = by_stage or {}
         self._narrowed = narrowed
@@ -268,7 +268,11 @@ class Proof:
 
     def moves_every_sample(self) -> bool:
         """Returns whether a reduced precision flipped a decision of every sample."""
-        masks = [self._moved[stage] for stage in self._narrowed if stage in self._moved]
+        masks = [
+            self._flipped_samples[stage]
+            for stage in self._narrowed
+            if stage in self._flipped_samples
+        ]
         return bool(masks) and bool(np.logical_or.reduce(masks).all())
 
     def hold_over_all(self, found: Mapping[str, Array], gates: Mapping[str, Gate]) -> StageResult:
@@ -343,14 +347,14 @@ class Proof:
     def _gives_samples(self, stage: str) -> bool:
         """Tells whether every output has one value for each sample."""
         shapes = (self.expected[name].shape for name in self.gates_of(stage))
-        return all(shape[1:2] == self.steady.shape[1:] for shape in shapes)
+        return all(shape[1:2] == self.tie_free.shape[1:] for shape in shapes)
 
     def _samples_within(self, stage: str, found: Mapping[str, Array], batch: int) -> Array:
         """Tells for each sample of a batch whether its outputs lie within the gates.
 
         None does, where an output is not one value a sample.
         """
-        samples = self.steady.shape[1]
+        samples = self.tie_free.shape[1]
         gates = self.gates_of(stage)
         if not self._gives_samples(stage):
             return np.zeros(samples, bool)
@@ -386,8 +390,10 @@ class Proof:
             if self._gives_samples(result.name) and unexplained:
                 why_not = f"no decision of sample {min(unexplained)} of batch {batch} is a near-tie"
                 return replace(result, detail=f"{result.detail}; {why_not}")
-            self.steady[batch] &= inside
-            self._moved.setdefault(result.name, np.zeros_like(self.steady))[batch] = ~inside
+            self.tie_free[batch] &= inside
+            self._flipped_samples.setdefault(result.name, np.zeros_like(self.tie_free))[
+                batch
+            ] = ~inside
         if replay.own is not None and (
             why_not := self.not_its_own(result.name, replay.own, found, failed)
         ):

@@ -20,7 +20,7 @@ from tokexport.exporter.json_values import plain
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.dynamic_export import export_any_batch
 from tokexport.exporter.reduction.reduced_source import reduced_source
-from tokexport.exporter.reduction.reduction_use import ReductionUse
+from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.source import Source
 from tokexport.exporter.system.output_file import check_place, written_whole
 
@@ -41,7 +41,7 @@ class ReducedFile:
     output: Path
     inputs: str
     samples: int
-    reduction: ReductionUse
+    reduction: ReductionReport
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names."""

@@ -14,7 +14,7 @@ from tokexport.exporter.errors import InternalError, UsageError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduce import Reduction, reduce_flat
-from tokexport.exporter.reduction.reduction_use import ReductionUse
+from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.source import Source
 from tokexport.runtimes.arrays import Array
 
@@ -31,9 +31,9 @@ class ReducedSource:
 
     source: Source
     unreduced: FlatModel
-    use: ReductionUse
+    use: ReductionReport
 
-    def compared(self, reduced: Mapping[str, Array], batches: Batches) -> ReductionUse:
+    def compared(self, reduced: Mapping[str, Array], batches: Batches) -> ReductionReport:
         """Runs the model as given and holds the reduced one's outputs (batches, …) to it."""
         unreduced = run_reference(self.unreduced, batches, twice=False).outputs
         return self.use.compared(unreduced, reduced, batches)
@@ -65,9 +65,9 @@ def reduced_source(source: Source, config: ReduceConfig) -> ReducedSource:
     return ReducedSource(dataclasses.replace(source, model=reduction.model), flat, _use(reduction))
 
 
-def _use(reduction: Reduction) -> ReductionUse:
+def _use(reduction: Reduction) -> ReductionReport:
     method = reduction.recipe.method
-    return ReductionUse(
+    return ReductionReport(
         recipe=reduction.recipe.text,
         method=method.name,
         options={

@@ -29,7 +29,7 @@ from tokexport.exporter.rounding.measure import only_moves
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.tolerances.neighbourhoods import (
     Neighbourhoods,
-    Noise,
+    RoundingError,
     differences,
     epsilon,
     local_floor,
@@ -68,16 +68,16 @@ class Answer:
         """
         wanted = self._outputs[position]
         plain = local_distance(wanted, found, floor)
-        if plain <= floor or not wanted.is_floating_point() or not self._noise:
+        if plain <= floor or not wanted.is_floating_point() or not self._rounding_error:
             return plain
         one, other = _comparable(wanted, found)
-        allowed = Neighbourhoods(one).allowed(self._noise[position], floor)
+        allowed = Neighbourhoods(one).allowed(self._rounding_error[position], floor)
         return _share(one, other, allowed) * floor
 
     @cached_property
-    def _noise(self) -> dict[int, Noise]:
+    def _rounding_error(self) -> dict[int, RoundingError]:
         """What rounding explains of each floating output; nothing where it cannot be measured."""
-        found: dict[int, Noise] = {}
+        found: dict[int, RoundingError] = {}
         runs: list[AbstractContextManager[Any]] = [nullcontext(), *map(_Rounded, range(_RUNS))]
         for run in runs:
             try:
@@ -91,8 +91,8 @@ class Answer:
                 if not isinstance(wanted, Tensor) or not wanted.is_floating_point():
                     continue
                 if isinstance(run, _Rounded):
-                    noise = _noise_of(*_comparable(wanted, other))
-                    found[position] = noise.larger(found.get(position, noise))
+                    rounding_error = _rounding_error_of(*_comparable(wanted, other))
+                    found[position] = rounding_error.larger(found.get(position, rounding_error))
                 elif local_distance(wanted, other, _REPEATS) > _REPEATS:
                     return {}  # it has no one answer: what moves it is no rounding
         return found
@@ -120,14 +120,20 @@ def _shape(one: Any) -> tuple[int, ...] | None:
     return tuple(one.shape) if isinstance(one, Tensor) else None
 
 
-def _noise_of(wanted: Array, moved: Array) -> Noise:
+def _rounding_error_of(wanted: Array, moved: Array) -> RoundingError:
     """Returns what a run with rounded results explains, up to a share that would prove nothing."""
     around, off = Neighbourhoods(wanted), differences(wanted, moved)
-    noise = around.noise(np.where(np.isfinite(off), off, 0.0)).times(ROUNDING_FACTOR)
+    rounding_error = around.rounding_error(np.where(np.isfinite(off), off, 0.0)).times(
+        ROUNDING_FACTOR
+    )
     most = (PROVES_NOTHING * scale for scale in around.scales)
-    by_axis = tuple(np.minimum(one, two) for one, two in zip(noise.by_axis, most, strict=True))
-    alone = (np.minimum(one, PROVES_NOTHING) for one in (noise.share, noise.fills))
-    return Noise(by_axis, *alone)
+    by_axis = tuple(
+        np.minimum(one, two) for one, two in zip(rounding_error.by_axis, most, strict=True)
+    )
+    alone = (
+        np.minimum(one, PROVES_NOTHING) for one in (rounding_error.share, rounding_error.fills)
+    )
+    return RoundingError(by_axis, *alone)
 
 
 def _share(wanted: Array, found: Array, allowed: Array) -> float:

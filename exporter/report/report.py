@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokexport.exporter.capture.dropped_noise import DroppedNoise
-from tokexport.exporter.capture.token_cap_use import TokenCapUse
+from tokexport.exporter.capture.random_ops_report import RandomOpsReport
+from tokexport.exporter.capture.token_cap_report import TokenCapReport
 from tokexport.exporter.edges.edge_report import EdgeReport
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.parity.accuracy import Accuracy
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import StageResult
-from tokexport.exporter.reduction.reduction_use import ReductionUse
+from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.speed.interleaved import Speed
 from tokexport.exporter.tuning.tuned_forms import Tuning
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
@@ -49,7 +49,7 @@ class Report:
         first_failure: The name of the first stage that failed; None when none did.
         not_run_reason: Why the artifact did not run here; None when it ran.
         accuracy: Before and after; None without labels.
-        noise: What dropping the model's noise did; None where none was dropped.
+        random_ops: What dropping the model's random operators did; None where it has none.
         token_cap: How the samples fit under a cap; None without one, or where none was needed.
         edges: Which inputs beside the samples it was held to; None where it came to none.
         reduction: What was put into the model, and what it costs; None where nothing was.
@@ -79,10 +79,10 @@ class Report:
     first_failure: str | None = None
     not_run_reason: str | None = None
     accuracy: Accuracy | None = None
-    noise: DroppedNoise | None = None
-    token_cap: TokenCapUse | None = None
+    random_ops: RandomOpsReport | None = None
+    token_cap: TokenCapReport | None = None
     edges: EdgeReport | None = None
-    reduction: ReductionUse | None = None
+    reduction: ReductionReport | None = None
     tuning: Tuning | None = None
     speed: Speed | None = None
     speed_over_unreduced: Speed | None = None
@@ -121,7 +121,7 @@ def render(report: Report, console: Console) -> None:
         show(_parity_table(report))
         for line in (*_spread_lines(report), *_tie_lines(report)):
             show(line)
-    for line in report.noise.lines() if report.noise is not None else ():
+    for line in report.random_ops.lines() if report.random_ops is not None else ():
         show(line)
     if report.first_failure is not None:
         console.print()
@@ -217,7 +217,7 @@ def _machine_line(machine: Mapping[str, Any]) -> str:
 def _parity_table(report: Report) -> Table:
     noun = "sample" if report.samples == 1 else "samples"
     which = "as it was given" if report.reduction is None else "with its reduction"
-    which = which if report.noise is None else "without its noise"
+    which = which if report.random_ops is None else "without its random numbers"
     title = f"Parity with the model {which}, fp32 eager, {report.samples} {noun}"
     table = _titled_table(title)
     table.add_column("stage", no_wrap=True)
@@ -289,7 +289,8 @@ def _tie_lines(report: Report) -> Iterator[Text]:
             (f"ties at {stage.name}  ", "yellow"),
             f"on {count} of {batches} batches {', '.join(ties.decisions)} decided otherwise than "
             f"eager, where both choices are as good: {ties.margin:.1e} apart, of scores that "
-            f"rounding moves by {ties.noise:.1e} of their scale. Told eager's choice, it agrees.",
+            f"rounding moves by {ties.score_error:.1e} of their scale. With eager's decisions it "
+            "agrees.",
         )
 
 
@@ -302,7 +303,7 @@ def _failure(report: Report) -> Text:
     failed = next((stage for stage in report.stages if stage.name == report.first_failure), None)
     for output, gate in (report.gates if failed is None else _gates(report, failed)).items():
         allowed = gate.text + ("" if gate.least_cosine else f" of {gate.scale:.3g}")
-        said = f"{allowed} ({gate.reason})" if gate.noise is None else gate.reason
+        said = f"{allowed} ({gate.reason})" if gate.rounding_error is None else gate.reason
         line.append(f"\ngate of {output}: {said}")
     return line
 

@@ -39,17 +39,17 @@ class Columns:
 
     Attributes:
         scale: The scale of the column of every value.
-        noise: How far rounding moves the values there.
+        rounding_error: How far rounding moves the values there.
         shares: The same as a share of the scale; 0 where a kind has few samples.
     """
 
     scale: Array
-    noise: Array
+    rounding_error: Array
     shares: Array
 
     def of(self, rows: Array) -> Columns:
         """Returns those of some samples."""
-        return Columns(self.scale[rows], self.noise[rows], self.shares[rows])
+        return Columns(self.scale[rows], self.rounding_error[rows], self.shares[rows])
 
     def limits(self, floor: float, factor: float) -> Array:
         """Returns how far every value may be off for its column.
@@ -58,7 +58,7 @@ class Columns:
             floor: The share of a scale that is always allowed.
             factor: How many times what rounding does.
         """
-        found: Array = np.maximum(floor * self.scale, factor * self.noise)
+        found: Array = np.maximum(floor * self.scale, factor * self.rounding_error)
         return found
 
 
@@ -99,10 +99,10 @@ def columns_of(
     off = np.maximum.reduce(parts).reshape(len(measured), -1)
     off = np.where(filled[measured], 0.0, off)
     found = _Measured(sizes, measured, off, len(parts) - 1 + draws)
-    scale, noise, shares = (np.zeros(sizes.shape) for _ in range(3))
+    scale, rounding_error, shares = (np.zeros(sizes.shape) for _ in range(3))
     for rows in kinds:
-        scale[rows], noise[rows], shares[rows] = found.of_kind(rows)
-    return Columns(scale, noise, shares)
+        scale[rows], rounding_error[rows], shares[rows] = found.of_kind(rows)
+    return Columns(scale, rounding_error, shares)
 
 
 class _Measured:
@@ -123,11 +123,11 @@ class _Measured:
         with np.errstate(divide="ignore", invalid="ignore"):
             to_most = np.where(most > 0, off / most, 0.0)
             to_own = np.where(np.isfinite(sizes), sizes / self._own, np.inf)
-        self._noise_shares = to_most.max(axis=0)
+        self._rounding_shares = to_most.max(axis=0)
         self._scale_shares = scales_of(np.where(np.isnan(to_own), 0.0, to_own).T)[0]
 
     def of_kind(self, rows: Array) -> tuple[Array, Array, Array]:
-        """Returns scale, noise and its share of the samples of a kind, (rows, values) each."""
+        """Returns scale, rounding error and its share for a kind, (rows, values) each."""
         sizes = self._sizes[rows]
         own, of_zero = scales_of(sizes.T)
         scale = np.where(sizes == 0, of_zero, own)
@@ -137,13 +137,17 @@ class _Measured:
         if len(rows) < FEWEST:
             moved = off.max(axis=1, initial=0.0, keepdims=True)
             scale = np.maximum(scale, self._scale_shares * self._own[rows])
-            noise = np.maximum(most, self._noise_shares * moved.max(initial=0.0))
+            rounding_error = np.maximum(most, self._rounding_shares * moved.max(initial=0.0))
             times = _times(self._runs * min(len(self._place), off.size))
-            return scale, np.broadcast_to(noise * times, sizes.shape), np.zeros(sizes.shape)
+            return (
+                scale,
+                np.broadcast_to(rounding_error * times, sizes.shape),
+                np.zeros(sizes.shape),
+            )
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where((own > 0) & (most > 0), most / own, 0.0)
-        noise = self._grown(rows, known, most) * _times(self._runs * len(known))
-        return scale, noise, np.broadcast_to(share, sizes.shape)
+        rounding_error = self._grown(rows, known, most) * _times(self._runs * len(known))
+        return scale, rounding_error, np.broadcast_to(share, sizes.shape)
 
     def _grown(self, rows: Array, known: Sequence[int], most: Array) -> Array:
         """Brings what was measured of a kind to all of its samples, in proportion to larger ones.

@@ -13,7 +13,7 @@ from tokexport.exporter.rounding.column_rounding import Columns, columns_of
 from tokexport.exporter.rounding.measure import Rounding
 from tokexport.exporter.rounding.score_rounding import few
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.tolerances.neighbourhoods import Neighbourhoods, Noise, as_samples
+from tokexport.runtimes.tolerances.neighbourhoods import Neighbourhoods, RoundingError, as_samples
 
 #: How many times what rounding does an output may be off, in fp32.
 ROUNDING_FACTOR: Final = 4.0
@@ -28,11 +28,11 @@ class LocalRounding:
     """What rounding does to one floating output, in every neighbourhood.
 
     Attributes:
-        noise: How far rounding moves the values, (batches × samples, …).
+        rounding_error: How far rounding moves the values, (batches × samples, …).
         half: The same for a half type; None where none was asked for.
-        shares: ``noise`` as a share of each neighbourhood's own scale.
+        shares: ``rounding_error`` as a share of each neighbourhood's own scale.
         half_shares: The same of ``half``.
-        kinds: The rows of ``noise`` of every kind of inputs.
+        kinds: The rows of ``rounding_error`` of every kind of inputs.
         samples: How many samples a batch has, as the output counts them.
         largest: The largest difference found, an absolute number.
         from_float64: The largest distance of eager from float64; None where there is no such run.
@@ -45,8 +45,8 @@ class LocalRounding:
         half_columns: The same of a half type; None where none was asked for.
     """
 
-    noise: Noise
-    half: Noise | None
+    rounding_error: RoundingError
+    half: RoundingError | None
     shares: tuple[Array, ...]
     half_shares: tuple[Array, ...]
     kinds: tuple[Array, ...]
@@ -94,7 +94,7 @@ class LocalRounding:
         rows = self.kinds[position]
         return replace(
             self,
-            noise=self.noise.of(rows),
+            rounding_error=self.rounding_error.of(rows),
             half=None if self.half is None else self.half.of(rows),
             shares=tuple(one[rows] for one in self.shares),
             half_shares=tuple(one[rows] for one in self.half_shares),
@@ -116,7 +116,7 @@ class LocalRounding:
             if over.size:
                 which = f"{over.size} of {most.size} {word}s"
                 said.append(f"{which}, up to {most.max():.1e} of their own scale")
-        alone = float(self.noise.share.max(initial=0.0))
+        alone = float(self.rounding_error.share.max(initial=0.0))
         if alone > share:
             said.append(f"values far beyond all others, up to {alone:.1e} of themselves")
         return "; ".join(said)
@@ -155,15 +155,15 @@ def local_rounding(
             parts.append(rounding.from_float64[name])
         far = rounding.from_float64.get(name)
         own = _Pooled(expected, rounding.rows, batches, samples)
-        noise, shares = own.of(np.maximum.reduce(parts))
-        half: Noise | None = None
+        rounding_error, shares = own.of(np.maximum.reduce(parts))
+        half: RoundingError | None = None
         half_shares: tuple[Array, ...] = ()
         half_columns: Columns | None = None
         if name in rounding.by_half:
             half, half_shares = own.of(rounding.by_half[name])
             half_columns = own.columns([rounding.by_half[name]], rounding.draws)
         found[name] = LocalRounding(
-            noise,
+            rounding_error,
             half,
             shares,
             half_shares,
@@ -215,25 +215,33 @@ class _Pooled:
             return rows
         return np.concatenate([np.arange(self.samples) + row * self.samples for row in rows])
 
-    def of(self, differences: Array) -> tuple[Noise, tuple[Array, ...]]:
-        """Returns the noise of all samples, and its share of each neighbourhood's own scale."""
+    def of(self, differences: Array) -> tuple[RoundingError, tuple[Array, ...]]:
+        """Returns the rounding error of all samples, and its share of each scale."""
         flat = differences.reshape(-1, *self._flat.shape[1:])
         parts = [self._kind(flat, *each) for each in zip(self._rows, self.kinds, strict=True)]
         order = np.argsort(np.concatenate(self.kinds))
-        noises = [noise for noise, _ in parts]
+        rounding_errors = [rounding_error for rounding_error, _ in parts]
         by_axis = tuple(
             np.concatenate(columns)[order]
-            for columns in zip(*(noise.by_axis for noise in noises), strict=True)
+            for columns in zip(
+                *(rounding_error.by_axis for rounding_error in rounding_errors), strict=True
+            )
         )
         share, fills = (
             np.concatenate(columns)[order]
-            for columns in zip(*((noise.share, noise.fills) for noise in noises), strict=True)
+            for columns in zip(
+                *(
+                    (rounding_error.share, rounding_error.fills)
+                    for rounding_error in rounding_errors
+                ),
+                strict=True,
+            )
         )
         shares = tuple(
             np.concatenate(columns)[order]
             for columns in zip(*(shares for _, shares in parts), strict=True)
         )
-        return Noise(by_axis, share, fills), shares
+        return RoundingError(by_axis, share, fills), shares
 
     def columns(self, parts: Sequence[Array], draws: int) -> Columns | None:
         """Returns what rounding does to the columns of an output of one row a sample."""
@@ -242,15 +250,19 @@ class _Pooled:
         measured = self._samples_of(np.array(self._measured))
         return columns_of(self._flat, measured, flat, self.kinds, draws)
 
-    def _kind(self, flat: Array, rows: Array, samples: Array) -> tuple[Noise, tuple[Array, ...]]:
-        """Returns the noise of the samples of one kind of inputs."""
+    def _kind(
+        self, flat: Array, rows: Array, samples: Array
+    ) -> tuple[RoundingError, tuple[Array, ...]]:
+        """Returns the rounding error of the samples of one kind of inputs."""
         places = [place for place, row in enumerate(self._measured) if row in set(rows.tolist())]
         measured = self._samples_of(np.array([self._measured[place] for place in places]))
         around = Neighbourhoods(self._flat[samples])
         some = Neighbourhoods(self._flat[measured])
-        noise = some.noise(flat[self._samples_of(np.array(places))])
+        rounding_error = some.rounding_error(flat[self._samples_of(np.array(places))])
         by_axis = []
-        for position, (one, scales) in enumerate(zip(noise.by_axis, around.scales, strict=True)):
+        for position, (one, scales) in enumerate(
+            zip(rounding_error.by_axis, around.scales, strict=True)
+        ):
             members = some.members(position)
             known_top = members.max(axis=(0, 2), initial=0.0)[None]
             known = some.scales[position].max(axis=0, keepdims=True)
@@ -265,14 +277,17 @@ class _Pooled:
             by_axis.append(np.where(known > 0, seen, _unseen(most, known, scales)))
         share, fills = (
             np.full(len(samples), one.max(initial=0.0) * few(int(np.count_nonzero(where))))
-            for one, where in ((noise.share, some.alone), (noise.fills, some.computed_fills))
+            for one, where in (
+                (rounding_error.share, some.alone),
+                (rounding_error.fills, some.computed_fills),
+            )
         )
-        found = Noise(tuple(by_axis), share, fills)
+        found = RoundingError(tuple(by_axis), share, fills)
         return found, around.share_of_scale(found)
 
 
 def _unseen(most: Array, known: Array, scales: Array) -> Array:
-    """Returns the noise of neighbourhoods that held nothing but zeros where it was measured.
+    """Returns the rounding error of neighbourhoods that held only zeros when measured.
 
     It is that of an ordinary one, and no larger a share of their scale than any has.
     """
@@ -284,23 +299,23 @@ def _unseen(most: Array, known: Array, scales: Array) -> Array:
 
 
 def stored(
-    noise: Noise,
+    rounding_error: RoundingError,
     scale: Array | None,
     columns: Array | None,
     rows: Sequence[int],
     samples: int,
 ) -> Iterator[tuple[str, Array]]:
-    """Yields what a bundle keeps of a noise for some batches, under the last part of a name.
+    """Yields what a bundle keeps of a rounding error, by the last part of a name.
 
     Args:
-        noise: The noise of all samples.
+        rounding_error: The rounding error of all samples.
         scale: The scale of each where it has one number.
         columns: How far their values may be off for their columns, where they have some.
         rows: The batches.
         samples: How many samples a batch has.
     """
-    parts: dict[int | str, Array] = dict(enumerate(noise.by_axis))
-    parts |= {"share": noise.share, "fills": noise.fills}
+    parts: dict[int | str, Array] = dict(enumerate(rounding_error.by_axis))
+    parts |= {"share": rounding_error.share, "fills": rounding_error.fills}
     known = {"scale": scale, "column": columns}
     parts |= {name: one for name, one in known.items() if one is not None}
     for name, one in parts.items():

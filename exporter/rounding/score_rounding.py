@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.tolerances.neighbourhoods import LOUD, Neighbourhoods, Noise
+from tokexport.runtimes.tolerances.neighbourhoods import LOUD, Neighbourhoods, RoundingError
 
 #: The largest of fewer differences than this says too little, and counts for more.
 _FEW: Final = 16
@@ -20,18 +20,18 @@ class Moved:
     """How far rounding moves one value in one batch.
 
     Attributes:
-        noise: How far, by neighbourhood, (samples, …).
+        rounding_error: How far, by neighbourhood, (samples, …).
         scales: The scales of the neighbourhoods.
         size: How many numbers the value has.
     """
 
-    noise: Noise
+    rounding_error: RoundingError
     scales: tuple[Array, ...]
     size: int
 
     def times(self, factor: float) -> Moved:
         """Returns so many times as much for every neighbourhood."""
-        return replace(self, noise=self.noise.times(factor))
+        return replace(self, rounding_error=self.rounding_error.times(factor))
 
 
 #: How far rounding moves scores, by the name of the value in the traced graph and by batch.
@@ -52,10 +52,14 @@ def moved(exact: Array, difference: Array, samples: int) -> Moved:
         samples: How many samples the batch has.
     """
     around = Neighbourhoods(by_sample(exact, samples))
-    noise = around.noise(by_sample(difference, samples))
+    rounding_error = around.rounding_error(by_sample(difference, samples))
     alone, filled = (int(np.count_nonzero(one)) for one in (around.alone, around.computed_fills))
-    noise = replace(noise, share=noise.share * few(alone), fills=noise.fills * few(filled))
-    return Moved(noise, around.scales, exact.size)
+    rounding_error = replace(
+        rounding_error,
+        share=rounding_error.share * few(alone),
+        fills=rounding_error.fills * few(filled),
+    )
+    return Moved(rounding_error, around.scales, exact.size)
 
 
 def few(count: Array | int) -> Array:
@@ -64,7 +68,7 @@ def few(count: Array | int) -> Array:
     return found
 
 
-def pooled(measured: Mapping[int, Moved], batch: int, around: Neighbourhoods) -> Noise:
+def pooled(measured: Mapping[int, Moved], batch: int, around: Neighbourhoods) -> RoundingError:
     """Returns what rounding does to a value in a batch, as measured there, or else on others.
 
     Of others it is the largest in each neighbourhood: in proportion where the scale is larger now,
@@ -76,31 +80,36 @@ def pooled(measured: Mapping[int, Moved], batch: int, around: Neighbourhoods) ->
         around: The neighbourhoods of the value there.
     """
     none = np.zeros(len(around.scales[0]))
-    found = Noise(tuple(map(np.zeros_like, around.scales)), none, none)
+    found = RoundingError(tuple(map(np.zeros_like, around.scales)), none, none)
     for one in [measured[batch]] if batch in measured else measured.values():
         found = found.larger(_in_proportion(one, around, own=batch in measured))
     return found
 
 
-def _in_proportion(one: Moved, around: Neighbourhoods, own: bool) -> Noise:
+def _in_proportion(one: Moved, around: Neighbourhoods, own: bool) -> RoundingError:
     samples = len(around.scales[0])
     share, fills = (
-        np.full(samples, a.max(initial=0.0)) for a in (one.noise.share, one.noise.fills)
+        np.full(samples, a.max(initial=0.0))
+        for a in (one.rounding_error.share, one.rounding_error.fills)
     )
     fits = [scales.shape[1:] for scales in one.scales]
     if fits != [scales.shape[1:] for scales in around.scales]:  # it was spread over further axes
-        least = min(float(axis.max(initial=0.0)) for axis in one.noise.by_axis)
-        return Noise(tuple(np.full(scales.shape, least) for scales in around.scales), share, fills)
+        least = min(float(axis.max(initial=0.0)) for axis in one.rounding_error.by_axis)
+        return RoundingError(
+            tuple(np.full(scales.shape, least) for scales in around.scales), share, fills
+        )
     by_axis = []
-    for noise, before, now in zip(one.noise.by_axis, one.scales, around.scales, strict=True):
-        times_few = few(one.size // noise.size)
+    for rounding_error, before, now in zip(
+        one.rounding_error.by_axis, one.scales, around.scales, strict=True
+    ):
+        times_few = few(one.size // rounding_error.size)
         if own:
-            by_axis.append(noise * times_few)
+            by_axis.append(rounding_error * times_few)
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
             times = np.where(before > 0, now[:, None] / before, 1.0)
         times = np.where(times < 1 / LOUD, times * LOUD, np.maximum(times, 1.0))
-        by_axis.append((noise * times_few * times).max(axis=1))
+        by_axis.append((rounding_error * times_few * times).max(axis=1))
     if own:
-        share, fills = one.noise.share, one.noise.fills
-    return Noise(tuple(by_axis), share, fills)
+        share, fills = one.rounding_error.share, one.rounding_error.fills
+    return RoundingError(tuple(by_axis), share, fills)

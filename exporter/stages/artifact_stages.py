@@ -18,7 +18,11 @@ from tokexport.exporter.bundle.writer import new_manifest, save_reference
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.parity.accuracy import accuracy_of, accuracy_warning, require_accuracy
-from tokexport.exporter.parity.kept_batches import gates_to_verify_by, kept_batches, kept_of_gates
+from tokexport.exporter.parity.reference_selection import (
+    bundle_gates,
+    select_reference_batches,
+    stored_gates,
+)
 from tokexport.exporter.speed.against_eager import (
     busy_warning,
     over_unreduced,
@@ -221,7 +225,7 @@ def bundle(
     config, record, found = run.config, run.record, verified.outputs
     with run.stage("bundle"):
         assert record.edges is not None
-        gates, said = gates_to_verify_by(captured.proof, found, captured.gates.narrowed, config)
+        gates, said = bundle_gates(captured.proof, found, captured.gates.narrowed, config)
         manifest = replace(
             verified.manifest,
             gates={one.name: gates[one.name].for_manifest() for one in verified.manifest.outputs},
@@ -230,15 +234,15 @@ def bundle(
         said += record.edges.warnings() + accuracy_warning(record.accuracy, config)
         ran = manifest if manifest.status == PASSED else None
         own = partial(lowered.steps.replay.own_decisions, ran)
-        chosen = kept_batches(captured.proof, found, own)
+        chosen = select_reference_batches(captured.proof, found, own)
         record.gates, record.warnings = gates, (*record.warnings, *said, *chosen.warnings)
         arrays = answered.batches.arrays
         save_reference(
             run.bundle.path / REFERENCE_NAME,
             {name: arrays[name][chosen.rows] for name in answered.batches.names},
             {spec.name: chosen.outputs[spec.name] for spec in manifest.outputs},
-            chosen.steady,
-            kept_of_gates(gates, chosen.rows),
+            chosen.tie_free,
+            stored_gates(gates, chosen.rows),
         )
         report = run.report(manifest.status, str(config.output))
         report.write(run.bundle.path / REPORT_NAME)

@@ -12,8 +12,8 @@ import torch
 
 from tokexport.exporter.build.stage_folder import StageFolder
 from tokexport.exporter.bundle.writer import BundleWriter
-from tokexport.exporter.capture.dropped_noise import DroppedNoise
-from tokexport.exporter.capture.token_cap_use import TokenCapUse
+from tokexport.exporter.capture.random_ops_report import RandomOpsReport
+from tokexport.exporter.capture.token_cap_report import TokenCapReport
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.edges.edge_report import EdgeReport
 from tokexport.exporter.errors import GateError
@@ -21,7 +21,7 @@ from tokexport.exporter.parity.accuracy import Accuracy
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import StageResult
 from tokexport.exporter.progress import Checklist
-from tokexport.exporter.reduction.reduction_use import ReductionUse
+from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.report.report import FAILED, Report
 from tokexport.exporter.source import Source
 from tokexport.exporter.speed.interleaved import Speed
@@ -39,9 +39,9 @@ class CompileRecord:
     samples: int = 0
     batches: int = 0
     constant_inputs: tuple[ConstantInput, ...] = ()
-    noise: DroppedNoise | None = None
-    token_cap: TokenCapUse | None = None
-    reduction: ReductionUse | None = None
+    random_ops: RandomOpsReport | None = None
+    token_cap: TokenCapReport | None = None
+    reduction: ReductionReport | None = None
     gates: Mapping[str, Gate] = field(default_factory=dict)
     stages: Sequence[StageResult] = ()
     token_schedule: tuple[int, ...] = ()

@@ -12,9 +12,13 @@ from torch.fx import GraphModule
 
 from tokexport.exporter.build import run_stage
 from tokexport.exporter.build.precision import precision_warnings
-from tokexport.exporter.capture.noise import capture_without_noise, reference_of, without_noise
+from tokexport.exporter.capture.random_ops import (
+    capture_without_draws,
+    reference_of,
+    without_random_ops,
+)
 from tokexport.exporter.capture.token_cap import under_cap
-from tokexport.exporter.capture.token_cap_use import TokenCapUse
+from tokexport.exporter.capture.token_cap_report import TokenCapReport
 from tokexport.exporter.eager.example_inputs import constants_of, prepare
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import Reference
@@ -31,7 +35,11 @@ from tokexport.exporter.parity.gate_warnings import (
     spread_warnings,
 )
 from tokexport.exporter.parity.gates import narrowed_stages
-from tokexport.exporter.parity.measured_gates import MeasuredGates, measured_gates, require_steady
+from tokexport.exporter.parity.measured_gates import (
+    MeasuredGates,
+    measured_gates,
+    require_stable_outputs,
+)
 from tokexport.exporter.parity.proof import Proof
 from tokexport.exporter.parity.trace_difference import differences_named
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
@@ -67,7 +75,7 @@ class Answered:
     Attributes:
         source: The model, its reduction in it.
         given: The same over flat tensors, with what its graph takes for granted.
-        model: The same without its noise.
+        model: The same without its random numbers.
         inputs: Its inputs.
         batches: The samples.
         size: How many samples a batch has.
@@ -82,7 +90,7 @@ class Answered:
     inputs: tuple[TensorSpec, ...]
     batches: Batches
     size: int
-    cap: TokenCapUse | None
+    cap: TokenCapReport | None
     reference: Reference
     unreduced: FlatModel | None
 
@@ -105,7 +113,7 @@ def reference(run: CompileRun, reduced: ReducedSource | None) -> Answered:
         record.token_cap, record.constant_inputs = cap, constants_of(given)
         record.inputs, record.samples = batches.origin, batches.samples
         record.batches = len(batches)
-        model, record.noise = without_noise(given, batches, drop)
+        model, record.random_ops = without_random_ops(given, batches, drop)
         answers = reference_of(model, batches)
         # Labels of no class end it here.
         accuracy_of(answers.outputs, answers.outputs, batches)
@@ -140,7 +148,7 @@ def capture(run: CompileRun, answered: Answered) -> Captured:
     outputs, size = answered.reference.outputs, answered.size
     with run.stage("capture"):
         with _restoring_named(run):
-            program = capture_without_noise(model, batches)
+            program = capture_without_draws(model, batches)
         run.kept.save_program("captured", program)
         module = as_graph_module(program)
         advice = advice_for(config)
@@ -148,7 +156,7 @@ def capture(run: CompileRun, answered: Answered) -> Captured:
             module, batches, outputs, size, config.precision, config.atol, advice
         )
         half = half_lines(module.graph)
-        require_steady(gates.captured, bool(half))
+        require_stable_outputs(gates.captured, bool(half))
         narrowed = narrowed_stages(config)
         proof = Proof(
             outputs,
@@ -169,8 +177,10 @@ def capture(run: CompileRun, answered: Answered) -> Captured:
         )
         with differences_named(module, model, batches):
             proof.check("captured", run_stage.run_graph(module, batches, answered.names))
-        require_steady(gates.fp32, bool(half))  # a fault of the trace would look like rounding
-        require_steady(gates.narrowed, bool(half), config.precision)
+        require_stable_outputs(
+            gates.fp32, bool(half)
+        )  # a fault of the trace would look like rounding
+        require_stable_outputs(gates.narrowed, bool(half), config.precision)
         reference, cap = answered.reference, answered.cap
         edges = EdgeProof(model, module, answered.inputs, batches, reference, config, cap)
         return Captured(program, module, gates, proof, edges)

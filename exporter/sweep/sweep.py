@@ -28,7 +28,7 @@ from tokexport.exporter.progress import Checklist
 from tokexport.exporter.recipe import Recipe, parse_recipe, with_option
 from tokexport.exporter.reduction.agreement import Agreement
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
-from tokexport.exporter.reduction.reduction_use import ReductionUse
+from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.source import RANDOM_WEIGHTS, Source
 from tokexport.exporter.speed.against_eager import busy_warning
 from tokexport.exporter.speed.interleaved import Ratio, Speed, measure
@@ -61,7 +61,7 @@ class Point:
     """
 
     value: Any
-    reduction: ReductionUse
+    reduction: ReductionReport
     macs_ratio: float
     speed: Speed
     quality: float

@@ -35,15 +35,15 @@ _UNSTABLE: Final = "takes equal scores in another order than that of their place
 
 
 @dataclass(frozen=True)
-class Fall:
+class DecisionDiff:
     """How a step decided, held against eager.
 
     Attributes:
         flips: How many positions or truth values differ.
         margin: How much worse the step's choice is by eager's scores, as a share of the scale
             around them; infinite where it is no choice at all, such as a row taken twice.
-        noise: The largest difference of the step's scores from eager's, as such a share.
-        edge: How far eager's choice is from the nearest other one, by its own scores, as such a
+        score_error: The largest difference of the step's scores from eager's, as such a share.
+        tie_gap: How far eager's choice is from the nearest other one, by its own scores, as such a
             share; infinite where there is no other.
         is_near: Whether scores that are off as the step's are could have made another choice.
         why_not: Why rounding does not explain how the step decided, a clause; '' where it does.
@@ -51,8 +51,8 @@ class Fall:
 
     flips: int
     margin: float
-    noise: float
-    edge: float
+    score_error: float
+    tie_gap: float
     is_near: bool
     why_not: str = ""
 
@@ -62,12 +62,12 @@ class Fall:
         return not self.why_not
 
 
-def held_against(
+def compare_decision(
     decision: Decision,
     scores: Sequence[HeldScores],
     eager: Mapping[str, Array],
     step: Mapping[str, Array],
-) -> Fall:
+) -> DecisionDiff:
     """Holds what a step decides to its own scores, and these to eager's.
 
     Args:
@@ -78,19 +78,19 @@ def held_against(
     """
     own = {position: step[name] for position, name in decision.own.items()}
     flips = sum(_apart(eager[n], own[position]) for position, n in decision.replayed.items())
-    noise = max((one.noise for one in scores), default=0.0)
+    score_error = max((one.score_error for one in scores), default=0.0)
     parts = _parts(decision, [_decided_on(decision, one) for one in scores], eager, own)
     if isinstance(parts, str):
-        return Fall(flips, np.inf, noise, np.inf, False, f"it {parts}")
+        return DecisionDiff(flips, np.inf, score_error, np.inf, False, f"it {parts}")
     too_far = next((one.too_far for one in scores if one.too_far), "")
     why_not = f"its scores {too_far}" if too_far else ""
     for part in parts:
         why_not = why_not or part.wrong()
-    return Fall(
+    return DecisionDiff(
         flips,
         max((part.margin() for part in parts), default=0.0),
-        noise,
-        min((part.edge() for part in parts), default=np.inf),
+        score_error,
+        min((part.tie_gap() for part in parts), default=np.inf),
         any(part.is_near() for part in parts),
         why_not,
     )
@@ -148,7 +148,7 @@ class _Ordering:
         eager = self.scores.eager
         return share(self._worse(eager, eager), self._behind(self.scores.scale))
 
-    def edge(self) -> float:
+    def tie_gap(self) -> float:
         """How far eager's choice is from the next, as a share of the scale."""
         order = _best_first(self.scores.eager)
         eager, scale = (_at(array, order) for array in (self.scores.eager, self.scores.scale))

@@ -44,7 +44,7 @@ class Comparison:
         """The largest distance of two numbers that eager compares otherwise."""
         return share(np.where(self.flipped, self._apart(), 0.0), self._scale())
 
-    def edge(self) -> float:
+    def tie_gap(self) -> float:
         """The smallest distance of two numbers that eager compares."""
         return nearest(self._apart(), self._scale())
 
@@ -100,7 +100,7 @@ class Staircase:
         off = np.nan_to_num(np.maximum(beyond, 0.0), nan=0.0)
         return share(np.where(self.determined, off, 0.0), self.numbers.scale)
 
-    def edge(self) -> float:
+    def tie_gap(self) -> float:
         """How near eager's numbers come to the end of their steps."""
         return nearest(np.where(self.determined, self._left(), np.inf), self.numbers.scale)
 

@@ -76,7 +76,7 @@ class HeldScores:
         return f"are off by {most.error / unit:.1e}{of}, and {most.allowed / unit:.1e} is allowed"
 
     @property
-    def noise(self) -> float:
+    def score_error(self) -> float:
         """The largest error as a share of the scale around it."""
         return share(self.error, self.scale)
 
@@ -104,12 +104,12 @@ def hold_scores(eager: Array, step: Array, allowance: Allowance | None = None) -
     allowance = allowance or Allowance()
     flat = by_sample(eager.astype(np.float64), allowance.samples)
     around = Neighbourhoods(flat)
-    noise = pooled(allowance.measured or {}, allowance.batch, around)
-    still = around.noise(np.zeros(flat.shape))
-    allowed = around.allowed(noise, allowance.floor, allowance.computed_in)
+    rounding_error = pooled(allowance.measured or {}, allowance.batch, around)
+    still = around.rounding_error(np.zeros(flat.shape))
+    allowed = around.allowed(rounding_error, allowance.floor, allowance.computed_in)
     rounding: Array = np.zeros_like(flat)
     if not allowance.decides_on_shown:
-        rounding = around.allowed(noise, 0.0)
+        rounding = around.allowed(rounding_error, 0.0)
         none = around.fills | (rounding <= np.finfo(np.float32).tiny)
         rounding = np.where(none, 0.0, rounding)
     scale = around.allowed(still, 1.0)

@@ -30,7 +30,7 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gates import HALF_TYPES
 from tokexport.exporter.parity.proof import Proof, ReplayResult, Ties
 from tokexport.exporter.rounding.score_rounding import Scores
-from tokexport.exporter.ties.decision_margins import Fall, held_against
+from tokexport.exporter.ties.decision_margins import DecisionDiff, compare_decision
 from tokexport.exporter.ties.held_scores import Allowance, hold_scores
 from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lines
 from tokexport.graph_passes.torch_passes.graph.decision_kinds import Decision, DecisionKind
@@ -64,7 +64,7 @@ def tie_search(
         lambda found, rows: proof.within(stage, found, rows),
         proof.score_tolerance(stage),
         half=narrowed or bool(half_lines(captured.graph)),
-        samples=proof.steady.shape[1],
+        samples=proof.tie_free.shape[1],
         errors=proof.score_errors(stage),
         computed_in=HALF_TYPES.get(precision, "float32") if narrowed else "float32",
         matches_anew=stage not in _BEFORE_KERNELS,
@@ -152,50 +152,50 @@ class TieSearch:
         failed: Sequence[int],
     ) -> ReplayResult:
         """Holds every decision of every batch to eager's."""
-        ties: list[tuple[Decision, Fall]] = []
+        ties: list[tuple[Decision, DecisionDiff]] = []
         samples: list[tuple[int, int]] = []
         for row, batch in enumerate(failed):
             inputs = {name: self._batches.arrays[name][batch] for name in self._batches.names}
             one = inputs | {name: array[row] for name, array in eager.items()}
             other = inputs | {name: array[row] for name, array in found.items()}
-            falls = [
-                (decision, places, fall)
+            diffs = [
+                (decision, places, diff)
                 for decision in replay.decisions
-                for places, fall in self._falls(replay, decision, one, other, batch)
+                for places, diff in self._diffs(replay, decision, one, other, batch)
             ]
-            for decision, _, fall in falls:
-                if not fall.is_tie:
-                    return ReplayResult({}, None, f"{_named(decision)} is no tie: {fall.why_not}")
-            flipped = [(decision, fall) for decision, _, fall in falls if fall.flips]
-            near = [(decision, fall) for decision, _, fall in falls if fall.is_near]
+            for decision, _, diff in diffs:
+                if not diff.is_tie:
+                    return ReplayResult({}, None, f"{_named(decision)} is no tie: {diff.why_not}")
+            flipped = [(decision, diff) for decision, _, diff in diffs if diff.flips]
+            near = [(decision, diff) for decision, _, diff in diffs if diff.is_near]
             if not flipped and not (self.half and near):
-                others = [(decision, fall) for decision, _, fall in falls if self.half]
+                others = [(decision, diff) for decision, _, diff in diffs if self.half]
                 return ReplayResult({}, None, _no_tie(batch, others))
             ties += flipped or near
             tied = {
-                place for _, places, fall in falls if self._may_differ(fall) for place in places
+                place for _, places, diff in diffs if self._may_differ(diff) for place in places
             }
             samples += [(batch, place) for place in sorted(tied)]
         return ReplayResult(
             {},
             Ties(
                 batches=tuple(failed),
-                flips=sum(fall.flips for _, fall in ties),
-                margin=max((fall.margin for _, fall in ties), default=0.0),
-                noise=max((fall.noise for _, fall in ties), default=0.0),
+                flips=sum(diff.flips for _, diff in ties),
+                margin=max((diff.margin for _, diff in ties), default=0.0),
+                score_error=max((diff.score_error for _, diff in ties), default=0.0),
                 decisions=tuple(dict.fromkeys(_named(decision) for decision, _ in ties)),
                 samples=tuple(samples),
             ),
         )
 
-    def _falls(
+    def _diffs(
         self,
         replay: ReplayGraph,
         decision: Decision,
         eager: Mapping[str, Array],
         step: Mapping[str, Array],
         batch: int,
-    ) -> Iterator[tuple[Sequence[int], Fall]]:
+    ) -> Iterator[tuple[Sequence[int], DecisionDiff]]:
         """Yields how a decision fell, with the samples that it speaks for.
 
         One that is made for each sample by itself is judged for each; another speaks for all.
@@ -210,7 +210,7 @@ class TieSearch:
         shapes = [one.eager.shape for one in scores] + [value.shape for value in values]
         across = decision.kind is DecisionKind.ORDER and not decision.dim
         if count == 1 or across or any(shape[:1] != (count,) for shape in shapes):
-            yield range(count), held_against(decision, scores, eager, step)
+            yield range(count), compare_decision(decision, scores, eager, step)
             return
         for sample in range(count):
             part = slice(sample, sample + 1)
@@ -218,7 +218,7 @@ class TieSearch:
             cut = [
                 {name: one[name][part] for name in names if name in one} for one in (eager, step)
             ]
-            yield (sample,), held_against(decision, own, *cut)
+            yield (sample,), compare_decision(decision, own, *cut)
 
     def _allowed(self, replay: ReplayGraph, decision: Decision, name: str, batch: int) -> Allowance:
         """Returns what a score may be off by: as rounding was measured on its kind of inputs."""
@@ -230,8 +230,8 @@ class TieSearch:
             self._allowance, measured=alike or measured, batch=batch, decides_on_shown=not anew
         )
 
-    def _may_differ(self, fall: Fall) -> bool:
-        return fall.flips > 0 or (self.half and fall.is_near)
+    def _may_differ(self, diff: DecisionDiff) -> bool:
+        return diff.flips > 0 or (self.half and diff.is_near)
 
     def _source(self, replay: ReplayGraph, name: str) -> str | None:
         """Returns the value of the captured graph that a score or a decision was there."""
@@ -278,14 +278,15 @@ def selected(batches: Batches, rows: Sequence[int], decided: Mapping[str, Array]
     )
 
 
-def _no_tie(batch: int, falls: Sequence[tuple[Decision, Fall]]) -> str:
+def _no_tie(batch: int, diffs: Sequence[tuple[Decision, DecisionDiff]]) -> str:
     """Says that a batch holds no tie, and what comes nearest to one of what might be none."""
-    if not falls:
+    if not diffs:
         return f"no decision of batch {batch} falls differently"
-    decision, fall = min(falls, key=lambda each: each[1].edge)
+    decision, diff = min(diffs, key=lambda each: each[1].tie_gap)
     return (
         f"no decision of batch {batch} is near a tie: in {_named(decision)} the nearest choices "
-        f"are {fall.edge:.1e} of the scale of the scores apart, which are off by {fall.noise:.1e}"
+        f"are {diff.tie_gap:.1e} of the scale of the scores apart, which are off by "
+        f"{diff.score_error:.1e}"
     )
 
 

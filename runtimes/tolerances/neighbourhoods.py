@@ -61,7 +61,7 @@ def epsilon(dtype: str) -> float:
 
 
 @dataclass(frozen=True)
-class Noise:
+class RoundingError:
     """What rounding does to the values of an output.
 
     Attributes:
@@ -77,24 +77,24 @@ class Noise:
     share: Floats
     fills: Floats
 
-    def larger(self, other: Noise) -> Noise:
+    def larger(self, other: RoundingError) -> RoundingError:
         """Returns the larger of two for every neighbourhood."""
         pairs = zip(self.by_axis, other.by_axis, strict=True)
-        return Noise(
+        return RoundingError(
             tuple(np.maximum(one, two) for one, two in pairs),
             np.maximum(self.share, other.share),
             np.maximum(self.fills, other.fills),
         )
 
-    def times(self, factor: float) -> Noise:
+    def times(self, factor: float) -> RoundingError:
         """Returns so many times as much for every neighbourhood."""
         by_axis = tuple(one * factor for one in self.by_axis)
-        return Noise(by_axis, self.share * factor, self.fills * factor)
+        return RoundingError(by_axis, self.share * factor, self.fills * factor)
 
-    def of(self, rows: NDArray[Any]) -> Noise:
+    def of(self, rows: NDArray[Any]) -> RoundingError:
         """Returns that of some samples."""
         by_axis = tuple(one[rows] for one in self.by_axis)
-        return Noise(by_axis, self.share[rows], self.fills[rows])
+        return RoundingError(by_axis, self.share[rows], self.fills[rows])
 
 
 class Neighbourhoods:
@@ -186,7 +186,7 @@ class Neighbourhoods:
         found: Flags = self.fills & np.isfinite(self._values) & ~np.isin(self._values, ENDS)
         return found
 
-    def noise(self, difference: NDArray[Any]) -> Noise:
+    def rounding_error(self, difference: NDArray[Any]) -> RoundingError:
         """Returns the largest of some differences in every neighbourhood.
 
         Args:
@@ -206,37 +206,41 @@ class Neighbourhoods:
             np.where(where, own, 0.0).max(axis=inner, initial=0.0)
             for where in (self.alone, self.computed_fills)
         )
-        return Noise(tuple(by_axis), share, filled)
+        return RoundingError(tuple(by_axis), share, filled)
 
-    def allowed(self, noise: Noise, floor: float, computed_in: str = "float32") -> Floats:
+    def allowed(
+        self, rounding_error: RoundingError, floor: float, computed_in: str = "float32"
+    ) -> Floats:
         """Returns how far every value may be off, (samples, …); nothing for an infinite one.
 
         Args:
-            noise: What rounding explains.
+            rounding_error: What rounding explains.
             floor: The share of a scale that is always allowed.
             computed_in: The precision that is computed in, which fills are held to.
         """
         least = np.full(self._values.shape, np.inf)
         zero = self._values == 0
         for position, (scale, of_zero) in enumerate(zip(self.scales, self._of_zero, strict=True)):
-            of_noise = self._spread(noise.by_axis[position], position)
+            of_rounding = self._spread(rounding_error.by_axis[position], position)
             held = np.where(zero, self._spread(of_zero, position), self._spread(scale, position))
-            own = np.maximum(floor * held, of_noise)
+            own = np.maximum(floor * held, of_rounding)
             np.minimum(least, np.where(self.belongs(position), own, np.inf), out=least)
         values = np.where(np.isfinite(self._values), self._values, 0.0)
-        alone = self._spread(np.maximum(noise.share, floor)[:, None], None) * values
+        alone = self._spread(np.maximum(rounding_error.share, floor)[:, None], None) * values
         least = np.where(self.alone, alone, np.maximum(least, floor * values))
-        filled = np.where(self.computed_fills, self._spread(noise.fills[:, None], None), 0.0)
+        filled = np.where(
+            self.computed_fills, self._spread(rounding_error.fills[:, None], None), 0.0
+        )
         least = np.where(self.fills, np.maximum(4 * epsilon(computed_in), filled) * values, least)
         found: Floats = np.maximum(least, np.finfo(np.float32).tiny)
         return found
 
-    def share_of_scale(self, noise: Noise) -> tuple[Floats, ...]:
+    def share_of_scale(self, rounding_error: RoundingError) -> tuple[Floats, ...]:
         """Returns what rounding explains as a share of every neighbourhood's own scale."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return tuple(
                 np.where((one > 0) & (scale > 0), one / scale, 0.0)
-                for one, scale in zip(noise.by_axis, self.scales, strict=True)
+                for one, scale in zip(rounding_error.by_axis, self.scales, strict=True)
             )
 
     def _gathered(self, values: NDArray[Any], position: int) -> NDArray[Any]:
@@ -258,7 +262,7 @@ class Neighbourhoods:
 
 def limits(
     outputs: NDArray[Any],
-    noise: Noise,
+    rounding_error: RoundingError,
     floor: float,
     computed_in: str,
     samples: int,
@@ -269,7 +273,7 @@ def limits(
 
     Args:
         outputs: The output.
-        noise: What rounding explains of all its samples.
+        rounding_error: What rounding explains of all its samples.
         floor: The share of a scale that is always allowed.
         computed_in: The precision that is computed in, which fills are held to.
         samples: How many samples a batch has.
@@ -279,7 +283,7 @@ def limits(
     """
     flat = as_samples(outputs, samples)
     around = Neighbourhoods(flat, scale)
-    allowed = around.allowed(noise, floor, computed_in)
+    allowed = around.allowed(rounding_error, floor, computed_in)
     if columns is not None:
         own = np.maximum(columns.reshape(flat.shape), floor * np.abs(flat))
         least = np.where(around.alone | around.is_one_number, own, np.minimum(allowed, own))
@@ -358,7 +362,9 @@ def local_floor(reference: NDArray[Any], floor: float) -> Floats:
     """
     flat = reference.reshape(1) if reference.ndim == 0 else reference
     around = Neighbourhoods(flat)
-    return around.allowed(around.noise(np.zeros(flat.shape)), floor).reshape(reference.shape)
+    return around.allowed(around.rounding_error(np.zeros(flat.shape)), floor).reshape(
+        reference.shape
+    )
 
 
 def differences(

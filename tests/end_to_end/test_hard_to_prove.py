@@ -69,7 +69,9 @@ def share(bundle: Path, model: nn.Module, inputs: Inputs, floor: float) -> float
     with tokexport.runtimes.load(bundle) as runner:
         (found,) = runner.run({name: array.numpy() for name, array in inputs.items()}).values()
     around = Neighbourhoods(wanted)
-    most = worst(wanted, found, around.allowed(around.noise(np.zeros(wanted.shape)), floor))
+    most = worst(
+        wanted, found, around.allowed(around.rounding_error(np.zeros(wanted.shape)), floor)
+    )
     assert most is not None
     return most.share
 

@@ -140,7 +140,7 @@ def assert_agrees(
     if ties is not None:
         warnings.warn(
             f"{target}, {stage}: {ties.flips} choices differ from eager's, by margins of at most "
-            f"{ties.margin:.1e} where the scores are off by {ties.noise:.1e}: "
+            f"{ties.margin:.1e} where the scores are off by {ties.score_error:.1e}: "
             f"{'; '.join(ties.decisions)}",
             NearTieWarning,
             stacklevel=2,

@@ -126,11 +126,11 @@ def test_samples_with_a_near_tie_are_left_out(make_bundle: BundleMaker) -> None:
         logits, label = archive["outputs/logits"].copy(), archive["outputs/label"].copy()
     logits[1, 0] += 1
     label[1, 0] = (label[1, 0] + 1) % 5
-    steady = np.ones((3, 2), bool)
-    rewrite_reference(bundle, outputs__logits=logits, outputs__label=label, steady=steady)
+    tie_free = np.ones((3, 2), bool)
+    rewrite_reference(bundle, outputs__logits=logits, outputs__label=label, tie_free=tie_free)
     assert not verify_bundle(bundle).passed
-    steady[1, 0] = False
-    rewrite_reference(bundle, steady=steady)
+    tie_free[1, 0] = False
+    rewrite_reference(bundle, tie_free=tie_free)
     result = verify_bundle(bundle)
     assert result.passed
     assert (result.batches, result.left_out) == (3, 1)
@@ -144,10 +144,10 @@ def test_samples_with_a_near_tie_are_left_out(make_bundle: BundleMaker) -> None:
     [np.ones((2, 2), bool), np.ones((3, 2), int), np.zeros((3, 2), bool), np.ones(3, bool)],
 )
 def test_a_choice_of_samples_that_does_not_fit_is_refused(
-    steady: np.ndarray, make_bundle: BundleMaker
+    tie_free: np.ndarray, make_bundle: BundleMaker
 ) -> None:
     bundle = make_bundle()
-    rewrite_reference(bundle, steady=steady)
+    rewrite_reference(bundle, tie_free=tie_free)
     with pytest.raises(BundleError, match="no choice of some in each batch"):
         verify_bundle(bundle)
 
@@ -259,7 +259,7 @@ def test_a_channel_is_held_to_what_the_bundle_allows_for_it(make_bundle: BundleM
     assert not found.passed
     assert "at index 2 of axis 1" in found.failure
     # Also where the bundle says which samples are compared, as many as there are classes.
-    rewrite_reference(bundle, steady=np.ones((3, 2), bool))
+    rewrite_reference(bundle, tie_free=np.ones((3, 2), bool))
     assert "at index 2 of axis 1" in verify_bundle(bundle).outputs[0].failure
     rewrite_reference(bundle, channel__logits__1=np.ones(4))
     with pytest.raises(BundleError, match="channel/logits/1 does not fit"):
@@ -295,11 +295,11 @@ def test_a_largest_entry_is_held_beside_an_absolute_tolerance(make_bundle: Bundl
 def test_a_value_is_held_to_what_the_bundle_allows_for_its_column(make_bundle: BundleMaker) -> None:
     label = {"relative_tolerance": 0.0}
     bundle = make_bundle(gates={"logits": {"local_tolerance": 1.0}, "label": label})
-    noise = {"noise__logits__share": np.zeros((3, 2), np.float32)}
-    noise["noise__logits__0"] = np.full((3, 2, 1), 10, np.float32)
+    rounding_error = {"noise__logits__share": np.zeros((3, 2), np.float32)}
+    rounding_error["noise__logits__0"] = np.full((3, 2, 1), 10, np.float32)
     columns = np.full((3, 2, 5), 10, np.float32)
     columns[..., 2] = 1e-3
-    rewrite_reference(bundle, noise__logits__column=columns, **noise)
+    rewrite_reference(bundle, noise__logits__column=columns, **rounding_error)
     assert verify_bundle(bundle).passed
     with np.load(bundle / REFERENCE_NAME) as archive:
         logits = archive["outputs/logits"].copy()

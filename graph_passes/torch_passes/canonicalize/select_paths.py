@@ -22,7 +22,7 @@ from tokexport.graph_passes.errors import TokenCountError
 from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
-from tokexport.graph_passes.torch_passes.pad.live_rows import Check, Selection
+from tokexport.graph_passes.torch_passes.pad.padded_rows import Check, Selection
 
 #: Kinds of inputs of a graph that all ways have in common.
 _SHARED = ("input", "weight")

@@ -28,7 +28,7 @@ from tokexport.graph_passes.torch_passes.pad.cap_selections import (
     columns,
     flat_once,
 )
-from tokexport.graph_passes.torch_passes.pad.live_rows import Live, Padded, refused
+from tokexport.graph_passes.torch_passes.pad.padded_rows import Padded, ValidRows, refused
 from tokexport.graph_passes.torch_passes.pad.row_places import from_the_front, length_of
 
 
@@ -39,18 +39,18 @@ def index(padded: Padded, node: Node, constants: Constants) -> None:
     given = [a for a, part in enumerate(parts) if part is not None]
     edit = padded.edit
     masks = [a for a in given if _is_mask(parts[a])]
-    if not masks and not padded.live(x) and not any(padded.live(parts[a]) for a in given):
+    if not masks and not padded.valid(x) and not any(padded.valid(parts[a]) for a in given):
         padded.set(node, edit.call(node.target, x, parts), {})
         return
     if masks and len(given) == 1:
         _by_mask(padded, node, x, given[0], parts[given[0]], constants)
         return
     first, places, rank = _positions(padded, node, x, parts, constants)
-    live = padded.live(x)
-    after = {a: one for a, one in live.items() if a < first}
-    after |= {a - rank + _width(places): one for a, one in live.items() if a >= first + rank}
+    valid = padded.valid(x)
+    after = {a: one for a, one in valid.items() if a < first}
+    after |= {a - rank + _width(places): one for a, one in valid.items() if a >= first + rank}
     if rank == 1:
-        kept = {first + a: one for a, one in padded.live(places[0]).items()}
+        kept = {first + a: one for a, one in padded.valid(places[0]).items()}
         position = padded.positions(places[0])
         new = edit.call(aten.index.Tensor, x, [*[None] * first, position])
         padded.set(node, new, {**after, **kept})
@@ -79,7 +79,7 @@ def _by_mask(
         return inner if 0 <= inner < rank else None
 
     (x, mask), inner = padded.meet(node, (x, mask), place)
-    if padded.live(mask) != inner or any(a + first not in padded.live(x) for a in inner):
+    if padded.valid(mask) != inner or any(a + first not in padded.valid(x) for a in inner):
         raise refused(node, "its mask and what it is taken from are padded differently")
     shape = shape_of(mask)
     times = shape[0] if rank > 1 else 1
@@ -89,7 +89,7 @@ def _by_mask(
     new = padded.edit.call(aten.index_select.default, flat, first, rows)
     after = {
         a if a < first else a - rank + 1: one
-        for a, one in padded.live(x).items()
+        for a, one in padded.valid(x).items()
         if a < first or a >= first + rank
     }
     if kept:
@@ -111,8 +111,8 @@ def _positions(
         if not _is_mask(part):
             found = [part]
         else:
-            masks = padded.live(part).items()
-            if any(padded.live(x).get(axis + a) is not one for a, one in masks):
+            masks = padded.valid(part).items()
+            if any(padded.valid(x).get(axis + a) is not one for a, one in masks):
                 raise refused(node, "its mask and what it is taken from are padded differently")
             found, kept = columns(padded, node, part, constants)
             for each in found:
@@ -123,27 +123,27 @@ def _positions(
     if axes != list(range(axes[0], axes[0] + len(axes))):
         raise refused(node, "it indexes axes that do not follow on one another")
     for at, (a, place) in enumerate(zip(axes, places, strict=True)):
-        live = padded.live(x).get(a)
-        if live is not None and not live.front:
+        valid = padded.valid(x).get(a)
+        if valid is not None and not valid.is_prefix:
             raise refused(node, "it reads positions among rows that are padded inside")
         if any(size == 0 for size in shape_of(place)):
             raise refused(node, "it takes no position")
-        if live is not None and (known := constants(place)) is not None:
+        if valid is not None and (known := constants(place)) is not None:
             least = max(int(known.max()) + 1, -int(known.min()))
-            there = padded.edit.call(aten.ge.Scalar, live.count, least)
+            there = padded.edit.call(aten.ge.Scalar, valid.count, least)
             padded.require(there, "rows", f"fewer than {least} rows are chosen", source_line(node))
-        if (live is not None or len(places) > 1) and not is_never_negative(place):
+        if (valid is not None or len(places) > 1) and not is_never_negative(place):
             places[at] = from_the_front(padded, place, length_of(padded, x, a))
-            if live is not None:
+            if valid is not None:
                 last = shape_of(x)[a] - 1
                 places[at] = padded.edit.call(aten.clamp.default, places[at], 0, last)
-                padded.note(places[at], padded.live(place))
+                padded.note(places[at], padded.valid(place))
     return axes[0], places, len(axes)
 
 
 def _as_one(
     padded: Padded, node: Node, x: Node, first: int, places: list[Node]
-) -> tuple[Node, Node, Live | None]:
+) -> tuple[Node, Node, ValidRows | None]:
     """Returns a value whose indexed axes are one, the positions along it, and which are real."""
     edit, sizes = padded.edit, shape_of(x)
     wide = _width(places)
@@ -172,15 +172,15 @@ def put(padded: Padded, node: Node, constants: Constants) -> None:
         _by_ranks(padded, node, x, given[0], parts[given[0]], values, constants)
         return
     first, places, rank = _positions(padded, node, x, parts, constants)
-    live = padded.live(x)
+    valid = padded.valid(x)
     flat, place, kept = _as_one(padded, node, x, first, places)
     edit, sizes = padded.edit, shape_of(flat)
     axis = len(shape_of(values)) - (len(sizes) - first)
-    rows = padded.live(values)
+    rows = padded.valid(values)
     others = {a + (len(sizes) - len(shape_of(values))): one for a, one in rows.items() if a != axis}
     if others != {
         (a if a < first else a - rank + 1): one
-        for a, one in live.items()
+        for a, one in valid.items()
         if a < first or a >= first + rank
     }:
         raise refused(node, "what it writes is padded otherwise than where it goes")
@@ -203,13 +203,13 @@ def put(padded: Padded, node: Node, constants: Constants) -> None:
     )
     if kept is not None:
         new = edit.call(aten.slice.Tensor, new, first, 0, sizes[first])
-    padded.set(node, edit.view(new, shape_of(x)), live)
+    padded.set(node, edit.view(new, shape_of(x)), valid)
 
 
-def lost(padded: Padded, place: Node, live: Live, axis: int, size: int) -> Node:
-    """Returns positions whose dead ones, and those beyond, are the one behind the last."""
+def lost(padded: Padded, place: Node, valid: ValidRows, axis: int, size: int) -> Node:
+    """Returns positions whose padding rows, and those beyond, are the one behind the last."""
     edit = padded.edit
-    padded.note(place, {axis: live})
+    padded.note(place, {axis: valid})
     place = padded.filled(place, axis, size)
     return edit.call(aten.clamp_max.default, place, size)
 
@@ -239,8 +239,8 @@ def _by_ranks(
         return inner if 0 <= inner < rank else None
 
     (x, mask), inner = padded.meet(node, (x, mask), place)
-    live = padded.live(x)
-    if padded.live(mask) != inner or any(a + first not in live for a in inner):
+    valid = padded.valid(x)
+    if padded.valid(mask) != inner or any(a + first not in valid for a in inner):
         raise refused(node, "its mask and what it writes into are padded differently")
     sizes = shape_of(x)
     flat_mask = padded.first(flat_once(padded, node, mask))
@@ -249,15 +249,15 @@ def _by_ranks(
     flat = edit.view(x, [*sizes[:first], count, *behind])
     wide = edit.view(flat_mask, [count, *[1] * len(behind)])
     along = len(shape_of(values)) - 1 - len(behind)
-    rows = padded.live(values)
+    rows = padded.valid(values)
     if along >= 0 and shape_of(values)[along] != 1 or rows:
         times = shape_of(mask)[0] if rank > 1 else 1
         _, kept = chosen(padded, node, flat_mask, constants, times)
         others = {a - along + first: one for a, one in rows.items() if a != along}
-        moved = {(a if a < first else a - rank + 1): one for a, one in live.items()}
+        moved = {(a if a < first else a - rank + 1): one for a, one in valid.items()}
         outside = {
             (a if a < first else a - rank + 1): moved[a if a < first else a - rank + 1]
-            for a in live
+            for a in valid
             if a < first or a >= first + rank
         }
         if others != outside or (along in rows) is not (kept is not None):
@@ -270,4 +270,4 @@ def _by_ranks(
     new = edit.call(aten.where.self, wide, values, flat)
     if dtype_of(new) != dtype_of(x):
         new = edit.call(aten._to_copy.default, new, dtype=dtype_of(x))
-    padded.set(node, edit.view(new, sizes), live)
+    padded.set(node, edit.view(new, sizes), valid)

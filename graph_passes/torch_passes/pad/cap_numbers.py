@@ -2,8 +2,8 @@
 
 Before → after::
 
-    n = sym_size(y, 1) + 1          n' = add(sum(live), 1), a tensor of rank 0
-    zeros(b, n), arange(n)          zeros(b, room), arange(room); live = arange(room) < n'
+    n = sym_size(y, 1) + 1          n' = add(sum(valid), 1), a tensor of rank 0
+    zeros(b, n), arange(n)          zeros(b, room), arange(room); valid = arange(room) < n'
     assert n == m                   a check: eq(n', m')
 """
 
@@ -27,7 +27,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import aten
-from tokexport.graph_passes.torch_passes.pad.live_rows import Live, Padded, refused
+from tokexport.graph_passes.torch_passes.pad.padded_rows import Padded, ValidRows, refused
 
 #: What computes one number from two, and the operator that does the same with tensors.
 _PAIRS: Final = {
@@ -75,21 +75,21 @@ def size(padded: Padded, node: Node) -> None:
     """The size of an axis."""
     source = padded.new(node.args[0])
     axis = argument(node, "dim")
-    live = padded.live(source).get(axis)
-    if live is None:
+    valid = padded.valid(source).get(axis)
+    if valid is None:
         number = int(source.meta["val"].shape[axis])
         padded.set_exact(node.meta["val"], number)
         padded.set(node, number)
     else:
-        padded.note_size(node.meta["val"], live)
-        padded.set_most(live.count, shape_of(live.mask)[0])
-        padded.set(node, live.count)
+        padded.note_size(node.meta["val"], valid)
+        padded.set_most(valid.count, shape_of(valid.mask)[0])
+        padded.set(node, valid.count)
 
 
 def item(padded: Padded, node: Node) -> None:
     """The number that a tensor of one holds."""
     source = padded.new(node.args[0])
-    if padded.live(source):
+    if padded.valid(source):
         raise refused(node, "it reads a number among padded rows")
     padded.set(node, padded.edit.view(source, []))
 
@@ -244,7 +244,7 @@ def _only_asserted(node: Node) -> bool:
     return is_call(node, *ASSERTIONS) or all(map(_only_asserted, node.users))
 
 
-def rows_of(padded: Padded, node: Node, size: Any, given: Any) -> Live | int:
+def rows_of(padded: Padded, node: Node, size: Any, given: Any) -> ValidRows | int:
     """Returns the rows of an axis that a call makes, or how many they are.
 
     Args:
@@ -255,17 +255,17 @@ def rows_of(padded: Padded, node: Node, size: Any, given: Any) -> Live | int:
     """
     if isinstance(size, int):
         return size
-    live, exact = padded.of_size(size), padded.exact(size)
-    if live is not None or exact is not None:
-        return live if live is not None else int(exact or 0)
+    valid, exact = padded.of_size(size), padded.exact(size)
+    if valid is not None or exact is not None:
+        return valid if valid is not None else int(exact or 0)
     number = padded.new(given)
     if isinstance(number, int) and number >= 0:
         return number
     if not isinstance(number, Node) or shape_of(number):
         raise refused(node, "how many rows it makes is not known")
-    live = padded.of_number(node, number)
-    padded.note_size(size, live)
-    return live
+    valid = padded.of_number(node, number)
+    padded.note_size(size, valid)
+    return valid
 
 
 def create(padded: Padded, node: Node) -> None:
@@ -274,12 +274,12 @@ def create(padded: Padded, node: Node) -> None:
         _arange(padded, node)
         return
     sizes: list[int] = []
-    found: dict[int, Live] = {}
+    found: dict[int, ValidRows] = {}
     args = node.args[1:] if node.target in _LIKE else node.args
     shape: Any = args[0]
     for axis, (size, given) in enumerate(zip(node.meta["val"].shape, shape, strict=True)):
         rows = rows_of(padded, node, size, given)
-        if isinstance(rows, Live):
+        if isinstance(rows, ValidRows):
             found[axis] = rows
             rows = shape_of(rows.mask)[0]
         sizes.append(rows)
@@ -305,16 +305,16 @@ def _arange(padded: Padded, node: Node) -> None:
     later = isinstance(start, Node) or start != 0
     count = edit.call(aten.sub.Tensor, end, start) if later else end
     size = node.meta["val"].shape[0]
-    live = padded.of_size(size)
-    if live is None or not live.front:
-        live = padded.of_number(node, count) if isinstance(count, Node) else None
-    if live is None:
+    valid = padded.of_size(size)
+    if valid is None or not valid.is_prefix:
+        valid = padded.of_number(node, count) if isinstance(count, Node) else None
+    if valid is None:
         raise refused(node, "how many rows it makes is not known")
-    padded.note_size(size, live)
-    new = edit.call(aten.arange.default, shape_of(live.mask)[0], **kwargs)
+    padded.note_size(size, valid)
+    new = edit.call(aten.arange.default, shape_of(valid.mask)[0], **kwargs)
     if later:
         new = edit.call(aten.add.Tensor, new, start)
-    padded.set(node, new, {0: live})
+    padded.set(node, new, {0: valid})
 
 
 def scalar(padded: Padded, node: Node) -> None:

@@ -1,8 +1,8 @@
-"""What each operator becomes when its rows are padded, so that the live ones stay exact.
+"""What each operator becomes when its rows are padded, so that the valid ones stay exact.
 
-Rows that are computed one by one pass through. What mixes rows leaves the dead ones out: sums take
-0 for them, maxima the lowest number, softmax and attention -inf, products of matrices 0 on both
-sides, means divide by the live count. Anything else that meets a padded axis is refused.
+Rows that are computed one by one pass through. What mixes rows leaves the padding rows out: sums
+take 0 for them, maxima the lowest number, softmax and attention -inf, products of matrices 0 on
+both sides, means divide by the valid count. Anything else that meets a padded axis is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import aten
-from tokexport.graph_passes.torch_passes.pad.live_rows import Live, Padded, refused
+from tokexport.graph_passes.torch_passes.pad.padded_rows import Padded, ValidRows, refused
 
 Rule = Callable[[Padded, Node], None]
 
@@ -109,12 +109,12 @@ def _of_tensors(padded: Padded, node: Node, args: list[Any]) -> tuple[Any, list[
 
 
 def _divisor(padded: Padded, node: Node, divisor: Node) -> Node:
-    """Returns a divisor that is 1 in dead rows, and, of whole numbers, in the place of any 0.
+    """Returns a divisor that is 1 in padding rows, and, of whole numbers, in the place of any 0.
 
     Dividing a whole number by 0 ends a process; the model's code does not answer there either.
     """
-    live = padded.live(divisor)
-    for axis in live:
+    valid = padded.valid(divisor)
+    for axis in valid:
         divisor = padded.filled(divisor, axis, 1)
     if dtype_of(divisor).is_floating_point:
         return divisor
@@ -123,27 +123,27 @@ def _divisor(padded: Padded, node: Node, divisor: Node) -> Node:
     holds = edit.call(aten.all.default, some) if shape_of(divisor) else some
     padded.require(holds, "rows", "a whole number is divided by 0", source_line(node))
     found = edit.call(aten.where.self, some, divisor, padded.constant((), 1, dtype_of(divisor)))
-    padded.note(found, live)
+    padded.note(found, valid)
     return found
 
 
-def _finite(padded: Padded, new: Node, live: dict[int, Live]) -> Node:
-    """Returns a quotient, logarithm, power or sort with 1 in its dead rows.
+def _finite(padded: Padded, new: Node, valid: dict[int, ValidRows]) -> Node:
+    """Returns a quotient, logarithm, power or sort with 1 in its padding rows.
 
     Those may hold 0 where no row was copied into them, or the end that they are sorted to, and what
-    is not finite there would reach live rows through products.
+    is not finite there would reach valid rows through products.
     """
-    padded.note(new, live)
+    padded.note(new, valid)
     if not dtype_of(new).is_floating_point:
         return new
-    for axis in live:
+    for axis in valid:
         new = padded.filled(new, axis, 1.0)
     return new
 
 
 def aligned(
     padded: Padded, node: Node, parts: Sequence[Node], rank: int, inner: int = 0
-) -> tuple[list[Node], dict[int, Live]]:
+) -> tuple[list[Node], dict[int, ValidRows]]:
     """Returns values that are broadcast together, and their padded axes; inner ones are left out.
 
     Rows that were chosen apart are required to be as many, and at the same places.
@@ -157,7 +157,7 @@ def aligned(
     for part in met:
         offset = rank - len(shape_of(part))
         for axis in found:
-            own = padded.live(part).get(axis - offset)
+            own = padded.valid(part).get(axis - offset)
             if axis >= offset and own is None and shape_of(part)[axis - offset] != 1:
                 raise refused(node, "it combines padded rows with rows of a fixed number")
     return met, found
@@ -167,7 +167,7 @@ def same_shape(padded: Padded, node: Node) -> None:
     """A call that makes a value of its first operand's shape, row by row."""
     args = padded.new(node.args)
     new = padded.edit.call(node.target, *args, **padded.named(node))
-    padded.set(node, new, padded.live(args[0]))
+    padded.set(node, new, padded.valid(args[0]))
 
 
 def last_axis(padded: Padded, node: Node) -> None:
@@ -175,10 +175,10 @@ def last_axis(padded: Padded, node: Node) -> None:
     args = padded.new(node.args)
     rank = len(shape_of(args[0]))
     inner = len(args[1]) if isinstance(args[1], list) else 1
-    if any(axis >= rank - inner for axis in padded.live(args[0])):
+    if any(axis >= rank - inner for axis in padded.valid(args[0])):
         raise refused(node, "it runs over the padded rows")
     new = padded.edit.call(node.target, *args, **padded.named(node))
-    padded.set(node, new, padded.live(args[0]))
+    padded.set(node, new, padded.valid(args[0]))
 
 
 def along(fill: Callable[[torch.dtype], Any]) -> Rule:
@@ -187,23 +187,23 @@ def along(fill: Callable[[torch.dtype], Any]) -> Rule:
     def rule(padded: Padded, node: Node) -> None:
         args = padded.new(node.args)
         x, dim = args[0], normal_axis(argument(node, "dim"), len(shape_of(args[0])))
-        live = padded.live(x)
+        valid = padded.valid(x)
         x = _barred(padded, x, dim) if fill is _lowest else padded.filled(x, dim, 0)
         new = padded.edit.call(node.target, x, *args[1:], **padded.named(node))
         if node.target is aten.log_softmax.int:  # of what is barred it is -inf
-            new = _finite(padded, new, live)
-        padded.set(node, new, live)
+            new = _finite(padded, new, valid)
+        padded.set(node, new, valid)
 
     return rule
 
 
 def _barred(padded: Padded, x: Node, dim: int) -> Node:
-    """Adds -inf to dead rows, as a bias that attention is recognised with."""
-    live = padded.live(x).get(dim)
-    if live is None:
+    """Adds -inf to padding rows, as a bias that attention is recognised with."""
+    valid = padded.valid(x).get(dim)
+    if valid is None:
         return x
     return padded.edit.call(
-        aten.add.Tensor, x, padded.bias(live, len(shape_of(x)), dim, dtype_of(x))
+        aten.add.Tensor, x, padded.bias(valid, len(shape_of(x)), dim, dtype_of(x))
     )
 
 
@@ -233,7 +233,7 @@ def reduction(
     """Returns the rule of a call that reduces axes.
 
     Args:
-        fill: What a dead row holds, by dtype.
+        fill: What a padding row holds, by dtype.
         mean: Whether it divides by the number of rows.
         places: Whether it gives positions.
     """
@@ -248,30 +248,30 @@ def reduction(
             given = [given]
         dims = {normal_axis(dim, rank) for dim in given} if given else set(range(rank))
         keeps = bool(argument(node, "keepdim")) if "keepdim" in names else False
-        live = padded.live(x)
+        valid = padded.valid(x)
         if "ord" in names and not argument(node, "ord") > 0:
             raise refused(node, "its order is not above 0")
-        mixed = [axis for axis in live if axis in dims]
+        mixed = [axis for axis in valid if axis in dims]
         reads_places = places and (
             is_tensor(node) or any(user.args[1] == 1 and user.users for user in node.users)
         )
         if fill in (_lowest, _highest) and node.target not in _ANSWERS_NOTHING:
             for axis in mixed:
-                padded.require_row(node, live[axis])
+                padded.require_row(node, valid[axis])
         for axis in mixed:
-            if reads_places and not live[axis].front:
+            if reads_places and not valid[axis].is_prefix:
                 raise refused(node, "it gives positions among rows that are padded inside")
             x = padded.filled(x, axis, fill(dtype_of(x)))
         if reads_places and mixed and len(dims) > 1:
             raise refused(node, "it gives positions over several axes")
         after = {
             axis if keeps else axis - sum(dim < axis for dim in dims): one
-            for axis, one in live.items()
+            for axis, one in valid.items()
             if axis not in dims
         }
         if mean and mixed:
-            lives = [live[axis] for axis in mixed]
-            new = mean_of_rows(padded, x, sorted(dims), keeps, lives, node.meta["val"].dtype)
+            valids = [valid[axis] for axis in mixed]
+            new = mean_of_rows(padded, x, sorted(dims), keeps, valids, node.meta["val"].dtype)
         else:
             new = padded.edit.call(node.target, x, *args[1:], **padded.named(node))
         padded.set(node, new, after)
@@ -280,23 +280,28 @@ def reduction(
 
 
 def mean_of_rows(
-    padded: Padded, x: Node, dims: list[int], keeps: bool, lives: list[Live], dtype: torch.dtype
+    padded: Padded,
+    x: Node,
+    dims: list[int],
+    keeps: bool,
+    valids: list[ValidRows],
+    dtype: torch.dtype,
 ) -> Node:
-    """Inserts a sum over the live rows, others being 0, divided by their number."""
+    """Inserts a sum over the valid rows, others being 0, divided by their number."""
     total = padded.edit.call(aten.sum.dim_IntList, x, dims, keeps, dtype=dtype)
-    number = how_many(padded, x, dims, lives, dtype)
+    number = how_many(padded, x, dims, valids, dtype)
     return padded.edit.call(aten.div.Tensor, total, number)
 
 
 def how_many(
-    padded: Padded, x: Node, dims: list[int], lives: list[Live], dtype: torch.dtype
+    padded: Padded, x: Node, dims: list[int], valids: list[ValidRows], dtype: torch.dtype
 ) -> Node:
-    """Inserts how many live numbers some axes hold, of rank 0; ``lives`` are the padded of them."""
+    """Inserts how many valid numbers some axes hold, a scalar; ``valids`` are their rows."""
     edit = padded.edit
-    number = edit.call(aten._to_copy.default, lives[0].count, dtype=dtype)
-    for live in lives[1:]:
-        number = edit.call(aten.mul.Tensor, number, live.count)
-    fixed = prod(shape_of(x)[dim] for dim in dims if dim not in padded.live(x))
+    number = edit.call(aten._to_copy.default, valids[0].count, dtype=dtype)
+    for valid in valids[1:]:
+        number = edit.call(aten.mul.Tensor, number, valid.count)
+    fixed = prod(shape_of(x)[dim] for dim in dims if dim not in padded.valid(x))
     return edit.call(aten.mul.Tensor, number, fixed) if fixed != 1 else number
 
 
@@ -305,10 +310,10 @@ def ordering(padded: Padded, node: Node) -> None:
     args = padded.new(node.args)
     x = args[0]
     dim = normal_axis(argument(node, "dim"), len(shape_of(x)))
-    live = padded.live(x)
-    after = dict(live)
-    if dim in live:
-        if not live[dim].front:
+    valid = padded.valid(x)
+    after = dict(valid)
+    if dim in valid:
+        if not valid[dim].is_prefix:
             raise refused(node, "it sorts rows that are padded inside")
         top = aten.topk.default is node.target
         descends = argument(node, "largest" if top else "descending")

@@ -3,14 +3,14 @@
 Before → after::
 
     nonzero(mask (N,)) → (u, 1)     keys = where(mask, i, N + i); index = the cap smallest of them
-                                    live = arange(cap) < sum(mask)
-                                    index = where(live, index, index[0])
+                                    valid = arange(cap) < sum(mask)
+                                    index = where(valid, index, index[0])
     x[:, mask] → (1, u, C)          index_select(x, 1, index)
     unique(ids)                     the sorted ids at nonzero(each differs from the one before)
 
-A dead row is a copy of the first live one, so that what is computed row by row stays finite: the
-logarithm of scores above a threshold, say. A mask that no input reaches is computed at once: its
-count is known, and nothing is padded.
+A padding row is a copy of the first valid one, so that what is computed row by row stays finite:
+the logarithm of scores above a threshold, say. A mask that no input reaches is computed at once:
+its count is known, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.fx import Node
 from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import aten
 from tokexport.graph_passes.torch_passes.pad.cap_rules import aligned
-from tokexport.graph_passes.torch_passes.pad.live_rows import Live, Padded, refused
+from tokexport.graph_passes.torch_passes.pad.padded_rows import Padded, ValidRows, refused
 from tokexport.graph_passes.torch_passes.pad.row_places import numbers_of
 
 #: Computes a value that no input reaches; None where one does.
@@ -37,7 +37,7 @@ _LARGEST: Final = 1 << 22
 
 def chosen(
     padded: Padded, node: Node, mask: Node, constants: Constants, times: int = 1
-) -> tuple[Node, Live | None]:
+) -> tuple[Node, ValidRows | None]:
     """Returns the positions (K,) of the true rows of a mask (N,), and which of the K are real.
 
     Args:
@@ -50,7 +50,7 @@ def chosen(
     mask = padded.first(_anded(padded, mask))
     key = ("chosen", mask)
     if key in padded.memo:
-        found: tuple[Node, Live | None] = padded.memo[key]
+        found: tuple[Node, ValidRows | None] = padded.memo[key]
         return found
     size = shape_of(mask)[0]
     known = constants(mask)
@@ -70,21 +70,21 @@ def chosen(
     index = edit.item(edit.call(aten.topk.default, keys, room), 1)
     # Of more than there is room for, no position that is counted lies beyond it.
     held = edit.call(aten.clamp_max.default, count, room) if room < size else count
-    live = Live(edit.call(aten.lt.Tensor, padded.counted(room), count), held, True, 0)
-    index = edit.call(aten.where.self, live.mask, index, edit.cut(index, 0, 0, 1))
+    valid = ValidRows(edit.call(aten.lt.Tensor, padded.counted(room), count), held, True, 0)
+    index = edit.call(aten.where.self, valid.mask, index, edit.cut(index, 0, 0, 1))
     padded.chosen(node, count, room, size)
-    padded.memo[key] = index, live
-    return index, live
+    padded.memo[key] = index, valid
+    return index, valid
 
 
 def _anded(padded: Padded, mask: Node) -> Node:
-    """Returns a mask that is false in its dead rows."""
-    live = padded.live(mask).get(0)
-    if live is None:
+    """Returns a mask that is false in its padding rows."""
+    valid = padded.valid(mask).get(0)
+    if valid is None:
         return mask
     key = ("anded", mask)
     if key not in padded.memo:
-        padded.memo[key] = padded.edit.call(aten.logical_and.default, mask, live.mask)
+        padded.memo[key] = padded.edit.call(aten.logical_and.default, mask, valid.mask)
     found: Node = padded.memo[key]
     return found
 
@@ -115,9 +115,9 @@ def _listed(padded: Padded, positions: list[int]) -> Node:
 def _flat(padded: Padded, node: Node, mask: Node) -> Node:
     """Returns a mask of any rank as truth values (N,), its only padded axis with it."""
     edit = padded.edit
-    shape, live = shape_of(mask), padded.live(mask)
+    shape, valid = shape_of(mask), padded.valid(mask)
     flags = mask if dtype_of(mask) == torch.bool else edit.call(aten.ne.Scalar, mask, 0)
-    for axis, one in live.items():
+    for axis, one in valid.items():
         view = edit.view(one.mask, [-1 if a == axis else 1 for a in range(len(shape))])
         flags = edit.call(aten.logical_and.default, flags, view)
     return edit.view(flags, [prod(shape)])
@@ -125,14 +125,14 @@ def _flat(padded: Padded, node: Node, mask: Node) -> Node:
 
 def columns(
     padded: Padded, node: Node, mask: Node, constants: Constants
-) -> tuple[list[Node], Live | None]:
+) -> tuple[list[Node], ValidRows | None]:
     """Returns the coordinates (K,) along every axis of what is true in a mask, row by row."""
-    for one in padded.live(mask).values():
-        if not one.front:
+    for one in padded.valid(mask).values():
+        if not one.is_prefix:
             raise refused(node, "its positions are counted over rows that are padded inside")
     shape, edit = shape_of(mask), padded.edit
     times = shape[0] if len(shape) > 1 else 1
-    index, live = chosen(padded, node, flat_once(padded, node, mask), constants, times)
+    index, valid = chosen(padded, node, flat_once(padded, node, mask), constants, times)
     found = []
     for axis in range(len(shape)):
         below = prod(shape[axis + 1 :])
@@ -142,7 +142,7 @@ def columns(
         if axis:
             part = edit.call(aten.remainder.Scalar, part, shape[axis])
         found.append(part)
-    return found, live
+    return found, valid
 
 
 def flat_once(padded: Padded, node: Node, mask: Node) -> Node:
@@ -156,18 +156,18 @@ def flat_once(padded: Padded, node: Node, mask: Node) -> Node:
 
 def nonzero(padded: Padded, node: Node, constants: Constants) -> None:
     """Pads ``nonzero``: (K, rank) coordinates."""
-    parts, live = columns(padded, node, padded.new(node.args[0]), constants)
+    parts, valid = columns(padded, node, padded.new(node.args[0]), constants)
     edit = padded.edit
     wide = [edit.call(aten.unsqueeze.default, part, 1) for part in parts]
     new = wide[0] if len(wide) == 1 else edit.call(aten.cat.default, wide, 1)
-    padded.set(node, new, {0: live} if live else {})
+    padded.set(node, new, {0: valid} if valid else {})
 
 
 def where(padded: Padded, node: Node, constants: Constants) -> None:
     """Pads ``where`` of a condition alone: a list of coordinates."""
-    parts, live = columns(padded, node, padded.new(node.args[0]), constants)
+    parts, valid = columns(padded, node, padded.new(node.args[0]), constants)
     for part in parts:
-        padded.note(part, {0: live} if live else {})
+        padded.note(part, {0: valid} if valid else {})
     padded.set(node, parts)
 
 
@@ -176,15 +176,15 @@ def masked_select(padded: Padded, node: Node, constants: Constants) -> None:
     x, mask = (padded.new(part) for part in node.args[:2])
     shape = torch.broadcast_shapes(shape_of(x), shape_of(mask))
     edit = padded.edit
-    (x, mask), live = aligned(padded, node, (x, mask), len(shape))
+    (x, mask), valid = aligned(padded, node, (x, mask), len(shape))
     shape = torch.broadcast_shapes(shape_of(x), shape_of(mask))
     own = [*[1] * (len(shape) - len(shape_of(mask))), *shape_of(mask)]
     rank = max((axis + 1 for axis, size in enumerate(own) if size != 1), default=0)
-    if any(axis >= rank for axis in live):
+    if any(axis >= rank for axis in valid):
         rank = len(shape)
     lead, width = shape[:rank], prod(shape[rank:])
     rows = edit.expand(edit.view(mask, own[:rank]), lead)
-    padded.note(rows, live)
+    padded.note(rows, valid)
     times = shape[0] if rank > 1 else 1
     index, kept = chosen(padded, node, flat_once(padded, node, rows), constants, times)
     flat = edit.view(edit.expand(x, shape), [prod(lead), width])

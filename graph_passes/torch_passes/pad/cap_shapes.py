@@ -11,16 +11,16 @@ from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.graph.calls import argument, normal_axis, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import aten
 from tokexport.graph_passes.torch_passes.pad.cap_rules import Rule
-from tokexport.graph_passes.torch_passes.pad.live_rows import Live, Padded, refused
+from tokexport.graph_passes.torch_passes.pad.padded_rows import Padded, ValidRows, refused
 
 
 def regroup(padded: Padded, node: Node) -> None:
     """View, reshape, flatten, squeeze: a padded axis must stay an axis of its own."""
     x = padded.new(node.args[0])
     before, after = shape_of(x), list(node.meta["val"].shape)
-    found: dict[int, Live] = {}
+    found: dict[int, ValidRows] = {}
     grown = [axis for axis, size in enumerate(after) if not isinstance(size, int)]
-    for axis, live in padded.live(x).items():
+    for axis, valid in padded.valid(x).items():
         ahead, behind = prod(before[:axis]), prod(before[axis + 1 :])
         fits = [
             place
@@ -30,7 +30,7 @@ def regroup(padded: Padded, node: Node) -> None:
             and prod(after[:place]) == ahead
             and prod(after[place + 1 :]) == behind
         ]
-        if len(padded.live(x)) > 1:  # axis by axis, ones left out
+        if len(padded.valid(x)) > 1:  # axis by axis, ones left out
             fits = _by_order(before, axis, after)
         if len(fits) != 1 and (
             _in_rows(padded, node, x, axis, after) or _in_groups(padded, node, x, axis, after)
@@ -38,7 +38,7 @@ def regroup(padded: Padded, node: Node) -> None:
             return
         if len(fits) != 1:
             raise refused(node, f"it regroups the padded rows of {tuple(before)}")
-        found[fits[0]] = live
+        found[fits[0]] = valid
     for place in grown:
         if place in found:
             after[place] = shape_of(found[place].mask)[0]
@@ -50,16 +50,18 @@ def regroup(padded: Padded, node: Node) -> None:
     padded.set(node, padded.edit.call(aten.reshape.default, x, after), found)
 
 
-def _divided(padded: Padded, node: Node, live: Live, by: int, said: str) -> tuple[Node, Live]:
+def _divided(
+    padded: Padded, node: Node, valid: ValidRows, by: int, said: str
+) -> tuple[Node, ValidRows]:
     """Divides the count of rows, which has to come out even; ``said`` is where it does not.
 
     Returns:
         The count, and the rows that are so many.
     """
-    each = padded.edit.call(aten.div.Tensor_mode, live.count, by, rounding_mode="floor")
-    padded.set_most(each, shape_of(live.mask)[0] // by)
+    each = padded.edit.call(aten.div.Tensor_mode, valid.count, by, rounding_mode="floor")
+    padded.set_most(each, shape_of(valid.mask)[0] // by)
     own = padded.of_number(node, each)
-    rest = padded.edit.call(aten.remainder.Scalar, live.count, by)
+    rest = padded.edit.call(aten.remainder.Scalar, valid.count, by)
     even = padded.edit.call(aten.eq.Scalar, rest, 0)
     padded.require(even, "rows", said, source_line(node))
     return each, own
@@ -71,19 +73,19 @@ def _in_rows(padded: Padded, node: Node, x: Node, axis: int, after: list[Any]) -
     Returns:
         Whether it is that form.
     """
-    edit, before, live = padded.edit, shape_of(x), padded.live(x)[axis]
+    edit, before, valid = padded.edit, shape_of(x), padded.valid(x)[axis]
     grown = [place for place, size in enumerate(after) if not isinstance(size, int)]
-    if len(padded.live(x)) > 1 or len(grown) != 1 or not live.front:
+    if len(padded.valid(x)) > 1 or len(grown) != 1 or not valid.is_prefix:
         return False
-    place, room = grown[0], shape_of(live.mask)[0]
+    place, room = grown[0], shape_of(valid.mask)[0]
     ahead, behind = prod(before[:axis]), prod(before[axis + 1 :])
     width, rest = divmod(prod(after[place + 1 :]), behind)
     if prod(after[:place]) != ahead or rest or width < 2:
         return False
-    own = padded.memo.get(("rows", live, width))
+    own = padded.memo.get(("rows", valid, width))
     if own is None:
         said = f"the numbers do not fall into rows of {width}"
-        _, own = _divided(padded, node, live, width, said)
+        _, own = _divided(padded, node, valid, width, said)
     many = room // width
     cut = edit.cut(x, axis, 0, many * width)
     sizes = [many if at == place else size for at, size in enumerate(after)]
@@ -99,17 +101,17 @@ def _in_groups(padded: Padded, node: Node, x: Node, axis: int, after: list[Any])
     Returns:
         Whether it is that form.
     """
-    edit, before, live = padded.edit, shape_of(x), padded.live(x)[axis]
+    edit, before, valid = padded.edit, shape_of(x), padded.valid(x)[axis]
     grown = [place for place, size in enumerate(after) if not isinstance(size, int)]
-    if len(padded.live(x)) > 1 or len(grown) != 1 or not grown[0] or not live.front:
+    if len(padded.valid(x)) > 1 or len(grown) != 1 or not grown[0] or not valid.is_prefix:
         return False
     place, groups = grown[0], after[grown[0] - 1]
     ahead, behind = prod(before[:axis]), prod(before[axis + 1 :])
     if prod(after[: place - 1]) != ahead or prod(after[place + 1 :]) != behind or groups < 1:
         return False
-    room = shape_of(live.mask)[0]
+    room = shape_of(valid.mask)[0]
     said = f"the rows do not fall into {groups} groups of as many"
-    each, own = _divided(padded, node, live, groups, said)
+    each, own = _divided(padded, node, valid, groups, said)
     first = edit.call(aten.mul.Tensor, edit.view(padded.counted(groups), [groups, 1]), each)
     rows = edit.call(aten.add.Tensor, first, edit.view(padded.counted(room // groups), [1, -1]))
     rows = edit.call(aten.clamp_max.default, edit.view(rows, [groups * (room // groups)]), room - 1)
@@ -149,7 +151,7 @@ def permute(padded: Padded, node: Node) -> None:
         )
         order = list(range(rank))
         order[one], order[other] = order[other], order[one]
-    found = {order.index(axis): live for axis, live in padded.live(x).items()}
+    found = {order.index(axis): valid for axis, valid in padded.valid(x).items()}
     padded.set(node, padded.edit.call(node.target, *args), found)
 
 
@@ -157,7 +159,7 @@ def unsqueeze(padded: Padded, node: Node) -> None:
     """A new axis of size 1."""
     args = padded.new(node.args)
     dim = normal_axis(argument(node, "dim"), len(shape_of(args[0])) + 1)
-    found = {axis + (axis >= dim): live for axis, live in padded.live(args[0]).items()}
+    found = {axis + (axis >= dim): valid for axis, valid in padded.valid(args[0]).items()}
     padded.set(node, padded.edit.call(node.target, *args), found)
 
 
@@ -166,10 +168,10 @@ def cat(padded: Padded, node: Node) -> None:
     parts: list[Node] = padded.new(argument(node, "tensors"))
     dim = normal_axis(argument(node, "dim"), len(shape_of(parts[0])))
     parts, found = padded.meet(node, parts, lambda _, axis: None if axis == dim else axis)
-    if any(axis not in padded.live(part) for part in parts for axis in found):
+    if any(axis not in padded.valid(part) for part in parts for axis in found):
         raise refused(node, "it joins padded rows with rows of a fixed number")
-    if any(dim in padded.live(part) for part in parts):
-        rows = [padded.live(part).get(dim, shape_of(part)[dim]) for part in parts]
+    if any(dim in padded.valid(part) for part in parts):
+        rows = [padded.valid(part).get(dim, shape_of(part)[dim]) for part in parts]
         found[dim] = padded.joined(rows)
     padded.set(node, padded.edit.call(node.target, parts, dim), found)
 
@@ -179,7 +181,7 @@ def stack(padded: Padded, node: Node) -> None:
     parts: list[Node] = padded.new(argument(node, "tensors"))
     dim = normal_axis(argument(node, "dim"), len(shape_of(parts[0])) + 1)
     parts, rows = padded.meet(node, parts, lambda _, axis: axis)
-    if any(axis not in padded.live(part) for part in parts for axis in rows):
+    if any(axis not in padded.valid(part) for part in parts for axis in rows):
         raise refused(node, "it joins padded rows with rows of a fixed number")
     found = {axis + (axis >= dim): one for axis, one in rows.items()}
     padded.set(node, padded.edit.call(node.target, parts, dim), found)
@@ -189,12 +191,12 @@ def gather(padded: Padded, node: Node) -> None:
     """Gather: positions along one axis; the others must be padded alike."""
     x, index = padded.new(node.args[0]), padded.new(argument(node, "index"))
     dim = normal_axis(argument(node, "dim"), len(shape_of(x)))
-    if dim in padded.live(x) and not padded.live(x)[dim].front:
+    if dim in padded.valid(x) and not padded.valid(x)[dim].is_prefix:
         raise refused(node, "it reads positions among rows that are padded inside")
     (x, index), found = padded.meet(node, (x, index), lambda _, a: None if a == dim else a)
-    if any(axis not in padded.live(part) for part in (x, index) for axis in found):
+    if any(axis not in padded.valid(part) for part in (x, index) for axis in found):
         raise refused(node, "it reads rows that were chosen differently")
-    rows = padded.live(index)
+    rows = padded.valid(index)
     index = padded.positions(index)
     padded.set(node, padded.edit.call(node.target, x, dim, index), rows)
 
@@ -203,10 +205,10 @@ def index_select(padded: Padded, node: Node) -> None:
     """Takes rows at positions (K,), which may be padded."""
     x, index = padded.new(node.args[0]), padded.new(argument(node, "index"))
     dim = normal_axis(argument(node, "dim"), len(shape_of(x)))
-    live, rows = padded.live(x), padded.live(index)
-    if dim in live and not live[dim].front:
+    valid, rows = padded.valid(x), padded.valid(index)
+    if dim in valid and not valid[dim].is_prefix:
         raise refused(node, "it reads positions among rows that are padded inside")
-    found = {axis: one for axis, one in live.items() if axis != dim}
+    found = {axis: one for axis, one in valid.items() if axis != dim}
     if 0 in rows:
         found[dim] = rows[0]
     index = padded.positions(index)
@@ -216,11 +218,11 @@ def index_select(padded: Padded, node: Node) -> None:
 def embedding(padded: Padded, node: Node) -> None:
     """A row of a table per position."""
     args = padded.new(node.args)
-    if padded.live(args[0]):
+    if padded.valid(args[0]):
         raise refused(node, "its table is padded")
-    live = padded.live(args[1])
+    valid = padded.valid(args[1])
     new = padded.edit.call(node.target, args[0], padded.positions(args[1]), *args[2:])
-    padded.set(node, new, live)
+    padded.set(node, new, valid)
 
 
 SHAPE_RULES: Final[dict[object, Rule]] = {

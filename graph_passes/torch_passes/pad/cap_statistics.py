@@ -2,10 +2,10 @@
 
 Before → after::
 
-    var(y, 1)                  sum(where(live, (y' - mean)², 0), 1) / max(sum(live) - correction, 0)
-    quantile(y, q, 1)          p = q · (sum(live) - 1); between the rows ⌊p⌋ and ⌈p⌉ of y' sorted
-    bincount(ids, minlength)   counts of ids' == k where live, for k < max(max(ids) + 1, minlength)
-    adaptive_avg_pool1d(y, 1)  mean(y', -1)
+    var(y, 1)                  sum(where(valid, (y' - mean)², 0), 1) / max(sum(valid) - correction,
+    0) quantile(y, q, 1)          p = q · (sum(valid) - 1); between the rows ⌊p⌋ and ⌈p⌉ of y'
+    sorted bincount(ids, minlength)   counts of ids' == k where valid, for k < max(max(ids) + 1,
+    minlength) adaptive_avg_pool1d(y, 1)  mean(y', -1)
 
 Formulas as PyTorch documents them: a variance divides by the rows less the correction, and a
 quantile between two rows is interpolated. Calls that repeat, surround or compare rows come behind.
@@ -27,7 +27,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 from tokexport.graph_passes.torch_passes.graph.editor import aten
 from tokexport.graph_passes.torch_passes.pad.cap_numbers import rows_of
 from tokexport.graph_passes.torch_passes.pad.cap_rules import Rule, how_many, mean_of_rows
-from tokexport.graph_passes.torch_passes.pad.live_rows import Padded, refused
+from tokexport.graph_passes.torch_passes.pad.padded_rows import Padded, refused
 
 
 def deviation(padded: Padded, node: Node) -> None:
@@ -35,7 +35,7 @@ def deviation(padded: Padded, node: Node) -> None:
     target: Any = node.target
     names = {formal.name for formal in target._schema.arguments}
     x: Node = padded.new(node.args[0])
-    rank, live, edit = len(shape_of(x)), padded.live(x), padded.edit
+    rank, valid, edit = len(shape_of(x)), padded.valid(x), padded.edit
     given = argument(node, "dim") if "dim" in names else None
     given = [given] if isinstance(given, int) else given
     dims = sorted({normal_axis(dim, rank) for dim in given}) if given else list(range(rank))
@@ -45,8 +45,8 @@ def deviation(padded: Padded, node: Node) -> None:
     else:
         correction = argument(node, "unbiased")
     correction = 1.0 if correction is None else float(correction)
-    mixed = [live[axis] for axis in dims if axis in live]
-    kept = {axis: one for axis, one in live.items() if axis not in dims}
+    mixed = [valid[axis] for axis in dims if axis in valid]
+    kept = {axis: one for axis, one in valid.items() if axis not in dims}
     after = (
         kept
         if keeps
@@ -61,7 +61,7 @@ def deviation(padded: Padded, node: Node) -> None:
         filled = padded.filled(filled, axis, 0.0)
     mean = mean_of_rows(padded, filled, dims, True, mixed, dtype_of(x))
     apart = edit.call(aten.sub.Tensor, filled, mean)
-    padded.note(apart, live)
+    padded.note(apart, valid)
     for axis in dims:
         apart = padded.filled(apart, axis, 0.0)
     squares = edit.call(aten.mul.Tensor, apart, apart)
@@ -83,16 +83,16 @@ def deviation(padded: Padded, node: Node) -> None:
 def quantile(padded: Padded, node: Node) -> None:
     """Quantiles along one padded axis, between the two nearest rows."""
     x, given = padded.new(node.args[0]), padded.new(argument(node, "q"))
-    rank, live, edit = len(shape_of(x)), padded.live(x), padded.edit
+    rank, valid, edit = len(shape_of(x)), padded.valid(x), padded.edit
     given_dim = argument(node, "dim")
     if given_dim is None and rank != 1:
         raise refused(node, "it flattens rows that are padded")
     dim = normal_axis(given_dim, rank) if given_dim is not None else 0
-    if dim not in live or len(live) > 1 or padded.live(given):
+    if dim not in valid or len(valid) > 1 or padded.valid(given):
         raise refused(node, "it is padded on another axis than it runs along")
     if argument(node, "interpolation") != "linear":
         raise refused(node, "it takes one of the rows, or their middle")
-    front, dtype = live[dim], dtype_of(x)
+    front, dtype = valid[dim], dtype_of(x)
     scalar = not isinstance(given, Node) or not shape_of(given)
     if isinstance(given, Node):
         q = edit.view(given, [-1]) if scalar else given
@@ -133,11 +133,11 @@ def bincount(padded: Padded, node: Node) -> None:
     """How often each whole number from 0 on occurs, or the sums of their weights."""
     x, weights = padded.new(node.args[0]), padded.new(argument(node, "weights"))
     least, edit = argument(node, "minlength") or 0, padded.edit
-    live, size = padded.live(x).get(0), shape_of(x)[0]
+    valid, size = padded.valid(x).get(0), shape_of(x)[0]
     if isinstance(weights, Node):
         (x, weights), _ = padded.meet(node, (x, weights), lambda _, axis: axis)
-        live, size = padded.live(x).get(0), shape_of(x)[0]
-        if padded.live(weights).get(0) is not live:
+        valid, size = padded.valid(x).get(0), shape_of(x)[0]
+        if padded.valid(weights).get(0) is not valid:
             raise refused(node, "its weights were chosen otherwise than its numbers")
     most = edit.call(aten.amax.default, padded.filled(x, 0, -1), [0])
     length = edit.call(aten._to_copy.default, most, dtype=torch.int64)
@@ -146,8 +146,8 @@ def bincount(padded: Padded, node: Node) -> None:
     room = shape_of(rows.mask)[0]
     places = edit.view(padded.counted(room), [room, 1])
     same = edit.call(aten.eq.Tensor, places, edit.view(x, [1, size]))
-    if live is not None:
-        same = edit.call(aten.logical_and.default, same, edit.view(live.mask, [1, size]))
+    if valid is not None:
+        same = edit.call(aten.logical_and.default, same, edit.view(valid.mask, [1, size]))
     if isinstance(weights, Node):
         zero = padded.constant((), 0, dtype_of(weights))
         same = edit.call(aten.where.self, same, edit.view(weights, [1, size]), zero)
@@ -160,13 +160,13 @@ def bincount(padded: Padded, node: Node) -> None:
 def pool(padded: Padded, node: Node) -> None:
     """Adaptive pools of all rows to one; others cut rows where padding would move the cuts."""
     x = padded.new(node.args[0])
-    rank, live, edit = len(shape_of(x)), padded.live(x), padded.edit
+    rank, valid, edit = len(shape_of(x)), padded.valid(x), padded.edit
     given = argument(node, "output_size")
     sizes = [given] if isinstance(given, int) else list(given)
     axes = [*range(rank - len(sizes), rank)]
     if any(size != 1 for size in sizes):
         raise refused(node, "it pools padded rows to more than one")
-    mixed = [live[axis] for axis in axes if axis in live]
+    mixed = [valid[axis] for axis in axes if axis in valid]
     target: Any = node.target
     if "max" in target._schema.name:
         if any(user.args[1] == 1 and user.users for user in node.users):
@@ -174,7 +174,7 @@ def pool(padded: Padded, node: Node) -> None:
         for axis in axes:
             x = padded.filled(x, axis, -torch.inf)
         new = edit.call(aten.amax.default, x, axes, True)
-        padded.note(new, {a: one for a, one in live.items() if a not in axes})
+        padded.note(new, {a: one for a, one in valid.items() if a not in axes})
         padded.set(node, [new, None])
         return
     if mixed:
@@ -183,7 +183,7 @@ def pool(padded: Padded, node: Node) -> None:
         new = mean_of_rows(padded, x, axes, True, mixed, dtype_of(x))
     else:
         new = edit.call(aten.mean.dim, x, axes, True)
-    padded.set(node, new, {a: one for a, one in live.items() if a not in axes})
+    padded.set(node, new, {a: one for a, one in valid.items() if a not in axes})
 
 
 STATISTICS_RULES: Final[dict[object, Rule]] = {
@@ -209,7 +209,7 @@ def expand(padded: Padded, node: Node) -> None:
     x = padded.new(node.args[0])
     after = node.meta["val"].shape
     offset = len(after) - len(shape_of(x))
-    found = {axis + offset: live for axis, live in padded.live(x).items()}
+    found = {axis + offset: valid for axis, valid in padded.valid(x).items()}
     sizes: list[int] = []
     for axis, size in enumerate(after):
         if isinstance(size, int):
@@ -232,7 +232,7 @@ def repeat(padded: Padded, node: Node) -> None:
     x, times = padded.new(node.args[0]), list(argument(node, "repeats"))
     edit, rank = padded.edit, len(times)
     lead = rank - len(shape_of(x))
-    found = {axis + lead: live for axis, live in padded.live(x).items()}
+    found = {axis + lead: valid for axis, valid in padded.valid(x).items()}
     wide = edit.view(x, [*[1] * lead, *shape_of(x)])
     sizes = [*shape_of(wide)]
     for axis, given in enumerate(times):
@@ -255,9 +255,9 @@ def repeat(padded: Padded, node: Node) -> None:
 def triangle(padded: Padded, node: Node) -> None:
     """Triu and tril, by positions, which are those of the rows where these come first."""
     args = padded.new(node.args)
-    if any(not live.front for live in padded.live(args[0]).values()):
+    if any(not valid.is_prefix for valid in padded.valid(args[0]).values()):
         raise refused(node, "it counts rows that are padded inside")
-    padded.set(node, padded.edit.call(node.target, *args), padded.live(args[0]))
+    padded.set(node, padded.edit.call(node.target, *args), padded.valid(args[0]))
 
 
 def distances(padded: Padded, node: Node) -> None:
@@ -267,10 +267,10 @@ def distances(padded: Padded, node: Node) -> None:
     ranks = len(shape_of(x)), len(shape_of(y))
     rank = max(ranks)
     for part, own, place in ((x, ranks[0], rank - 2), (y, ranks[1], rank - 1)):
-        for axis, live in padded.live(part).items():
+        for axis, valid in padded.valid(part).items():
             if axis != own - 2:
                 raise refused(node, "it is padded on another axis than the rows")
-            found[place] = live
+            found[place] = valid
     padded.set(node, padded.edit.call(node.target, *args), found)
 
 
@@ -282,10 +282,10 @@ def pad(padded: Padded, node: Node) -> None:
         raise refused(node, "it repeats rows")
     if not all(isinstance(width, int) for width in widths):
         raise refused(node, "it adds as many rows as the data says")
-    live = padded.live(x)
+    valid = padded.valid(x)
     for pair, axis in enumerate(range(len(shape_of(x)) - 1, -1, -1)):
         before, behind = (*widths[2 * pair : 2 * pair + 2], 0, 0)[:2]
-        if axis not in live:
+        if axis not in valid:
             new = padded.edit.call(
                 aten.constant_pad_nd.default,
                 x,
@@ -296,7 +296,7 @@ def pad(padded: Padded, node: Node) -> None:
             continue
         if min(before, behind) < 0:
             raise refused(node, "it cuts padded rows")
-        rows = [each for each in (before, live[axis], behind) if each != 0]
+        rows = [each for each in (before, valid[axis], behind) if each != 0]
         sizes = [
             [each if a == axis else size for a, size in enumerate(shape_of(x))]
             for each in (before, behind)
@@ -306,8 +306,8 @@ def pad(padded: Padded, node: Node) -> None:
         parts = [filling[0]] * (before > 0) + [x] + [filling[1]] * (behind > 0)
         if len(parts) > 1:
             x = padded.edit.call(aten.cat.default, parts, axis)
-            live = {**live, axis: padded.joined(rows)}
-    padded.set(node, x, live)
+            valid = {**valid, axis: padded.joined(rows)}
+    padded.set(node, x, valid)
 
 
 SPREAD_RULES: Final[dict[object, Rule]] = {

@@ -2,9 +2,9 @@
 
 Before → after::
 
-    y = x[:, mask]                 index, live = the first cap true rows of mask
-    softmax(y yᵀ, -1) y        →   softmax(y' y'ᵀ + where(live, 0, -inf), -1) where(live, y', 0)
-    mean(y, 1)                     sum(where(live, y', 0), 1) / sum(live)
+    y = x[:, mask]                 index, valid = the first cap true rows of mask
+    softmax(y yᵀ, -1) y        →   softmax(y' y'ᵀ + where(valid, 0, -inf), -1) where(valid, y', 0)
+    mean(y, 1)                     sum(where(valid, y', 0), 1) / sum(valid)
 
 A mask that no input reaches has a count that is known, and needs no cap; a position read from a
 tensor, ``x[scores.argmax()]``, becomes a selection of one row. ``cap_rules`` and ``cap_shapes`` say
@@ -44,7 +44,7 @@ from tokexport.graph_passes.torch_passes.pad.cap_rules import RULES, Rule, point
 from tokexport.graph_passes.torch_passes.pad.cap_scatters import SCATTER_RULES
 from tokexport.graph_passes.torch_passes.pad.cap_shapes import SHAPE_RULES
 from tokexport.graph_passes.torch_passes.pad.cap_statistics import SPREAD_RULES, STATISTICS_RULES
-from tokexport.graph_passes.torch_passes.pad.live_rows import Check, Padded, Selection, refused
+from tokexport.graph_passes.torch_passes.pad.padded_rows import Check, Padded, Selection, refused
 
 _SELECTIONS: Final = {
     aten.nonzero.default: cap_selections.nonzero,
@@ -109,7 +109,7 @@ class CapTokens(TorchPass):
                     self._try(padded, node)
         (output,) = edit.graph.find_nodes(op="output")
         for given in output.all_input_nodes:
-            if padded.live(padded.new(given)):
+            if padded.valid(padded.new(given)):
                 raise refused(given, "it is an output, whose size would depend on the data")
         output.args = map_arg(output.args, padded.new)
         for node in reversed(old):
@@ -142,9 +142,9 @@ class CapTokens(TorchPass):
             source = padded.new(node.args[0])
             position: Any = node.args[1]
             if isinstance(source, list):
-                padded.set(node, source[position], padded.live(source[position]))
+                padded.set(node, source[position], padded.valid(source[position]))
             else:
-                padded.set(node, padded.edit.item(source, position), padded.live(source))
+                padded.set(node, padded.edit.item(source, position), padded.valid(source))
         elif target in _SELECTIONS:
             _SELECTIONS[target](padded, node, self._constant)
         elif target in _RULES:
@@ -153,7 +153,7 @@ class CapTokens(TorchPass):
             pointwise(padded, node)
         elif is_number(node):
             number(padded, node)
-        elif any(padded.live(padded.new(source)) for source in node.all_input_nodes):
+        elif any(padded.valid(padded.new(source)) for source in node.all_input_nodes):
             raise refused(node, "there is no rule for it")
         else:
             args, kwargs = padded.new(node.args), padded.named(node)

@@ -7,13 +7,13 @@ from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.graph.calls import shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import aten
-from tokexport.graph_passes.torch_passes.pad.live_rows import Live, Padded
+from tokexport.graph_passes.torch_passes.pad.padded_rows import Padded, ValidRows
 
 
 def length_of(padded: Padded, x: Node, axis: int) -> Node:
     """Returns how many rows an axis has, of rank 0."""
-    live = padded.live(x).get(axis)
-    return padded.constant((), shape_of(x)[axis], torch.int64) if live is None else live.count
+    valid = padded.valid(x).get(axis)
+    return padded.constant((), shape_of(x)[axis], torch.int64) if valid is None else valid.count
 
 
 def from_the_front(padded: Padded, position: Node, length: Node) -> Node:
@@ -22,24 +22,24 @@ def from_the_front(padded: Padded, position: Node, length: Node) -> Node:
     behind = edit.call(aten.add.Tensor, position, length)
     negative = edit.call(aten.lt.Scalar, position, 0)
     found = edit.call(aten.where.self, negative, behind, position)
-    padded.note(found, padded.live(position))
+    padded.note(found, padded.valid(position))
     return found
 
 
-def numbers_of(padded: Padded, live: Live, width: int) -> Live:
+def numbers_of(padded: Padded, valid: ValidRows, width: int) -> ValidRows:
     """Returns the numbers of rows of so many, one behind another.
 
     Under ``("rows", numbers, width)`` the memo keeps the rows that they are of.
     """
     if width == 1:
-        return live
-    key = ("numbers", live, width)
+        return valid
+    key = ("numbers", valid, width)
     if key not in padded.memo:
-        edit, room = padded.edit, shape_of(live.mask)[0]
-        wide = edit.expand(edit.view(live.mask, [room, 1]), [room, width])
-        count = edit.call(aten.mul.Tensor, live.count, width)
+        edit, room = padded.edit, shape_of(valid.mask)[0]
+        wide = edit.expand(edit.view(valid.mask, [room, 1]), [room, width])
+        count = edit.call(aten.mul.Tensor, valid.count, width)
         mask = edit.view(wide, [room * width])
-        padded.memo[key] = Live(mask, count, live.front, live.sure * width)
-        padded.memo["rows", padded.memo[key], width] = live
-    found: Live = padded.memo[key]
+        padded.memo[key] = ValidRows(mask, count, valid.is_prefix, valid.always_valid * width)
+        padded.memo["rows", padded.memo[key], width] = valid
+    found: ValidRows = padded.memo[key]
     return found

@@ -28,7 +28,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.decision_kinds import decides
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.match.held_back_rows import held_back
+from tokexport.graph_passes.torch_passes.match.protected_rows import protected_rows
 
 Rule = Callable[[Editor, Node, int, int, int], Node | None]
 
@@ -252,7 +252,7 @@ def _merge(edit: Editor, node: Node, along: int, start: int, stop: int) -> Node 
 
 def _gathered(edit: Editor, x: Node, index: Node, start: int, stop: int) -> Node:
     """Takes the rows that some of an index name: where these are known, without the index."""
-    if stop <= held_back(index):
+    if stop <= protected_rows(index):
         return edit.cut(x, 1, start, stop)
     gather = torch.ops.tokexport.gather_tokens.default
     return edit.call(gather, x, edit.cut(index, 1, start, stop))

@@ -11,7 +11,7 @@ from helpers.graphs import Function
 from torch import Tensor
 
 from tokexport.exporter.capture.token_cap import CappedModel, under_cap
-from tokexport.exporter.capture.token_cap_use import TokenCapUse
+from tokexport.exporter.capture.token_cap_report import TokenCapReport
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.exporter.errors import DataDependentError
 from tokexport.exporter.inputs.batches import Batches
@@ -55,7 +55,7 @@ def samples(many: int, seed: int) -> Tensor:
     return torch.randn(many, 1, 9, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def capped(function: Answer, x: Tensor) -> tuple[CappedModel, Batches, TokenCapUse]:
+def capped(function: Answer, x: Tensor) -> tuple[CappedModel, Batches, TokenCapReport]:
     module = Function(function)
     flat = FlatModel(module, call_spec(module, (x[0],), {}))
     batches = Batches(("x",), {"x": x.numpy()}, len(x), None, "drawn")

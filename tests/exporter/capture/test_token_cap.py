@@ -184,7 +184,7 @@ def test_noise_is_dropped_before_rows_are_counted(tmp_path: Path) -> None:
     refusal(compile_model(*arguments), 3, tmp_path, "another answer when it runs", "--drop-noise")
     found = compile_model(*arguments, "--drop-noise", "--json")
     assert found.code == 0, found
-    assert len(found.json["noise"]["draws"]) == 1
+    assert len(found.json["random_ops"]["draws"]) == 1
     assert found.json["token_cap"]["left_out"] == 0
     assert all(stage["passed"] for stage in found.json["stages"])
 

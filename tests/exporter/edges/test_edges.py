@@ -226,7 +226,7 @@ def test_where_rounding_moves_an_output_so_far_that_nothing_is_proven(
         edges = compiled(model, x, folder, target, precision=precision).report.edges
         assert edges is not None
         assert ("large values" in edges.held) is not alone
-        said = (edges.unsteady if alone else edges.weak)["large values"]
+        said = (edges.unstable if alone else edges.weak)["large values"]
         assert "rounding alone moves" in said
         assert ("'waves'" in said, "'line'" in said) == (not alone, False)
         wanted = "nothing is proven on" if alone else "little is proven on"

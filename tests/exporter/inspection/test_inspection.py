@@ -379,7 +379,7 @@ def test_a_model_that_cannot_be_traced_is_refused_with_its_line() -> None:
 def test_json_holds_all_of_it() -> None:
     found = look(tiny_tome(), image(), targets=("ort",))
     data = json.loads(json.dumps(found.to_json()))
-    assert data["schema_version"] == 1
+    assert data["schema_version"] == 2
     assert [block["path"] for block in data["blocks"]] == ["blocks.0", "blocks.1"]
     assert data["blocks"][0]["recognised"] == MERGING
     assert data["macs"] == found.macs

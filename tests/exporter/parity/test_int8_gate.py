@@ -22,8 +22,11 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.default_gates import CHANNEL_TOLERANCE, channels_of, set_gates
 from tokexport.exporter.parity.gate_warnings import spread_warnings
 from tokexport.exporter.parity.gates import SPREAD_TOLERANCE, Gate
-from tokexport.exporter.parity.kept_batches import REFERENCE_BATCHES, kept_batches
 from tokexport.exporter.parity.proof import ParityError, Proof
+from tokexport.exporter.parity.reference_selection import (
+    REFERENCE_BATCHES,
+    select_reference_batches,
+)
 from tokexport.exporter.report.tables import render_verification, verification_json
 from tokexport.exporter.rounding.local_rounding import LocalRounding, local_rounding
 from tokexport.exporter.rounding.measure import Rounding
@@ -294,28 +297,28 @@ def test_batches_outside_by_themselves_are_counted_and_kept() -> None:
     proof.check("artifact", found)
     (stage,) = proof.stages
     assert (stage.passed, stage.outside) == (True, (3,))
-    assert proof.steady.all()
-    kept = kept_batches(proof, found, lambda rows: {})
-    rows, steady = kept.rows, kept.steady
+    assert proof.tie_free.all()
+    kept = select_reference_batches(proof, found, lambda rows: {})
+    rows, tie_free = kept.rows, kept.tie_free
     assert rows == [0, 50, 100, 150]
-    assert steady.all()
+    assert tie_free.all()
 
 
 def test_a_near_tie_of_an_earlier_step_leaves_no_sample_of_int8_out() -> None:
     proof, found = with_errors(200, 3)
-    proof.steady[50] = False
+    proof.tie_free[50] = False
     proof.check("artifact", found)
-    kept = kept_batches(proof, found, lambda rows: {})
-    rows, steady = kept.rows, kept.steady
+    kept = select_reference_batches(proof, found, lambda rows: {})
+    rows, tie_free = kept.rows, kept.tie_free
     assert rows == [0, 50, 100, 150]
-    assert steady.shape == (4, 1)
-    assert steady.all()
+    assert tie_free.shape == (4, 1)
+    assert tie_free.all()
 
 
 def test_the_bundle_carries_as_many_batches_as_the_gate_needs() -> None:
     proof, found = with_errors(200, 0, 50)
     proof.check("artifact", found)
-    rows = kept_batches(proof, found, lambda rows: {}).rows
+    rows = select_reference_batches(proof, found, lambda rows: {}).rows
     assert REFERENCE_BATCHES < len(rows) < 200
     assert {0, 50} <= {*rows}
     gate, few = proof.gates_of("artifact")["y"], [0, 50, 100, 150]

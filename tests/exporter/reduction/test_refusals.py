@@ -110,27 +110,27 @@ def test_several_rows_of_blocks_want_a_name() -> None:
 class _TwoFaced(nn.Module):
     """A block that answers otherwise while it is traced, or every time."""
 
-    def __init__(self, block: nn.Module, steady: bool) -> None:
+    def __init__(self, block: nn.Module, tie_free: bool) -> None:
         super().__init__()
-        self.block, self.steady, self.runs = block, steady, itertools.count()
+        self.block, self.tie_free, self.runs = block, tie_free, itertools.count()
 
     def forward(self, x: Tensor) -> Tensor:
         """Takes and returns (B, N, C)."""
-        by = float(torch.compiler.is_exporting()) if self.steady else next(self.runs)
+        by = float(torch.compiler.is_exporting()) if self.tie_free else next(self.runs)
         result: Tensor = self.block(x) + by * torch.linspace(0.0, 0.1, x.shape[-1])
         return result
 
 
-def _two_faced(steady: bool) -> nn.Module:
+def _two_faced(tie_free: bool) -> nn.Module:
     model = build("timm DeiT")
-    blocks = [_TwoFaced(block, steady) for block in model.blocks]  # type: ignore[union-attr,operator]
+    blocks = [_TwoFaced(block, tie_free) for block in model.blocks]  # type: ignore[union-attr,operator]
     model.blocks = nn.Sequential(*blocks)
     return model
 
 
 def test_a_surgery_that_changes_the_answer_fails_its_gate() -> None:
     with pytest.raises(GateError, match="nothing reduced, give another answer"):
-        tokexport.reduce(_two_faced(steady=True), "tome", image())
+        tokexport.reduce(_two_faced(tie_free=True), "tome", image())
 
 
 class _Masked(nn.Module):
@@ -148,12 +148,12 @@ class _Masked(nn.Module):
 @pytest.mark.parametrize("loud", [torch.finfo(torch.float32).min, 1e8])
 def test_nothing_loud_beside_it_hides_what_a_surgery_changes(loud: float) -> None:
     with pytest.raises(GateError, match="nothing reduced, give another answer"):
-        tokexport.reduce(_Masked(_two_faced(steady=True), loud).eval(), "tome", image())
+        tokexport.reduce(_Masked(_two_faced(tie_free=True), loud).eval(), "tome", image())
 
 
 def test_a_model_without_one_answer_is_told_so() -> None:
     with pytest.raises(NotRepeatableError, match="another answer when it runs again"):
-        tokexport.reduce(_two_faced(steady=False), "tome", image())
+        tokexport.reduce(_two_faced(tie_free=False), "tome", image())
 
 
 def test_a_recipe_comes_from_a_file(tmp_path: Path) -> None:

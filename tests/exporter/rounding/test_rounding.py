@@ -132,7 +132,7 @@ def test_distances_of_equal_rows_keep_what_their_squares_lost() -> None:
     ((source, by_batch),) = rounding.scores.items()
     assert source == "cdist"
     for far in by_batch.values():
-        (rows, columns) = far.noise.by_axis
+        (rows, columns) = far.rounding_error.by_axis
         for row in (0, 1, 12, 13):  # of these one distance is 0
             assert rows[:, row].min() > 2e-5 * far.scales[0][:, row].max()
         assert columns.min() > 2e-5 * far.scales[1].max()

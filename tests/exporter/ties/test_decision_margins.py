@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokexport.exporter.rounding.score_rounding import moved
-from tokexport.exporter.ties.decision_margins import Fall, held_against
+from tokexport.exporter.ties.decision_margins import DecisionDiff, compare_decision
 from tokexport.exporter.ties.held_scores import Allowance, hold_scores
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.graph.decision_kinds import Decision, DecisionKind
@@ -48,18 +48,18 @@ COMPARISON = replace(
 STAIRCASE = replace(COMPARISON, operator="aten.floor", kind=DecisionKind.STAIRCASE)
 
 
-def fall(
+def diff(
     decision: Decision,
     scores: Array,
     near: Array,
     choices: list[Array],
     own: list[Array],
     allowance: Allowance | None = None,
-) -> Fall:
+) -> DecisionDiff:
     """Holds one choice to another; the results are given in the order of the positions."""
     eager = dict(zip(decision.replayed.values(), choices, strict=True))
     step = dict(zip(decision.own.values(), own, strict=True))
-    return held_against(decision, [hold_scores(scores, near, allowance)], eager, step)
+    return compare_decision(decision, [hold_scores(scores, near, allowance)], eager, step)
 
 
 def alone(floor: float, decides_on_shown: bool = True) -> Allowance:
@@ -79,85 +79,87 @@ def matched(scores: Array, r: int, order: str) -> list[Array]:
 FILLS = (-np.inf, -1e4, float(np.finfo(np.float32).min))
 
 
-def rounded(scores: Array, noise: float, random: np.random.Generator) -> Array:
+def rounded(scores: Array, rounding_error: float, random: np.random.Generator) -> Array:
     """Moves every number by a share of itself and of the scale, but what a mask put there."""
-    return scores + random.uniform(-1, 1, scores.shape) * most(scores, noise)
+    return scores + random.uniform(-1, 1, scores.shape) * most(scores, rounding_error)
 
 
-def most(scores: Array, noise: float) -> Array:
+def most(scores: Array, rounding_error: float) -> Array:
     """How far rounding moves each number."""
-    return np.where(np.abs(scores) > 1e3, 0.0, noise * (1 + np.abs(scores).clip(0, 10)))
+    return np.where(np.abs(scores) > 1e3, 0.0, rounding_error * (1 + np.abs(scores).clip(0, 10)))
 
 
-def measured(scores: Array, noise: float) -> Allowance:
+def measured(scores: Array, rounding_error: float) -> Allowance:
     """What such scores may be off by where that was measured, and nothing beyond."""
-    return Allowance(measured={0: moved(scores, most(scores, noise), 1)})
+    return Allowance(measured={0: moved(scores, most(scores, rounding_error), 1)})
 
 
 @given(
     seed=st.integers(0, 2**32 - 1),
-    noise=st.sampled_from([0.0, 1e-7, 1e-4, 0.3]),
+    rounding_error=st.sampled_from([0.0, 1e-7, 1e-4, 0.3]),
     order=st.sampled_from(ops.ORDERS),
     r=st.integers(1, 6),
     fill=st.sampled_from(FILLS),
     width=st.sampled_from([5, 9]),
 )
 def test_a_match_on_noisy_scores_is_always_explained_by_the_noise(
-    seed: int, noise: float, order: str, r: int, fill: float, width: int
+    seed: int, rounding_error: float, order: str, r: int, fill: float, width: int
 ) -> None:
     random = np.random.default_rng(seed)
     scores = random.standard_normal((2, 7, width)).round(1)  # full of exact ties
     scores[:, 0] = fill
     scores[:, :, 3] = np.where(random.random((2, 7)) < 0.5, fill, scores[:, :, 3])
-    near = rounded(scores, noise, random)
+    near = rounded(scores, rounding_error, random)
     decision = replace(MATCH, ordered=order)
     choices = matched(scores, r, order), matched(near, r, order)
-    found = fall(decision, scores, near, *choices, measured(scores, noise))
+    found = diff(decision, scores, near, *choices, measured(scores, rounding_error))
     assert found.is_tie, found.why_not
     assert np.isfinite(found.margin)
-    assert found.flips == 0 or noise > 0
+    assert found.flips == 0 or rounding_error > 0
 
 
 @given(
     seed=st.integers(0, 2**32 - 1),
-    noise=st.sampled_from([0.0, 1e-6, 0.2]),
+    rounding_error=st.sampled_from([0.0, 1e-6, 0.2]),
     count=st.sampled_from([1, 5, 8]),
     dim=st.sampled_from([1, 2]),
     negative=st.booleans(),
 )
-def test_so_is_an_order(seed: int, noise: float, count: int, dim: int, negative: bool) -> None:
+def test_so_is_an_order(
+    seed: int, rounding_error: float, count: int, dim: int, negative: bool
+) -> None:
     random = np.random.default_rng(seed)
     scores = random.standard_normal((3, 8, 9)).round(1)
     scores[1, 2:5, 2:5] = random.choice(FILLS)
-    near = rounded(scores, noise, random)
+    near = rounded(scores, rounding_error, random)
     sign = 1 if negative else -1
     choices, own = (
         np.argsort(sign * each, axis=dim, kind="stable").take(range(count), axis=dim)
         for each in (scores, near)
     )
     decision = replace(ORDER, dim=dim, negative=negative, stable=True)
-    found = fall(decision, scores, near, [choices], [own], measured(scores, noise))
+    found = diff(decision, scores, near, [choices], [own], measured(scores, rounding_error))
     assert found.is_tie, found.why_not
 
 
 @given(
     seed=st.integers(0, 2**32 - 1),
     operator=st.sampled_from(["gt", "ge", "lt", "le", "eq", "ne"]),
-    noise=st.sampled_from([0.0, 1e-6, 0.2]),
+    rounding_error=st.sampled_from([0.0, 1e-6, 0.2]),
 )
 def test_so_is_a_comparison_and_turned_over_it_is_none(
-    seed: int, operator: str, noise: float
+    seed: int, operator: str, rounding_error: float
 ) -> None:
     random = np.random.default_rng(seed)
     scores = random.standard_normal((3, 8)).round(1)
     scores[0, 3] = -np.inf
-    near = rounded(scores, noise, random)
+    near = rounded(scores, rounding_error, random)
     decision = replace(COMPARISON, rule=operator, beside=0.5)
     choices, own = (getattr(np, NUMPYS[operator])(each, 0.5) for each in (scores, near))
-    found = fall(decision, scores, near, [choices], [own], measured(scores, noise))
+    found = diff(decision, scores, near, [choices], [own], measured(scores, rounding_error))
     assert found.is_tie, found.why_not
     own[1, 2] = not own[1, 2]
-    turned = fall(decision, scores, near, [choices], [own], measured(scores, noise))
+    turned = diff(decision, scores, near, [choices], [own], measured(scores, rounding_error))
     assert turned.why_not == "it takes 1 of its own comparisons for what they are not"
 
 
@@ -173,24 +175,24 @@ STAIRCASES: dict[str, Callable[[Array], Array]] = {
 @given(
     seed=st.integers(0, 2**32 - 1),
     rule=st.sampled_from([*STAIRCASES]),
-    noise=st.sampled_from([0.0, 1e-6, 0.2]),
+    rounding_error=st.sampled_from([0.0, 1e-6, 0.2]),
     dtype=st.sampled_from(["float32", "int64"]),
 )
 def test_so_are_the_steps_of_a_staircase_and_one_further_is_none(
-    seed: int, rule: str, noise: float, dtype: str
+    seed: int, rule: str, rounding_error: float, dtype: str
 ) -> None:
     random = np.random.default_rng(seed)
     scores = (2 * random.standard_normal((3, 8))).round(0) / 2  # on the edges of all of them
-    near = rounded(scores, noise, random)
+    near = rounded(scores, rounding_error, random)
     if dtype == "float32":
         scores[0, 3] = near[0, 3] = -np.inf
     choices, own = (STAIRCASES[rule](each).astype(dtype) for each in (scores, near))
     decision = replace(STAIRCASE, rule=rule)
-    found = fall(decision, scores, near, [choices], [own], measured(scores, noise))
+    found = diff(decision, scores, near, [choices], [own], measured(scores, rounding_error))
     assert found.is_tie, found.why_not
-    assert found.flips == 0 or (found.is_near and found.margin <= noise * 4)
+    assert found.flips == 0 or (found.is_near and found.margin <= rounding_error * 4)
     own[1, 2] += 1
-    wrong = fall(decision, scores, near, [choices], [own], measured(scores, noise))
+    wrong = diff(decision, scores, near, [choices], [own], measured(scores, rounding_error))
     assert wrong.why_not == f"it gives 1 of its own numbers another {rule}"
 
 
@@ -199,21 +201,21 @@ def test_a_rounding_to_decimals_is_one_by_a_product_that_rounds() -> None:
     hundredth = replace(STAIRCASE, rule="round", digits=2)
     choices = np.array([[0.12, 0.13, 0.26, 12.34]], np.float32)
     own = np.array([[0.12, 0.14, 0.27, 12.35]], np.float32)
-    assert fall(hundredth, scores, scores, [choices], [choices]).is_tie
-    found = fall(hundredth, scores, scores, [choices], [own])
+    assert diff(hundredth, scores, scores, [choices], [choices]).is_tie
+    found = diff(hundredth, scores, scores, [choices], [own])
     assert found.is_tie
     assert found.flips == 3
     own[0, 1] = 0.15
-    assert not fall(hundredth, scores, scores, [choices], [own]).is_tie
+    assert not diff(hundredth, scores, scores, [choices], [own]).is_tie
 
 
 @pytest.mark.parametrize("number", [3e9, -1.0, np.inf])
 def test_of_a_number_that_a_type_cannot_hold_a_cast_says_nothing(number: float) -> None:
     scores, kind = np.array([[1.5, number]]), np.uint8 if number == -1 else np.int32
     choices, own = np.array([[1, 7]], kind), np.array([[1, 9]], kind)
-    assert fall(replace(STAIRCASE, rule="trunc"), scores, scores, [choices], [own]).is_tie
+    assert diff(replace(STAIRCASE, rule="trunc"), scores, scores, [choices], [own]).is_tie
     own[0, 0] = 2
-    assert not fall(replace(STAIRCASE, rule="trunc"), scores, scores, [choices], [own]).is_tie
+    assert not diff(replace(STAIRCASE, rule="trunc"), scores, scores, [choices], [own]).is_tie
 
 
 NUMPYS = {
@@ -233,10 +235,12 @@ def test_in_half_a_step_may_decide_in_more_bits_than_it_shows(seed: int, kind: s
     error = epsilon(kind)
     wide = scores * (1 + error * (2 * torch.rand(scores.shape, generator=draw) - 1))
     shown = wide.to(getattr(torch, kind)).float().numpy()
-    noise = moved(scores.numpy(), np.abs(scores.numpy()) * error, 2).times(2)
-    allowance = Allowance(0.0, {0: noise}, samples=2, computed_in=kind, decides_on_shown=False)
+    rounding_error = moved(scores.numpy(), np.abs(scores.numpy()) * error, 2).times(2)
+    allowance = Allowance(
+        0.0, {0: rounding_error}, samples=2, computed_in=kind, decides_on_shown=False
+    )
     choices = matched(scores.numpy(), 4, "score"), matched(wide.numpy(), 4, "score")
-    found = fall(MATCH_BY["score"], scores.numpy(), shown, *choices, allowance)
+    found = diff(MATCH_BY["score"], scores.numpy(), shown, *choices, allowance)
     assert found.is_tie, found.why_not
     assert found.flips == 0 or found.is_near
 
@@ -262,9 +266,9 @@ def test_beside_what_is_loud_a_score_that_is_wrong_is_no_tie(where: tuple[int, .
     scores, near = with_one_loud(where)
     right = matched(scores, 3, "index")
     allowance = Allowance(1e-5, samples=2)
-    assert fall(MATCH, scores, near, right, matched(near, 3, "index"), allowance).is_tie
+    assert diff(MATCH, scores, near, right, matched(near, 3, "index"), allowance).is_tie
     near[0, 5, 4] += 0.1
-    found = fall(MATCH, scores, near, right, matched(near, 3, "index"), allowance)
+    found = diff(MATCH, scores, near, right, matched(near, 3, "index"), allowance)
     assert found.why_not.startswith("its scores are off by ")
 
 
@@ -273,7 +277,7 @@ def test_beside_what_is_loud_a_choice_that_is_wrong_is_no_tie(where: tuple[int, 
     scores, near = with_one_loud(where)
     right, own = (matched(each, 6, "index") for each in (scores, near))
     own[2][0, -1] = (own[2][0, -1] + 1) % 6  # another partner for the last that merges
-    found = fall(MATCH, scores, near, right, own, Allowance(1e-5, samples=2))
+    found = diff(MATCH, scores, near, right, own, Allowance(1e-5, samples=2))
     assert found.why_not.startswith("it chooses what is worse by ")
 
 
@@ -281,22 +285,22 @@ def test_scores_that_agree_to_the_last_bit_change_no_places_for_what_others_are_
     scores = np.array([[1.0, 1.0 + 4e-6, 2.0, 3.0]])
     near = scores + [[0.0, 0.0, 0.0, 9e-6]]
     right, wrong = np.array([[3, 2, 1, 0]]), np.array([[3, 2, 0, 1]])
-    assert fall(ORDER, scores, near, [right], [right], FP32).is_tie
-    found = fall(ORDER, scores, near, [right], [wrong], FP32)
+    assert diff(ORDER, scores, near, [right], [right], FP32).is_tie
+    found = diff(ORDER, scores, near, [right], [wrong], FP32)
     assert found.why_not.startswith("it chooses what is worse by ")
     assert not found.is_near
-    assert fall(ORDER, scores, near + [[6e-6, 0.0, 0.0, 0.0]], [right], [wrong], FP32).is_tie
+    assert diff(ORDER, scores, near + [[6e-6, 0.0, 0.0, 0.0]], [right], [wrong], FP32).is_tie
 
 
 def test_of_equal_scores_the_lower_index_comes_first_where_a_decision_says_so() -> None:
     scores = np.array([[1.0, 3.0, 1.0, 3.0, 1.0]])
     stable = replace(ORDER, stable=True)
     right = np.array([[1, 3, 0, 2]])
-    assert fall(stable, scores, scores, [right], [right]).is_tie
+    assert diff(stable, scores, scores, [right], [right]).is_tie
     for other in ([[3, 1, 0, 2]], [[1, 3, 2, 0]], [[1, 3, 0, 4]]):
         own = np.array(other)
-        assert fall(ORDER, scores, scores, [right], [own]).is_tie
-        found = fall(stable, scores, scores, [right], [own])
+        assert diff(ORDER, scores, scores, [right], [own]).is_tie
+        found = diff(stable, scores, scores, [right], [own])
         assert found.why_not == "it takes equal scores in another order than that of their places"
 
 
@@ -314,16 +318,16 @@ def test_a_kernel_that_matches_anew_may_be_worse_by_what_rounding_does_there(wor
     own[2][own[1] == 5] = other
     allowance = Allowance(1e-5, {0: rounding})
     anew = replace(allowance, decides_on_shown=False)
-    assert fall(MATCH, scores, scores, right, own, anew).is_tie == (worse < 1)
-    assert not fall(MATCH, scores, scores, right, own, allowance).is_tie
+    assert diff(MATCH, scores, scores, right, own, anew).is_tie == (worse < 1)
+    assert not diff(MATCH, scores, scores, right, own, allowance).is_tie
 
 
 def test_all_numbers_may_be_ordered_as_one() -> None:
     scores = np.array([[0.1, 0.4, 0.2], [0.3, 0.0, 0.5]])
     flat = replace(ORDER, operator="aten.argmax", dim=None, replayed={0: "t0"}, own={0: "o0"})
     right, wrong = np.array(5), np.array(3)
-    assert fall(flat, scores, scores, [right], [right]).is_tie
-    assert not fall(flat, scores, scores, [right], [wrong]).is_tie
+    assert diff(flat, scores, scores, [right], [right]).is_tie
+    assert not diff(flat, scores, scores, [right], [wrong]).is_tie
 
 
 SCORES = np.array([[[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]])
@@ -343,7 +347,7 @@ def test_a_wrong_match_is_no_tie(kept: list[Array], src: list[Array], dst: list[
     right = matched(SCORES, 2, "index")
     assert [part.tolist() for part in right] == [[[2]], [[0, 1]], [[0, 0]]]
     own = [np.array(part) for part in (kept, src, dst)]
-    found = fall(MATCH, SCORES, SCORES + 1e-7, right, own, FP32)
+    found = diff(MATCH, SCORES, SCORES + 1e-7, right, own, FP32)
     assert found.flips > 0
     assert not found.is_tie
 
@@ -357,11 +361,11 @@ def test_scores_in_another_form_are_judged_as_they_are_decided_on(
     given = -given if negative else given
     right = matched(SCORES, 2, "index")
     scale = hold_scores(given, given).scale
-    same = fall(decision, given, given, right, right)
-    assert same == Fall(0, 0.0, 0.0, edge=same.edge, is_near=False)
-    assert 0.1 / scale.max() - 1e-9 <= same.edge <= 0.1 / scale.min() + 1e-9
+    same = diff(decision, given, given, right, right)
+    assert same == DecisionDiff(0, 0.0, 0.0, tie_gap=same.tie_gap, is_near=False)
+    assert 0.1 / scale.max() - 1e-9 <= same.tie_gap <= 0.1 / scale.min() + 1e-9
     own = [np.array(part) for part in ([[1]], [[0, 2]], [[0, 1]])]
-    margin = fall(decision, given, given, right, own).margin
+    margin = diff(decision, given, given, right, own).margin
     assert 0.1 / scale.max() - 1e-9 <= margin <= 0.1 / scale.min() + 1e-9
 
 
@@ -369,25 +373,25 @@ def test_kept_rows_out_of_order_are_no_tie() -> None:
     scores = np.array([[[0.9], [0.1], [0.2], [0.3]]])
     right = matched(scores, 1, "index")
     own = [right[0][:, ::-1], *right[1:]]
-    assert not fall(MATCH, scores, scores + 1e-7, right, own, FP32).is_tie
+    assert not diff(MATCH, scores, scores + 1e-7, right, own, FP32).is_tie
 
 
 def test_scores_that_are_off_are_no_rounding() -> None:
     scores = np.array([[1.0, 2.0, 3.0]])
     order = np.argsort(-scores, axis=1)
-    found = fall(ORDER, scores, scores + 0.1, [order], [order], FP32)
-    assert 0.1 / 3 < found.noise < 0.1
+    found = diff(ORDER, scores, scores + 0.1, [order], [order], FP32)
+    assert 0.1 / 3 < found.score_error < 0.1
     assert found.why_not.startswith("its scores are off by ")
-    assert fall(ORDER, scores, scores + 1e-6, [order], [order], FP32).is_tie
+    assert diff(ORDER, scores, scores + 1e-6, [order], [order], FP32).is_tie
 
 
 @pytest.mark.parametrize("fill", FILLS)
 def test_a_fill_agrees_with_itself_only(fill: float) -> None:
     scores = np.array([[1.0, fill, 3.0, fill, 2.0]])
     order = np.argsort(-scores, axis=1, kind="stable")
-    assert fall(ORDER, scores, scores, [order], [order], FP32).is_tie
+    assert diff(ORDER, scores, scores, [order], [order], FP32).is_tie
     moved_fill = np.where(scores == fill, -1e9, scores)
-    assert not fall(ORDER, scores, moved_fill, [order], [order], FP32).is_tie
+    assert not diff(ORDER, scores, moved_fill, [order], [order], FP32).is_tie
 
 
 @pytest.mark.parametrize(
@@ -400,12 +404,12 @@ def test_a_largest_of_nothing_but_minus_infinity_may_be_the_least_number(
     order = np.array([[1, 2, 0]])
     near = np.array([[end, 2.0, 1.0]])
     allowance = replace(FP32, computed_in=kind)
-    found = fall(ORDER, scores, near, [order], [order], allowance)
+    found = diff(ORDER, scores, near, [order], [order], allowance)
     assert found.is_tie, found.why_not
-    assert not fall(ORDER, scores, np.array([[-1e4, 2.0, 1.0]]), [order], [order], allowance).is_tie
-    assert not fall(ORDER, scores, -near, [order], [order], allowance).is_tie
+    assert not diff(ORDER, scores, np.array([[-1e4, 2.0, 1.0]]), [order], [order], allowance).is_tie
+    assert not diff(ORDER, scores, -near, [order], [order], allowance).is_tie
     least = np.array([[end, 2.0, 1.0]])
-    assert not fall(ORDER, least, np.array([[end / 2, 2.0, 1.0]]), [order], [order], FP32).is_tie
+    assert not diff(ORDER, least, np.array([[end / 2, 2.0, 1.0]]), [order], [order], FP32).is_tie
 
 
 @settings(deadline=None, max_examples=40)
@@ -427,7 +431,7 @@ def test_a_match_is_near_a_tie_where_such_a_change_of_single_scores_turns_it(
         return (src.tolist(), dst.tolist(), kept.tolist()) if order == "score" else {*pairs}
 
     turned = any(merged(scores + change) != merged(scores) for change in changes(scores, amount))
-    found = fall(MATCH_BY[order], scores, scores + amount, right, right)
+    found = diff(MATCH_BY[order], scores, scores + amount, right, right)
     assert found.is_near == turned
 
 
@@ -449,30 +453,30 @@ def test_how_near_an_order_is_to_a_tie() -> None:
     sorts = np.argsort(-scores, axis=1)
     two, one = sorts[:, :2], scores.argmax(axis=1)
     for choice in (sorts, two, one):
-        assert fall(ORDER, scores, scores, [choice], [choice]).edge == pytest.approx(1 / 4)
+        assert diff(ORDER, scores, scores, [choice], [choice]).tie_gap == pytest.approx(1 / 4)
     apart = np.array([[5.0, 2.0, 2.0, -np.inf]])  # which of two that are left out makes no odds
     one = apart.argmax(axis=1)
-    assert fall(ORDER, apart, apart, [one], [one]).edge == pytest.approx(3 / 2)
-    assert not fall(ORDER, apart, apart + [[0, 0, 0.5, 0]], [one], [one]).is_near
+    assert diff(ORDER, apart, apart, [one], [one]).tie_gap == pytest.approx(3 / 2)
+    assert not diff(ORDER, apart, apart + [[0, 0, 0.5, 0]], [one], [one]).is_near
     blocked = np.array([[5.0, -np.inf, -np.inf]])
     order = np.argsort(-blocked, axis=1)
-    assert fall(ORDER, blocked, blocked, [order], [order]).edge == np.inf
+    assert diff(ORDER, blocked, blocked, [order], [order]).tie_gap == np.inf
 
 
 def test_how_near_a_comparison_is_to_a_tie() -> None:
     scores = np.array([0.3, -0.6, np.inf])
-    found = fall(COMPARISON, scores, scores, [scores > 0], [scores > 0])
-    assert found.edge == pytest.approx(1.0)
+    found = diff(COMPARISON, scores, scores, [scores > 0], [scores > 0])
+    assert found.tie_gap == pytest.approx(1.0)
     assert not found.is_near
-    near = fall(COMPARISON, scores, scores + [0.31, 0, 0], [scores > 0], [scores > 0])
+    near = diff(COMPARISON, scores, scores + [0.31, 0, 0], [scores > 0], [scores > 0])
     assert near.is_near
-    elsewhere = fall(COMPARISON, scores, scores + [0, 0.31, 0], [scores > 0], [scores > 0])
+    elsewhere = diff(COMPARISON, scores, scores + [0, 0.31, 0], [scores > 0], [scores > 0])
     assert not elsewhere.is_near
 
 
 def test_without_rounding_not_even_equal_scores_are_near_a_tie() -> None:
     scores = np.array([[1.0, 1.0]])
     order = np.argsort(-scores, axis=1, kind="stable")
-    found = fall(ORDER, scores, scores, [order], [order])
-    assert (found.edge, found.is_near) == (0.0, False)
-    assert fall(ORDER, scores, scores + [1e-6, 0], [order], [order]).is_near
+    found = diff(ORDER, scores, scores, [order], [order])
+    assert (found.tie_gap, found.is_near) == (0.0, False)
+    assert diff(ORDER, scores, scores + [1e-6, 0], [order], [order]).is_near

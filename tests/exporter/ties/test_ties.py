@@ -91,7 +91,7 @@ def test_a_tie_is_excused_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert stage.ties.batches == (0,)
         assert stage.ties.flips == 1
         assert stage.ties.margin < 1e-7
-        assert 1e-7 < stage.ties.noise < 1e-6
+        assert 1e-7 < stage.ties.score_error < 1e-6
         assert "topk(KEPT, dim=1)" in stage.ties.decisions[0]
         assert stage.comparisons["output"].relative < 1e-6
     data = json.loads((result.bundle / "report.json").read_text())
@@ -256,7 +256,7 @@ def test_in_half_a_choice_that_rounding_could_turn_is_excused_unturned() -> None
     replay = replayed_in_half(1e-3)  # 3.001 becomes 3.00195, so the order stays
     assert replay.ties is not None
     assert (replay.ties.batches, replay.ties.flips) == ((0,), 0)
-    assert replay.ties.noise == pytest.approx(9.5e-4 / 3, rel=0.01)
+    assert replay.ties.score_error == pytest.approx(9.5e-4 / 3, rel=0.01)
     assert "topk(KEPT, dim=1)" in replay.ties.decisions[0]
 
 

@@ -27,7 +27,7 @@ from tokexport.exporter.build import run_stage
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.parity.measured_gates import measured_gates, require_steady
+from tokexport.exporter.parity.measured_gates import measured_gates, require_stable_outputs
 from tokexport.exporter.parity.proof import ParityError, Proof, ReplayStage
 from tokexport.exporter.rounding.measure import in_float64
 from tokexport.graph_passes.torch_passes.graph.decisions import ReplayGraph, make_replay_graph
@@ -240,10 +240,10 @@ def _hold(way: Way, plant: Plant, planted: _Planted) -> list[Proof]:
         assert planted.module is not None
         outputs, batches = samples.outputs, samples.batches
         gates = measured_gates(planted.module, batches, outputs, way.size)
-        require_steady(gates.captured, half=False)
+        require_stable_outputs(gates.captured, half=False)
         proof = Asked(batches, samples.reference, gates).proof(way.size)
         proof.check("captured", planted.run(batches))
-        require_steady(gates.fp32, half=False)
+        require_stable_outputs(gates.fp32, half=False)
         edges = way.edges_of(planted.module)
     else:
         proof = samples.proof(way.size)

@@ -12,7 +12,7 @@ from helpers.planting.ways import TARGETS, Asked, Way, run_file
 from tokexport.exporter.build import run_stage
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.parity.measured_gates import require_steady
+from tokexport.exporter.parity.measured_gates import require_stable_outputs
 from tokexport.exporter.parity.proof import ParityError, Proof
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
@@ -73,7 +73,7 @@ class Honest:
         for precision in self._halves if half else ():
             narrow = way.asked(asked.batches, precision)
             try:
-                require_steady(narrow.gates.narrowed, half=False, precision=precision)
+                require_stable_outputs(narrow.gates.narrowed, half=False, precision=precision)
             except GateError as error:
                 found[f"openvino, {precision}"] = f"refused: {error.what}"
                 continue

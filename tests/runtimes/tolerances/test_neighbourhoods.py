@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tokexport.runtimes.tolerances.neighbourhoods import (
     Neighbourhoods,
-    Noise,
+    RoundingError,
     as_samples,
     differences,
     epsilon,
@@ -26,10 +26,12 @@ def drawn(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def share(reference: np.ndarray, candidate: np.ndarray, noise: Noise | None = None) -> float:
+def share(
+    reference: np.ndarray, candidate: np.ndarray, rounding_error: RoundingError | None = None
+) -> float:
     """Returns how much of what it is allowed the worst value uses, where rounding explains none."""
     around = Neighbourhoods(reference)
-    none = noise or around.noise(np.zeros(reference.shape))
+    none = rounding_error or around.rounding_error(np.zeros(reference.shape))
     found = worst(reference, candidate, around.allowed(none, FLOOR))
     assert found is not None
     return found.share
@@ -77,7 +79,7 @@ def test_a_quiet_channel_is_held_to_its_own_scale_and_to_what_rounding_explains(
     assert share(tokens, candidate) > 100
     explained = np.zeros(tokens.shape)
     explained[:, :, 4] = 2e-7
-    assert share(tokens, candidate, Neighbourhoods(tokens).noise(explained)) < 1
+    assert share(tokens, candidate, Neighbourhoods(tokens).rounding_error(explained)) < 1
 
 
 @pytest.mark.parametrize("value", [LOWEST, -np.inf, -65504.0, 1e9, -1e4])
@@ -119,9 +121,9 @@ def test_a_fill_beyond_a_half_type_may_come_back_as_an_infinity_in_that_type_alo
     other = logits.copy()
     other[:, 8:] = -np.inf
     around = Neighbourhoods(logits)
-    noise = around.noise(np.zeros(logits.shape))
+    rounding_error = around.rounding_error(np.zeros(logits.shape))
     for computed_in, passes in (("bfloat16", True), ("float16", True), ("float32", False)):
-        found = worst(logits, other, around.allowed(noise, 1e-2, computed_in))
+        found = worst(logits, other, around.allowed(rounding_error, 1e-2, computed_in))
         assert found is not None
         assert (found.share <= 1) == passes
 
@@ -174,9 +176,9 @@ def test_one_number_a_sample_is_held_to_those_of_all_samples() -> None:
 
 def test_one_number_a_sample_may_be_told_the_scale_of_its_kind_of_inputs() -> None:
     numbers = np.array([1.0, 1e3, 2e3, 1.5e3, 1.2, 0.5])[:, None]
-    noise = Neighbourhoods(numbers).noise(np.zeros(numbers.shape))
+    rounding_error = Neighbourhoods(numbers).rounding_error(np.zeros(numbers.shape))
     own, given = (
-        limits(numbers, noise, FLOOR, "float32", 1, scale)[:, 0]
+        limits(numbers, rounding_error, FLOOR, "float32", 1, scale)[:, 0]
         for scale in (None, np.array([1.0, 1e3, 1e3, 1e3, 1.0, 1.0]))
     )
     assert own[0] > 1e-3
@@ -185,13 +187,15 @@ def test_one_number_a_sample_may_be_told_the_scale_of_its_kind_of_inputs() -> No
 
 def test_a_value_is_allowed_no_more_than_its_column_but_a_share_of_itself() -> None:
     rows = np.array([[300.0, 200, 500, 400, 0.04], [100, LOWEST, 1e6, 400, 0.5]], np.float32)
-    noise = Neighbourhoods(rows).noise(np.full(rows.shape, 1e-2))
+    rounding_error = Neighbourhoods(rows).rounding_error(np.full(rows.shape, 1e-2))
     columns = np.array([1e-3, 1e-3, 1e-3, 1, 1e-6])
-    found = limits(rows, noise, FLOOR, "float32", 1, None, np.tile(columns, (2, 1)))
+    found = limits(rows, rounding_error, FLOOR, "float32", 1, None, np.tile(columns, (2, 1)))
     np.testing.assert_allclose(found[0], [3e-3, 2e-3, 5e-3, 1e-2, 1e-6], rtol=1e-5)
     np.testing.assert_allclose(found[1, [0, 2, 3, 4]], [1e-3, 10, 1e-2, 5e-6], rtol=1e-5)
     assert found[1, 1] > 1e30  # a fill
-    short = limits(rows[:, 2:], noise, FLOOR, "float32", 1, None, np.tile(columns[2:], (2, 1)))
+    short = limits(
+        rows[:, 2:], rounding_error, FLOOR, "float32", 1, None, np.tile(columns[2:], (2, 1))
+    )
     np.testing.assert_allclose(short[0], [5e-3, 1, 1e-6], rtol=1e-5)
 
 
@@ -227,13 +231,13 @@ def test_what_rounding_does_to_a_repeated_loud_constant_widens_it_and_no_end_of_
     off[:, 6:9] *= np.float32(1 + 1e-6)
     assert share(logits, off) > 1
     moved = np.where(fills(logits) & np.isfinite(logits), 2e-6 * np.abs(logits), 0)
-    noise = Neighbourhoods(logits).noise(moved)
-    assert share(logits, off, noise) < 1
+    rounding_error = Neighbourhoods(logits).rounding_error(moved)
+    assert share(logits, off, rounding_error) < 1
     off[:, 9:11] *= np.float32(1 - 1e-6)
-    assert share(logits, off, noise) > 1
+    assert share(logits, off, rounding_error) > 1
     other = logits.copy()
     other[0, 11], other[0, 0] = other[0, 0], other[0, 11]
-    assert share(logits, other, noise) == np.inf
+    assert share(logits, other, rounding_error) == np.inf
 
 
 def test_an_output_of_rectified_values_is_held_to_those_that_are_not_zero() -> None:
@@ -250,7 +254,7 @@ def test_an_output_of_rectified_values_is_held_to_those_that_are_not_zero() -> N
 def test_an_empty_output_has_no_worst_value(shape: tuple[int, ...]) -> None:
     empty = np.zeros(shape, np.float32)
     around = Neighbourhoods(empty)
-    assert worst(empty, empty, around.allowed(around.noise(empty), FLOOR)) is None
+    assert worst(empty, empty, around.allowed(around.rounding_error(empty), FLOOR)) is None
 
 
 def test_a_nan_is_outside_everywhere() -> None:

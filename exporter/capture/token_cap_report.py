@@ -29,7 +29,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class TokenCapUse:
+class TokenCapReport:
     """How the samples fit under ``--token-cap``.
 
     Attributes:

@@ -3,9 +3,9 @@
 A value whose axis has a length that depends on the data is held padded::
 
     real   (1, u, C)                    u rows, known when it runs
-    padded (1, cap, C), live (cap,)     the rows under live, in their order, are the real ones
+    padded (1, cap, C), valid (cap,)     the rows under valid, in their order, are the real ones
 
-What dead rows hold is arbitrary and finite; no live row may come to depend on it.
+What padding rows hold is arbitrary and finite; no valid row may come to depend on it.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 
 
 @dataclass(frozen=True, eq=False)
-class Live:
+class ValidRows:
     """Which rows of a padded axis are real.
 
     Attributes:
         mask: Truth values (n,).
         count: How many are true, a whole number of rank 0.
-        front: Whether the real rows come first, so that a position is the same in both.
-        sure: How many rows at the beginning are always real.
+        is_prefix: Whether the real rows come first, so that a position is the same in both.
+        always_valid: How many rows at the beginning are always real.
     """
 
     mask: Node
     count: Node
-    front: bool
-    sure: int
+    is_prefix: bool
+    always_valid: int
 
 
 @dataclass(frozen=True)
@@ -92,20 +92,20 @@ class Padded:
         self.checks: dict[tuple[Any, ...], Check] = {}
         self.memo: dict[tuple[Any, ...], Any] = {}
         self._new: dict[Node, Any] = {}
-        self._live: dict[Node, dict[int, Live]] = {}
+        self._valid: dict[Node, dict[int, ValidRows]] = {}
         self._first: dict[Node, Node] = {}
         self._computed: dict[tuple[Any, str, str], Node] = {}
         self._exact: dict[str, int] = {}
-        self._of_size: dict[str, dict[Live, None]] = {}
+        self._of_size: dict[str, dict[ValidRows, None]] = {}
         self._most: dict[Node, int] = {}
 
-    def set(self, old: Node, new: Any, live: Mapping[int, Live] | None = None) -> None:
+    def set(self, old: Node, new: Any, valid: Mapping[int, ValidRows] | None = None) -> None:
         """Notes what stands for a node: a padded node, a number, or a list of padded nodes."""
         self._new[old] = new
-        if isinstance(new, Node) and live is not None:
-            self._live[new] = dict(live)
+        if isinstance(new, Node) and valid is not None:
+            self._valid[new] = dict(valid)
         sizes = getattr(old.meta.get("val"), "shape", ())
-        for axis, one in (live or {}).items():
+        for axis, one in (valid or {}).items():
             if axis < len(sizes):
                 self._of_size.setdefault(str(sizes[axis]), {})[one] = None
 
@@ -122,9 +122,9 @@ class Padded:
                 break
         return self._first[node]
 
-    def note(self, new: Node, live: Mapping[int, Live]) -> None:
+    def note(self, new: Node, valid: Mapping[int, ValidRows]) -> None:
         """Notes the padded axes of a node that was inserted."""
-        self._live[new] = dict(live)
+        self._valid[new] = dict(valid)
 
     def changed(self, node: Node) -> bool:
         """Tells whether something else stands for a node."""
@@ -143,28 +143,28 @@ class Padded:
         return {name: self.new(part) for name, part in node.kwargs.items()}
 
     def positions(self, new: Node) -> Node:
-        """Returns positions whose dead rows are 0, which every axis has."""
-        for axis in self.live(new):
+        """Returns positions whose padding rows are 0, which every axis has."""
+        for axis in self.valid(new):
             new = self.filled(new, axis, 0)
         return new
 
-    def live(self, new: Any) -> dict[int, Live]:
+    def valid(self, new: Any) -> dict[int, ValidRows]:
         """Returns the padded axes of a padded node."""
-        return self._live.get(new, {}) if isinstance(new, Node) else {}
+        return self._valid.get(new, {}) if isinstance(new, Node) else {}
 
-    def of_size(self, size: Any) -> Live | None:
+    def of_size(self, size: Any) -> ValidRows | None:
         """Returns rows that an axis of that symbolic size has; None where no value has one.
 
         All that there are have equal counts, and those that come first are the same rows.
         """
         found = self._of_size.get(str(size), {})
-        return next((one for one in found if one.front), None) or (
+        return next((one for one in found if one.is_prefix), None) or (
             next(iter(found)) if len(found) == 1 else None
         )
 
-    def note_size(self, size: Any, live: Live) -> None:
+    def note_size(self, size: Any, valid: ValidRows) -> None:
         """Notes that an axis of that symbolic size has these rows."""
-        self._of_size.setdefault(str(size), {})[live] = None
+        self._of_size.setdefault(str(size), {})[valid] = None
 
     def room_for(self, node: Node, most: int | None, times: int = 1) -> int:
         """Returns for how many rows the next choice has room.
@@ -202,10 +202,10 @@ class Padded:
         one = self.first(holds)
         self.checks.setdefault((kind, one), Check(one, kind, said, line))
 
-    def require_row(self, node: Node, live: Live) -> None:
+    def require_row(self, node: Node, valid: ValidRows) -> None:
         """Notes that there must be a row, where a call of none has no answer."""
-        if not live.sure:
-            some = self.edit.call(aten.ge.Scalar, live.count, 1)
+        if not valid.always_valid:
+            some = self.edit.call(aten.ge.Scalar, valid.count, 1)
             self.require(some, "none", "no row is chosen", source_line(node))
 
     def most(self, number: Any) -> int | None:
@@ -217,7 +217,7 @@ class Padded:
         if most is not None:
             self._most[number] = most
 
-    def of_number(self, node: Node, number: Node, most: int | None = None) -> Live:
+    def of_number(self, node: Node, number: Node, most: int | None = None) -> ValidRows:
         """Returns the first rows of an axis, as many as a number of rank 0 says.
 
         Args:
@@ -239,11 +239,11 @@ class Padded:
             if known is None:
                 self.chosen(node, count, room, bound)
                 count = self.edit.call(aten.clamp_max.default, count, room)
-            self.memo[key] = Live(mask, count, True, 0)
-        found: Live = self.memo[key]
+            self.memo[key] = ValidRows(mask, count, True, 0)
+        found: ValidRows = self.memo[key]
         return found
 
-    def agree(self, node: Node, one: Live, other: Live) -> Live:
+    def agree(self, node: Node, one: ValidRows, other: ValidRows) -> ValidRows:
         """Returns rows that two choices have in common, which are then required to be the same.
 
         Raises:
@@ -251,21 +251,21 @@ class Padded:
         """
         if one is other:
             return one
-        if one.front and other.front:
+        if one.is_prefix and other.is_prefix:
             same = self.edit.call(aten.eq.Tensor, one.count, other.count)
-            smaller = min(one, other, key=lambda live: shape_of(live.mask)[0])
+            smaller = min(one, other, key=lambda valid: shape_of(valid.mask)[0])
         elif shape_of(one.mask) == shape_of(other.mask):
             equal = self.edit.call(aten.eq.Tensor, one.mask, other.mask)
             same, smaller = self.edit.call(aten.all.default, equal), one
         else:
             raise refused(node, "it combines rows that were chosen differently")
-        if self.first(one.count) is not self.first(other.count) or not one.front:
+        if self.first(one.count) is not self.first(other.count) or not one.is_prefix:
             self.require(same, "rows", "choices that are combined differ", source_line(node))
         return smaller
 
     def meet(
         self, node: Node, parts: Sequence[Node], place: Callable[[int, int], Any]
-    ) -> tuple[list[Node], dict[Any, Live]]:
+    ) -> tuple[list[Node], dict[Any, ValidRows]]:
         """Returns values whose padded axes at one place have the same rows, and those rows.
 
         Args:
@@ -273,33 +273,33 @@ class Padded:
             parts: The values.
             place: Says of a value's position and an axis at which place it is; None leaves it out.
         """
-        found: dict[Any, Live] = {}
+        found: dict[Any, ValidRows] = {}
         for position, part in enumerate(parts):
-            for axis, live in self.live(part).items():
+            for axis, valid in self.valid(part).items():
                 key = place(position, axis)
                 if key is not None:
-                    found[key] = self.agree(node, found.get(key, live), live)
+                    found[key] = self.agree(node, found.get(key, valid), valid)
         met = []
         for position, part in enumerate(parts):
-            for axis in self.live(part):
+            for axis in self.valid(part):
                 key = place(position, axis)
                 if key is not None:
                     part = self.narrowed(part, axis, found[key])
             met.append(part)
         return met, found
 
-    def narrowed(self, part: Node, axis: int, live: Live) -> Node:
+    def narrowed(self, part: Node, axis: int, valid: ValidRows) -> Node:
         """Returns a value with rows in place of its own, which agree with them."""
-        own = self.live(part)
-        if own[axis] is live:
+        own = self.valid(part)
+        if own[axis] is valid:
             return part
-        room = shape_of(live.mask)[0]
+        room = shape_of(valid.mask)[0]
         found = part
         if shape_of(part)[axis] != room:
             found = self.edit.call(aten.slice.Tensor, part, axis, 0, room)
         else:
             found = self.edit.call(aten.alias.default, part)
-        self._live[found] = {**own, axis: live}
+        self._valid[found] = {**own, axis: valid}
         return found
 
     def set_exact(self, size: Any, number: int) -> None:
@@ -311,20 +311,20 @@ class Padded:
         return self._exact.get(str(size))
 
     def filled(self, new: Node, axis: int, value: float | int | bool) -> Node:
-        """Returns a value with a number in its dead rows."""
-        live = self.live(new).get(axis)
-        if live is None:
+        """Returns a value with a number in its padding rows."""
+        valid = self.valid(new).get(axis)
+        if valid is None:
             return new
         rank = len(shape_of(new))
-        mask = self.edit.view(live.mask, [-1 if a == axis else 1 for a in range(rank)])
+        mask = self.edit.view(valid.mask, [-1 if a == axis else 1 for a in range(rank)])
         other = self.constant((), value, dtype_of(new))
         result = self.edit.call(aten.where.self, mask, new, other)
-        self._live[result] = self.live(new)
+        self._valid[result] = self.valid(new)
         return result
 
-    def bias(self, live: Live, rank: int, axis: int, dtype: torch.dtype) -> Node:
-        """Returns 0 for live and -inf for dead rows, along one axis of a rank."""
-        mask = self.edit.view(live.mask, [-1 if a == axis else 1 for a in range(rank)])
+    def bias(self, valid: ValidRows, rank: int, axis: int, dtype: torch.dtype) -> Node:
+        """Returns 0 for valid and -inf for padding rows, along one axis of a rank."""
+        mask = self.edit.view(valid.mask, [-1 if a == axis else 1 for a in range(rank)])
         zero, low = self.constant((), 0.0, dtype), self.constant((), -torch.inf, dtype)
         return self.edit.call(aten.where.self, mask, zero, low)
 
@@ -340,15 +340,15 @@ class Padded:
         device = torch.device("cpu")
         return self.edit.call(aten.arange.default, size, device=device, pin_memory=False)
 
-    def joined(self, parts: list[Live | int]) -> Live:
+    def joined(self, parts: list[ValidRows | int]) -> ValidRows:
         """Returns the rows of parts laid end to end; a number stands for that many real rows."""
         key = ("joined", *parts)
         if key not in self.memo:
             self.memo[key] = self._joined(parts)
-        found: Live = self.memo[key]
+        found: ValidRows = self.memo[key]
         return found
 
-    def _joined(self, parts: list[Live | int]) -> Live:
+    def _joined(self, parts: list[ValidRows | int]) -> ValidRows:
         masks, count, sure, fixed, front = [], None, 0, 0, True
         still = True
         for position, part in enumerate(parts):
@@ -358,8 +358,8 @@ class Padded:
                 sure += part if still else 0
                 continue
             masks.append(part.mask)
-            front &= part.front and position == len(parts) - 1
-            sure += part.sure if still else 0
+            front &= part.is_prefix and position == len(parts) - 1
+            sure += part.always_valid if still else 0
             still = False
             count = (
                 part.count if count is None else self.edit.call(aten.add.Tensor, count, part.count)
@@ -367,18 +367,18 @@ class Padded:
         count = self.edit.call(aten.add.Tensor, count, fixed) if fixed else count
         assert count is not None
         mask = self.edit.call(aten.cat.default, masks, 0)
-        return Live(mask, count, front, sure)
+        return ValidRows(mask, count, front, sure)
 
-    def cut(self, live: Live, start: int, step: int = 1) -> Live:
+    def cut(self, valid: ValidRows, start: int, step: int = 1) -> ValidRows:
         """Returns the rows at a step, without the first few, which are always real or first."""
-        key = ("cut", live, start, step)
+        key = ("cut", valid, start, step)
         if key not in self.memo:
-            end = shape_of(live.mask)[0]
-            mask = self.edit.call(aten.slice.Tensor, live.mask, 0, start, end, step)
+            end = shape_of(valid.mask)[0]
+            mask = self.edit.call(aten.slice.Tensor, valid.mask, 0, start, end, step)
             count = self.edit.call(aten.sum.default, mask)
-            sure = len(range(start, live.sure, step))
-            self.memo[key] = Live(mask, count, live.front, sure)
-        found: Live = self.memo[key]
+            sure = len(range(start, valid.always_valid, step))
+            self.memo[key] = ValidRows(mask, count, valid.is_prefix, sure)
+        found: ValidRows = self.memo[key]
         return found
 
 

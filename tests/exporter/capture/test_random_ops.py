@@ -53,7 +53,7 @@ def test_noise_is_dropped_and_what_that_did_is_reported(
     arguments = (f"{MODELS}:{model}", tmp_path / "out", "--drop-noise")
     answer = compile_model(*arguments, "--json", target=target)
     assert answer.code == 0, answer
-    noise = answer.json["noise"]
+    noise = answer.json["random_ops"]
     (draw,) = noise["draws"]
     assert line_of(model) in draw
     change = noise["change"]["output"]
@@ -66,7 +66,7 @@ def test_noise_is_dropped_and_what_that_did_is_reported(
     )
 
     shown = compile_model(*arguments, "--force", target=target)
-    assert "Parity with the model without its noise" in shown.stdout
+    assert "Parity with the model without its random numbers" in shown.stdout
     assert "compared with one run as it was given" in shown.stdout
     assert line_of(model) in shown.stdout
 
@@ -90,7 +90,7 @@ def test_without_noise_the_option_changes_nothing(tmp_path: Path) -> None:
     models = []
     for name, extra in (("with", ["--drop-noise"]), ("without", [])):
         answer = compile_model(f"{MODELS}:silent", tmp_path / name, "--json", *extra)
-        assert (answer.code, answer.json["noise"]) == (0, None)
+        assert (answer.code, answer.json["random_ops"]) == (0, None)
         models.append((tmp_path / name / "model.onnx").read_bytes())
     assert models[0] == models[1]
 
@@ -98,7 +98,7 @@ def test_without_noise_the_option_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("extra", [[], ["--drop-noise"]])
 def test_what_no_output_reads_does_not_count(extra: list[str], tmp_path: Path) -> None:
     answer = compile_model(f"{MODELS}:unread", tmp_path / "out", "--json", *extra)
-    assert (answer.code, answer.json["noise"]) == (0, None)
+    assert (answer.code, answer.json["random_ops"]) == (0, None)
     graph = onnx.load(tmp_path / "out" / "model.onnx").graph
     assert not [node.op_type for node in graph.node if node.op_type.startswith("Random")]
 
@@ -106,7 +106,7 @@ def test_what_no_output_reads_does_not_count(extra: list[str], tmp_path: Path) -
 def test_inspect_names_the_noise_and_refuses_nothing() -> None:
     answer = tokexport("inspect", f"{MODELS}:tie_breaking", "--target", "ort", "--json")
     assert answer.code == 0
-    (draw,) = json.loads(answer.stdout)["noise"]
+    (draw,) = json.loads(answer.stdout)["random_ops"]
     assert draw.startswith(f"aten.rand.default at {line_of('tie_breaking')}")
     shown = tokexport("inspect", f"{MODELS}:tie_breaking", "--target", "ort")
     assert "Draws random numbers" in shown.said

@@ -1,4 +1,4 @@
-"""What dropping the noise of a model did, as data and in words; without torch, as reports are."""
+"""Describes what dropping the random numbers of a model did, without torch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from tokexport.runtimes.tolerances.comparison import Comparison
 
 
 @dataclass(frozen=True)
-class DroppedNoise:
-    """What dropping the noise of a model did.
+class RandomOpsReport:
+    """What dropping the random numbers of a model did.
 
     Attributes:
         draws: What drew, with its line: ``aten.rand.default at …``.
-        change: The model without its noise against the model as given, by output.
+        change: The model without its random numbers against the model as given, by output.
     """
 
     draws: tuple[str, ...]
     change: Mapping[str, Comparison]
 
     def lines(self) -> Iterator[Text]:
-        """Yields what it did to each output, and where the noise was drawn."""
-        yield Text("\nThe model without its noise, compared with one run as it was given", "bold")
+        """Yields what it did to each output, and where they were drawn."""
+        yield Text(
+            "\nThe model without its random numbers, compared with one run as it was given", "bold"
+        )
         for output, change in self.change.items():
             line = f"{output}  relative {change.relative:.1e}, cosine {change.cosine:.6f}"
             if change.top1_agreement is not None:

@@ -25,7 +25,7 @@ from tokexport.graph_passes.torch_passes.graph.editor import aten
 _ROWS, _COLUMNS = 1, 2
 
 
-def held_back(kept: Node) -> int:
+def protected_rows(kept: Node) -> int:
     """Returns how many of the first rows of a match are kept for certain, each in its place.
 
     Args:

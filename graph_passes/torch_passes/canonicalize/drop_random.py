@@ -65,7 +65,7 @@ _STRAIGHT: Final = frozenset(
 )
 
 
-class DropNoise(TorchPass):
+class DropRandom(TorchPass):
     """Replaces every draw by the mean of what is drawn."""
 
     name: ClassVar[str] = "drop noise"

@@ -14,7 +14,7 @@ from tokexport.runtimes.arrays import Array
 
 
 @dataclass(frozen=True)
-class ReductionUse:
+class ReductionReport:
     """A reduction that was put into a model.
 
     Attributes:
@@ -59,7 +59,7 @@ class ReductionUse:
 
     def compared(
         self, unreduced: Mapping[str, Array], reduced: Mapping[str, Array], batches: Batches
-    ) -> ReductionUse:
+    ) -> ReductionReport:
         """Returns the same with its agreement and, where there are labels, both accuracies.
 
         Args:

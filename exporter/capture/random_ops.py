@@ -7,7 +7,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tokexport.exporter.capture.dropped_noise import DroppedNoise
+from tokexport.exporter.capture.random_ops_report import RandomOpsReport
 from tokexport.exporter.capture.token_cap import CappedModel
 from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel
@@ -21,7 +21,7 @@ from tokexport.exporter.errors import (
 )
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.stack_traces import source_line
-from tokexport.graph_passes.torch_passes.canonicalize.drop_noise import DropNoise
+from tokexport.graph_passes.torch_passes.canonicalize.drop_random import DropRandom
 from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 from tokexport.graph_passes.torch_passes.graph.draws import (
     drop_unread_draws,
@@ -48,12 +48,12 @@ def _way_out(program: ExportedProgram) -> str:
     return FIX
 
 
-class NoiseFree(FlatModel):
-    """The captured graph of a model, without its noise, in the model's place.
+class WithoutDraws(FlatModel):
+    """The captured graph of a model, without its random numbers, in the model's place.
 
     Args:
         given: The model as given.
-        program: Its graph without noise.
+        program: Its graph without random numbers.
         names: The names of its outputs.
         constants: What it returned beside tensors.
     """
@@ -105,14 +105,14 @@ def reference_of(model: FlatModel, batches: Batches) -> Reference:
         raise NotRepeatableError(error.what, where=_where(lines), fix=_way_out(program)) from error
 
 
-def capture_without_noise(model: FlatModel, batches: Batches) -> ExportedProgram:
+def capture_without_draws(model: FlatModel, batches: Batches) -> ExportedProgram:
     """Captures a model that draws no random numbers.
 
     Raises:
         NotRepeatableError: A draw reaches an output, however small its effect.
         ModelNotSupportedError: The model cannot be traced.
     """
-    if isinstance(model, NoiseFree):
+    if isinstance(model, WithoutDraws):
         return model.program
     program = capture_any(model, batches)
     lines = random_lines(program)
@@ -136,15 +136,15 @@ def _where(lines: tuple[str, ...]) -> str:
     return f"Random numbers: {listed(lines, 4)}."
 
 
-def without_noise(
+def without_random_ops(
     model: FlatModel, batches: Batches, drop: bool
-) -> tuple[FlatModel, DroppedNoise | None]:
-    """Returns the model without its noise, and what that changed.
+) -> tuple[FlatModel, RandomOpsReport | None]:
+    """Returns the model without its random numbers, and what that changed.
 
     Args:
         model: The model as given; one that draws nothing is returned as it is.
         batches: The inputs.
-        drop: Whether noise may be dropped; without that nothing is done.
+        drop: Whether random numbers may be dropped; without that nothing is done.
 
     Raises:
         ModelNotSupportedError: The model cannot be traced.
@@ -157,9 +157,9 @@ def without_noise(
     if not lines:
         return model, None
     given = run_reference(model, batches, twice=False)
-    program = run_passes(program, (DropNoise(),)).program
-    free = NoiseFree(model, program, tuple(given.outputs), given.constants)
+    program = run_passes(program, (DropRandom(),)).program
+    free = WithoutDraws(model, program, tuple(given.outputs), given.constants)
     found = run_reference(free, batches).outputs
     # Told to the person and held to nothing: the figures are of whole outputs.
     change = {name: compare(array, found[name]) for name, array in given.outputs.items()}
-    return free, DroppedNoise(lines, change)
+    return free, RandomOpsReport(lines, change)

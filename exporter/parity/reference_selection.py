@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 REFERENCE_BATCHES: Final = 4
 
 
-def gates_to_verify_by(
+def bundle_gates(
     proof: Proof, found: Mapping[str, Array], gates: Mapping[str, Gate], config: CompileConfig
 ) -> tuple[dict[str, Gate], tuple[str, ...]]:
     """Returns the gates that the bundle is verified by, and what is to be said of them.
@@ -44,7 +44,7 @@ def gates_to_verify_by(
     """
     if config.atol is not None or not proof.moves_every_sample():
         return dict(gates), ()
-    over_all = over_all_gates(gates, proof.expected, proof.steady.shape[1])
+    over_all = over_all_gates(gates, proof.expected, proof.tie_free.shape[1])
     result = proof.hold_over_all(found, over_all)
     figures = "; ".join(
         f"'{name}': cosine {comparison.cosine:.4f}, {over_all[name].spread_error(comparison):.2f} "
@@ -60,25 +60,25 @@ def gates_to_verify_by(
 
 
 @dataclass(frozen=True)
-class Kept:
+class ReferenceSelection:
     """What a bundle carries to be verified with.
 
     Attributes:
         rows: The batches.
-        steady: Which samples (batches, samples) of them are compared.
+        tie_free: Which samples (batches, samples) of them are compared.
         outputs: What they are compared with, (batches, …) by name.
         warnings: What is to be said of them.
     """
 
     rows: list[int]
-    steady: Array
+    tie_free: Array
     outputs: Mapping[str, Array]
     warnings: tuple[str, ...] = ()
 
 
-def kept_batches(
+def select_reference_batches(
     proof: Proof, found: Mapping[str, Array], own: Callable[[list[int]], Mapping[str, Array]]
-) -> Kept:
+) -> ReferenceSelection:
     """Returns the batches that ``verify`` replays, in order, evenly from all of them.
 
     They are those on which no near-tie fell differently; where there is none, those with a sample
@@ -97,17 +97,21 @@ def kept_batches(
     stage = proof.stages[-1].name
     count = len(next(iter(proof.expected.values())))
     if not proof.holds_over_all(stage):
-        for steady in (proof.steady.all(axis=1), proof.steady.any(axis=1)):
-            if steady.any():
-                every = np.flatnonzero(steady).tolist()
+        for tie_free in (proof.tie_free.all(axis=1), proof.tie_free.any(axis=1)):
+            if tie_free.any():
+                every = np.flatnonzero(tie_free).tolist()
                 rows = [every[place] for place in evenly_spaced(len(every), REFERENCE_BATCHES)]
-                return Kept(rows, proof.steady[rows], _rows_of(proof.expected, rows))
+                return ReferenceSelection(
+                    rows, proof.tie_free[rows], _rows_of(proof.expected, rows)
+                )
         return _replay(proof, found, own, evenly_spaced(count, REFERENCE_BATCHES))
     wanted = REFERENCE_BATCHES
     while wanted < count and not proof.holds_on(stage, found, evenly_spaced(count, wanted)):
         wanted *= 2
     rows = evenly_spaced(count, wanted)
-    return Kept(rows, np.ones_like(proof.steady[rows]), _rows_of(proof.expected, rows))
+    return ReferenceSelection(
+        rows, np.ones_like(proof.tie_free[rows]), _rows_of(proof.expected, rows)
+    )
 
 
 def _replay(
@@ -115,7 +119,7 @@ def _replay(
     found: Mapping[str, Array],
     own: Callable[[list[int]], Mapping[str, Array]],
     rows: list[int],
-) -> Kept:
+) -> ReferenceSelection:
     """Compares with eager told what the last stage decides, where every sample holds a near-tie."""
     outputs = own(rows)
     why = proof.not_its_own(proof.stages[-1].name, outputs, found, rows)
@@ -130,14 +134,14 @@ def _replay(
         "Every sample holds a near-tie that fell the other way, so the bundle is verified against "
         "eager told what the artifact decides, and not against eager's own choices."
     )
-    return Kept(rows, np.ones_like(proof.steady[rows]), outputs, (said,))
+    return ReferenceSelection(rows, np.ones_like(proof.tie_free[rows]), outputs, (said,))
 
 
 def _rows_of(outputs: Mapping[str, Array], rows: list[int]) -> dict[str, Array]:
     return {name: array[rows] for name, array in outputs.items()}
 
 
-def kept_of_gates(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array]:
+def stored_gates(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array]:
     """Returns what the bundle keeps of its gates, under the names of its reference data.
 
     It is what rounding does in the batches that it keeps, and how far channels may be off where a
@@ -149,9 +153,9 @@ def kept_of_gates(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array
     """
     found: dict[str, Array] = {}
     for output, gate in gates.items():
-        if gate.noise is not None:
+        if gate.rounding_error is not None:
             known = gate.scale_of_numbers, gate.columns
-            parts = stored(gate.noise, *known, rows, gate.samples)
+            parts = stored(gate.rounding_error, *known, rows, gate.samples)
             found |= {f"noise/{output}/{part}": array for part, array in parts}
         if gate.channels is not None:
             channels: dict[str, Array] = {TOP1: gate.channels.top1}

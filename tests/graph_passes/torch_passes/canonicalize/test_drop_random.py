@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as f
 
 from tokexport.graph_passes.errors import OperatorRefusedError
-from tokexport.graph_passes.torch_passes.canonicalize.drop_noise import DropNoise
+from tokexport.graph_passes.torch_passes.canonicalize.drop_random import DropRandom
 from tokexport.graph_passes.torch_passes.graph.draws import drop_unread_draws, find_draws
 
 Noise = Callable[[Tensor], Tensor]
@@ -84,7 +84,7 @@ CHOICES: dict[str, Noise] = {
 def test_a_draw_becomes_its_mean(name: str) -> None:
     noise, mean = MEANS[name]
     x = torch.randn(2, 5)
-    rewritten = rewrite(lambda x: 2 * x + noise(x), x, passes=(DropNoise(),))
+    rewritten = rewrite(lambda x: 2 * x + noise(x), x, passes=(DropRandom(),))
     (found,) = run_rewritten(rewritten, x)
     assert rewritten.changes == {"drop noise": 1}
     assert calls(rewritten)["aten.full"] == 1
@@ -94,7 +94,7 @@ def test_a_draw_becomes_its_mean(name: str) -> None:
 
 def test_a_mean_that_is_computed_stays_computed() -> None:
     x = torch.randn(2, 5)
-    rewritten = rewrite(lambda x: torch.normal(x.sin(), 0.5), x, passes=(DropNoise(),))
+    rewritten = rewrite(lambda x: torch.normal(x.sin(), 0.5), x, passes=(DropRandom(),))
     torch.testing.assert_close(run_rewritten(rewritten, x)[0], x.sin(), rtol=0, atol=0)
 
 
@@ -104,7 +104,7 @@ def test_what_two_read_keeps_the_mean_of_the_draw() -> None:
         return x + u.log() + u
 
     x = torch.randn(2, 5)
-    (found,) = run_rewritten(rewrite(function, x, passes=(DropNoise(),)), x)
+    (found,) = run_rewritten(rewrite(function, x, passes=(DropRandom(),)), x)
     torch.testing.assert_close(found, x + torch.tensor(0.5).log() + 0.5)
 
 
@@ -114,7 +114,7 @@ def test_what_is_left_on_becomes_what_went_in(name: str) -> None:
     wanted = x
     if name == "attention with dropout":
         wanted = f.scaled_dot_product_attention(x[None], x[None], x[None])[0]
-    rewritten = rewrite(lambda x: LEFT_ON[name](x), x, passes=(DropNoise(),))
+    rewritten = rewrite(lambda x: LEFT_ON[name](x), x, passes=(DropRandom(),))
     assert find_draws(rewritten.program.graph) == []
     torch.testing.assert_close(run_rewritten(rewritten, x)[0], wanted)
 
@@ -122,13 +122,13 @@ def test_what_is_left_on_becomes_what_went_in(name: str) -> None:
 @pytest.mark.parametrize("name", ["a permutation", "a permutation by hand"])
 def test_a_permutation_is_said_to_have_no_mean(name: str) -> None:
     with pytest.raises(OperatorRefusedError, match="a permutation that is drawn has no mean"):
-        rewrite(lambda x: x + CHOICES[name](x), torch.randn(2, 5), passes=(DropNoise(),))
+        rewrite(lambda x: x + CHOICES[name](x), torch.randn(2, 5), passes=(DropRandom(),))
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_has_no_mean(name: str) -> None:
     with pytest.raises(OperatorRefusedError, match=r"cannot replace aten\.\w+") as refused:
-        rewrite(lambda x: x + CHOICES[name](x), torch.randn(2, 5), passes=(DropNoise(),))
+        rewrite(lambda x: x + CHOICES[name](x), torch.randn(2, 5), passes=(DropRandom(),))
     assert refused.value.where.startswith("At /")
 
 
@@ -148,7 +148,7 @@ ON_SCORES: dict[str, Noise] = {
 def test_scores_with_noise_may_still_decide(name: str) -> None:
     x = torch.randn(2, 5)
     function = ON_SCORES[name]
-    rewritten = rewrite(lambda x: x.gather(1, function(x).argsort()), x, passes=(DropNoise(),))
+    rewritten = rewrite(lambda x: x.gather(1, function(x).argsort()), x, passes=(DropRandom(),))
     torch.testing.assert_close(run_rewritten(rewritten, x)[0], x.sort().values, rtol=0, atol=0)
 
 
