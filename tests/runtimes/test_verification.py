@@ -126,11 +126,11 @@ def test_samples_with_a_near_tie_are_left_out(make_bundle: BundleMaker) -> None:
         logits, label = archive["outputs/logits"].copy(), archive["outputs/label"].copy()
     logits[1, 0] += 1
     label[1, 0] = (label[1, 0] + 1) % 5
-    tie_free = np.ones((3, 2), bool)
-    rewrite_reference(bundle, outputs__logits=logits, outputs__label=label, tie_free=tie_free)
+    steady = np.ones((3, 2), bool)
+    rewrite_reference(bundle, outputs__logits=logits, outputs__label=label, steady=steady)
     assert not verify_bundle(bundle).passed
-    tie_free[1, 0] = False
-    rewrite_reference(bundle, tie_free=tie_free)
+    steady[1, 0] = False
+    rewrite_reference(bundle, steady=steady)
     result = verify_bundle(bundle)
     assert result.passed
     assert (result.batches, result.left_out) == (3, 1)
@@ -144,10 +144,10 @@ def test_samples_with_a_near_tie_are_left_out(make_bundle: BundleMaker) -> None:
     [np.ones((2, 2), bool), np.ones((3, 2), int), np.zeros((3, 2), bool), np.ones(3, bool)],
 )
 def test_a_choice_of_samples_that_does_not_fit_is_refused(
-    tie_free: np.ndarray, make_bundle: BundleMaker
+    steady: np.ndarray, make_bundle: BundleMaker
 ) -> None:
     bundle = make_bundle()
-    rewrite_reference(bundle, tie_free=tie_free)
+    rewrite_reference(bundle, steady=steady)
     with pytest.raises(BundleError, match="no choice of some in each batch"):
         verify_bundle(bundle)
 
@@ -259,7 +259,7 @@ def test_a_channel_is_held_to_what_the_bundle_allows_for_it(make_bundle: BundleM
     assert not found.passed
     assert "at index 2 of axis 1" in found.failure
     # Also where the bundle says which samples are compared, as many as there are classes.
-    rewrite_reference(bundle, tie_free=np.ones((3, 2), bool))
+    rewrite_reference(bundle, steady=np.ones((3, 2), bool))
     assert "at index 2 of axis 1" in verify_bundle(bundle).outputs[0].failure
     rewrite_reference(bundle, channel__logits__1=np.ones(4))
     with pytest.raises(BundleError, match="channel/logits/1 does not fit"):
