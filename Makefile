@@ -57,7 +57,7 @@ clean:
 # torch goes first and by its exact version, so that no other package's wish chooses another build;
 # what builds the package is installed too, so that no build fetches its own: the backend, and the
 # openvino that the kernels are for.
-$(INSTALLED): pyproject.toml constraints.txt $(wildcard runtimes/native/*)
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard runtimes/native/* runtimes/native/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "tokexport needs Python 3.11 or newer, and '$(PYTHON)' is not." >&2; \
 	  echo "Name another one: make PYTHON=python3.12" >&2; exit 1; }

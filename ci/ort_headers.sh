@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Puts ONNX Runtime's C headers under build/ort-headers: what Debian's libonnxruntime-dev holds.
 #
-# pip's onnxruntime ships none. The test that holds runtimes/native/ort_abi.h to the real header
+# pip's onnxruntime ships none. The test that holds runtimes/native/ort/abi.h to the real header
 # looks there, and in /usr/include. Needs apt, and no rights: nothing is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -79,7 +79,7 @@ class Nodes(Kind):
         folder.mkdir(parents=True, exist_ok=True)
         source = Path(__file__).with_name("openvino_nodes.cpp")
         harness = folder / "openvino_nodes.so"
-        newest = max(one.stat().st_mtime for one in (source, *native.iterdir()))
+        newest = max(one.stat().st_mtime for one in (source, *native.rglob("*")))
         if not harness.exists() or harness.stat().st_mtime < newest:
             _run(_harness_command(source, native, harness))
 
@@ -123,13 +123,14 @@ def _harness_command(source: Path, native: Path, harness: Path) -> list[Any]:
     package = Path(found.submodule_search_locations[0])
     library = next((package / "libs").glob("libopenvino.so*"))
     tbb = next((package / "libs").glob("libtbb.so*"))
-    names = ("both_ways_operators", "dispatch", "groups", "token_operators", "tome_operators")
+    kernels = native / "kernels" / "dispatch.cpp", native / "kernels" / "kernels.cpp"
+    operators = ("groups", "mctf", "tokens", "tome")
     return [
         *("c++", "-std=c++20", "-shared", "-fPIC", "-O1", "-g", "-ffp-contract=fast"),
         *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-Wno-psabi"),
         *("-DTOKEXPORT_ISA=baseline", "-DTOKEXPORT_WIDTH=4", f"-I{native}"),
-        *(f"-I{package / 'include'}", source, native / "kernels.cpp"),
-        *(*(native / f"{name}.cpp" for name in names), library, tbb),
+        *(f"-I{package / 'include'}", source, *kernels),
+        *(*(native / "operators" / f"{name}.cpp" for name in operators), library, tbb),
         *(f"-Wl,-rpath,{package / 'libs'}", "-o", harness),
     ]
 

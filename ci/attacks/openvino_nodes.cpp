@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "openvino_extension.cpp"
+#include "openvino/extension.cpp"
 
 namespace {
 

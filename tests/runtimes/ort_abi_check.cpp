@@ -1,9 +1,9 @@
-// Compiles where ort_abi.h says of ONNX Runtime's interface what its own header says.
+// Compiles where ort/abi.h says of ONNX Runtime's interface what its own header says.
 #include <cstddef>
 #include <onnxruntime_c_api.h>
 #include <type_traits>
 
-#include "ort_abi.h"
+#include "ort/abi.h"
 
 namespace abi = tokexport::abi;
 

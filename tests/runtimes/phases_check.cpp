@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#include "phases.h"
+#include "operators/phases.h"
 
 namespace {
 

@@ -43,9 +43,10 @@ def test_every_entry_has_its_place_and_signature(header: Path) -> None:
     ],
 )
 def test_a_wrong_declaration_is_found(header: Path, tmp_path: Path, right: str, wrong: str) -> None:
-    text = (NATIVE / "ort_abi.h").read_text(encoding="utf-8")
+    text = (NATIVE / "ort" / "abi.h").read_text(encoding="utf-8")
     assert right in text
-    (tmp_path / "ort_abi.h").write_text(text.replace(right, wrong), encoding="utf-8")
+    (tmp_path / "ort").mkdir()
+    (tmp_path / "ort" / "abi.h").write_text(text.replace(right, wrong), encoding="utf-8")
     done = compiled(header, tmp_path)
     assert done.returncode != 0
-    assert "ort_abi" in done.stderr or "static assertion" in done.stderr
+    assert "ort/abi.h" in done.stderr or "static assertion" in done.stderr

@@ -1,13 +1,13 @@
 // The kernels of one instruction set; compiled once for each.
-#include "ahead.h"
-#include "attention.h"
-#include "both_ways.h"
-#include "integer_linear.h"
-#include "linear.h"
-#include "norm.h"
-#include "patches.h"
-#include "tokens.h"
-#include "tome.h"
+#include "kernels/attention.h"
+#include "kernels/integer_linear.h"
+#include "kernels/linear.h"
+#include "kernels/mctf.h"
+#include "kernels/mctf_attention.h"
+#include "kernels/norm.h"
+#include "kernels/patches.h"
+#include "kernels/tokens.h"
+#include "kernels/tome.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 

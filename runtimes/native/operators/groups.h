@@ -4,8 +4,8 @@
 #include <array>
 #include <vector>
 
-#include "kernels.h"
-#include "operators.h"
+#include "kernels/kernels.h"
+#include "operators/operators.h"
 
 namespace tokexport {
 

@@ -1,10 +1,10 @@
 // What MCTF computes of tokens: the matches forth and back, and the means of what became one token.
 #pragma once
 
-#include "attention.h"
-#include "product.h"
-#include "tokens.h"
-#include "tome.h"
+#include "kernels/attention.h"
+#include "kernels/product.h"
+#include "kernels/tokens.h"
+#include "kernels/tome.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 

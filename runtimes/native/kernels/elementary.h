@@ -1,7 +1,7 @@
 // exp and GELU of a vector of floats; the coefficients are minimax fits made for these ranges.
 #pragma once
 
-#include "simd.h"
+#include "kernels/simd.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 

@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
-#include "elementary.h"
-#include "product.h"
+#include "kernels/elementary.h"
+#include "kernels/product.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 

@@ -1,4 +1,4 @@
-#include "groups.h"
+#include "operators/groups.h"
 
 #include <algorithm>
 

@@ -2,7 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #if defined(TOKEXPORT_X86)
 #include <cpuid.h>

@@ -1,10 +1,10 @@
 // What ToMe computes between attention and MLP: the match by cosine, and the mean by size.
 #pragma once
 
-#include "attention.h"
-#include "norm.h"
-#include "product.h"
-#include "tokens.h"
+#include "kernels/attention.h"
+#include "kernels/norm.h"
+#include "kernels/product.h"
+#include "kernels/tokens.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 

@@ -2,10 +2,10 @@
 // norm behind them.
 #include <algorithm>
 
-#include "groups.h"
-#include "kernels.h"
-#include "operators.h"
-#include "workspace.h"
+#include "kernels/kernels.h"
+#include "operators/groups.h"
+#include "operators/operators.h"
+#include "operators/workspace.h"
 
 namespace tokexport {
 namespace {

@@ -1,8 +1,8 @@
 // An operator of the domain as ONNX Runtime takes it.
 #pragma once
 
-#include "ort_abi.h"
-#include "run.h"
+#include "operators/run.h"
+#include "ort/abi.h"
 
 namespace tokexport {
 

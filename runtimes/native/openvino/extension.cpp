@@ -11,8 +11,8 @@
 #include <openvino/op/op.hpp>
 #include <utility>
 
-#include "kernels.h"
-#include "operators.h"
+#include "kernels/kernels.h"
+#include "operators/operators.h"
 
 namespace tokexport {
 namespace {

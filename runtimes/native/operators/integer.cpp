@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels.h"
-#include "operators.h"
+#include "kernels/kernels.h"
+#include "operators/operators.h"
 
 namespace tokexport {
 namespace {

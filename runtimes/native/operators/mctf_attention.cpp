@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "groups.h"
-#include "kernels.h"
-#include "operators.h"
+#include "kernels/kernels.h"
+#include "operators/groups.h"
+#include "operators/operators.h"
 
 namespace tokexport {
 namespace {

@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "run.h"
+#include "operators/run.h"
 
 namespace tokexport {
 

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "phases.h"
+#include "operators/phases.h"
 
 namespace tokexport {
 

@@ -1,4 +1,4 @@
-#include "ort_operator.h"
+#include "ort/custom_op.h"
 
 #include <cstring>
 #include <exception>

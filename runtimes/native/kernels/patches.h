@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 

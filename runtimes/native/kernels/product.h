@@ -1,8 +1,8 @@
 // The product of a few rows and a panel of 32 columns: what linear and attention are made of.
 #pragma once
 
-#include "kernels.h"
-#include "simd.h"
+#include "kernels/kernels.h"
+#include "kernels/simd.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 

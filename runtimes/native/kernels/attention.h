@@ -1,9 +1,9 @@
 // softmax(q kᵀ scale + log_size) v for every image and head, a block of queries at a time.
 #pragma once
 
-#include "buffer.h"
-#include "elementary.h"
-#include "product.h"
+#include "kernels/buffer.h"
+#include "kernels/elementary.h"
+#include "kernels/product.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 

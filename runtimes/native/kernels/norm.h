@@ -2,8 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include "kernels.h"
-#include "simd.h"
+#include "kernels/kernels.h"
+#include "kernels/simd.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 

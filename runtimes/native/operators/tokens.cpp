@@ -1,9 +1,9 @@
 // Matches and merges: each operator reads its tensors, and hands its tasks to the threads.
 #include <vector>
 
-#include "groups.h"
-#include "kernels.h"
-#include "operators.h"
+#include "kernels/kernels.h"
+#include "operators/groups.h"
+#include "operators/operators.h"
 
 namespace tokexport {
 namespace {

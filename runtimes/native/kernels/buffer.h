@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "simd.h"
+#include "kernels/simd.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "buffer.h"
-#include "kernels.h"
+#include "kernels/buffer.h"
+#include "kernels/kernels.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 

@@ -1,6 +1,6 @@
 // What ONNX Runtime calls when it loads the library.
-#include "operators.h"
-#include "ort_operator.h"
+#include "operators/operators.h"
+#include "ort/custom_op.h"
 
 namespace {
 

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "attention.h"
+#include "kernels/attention.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 

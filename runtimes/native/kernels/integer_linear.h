@@ -5,7 +5,7 @@
 // for, so there is no kernel for an instruction set without one.
 #pragma once
 
-#include "linear.h"
+#include "kernels/linear.h"
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define TOKEXPORT_BYTE_PRODUCTS

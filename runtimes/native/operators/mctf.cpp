@@ -1,10 +1,10 @@
 // A match forth and back, and what merges by it.
 #include <vector>
 
-#include "groups.h"
-#include "kernels.h"
-#include "operators.h"
-#include "workspace.h"
+#include "kernels/kernels.h"
+#include "operators/groups.h"
+#include "operators/operators.h"
+#include "operators/workspace.h"
 
 namespace tokexport {
 namespace {
