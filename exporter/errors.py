@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-#: What a person can do about a count that depends on the data.
+#: What a user can do about a count that depends on the data.
 FIXED_COUNTS: Final = (
     "Make the count a constant (top-k with a fixed k in place of a threshold, of nonzero or of "
     ".item()): keep = scores.topk(K).indices; live = mask.gather(1, keep); then add "
@@ -14,12 +14,12 @@ FIXED_COUNTS: Final = (
 
 
 class ExporterError(Exception):
-    """Something the person can mend; it is shown without a traceback.
+    """Something the user can mend; it is shown without a traceback.
 
     Args:
         what: What happened, one sentence.
         where: The file, node, input or source line it happened at; empty when there is none.
-        fix: What the person can do now; empty only when nothing can be done.
+        fix: What the user can do now; empty only when nothing can be done.
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
@@ -96,7 +96,7 @@ class GateError(ExporterError):
 
 
 class InternalError(ExporterError):
-    """A broken promise inside tokexport: a bug of ours, never the person's mistake."""
+    """A broken promise inside tokexport: a bug of ours, never the user's mistake."""
 
 
 def listed(names: Sequence[str], limit: int = 8) -> str:

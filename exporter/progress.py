@@ -1,4 +1,4 @@
-"""The checklist of stages a person watches, and the seconds each took, kept even when quiet."""
+"""The checklist of stages a user watches, and the seconds each took, kept even when quiet."""
 
 from __future__ import annotations
 

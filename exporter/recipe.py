@@ -36,7 +36,7 @@ class Recipe:
 
     Attributes:
         method: The method with its options.
-        text: The recipe in one line, as a person would write it.
+        text: The recipe in one line, as a user would write it.
         protect: How many special tokens there are at the front; None has them found.
         blocks: The container of the blocks; None has it found.
         restore: Whether all tokens are put back: behind the last block and each whose output more

@@ -38,7 +38,7 @@ def torch_warnings_silenced() -> Iterator[None]:
 def torch_log_silenced() -> Iterator[None]:
     """Keeps torch's log off stderr, and the graph that it prints when a trace fails.
 
-    Only torch's own handlers are silenced: what the person's model prints or logs is shown.
+    Only torch's own handlers are silenced: what the user's model prints or logs is shown.
     """
     import torch.export._trace as trace
 
@@ -60,7 +60,7 @@ def torch_log_silenced() -> Iterator[None]:
 
 @contextmanager
 def exporter_silenced() -> Iterator[None]:
-    """Keeps the ONNX exporter's own progress lines off the person's terminal."""
+    """Keeps the ONNX exporter's own progress lines off the user's terminal."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 
 class GraphError(Exception):
-    """Something the person can mend; it is shown without a traceback.
+    """Something the user can mend; it is shown without a traceback.
 
     Args:
         what: What happened, one sentence.
         where: The file, node, input or source line it happened at; empty when there is none.
-        fix: What the person can do now; empty only when nothing can be done.
+        fix: What the user can do now; empty only when nothing can be done.
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:

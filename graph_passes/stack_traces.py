@@ -52,7 +52,7 @@ class Frame(NamedTuple):
 
 @cache
 def is_users(file: str) -> bool:
-    """Tells whether a file is neither of torch, einops, the standard library nor this package."""
+    """Returns whether a file is neither of torch, einops, the standard library nor this package."""
     if file.startswith((*_OWN, _TORCH, _WRITTEN, *_NO_FILE)) or _EINOPS in file:
         return False
     return not file.startswith(_STANDARD) or any(part in file for part in _INSTALLED)

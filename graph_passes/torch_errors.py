@@ -60,7 +60,7 @@ _NODE: Final = re.compile(r"[(,]?\s*%\w+\b|<built-in method (\w+)[^>]*>|<class '
 
 
 def depends_on_data(error: BaseException) -> bool:
-    """Tells whether torch met a size or a branch that the values of the input decide."""
+    """Returns whether torch met a size or a branch that the values of the input decide."""
     return type(error).__name__ in _OF_DATA or "data-dependent" in str(error).lower()
 
 

@@ -92,7 +92,7 @@ _KERNELS_BUILT = {
 
 
 def diagnose() -> tuple[Component, ...]:
-    """Looks at every component, in the order in which a person meets them."""
+    """Looks at every component, in the order in which a user meets them."""
     full_tensorrt = _full_tensorrt()
     return (
         Component("numpy", "everything", np.__version__, True, "", ""),

@@ -6,14 +6,14 @@ from tokexport.runtimes.printable import printable
 
 
 class RuntimesError(Exception):
-    """Something the person can mend; it is shown without a traceback.
+    """Something the user can mend; it is shown without a traceback.
 
     Runtimes quote names of the files that they read, so what a terminal would obey is escaped.
 
     Args:
         what: What happened, one sentence.
         where: The file, node, input or device it happened at; empty when there is none.
-        fix: What the person can do now; empty only when nothing can be done.
+        fix: What the user can do now; empty only when nothing can be done.
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
@@ -43,7 +43,7 @@ class NodeError(RuntimesError):
     Args:
         what: What happened, one sentence.
         where: The file, the node or the device it happened at.
-        fix: What the person can do now.
+        fix: What the user can do now.
         node: Name of the ONNX node to blame, or of its output where the runtime names nodes so;
             empty when the runtime did not say.
         operator: The operator to blame, as ``domain:Type`` or ``Type``; empty when unknown.

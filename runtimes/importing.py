@@ -13,7 +13,7 @@ from typing import Final
 
 from tokexport.runtimes.errors import RuntimeMissingError
 
-#: What keeps ONNX Runtime, from its import on, from a file of usage statistics in the person's
+#: What keeps ONNX Runtime, from its import on, from a file of usage statistics in the user's
 #: cache and from sending them.
 _NO_STATISTICS: Final = "ORT_DISABLE_TELEMETRY"
 
@@ -53,7 +53,7 @@ def import_runtime(module: str, *, extra: str) -> ModuleType:
 
 @contextmanager
 def _no_statistics() -> Iterator[None]:
-    """Sets the variable for a block, unless the person has set it."""
+    """Sets the variable for a block, unless the user has set it."""
     if _NO_STATISTICS in os.environ:
         yield
         return

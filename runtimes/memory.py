@@ -17,7 +17,7 @@ _SAID: Final = re.compile(
 
 
 def lacks_memory(failure: BaseException | str) -> bool:
-    """Tells whether an error, or what native code printed as it ended, is a lack of memory."""
+    """Returns whether an error, or what native code printed as it ended, is a lack of memory."""
     return isinstance(failure, MemoryError) or _SAID.search(str(failure)) is not None
 
 

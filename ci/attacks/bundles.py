@@ -200,7 +200,7 @@ def _hash_anew(folder: Path) -> None:
 
 
 def _is_hashed(folder: Path) -> bool:
-    """Tells whether the files that a manifest lists are those of its hashes, where it is one."""
+    """Returns whether the files that a manifest lists are those of its hashes, where it is one."""
     path = folder / "manifest.json"
     try:
         files = json.loads(path.read_bytes())["files"] if _is_file(path) else {}
@@ -213,7 +213,7 @@ def _is_hashed(folder: Path) -> bool:
 
 
 def _is_file(path: Path) -> bool:
-    """Tells whether a path is a regular file of its own, no link."""
+    """Returns whether a path is a regular file of its own, no link."""
     return stat.S_ISREG(path.lstat().st_mode) if path.exists() else False
 
 

@@ -97,7 +97,7 @@ def _builder(random: Random, place: Path, honest: Honest) -> Crafted:
 
 
 def _factory(random: Random, place: Path, honest: Honest) -> Crafted:
-    """Fails in the person's own code, which is told as theirs."""
+    """Fails in the user's own code, which is told as theirs."""
     body = random.choice(
         (
             "def build(): return build()",

@@ -25,7 +25,7 @@ class Crafted:
         options: What is passed beside it: ``builder``, ``checkpoint``, ``code_path``.
         recipe: What ``--reduce`` is given.
         inputs: What ``--inputs`` is given, for an input x of shape (2, 4).
-        own: Whether code of the person's own runs, which may do what it likes.
+        own: Whether code of the user's own runs, which may do what it likes.
     """
 
     what: str

@@ -1,8 +1,8 @@
-"""Crafted sources: files, folders, names and recipes, as somebody could hand them to a person.
+"""Crafted sources: files, folders, names and recipes, as somebody could hand them to a user.
 
 Each is loaded as ``tokexport compile`` does it, without ``--trust-pickle``, while a hook listens
 for what no source may do: reach the network, start a program, write outside of the temporary
-folder, or import a module that is not installed. Factories are the person's own code, which runs.
+folder, or import a module that is not installed. Factories are the user's own code, which runs.
 """
 
 from __future__ import annotations

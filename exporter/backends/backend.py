@@ -62,11 +62,11 @@ class Backend(ABC):
         return pipelines.lowering(self.name, arithmetic, forms)
 
     def arithmetic_in_graph(self, precision: str) -> bool:
-        """Tells whether integers of that precision are in the lowered graph already."""
+        """Returns whether integers of that precision are in the lowered graph already."""
         return False
 
     def calibrates(self, precision: str) -> bool:
-        """Tells whether a build measures ranges on samples."""
+        """Returns whether a build measures ranges on samples."""
         return False
 
     @abstractmethod
@@ -93,7 +93,7 @@ class Backend(ABC):
         return
 
     def has_kernel(self, call: TokenCall) -> bool:
-        """Tells whether a native kernel can give a call of a token operator."""
+        """Returns whether a native kernel can give a call of a token operator."""
         return False
 
     def kernels(self) -> Path | None:

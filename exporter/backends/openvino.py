@@ -35,7 +35,7 @@ class OpenVino(Backend):
     )
 
     def calibrates(self, precision: str) -> bool:
-        """Tells whether it is int8: the ranges of the IR are measured when it is built."""
+        """Returns whether it is int8: the ranges of the IR are measured when it is built."""
         return precision == "int8"
 
     def build(
@@ -74,7 +74,7 @@ class OpenVino(Backend):
         import_openvino()
 
     def has_kernel(self, call: TokenCall) -> bool:
-        """Tells whether all indices of a call are computed: its kernels take no constant ones."""
+        """Returns whether all indices of a call are computed: its kernels take no constant ones."""
         from tokexport.graph_passes.ops.onnx_functions import signatures
 
         inputs = signatures()[call.operator].inputs

@@ -27,7 +27,7 @@ class OnnxRuntime(Backend):
     runs_lowered = True
 
     def arithmetic_in_graph(self, precision: str) -> bool:
-        """Tells whether it is int8: linears become integers while the graph is lowered."""
+        """Returns whether it is int8: linears become integers while the graph is lowered."""
         return precision == "int8"
 
     def build(

@@ -55,7 +55,7 @@ class Entrant:
         error: The largest difference of an output from eager, as a share of the output's scale, as
             a table shows it; None where nothing was compared.
         wrong: Whether a value lies outside what its neighbourhood allows.
-        note: What the person should know of it; where it cannot run, why.
+        note: What the user should know of it; where it cannot run, why.
         threads: How many it runs on; None where its runtime does not say.
     """
 

@@ -116,7 +116,7 @@ class Bench:
         precisions: In which precisions.
         measurements: One for each batch size.
         machine: The description of the machine.
-        warnings: What the person should know.
+        warnings: What the user should know.
     """
 
     source: str

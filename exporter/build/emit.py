@@ -204,7 +204,7 @@ def _operator(name: str) -> Op:
 
 
 def _rename(values: Sequence[ir.Value], names: Sequence[str], model: ir.Model) -> None:
-    """Gives graph inputs or outputs the person's names; another value of that name steps aside."""
+    """Gives graph inputs or outputs the user's names; another value of that name steps aside."""
     wanted = set(names)
     own = set(values)
     for node in model.graph:

@@ -1,4 +1,4 @@
-"""Keeps what every stage leaves, for comparison and, when asked, for the person."""
+"""Keeps what every stage leaves, for comparison and, when asked, for the user."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class StageFolder:
         return self._path
 
     def save_program(self, stage: str, program: ExportedProgram) -> None:
-        """Writes a traced graph where the person asked for the stages."""
+        """Writes a traced graph where the user asked for the stages."""
         if not self._keep:
             return
         (self.path / f"{stage}.pt2").write_bytes(program_bytes(program))
@@ -133,10 +133,10 @@ class StageFolder:
 
     @contextmanager
     def explain(self, lowered: Path | None = None) -> Iterator[None]:
-        """Adds to a failure at a node the person's own line, and where ``lowered`` was left.
+        """Adds to a failure at a node the user's own line, and where ``lowered`` was left.
 
         Args:
-            lowered: The ONNX file that the person gets where the target's runtime is missing.
+            lowered: The ONNX file that the user gets where the target's runtime is missing.
         """
         try:
             yield

@@ -44,7 +44,7 @@ class Refusal:
     Attributes:
         what: The operator, a sentence.
         where: The node and the line it came from.
-        fix: What the person can do.
+        fix: What the user can do.
     """
 
     what: str
@@ -157,7 +157,7 @@ def _attentions(
 
 
 def _weighs_values(weights: ir.Node) -> bool:
-    """Tells whether a standard product multiplies weights of attention, or rows of them."""
+    """Returns whether a standard product multiplies weights of attention, or rows of them."""
     readers = [use.node for use in weights.outputs[0].uses()]
     return any(
         reader.op_type == "MatMul"

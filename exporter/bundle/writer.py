@@ -373,7 +373,7 @@ def _cannot_write(error: OSError, place: Path) -> WriteError:
 
 
 def _size(count: int) -> str:
-    """Returns a number of bytes as a person reads it, in decimal units."""
+    """Returns a number of bytes as a user reads it, in decimal units."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"

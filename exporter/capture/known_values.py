@@ -317,7 +317,7 @@ def _computed(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Returns what a function gives beside the trace; NotImplemented where it fails or draws."""
     try:
         return _apart(func, *args, **kwargs)
-    except Exception:  # whatever it is, the call in the trace says it to the person
+    except Exception:  # whatever it is, the call in the trace says it to the user
         return NotImplemented
 
 

@@ -39,7 +39,7 @@ def _own_storages(tensors: MutableMapping[str, Any]) -> None:
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    """Tells whether a tensor is all of its storage, in the order of that."""
+    """Returns whether a tensor is all of its storage, in the order of that."""
     if tensor.layout != torch.strided:
         return True
     size = tensor.numel() * tensor.element_size()

@@ -160,6 +160,6 @@ def without_random_ops(
     program = run_passes(program, (DropRandom(),)).program
     free = WithoutDraws(model, program, tuple(given.outputs), given.constants)
     found = run_reference(free, batches).outputs
-    # Told to the person and held to nothing: the figures are of whole outputs.
+    # Told to the user and held to nothing: the figures are of whole outputs.
     change = {name: compare(array, found[name]) for name, array in given.outputs.items()}
     return free, RandomOpsReport(lines, change)

@@ -13,7 +13,7 @@ class Place:
     """A choice of rows that was padded.
 
     Attributes:
-        line: The line of the person's code, or ''.
+        line: The line of the user's code, or ''.
         room: How many rows it has room for.
         largest: The most rows that a batch chose there, of those that fit until then.
         least: The least rows that a batch chose there, of those.

@@ -1,6 +1,6 @@
 """Traces a model to a static graph whose inputs and outputs are named tensors.
 
-Where it cannot be traced, a refusal says why, with the person's own line.
+Where it cannot be traced, a refusal says why, with the user's own line.
 """
 
 from __future__ import annotations
@@ -96,14 +96,14 @@ def _fixed_that_help(
 
 
 def _may_be_fixed(example: Tensor) -> bool:
-    """Tells whether an input may be one of a few values: no image, and no features."""
+    """Returns whether an input may be one of a few values: no image, and no features."""
     if example.is_floating_point() or example.is_complex():
         return example.dim() <= 1 and example.numel() <= _FEW
     return example.dtype != torch.uint8 or example.dim() <= 2
 
 
 def _helps(model: nn.Module, example: Sequence[Tensor]) -> bool:
-    """Tells whether a model can be padded at all."""
+    """Returns whether a model can be padded at all."""
     try:
         _captured(model, example, (_ROOM_TO_TRY,))
     except ModelNotSupportedError:
@@ -159,7 +159,7 @@ def scripted_part(model: nn.Module) -> ModelNotSupportedError | None:
 
 
 def refusal(error: BaseException) -> ModelNotSupportedError:
-    """Turns what torch.export raised into a message with the person's own line."""
+    """Turns what torch.export raised into a message with the user's own line."""
     line = raised_at(error) or _users_line(str(error))
     where = f"At {line}" if line else ""
     if depends_on_data(error):

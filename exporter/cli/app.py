@@ -130,7 +130,7 @@ def compile_command(
 
         checklist = Checklist(console(stderr=True), enabled=not json)
         options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
-        # Under --json the person's own prints go to stderr; forward may import their modules.
+        # Under --json the user's own prints go to stderr; forward may import their modules.
         with redirect_user_output(json), on_code_path(options.code_path):
             result = compile(
                 load_source(options),
@@ -194,7 +194,7 @@ def inspect_command(
         from tokexport.exporter.source.code_path import on_code_path
 
         options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
-        # Under --json the person's own prints go to stderr; forward may import their modules.
+        # Under --json the user's own prints go to stderr; forward may import their modules.
         with redirect_user_output(json), on_code_path(options.code_path):
             found = inspect(
                 load_source(options),

@@ -71,7 +71,7 @@ def _show_error(as_json: bool, end: Mapping[str, Any], error: BaseException) -> 
 
 @contextmanager
 def redirect_user_output(as_json: bool) -> Iterator[None]:
-    """Sends what the person's own code prints to stderr, where stdout holds one JSON object.
+    """Sends what the user's own code prints to stderr, where stdout holds one JSON object.
 
     Native code prints past Python, to descriptor 1, which stands for stderr meanwhile.
     """

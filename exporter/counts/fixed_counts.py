@@ -253,7 +253,7 @@ _KEYWORDS: Final = {"axis": "dim", "self": "input"}
 
 
 def _holds(dtype: torch.dtype, value: float) -> bool:
-    """Tells whether a type has a whole number: integers wrap around, and halves round."""
+    """Returns whether a type has a whole number: integers wrap around, and halves round."""
     if not math.isfinite(value) or value != int(value) or dtype.is_complex:
         return False
     if dtype is torch.bool:

@@ -1,1 +1,1 @@
-"""The model as a person uses it: what it takes, answers and keeps."""
+"""The model as a user uses it: what it takes, answers and keeps."""

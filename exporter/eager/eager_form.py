@@ -2,7 +2,7 @@
 
 A compiled module answers as the one inside it, but torch runs it by another path: hooks on its
 parts are not called as they were, and what is timed as eager would be compiled. A copy holds the
-same tensors; the person's model is left as it was.
+same tensors; the user's model is left as it was.
 """
 
 from __future__ import annotations

@@ -322,7 +322,7 @@ def _numpy_name(name: str, tensor: Tensor) -> str:
 def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> Batches:
     """Adds the example inputs as a batch, unless the model gives NaN on them.
 
-    They are what the person looks at; but many are zeros that only say a shape. Where nothing was
+    They are what the user looks at; but many are zeros that only say a shape. Where nothing was
     drawn beside them, they are all there is.
 
     Raises:
@@ -358,7 +358,7 @@ def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> B
 
 
 def _is_image(tensor: Tensor) -> bool:
-    """Tells whether an input holds bytes of pixels, of which all values may come."""
+    """Returns whether an input holds bytes of pixels, of which all values may come."""
     return tensor.dtype == torch.uint8 and tensor.ndim > 2
 
 

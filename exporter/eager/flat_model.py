@@ -185,7 +185,7 @@ class FlatModel(nn.Module):
     """The model as a function from named tensors to a flat tuple of tensors.
 
     Args:
-        model: The person's model; it is held, not copied.
+        model: The user's model; it is held, not copied.
         spec: How the inputs become its arguments.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Leaves the person's model as it was, whatever running or tracing it did to it.
+"""Leaves the user's model as it was, whatever running or tracing it did to it.
 
 Class-patched models keep a schedule and the token sizes in one dict that all blocks share and that
 forward pops from; libraries put hooks on modules when they first run, and note it in an attribute.

@@ -1,8 +1,8 @@
 """Remembers what objects hold, down to the last container, and gives it back to them.
 
-Whatever a container is, a dict that keeps an order, a deque, a class of the person's own, it is
+Whatever a container is, a dict that keeps an order, a deque, a class of the user's own, it is
 remembered by its entries and by its attributes; both go back through the methods of the built-in
-type below, so that no code of the person's runs.
+type below, so that no code of the user's runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tokexport.exporter.eager.module_variables import assigned_again, assigned_n
 
 #: Tensors and arrays beyond this many bytes are not copied, weights apart.
 LARGEST: Final = 2**26
-#: Packages whose objects are not the person's own state, apart from containers and modules.
+#: Packages whose objects are not the user's own state, apart from containers and modules.
 _LIBRARIES: Final = {"numpy", "torch", "torchgen", "sympy", *sys.stdlib_module_names}
 _ATOMS: Final = {int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device}
 #: This package: its hooks note what they see, and shall keep it.
@@ -252,7 +252,7 @@ class ObjectMemory:
 
 
 def _namespace(one: Any) -> dict[str, Any] | None:
-    """Returns the attributes of an object, past any method that the person's class puts before."""
+    """Returns the attributes of an object, past any method that the user's class puts before."""
     try:
         own = object.__getattribute__(one, "__dict__")
     except AttributeError:
@@ -265,7 +265,7 @@ def _package(module: str) -> str:
 
 
 def _has_state(kind: type) -> bool:
-    """Tells whether the attributes of objects of a type may be state of the person's."""
+    """Returns whether the attributes of objects of a type may be state of the user's."""
     if issubclass(kind, nn.Module | UserDict | UserList | types.SimpleNamespace):
         return True
     ours = kind.__module__.startswith(f"{_OURS}.exporter.")
@@ -320,7 +320,7 @@ def _set_gradient(one: Tensor, required: bool, grad: Tensor | None) -> None:
 
 
 def _holds_values(one: Tensor) -> bool:
-    """Tells whether a tensor has its values in a storage of this process."""
+    """Returns whether a tensor has its values in a storage of this process."""
     plain = type(one).__torch_dispatch__ is Tensor.__torch_dispatch__
     if not plain or isinstance(one, UninitializedBuffer | UninitializedParameter):
         return False

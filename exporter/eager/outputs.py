@@ -120,7 +120,7 @@ Answer: TypeAlias = tuple[dict[str, Array], dict[str, Constant]]
 
 
 def same_answers(first: Answer, second: Answer, share: float) -> bool:
-    """Tells whether two runs gave the same: threads may add up in another order, and no more.
+    """Returns whether two runs gave the same: threads may add up in another order, and no more.
 
     Args:
         first: One answer.

@@ -1,4 +1,4 @@
-"""Runs the model as the person gave it: the answers that everything later is held to."""
+"""Runs the model as the user gave it: the answers that everything later is held to."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def _check_repeats(first: Answer, again: _Again) -> None:
 
 
 def _remembers(anew: Answer | None, after: Answer | None) -> bool:
-    """Tells whether an answer is another behind another input: what was first set from that."""
+    """Returns whether an answer is another behind another input: what was first set from that."""
     if anew is None:
         return False
     return after is None or not same_answers(anew, after, REPEATS)

@@ -57,7 +57,7 @@ class RunCounters:
         return found
 
     def names(self) -> list[str]:
-        """Returns what the person calls what counts."""
+        """Returns what the user calls what counts."""
         return sorted({_name(self._holders[owner], key) for owner, key in self.steps()})
 
     def advance(self, runs: int) -> None:

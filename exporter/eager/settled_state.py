@@ -91,7 +91,7 @@ def settled_warning(model: FlatModel) -> tuple[str, ...]:
 
 
 def _near(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Tells whether weights are the same up to rounding."""
+    """Returns whether weights are the same up to rounding."""
     return all(torch.allclose(v, other[n], rtol=_SAME, atol=0) for n, v in one.items())
 
 

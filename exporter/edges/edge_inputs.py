@@ -89,7 +89,7 @@ def joined(names: Sequence[str], kinds: Mapping[str, Mapping[str, Array]]) -> Ba
 
 
 def _is_mask(array: Array) -> bool:
-    """Tells whether an input holds truth values, by its type or by what it holds."""
+    """Returns whether an input holds truth values, by its type or by what it holds."""
     return array.dtype == bool or (array.dtype.kind in "iu" and bool(np.isin(array, (0, 1)).all()))
 
 

@@ -47,7 +47,7 @@ class EdgeReport:
     why_not: str = ""
 
     def lines(self) -> Iterator[str]:
-        """Yields what a person should know, a clause each."""
+        """Yields what a user should know, a clause each."""
         if self.why_not:
             yield f"none: {self.why_not}"
         elif not (self.held or self.ranges or self.unbounded):

@@ -1,1 +1,1 @@
-"""What a person gives a model: arrays, their names, nests of them, and batches."""
+"""What a user gives a model: arrays, their names, nests of them, and batches."""

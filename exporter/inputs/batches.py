@@ -39,7 +39,7 @@ class Batches:
         labels: The class of every real sample, (samples,) integers; None when not given.
         origin: Where the values come from, a clause for the report.
         kinds: What kind of inputs every batch is: ``samples``, ``zeros``; empty where all are one.
-        watch: Sees every batch pass: a person may want to know how long it takes.
+        watch: Sees every batch pass: a user may want to know how long it takes.
     """
 
     names: tuple[str, ...]
@@ -245,7 +245,7 @@ def _fit_dtype(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     """Returns the array in the input's dtype where no value changes by it; refuses otherwise.
 
     A narrower type of the same kind is widened (float16 → float32, int32 → int64), as is a foreign
-    byte order. Everything else is the person's to decide.
+    byte order. Everything else is the user's to decide.
     """
     wanted = _numpy_dtype(spec)
     if array.dtype.kind == wanted.kind and np.can_cast(array.dtype, wanted, "safe"):

@@ -96,7 +96,7 @@ def filled(one: Template, tensors: Mapping[str, Any]) -> Any:
 
 
 def holds_tensor(value: Any) -> bool:
-    """Tells whether there is a tensor anywhere in a value."""
+    """Returns whether there is a tensor anywhere in a value."""
     return next(places(template(value, "")), None) is not None
 
 
@@ -165,7 +165,7 @@ def _under(name: str, keys: Sequence[Any]) -> list[str]:
 
 
 def _is_registered(value: Any) -> bool:
-    """Tells whether torch knows how to take a value apart that is no plain container."""
+    """Returns whether torch knows how to take a value apart that is no plain container."""
     return type(value) in pytree.SUPPORTED_NODES and type(value).__module__ not in (
         "builtins",
         "collections",
@@ -264,7 +264,7 @@ def _list(value: Any, name: str) -> _Parts:
 
 
 def _has_attributes(value: Any) -> bool:
-    """Tells whether a value is an object of the person's, whose attributes may be inputs."""
+    """Returns whether a value is an object of the user's, whose attributes may be inputs."""
     kind = type(value)
     if isinstance(value, type | nn.Module | Tensor):
         return False
@@ -284,7 +284,7 @@ def _attribute_names(value: Any) -> list[str]:
 
 
 def _is_set(value: Any, attribute: str) -> bool:
-    """Tells whether an attribute is the object's own; nothing of the person's code runs for it."""
+    """Returns whether an attribute is the object's own; nothing of the user's code runs for it."""
     if attribute in getattr(value, "__dict__", {}):
         return True
     try:

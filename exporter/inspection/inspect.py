@@ -62,7 +62,7 @@ class Generic:
         what: ``attention``, ``selection``, ``merge``, ``gather``, ``scatter`` or ``sort``.
         operator: The operator: ``aten.matmul``.
         why: Why it was not recognised, a clause.
-        line: The line of the person's code, or ''.
+        line: The line of the user's code, or ''.
     """
 
     what: str
@@ -299,5 +299,5 @@ def _by_kind(counts: Mapping[Any, int]) -> dict[str, int]:
 
 
 def _shown(path: str) -> str:
-    """Returns a module's path as the person's model has it, without the wrapper of the capture."""
+    """Returns a module's path as the user's model has it, without the wrapper of the capture."""
     return path.removeprefix("model.")

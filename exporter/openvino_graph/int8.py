@@ -83,7 +83,7 @@ def left_out(model: Any) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps NNCF's log and its progress bars off the person's terminal."""
+    """Keeps NNCF's log and its progress bars off the user's terminal."""
     logger = logging.getLogger("nncf")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -38,7 +38,7 @@ def name(operator: Any) -> str:
 
 
 def is_linear(product: Any) -> bool:
-    """Tells whether a MatMul multiplies rows by a constant matrix."""
+    """Returns whether a MatMul multiplies rows by a constant matrix."""
     return any(_is_weight(port.get_source_output()) for port in product.inputs())
 
 
@@ -62,7 +62,7 @@ def _step(operator: Any, places: dict[str, int]) -> Step:
 
 
 def _reads_marked(source: Any) -> bool:
-    """Tells whether a marked constant comes out of a port, in whatever shape."""
+    """Returns whether a marked constant comes out of a port, in whatever shape."""
     node = source.get_node()
     while node.get_type_name() in _KEEP_A_SHAPE:
         node = node.input_value(0).get_node()
@@ -70,7 +70,7 @@ def _reads_marked(source: Any) -> bool:
 
 
 def is_fixed(source: Any) -> bool:
-    """Tells whether what comes out of a port depends on no input of the model.
+    """Returns whether what comes out of a port depends on no input of the model.
 
     A deep model has thousands of operators in a row, and paths that meet again: each is seen once.
     """
@@ -88,7 +88,7 @@ def is_fixed(source: Any) -> bool:
 
 
 def _is_weight(source: Any) -> bool:
-    """Tells whether a constant matrix comes out of a port, maybe turned or decompressed."""
+    """Returns whether a constant matrix comes out of a port, maybe turned or decompressed."""
     node = source.get_node()
     while node.get_type_name() in _KEEP_A_WEIGHT:
         if not all(map(is_fixed, node.input_values()[1:])):

@@ -100,7 +100,7 @@ def _products(port: Any) -> Iterator[Any]:
 
 
 def _is_row(port: Any) -> bool:
-    """Tells whether a value is one row of numbers."""
+    """Returns whether a value is one row of numbers."""
     shape = port.get_partial_shape()
     if shape.is_dynamic or not port.get_element_type().is_real():
         return False

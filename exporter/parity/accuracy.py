@@ -156,7 +156,7 @@ def chance(accuracy: Accuracy) -> float:
 
 
 def _loses(accuracy: Accuracy | None, config: CompileConfig) -> TypeGuard[Accuracy]:
-    """Tells whether a reduced precision loses more than half a point."""
+    """Returns whether a reduced precision loses more than half a point."""
     if accuracy is None or config.precision == "fp32":
         return False
     allowed = round(ACCURACY_LOSS * accuracy.samples, 6)

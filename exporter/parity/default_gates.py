@@ -1,4 +1,4 @@
-"""Sets the gate of every output, by what it is, the precision, and what a person asks for.
+"""Sets the gate of every output, by what it is, the precision, and what a user asks for.
 
 In int8 a channel of an output is held to a share of its own spread, whatever the others do: boxes
 in pixels hide no scores beside them. One that varies little is off by what int8 makes of the
@@ -120,7 +120,7 @@ def set_gates(
         outputs: What the model answered, (batches, …) by name.
         rounding: What rounding does to the floating ones.
         precision: The precision that is judged.
-        atol: An absolute tolerance that the person asked for; it replaces the default of floating
+        atol: An absolute tolerance that the user asked for; it replaces the default of floating
             outputs. Whole numbers and booleans must be equal.
         batch: How many samples a batch has: the leading axis of outputs that have one of that size.
     """
@@ -182,7 +182,7 @@ def _local_gate(expected: Array, scale: float, rounding: LocalRounding, precisio
 
 
 def _absolute(gate: Gate, rounding: LocalRounding, atol: float) -> Gate:
-    """Returns a gate of the absolute tolerance that a person asked for."""
+    """Returns a gate of the absolute tolerance that a user asked for."""
     least, reason = rounding.largest, f"--atol {atol:g}"
     if atol < least:
         reason += f", which float32 cannot meet: rounding alone moves it by {least:.1e}"

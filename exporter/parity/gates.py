@@ -96,7 +96,7 @@ class Gate:
         spread_tolerance: The largest root of the mean squared difference allowed, as a share of
             ``spread``.
         moves: What share of its scale rounding moves an ordinary neighbourhood by.
-        unmeetable: Whether rounding alone exceeds what the person allows.
+        unmeetable: Whether rounding alone exceeds what the user allows.
         unstable: Which neighbourhoods rounding moves far, a clause; '' where it moves none.
         allowed: How far every value may be off, (batches, …); None where one number holds for all.
         explained: How near two entries must be to change places, (batches, …); None where

@@ -73,7 +73,7 @@ def measured_gates(
         outputs: What eager gave, (batches, …) by name.
         samples: How many samples a batch has.
         precision: The precision that the artifact computes in.
-        atol: An absolute tolerance that the person asked for.
+        atol: An absolute tolerance that the user asked for.
         advice: What to do where a step in that precision leaves its gate.
     """
     rows, half = rows_to_measure(batches), HALF_TYPES.get(precision)

@@ -228,7 +228,7 @@ class Proof:
         return self._scores.get(stage) or self._scores.get("", {})
 
     def is_narrowed(self, stage: str) -> bool:
-        """Tells whether a stage computes in a reduced precision."""
+        """Returns whether a stage computes in a reduced precision."""
         return stage in self._narrowed
 
     def check(
@@ -297,11 +297,11 @@ class Proof:
         return result
 
     def holds_over_all(self, stage: str) -> bool:
-        """Tells whether a stage is held to a gate over all samples together."""
+        """Returns whether a stage is held to a gate over all samples together."""
         return any(gate.holds_over_all for gate in self.gates_of(stage).values())
 
     def holds_on(self, stage: str, found: Mapping[str, Array], rows: Sequence[int]) -> bool:
-        """Tells whether the outputs (batches, …) of some batches lie within the gates together."""
+        """Returns whether the outputs (batches, …) of some batches lie within the gates together."""
         return all(
             not gate.judge(self.expected[name][rows], found[name][rows], rows).failure
             for name, gate in self.gates_of(stage).items()
@@ -345,7 +345,7 @@ class Proof:
         return [batch for batch in range(count) if not inside[batch]]
 
     def _gives_samples(self, stage: str) -> bool:
-        """Tells whether every output has one value for each sample."""
+        """Returns whether every output has one value for each sample."""
         shapes = (self.expected[name].shape for name in self.gates_of(stage))
         return all(shape[1:2] == self.tie_free.shape[1:] for shape in shapes)
 

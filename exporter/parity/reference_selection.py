@@ -37,7 +37,7 @@ def bundle_gates(
         proof: What the stages were held to; it holds the last one to the gates returned.
         found: What the last stage gave, (batches, …) by name.
         gates: The gate of every output at that stage.
-        config: What is compiled; with ``atol`` the gates stay as the person wants them.
+        config: What is compiled; with ``atol`` the gates stay as the user wants them.
 
     Raises:
         GateError: The outputs do not lie within the gates over all samples either.

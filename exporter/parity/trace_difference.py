@@ -58,7 +58,7 @@ class _Values:
                 self.kept[key].append(numbers)
 
     def has(self, value: Tensor) -> bool:
-        """Tells whether a value was computed anywhere, up to rounding."""
+        """Returns whether a value was computed anywhere, up to rounding."""
         key, numbers = _numbers(value)
         size = _TOLERANCE * max(numbers[0], 1e-30)
         return any(
@@ -178,7 +178,7 @@ def _fixed(node: Node, calls: Sequence[tuple[str, tuple[float, ...]]]) -> str:
 
 
 def _leaves(node: Node) -> bool:
-    """Tells whether a value is read at another line, or is an output."""
+    """Returns whether a value is read at another line, or is an output."""
     line = own_frames(node)[-1]
     return any(user.op == "output" or own_frames(user)[-1:] != [line] for user in node.users)
 

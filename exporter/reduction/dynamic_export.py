@@ -99,7 +99,7 @@ def _with_names(forward: Callable[..., Any], model: FlatModel) -> Callable[..., 
 
 
 def _is_plain(value: Any) -> bool:
-    """Tells whether a result holds nothing but what torch alone can put together again."""
+    """Returns whether a result holds nothing but what torch alone can put together again."""
     if type(value) in (tuple, list):
         return all(map(_is_plain, value))
     if type(value) is dict:

@@ -254,7 +254,7 @@ def _require_no_count(
 
 
 def _are_alike(one: Tensor, other: Tensor) -> bool:
-    """Tells whether outputs of alike tokens are the same, by their rows along some axis.
+    """Returns whether outputs of alike tokens are the same, by their rows along some axis.
 
     A channel has one value in all tokens, however near to 0, and is no scale for itself.
     """

@@ -82,7 +82,7 @@ class Reduction:
     """A reduced model and what was done to it.
 
     Attributes:
-        model: The module; it shares its parameters with the person's model.
+        model: The module; it shares its parameters with the user's model.
         recipe: What went into it.
         blocks: The names of its blocks.
         special: How many tokens at the front are no patches.

@@ -78,7 +78,7 @@ class ReductionReport:
         )
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Yields what a person should know, a name and a text each."""
+        """Yields what a user should know, a name and a text each."""
         container = self.blocks[0].rpartition(".")[0] if self.blocks else ""
         yield (
             "reduction",

@@ -1,4 +1,4 @@
-"""What a compile found out, as data for ``report.json`` and as a summary for a person."""
+"""What a compile found out, as data for ``report.json`` and as a summary for a user."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Report:
         runtime: What the artifact was built by; None when it was not built.
         artifact_bytes: The size of the artifact with its weights; None when it was not built.
         bundle: The bundle's folder; None when none was written.
-        warnings: What the person should know, a sentence each.
+        warnings: What the user should know, a sentence each.
     """
 
     target: str

@@ -367,7 +367,7 @@ def _rounding_of(module: GraphModule) -> dict[str, float]:
 
 
 def only_moves(target: Any) -> bool:
-    """Tells whether what is called moves, joins or picks values, and rounds none."""
+    """Returns whether what is called moves, joins or picks values, and rounds none."""
     return base_name(target) in _MOVES
 
 

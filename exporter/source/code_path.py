@@ -1,4 +1,4 @@
-"""Looks for the person's modules in their folders, and finds their line when their code fails."""
+"""Looks for the user's modules in their folders, and finds their line when their code fails."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def on_code_path(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def import_module(name: str, folders: Sequence[Path]) -> ModuleType:
-    """Imports a module of the person's; the folders are on ``sys.path`` already.
+    """Imports a module of the user's; the folders are on ``sys.path`` already.
 
     Raises:
         SourceError: There is no such module, it fails while it is imported, or another module of
@@ -85,7 +85,7 @@ def _own_command_line(name: str) -> Iterator[None]:
 
 
 def failed_code(what: str, error: BaseException, folders: Sequence[Path]) -> SourceError:
-    """Words an error that the person's own code raised: its type, message and line."""
+    """Words an error that the user's own code raised: its type, message and line."""
     try:
         said = str(error).strip()
     except Exception:  # their own class of errors, which fails in its turn
@@ -99,7 +99,7 @@ def failed_code(what: str, error: BaseException, folders: Sequence[Path]) -> Sou
 
 
 def user_line(error: BaseException, folders: Sequence[Path]) -> str:
-    """Returns ``file:line`` of the innermost frame in the person's code.
+    """Returns ``file:line`` of the innermost frame in the user's code.
 
     That is a file under one of the folders; without one, a file outside the installed packages;
     without that, the innermost frame of all.

@@ -1,4 +1,4 @@
-"""Calls ``package.module:factory``, the person's own function that makes their model."""
+"""Calls ``package.module:factory``, the user's own function that makes their model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def call_factory(name: str, folders: Sequence[Path]) -> Built:
         The model, in the mode the factory left it in, and its example inputs.
 
     Raises:
-        SourceError: The module or the name is not there, the person's code fails, or what comes
+        SourceError: The module or the name is not there, the user's code fails, or what comes
             back is not a module or (module, example inputs).
     """
     if not is_factory_name(name):

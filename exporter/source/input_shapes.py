@@ -50,5 +50,5 @@ def _transformers_shapes(model: nn.Module) -> Shapes | None:
 
 
 def _is_of(model: nn.Module, package: str) -> bool:
-    """Tells whether the model's class, or one that it is made from, is of a package."""
+    """Returns whether the model's class, or one that it is made from, is of a package."""
     return any(kind.__module__.partition(".")[0] == package for kind in type(model).__mro__)

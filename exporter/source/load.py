@@ -38,7 +38,7 @@ RANDOM_WEIGHTS = "the weights are random: no checkpoint was given"
 
 
 def load_source(options: SourceOptions) -> Source:
-    """Reads the model that the person named.
+    """Reads the model that the user named.
 
     Whatever lies at the path decides first, then the form of the name: ``timm:NAME``, then
     ``package.module:factory``.

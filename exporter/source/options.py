@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the person said about their model.
+    """What the user said about their model.
 
     Attributes:
         source: A file, a folder, ``package.module:factory`` or ``timm:NAME``.
@@ -33,7 +33,7 @@ class SourceOptions:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A model as the person gave it, and what came with it.
+    """A model as the user gave it, and what came with it.
 
     Attributes:
         model: The module, in the mode (training or evaluation) it was given in.
@@ -46,7 +46,7 @@ class Source:
         preprocessing: How an image becomes the input, where the source says so.
         input_shapes: Each input's shape with batch 1, for sources that know the shapes and hold no
             data; in the order of the parameters of ``forward``.
-        notes: What the person should know about this reading, one sentence each.
+        notes: What the user should know about this reading, one sentence each.
     """
 
     model: nn.Module

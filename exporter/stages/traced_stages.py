@@ -52,7 +52,7 @@ from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import TensorSpec
 
-#: What a person can do where a model is traced before its reduction, and not behind it.
+#: What a user can do where a model is traced before its reduction, and not behind it.
 _OR_RESTORE: Final = (
     "Pass --restore, if what follows the blocks counts on every patch, as a mask of them does."
 )

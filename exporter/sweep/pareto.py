@@ -50,14 +50,14 @@ def _standing(number: int, points: Sequence[Trade]) -> Standing:
 
 
 def _beats(one: Trade, other: Trade) -> bool:
-    """Tells whether a point beats another at its worst speed and the best of the other."""
+    """Returns whether a point beats another at its worst speed and the best of the other."""
     if one.quality > other.quality:
         return one.low >= other.high
     return one.quality == other.quality and one.low > other.high
 
 
 def _may_beat(one: Trade, other: Trade) -> bool:
-    """Tells whether it does at the best speed of its own and the worst of the other."""
+    """Returns whether it does at the best speed of its own and the worst of the other."""
     if one.quality > other.quality:
         return one.high >= other.low
     return one.quality == other.quality and one.high > other.low

@@ -100,7 +100,7 @@ class Sweep:
         points: A point per value, in the order given.
         runtime: What they ran in.
         machine: The description of the machine.
-        warnings: What the person should know.
+        warnings: What the user should know.
     """
 
     source: str

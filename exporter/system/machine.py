@@ -68,7 +68,7 @@ def _processor() -> str:
 
 
 def sums_saturate(processors: Path = Path("/proc/cpuinfo")) -> bool:
-    """Tells whether products of bytes are added in 16 bits here: x86 without VNNI, as Linux says.
+    """Returns whether products of bytes are added in 16 bits here: x86 without VNNI, as Linux says.
 
     Two products of an unsigned and a signed byte then leave the range of the sum.
     """

@@ -158,7 +158,7 @@ class _Ordering:
         return nearest(steps[:, cuts], around[:, cuts])
 
     def is_near(self) -> bool:
-        """Tells whether what the scores are off by could have made another choice of eager's."""
+        """Returns whether what the scores are off by could have made another choice of eager's."""
         order = _best_first(self.scores.eager)
         eager, off = (_at(array, order) for array in (self.scores.eager, self.scores.off))
         with np.errstate(invalid="ignore"):
@@ -197,7 +197,7 @@ class _Ordering:
         )
 
     def _is_unstable(self) -> bool:
-        """Tells whether of two equal scores, which rounding does not move, the higher is first."""
+        """Returns whether of two equal scores, which rounding does not move, the higher is first."""
         places = self._places()
         step, rounding = (_at(array, places) for array in (self.scores.step, self.scores.rounding))
         equal = (step[:, :-1] == step[:, 1:]) & (rounding[:, :-1] == 0) & (rounding[:, 1:] == 0)
@@ -291,7 +291,7 @@ def _at(array: Array, places: Array) -> Array:
 
 
 def _are_positions(index: Array, size: int) -> bool:
-    """Tells whether every row of an index holds positions, none of them twice."""
+    """Returns whether every row of an index holds positions, none of them twice."""
     if index.size == 0:
         return True
     ordered = np.sort(index, axis=1)

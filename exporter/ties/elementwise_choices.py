@@ -49,7 +49,7 @@ class Comparison:
         return nearest(self._apart(), self._scale())
 
     def is_near(self) -> bool:
-        """Tells whether what the numbers are off by could have turned a comparison of eager's."""
+        """Returns whether what the numbers are off by could have turned a comparison of eager's."""
         return bool((self._apart() < self.first.off + self.second.off).any())
 
     def _seen(self, scores: HeldScores) -> tuple[Array, Array]:
@@ -105,7 +105,7 @@ class Staircase:
         return nearest(np.where(self.determined, self._left(), np.inf), self.numbers.scale)
 
     def is_near(self) -> bool:
-        """Tells whether what the numbers are off by could have brought one to another step."""
+        """Returns whether what the numbers are off by could have brought one to another step."""
         return bool((self.determined & (self._left() < self.numbers.off)).any())
 
     def _left(self) -> Array:

@@ -304,7 +304,7 @@ def _runner(
 
 
 def _agrees(found: Mapping[str, Array], wanted: Mapping[str, Array], tolerance: float) -> bool:
-    """Tells whether two forms give the same numbers."""
+    """Returns whether two forms give the same numbers."""
     return all(within_local_floor(one, found[name], tolerance) for name, one in wanted.items())
 
 

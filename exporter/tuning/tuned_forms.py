@@ -43,7 +43,7 @@ class Tuning:
         nodes: How many calls of the model look so.
         timed: How many of ``forms`` were timed now; the others were in the cache.
         cache: The file that remembers them.
-        warnings: What the person should know, a sentence each.
+        warnings: What the user should know, a sentence each.
     """
 
     forms: Mapping[str, TunedForm]

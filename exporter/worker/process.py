@@ -138,7 +138,7 @@ class Worker:
             child.end()
 
     def lives(self) -> bool:
-        """Tells whether there is one."""
+        """Returns whether there is one."""
         child = self._child
         return child is not None and child.lives()
 

@@ -69,7 +69,7 @@ class LeftGeneric:
 
     @property
     def line(self) -> str:
-        """The line of the person's code it came from, or ''."""
+        """The line of the user's code it came from, or ''."""
         return source_line(self.node)
 
 
@@ -108,7 +108,7 @@ def _reason(node: Node, kinds: ProductKinds) -> tuple[str, str]:
 
 
 def _is_only_logits(node: Node, kinds: ProductKinds) -> bool:
-    """Tells whether a product is the q · kᵀ of an attention that is reported at its other end."""
+    """Returns whether a product is the q · kᵀ of an attention that is reported at its other end."""
     return is_product(node) and not kinds.reads_softmax(node)
 
 

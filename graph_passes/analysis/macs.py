@@ -80,7 +80,7 @@ class NodeMacs:
 
     @property
     def line(self) -> str:
-        """The line of the person's code it came from, or ''."""
+        """The line of the user's code it came from, or ''."""
         return source_line(self.node)
 
 

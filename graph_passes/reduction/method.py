@@ -71,11 +71,11 @@ class Method:
     layers: tuple[int, ...] | None = option(None, "the blocks it acts in, from 0")
 
     def acts_in(self, layer: Layer) -> bool:
-        """Tells whether the method does anything in a block."""
+        """Returns whether the method does anything in a block."""
         return self.layers is None or layer.index in self.layers
 
     def adds_sizes(self) -> bool:
-        """Tells whether log(size) is added to the attention's logits."""
+        """Returns whether log(size) is added to the attention's logits."""
         return self.proportional
 
     def before_attention(

@@ -35,14 +35,14 @@ def at_layer(
 
 
 def at_quarters(layers: tuple[int, ...] | None, layer: Layer) -> bool:
-    """Tells whether a block is among the named ones; by default 3, 6 and 9 of 12."""
+    """Returns whether a block is among the named ones; by default 3, 6 and 9 of 12."""
     if layers is not None:
         return layer.index in layers
     return layer.index in {layer.depth * part // 4 for part in (1, 2, 3)}
 
 
 def at_encoder_end(layers: tuple[int, ...] | None, layer: Layer) -> bool:
-    """Tells whether a block is among the named ones; by default the second-to-last.
+    """Returns whether a block is among the named ones; by default the second-to-last.
 
     Its output is what LLaVA-style models hand to their projector.
     """

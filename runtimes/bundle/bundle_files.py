@@ -72,7 +72,7 @@ def file_in(bundle: Path, name: str) -> Path:
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
-    """Tells whether a path leads to a place in a folder; links in a circle lead nowhere."""
+    """Returns whether a path leads to a place in a folder; links in a circle lead nowhere."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # RuntimeError: a circle, up to Python 3.12

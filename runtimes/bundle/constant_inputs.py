@@ -90,7 +90,7 @@ class ConstantInput:
 
 
 def shown(value: NDArray[Any]) -> str:
-    """Returns a value as a person writes it; of many numbers the first, and its shape."""
+    """Returns a value as a user writes it; of many numbers the first, and its shape."""
     if value.size <= _SHOWN:
         return _text(value)
     first = ", ".join(map(str, value.reshape(-1)[:4]))

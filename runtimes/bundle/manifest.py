@@ -60,11 +60,11 @@ class TensorSpec:
     dtype: str
 
     def __str__(self) -> str:
-        """Returns the spec as a person writes it: ``x float32 (1, 3, 224, 224)``."""
+        """Returns the spec as a user writes it: ``x float32 (1, 3, 224, 224)``."""
         return f"{self.name} {self.dtype} {self.shape}"
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Tells whether an array of a shape is one."""
+        """Returns whether an array of a shape is one."""
         return len(shape) == len(self.shape) and all(
             wanted in (size, -1) for size, wanted in zip(shape, self.shape, strict=True)
         )

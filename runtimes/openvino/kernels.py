@@ -58,7 +58,7 @@ def _factory(library: Path) -> Any:
 
 
 def _put(openvino: ModuleType, factory: Any, ports: dict[str, Any], call: dict[str, Any]) -> bool:
-    """Puts the kernel of one call in; tells whether all that it reads and gives is there."""
+    """Puts the kernel of one call in; returns whether all that it reads and gives is there."""
     named = [one["name"] for one in (*call["inputs"], *call["outputs"]) if one.get("name")]
     if any(name not in ports for name in named):
         return False

@@ -50,7 +50,7 @@ def attentions(model: Any, layers: Sequence[Any]) -> tuple[list[str], list[str]]
 
 
 def _weighs_values(softmax: Any) -> bool:
-    """Tells whether a product reads what a softmax gives, maybe quantised."""
+    """Returns whether a product reads what a softmax gives, maybe quantised."""
     readers = [port.get_node() for port in softmax.output(0).get_target_inputs()]
     return any(one.get_type_name() in ("MatMul", "FakeQuantize") for one in readers)
 

@@ -342,7 +342,7 @@ def worst(reference: NDArray[Any], candidate: NDArray[Any], allowed: Floats) -> 
 
 
 def within_local_floor(reference: NDArray[Any], candidate: NDArray[Any], floor: float) -> bool:
-    """Tells whether every value is off by no more than a share of its neighbourhood's scale.
+    """Returns whether every value is off by no more than a share of its neighbourhood's scale.
 
     Args:
         reference: What is right, a floating output of any shape, samples first.

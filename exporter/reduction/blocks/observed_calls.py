@@ -60,7 +60,7 @@ def observe(
     """Runs a model in evaluation mode and returns the calls on tokens, in their order of return.
 
     Args:
-        model: The person's model, on flat inputs.
+        model: The user's model, on flat inputs.
         inputs: What it is run on.
         wanted: Which modules, by name, to look at.
     """

@@ -130,9 +130,9 @@ def find_blocks(
     """Returns the blocks of a model, in the order they run.
 
     Args:
-        model: The person's model, on flat inputs.
+        model: The user's model, on flat inputs.
         inputs: What it is run on.
-        path: The container the person named, or None.
+        path: The container the user named, or None.
 
     Raises:
         ModelNotSupportedError: No blocks can be taken apart; the message has the reason.

@@ -29,7 +29,7 @@ def count_special_tokens(model: FlatModel, inputs: Sequence[Tensor], first_block
     """Returns how many tokens at the front of the first block are the same whatever the input.
 
     Args:
-        model: The person's model, on flat inputs.
+        model: The user's model, on flat inputs.
         inputs: An example.
         first_block: The first block's name.
 

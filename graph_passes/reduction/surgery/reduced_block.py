@@ -1,4 +1,4 @@
-"""A block of the person's model that runs from its pieces, with a method between them."""
+"""A block of the user's model that runs from its pieces, with a method between them."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class DropEmpty(TorchPass):
 
 
 def is_empty(node: object) -> bool:
-    """Tells whether the argument is a node that gives a tensor without elements."""
+    """Returns whether the argument is a node that gives a tensor without elements."""
     return is_tensor(node) and isinstance(node, Node) and 0 in shape_of(node)
 
 
@@ -212,7 +212,7 @@ def _is_contraction(node: Node) -> bool:
 
 
 def _is_token_call(node: Node, name: str) -> bool:
-    """Tells whether a node calls an operator of the domain, which need not be registered."""
+    """Returns whether a node calls an operator of the domain, which need not be registered."""
     return getattr(node.target, "namespace", "") == "tokexport" and (
         str(node.target) == f"tokexport.{name}.default"
     )

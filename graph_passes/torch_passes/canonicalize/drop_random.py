@@ -162,7 +162,7 @@ def _chain(draw: Node) -> Iterator[Node]:
 
 
 def _is_straight(call: Node) -> bool:
-    """Tells whether a call takes the mean of what goes in to the mean of what comes out."""
+    """Returns whether a call takes the mean of what goes in to the mean of what comes out."""
     name = operator_name(call)
     if name in ("aten.mul", "aten.div") and isinstance(call.args[1], Node):
         return False  # by itself

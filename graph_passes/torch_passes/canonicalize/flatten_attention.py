@@ -45,7 +45,7 @@ class FlattenAttention(TorchPass):
 
 
 def _fits(node: Node) -> bool:
-    """Tells whether q, k and v are of one rank other than four, and alike outside."""
+    """Returns whether q, k and v are of one rank other than four, and alike outside."""
     q, k, v = (shape_of(operand(node, name)) for name in ("query", "key", "value"))
     return (
         len(q) == len(k) == len(v) != 4

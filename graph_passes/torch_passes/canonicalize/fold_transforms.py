@@ -108,7 +108,7 @@ def _varying(node: Node, constants: ConstantValues) -> list[Node]:
 
 
 def _is_linear(node: Node, constants: ConstantValues) -> bool:
-    """Tells whether a call is linear in its operands that are no constants."""
+    """Returns whether a call is linear in its operands that are no constants."""
     if node.op != "call_function" or not is_tensor(node):
         return False
     varying = _varying(node, constants)

@@ -47,7 +47,7 @@ class GainsAhead(TorchPass):
 
 
 def _is_norm(node: object) -> bool:
-    """Tells whether a node divides by a number for each token."""
+    """Returns whether a node divides by a number for each token."""
     if not is_call(node, aten.div.Tensor) or not isinstance(node, Node):
         return False
     if not is_tensor(node.args[1]) or len(node.users) > 1:
@@ -56,7 +56,7 @@ def _is_norm(node: object) -> bool:
 
 
 def _is_narrow(gain: object, product: Node) -> bool:
-    """Tells whether a weight or a constant has one number for all channels."""
+    """Returns whether a weight or a constant has one number for all channels."""
     if not isinstance(gain, Node) or gain.op != "placeholder":
         return False
     return shape_of(gain)[-1:] in ((), (1,)) and shape_of(product)[-1:] not in ((), (1,))

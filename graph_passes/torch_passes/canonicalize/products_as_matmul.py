@@ -94,7 +94,7 @@ def _unflattened(edit: Editor, one: Node, other: Node) -> Node | None:
 
 
 def _is_flattened(node: Node) -> bool:
-    """Tells whether (B·H, N, D) was (B, H, N, D), perhaps scaled or turned since."""
+    """Returns whether (B·H, N, D) was (B, H, N, D), perhaps scaled or turned since."""
     if _is_scaled(node):
         return _is_flattened(operand(node))
     if is_call(node, aten.transpose.int) and len(shape_of(node)) == 3:
@@ -116,7 +116,7 @@ def _widened(edit: Editor, node: Node) -> Node:
 
 
 def _is_scaled(node: Node) -> bool:
-    """Tells whether a value is another times, or over, a number."""
+    """Returns whether a value is another times, or over, a number."""
     if not is_call(node, aten.mul.Tensor, aten.div.Tensor):
         return False
     return isinstance(node.args[0], Node) and isinstance(node.args[1], int | float)

@@ -85,7 +85,7 @@ def _summed(node: Node) -> Node | None:
 
 
 def _is_read_once(node: Node, source: Node) -> bool:
-    """Tells whether nothing on the way from ``source`` to a value's one reader is read twice."""
+    """Returns whether nothing on the way from ``source`` to a value's one reader is read twice."""
     while len(node.users) == 1 and node is not source:
         node = operand(node)
     return node is source and len(node.users) == 1

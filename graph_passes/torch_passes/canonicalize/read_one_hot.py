@@ -112,7 +112,7 @@ def _read(node: Node) -> OneHot | None:
 
 
 def _is_turned(node: Node) -> bool:
-    """Tells whether a call exchanges the last two of three axes."""
+    """Returns whether a call exchanges the last two of three axes."""
     if is_call(node, aten.transpose.int):
         return {axis(node, "dim0"), axis(node, "dim1")} == {1, 2}
     if not is_call(node, aten.permute.default):

@@ -48,7 +48,7 @@ class ShareRepeats(TorchPass):
 
 
 def _gives_one_answer(target: object) -> bool:
-    """Tells whether a call has no effect and the same result each time."""
+    """Returns whether a call has no effect and the same result each time."""
     if target is operator.getitem:
         return True
     return (

@@ -63,7 +63,7 @@ class SplitComplex(TorchPass):
 
 
 def _gives(node: Node) -> bool:
-    """Tells whether a call gives a complex value, or moves a real one as only they are."""
+    """Returns whether a call gives a complex value, or moves a real one as only they are."""
     return is_complex(node) or is_call(node, aten.fft_fftshift.default, aten.fft_ifftshift.default)
 
 

@@ -58,7 +58,7 @@ class WidenHalf(TorchPass):
 
 
 def half_lines(graph: Graph) -> tuple[str, ...]:
-    """Returns where the person's code computes in a half type or rounds to one, with the type.
+    """Returns where the user's code computes in a half type or rounds to one, with the type.
 
     It is told by the innermost lines where they are few, and else by those that call them.
     """
@@ -88,7 +88,7 @@ def _frames(node: Node) -> list[str]:
 
 
 def _only_leaves(node: Node) -> bool:
-    """Tells whether a value is cast only to be an output, which stays so, or is of that type."""
+    """Returns whether a value is cast only to be an output, which stays so, or is of that type."""
     if node.target is not aten._to_copy.default:
         return False
     (given, *_) = node.all_input_nodes

@@ -80,7 +80,7 @@ def _is_narrow(node: Node) -> bool:
 
 
 def _is_of_bytes(node: Node) -> bool:
-    """Tells whether a call asks bytes for a truth, which PyTorch gives as a byte."""
+    """Returns whether a call asks bytes for a truth, which PyTorch gives as a byte."""
     named = getattr(node.target, "namespace", "") == "aten" and base_name(node.target) in _TRUTH
     return named and is_tensor(node) and dtype_of(node) == torch.uint8
 

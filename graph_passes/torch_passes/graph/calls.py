@@ -22,7 +22,7 @@ def value(node: Node) -> Any:
 
 
 def is_tensor(node: object) -> bool:
-    """Tells whether the argument is a node that gives one tensor."""
+    """Returns whether the argument is a node that gives one tensor."""
     return isinstance(node, Node) and isinstance(node.meta.get("val"), torch.Tensor)
 
 
@@ -44,7 +44,7 @@ def constant_of(node: object) -> torch.Tensor | None:
 
 
 def is_call(node: object, *targets: Any) -> bool:
-    """Tells whether the argument is a call of one of the targets."""
+    """Returns whether the argument is a call of one of the targets."""
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
 
 

@@ -39,7 +39,7 @@ def real_type(dtype: torch.dtype) -> torch.dtype:
 
 
 def is_complex(node: object) -> bool:
-    """Tells whether a node gives a complex tensor, or several."""
+    """Returns whether a node gives a complex tensor, or several."""
     if not isinstance(node, Node):
         return False
     given = node.meta.get("val")

@@ -86,7 +86,7 @@ class Decision:
 
     Attributes:
         operator: What decides: ``tokexport.bipartite_match``.
-        line: The line of the person's code that it came from, or ''.
+        line: The line of the user's code that it came from, or ''.
         kind: What its results mean.
         dim: The axis that is ordered; 0 where none is; None where all numbers are ordered as one.
         ordered: The order of a match's kept rows, ``index`` or ``score``; '' of anything else.
@@ -118,7 +118,7 @@ class Decision:
 
 
 def decides(node: Node) -> bool:
-    """Tells whether a call turns floating-point numbers into positions, truth values or steps."""
+    """Returns whether a call turns floating-point numbers into positions, truth values or steps."""
     if is_call(node, torch.ops.tokexport.bipartite_match.default):
         return True
     if is_call(node, *_ORDERS):
@@ -219,7 +219,7 @@ def _underived(node: Node) -> Node:
 
 
 def _is_derived(decision: Node, target: object) -> bool:
-    """Tells whether a pass made what is decided on by a call of the target."""
+    """Returns whether a pass made what is decided on by a call of the target."""
     node = decision.args[0]
     while isinstance(node, Node) and node.meta.get(DERIVED):
         if is_call(node, target):

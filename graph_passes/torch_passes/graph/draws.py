@@ -35,7 +35,7 @@ _SILENT: Final = {
 
 
 def draws(node: Node) -> bool:
-    """Tells whether a call draws random numbers; a dropout that is switched off does not."""
+    """Returns whether a call draws random numbers; a dropout that is switched off does not."""
     target = node.target
     if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
         return False
@@ -214,7 +214,7 @@ def _choices(graph: Graph) -> Iterator[Node]:
 def _is_partly(
     node: Node, sources: list[Node], alone: set[Node], around_0: set[Node], given: set[Node]
 ) -> bool:
-    """Tells whether some numbers of what an input and a draw make are decided by the draw."""
+    """Returns whether some numbers of what an input and a draw make are decided by the draw."""
     name = operator_name(node)
     mixed = alone & {*sources}
     if not mixed:
@@ -233,7 +233,7 @@ def _is_partly(
 
 
 def _is_around_0(draw: Node) -> bool:
-    """Tells whether what is drawn lies around 0."""
+    """Returns whether what is drawn lies around 0."""
     name = operator_name(draw)
     if name == "aten.normal_functional":
         return bool(argument(draw, "mean") == 0)
@@ -243,7 +243,7 @@ def _is_around_0(draw: Node) -> bool:
 
 
 def _is_truth(node: Node) -> bool:
-    """Tells whether a value is made of truth values, as the factor that a mask is."""
+    """Returns whether a value is made of truth values, as the factor that a mask is."""
     while is_call(node, aten._to_copy.default) or operator_name(node) in PLACED:
         node = operand(node)
     return dtype_of(node) == torch.bool

@@ -173,21 +173,21 @@ class ProductKinds:
         self._answering = _answering(program)
 
     def varies(self, node: Node) -> bool:
-        """Tells whether a value depends on an input of the model, not on weights alone."""
+        """Returns whether a value depends on an input of the model, not on weights alone."""
         return node in self._varying
 
     def only_selects(self, node: Node) -> bool:
-        """Tells whether a value reaches the outputs only as the choice of rows."""
+        """Returns whether a value reaches the outputs only as the choice of rows."""
         return node not in self._answering
 
     def only_matches(self, node: Node) -> bool:
-        """Tells whether a product only selects, or nothing is read of it but the best scores."""
+        """Returns whether a product only selects, or nothing is read of it but the best scores."""
         ends = stops(node)
         compared = bool(ends) and all(is_call(end, *_COMPARISONS) for end in ends)
         return compared or self.only_selects(node)
 
     def only_chosen(self, node: Node) -> bool:
-        """Tells whether the inputs reach a value only by what was chosen: a one-hot matrix, …."""
+        """Returns whether the inputs reach a value only by what was chosen: a one-hot matrix, …."""
         waiting, seen, chosen = [node], {node}, False
         while waiting:
             part = waiting.pop()
@@ -207,7 +207,7 @@ class ProductKinds:
         return chosen
 
     def becomes_softmax(self, node: Node) -> bool:
-        """Tells whether a product's result becomes a softmax that a second product reads."""
+        """Returns whether a product's result becomes a softmax that a second product reads."""
         return any(
             any(is_product(end) for end in _reached(softmax, _readers, _weighs))
             for softmax in _reached(node, _readers, _is_logits)
@@ -215,7 +215,7 @@ class ProductKinds:
         )
 
     def reads_softmax(self, node: Node) -> bool:
-        """Tells whether one factor of a product is a softmax, or was merged from one."""
+        """Returns whether one factor of a product is a softmax, or was merged from one."""
         found = _reached(node, _value_inputs, _weighs)
         return any(is_call(softmax, *_SOFTMAXES) for softmax in found)
 
@@ -273,7 +273,7 @@ def _readers(node: Node) -> list[Node]:
 
 
 def is_product(node: Node) -> bool:
-    """Tells whether a call multiplies matrices."""
+    """Returns whether a call multiplies matrices."""
     return is_call(node, aten.einsum.default, *FACTORS)
 
 
@@ -299,7 +299,7 @@ def _reached(
 
 
 def _keeps_place(node: Node) -> bool:
-    """Tells whether a call leaves each value at its place, changed or not."""
+    """Returns whether a call leaves each value at its place, changed or not."""
     if node.op != "call_function":
         return False
     if not isinstance(node.target, OpOverload):
@@ -313,6 +313,6 @@ def _is_logits(node: Node) -> bool:
 
 
 def _weighs(node: Node) -> bool:
-    """Tells whether probabilities are still such behind a call: merged like tokens, as in MCTF."""
+    """Returns whether probabilities are still such behind a call: merged like tokens, as in MCTF."""
     moved = node.op == "call_function" and operator_name(node) in _SELECTORS
     return _is_logits(node) or moved

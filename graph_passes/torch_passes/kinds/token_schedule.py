@@ -53,7 +53,7 @@ def _images(program: ExportedProgram) -> int:
 
 
 def _is_by_heads(shape: tuple[int, ...], images: int) -> bool:
-    """Tells whether a factor has an axis of heads, beside that of the images or joined to it."""
+    """Returns whether a factor has an axis of heads, beside that of the images or joined to it."""
     if len(shape) == _BY_HEADS - 1:
         return shape[0] > images and shape[0] % images == 0
     return len(shape) == _BY_HEADS

@@ -155,7 +155,7 @@ def _off_a_sum(node: Node, leads: dict[Node, bool]) -> tuple[Node, Bias] | None:
 
 
 def _leads(node: Node, leads: dict[Node, bool]) -> bool:
-    """Tells whether a value is a product of matrices, or made from one by such steps.
+    """Returns whether a value is a product of matrices, or made from one by such steps.
 
     Args:
         node: The value.
@@ -183,7 +183,7 @@ def _product_below(node: Node) -> tuple[Node, float]:
 
 
 def _spreads(part: Node, whole: Node) -> bool:
-    """Tells whether what is added is spread over the logits, not they over it."""
+    """Returns whether what is added is spread over the logits, not they over it."""
     return tuple(torch.broadcast_shapes(shape_of(part), shape_of(whole))) == shape_of(whole)
 
 
@@ -195,7 +195,7 @@ def _is_minus_infinity(value: object) -> bool:
 
 
 def _is_largest_of(source: Node, largest: object) -> bool:
-    """Tells whether a value is the maximum of each row of another."""
+    """Returns whether a value is the maximum of each row of another."""
     if isinstance(largest, Node) and is_call(largest, aten.amax.default):
         last = [a % len(shape_of(source)) for a in argument(largest, "dim")]
         return operand(largest) is source and last == [len(shape_of(source)) - 1]

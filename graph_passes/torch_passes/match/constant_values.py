@@ -50,7 +50,7 @@ _LIKE: Final = (
 
 
 def reads_only_shape(node: Node) -> bool:
-    """Tells whether a call's result does not depend on the values of its operand."""
+    """Returns whether a call's result does not depend on the values of its operand."""
     return is_call(node, *_LIKE)
 
 

@@ -224,7 +224,7 @@ def _partner(node: Node) -> Partner | None:
 
 
 def _is_best_of_row(node: object) -> bool:
-    """Tells whether a call is a top-1 of each row of scores (B, Na, Nb)."""
+    """Returns whether a call is a top-1 of each row of scores (B, Na, Nb)."""
     if not isinstance(node, Node) or not is_call(node, aten.topk.default):
         return False
     scores = operand(node)
@@ -252,13 +252,13 @@ def _part(whole: Meaning | None, start: int, stop: int) -> Meaning | None:
 
 
 def _along_tokens(values: Node, along: int) -> bool:
-    """Tells whether an axis is the token axis of (B, Na) or (B, Na, 1)."""
+    """Returns whether an axis is the token axis of (B, Na) or (B, Na, 1)."""
     shape = shape_of(values)
     return len(shape) >= 2 and along == 1 and all(size == 1 for size in shape[2:])
 
 
 def _only_spread(before: Node, after: Node) -> bool:
-    """Tells whether axes 0 and 1 stay what they are, and the rest was of size 1."""
+    """Returns whether axes 0 and 1 stay what they are, and the rest was of size 1."""
     one, other = shape_of(before), shape_of(after)
     if len(one) < 2 or len(other) < 2 or one[:2] != other[:2]:
         return False

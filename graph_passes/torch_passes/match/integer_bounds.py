@@ -119,13 +119,13 @@ _JOINS: Final[dict[Any, tuple[str, ...]]] = {
 
 
 def fits_float32(node: object) -> bool:
-    """Tells whether a value holds whole numbers that float32 holds exactly."""
+    """Returns whether a value holds whole numbers that float32 holds exactly."""
     found = bounds_of(node)
     return found is not None and found[0] >= -LARGEST_EXACT and found[1] <= LARGEST_EXACT
 
 
 def is_never_negative(node: object) -> bool:
-    """Tells whether a value holds whole numbers of 0 or more."""
+    """Returns whether a value holds whole numbers of 0 or more."""
     found = bounds_of(node)
     return found is not None and found[0] >= 0
 

@@ -74,7 +74,7 @@ def _written_over(scores: Node) -> tuple[int, set[int]] | None:
 
 
 def _is_never(value: Node) -> bool:
-    """Tells whether a value is -∞ all over."""
+    """Returns whether a value is -∞ all over."""
     if is_call(value, aten.fill.Scalar, aten.fill.Tensor):
         given = argument(value, "value")
     elif is_call(value, aten.full.default, aten.full_like.default):

@@ -44,7 +44,7 @@ from tokexport.graph_passes.torch_passes.match.integer_bounds import (
 
 
 def counts_along(node: Node, axis: int) -> bool:
-    """Tells whether a value is its own position along an axis, whatever it was spread over."""
+    """Returns whether a value is its own position along an axis, whatever it was spread over."""
     size = shape_of(node)[axis]
     place: int | None = axis
     while place is not None:
@@ -70,7 +70,7 @@ def counted_from_start(edit: Editor, index: Node, size: int) -> Node:
 
 
 def is_index_tensor(node: object) -> bool:
-    """Tells whether a value is a tensor of positions, and not a mask."""
+    """Returns whether a value is a tensor of positions, and not a mask."""
     return isinstance(node, Node) and is_tensor(node) and dtype_of(node) == torch.int64
 
 

@@ -206,7 +206,7 @@ def _assert(padded: Padded, node: Node, holds: Any) -> None:
 
 
 def _certain(padded: Padded, node: Any) -> bool:
-    """Tells whether a condition is one on a count that holds of all, or is checked elsewhere."""
+    """Returns whether a condition is one on a count that holds of all, or is checked elsewhere."""
     if not isinstance(node, Node) or is_tensor(node):
         return False
     if node.target is torch.sym_not or node.target is operator.not_:
@@ -225,7 +225,7 @@ def _certain(padded: Padded, node: Any) -> bool:
 
 
 def _is_count(node: Any) -> bool:
-    """Tells whether a number is how many rows there are, or the most of such; a sum may be less."""
+    """Returns whether a number is how many rows there are, or the most of such; a sum may be less."""
     if is_call(node, torch.sym_max):
         return any(map(_is_count, node.args))
     return is_call(node, aten.sym_size.int)
@@ -353,5 +353,5 @@ NUMBER_RULES: Final[dict[object, Callable[[Padded, Node], None]]] = {
 
 
 def is_number(node: Node) -> bool:
-    """Tells whether a call gives no tensor: a number, a truth, or nothing."""
+    """Returns whether a call gives no tensor: a number, a truth, or nothing."""
     return not isinstance(node.meta.get("val"), Tensor | tuple | list)

@@ -49,7 +49,7 @@ class Selection:
     Attributes:
         count: How many rows are chosen, a whole number of rank 0.
         cap: For how many there is room.
-        line: The line of the person's code, or ''.
+        line: The line of the user's code, or ''.
         when: Whether the way is taken that it is on, a truth value of rank 0; None for always.
     """
 
@@ -67,7 +67,7 @@ class Check:
         holds: Whether it does, a truth value of rank 0.
         kind: ``room``, ``none``, ``rows`` or ``branch``: what was taken for granted.
         said: What an input did where it does not hold, a clause.
-        line: The line of the person's code, or ''.
+        line: The line of the user's code, or ''.
     """
 
     holds: Node
@@ -127,7 +127,7 @@ class Padded:
         self._valid[new] = dict(valid)
 
     def changed(self, node: Node) -> bool:
-        """Tells whether something else stands for a node."""
+        """Returns whether something else stands for a node."""
         return node in self._new
 
     def new(self, old: Any) -> Any:

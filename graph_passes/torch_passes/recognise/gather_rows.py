@@ -88,7 +88,7 @@ def _gather(edit: Editor, node: Node) -> Node | None:
 
 
 def _takes_tokens(node: Node) -> bool:
-    """Tells whether a gather takes what each token has one number of, (B, N)."""
+    """Returns whether a gather takes what each token has one number of, (B, N)."""
     return len(shape_of(node)) == 2 and axis(node) == 1 and dtype_of(node).is_floating_point
 
 

@@ -86,7 +86,7 @@ def _rewrite(edit: Editor, scores: Signed, partners: list[Node]) -> bool:
 
 
 def _merges(node: Node, partners: list[Node]) -> bool:
-    """Tells whether a reader merges rows into these partners in an order that does not matter."""
+    """Returns whether a reader merges rows into these partners in an order that does not matter."""
     domain = torch.ops.tokexport
     if is_call(node, domain.scatter_tokens.default):
         destinations = "index"

@@ -116,7 +116,7 @@ def _span(ranked: Ranked) -> tuple[int, int]:
 
 
 def _is_read(node: Node, known: set[Node]) -> bool:
-    """Tells whether anything reads an index but calls whose own meaning is known."""
+    """Returns whether anything reads an index but calls whose own meaning is known."""
     return any(
         user not in known and not (user.users and all(u in known for u in user.users))
         for user in node.users

@@ -147,7 +147,7 @@ def _takes_sources(merged: Node) -> bool:
 
 
 def _fit(rest: Node, merged: Node) -> bool:
-    """Tells whether two values are the kept rows and the merged rows of a merge."""
+    """Returns whether two values are the kept rows and the merged rows of a merge."""
     domain = torch.ops.tokexport
     if not is_call(rest, domain.gather_tokens.default):
         return False
@@ -159,12 +159,12 @@ def _fit(rest: Node, merged: Node) -> bool:
 
 
 def _reduces(merged: Node) -> bool:
-    """Tells whether a scatter reduces rows as a merge does."""
+    """Returns whether a scatter reduces rows as a merge does."""
     return argument(merged, "mode") != "none" and bool(argument(merged, "include_self"))
 
 
 def _of_one_match(rest: Node, merged: Node) -> bool:
-    """Tells whether kept, src and dst are the three results of one match."""
+    """Returns whether kept, src and dst are the three results of one match."""
     kept = operand(rest, "index")
     match = _match_of(operand(operand(merged, "src"), "index"), operand(merged, "index"))
     return match is not None and kept.target is operator.getitem and kept.args == (match, 0)
