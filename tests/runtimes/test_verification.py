@@ -6,12 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from tokexport.exporter.system.machine import sums_saturate
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, read_manifest
 from tokexport.runtimes.errors import BundleError
+from tokexport.runtimes.loading import load
+from tokexport.runtimes.native_library import NO_KERNELS, native_library
 from tokexport.runtimes.verification import REFERENCE_NAME, verify_bundle
 
 BundleMaker = Callable[..., Path]
@@ -243,6 +247,31 @@ def test_a_bundle_of_an_earlier_version_verifies_as_it_is(name: str, tmp_path: P
     output[1, 2] += 0.1 * np.abs(output).max()
     rewrite_reference(bundle, outputs__output=output)
     assert not verify_bundle(bundle).passed
+
+
+@pytest.mark.parametrize("target", ["ort", "openvino"])
+def test_a_bundle_of_an_earlier_version_runs_with_its_kernels(target: str) -> None:
+    bundle = BUNDLES / f"kernels_{target}"
+    assert verify_bundle(bundle).passed
+    with load(bundle) as runner:
+        assert runner.runtime.details["kernels"] != NO_KERNELS
+        assert runner.runtime.details.get("kernel_calls", 2) == 2
+
+
+def test_every_call_of_an_earlier_bundle_is_run_by_its_kernel(tmp_path: Path) -> None:
+    path, library = BUNDLES / "kernels_ort" / "model.onnx", native_library()
+    assert library is not None
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(library))
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    with np.load(BUNDLES / "kernels_ort" / REFERENCE_NAME) as archive:
+        session.run(None, {"image": archive["inputs/image"][0]})
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    ran = {event["args"]["op_name"] for event in events if event["cat"] == "Node"}
+    calls = {node.op_type for node in onnx.load(path).graph.node if node.domain == "tokexport"}
+    assert calls
+    assert calls <= ran
 
 
 def test_a_channel_is_held_to_what_the_bundle_allows_for_it(make_bundle: BundleMaker) -> None:
