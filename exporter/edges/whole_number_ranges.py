@@ -184,7 +184,7 @@ def _off(wanted: Array, found: Array) -> float:
 
 
 def near(wanted: Array, found: Array, precision: str) -> bool:
-    """Returns whether outputs (batches, …) are equal, or off by a share of the scale around each."""
+    """Returns whether outputs (batches, …) are equal up to a share of the scale around each."""
     if wanted.shape != found.shape or wanted.dtype.kind in "iub":
         return np.array_equal(wanted, found)
     around = Neighbourhoods(wanted)

@@ -192,7 +192,7 @@ def _as_array(name: str, value: Any) -> Array:
 
 
 def _puts(cast: Array, place: tuple[int, ...], number: float) -> bool:
-    """Puts a number into an array; returns whether the array's type has it, floats up to rounding."""
+    """Puts a number into an array; returns whether its type has it, floats up to rounding."""
     try:
         with np.errstate(all="ignore"):
             cast[place] = number

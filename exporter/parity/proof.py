@@ -301,7 +301,7 @@ class Proof:
         return any(gate.holds_over_all for gate in self.gates_of(stage).values())
 
     def holds_on(self, stage: str, found: Mapping[str, Array], rows: Sequence[int]) -> bool:
-        """Returns whether the outputs (batches, …) of some batches lie within the gates together."""
+        """Returns whether outputs (batches, …) of some batches lie within the gates together."""
         return all(
             not gate.judge(self.expected[name][rows], found[name][rows], rows).failure
             for name, gate in self.gates_of(stage).items()

@@ -178,7 +178,7 @@ def _root_mean_square(sizes: Array) -> Array:
 
 
 def _has_columns(shape: tuple[int, ...]) -> bool:
-    """Returns whether samples of some shape (samples, …) have one row of numbers, and so columns."""
+    """Returns whether samples of a shape (samples, …) have one row of numbers: columns."""
     return math.prod(shape[1:]) > 1 and not axes_of(shape)
 
 

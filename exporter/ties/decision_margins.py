@@ -197,7 +197,7 @@ class _Ordering:
         )
 
     def _is_unstable(self) -> bool:
-        """Returns whether of two equal scores, which rounding does not move, the higher is first."""
+        """Returns whether, of two equal scores that are exact, the higher index is first."""
         places = self._places()
         step, rounding = (_at(array, places) for array in (self.scores.step, self.scores.rounding))
         equal = (step[:, :-1] == step[:, 1:]) & (rounding[:, :-1] == 0) & (rounding[:, 1:] == 0)

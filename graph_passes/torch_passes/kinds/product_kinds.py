@@ -313,6 +313,6 @@ def _is_logits(node: Node) -> bool:
 
 
 def _weighs(node: Node) -> bool:
-    """Returns whether probabilities are still such behind a call: merged like tokens, as in MCTF."""
+    """Returns whether a call keeps probabilities: merges them like tokens, as in MCTF."""
     moved = node.op == "call_function" and operator_name(node) in _SELECTORS
     return _is_logits(node) or moved

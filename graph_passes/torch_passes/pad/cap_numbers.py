@@ -225,7 +225,7 @@ def _certain(padded: Padded, node: Any) -> bool:
 
 
 def _is_count(node: Any) -> bool:
-    """Returns whether a number is how many rows there are, or the most of such; a sum may be less."""
+    """Returns whether a number counts rows, or is the largest count; a sum may be less."""
     if is_call(node, torch.sym_max):
         return any(map(_is_count, node.args))
     return is_call(node, aten.sym_size.int)
