@@ -1,4 +1,4 @@
-"""The way of a model, stage by stage: what each takes and makes stands in its own file."""
+"""Compiles a model stage by stage; each stage is a function of ``stages``."""
 
 from __future__ import annotations
 

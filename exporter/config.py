@@ -1,4 +1,4 @@
-"""What a compile or an inspection is asked to do, checked once."""
+"""Holds the options of a compile or an inspection, checked once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class InputConfig:
     Attributes:
         inputs: A file of real samples; without it inputs are drawn from ``seed``.
         samples: How many of them are used, evenly spaced; None uses all.
-        input_shape: The shape of the only input, batch first, where the source does not tell it.
+        input_shape: The shape of the only input, batch first, where the source does not say it.
         batch: The number of samples the model takes at once; replaces what the source says.
         seed: The seed of synthetic inputs.
         constants: The inputs that are fixed: their values by name, None for that of the example; or
@@ -79,7 +79,7 @@ class ReduceConfig(InputConfig):
             leaves the model as it is.
         restore: Whether every token is put back behind the last block, whatever the recipe says.
         token_cap: For how many tokens a choice by the data has room, or for how many each has, in
-            order; None refuses such a choice.
+            order; None refuses a choice by the data.
     """
 
     reduce: str | Path | Method | Recipe | None = None
@@ -93,7 +93,7 @@ class ReduceConfig(InputConfig):
         return (given,) if isinstance(given, int) else None if given is None else tuple(given)
 
     def __post_init__(self) -> None:
-        """Refuses tokens to restore where none go, and caps that leave no room."""
+        """Refuses ``restore`` without ``reduce``, and caps below 1."""
         super().__post_init__()
         check_caps(self.caps)
         if self.restore and self.reduce is None:
@@ -139,7 +139,7 @@ class CompileConfig(ReduceConfig):
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what no compile can do."""
+        """Refuses options that no compile can serve."""
         super().__post_init__()
         check_target(self.target)
         if self.precision not in self.backend.precisions:
@@ -163,7 +163,7 @@ class CompileConfig(ReduceConfig):
                 raise UsageError(f"--{name} is {value}.", fix="Pass a number above 0.")
 
     def _check_quantization(self) -> None:
-        """Refuses a choice that there is not, or that has nothing to measure on."""
+        """Refuses an unknown quantization, and a static one without samples."""
         if self.quantization is None:
             return
         if self.quantization not in QUANTIZATIONS:
@@ -184,7 +184,7 @@ class CompileConfig(ReduceConfig):
 
     @property
     def backend(self) -> Backend:
-        """What the target is to the stages."""
+        """The backend of the target."""
         return BACKENDS[self.target]
 
     @property
@@ -202,10 +202,10 @@ class CompileConfig(ReduceConfig):
 
 
 def check_target(target: str) -> None:
-    """Refuses a target that there is not.
+    """Refuses an unknown target.
 
     Raises:
-        UsageError: There is none of that name.
+        UsageError: No target has that name.
     """
     if target not in BACKENDS:
         raise UsageError(
@@ -214,7 +214,7 @@ def check_target(target: str) -> None:
 
 
 def check_threads(threads: int | None) -> None:
-    """Refuses a number of threads that is none.
+    """Refuses a number of threads below 1.
 
     Raises:
         UsageError: It is below 1.
@@ -239,7 +239,7 @@ def parse_caps(text: str) -> tuple[int, ...]:
 
 
 def check_caps(caps: Sequence[int] | None) -> None:
-    """Refuses caps that leave no room."""
+    """Refuses caps below 1."""
     if caps is not None and not (caps and all(map(_is_count, caps))):
         text = ",".join(map(str, caps))
         raise UsageError(
@@ -288,7 +288,7 @@ def compile_config(
         options: The others, by name.
 
     Raises:
-        UsageError: There is no such option, the output is missing, or a value is none.
+        UsageError: An option is unknown, the output is missing, or a value is invalid.
     """
     known = [one.name for one in fields(CompileConfig)]
     for name in options:

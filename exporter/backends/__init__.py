@@ -1,1 +1,1 @@
-"""What is particular to the runtime of each target: adding one is a file here, and its name."""
+"""Describes each target and its runtime; a new target is one file here and a line in ``known``."""

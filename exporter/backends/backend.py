@@ -1,4 +1,4 @@
-"""What a target is to the stages of a compile."""
+"""Declares what every target provides to the stages of a compile."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class Backend(ABC):
-    """A target: what its graphs are lowered by, what builds them and what it can compute in.
+    """A target: the passes that lower a graph, what builds it, and the precisions it has.
 
     Attributes:
-        name: What it is called where a target is asked for, and in manifests.
+        name: Its name on the command line and in manifests.
         runtime: The backend whose ``build`` the worker runs, and what manifests call the runtime.
         title: What its runtime is called in a sentence.
         package: The package whose version measurements are of.
         artifact: The file that its runtime loads; the suffix is its own.
-        precisions: What it can compute in, fp32 first.
-        plain_precisions: What a graph of fp32 is computed in, by itself or when asked to.
-        quantizations: How int8 may find the ranges of activations, the usual way first.
+        precisions: The precisions that it can compute in, fp32 first.
+        plain_precisions: The precisions in which it can run an fp32 graph, by default or on
+        request. quantizations: How int8 may find the ranges of activations, the default first.
         runs_lowered: Whether the lowered ONNX file itself is the artifact.
         narrows_lowered: Whether the types of a half precision are in the lowered graph already.
         runs_on_cpu: Whether every machine runs it; else only one with a device.
@@ -35,7 +35,7 @@ class Backend(ABC):
         refuses_everywhere: Whether an operator refused at one node is refused at all.
         searched_in: By precision, those in which a node that ends the runtime is searched first.
         tells_attentions: Whether an opened artifact names the attentions that it fused.
-        fp16_advice: What to try where fp16 leaves its gate; '' where it has none.
+        fp16_advice: What to try where fp16 fails its gate; '' for no advice.
     """
 
     name: ClassVar[str]
@@ -56,7 +56,7 @@ class Backend(ABC):
     fp16_advice: ClassVar[str] = ""
 
     def lowering(self, arithmetic: Arithmetic, forms: Forms | None = None) -> tuple[PassBase, ...]:
-        """Returns the passes from the emitted graph to what is built from, in order."""
+        """Returns the passes that lower the emitted graph, in order."""
         from tokexport.graph_passes import pipelines
 
         return pipelines.lowering(self.name, arithmetic, forms)
@@ -83,8 +83,8 @@ class Backend(ABC):
         Args:
             lowered: The ONNX file.
             artifact: The file to write; where ``runs_lowered``, to load.
-            precision: What it is to compute in, where the graph does not hold the types.
-            scratch: A folder for what goes away.
+            precision: The precision to compute in, where the types in the graph do not say it.
+            scratch: A folder for temporary files.
             calibration: The samples (batches, …) that ranges are measured on, by the input's name.
         """
 
@@ -97,5 +97,5 @@ class Backend(ABC):
         return False
 
     def kernels(self) -> Path | None:
-        """Returns the library of native kernels that will run; None where none will."""
+        """Returns the library of native kernels that will run; None without one."""
         return None

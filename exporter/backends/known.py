@@ -1,4 +1,4 @@
-"""The targets there are; a name is looked up here, and compared nowhere."""
+"""Lists the targets; the only place that looks a target up by its name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokexport.exporter.backends.openvino import OpenVino
 from tokexport.exporter.backends.ort import OnnxRuntime
 from tokexport.exporter.backends.trt import TensorRt
 
-#: The one whose runtime also runs what stands before an artifact.
+#: The target whose runtime also runs the ONNX stages of every other target.
 REFERENCE: Final[Backend] = OnnxRuntime()
 BACKENDS: Final[dict[str, Backend]] = {
     backend.name: backend for backend in (REFERENCE, OpenVino(), TensorRt())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class OpenVino(Backend):
-    """See the module."""
+    """Converts the lowered ONNX to OpenVINO's IR, and narrows or quantises it there."""
 
     name = "openvino"
     runtime = "openvino"
@@ -27,7 +27,7 @@ class OpenVino(Backend):
     quantizations = ("static",)
     refuses_everywhere = True
     tells_attentions = True
-    #: What dies before it quantises does so in fp32 too.
+    #: A node that ends the process before quantisation ends it in fp32 too.
     searched_in = {"int8": ("fp32", "int8")}
     fp16_advice = (
         "Where the processor has no fp16, OpenVINO computes in bf16: try --precision bf16, "
@@ -35,7 +35,7 @@ class OpenVino(Backend):
     )
 
     def calibrates(self, precision: str) -> bool:
-        """Returns whether it is int8: the ranges of the IR are measured when it is built."""
+        """Returns whether the precision is int8: the build measures the ranges of the IR."""
         return precision == "int8"
 
     def build(
@@ -46,7 +46,7 @@ class OpenVino(Backend):
         scratch: Path,
         calibration: Mapping[str, Array],
     ) -> RuntimeInfo:
-        """Converts the graph, quantises it and keeps wide what decides; see ``Backend.build``."""
+        """Converts and quantises the graph, decisions in float32; see ``Backend.build``."""
         from tokexport.runtimes.openvino.runner import convert
 
         if precision == "fp32":
@@ -74,7 +74,7 @@ class OpenVino(Backend):
         import_openvino()
 
     def has_kernel(self, call: TokenCall) -> bool:
-        """Returns whether all indices of a call are computed: its kernels take no constant ones."""
+        """Returns whether all indices of a call are computed: kernels take no constant ones."""
         from tokexport.graph_passes.ops.onnx_functions import signatures
 
         inputs = signatures()[call.operator].inputs

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class OnnxRuntime(Backend):
-    """See the module."""
+    """Loads the lowered ONNX file itself in ONNX Runtime on the CPU."""
 
     name = "ort"
     runtime = "ort"
@@ -27,7 +27,7 @@ class OnnxRuntime(Backend):
     runs_lowered = True
 
     def arithmetic_in_graph(self, precision: str) -> bool:
-        """Returns whether it is int8: linears become integers while the graph is lowered."""
+        """Returns whether the precision is int8: lowering makes the linears integers."""
         return precision == "int8"
 
     def build(
@@ -38,7 +38,7 @@ class OnnxRuntime(Backend):
         scratch: Path,
         calibration: Mapping[str, Array],
     ) -> RuntimeInfo:
-        """Loads the artifact, which is there already; see ``Backend.build``."""
+        """Loads the lowered file, which is the artifact; see ``Backend.build``."""
         from tokexport.runtimes.ort.runner import OrtRunner
 
         with OrtRunner.from_file(artifact) as runner:
@@ -51,11 +51,11 @@ class OnnxRuntime(Backend):
         import_runtime("onnxruntime", extra="ort")
 
     def has_kernel(self, call: TokenCall) -> bool:
-        """Tells that there is one for each call."""
+        """Returns True: each call of a token operator has a kernel."""
         return True
 
     def kernels(self) -> Path | None:
-        """Returns the library of custom operators, where there is one and it is wanted."""
+        """Returns the library of custom operators; None if it is missing or switched off."""
         from tokexport.runtimes.native_library import native_library
 
         return native_library()

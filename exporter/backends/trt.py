@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TensorRt(Backend):
-    """See the module."""
+    """Builds an engine on any machine; a machine with a GPU runs it."""
 
     name = "trt"
     runtime = "trt"

@@ -1,1 +1,1 @@
-"""Holds a compiled model against everything that it could be run as instead."""
+"""Times a compiled model beside its alternatives: eager, plain exports, the unreduced model."""

@@ -1,4 +1,4 @@
-"""What is timed beside what: the ways to run a model, and how each of them came out."""
+"""Names the candidates of a benchmark, and holds what preparing each of them gave."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Way(StrEnum):
-    """A way to run a model."""
+    """Names how a candidate runs the model."""
 
     EAGER = "eager"
     TORCH_COMPILE = "torch.compile"
@@ -41,13 +41,13 @@ class Candidate:
         return f"{'unreduced: ' * self.unreduced}{self.way}{where}"
 
     def same(self, way: Way, precision: str, *, unreduced: bool = False) -> Candidate:
-        """Returns another way to run a model on the same target."""
+        """Returns the candidate that runs the model on the same target in another way."""
         return Candidate(way, self.target, precision, unreduced)
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A candidate that was made ready, or why it could not be.
+    """A candidate that was prepared, or why it could not be.
 
     Attributes:
         candidate: What it is.

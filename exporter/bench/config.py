@@ -1,4 +1,4 @@
-"""What a benchmark is asked to do, checked once."""
+"""Holds the options of a benchmark, checked once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokexport.exporter.errors import UsageError
 
 #: The targets that run on the processor, beside eager; an engine for a GPU has no peer here.
 TIMED_TARGETS: Final = tuple(name for name, one in BACKENDS.items() if one.runs_on_cpu)
-#: Fewer rounds than this leave the ratio of medians in the noise.
+#: With fewer rounds the ratio of medians varies too much from run to run.
 ENOUGH_ROUNDS: Final = 40
 
 

@@ -1,7 +1,7 @@
-"""Makes every candidate of a measurement ready, and holds it to eager before it is timed.
+"""Prepares every candidate of a measurement, and compares it with eager before it is timed.
 
-A candidate that cannot be made ready says why; one that answers otherwise than eager says by how
-much, and is timed all the same.
+A candidate that cannot be prepared says why; one that differs from eager says by how much, and is
+timed all the same.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class Entrants:
 
 
 def _said(error: Exception) -> str:
-    """Returns what stands in place of times: what happened, and at which node if that is told."""
+    """Returns the note in place of times: what happened, and at which node if it is known."""
     what: str = getattr(error, "what", "") or reason_of(error)
     operator: str = getattr(error, "operator", "")
     if not operator or operator in what:
@@ -257,7 +257,7 @@ def plain_candidates(config: BenchConfig, *, unreduced: bool = False) -> list[Ca
 
 
 def plain_precision(target: str, precision: str) -> str:
-    """Returns what the plain export runs in that a candidate of a precision is held against."""
+    """Returns the precision of the plain export that a candidate is compared with."""
     return precision if precision in BACKENDS[target].plain_precisions else "fp32"
 
 
@@ -282,7 +282,7 @@ def _open_plain(candidate: Candidate, path: Path, facts: GraphFacts, threads: in
 
 
 def named_arrays_of(runner: Runner, model: Subject, batch: dict[str, Array]) -> dict[str, Array]:
-    """Names a batch as the runner does: an export may have its own names, in the call's order."""
+    """Renames a batch's inputs to the runner's: an export may name them itself, in order."""
     own = [spec.name for spec in runner.inputs]
     if {*own} == {*batch}:
         return batch
@@ -311,7 +311,7 @@ def _held(entrant: Entrant, model: Subject, found: dict[str, Array]) -> Entrant:
 
 
 def _as_proven(entrant: Entrant, result: CompileResult) -> Entrant:
-    """Excuses the near-ties that compile told from errors; its other gates are those here."""
+    """Clears ``wrong`` where compile proved that the differences are near-ties."""
     if entrant.wrong and result.report.stages[-1].ties is not None:
         return replace(entrant, wrong=False, note="near-ties fell the other way, as compile proved")
     return entrant

@@ -1,4 +1,4 @@
-"""The export that PyTorch itself offers, of the model as it is in eager."""
+"""Exports the model as it is in eager with PyTorch's own exporter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokexport.exporter.build.emit import stable_sort
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.torch_warnings import exporter_silenced, torch_log_silenced
 
-#: What is said of an export that was helped.
+#: The note on an export that needed help.
 HELPED: Final = "with tokexport's translation of aten.sort.stable, which torch.onnx.export lacks"
 #: The longest reason that is shown.
 _LONGEST: Final = 200
@@ -69,7 +69,7 @@ def _export(subject: Subject, path: Path, options: dict[str, Any]) -> None:
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """Returns the error that an error arose from in the end."""
+    """Returns the first cause of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -58,7 +58,7 @@ def _draw(measurement: Measurement, axes: Any) -> None:
 
 
 def _is_noisy(row: Row) -> bool:
-    """Returns whether a ratio of the row is one of medians that the minima contradict."""
+    """Returns whether the minima contradict the medians of a ratio of the row."""
     return any(one is not None and one.noisy for one in (row.over_plain, row.realisation))
 
 

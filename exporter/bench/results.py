@@ -1,4 +1,4 @@
-"""What a benchmark found, as data, and the arithmetic of its ratios."""
+"""Holds the results of a benchmark as data, and computes their ratios."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokexport.exporter.bench.entrants import plain_precision
 from tokexport.exporter.speed.against_eager import said_threads
 from tokexport.exporter.speed.interleaved import Ratio, Speed, Timing, over
 
-#: What is said of eager where nothing else can run.
+#: The note on eager where nothing else can run.
 ALONE: Final = "not timed: nothing else can run"
 
 
@@ -28,7 +28,7 @@ class Realisation:
             precision; None where that was not timed.
         over_ours: Over the unreduced model compiled here, for the same target and precision; None
             where that was not timed.
-        noisy: Whether a speed-up in it is one of medians that the minima contradict.
+        noisy: Whether the minima contradict the medians of a speed-up in it.
     """
 
     over_plain: float | None
@@ -50,7 +50,7 @@ class Row:
         over_floor: Its median over the median of the GEMM floor; None where there is no floor.
         realisation: Of the reduced model's rows on a runtime, where the unreduced model is known.
         error: The largest difference from eager, as a share of an output's scale.
-        wrong: Whether that lies outside the gate.
+        wrong: Whether it lies outside the gate.
         note: Why it could not run; or its threads, whether its ratio is noisy, what is wrong with
             it, and what else there is to know.
     """
@@ -150,7 +150,7 @@ def rows_of(
 
 
 class _Rounds:
-    """The same rounds, held against whichever candidate is asked for."""
+    """The same rounds, compared with the candidate that is asked for."""
 
     def __init__(self, speed: Speed | None, seed: int) -> None:
         self._speed, self._seed = speed, seed
@@ -196,7 +196,7 @@ def _row(entrant: Entrant, rounds: _Rounds, macs_ratio: float | None) -> Row:
 
 
 def _note(entrant: Entrant, noisy: bool) -> str:
-    """Joins what there is to know: on how many threads it ran, whether a ratio of it is noisy."""
+    """Joins the notes on a row: its threads, and whether one of its ratios is noisy."""
     parts = [entrant.note] if entrant.note else []
     if entrant.threads is not None:
         parts.append(said_threads(entrant.threads))
@@ -206,7 +206,7 @@ def _note(entrant: Entrant, noisy: bool) -> str:
 
 
 def _plain_of(candidate: Candidate) -> Candidate:
-    """Returns the plain export that a candidate is held against."""
+    """Returns the plain export that a candidate is compared with."""
     target = candidate.target or REFERENCE.name
     return Candidate(Way.PLAIN, target, plain_precision(target, candidate.precision))
 

@@ -1,8 +1,8 @@
-"""Times a compiled model beside everything that it could be run as instead.
+"""Times a compiled model beside its alternatives.
 
-For each batch size every candidate is made ready, its answers are held to eager, and all that can
-run take turns in interleaved rounds of one process: eager, ``torch.compile`` where asked for, the
-plain export, that export optimised, the model compiled here, the unreduced model both ways, and
+For each batch size every candidate is prepared, its outputs are compared with eager, and all that
+can run take turns in interleaved rounds of one process: eager, ``torch.compile`` where asked for,
+the plain export, that export optimised, the model compiled here, the unreduced model by both, and
 the products with weights alone.
 """
 
@@ -43,8 +43,8 @@ def bench(
 ) -> Bench:
     """Measures a model beside its alternatives.
 
-    A candidate that cannot run is a row with the reason, and one that answers otherwise than eager
-    is a row that says by how much.
+    A candidate that cannot run is a row with the reason; one that differs from eager is a row that
+    says by how much.
 
     Args:
         source: The model; it is left as it was.
@@ -132,7 +132,7 @@ def _measured(
 
 
 def _timed(entrants: list[Entrant], config: BenchConfig) -> Speed | None:
-    """Runs the rounds of all that can run; None where that is eager alone."""
+    """Runs the rounds of all candidates that can run; None if only eager can."""
     ready = {one.candidate.name: one.run for one in entrants if one.run is not None}
     if len(ready) < 2:
         return None
@@ -146,7 +146,7 @@ def _timed(entrants: list[Entrant], config: BenchConfig) -> Speed | None:
 
 
 def _same_inputs(model: Subject, unreduced: Subject) -> None:
-    """Refuses an unreduced model of other inputs: it would be another task."""
+    """Refuses an unreduced model that takes other inputs: it would be another task."""
     one, other = ([(s.shape, s.dtype) for s in each.specs] for each in (model, unreduced))
     if one != other:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""A model that is timed: its inputs, its answers in eager, and what its graph says of it."""
+"""Prepares the model that is timed: its inputs, its outputs in eager, and facts of its graph."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.tolerances.comparison import scale_of
 from tokexport.runtimes.tolerances.neighbourhoods import as_samples, local_floor
 
-#: What the outputs of a model that cannot be traced may be off, as a share of the scale around.
+#: The tolerance for a model that cannot be traced, as a share of the scale around a value.
 WIDEST: Final = 1e-3
 
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What the graph of a model says.
+    """Facts that are read from the graph of a model.
 
     Attributes:
         macs: Multiply-accumulates of a run on one batch, normalisations left out; None where the
@@ -71,7 +71,7 @@ def widest_gate(expected: Array, samples: int, reason: str) -> Gate:
 
 
 class Subject:
-    """A model and what every way to run it is held to.
+    """A model, and the reference that every candidate is compared with.
 
     Args:
         source: The model, as it was read.
@@ -116,7 +116,7 @@ class Subject:
         return {name: one.numpy() for name, one in self.flat.spec.constants.items()}
 
     def judged(self, found: Mapping[str, Array], precision: str) -> StageResult:
-        """Holds the outputs (batches, …) of a way to run the model to eager."""
+        """Compares the outputs (batches, …) of a candidate with eager."""
         if precision not in self._gates:
             self._gates[precision] = self._gates_of(precision)
         return judge("bench", self.expected, found, self._gates[precision])

@@ -1,4 +1,4 @@
-"""Prints a benchmark, and gives it as plain values."""
+"""Prints a benchmark, and returns it as plain values."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _table(measurement: Measurement) -> Table:
 
 
 def cells(row: Row) -> list[str]:
-    """Returns a row's numbers in the order of ``HEADINGS``, '' where there is none."""
+    """Returns a row's numbers in the order of ``HEADINGS``, '' for a missing one."""
     timing, plainly, realised = row.timing, row.over_plain, row.realisation
     return [
         "" if timing is None else f"{timing.median_ms:.2f}",
@@ -119,7 +119,7 @@ def cells(row: Row) -> list[str]:
 
 
 def remark(row: Row) -> str:
-    """Returns what is said beside a row's numbers, or in their place."""
+    """Returns the note beside a row's numbers, or in their place."""
     if row.timing is None:
         return row.note or "not timed"
     if row.wrong:

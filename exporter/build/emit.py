@@ -1,8 +1,8 @@
 """Writes a rewritten program as an ONNX model with functions of domain ``tokexport``.
 
-Torch's ONNX exporter first replaces each operator that has no ONNX form by ones that have, for
-which it traces the whole graph anew. What comes out of the passes seldom holds one, and is then
-handed over as a program that it need not trace once more::
+Torch's ONNX exporter first replaces each operator that has no ONNX form by operators that have one,
+for which it traces the whole graph again. A rewritten graph seldom holds such operators, and is
+then handed over as a program that need not be traced again::
 
     aten.linear, aten.mul, tokexport.merge_tokens    as it is
     aten.linear, aten.celu                           traced anew: celu becomes others
@@ -59,7 +59,7 @@ class DecomposedProgram(ExportedProgram):
         decomp_table: Mapping[Any, Callable[..., Any]] | None = None,
         decompose_custom_triton_ops: bool = False,
     ) -> ExportedProgram:
-        """Returns this very program where nothing in it is in the table."""
+        """Returns this program itself where none of its operators is in the table."""
         table = None if decomp_table is None else dict(decomp_table)
         if table is not None and not any(node.target in table for node in self.graph.nodes):
             return self
@@ -68,7 +68,7 @@ class DecomposedProgram(ExportedProgram):
 
 
 def without_a_trace(program: ExportedProgram) -> ExportedProgram:
-    """Returns a program to export that is traced anew only where an operator asks for it.
+    """Returns a program that the exporter traces again only where an operator needs it.
 
     It is the one given where its graph holds other graphs, or values of several traces.
     """
@@ -152,7 +152,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def stable_sort(self: Any, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:
-    """TopK of all: of equal values the lower index comes first (operator TopK-11)."""
+    """Sorts by a TopK of all values: of equal values the lower index comes first (TopK-11)."""
     count: Any = op.Constant(value_ints=[self.shape[dim]])
     return op.TopK(self, count, axis=dim, largest=int(descending), sorted=1)
 
@@ -167,10 +167,10 @@ def _product_of_all(self: Any, *, dtype: Any = None) -> Any:
 
 
 def _log_sum_exp(self: Any, dim: Sequence[int], keepdim: bool = False) -> Any:
-    """Subtracts the largest first, as PyTorch does.
+    """Computes logsumexp with the largest value subtracted first, as PyTorch does.
 
-    ReduceLogSumExp of ONNX Runtime does not in a row that begins with -inf, whose other numbers it
-    loses where they lie below -88.
+    ReduceLogSumExp of ONNX Runtime does not subtract it in a row that begins with -inf, and loses
+    the other numbers of that row where they lie below -88.
     """
     axes: Any = op.Constant(value_ints=[*dim] or [*range(len(self.shape))])
     largest: Any = op.ReduceMax(self, axes, keepdims=1)
@@ -204,7 +204,7 @@ def _operator(name: str) -> Op:
 
 
 def _rename(values: Sequence[ir.Value], names: Sequence[str], model: ir.Model) -> None:
-    """Gives graph inputs or outputs the user's names; another value of that name steps aside."""
+    """Gives graph inputs or outputs the user's names; renames other values that have them."""
     wanted = set(names)
     own = set(values)
     for node in model.graph:
@@ -222,7 +222,7 @@ def _rename(values: Sequence[ir.Value], names: Sequence[str], model: ir.Model) -
 
 
 def _refusal(error: Exception) -> ModelNotSupportedError:
-    """Names the operator without an ONNX form and the line it came from."""
+    """Returns the error that names the operator without an ONNX form, and its line."""
     node = _failed_node(error)
     if node is not None:
         return ModelNotSupportedError(
@@ -240,7 +240,7 @@ def _refusal(error: Exception) -> ModelNotSupportedError:
 
 
 def _failed_node(error: BaseException) -> torch.fx.Node | None:
-    """Returns the node that the exporter was at; its graph is not ours, but its lines are."""
+    """Returns the node at which the exporter failed, for its source line."""
     for cause in _causes(error):
         named = re.search(r"translating node %(\w+) :", str(cause))
         trace = cause.__traceback__
@@ -253,5 +253,5 @@ def _failed_node(error: BaseException) -> torch.fx.Node | None:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Returns an error and what caused it, the first cause last."""
+    """Returns an error and its causes, the first cause last."""
     return [error, *(_causes(error.__cause__) if error.__cause__ else ())]

@@ -1,4 +1,4 @@
-"""Writes ONNX files, also of models beyond what one protobuf holds."""
+"""Writes ONNX files, also of models that exceed the limit of one protobuf."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a compile computes in: the arithmetic of the lowered graph, and what is said of it.
+"""Determines the arithmetic of the lowered graph, and the warnings about it.
 
-For int8 the ranges of what a model's linears read are measured, on the samples of a compile.
+For int8 the ranges of the inputs of a model's linears are measured on the samples of a compile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tokexport.runtimes.bundle.manifest import RuntimeInfo
 #: How many samples the ranges are measured on, at most; a batch that holds more is taken whole.
 CALIBRATION_SAMPLES: Final = 300
 
-#: What the ends of a value's range are called, behind its name.
+#: The suffixes of a value's name that name the ends of its range.
 _LEAST: Final = "/least"
 _LARGEST: Final = "/largest"
 
@@ -74,7 +74,7 @@ def linear_ranges(emitted: ir.Model, batches: Batches) -> dict[str, tuple[float,
 
 
 def _give_ends(graph: ir.Graph, value: ir.Value) -> None:
-    """Lets a model give the least and the largest number of a value, and not all of them."""
+    """Makes the least and the largest number of a value outputs, in place of the value."""
     for operator, end in (("ReduceMin", _LEAST), ("ReduceMax", _LARGEST)):
         result = ir.val(f"{value.name}{end}", value.dtype, [])
         graph.append(ir.node(operator, [value], {"keepdims": 0}, outputs=[result]))
@@ -82,7 +82,7 @@ def _give_ends(graph: ir.Graph, value: ir.Value) -> None:
 
 
 def arithmetic_of(config: CompileConfig, emitted: ir.Model, batches: Batches) -> Arithmetic:
-    """Returns what the lowered graph computes in; measures ranges where they are static.
+    """Returns the arithmetic of the lowered graph; measures ranges where they are static.
 
     Args:
         config: What was asked for.
@@ -99,7 +99,7 @@ def arithmetic_of(config: CompileConfig, emitted: ir.Model, batches: Batches) ->
 def with_quantisation(
     runtime: RuntimeInfo, config: CompileConfig, arithmetic: Arithmetic
 ) -> RuntimeInfo:
-    """Adds to what built or runs an artifact how its integers were made."""
+    """Adds how int8 was quantised to the description of a runtime."""
     if config.quantization_used is None:
         return runtime
     details: dict[str, str | int | list[str]] = {"quantization": config.quantization_used}
@@ -109,7 +109,7 @@ def with_quantisation(
 
 
 def precision_warnings(config: CompileConfig) -> tuple[str, ...]:
-    """Says where a precision rests on inputs that are not real."""
+    """Warns where the ranges of int8 were measured on synthetic inputs."""
     if config.quantization_used != "static" or config.inputs is not None:
         return ()
     return (

@@ -1,4 +1,4 @@
-"""Runs what each stage of the model's way left, on the batches the reference was run on."""
+"""Runs the graph that a stage left, on the batches of the reference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokexport.runtimes.bundle.runner import Runner
 
 
 def run_graph(module: GraphModule, batches: Batches, names: tuple[str, ...]) -> dict[str, Array]:
-    """Runs an unlifted graph in eager torch; returns (batches, …) by the names of its results."""
+    """Runs an unlifted graph in eager torch; returns (batches, …) by the result's name."""
     with torch_warnings_silenced(), torch.no_grad():
         rows = [module(*tensors_of(batch)) for batch in batches]
     return {

@@ -1,4 +1,4 @@
-"""Keeps what every stage leaves, for comparison and, when asked, for the user."""
+"""Keeps the graph of every stage for comparison and, with --keep-stages, for the user."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tokexport.runtimes.errors import (
     RuntimeMissingError,
 )
 
-#: What a folder of kept stages holds, and nothing else.
+#: The only names that a folder of kept stages holds.
 _STAGES = {"captured.pt2", "rewritten.pt2", "emitted", "lowered", "told"}
 
 
@@ -85,9 +85,9 @@ class StageFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Takes the folder away unless it is to be kept.
+        """Removes the folder unless it is to be kept.
 
-        An interrupted compile leaves nothing, and neither does one that the disk has no room for.
+        An interrupted compile leaves nothing; nor does one that filled the disk.
         """
         ended = error is not None and not isinstance(error, Exception)
         if self._held is not None:
@@ -97,7 +97,7 @@ class StageFolder:
                 shutil.rmtree(self.path, ignore_errors=True)
 
     def _make_room(self) -> None:
-        """Takes kept stages of an earlier compile away, and never anything else."""
+        """Removes the kept stages of an earlier compile, and never anything else."""
         if not self._final.exists():
             return
         found = {entry.name for entry in self._final.iterdir()} if self._final.is_dir() else {""}
@@ -133,7 +133,7 @@ class StageFolder:
 
     @contextmanager
     def explain(self, lowered: Path | None = None) -> Iterator[None]:
-        """Adds to a failure at a node the user's own line, and where ``lowered`` was left.
+        """Adds the user's line, and where ``lowered`` was left, to a failure at a node.
 
         Args:
             lowered: The ONNX file that the user gets where the target's runtime is missing.

@@ -1,7 +1,7 @@
-"""Asks each target which operators of a model it would refuse, and which attentions it fuses.
+"""Finds which operators of a model each target refuses, and which attentions it fuses.
 
-ONNX Runtime loads the lowered model, OpenVINO converts and loads it; TensorRT's refusals are known
-without it, and no engine is built.
+ONNX Runtime loads the lowered model, OpenVINO converts and loads it; for TensorRT the refused
+operators are listed, and no engine is built.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tokexport.runtimes.native_library import NO_KERNELS
 
 @dataclass(frozen=True)
 class Refusal:
-    """One thing that a target refuses.
+    """An operator that a target refuses.
 
     Attributes:
         what: The operator, a sentence.
@@ -54,14 +54,14 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a target says of a model.
+    """Whether a target takes a model, and what it refuses.
 
     Attributes:
         target: ``ort``, ``openvino`` or ``trt``.
         refusals: What it refuses; nothing where it takes the model.
-        note: How that was found out, or why it was not, a clause.
-        asked: Whether it was found out; False where the target's runtime is not installed.
-        unfused: Where the attentions stand of which some runs in standard operators.
+        note: How it was found out, or why it was not, a clause.
+        asked: Whether the target was asked; False where its runtime is not installed.
+        unfused: The places of the attentions that do not run as one kernel.
     """
 
     target: str
@@ -81,11 +81,11 @@ def emitted(program: ExportedProgram, input_names: Sequence[str]) -> ir.Model | 
 
 
 def ask(target: str, model: ir.Model | Refusal) -> Verdict:
-    """Returns what a target says of an emitted model, which stays as it is.
+    """Returns what a target refuses of an emitted model, which is left as it is.
 
     Args:
         target: ``ort``, ``openvino`` or ``trt``.
-        model: The model, or why there is none.
+        model: The model, or the refusal that prevented it.
     """
     if isinstance(model, Refusal):
         return Verdict(target, (model,), "there is no ONNX model to ask it about")
@@ -109,7 +109,7 @@ def ask(target: str, model: ir.Model | Refusal) -> Verdict:
 
 
 def _try(target: str, model: ir.Model, lines: dict[str, str], folder: Path) -> Verdict:
-    """Lets the target read the lowered model."""
+    """Loads the lowered model in the target's runtime, and returns what it refused."""
     backend = BACKENDS[target]
     lowered, built = folder / REFERENCE.artifact, folder / "built"
     save_onnx(model, lowered)
@@ -131,7 +131,7 @@ def _try(target: str, model: ir.Model, lines: dict[str, str], folder: Path) -> V
 def _attentions(
     backend: Backend, model: ir.Model, lowered: Path, artifact: Path, runtime: RuntimeInfo
 ) -> tuple[int, list[ir.Node]]:
-    """Returns how many attentions run as one kernel, and the other ones' nodes.
+    """Returns how many attentions run as one kernel, and the nodes of the others.
 
     Args:
         backend: The target.
@@ -169,7 +169,7 @@ def _weighs_values(weights: ir.Node) -> bool:
 def _blamed(
     error: BuildError, model: ir.Model, lines: dict[str, str], everywhere: bool
 ) -> tuple[Refusal, ...]:
-    """Names the nodes to blame, each with its line.
+    """Returns the refusals of an error, a node and its source line each.
 
     Args:
         error: What the target said; it may name a node, an operator, both or neither.

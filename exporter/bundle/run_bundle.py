@@ -17,7 +17,7 @@ from tokexport.runtimes.loading import load
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run wrote.
+    """What a run of a bundle wrote.
 
     Attributes:
         bundle: The bundle that was run.
@@ -79,7 +79,7 @@ def run_bundle(
 
 
 def _joined(rows: list[np.ndarray], batches: Batches, batch: int) -> np.ndarray:
-    """Joins the batches of one output along the samples, without what only filled up the last."""
+    """Joins the batches of one output along the samples, without the padding of the last."""
     if rows[0].shape[:1] == (batch,):
         joined: np.ndarray = np.concatenate(rows)[: batches.samples]
         return joined

@@ -7,7 +7,7 @@
         manifest.json      last, once every other file is hashed
     NAME/                  one rename, once all of it is on the disk
 
-A run that fails or is interrupted takes its partial folder away; one that is killed leaves that
+A run that fails or is interrupted removes its partial folder; one that is killed leaves that
 hidden folder to the next run, and nothing under NAME. When a bundle is replaced, the old one stays
 under NAME until the new one is complete, and the two exchange their names in one step. Where the
 system cannot, the old one is set aside as ``.NAME.old-1f0c…`` first; a process that is killed
@@ -69,12 +69,12 @@ _FULL_BYTES = 1 << 16
 
 
 class BundleWriter:
-    """A partial folder to write into, and the one step that makes a bundle of it.
+    """Writes into a partial folder, and makes it a bundle in one step.
 
     Args:
         output: The folder the bundle becomes; its parent must exist.
         force: Whether an empty folder or an earlier bundle at ``output`` may be replaced. Nothing
-            else is ever replaced: not a folder of other things, not a bundle with files in it
+            else is ever replaced: not a folder of other files, not a bundle with files in it
             that its manifest does not name, not a link.
     """
 
@@ -93,7 +93,7 @@ class BundleWriter:
         return self._held.path
 
     def __enter__(self) -> Self:
-        """Checks the place and makes the partial folder, in place of those of killed processes.
+        """Checks the output and makes the partial folder; removes those of killed processes.
 
         Raises:
             OutputExistsError: Something is at the output that may not be replaced.
@@ -110,7 +110,7 @@ class BundleWriter:
         return self
 
     def _put_back(self) -> None:
-        """Puts a bundle back that a killed process had set aside for a new one."""
+        """Restores a bundle that a killed process had set aside for a new one."""
         if not self._output.parent.is_dir():
             return
         beside = self._output.parent.iterdir()
@@ -123,7 +123,7 @@ class BundleWriter:
             shutil.rmtree(path, ignore_errors=True)
 
     def _names(self, role: str) -> str:
-        """Returns what the names of hidden siblings match."""
+        """Returns the pattern of the names of hidden siblings."""
         return rf"\.{re.escape(self._output.name)}\.{role}-[0-9a-f]{{16}}"
 
     def _make_partial(self) -> Path:
@@ -137,7 +137,7 @@ class BundleWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Takes the partial folder away unless it was committed, and words a full disk.
+        """Removes the partial folder unless it was committed; reports a full disk as WriteError.
 
         Raises:
             WriteError: ``error`` came of a disk that takes no more.
@@ -172,7 +172,7 @@ class BundleWriter:
             )
 
     def commit(self, manifest: Manifest) -> Path:
-        """Completes the bundle and puts it in its place.
+        """Completes the bundle and moves it to its place.
 
         Args:
             manifest: The manifest; its ``files`` are replaced by the hashes of what was written.
@@ -181,7 +181,7 @@ class BundleWriter:
             The bundle's folder.
 
         Raises:
-            OutputExistsError: Something came to the output in the meantime.
+            OutputExistsError: Another process made the output in the meantime.
             WriteError: The disk takes no more, or the folder cannot be renamed.
             InternalError: There is no artifact, a manifest was written before, or something is no
                 plain file.
@@ -219,7 +219,7 @@ class BundleWriter:
         _sync(self._output.parent)
 
     def _clean_up(self) -> None:
-        """Leaves one bundle, the new or else the old, and no hidden folder."""
+        """Leaves one bundle, the new one or the old one, and no hidden folder."""
         if self._aside is not None and self._aside.exists():
             if self._output.exists():
                 shutil.rmtree(self._aside, ignore_errors=True)
@@ -280,7 +280,7 @@ class BundleWriter:
             )
 
     def _as_write_error(self, error: BaseException | None) -> WriteError | None:
-        """Returns what to say instead of ``error`` when it came of a disk that takes no more."""
+        """Returns the error to raise instead of ``error`` if the disk is full."""
         if self._held is None or self._committed or not isinstance(error, Exception):
             return None
         if isinstance(error, ExporterError | RuntimeMissingError):
@@ -294,7 +294,7 @@ class BundleWriter:
         return None
 
     def _is_refused_here(self, error: OSError) -> bool:
-        """Whether the permission that was missing was that of a file in the partial folder."""
+        """Returns whether the missing permission was that of a file in the partial folder."""
         named = str(error.filename) if error.filename is not None else ""
         return isinstance(error, PermissionError) and named.startswith(str(self.path))
 
@@ -306,7 +306,7 @@ def save_reference(
     tie_free: np.ndarray | None = None,
     of_gates: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Saves what a bundle is verified against.
+    """Saves the reference that a bundle is verified against.
 
     Args:
         path: The ``.npz`` file.
@@ -354,7 +354,7 @@ def _sync(path: Path) -> None:
 
 
 def _cannot_write(error: OSError, place: Path) -> WriteError:
-    """Words why nothing can be written, with the space that is left where that is the cause."""
+    """Returns why nothing can be written, with the free space if the disk is full."""
     where = str(error.filename or place)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         folder = next(folder for folder in (place, *place.parents) if folder.is_dir())
@@ -373,7 +373,7 @@ def _cannot_write(error: OSError, place: Path) -> WriteError:
 
 
 def _size(count: int) -> str:
-    """Returns a number of bytes as a user reads it, in decimal units."""
+    """Returns a number of bytes in decimal units, for example 1.5 MB."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
@@ -391,7 +391,7 @@ def new_manifest(
     schedule: tuple[int, ...],
     runtime: RuntimeInfo,
 ) -> Manifest:
-    """Returns the manifest of an artifact that was built and has not run.
+    """Returns the manifest of an artifact that was built and has not been run.
 
     Args:
         config: What was asked for.

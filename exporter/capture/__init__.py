@@ -1,1 +1,1 @@
-"""Traces a model to a static graph, or says what in it is not static."""
+"""Traces a model to a static graph, or refuses it with the line that is not static."""

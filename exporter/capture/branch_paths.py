@@ -1,4 +1,4 @@
-"""Traces the ways that code takes on the samples, so that the artifact can select among them."""
+"""Traces the branches that code takes on the samples, for the artifact to select among."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokexport.graph_passes.torch_passes.graph.editor import Editor
 from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
 from tokexport.runtimes.arrays import Array
 
-#: All ways are computed on every run: no more than so many are.
+#: The most paths through branches: every run of the artifact computes all of them.
 MOST_PATHS = 4
 
 
@@ -35,7 +35,7 @@ def with_paths(
     padding: Padding,
     drop_noise: bool,
 ) -> tuple[ExportedProgram, Padding]:
-    """Returns a padded graph that also takes the ways other samples take, where they differ.
+    """Returns a padded graph that also takes the branches that other samples take.
 
     Args:
         model: The model as given.
@@ -43,7 +43,7 @@ def with_paths(
         caps: The caps.
         program: The padded graph of the first batch.
         padding: What was padded in it.
-        drop_noise: Whether what it draws is taken for its mean.
+        drop_noise: Whether every random draw becomes its mean.
     """
     if len(batches) == 1 or all(check.kind != "branch" for check in padding.checks):
         return program, padding
@@ -60,7 +60,7 @@ def with_paths(
         try:
             other, more = capture_padded(model, tensors_of(example), caps)
         except ModelNotSupportedError:
-            continue  # that way cannot be padded: such inputs are refused
+            continue  # that path cannot be padded: its inputs are refused
         if any(check.kind == "branch" for check in more.checks):
             paths.append(Path(other, more.selections, more.checks))
             taken.append(_takes(paths[-1], batches, drop_noise))
@@ -75,7 +75,7 @@ def with_paths(
 
 
 def without_draws(program: ExportedProgram) -> GraphModule:
-    """Returns a program as a module, as ``unlifted`` does, with means in place of its draws."""
+    """Returns a program as a module, with means in place of its random draws."""
     module = as_graph_module(program)
     DropRandom().call(Editor(module.graph))
     module.recompile()
@@ -83,7 +83,7 @@ def without_draws(program: ExportedProgram) -> GraphModule:
 
 
 def _takes(path: Path, batches: Batches, drop_noise: bool) -> Array:
-    """Returns on which batches (batches,) all branches of a way are taken."""
+    """Returns on which batches (batches,) all branches of a path are taken."""
     names = [check.holds.name for check in path.checks if check.kind == "branch"]
     graph = expose_values(
         without_draws(path.program) if drop_noise else as_graph_module(path.program), names

@@ -1,4 +1,4 @@
-"""Tells a tracer the numbers that an example gave where the model's code asks for them.
+"""Gives a tracer the numbers of an example where the model's code reads them.
 
 A tracer gives values no numbers, and stops where code branches on one. Here the model runs on the
 example first, and what it reads is written down in order; while it is traced, the same reads set a
@@ -43,7 +43,7 @@ _READS: Final = frozenset(
 )
 
 
-#: What an input does that goes another way than the example.
+#: What an input does that takes another branch than the example.
 BRANCH: Final = "the code branches otherwise than on the sample"
 NUMBER: Final = (
     "the code reads another number than on the sample (int() and float() fix one, .item() does not)"
@@ -53,7 +53,7 @@ _SYMBOLS: Final = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 class ExampleNumbers(TorchFunctionMode):
-    """Writes down what a model reads from its tensors, and hints at it while it is traced.
+    """Records what a model reads from its tensors, and gives it as hints while it is traced.
 
     But for ``SliceBounds`` it has to be the innermost of the modes that are entered, so that it
     meets every call of the model itself. ``begin`` ends the first part.
@@ -68,7 +68,7 @@ class ExampleNumbers(TorchFunctionMode):
         self._hinted: list[Any] = []
 
     def begin(self) -> None:
-        """Begins to hint."""
+        """Ends the recording and begins to give hints."""
         self._position = 0
 
     def end(self) -> None:
@@ -82,7 +82,7 @@ class ExampleNumbers(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls a function, and writes down or hints at the numbers in what it gives."""
+        """Calls a function, and records the numbers in its result or gives them as hints."""
         name, kwargs = base_name(func), dict(kwargs or {})
         if name in ("equal", "allclose"):
             return self._compared(name, args, kwargs)
@@ -96,7 +96,7 @@ class ExampleNumbers(TorchFunctionMode):
         return found
 
     def _met(self, name: str, found: Any) -> None:
-        """Writes down the numbers in a result, or hints at those of its symbols."""
+        """Records the numbers in a result, or gives hints for its symbols."""
         own = _numbers_in(found)
         if self._position is None:
             self._read.append((name, own))
@@ -105,7 +105,7 @@ class ExampleNumbers(TorchFunctionMode):
             self._hint(one, value)
 
     def _next(self, name: str, count: int) -> list[Any] | None:
-        """Returns what the example gave at the next read; None where the trace goes another way."""
+        """Returns what the example gave at the next read; None where the branches differ."""
         assert self._position is not None
         read = self._read[self._position : self._position + 1]
         if not read or read[0][0] != name or len(read[0][1]) != count:
@@ -147,7 +147,7 @@ class ExampleNumbers(TorchFunctionMode):
             return bool(same.all())
 
     def _hint(self, symbol: Any, value: Any) -> None:
-        """Notes what a symbol of the tracer is on the example."""
+        """Records the value of a tracer's symbol on the example."""
         if not isinstance(symbol, _SYMBOLS) or not symbol.node.expr.is_Symbol:
             return
         number = float(value) if isinstance(symbol, torch.SymFloat) else int(value)
@@ -159,7 +159,7 @@ class ExampleNumbers(TorchFunctionMode):
             _let_decide(shape_env, self._hints, self._decided)
 
     def _decided(self, expression: Any, result: Any) -> None:
-        """Asserts, in the graph, that a decision about symbols is the one of the example."""
+        """Adds an assertion to the graph: a decision about symbols is that of the example."""
         tensors = {
             name: torch.scalar_tensor(self._symbols[name], dtype=_TYPES[type(self._symbols[name])])
             for name in expression.free_symbols
@@ -173,17 +173,17 @@ class ExampleNumbers(TorchFunctionMode):
 
 
 def assert_in_graph(holds: Tensor, said: str = BRANCH) -> None:
-    """Leaves in a trace that a truth value of rank 0 was taken for granted.
+    """Records in a trace the assumption that a truth value of rank 0 holds.
 
     Args:
         holds: The truth value.
-        said: What an input does of which it does not hold, a clause.
+        said: What an input does that breaks it, a clause.
     """
     torch.ops.aten._assert_async.msg(holds, said)
 
 
 def _let_decide(shape_env: Any, hints: Mapping[Any, Any], decided: Callable[..., None]) -> None:
-    """Lets a tracer decide by hints what it cannot decide otherwise, and say what it decided."""
+    """Makes a tracer decide by hints what it cannot decide otherwise, and records the decisions."""
     evaluate = shape_env.evaluate_expr
     deciding: list[Any] = []
 

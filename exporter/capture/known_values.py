@@ -9,7 +9,7 @@ them::
     x[:, mask]                          x[:, positions], which are a constant
     if mask.sum() == n:                 the branch that it is
 
-What draws random numbers has no such value, and none is kept of what is large.
+Random numbers have no value beside the trace, and large values are not kept.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class KnownValues(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls a function, and computes what it gives beside the trace where that is known."""
+        """Calls a function, and computes its result beside the trace where the inputs are known."""
         name, kwargs = base_name(func), dict(kwargs or {})
         versions = versions_of((args, kwargs))
         given, valid = None, frozenset[int]()
@@ -136,7 +136,7 @@ class KnownValues(TorchFunctionMode):
         self._note(found, NotImplemented if given is None else _computed(func, *given))
 
     def _answer(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Returns what is known of a call that asks for numbers; NotImplemented for others."""
+        """Returns the known result of a call that reads numbers; NotImplemented for other calls."""
         if name in _READERS:
             value = self._value(args[0])
             return NotImplemented if value is None else _apart(_READERS[name], value)
@@ -206,7 +206,7 @@ class KnownValues(TorchFunctionMode):
     def _with_numbers(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Puts known numbers in the place of tensors of one where a call takes numbers."""
+        """Replaces known tensors of one number by numbers where a call takes numbers."""
         if name in _OF_NUMBERS:
             args, kwargs = pytree.tree_map(self._number, (args, kwargs))
         elif name in _OF_SIZES:
@@ -220,9 +220,9 @@ class KnownValues(TorchFunctionMode):
         return args, kwargs
 
     def _place(self, part: Any) -> Any:
-        """Returns a part of a key with its known numbers and truths as such, slices apart.
+        """Returns a part of a key with Python numbers in place of known tensors, slices apart.
 
-        ``SliceBounds`` asks what bounds those, and is answered as any reader of numbers is.
+        ``SliceBounds`` reads the bounds of slices by itself.
         """
         if isinstance(part, list):
             return [self._whole(one) for one in part]
@@ -262,7 +262,7 @@ class KnownValues(TorchFunctionMode):
         return copy
 
     def _given(self, tree: Any) -> Any:
-        """Returns what a call is given with the numbers of its tensors; None where some are not."""
+        """Returns a call's arguments with known values for its tensors; None if one is unknown."""
         leaves, spec = pytree.tree_flatten(tree)
         known = [self._value(one) if isinstance(one, Tensor) else one for one in leaves]
         lost = any(
@@ -301,20 +301,20 @@ class KnownValues(TorchFunctionMode):
 
 
 class _Settled(TorchDispatchMode):
-    """Refuses what draws random numbers."""
+    """Refuses operators that draw random numbers."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operator that gives the same whenever it runs."""
+        """Runs an operator unless it draws random numbers."""
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise RuntimeError("It draws random numbers.")
         return func(*args, **(kwargs or {}))
 
 
 def _computed(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Returns what a function gives beside the trace; NotImplemented where it fails or draws."""
+    """Returns a function's result beside the trace; NotImplemented where it fails or draws."""
     try:
         return _apart(func, *args, **kwargs)
     except Exception:  # whatever it is, the call in the trace says it to the user
@@ -336,7 +336,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _only_read(array: Array) -> Array:
-    """Returns a copy that nothing can be written into: it would be lost to the trace."""
+    """Returns a copy that refuses writes: the trace would lose them."""
     array = array.copy()
     array.flags.writeable = False
     return array

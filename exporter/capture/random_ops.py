@@ -31,7 +31,7 @@ from tokexport.graph_passes.torch_passes.graph.draws import (
 from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
 from tokexport.runtimes.tolerances.comparison import compare
 
-#: The way out of a refusal.
+#: What to do about a refusal.
 FIX: Final = (
     "Take the random numbers out of eval mode, or pass --drop-noise: every draw becomes the mean "
     "of its distribution, and the report says what that changed."
@@ -39,7 +39,7 @@ FIX: Final = (
 
 
 def _way_out(program: ExportedProgram) -> str:
-    """Returns the way out of a refusal; ``--drop-noise`` is one where every draw has a mean."""
+    """Returns what to do about a refusal: ``--drop-noise`` where every draw has a mean."""
     for _, why in without_mean(program.graph):
         return (
             f"Take it out of eval mode, or draw once and keep that as a buffer: {why}, and "
@@ -94,7 +94,7 @@ def random_lines(program: ExportedProgram) -> tuple[str, ...]:
 
 
 def reference_of(model: FlatModel, batches: Batches) -> Reference:
-    """Runs the model as it is; one without one answer is refused by the lines that are to blame."""
+    """Runs the model as it is; refuses one that draws random numbers, with their lines."""
     try:
         return run_reference(model, batches)
     except (DataDependentError, EmptyOutputError, NotRepeatableError) as error:
@@ -160,6 +160,6 @@ def without_random_ops(
     program = run_passes(program, (DropRandom(),)).program
     free = WithoutDraws(model, program, tuple(given.outputs), given.constants)
     found = run_reference(free, batches).outputs
-    # Told to the user and held to nothing: the figures are of whole outputs.
+    # The report shows it and no gate applies: the figures are of whole outputs.
     change = {name: compare(array, found[name]) for name, array in given.outputs.items()}
     return free, RandomOpsReport(lines, change)

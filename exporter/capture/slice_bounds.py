@@ -19,7 +19,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import base_name
 
 
 class SliceBounds(TorchFunctionMode):
-    """Puts numbers in the place of tensors that bound a slice.
+    """Replaces tensors that bound a slice by numbers.
 
     It has to be the innermost of the modes that are entered, so that they meet what it asks.
     """
@@ -31,7 +31,7 @@ class SliceBounds(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls a function; one that takes or sets a part gets the numbers of its bounds."""
+        """Calls a function; indexing gets the bounds of its slices as numbers."""
         if base_name(func) in ("__getitem__", "__setitem__") and len(args) > 1:
             args = (args[0], _with_numbers(args[1]), *args[2:])
         return func(*args, **(kwargs or {}))

@@ -10,7 +10,7 @@ Before → after::
     x.data = value                     x.copy_(value)
     cov(x), corrcoef(x)                products of the rows less their means
 
-``cov`` asks a tensor of its own, a count, whether it is positive: a branch on no data at all.
+``cov`` branches on whether a count, a tensor of its own, is positive: no data decide it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LARGEST: Final = 1 << 24
 
 
 class SpelledOut(TorchFunctionMode):
-    """Puts calls that can be traced in the place of some that cannot."""
+    """Replaces some calls that cannot be traced by calls that can."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class SpelledOut(TorchFunctionMode):
         self._held: list[Tensor] = []
 
     def __enter__(self) -> Any:
-        """Begins, and stands for what no mode meets: ``torch.range``, and matrices' old name."""
+        """Begins; patches what no mode meets: ``torch.range`` and ``torch.sparse.FloatTensor``."""
         setattr(torch, "range", _range)  # noqa: B010
         setattr(torch.sparse, "FloatTensor", self._float_tensor)  # noqa: B010
         return super().__enter__()  # type: ignore[no-untyped-call]
@@ -57,7 +57,7 @@ class SpelledOut(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls a function, or what says the same."""
+        """Calls a function, or its traceable equivalent."""
         name, kwargs = base_name(func), dict(kwargs or {})
         of = getattr(getattr(func, "__self__", None), "__name__", "")
         if name in ("__get__", "__set__") and of == "data":

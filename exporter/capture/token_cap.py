@@ -1,4 +1,4 @@
-"""Holds the samples to what a padded graph takes for granted: which of them it answers."""
+"""Finds which samples keep to the assumptions of a padded graph."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle import input_checks
 from tokexport.runtimes.bundle.input_checks import InputCheck, InputChecks
 
-#: How near the padded graph has to be to eager, where no row is chosen, for that to be allowed.
+#: The tolerance against eager within which an input that chooses no row is allowed.
 _NEAR = 1e-4
 
 
 class CappedModel(FlatModel):
-    """A model, and its padded graph; it gives one more output, that all checks hold.
+    """A model and its padded graph, which has one more output: whether all checks hold.
 
     Args:
         given: The model as given.
         program: Its padded graph, whose last output says whether the checks hold.
-        checks: The checks; without any there is no such output.
+        checks: The checks; without any the graph has no output for them.
     """
 
     def __init__(self, given: FlatModel, program: ExportedProgram, checks: InputChecks) -> None:
@@ -60,7 +60,7 @@ class CappedModel(FlatModel):
 
 
 def checks_of(model: FlatModel) -> InputChecks | None:
-    """Returns what a model's graph takes for granted; None where that is nothing."""
+    """Returns the assumptions of a model's graph; None without any."""
     held = isinstance(model, CappedModel) and model.checks.held
     return model.checks if isinstance(model, CappedModel) and held else None
 
@@ -72,7 +72,7 @@ def under_cap(
     caps: Sequence[int] | None,
     drop_noise: bool = False,
 ) -> tuple[FlatModel, Batches, TokenCapReport | None]:
-    """Returns the model with its checks, the batches that it answers under the cap, and how far.
+    """Returns the model with its checks, the batches that fit the cap, and a report.
 
     Args:
         model: The model as given.
@@ -108,7 +108,7 @@ def _run(
 ) -> tuple[Array, Array, list[list[Array]]]:
     """Returns counts (batches, choices), whether checks hold (batches, checks), and the outputs.
 
-    A choice on a way that a batch does not take has the count -1.
+    A choice on a path that a batch does not take has the count -1.
     """
     graph = without_draws(program) if drop_noise else as_graph_module(program)
     (output,) = graph.graph.find_nodes(op="output")
@@ -134,7 +134,7 @@ def _proven_none(
     held: Array,
     outputs: list[list[Array]],
 ) -> set[int]:
-    """Returns the checks that some row is chosen which samples break and answer all the same.
+    """Returns the checks for at least one row that samples break without harm.
 
     The proof holds those samples to eager like all others.
     """
@@ -183,7 +183,7 @@ def _use(
     rooms = np.array([one.cap for one in padding.selections], dtype=np.int64)
     over = counts > rooms
     met = counts >= 0
-    # Behind a choice that lost rows the numbers say nothing.
+    # After a choice that lost rows the numbers mean nothing.
     known = (np.cumsum(np.cumsum(over, axis=1), axis=1) <= 1) & met
     refuses = {check.line for check in checks if check.kind == "none"}
     places = tuple(
@@ -218,7 +218,7 @@ def _use(
 
 
 def _by_place(selections: Sequence[Selection]) -> dict[tuple[str, int, int], list[int]]:
-    """Returns which choices are one place: those on several ways at one line, in their order."""
+    """Groups the choices by place: those at one line on several paths, in their order."""
     found: dict[tuple[str, int, int], list[int]] = {}
     for at, one in enumerate(selections):
         earlier = [each for each in selections[:at] if each.when is one.when]

@@ -1,4 +1,4 @@
-"""What a cap on data-dependent token counts left out, as data; without torch, as reports are."""
+"""Reports what a cap on data-dependent token counts left out, without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Place:
         largest: The most rows that a batch chose there, of those that fit until then.
         least: The least rows that a batch chose there, of those.
         refuses_none: Whether the artifact refuses an input that chooses no row there: no sample
-            proves that it answers such a one as the model does.
+            proves that it answers that input as the model does.
     """
 
     line: str
@@ -38,7 +38,7 @@ class TokenCapReport:
         batches: How many batches there were.
         exceeding: How many of them chose more rows than there is room for; they prove nothing.
         left_out: How many are no part of the proof, those included.
-        held: What else was taken for granted, and how many batches it does not hold of.
+        held: What else is assumed, and how many batches break it.
     """
 
     caps: tuple[int, ...]
@@ -50,16 +50,16 @@ class TokenCapReport:
 
     @property
     def text(self) -> str:
-        """The caps as they are passed."""
+        """The caps as they are passed to ``--token-cap``."""
         return ",".join(map(str, self.caps))
 
     @property
     def needed(self) -> int:
-        """The cap that all batches need, as far as those tell that exceeded it."""
+        """The smallest cap that the batches show to be needed; later choices may need more."""
         return max((place.largest for place in self.places), default=0)
 
     def lines(self) -> Iterator[str]:
-        """Yields a clause for every place, and one for whatever else was taken for granted."""
+        """Yields a clause for every place, and one for every other assumption."""
         for place in self.places:
             if place.largest or not place.refuses_none:
                 counts = f"{place.largest} of {place.room}"
@@ -74,7 +74,7 @@ class TokenCapReport:
                 yield f"refused where {check}"
 
     def broken(self) -> Iterator[str]:
-        """Yields what does not hold of some batches, and of how many."""
+        """Yields the assumptions that batches break, and how many break each."""
         for check, batches in self.held:
             if batches:
                 yield f"{batches} of {self.batches} batches: {check}"

@@ -46,7 +46,7 @@ def capture(
     Args:
         model: Takes and gives flat tensors.
         example: Inputs of the shapes to trace.
-        caps: For how many rows each choice by the data has room; None allows no such choice.
+        caps: For how many rows each choice by the data has room; None allows no choice by the data.
 
     Raises:
         DataDependentError: A count or a branch depends on the values of the input.
@@ -60,9 +60,8 @@ def capture_padded(
 ) -> tuple[ExportedProgram, Padding]:
     """Captures as ``capture`` does, and returns what was padded too.
 
-    With caps the model runs on the example first: a branch on the data is the one that the example
-    takes, and a check of the graph. Without, a refusal says whether caps would help; and with which
-    inputs fixed the model could be traced, where there are some.
+    With caps the model runs on the example first: the graph takes the example's branches, and
+    checks them. Without caps a refusal says whether caps would help, and which inputs to fix.
     """
     try:
         return _captured(model, example, caps)
@@ -77,7 +76,7 @@ def capture_padded(
 def _fixed_that_help(
     model: nn.Module, example: Sequence[Tensor], caps: Sequence[int] | None
 ) -> tuple[str, ...]:
-    """Returns the inputs of a model that can be traced once they are constants; or none."""
+    """Returns the inputs that make a model traceable once they are constants; maybe none."""
     if type(model) is not FlatModel:
         return ()
     named = dict(zip(model.spec.names, example, strict=True))
@@ -96,14 +95,14 @@ def _fixed_that_help(
 
 
 def _may_be_fixed(example: Tensor) -> bool:
-    """Returns whether an input may be one of a few values: no image, and no features."""
+    """Returns whether an input may be a setting of a few values, not an image or features."""
     if example.is_floating_point() or example.is_complex():
         return example.dim() <= 1 and example.numel() <= _FEW
     return example.dtype != torch.uint8 or example.dim() <= 2
 
 
 def _helps(model: nn.Module, example: Sequence[Tensor]) -> bool:
-    """Returns whether a model can be padded at all."""
+    """Returns whether a model can be padded with large caps."""
     try:
         _captured(model, example, (_ROOM_TO_TRY,))
     except ModelNotSupportedError:
@@ -147,7 +146,7 @@ def _captured(
 
 
 def scripted_part(model: nn.Module) -> ModelNotSupportedError | None:
-    """Says which part of a model is TorchScript, which torch.export does not trace."""
+    """Returns the refusal of a TorchScript part, which torch.export does not trace."""
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             return ModelNotSupportedError(
@@ -211,7 +210,7 @@ def check_static(program: ExportedProgram) -> None:
 
 
 def _unusual(value: Tensor) -> str:
-    """Says how a tensor is laid out where it is not rows of plain numbers; else ''."""
+    """Returns the layout of a tensor that is not dense and plain; '' for others."""
     if value.is_nested:
         return "a nested"
     if value.is_quantized:

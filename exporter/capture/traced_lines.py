@@ -1,4 +1,4 @@
-"""Lets every node of a traced graph remember the user's whole stack, from forward to its line.
+"""Records the user's whole stack, from forward to the line, at every node of a traced graph.
 
 torch keeps of a stack the functions called forward, and of what stands in a region of its own,
 such as that of autocast, the code it wrote for that region. Inside this context it keeps what

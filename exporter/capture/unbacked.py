@@ -1,6 +1,6 @@
-"""Lets torch.export trace models whose numbers of tokens depend on the data, and fixes the numbers.
+"""Traces models whose token counts depend on the data, and makes the counts static.
 
-torch.export gives such a number a symbol. The graph is then made static: masks of constants have a
+torch.export gives these counts symbols. The graph is then made static: masks of constants have a
 known count, and with a cap the rest is padded; what cannot be is refused with its line.
 """
 
@@ -31,7 +31,7 @@ OR_CAP: Final = (
 
 
 class SomeRows(TorchFunctionMode):
-    """Tells the tracer that a choice by the data takes at least one row.
+    """Makes the tracer assume that a choice by the data takes at least one row.
 
     Without that, operators that treat an empty value apart (fused attention) cannot be traced.
     """
@@ -56,12 +56,12 @@ class SomeRows(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Padding:
-    """What was padded in a graph, and what must hold of its inputs.
+    """The choices that were padded in a graph, and the checks of its inputs.
 
     Attributes:
         selections: The choices that were padded, in order.
-        checks: What the last output of the graph holds the truth of, in order; where there is
-            nothing to check, there is no such output.
+        checks: The clauses whose truth is the last output of the graph, in order; where there is
+            nothing to check, the graph has no output for it.
     """
 
     selections: tuple[Selection, ...] = ()

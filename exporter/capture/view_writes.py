@@ -1,4 +1,4 @@
-"""Lets a traced graph write into views that are not contiguous so that it can be decomposed.
+"""Rewrites writes into non-contiguous views, so that a traced graph can be decomposed.
 
 Before → after, in the graph as it is traced::
 

@@ -42,7 +42,7 @@ def report_errors(as_json: bool) -> Iterator[None]:
 
 
 def _import_what_shows_errors() -> None:
-    """Imports it while files can be opened: where none can be any more, that is what is to show."""
+    """Imports the console early, while files can still be opened."""
     from rich.console import Console
     from rich.text import Text
 
@@ -119,7 +119,7 @@ def show(
         as_json: Whether it is the object.
         data: What the object holds beside ``exit_code`` and ``error``, or in place of them.
         render: Prints the tables.
-        kept: What is there although nothing could be printed, a sentence.
+        kept: What was kept although nothing could be printed, a sentence.
 
     Raises:
         StandardOutputError: Standard output takes nothing more, as where its disk is full.
@@ -207,7 +207,7 @@ def _said(error: BaseException, is_bug: bool) -> dict[str, str]:
 
 
 def _cut(text: str) -> str:
-    """Returns a text as it is, or its beginning: a name in a file of others has no end."""
+    """Returns a text, cut where it is too long: names from foreign files may be endless."""
     return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]} …"
 
 

@@ -1,4 +1,4 @@
-"""The arguments and options that several commands share."""
+"""Declares the arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 
 
 def _known_target(value: str | None) -> str | None:
-    """Refuses a target that there is not."""
+    """Refuses an unknown target."""
     from tokexport.exporter.backends.known import BACKENDS
 
     if value is not None and value not in BACKENDS:

@@ -1,1 +1,1 @@
-"""What is known of masks and indices while tracing: how many rows they choose."""
+"""Follows what is known of masks and indices while tracing: how many rows they choose."""

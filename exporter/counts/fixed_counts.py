@@ -1,6 +1,6 @@
 """Traces choices by masks whose counts are certain as gathers of so many positions.
 
-What a mask chooses has a size that only the data knows, so far as torch can tell. Masks made from
+To torch, the size of what a mask chooses depends on the data. Masks made from
 the positions of a top-k, or of a part of a sort, have the same count in every row whatever the data
 (``index_sets``), and choosing by one is a gather of its positions in order::
 
@@ -64,7 +64,7 @@ class FixedCounts(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls a function, or what stands for it where a mask has a certain count."""
+        """Calls a function, or its replacement where a mask has a certain count."""
         name, kwargs = _name_of(func), dict(kwargs or {})
         if name == "get":
             return func(*args, **kwargs)
@@ -92,11 +92,11 @@ class FixedCounts(TorchFunctionMode):
         return self._facts.get(value)
 
     def _follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Returns what is known of what a function gives."""
+        """Returns what is known of the result of a function."""
         rule = RULES.get(name)
         symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
         if rule is None or any(isinstance(one, symbols) for one in pytree.tree_leaves(args)):
-            return None  # a rule that asked for such a number would fix it
+            return None  # a rule that read this number would fix it
         renamed = {_KEYWORDS.get(key, key): value for key, value in kwargs.items()}
         try:
             return rule(self.known, *args, **renamed)
@@ -113,7 +113,7 @@ class FixedCounts(TorchFunctionMode):
             self._facts.set(value, fact)
 
     def _instead(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Returns what stands for a choice with a certain count; NotImplemented for all else."""
+        """Returns the replacement of a choice with a certain count; else NotImplemented."""
         number = getattr(func, "__name__", "")
         if number in _NUMBERS and args:
             return self._number(number, args[0])

@@ -21,13 +21,13 @@ T = TypeVar("T")
 
 
 class FollowedTensors(Generic[T]):
-    """A value for each of some tensors, void once a tensor's numbers change."""
+    """Holds a value for each of some tensors, until the tensor's numbers change."""
 
     def __init__(self) -> None:
         self._entries: Any = WeakTensorKeyDictionary()
 
     def get(self, tensor: Any) -> T | None:
-        """Returns the value of a tensor; None where there is none, or its numbers changed."""
+        """Returns the value of a tensor; None if it has none or its numbers changed."""
         entry = self._entries.get(tensor) if isinstance(tensor, Tensor) else None
         if entry is None or entry[1] != version_of(tensor):
             return None
@@ -63,7 +63,7 @@ class FollowedTensors(Generic[T]):
 
 
 def version_of(tensor: Tensor) -> int | None:
-    """Returns how often a tensor was changed; None for one whose changes torch does not count."""
+    """Returns how often a tensor was changed; None where torch does not count changes."""
     with torch._C.DisableTorchFunction():
         return None if tensor.is_inference() else int(tensor._version)
 

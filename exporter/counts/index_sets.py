@@ -1,9 +1,9 @@
 """Counts the true values of masks that are made from distinct positions.
 
-An ``Order`` is some permutation of n positions, one for each row of a batch: what it is, the data
-decides; that no position is in it twice, the operator that made it. A mask that is true at the
-positions of some of its ranks has as many true values in every row as there are such ranks, and
-masks of one order are joined, cut and turned over by the sets of their ranks::
+An ``Order`` is some permutation of n positions, one for each row of a batch: the data decide which;
+the operator that made it assures that no position is in it twice. A mask that is true at the
+positions of some of its ranks has as many true values in every row as these ranks, and masks of one
+order are joined, cut and inverted by the sets of their ranks::
 
     topk(scores, k).indices          the ranks 0 … k - 1 of a new order
     argsort(scores)[:, a:b]          the ranks a … b - 1 of it
@@ -29,7 +29,7 @@ class Order:
 
     Args:
         size: How many positions it has.
-        base: The order that it is a finer one of; None where there is none.
+        base: The order that it refines; None for none.
         moved: The ranks of ``base`` that stand in another order in it.
 
     Attributes:
@@ -139,7 +139,7 @@ class Order:
         return [row * self.size * inner + rank for row in range(outer) for rank in one]
 
     def set_inverse(self, order: Order) -> None:
-        """Says which order this one's permutation holds the ranks of."""
+        """Records the order whose ranks this one's permutation holds."""
         self._made["inverse"] = order
 
     def cut(self, before: int, after: int) -> Order | None:
@@ -172,7 +172,7 @@ class Positions:
 
     @property
     def is_whole(self) -> bool:
-        """Whether they are all positions there are."""
+        """Whether they are all positions of the axis."""
         return len(self.ranks) == self.order.size
 
     @property
@@ -231,7 +231,7 @@ class Mask:
         return [places[place] in self.ranks for place in range(self.order.size)]
 
     def inverted(self) -> Mask:
-        """Returns the mask of all others."""
+        """Returns the inverted mask."""
         return replace(self, ranks=frozenset(range(self.order.size)) - self.ranks)
 
     def widened(self, before: Sequence[bool], after: Sequence[bool]) -> Mask:
@@ -289,7 +289,7 @@ class Mask:
 
 
 def in_one_order(one: Mask, other: Mask) -> tuple[Order, Ranks, Ranks] | None:
-    """Returns an order of two masks and the ranks of each in it; None where there is none."""
+    """Returns an order that two masks share, and the ranks of each in it; None without one."""
     if one.dim != other.dim or one.repeats != other.repeats:
         return None
     for order in (one.order, other.order):
@@ -300,7 +300,7 @@ def in_one_order(one: Mask, other: Mask) -> tuple[Order, Ranks, Ranks] | None:
 
 
 def joined(one: Mask, other: Mask, function: Callable[[Any, Any], Any]) -> Mask | None:
-    """Returns the mask that a function of two makes; None where it is none, or not known."""
+    """Returns the mask that a function of two masks gives; None where it is not known."""
     common = in_one_order(one, other)
     if common is None:
         return None

@@ -1,4 +1,4 @@
-"""What arithmetic, comparisons and counts make of distinct positions and masks.
+"""Gives rules for arithmetic, comparisons and counts of distinct positions and masks.
 
 Rules as in ``mask_facts``: a result of which nothing is certain is None.
 """
@@ -105,12 +105,12 @@ def _of_positions(
 
 
 def invert(known: Known, input: Tensor) -> Found:
-    """The mask of all others, of truth values; of whole numbers it is something else."""
+    """The inverted mask, of truth values alone: ``~`` of whole numbers is no mask."""
     return logical_not(known, input) if input.dtype is torch.bool else None
 
 
 def logical_not(known: Known, input: Tensor) -> Found:
-    """The mask of all others."""
+    """The inverted mask."""
     fact = known(input)
     if isinstance(fact, Constant):
         return Constant(not fact.value)

@@ -1,8 +1,8 @@
-"""What functions of torch make of distinct positions and of masks with a certain count.
+"""Gives rules for functions of torch on distinct positions and masks with a certain count.
 
-Each rule takes what its function takes, a way to ask what is known of a tensor, and returns what is
-known of the result: a fact, a fact by place among several results, or None for nothing. What a rule
-does not understand is nothing known, so that what follows is left to the tracer.
+Each rule takes a function that says what is known of a tensor, and the arguments of its own
+function. It returns what is known of the result: a fact, a fact by place among several results, or
+None where nothing is certain.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _moved(
     key: object,
     along: Callable[[tuple[Any, ...]], tuple[Any, ...]],
 ) -> Found:
-    """Returns what is known once what stands along some axes stands in another order.
+    """Returns what is known after the entries along some axes are reordered.
 
     Args:
         fact: What was known.
