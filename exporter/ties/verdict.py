@@ -78,7 +78,8 @@ class TieSearch:
         captured: The traced model, unlifted, before any pass.
         batches: All batches of the reference.
         within: Returns whether outputs (batches, …) of those batches lie within the gates, for
-        each. tolerance: How far scores may be off, as a share of the scale around them.
+            each.
+        tolerance: How far scores may be off, as a share of the scale around them.
         half: Whether the stage computes in a half precision.
         samples: How many samples a batch has.
         errors: What rounding does to scores, where that is more: by their value in the traced graph
