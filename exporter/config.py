@@ -112,6 +112,8 @@ class CompileConfig(ReduceConfig):
         output: The folder that becomes the bundle.
         precision: The precision the artifact runs in.
         quantization: For ort in int8, ``dynamic`` or ``static``; None is ``dynamic``.
+        weight_bits: For ort in int8, 7 or 8; None is 8 where this processor has VNNI, and 7 where
+            sums of products saturate. A bundle of 7 runs right on every processor.
         atol: An absolute tolerance that replaces the default gate.
         min_speedup: The least speed-up over eager, as a ratio of medians, or of a noisy pair the
             smaller of its two ratios; None does not gate.
@@ -128,6 +130,7 @@ class CompileConfig(ReduceConfig):
     output: Path
     precision: str = "fp32"
     quantization: str | None = None
+    weight_bits: int | None = None
     atol: float | None = None
     min_speedup: float | None = None
     require_run: bool = False
@@ -148,6 +151,7 @@ class CompileConfig(ReduceConfig):
                 fix=f"Pass one of {', '.join(self.backend.precisions)}.",
             )
         self._check_quantization()
+        self._check_weight_bits()
         check_threads(self.threads)
         if self.tune and not self.backend.tunes:
             others = [name for name, backend in BACKENDS.items() if backend.tunes]
@@ -180,6 +184,21 @@ class CompileConfig(ReduceConfig):
             raise UsageError(
                 "Static ranges are measured on real samples, and there are none.",
                 fix="Pass some with --inputs, or --quantization dynamic.",
+            )
+
+    def _check_weight_bits(self) -> None:
+        """Refuses a number of bits that no weight has, or where the target chooses it."""
+        if self.weight_bits is None:
+            return
+        if self.weight_bits not in (7, 8):
+            raise UsageError(
+                f"No weight has {self.weight_bits} bits.",
+                fix="Pass --weight-bits 8, or 7 for processors without VNNI.",
+            )
+        if not self.backend.arithmetic_in_graph(self.precision) or self.precision != "int8":
+            raise UsageError(
+                "--weight-bits is a choice of --target ort --precision int8.",
+                fix="Leave it out: another target, or precision, holds its weights in its own way.",
             )
 
     @property
@@ -264,6 +283,7 @@ class CompileOptions(TypedDict, total=False):
     restore: bool
     precision: str
     quantization: str | None
+    weight_bits: int | None
     atol: float | None
     min_speedup: float | None
     require_run: bool

@@ -75,5 +75,9 @@ class RunError(NodeError):
     """Running failed: no device, an engine of another version, a failure inside the runtime."""
 
 
+class ProcessorError(RunError):
+    """This processor computes otherwise than the artifact needs, and would answer wrongly."""
+
+
 class NoDeviceError(RunError):
     """This machine has no device that the engine runs on: no GPU, or one it was not built for."""

@@ -15,9 +15,10 @@ from tokexport.runtimes.bundle.manifest import (
     read_manifest,
 )
 from tokexport.runtimes.bundle.runner import Runner
-from tokexport.runtimes.errors import BundleError
+from tokexport.runtimes.errors import BundleError, ProcessorError
 from tokexport.runtimes.files.ir_contents import check_ir
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
+from tokexport.runtimes.processor import sums_saturate
 
 #: How the artifact of a flavour ends whose contents are looked through.
 _SUFFIXES: Final = {"onnxruntime-cpu": ".onnx", "openvino-cpu": ".xml"}
@@ -37,15 +38,32 @@ def load(bundle: str | os.PathLike[str], *, threads: int | None = None) -> Runne
         BundleError: The bundle is not whole, or its manifest does not describe its artifact.
         RuntimeMissingError: The bundle's runtime is not installed.
         BuildError: The runtime cannot load the artifact.
+        ProcessorError: This processor would answer wrongly.
         RunError: The artifact cannot run on this machine.
     """
     folder = Path(bundle)
     manifest = read_manifest(folder)
+    check_processor(manifest)
     check_files(folder, manifest)
     check_contents(folder, manifest)
     runner = open_runner(folder, manifest, threads=threads)
     runner.hold_to(manifest.checks)
     return runner
+
+
+def check_processor(manifest: Manifest) -> None:
+    """Refuses a bundle whose sums of products saturate on this processor.
+
+    Raises:
+        ProcessorError: Its weights have 8 bits, and ONNX Runtime adds in 16 here.
+    """
+    if manifest.runtime.details.get("weight_bits") == 8 and sums_saturate():
+        raise ProcessorError(
+            "The bundle's int8 weights have 8 bits, and sums of their products saturate on this "
+            "processor, which has no VNNI: it would answer wrongly.",
+            fix="Compile the model with --weight-bits 7, or run the bundle on a processor with "
+            "VNNI.",
+        )
 
 
 def check_contents(bundle: Path, manifest: Manifest) -> None:

@@ -16,7 +16,6 @@ import onnx_ir as ir
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.system.machine import sums_saturate
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
@@ -24,6 +23,7 @@ from tokexport.graph_passes.onnx_passes.graph.linears import block_linears
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import RuntimeInfo
+from tokexport.runtimes.processor import sums_saturate
 
 #: How many samples the ranges are measured on, at most; a batch that holds more is taken whole.
 CALIBRATION_SAMPLES: Final = 300
@@ -93,7 +93,9 @@ def arithmetic_of(config: CompileConfig, emitted: ir.Model, batches: Batches) ->
         return Arithmetic(config.precision)
     static = config.quantization_used == "static"
     ranges = linear_ranges(emitted, batches) if static else None
-    return Arithmetic(config.precision, ranges, weight_bits=7 if sums_saturate() else 8)
+    return Arithmetic(
+        config.precision, ranges, weight_bits=config.weight_bits or (7 if sums_saturate() else 8)
+    )
 
 
 def with_quantisation(

@@ -45,6 +45,7 @@ from tokexport.exporter.cli.options import (
     Threads,
     TokenCap,
     TrustPickle,
+    WeightBits,
     target_option,
 )
 
@@ -83,6 +84,7 @@ def compile_command(
     restore: Restore = False,
     precision: Precision = "fp32",
     quantization: Quantization = None,
+    weight_bits: WeightBits = None,
     checkpoint: Checkpoint = None,
     builder: Builder = None,
     trust_pickle: TrustPickle = False,
@@ -145,6 +147,7 @@ def compile_command(
                 restore=restore,
                 precision=precision,
                 quantization=quantization,
+                weight_bits=weight_bits,
                 atol=atol,
                 seed=seed,
                 min_speedup=min_speedup,

@@ -84,6 +84,10 @@ Quantization = Annotated[
     str | None,
     typer.Option(help="Ranges of int8 for ort: dynamic, or static as measured on --inputs."),
 ]
+WeightBits = Annotated[
+    int | None,
+    typer.Option(help="Bits of a weight in int8 for ort: 8, or 7 for processors without VNNI."),
+]
 RECIPE_HELP = "A token reduction to put in: tome:r=8, or a .toml or .json file."
 Recipe = Annotated[str | None, typer.Option("--reduce", help=RECIPE_HELP)]
 Restore = Annotated[

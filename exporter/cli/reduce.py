@@ -33,6 +33,7 @@ from tokexport.exporter.cli.options import (
     Seed,
     Threads,
     TrustPickle,
+    WeightBits,
     target_option,
 )
 
@@ -123,6 +124,7 @@ def sweep_command(
     batch: Batch = None,
     precision: Precision = "fp32",
     quantization: Quantization = None,
+    weight_bits: WeightBits = None,
     checkpoint: Checkpoint = None,
     builder: Builder = None,
     trust_pickle: TrustPickle = False,
@@ -162,6 +164,7 @@ def sweep_command(
                     output=files.folder,
                     precision=precision,
                     quantization=quantization,
+                    weight_bits=weight_bits,
                     inputs=inputs,
                     samples=samples,
                     input_shape=None if input_shape is None else parse_shape(input_shape, batch),

@@ -253,6 +253,7 @@ class _Sweeping:
             threads=config.threads,
             constants=config.constants,
             quantization=config.quantization,
+            weight_bits=config.weight_bits,
             require_run=True,
             timed=False,
         ).bundle

@@ -67,21 +67,6 @@ def _processor() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def sums_saturate(processors: Path = Path("/proc/cpuinfo")) -> bool:
-    """Returns whether products of bytes are added in 16 bits here: x86 without VNNI, as Linux says.
-
-    Two products of an unsigned and a signed byte then leave the range of the sum.
-    """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    try:
-        lines = processors.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return bool(flags) and not {"avx512_vnni", "avx_vnni"} & set(flags.split())
-
-
 def usable_cores() -> int:
     """Returns the number of processor cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -24,7 +24,7 @@ from tokexport.exporter.errors import GateError
 from tokexport.exporter.parity.gate_warnings import advice_for
 from tokexport.exporter.parity.gates import SPREAD_TOLERANCE
 from tokexport.exporter.parity.proof import ParityError
-from tokexport.exporter.system.machine import sums_saturate
+from tokexport.runtimes.processor import sums_saturate
 from tokexport.runtimes.verification import verify_bundle
 
 MERGING, PLAIN = (0, 3, 3, 3, 0), (0, 0, 0, 0, 0)
@@ -206,22 +206,12 @@ def test_ranges_of_synthetic_inputs_are_warned_of(trained: Digits) -> None:
     assert precision_warnings(replace(drawn, target="ort")) == ()
 
 
-@pytest.mark.parametrize(
-    ("flags", "machine", "saturate"),
-    [
-        ("fpu avx2 avx512f avx512_vnni", "x86_64", False),
-        ("fpu avx2 avx_vnni", "x86_64", False),
-        ("fpu avx2 avx512f", "x86_64", True),
-        ("fp asimd", "aarch64", False),
-    ],
-)
-def test_a_processor_without_vnni_gets_weights_of_7_bits(
-    flags: str, machine: str, saturate: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tokexport.exporter.system.machine.platform.machine", lambda: machine)
-    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
-    assert sums_saturate(tmp_path / "cpuinfo") == saturate
-    assert not sums_saturate(tmp_path / "none")
+def test_weights_of_7_bits_are_had_on_every_processor(trained: Digits, tmp_path: Path) -> None:
+    model = trained.model((0,) * len(MERGING))
+    result = compiled(model, trained.few, "ort", tmp_path / "out", "int8", weight_bits=7)
+    assert result.report.runtime is not None
+    assert result.report.runtime.details["weight_bits"] == 7
+    assert verify_bundle(result.bundle).passed
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,16 @@ def test_files_that_hold_no_arrays(tmp_path: Path) -> None:
         ),
         (
             "with_inputs",
+            ("--precision", "int8", "--weight-bits", "6"),
+            ("No weight has 6 bits.", "--weight-bits 8, or 7"),
+        ),
+        (
+            "with_inputs",
+            ("--precision", "fp32", "--weight-bits", "7"),
+            ("a choice of --target ort --precision int8", "Leave it out"),
+        ),
+        (
+            "with_inputs",
             ("--precision", "int8", "--quantization", "entropy"),
             ("no quantization 'entropy'.", "dynamic, static"),
         ),

@@ -1,0 +1,25 @@
+"""Says what this processor does with products of bytes, as an int8 bundle needs to know."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+
+def sums_saturate(processors: Path = Path("/proc/cpuinfo")) -> bool:
+    """Returns whether products of bytes are added in 16 bits here: x86 without VNNI, as Linux says.
+
+    Two products of an unsigned and a signed byte then leave the range of the sum, unless the signed
+    one has 7 bits.
+
+    Args:
+        processors: The file in which Linux describes the processors.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        lines = processors.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return bool(flags) and not {"avx512_vnni", "avx_vnni"} & set(flags.split())
