@@ -51,6 +51,7 @@ from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.array_archive import Archive, ArchiveError
 from tokexport.runtimes.files.regular_files import open_regular
 from tokexport.runtimes.loading import load
+from tokexport.runtimes.notebook import as_html, one_line
 from tokexport.runtimes.tolerances.comparison import (
     Channels,
     Comparison,
@@ -130,6 +131,26 @@ class VerifyResult:
     def passed(self) -> bool:
         """Whether every output is within its gate."""
         return all(output.passed for output in self.outputs)
+
+    def __repr__(self) -> str:
+        """Returns the verdict, what ran, and how far off each output is, in a line."""
+        return one_line(*self._summary(), *(f"{name} is off by {far}" for name, far in self._far()))
+
+    def _repr_html_(self) -> str:
+        """Returns the same as HTML, for a notebook."""
+        verdict, sentence = self._summary()
+        rows = [
+            (name, far, "passed" if output.passed else output.failure or "failed")
+            for (name, far), output in zip(self._far(), self.outputs, strict=True)
+        ]
+        return as_html(verdict, sentence, (), (("output", "largest error", ""), rows))
+
+    def _summary(self) -> tuple[str, str]:
+        said = f"{self.batches} batches on {self.runtime.flavour} {self.runtime.version}"
+        return "PASSED" if self.passed else "FAILED", said
+
+    def _far(self) -> list[tuple[str, str]]:
+        return [(output.name, f"{output.comparison.max_abs:.1e}") for output in self.outputs]
 
 
 def verify_bundle(bundle: str | os.PathLike[str], *, threads: int | None = None) -> VerifyResult:

@@ -24,6 +24,7 @@ from tokexport.exporter.speed.interleaved import Speed
 from tokexport.exporter.tuning.tuned_forms import Tuning
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
+from tokexport.runtimes.notebook import as_html, one_line
 from tokexport.runtimes.tolerances.neighbourhoods import Worst
 
 SCHEMA_VERSION = 2
@@ -103,6 +104,20 @@ class Report:
         """
         return {"schema_version": SCHEMA_VERSION, **plain(self)}
 
+    def __repr__(self) -> str:
+        """Returns the verdict, what was compiled, how it agrees and how fast it is, in a line."""
+        place = f"bundle {self.bundle}" if self.bundle is not None else ""
+        return one_line(self.status, _compiled(self), _agreement(self), *_speeds(self), place)
+
+    def _repr_html_(self) -> str:
+        """Returns what ``render`` prints as HTML, for a notebook."""
+        facts = [*_fact_rows(self), *(("warning", text) for text in self.warnings)]
+        if self.bundle is not None:
+            facts.append(("bundle", self.bundle))
+        headings = ("stage", "output", "largest error", "cosine", "")
+        sentence = "; ".join((_compiled(self), _agreement(self), *_speeds(self)))
+        return as_html(self.status, sentence, facts, (headings, _stage_rows(self)))
+
     def write(self, path: Path) -> None:
         """Writes ``to_json`` into a file."""
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
@@ -142,10 +157,8 @@ def render(report: Report, console: Console) -> None:
 
 
 def _headline(report: Report) -> Text:
-    location = str(report.source.get("location", "the model"))
     line = Text.assemble(
-        (report.status, _STYLES.get(report.status, "bold")),
-        f"  {location} → {report.target}, {report.precision}{_ranges(report)}",
+        (report.status, _STYLES.get(report.status, "bold")), f"  {_compiled(report)}"
     )
     if report.status == BUILT_NOT_RUN:
         reason = (report.not_run_reason or "nothing here can run it").splitlines()[0].rstrip(".")
@@ -154,6 +167,34 @@ def _headline(report: Report) -> Text:
             "ONNX Runtime."
         )
     return line
+
+
+def _compiled(report: Report) -> str:
+    """Says what was compiled for what."""
+    location = str(report.source.get("location", "the model"))
+    return f"{location} → {report.target}, {report.precision}{_ranges(report)}"
+
+
+def _agreement(report: Report) -> str:
+    """Says how many stages agree with eager, or which is the first that does not."""
+    if report.first_failure is not None:
+        return f"{report.first_failure} is the first stage that differs from eager"
+    return f"{len(report.stages)} stages agree with eager" if report.stages else ""
+
+
+def _speeds(report: Report) -> Iterator[str]:
+    """Yields how many times as fast as eager it runs."""
+    for name, ratio in report.speed.ratios.items() if report.speed is not None else ():
+        noisy = " (noisy)" if ratio.noisy else ""
+        yield f"{name} {ratio.of_medians:.2f} times as fast as {report.speed.baseline}{noisy}"
+
+
+def _stage_rows(report: Report) -> Iterator[tuple[str, ...]]:
+    """Yields how each output of each stage compares with eager."""
+    for stage in report.stages:
+        verdict = "passed" if stage.passed else "failed"
+        for output, found in stage.comparisons.items():
+            yield stage.name, output, f"{found.max_abs:.1e}", f"{found.cosine:.6f}", verdict
 
 
 def _ranges(report: Report) -> str:

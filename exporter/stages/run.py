@@ -107,6 +107,14 @@ class CompileResult:
     report: Report
     bundle: Path
 
+    def __repr__(self) -> str:
+        """Returns the verdict and what comes with it in a line; ``report`` has all of it."""
+        return repr(self.report)
+
+    def _repr_html_(self) -> str:
+        """Returns the report as a notebook shows it."""
+        return self.report._repr_html_()
+
 
 @dataclass(frozen=True)
 class CompileRun:

@@ -28,6 +28,7 @@ from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.input_checks import InputChecks
 from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec
 from tokexport.runtimes.errors import InputMismatchError, RunError
+from tokexport.runtimes.notebook import as_html, one_line
 
 _open_runners: weakref.WeakSet[Runner] = weakref.WeakSet()
 
@@ -69,6 +70,27 @@ class Runner(ABC):
         self._forked = False
         self._closing = threading.Lock()
         _open_runners.add(self)
+
+    def __repr__(self) -> str:
+        """Returns whether it is ready, what runs it, and what it takes and gives, in a line."""
+        takes, gives = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
+        return one_line(self._state, self._engine, f"{takes} → {gives}")
+
+    def _repr_html_(self) -> str:
+        """Returns the same as HTML, for a notebook."""
+        rows = [("input", *_columns(spec)) for spec in self.inputs]
+        rows += [("constant input", one.name, one.dtype, str(one.shape)) for one in self.constants]
+        rows += [("output", *_columns(spec)) for spec in self.outputs]
+        headings = ("", "name", "dtype", "shape")
+        return as_html(self._state, self._engine, (), (headings, rows))
+
+    @property
+    def _state(self) -> str:
+        return "closed" if self._closed else "ready"
+
+    @property
+    def _engine(self) -> str:
+        return f"{self.runtime.flavour} {self.runtime.version}"
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the model once.
@@ -173,6 +195,10 @@ class Runner(ABC):
         if self._forked:
             return forked_error("The runner")
         return RunError("The runner is closed.", fix="Load the bundle again.")
+
+
+def _columns(spec: TensorSpec) -> tuple[str, str, str]:
+    return spec.name, spec.dtype, str(spec.shape)
 
 
 def forked_error(what: str) -> RunError:

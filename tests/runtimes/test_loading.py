@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -32,6 +33,14 @@ def test_a_bundle_loads_from_a_path_or_a_text_and_runs(
             assert runner.inputs == (TensorSpec("x", (2, 8), "float32"),)
             assert [spec.name for spec in runner.outputs] == ["logits", "label"]
             logits = runner.run({"x": x})["logits"]
+            engine = f"onnxruntime-cpu {runner.runtime.version}"
+            assert repr(runner) == (
+                f"ready: {engine}; x float32 (2, 8) → logits float32 (2, 5), label int64 (2,)"
+            )
+            shown = list(ElementTree.fromstring(runner._repr_html_()).itertext())
+            assert shown[0] == "ready"
+            assert shown[-4:] == ["output", "label", "int64", "(2,)"]
+        assert repr(runner).startswith("closed: ")
         np.testing.assert_allclose(logits, np.maximum(x @ weight, 0), rtol=1e-5, atol=1e-6)
 
 

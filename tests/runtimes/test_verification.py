@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -50,6 +51,10 @@ def test_a_right_bundle_passes_over_all_batches(make_bundle: BundleMaker) -> Non
     assert logits.comparison.cosine == pytest.approx(1.0)
     assert logits.comparison.top1_agreement == 1.0
     assert (label.relative_error, label.comparison.top1_agreement) == (0.0, None)
+    assert repr(result).startswith("PASSED: 3 batches on onnxruntime-cpu ")
+    assert repr(result).endswith("; label is off by 0.0e+00")
+    shown = list(ElementTree.fromstring(result._repr_html_()).itertext())
+    assert (shown[0], shown[-3:]) == ("PASSED", ["label", "0.0e+00", "passed"])
 
 
 def test_an_error_beyond_the_gate_fails_that_output_alone(make_bundle: BundleMaker) -> None:

@@ -7,6 +7,7 @@ import math
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import StageResult
 from tokexport.exporter.report.report import FAILED, Report, render
 from tokexport.exporter.speed.interleaved import measure
+from tokexport.exporter.stages.run import CompileResult
 from tokexport.exporter.system.machine import describe_machine
 from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
 from tokexport.runtimes.tolerances.comparison import compare
@@ -240,3 +242,36 @@ def test_a_gate_over_all_samples_shows_both_figures_and_what_lies_outside() -> N
     assert "logits is off by 0.200 of its spread between samples at artifact" in lines
     assert any(line.startswith("outside at artifact 2 of 16 batches") for line in lines)
     assert report.to_json()["stages"][0]["outside"] == [3, 7]
+
+
+def test_a_result_is_shown_in_a_line_with_the_verdict_first() -> None:
+    report = passed()
+    assert repr(report) == (
+        "PASSED: models.vit:build[0] → ort, fp32; 2 stages agree with eager; artifact 1.50 times "
+        "as fast as eager; plain export 1.20 times as fast as eager; bundle /tmp/out"
+    )
+    assert repr(CompileResult(PASSED, report, Path("/tmp/out"))) == repr(report)
+    assert repr(failed()).startswith(
+        "FAILED: models.vit:build[0] → ort, fp32; onnx is the first stage that differs from eager"
+    )
+
+
+def test_a_notebook_shows_the_verdict_first_and_every_stage() -> None:
+    shown = ElementTree.fromstring(CompileResult(PASSED, passed(), Path("/"))._repr_html_())
+    texts = list(shown.itertext())
+    assert texts[0] == PASSED
+    assert ["rewritten", "logits", f"{CLOSE.max_abs:.1e}", "1.000000", "passed"] in [
+        list(row.itertext()) for row in shown.iter("tr")
+    ]
+    assert "Two samples were nearly ties." in texts
+    assert "failed" in ElementTree.fromstring(failed()._repr_html_()).itertext()
+
+
+def test_what_a_notebook_and_a_terminal_obey_is_escaped() -> None:
+    location = "<script>run()</script> & \x1b[31m\nred"
+    report = dataclasses.replace(passed(), source={"location": location}, inputs="<b>file</b>")
+    shown = ElementTree.fromstring(report._repr_html_())
+    assert {each.tag for each in shown.iter()} <= {"div", "p", "strong", "table", "tr", "th", "td"}
+    assert "<b>file</b>" in shown.itertext()
+    assert "\x1b" not in report._repr_html_()
+    assert repr(report).startswith("PASSED: <script>run()</script> & \\x1b[31m red → ort, fp32;")
