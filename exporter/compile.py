@@ -44,10 +44,46 @@ def compile(
         target: ``ort``, ``openvino`` or ``trt``.
         output: The folder that becomes the bundle; it has to be given.
         progress: Shows the stages; silent without one.
-        options: Further fields of ``CompileConfig``, as ``CompileOptions`` types them:
-            inputs, samples, input_shape, batch, reduce, restore, precision, quantization, atol,
-            seed, min_speedup, require_run, keep_stages, force, drop_noise, token_cap, timed, tune,
-            threads, constants.
+        options: Keywords, each with a default; see below.
+
+    Options:
+        inputs (default None): An ``.npz`` of real samples along the leading axis of each array,
+            under the inputs' names; ``labels`` holds their classes. None draws inputs from
+            ``seed``.
+        samples (default None): How many samples of ``inputs`` are used, evenly spaced; None uses
+            all.
+        input_shape (default None): The sizes of the only input, batch first, where there are no
+            example inputs.
+        batch (default None): The number of samples that the artifact takes at once; None leaves
+            what the example inputs have.
+        seed (default 0): The seed of drawn inputs, a whole number.
+        constants (default None): Inputs that are fixed: a dict of their values, or a list of names
+            that are fixed at their examples.
+        reduce (default None): A token reduction for a plain ViT: ``"tome:r=8"``, the path of a
+            ``.toml`` or ``.json`` file, or a method object; None leaves the model as it is.
+        restore (default False): Whether every token is put back behind the last block.
+        token_cap (default None): Room for so many tokens of a sample wherever the data decide how
+            many there are; a list has one number for each place. None refuses such a model.
+        drop_noise (default False): Whether random numbers become the means of their distributions.
+        precision (default "fp32"): ``"fp32"``; for ort also ``"int8"``; for openvino ``"bf16"``,
+            ``"fp16"`` and ``"int8"``; for trt ``"fp16"`` and ``"bf16"``.
+        quantization (default None): For ort in int8, where the ranges of activations come from:
+            ``"dynamic"``, each input as it comes, which None means too; or ``"static"``, measured
+            once on ``inputs``.
+        atol (default None): The largest absolute difference from eager that an output may have, in
+            the units of the output; None measures what rounding does, and allows for it.
+        timed (default True): Whether the artifact is timed against eager.
+        min_speedup (default None): The least speed-up over eager, a ratio; None reports it only.
+        tune (default False): Whether the forms of the token operators are timed and the fastest
+            are built.
+        threads (default None): The most threads that eager and the runtime may use; None leaves
+            it to them.
+        require_run (default False): Whether an engine that cannot run on this machine is a failure.
+        keep_stages (default False): Whether the graph of every stage stays in ``OUTPUT.stages``.
+        force (default False): Whether an earlier bundle at ``output`` may be replaced.
+
+    Returns:
+        The status, ``PASSED`` or ``BUILT, NOT RUN``, the report and the bundle's folder.
 
     Raises:
         UsageError: The options or inputs do not fit.

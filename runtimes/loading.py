@@ -29,7 +29,8 @@ def load(bundle: str | os.PathLike[str], *, threads: int | None = None) -> Runne
 
     Args:
         bundle: The folder that compile wrote.
-        threads: Number of threads for a CPU runtime; None leaves the choice to the runtime.
+        threads: Number of threads for a CPU runtime; None, the default, leaves the choice to the
+            runtime.
 
     Returns:
         The runner; it frees what it holds at ``close`` or at the end of a ``with``.

@@ -114,9 +114,13 @@ def reduce(
 
     Args:
         model: A plain ViT of timm, torchvision, transformers, open_clip or your own.
-        recipe: ``tome:r=8`` and the like, a .toml or .json file, or a method object.
+        recipe: The method and its options, as ``tome:r=8``; the path of a .toml or .json file; or
+            a method object. ``tokexport methods`` lists the methods, with options and defaults.
         example_inputs: A tensor, a tuple of them, or a dict by the names of ``forward``; needed
-            where the model does not say what it takes.
+            where the model does not say what it takes. Default None.
+
+    Returns:
+        The reduced module: it takes what the given model takes, and shares its parameters.
 
     Raises:
         UsageError: The recipe or the inputs do not fit.

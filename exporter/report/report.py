@@ -184,9 +184,11 @@ def _agreement(report: Report) -> str:
 
 def _speeds(report: Report) -> Iterator[str]:
     """Yields how many times as fast as eager it runs."""
-    for name, ratio in report.speed.ratios.items() if report.speed is not None else ():
+    if (speed := report.speed) is None:
+        return
+    for name, ratio in speed.ratios.items():
         noisy = " (noisy)" if ratio.noisy else ""
-        yield f"{name} {ratio.of_medians:.2f} times as fast as {report.speed.baseline}{noisy}"
+        yield f"{name} {ratio.of_medians:.2f} times as fast as {speed.baseline}{noisy}"
 
 
 def _stage_rows(report: Report) -> Iterator[tuple[str, ...]]:

@@ -74,7 +74,7 @@ class Runner(ABC):
     def __repr__(self) -> str:
         """Returns whether it is ready, what runs it, and what it takes and gives, in a line."""
         takes, gives = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
-        return one_line(self._state, self._engine, f"{takes} → {gives}")
+        return one_line(self._state, self._runtime_name, f"{takes} → {gives}")
 
     def _repr_html_(self) -> str:
         """Returns the same as HTML, for a notebook."""
@@ -82,14 +82,14 @@ class Runner(ABC):
         rows += [("constant input", one.name, one.dtype, str(one.shape)) for one in self.constants]
         rows += [("output", *_columns(spec)) for spec in self.outputs]
         headings = ("", "name", "dtype", "shape")
-        return as_html(self._state, self._engine, (), (headings, rows))
+        return as_html(self._state, self._runtime_name, (), (headings, rows))
 
     @property
     def _state(self) -> str:
         return "closed" if self._closed else "ready"
 
     @property
-    def _engine(self) -> str:
+    def _runtime_name(self) -> str:
         return f"{self.runtime.flavour} {self.runtime.version}"
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
