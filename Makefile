@@ -4,6 +4,7 @@
 # make lint    ruff, and its formatting
 # make types   mypy --strict
 # make sanitize   the native kernels' tests under AddressSanitizer
+# make docs    the documentation as a site, in build/site
 # make clean   removes what these made, .venv included
 #
 # Each of them first sets up .venv in this folder, with the versions of constraints.txt.
@@ -14,9 +15,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 WORKERS ?= 2
-EXTRAS := compile,openvino,int8,trt-rtx,timm,transformers,plot,demo,test,lint
+EXTRAS := compile,openvino,int8,trt-rtx,timm,transformers,plot,demo,test,lint,docs
 
-.PHONY: demo test thorough lint types sanitize clean
+.PHONY: demo test thorough lint types sanitize docs clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -35,9 +36,9 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
-	$(BIN)/mypy examples ci/measure_compile.py ci/results.py ci/digits_reduction.py ci/reduction_matrix.py ci/bench.py \
-	  ci/proof_mutations.py ci/operator_table.py ci/operator_families.py
-	MYPYPATH=ci $(BIN)/mypy ci/real_weights.py ci/compare_compiles.py ci/attack.py ci/attacks/*.py
+	$(BIN)/mypy examples ci/measure_compile.py ci/reduction_matrix.py ci/operator_table.py ci/operator_families.py
+	MYPYPATH=ci $(BIN)/mypy ci/results.py ci/digits_reduction.py ci/bench.py ci/proof_mutations.py \
+	  ci/docs_site.py ci/reference_pages.py ci/real_weights.py ci/compare_compiles.py ci/attack.py ci/attacks/*.py
 
 # The library is built anew with -fsanitize=address, and found by its variable; the leaks that it
 # would report are those of the interpreter. OpenVINO loads libraries in a way that AddressSanitizer
@@ -50,6 +51,10 @@ sanitize: $(INSTALLED)
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  $(BIN)/python -m pytest -q tests/runtimes/test_*_kernels.py \
 	  tests/runtimes/test_crafted_nodes.py -k "not openvino"
+
+docs: $(INSTALLED)
+	$(BIN)/python ci/reference_pages.py
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Measures what reductions cost on the digits, and puts the table in the README with ``--write``.
+"""Measures what reductions cost on the digits, and puts the table in a guide with ``--write``.
 
 The demo's ViT is trained without merging, then reduced without further training. Accuracy is that
 of the bundle for ONNX Runtime on the test images.
@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from marked_parts import put_part
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-BEGIN, END = "<!-- digits: begin -->", "<!-- digits: end -->"
+PAGE = ROOT / "docs" / "guides" / "reduce-a-plain-vit.md"
 DEPTH = 5
 RECIPES = {
     "ToMe": ("tome:r=1", "tome:r=2", "tome:r=3"),
@@ -28,18 +28,14 @@ HEADINGS = ("Method", "Recipe", "Tokens at the attentions", "MACs left", "Accura
 def main() -> int:
     """Trains, reduces, compiles, prints, and writes where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="Replace the table in README.md.")
+    parser.add_argument("--write", action="store_true", help="Replace the table in the guide.")
     parser.add_argument("--epochs", type=int, default=50)
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "examples"))
     text = table(options.epochs)
     print(text)
     if options.write:
-        before, found, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-        _, also_found, after = rest.partition(END)
-        if not (found and also_found):
-            raise SystemExit(f"{README} has no {BEGIN} … {END}.")
-        README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        put_part(PAGE, "digits", text)
     return 0
 
 

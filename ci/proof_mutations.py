@@ -4,7 +4,7 @@
     python ci/proof_mutations.py                 plants those that have not been; may be stopped
     python ci/proof_mutations.py --honest        runs right artifacts on fresh inputs
     python ci/proof_mutations.py --minutes 60    stops either after so long
-    python ci/proof_mutations.py --write         PROOF_MUTATIONS.md and the summary in the README
+    python ci/proof_mutations.py --write         PROOF_MUTATIONS.md and the summary in the docs
 
 A fault goes into a copy of one stage's graph; what is right before it is made once for each model.
 It is caught where its stage, or the artifact at the edges, leaves its gate. What is not
@@ -27,6 +27,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marked_parts import put_part
+
 if TYPE_CHECKING:
     from helpers.planting.ways import Way
 
@@ -35,8 +37,7 @@ PLANTS = ROOT / "ci" / "proof_plants.jsonl"
 RESULTS = ROOT / "ci" / "proof_mutations.jsonl"
 HONEST = ROOT / "ci" / "honest_runs.jsonl"
 TABLE = ROOT / "ci" / "PROOF_MUTATIONS.md"
-README = ROOT / "README.md"
-BEGIN, END = "<!-- mutations: begin -->", "<!-- mutations: end -->"
+PAGE = ROOT / "docs" / "explanation" / "proof.md"
 SEED = 0
 #: How many faults are drawn for each stage of each model.
 COUNTS = {
@@ -72,7 +73,7 @@ def main() -> int:
     if options.write:
         text = summary()
         TABLE.write_text(table(), encoding="utf-8")
-        README.write_text(with_summary(README.read_text(encoding="utf-8"), text), encoding="utf-8")
+        put_part(PAGE, "mutations", text)
         return 0
     from helpers.torchvision_ops import define_torchvision_operators
 
@@ -245,7 +246,7 @@ def state(one: dict[str, Any]) -> str:
 
 
 def summary() -> str:
-    """Returns what the README says of it."""
+    """Returns what the docs say of it."""
     results = lines(RESULTS)
     found = Counter(map(state, results))
     runs = [said for one in lines(HONEST) for said in one["runs"].values()]
@@ -303,15 +304,6 @@ def _replay(one: dict[str, Any]) -> str:
     detail = f": {one['detail']}" if one["detail"] else ""
     what = f"{one['model']}, {one['stage']}, {one['node']}: {one['kind']}"
     return f"- {what}{effect}{on}{at}{detail}"
-
-
-def with_summary(readme: str, text: str) -> str:
-    """Returns the README with the text between the two markers."""
-    before, found, rest = readme.partition(BEGIN)
-    _, also_found, after = rest.partition(END)
-    if not (found and also_found):
-        raise SystemExit(f"{README} has no {BEGIN} … {END}.")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measures the table of results in the README, and puts it there with ``--write``.
+"""Measures patched models against eager, and puts the table in a guide with ``--write``.
 
 Each row is one runtime on one patched model: how far its logits lie from eager PyTorch, and how
 much faster it is, in interleaved pairs with eager. The export that PyTorch itself offers is
@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from marked_parts import put_part
+
 if TYPE_CHECKING:
     from tokexport.exporter.speed.interleaved import Ratio
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+PAGE = ROOT / "docs" / "guides" / "own-merging-code.md"
 MODELS = {"DeiT-Ti": "deit_tiny_patch16_224", "DeiT-S": "deit_small_patch16_224"}
 MERGED = 13
 TARGETS = {"ort": "`--target ort`", "openvino": "`--target openvino`"}
@@ -35,7 +36,7 @@ HEADINGS = (
 def main() -> int:
     """Measures, prints, and writes where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="Replace the table in README.md.")
+    parser.add_argument("--write", action="store_true", help="Replace the table in the guide.")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests"))
     from helpers.torchvision_ops import define_torchvision_operators
@@ -45,7 +46,7 @@ def main() -> int:
     text = table(rows) + "\n\n" + conditions()
     print(text)
     if options.write:
-        README.write_text(with_table(README.read_text(encoding="utf-8"), text), encoding="utf-8")
+        put_part(PAGE, "results", text)
     return 0
 
 
@@ -136,15 +137,6 @@ def conditions() -> str:
         f"{machine['processor']}, {machine['cores']['usable']} cores, "
         f"{torch.get_num_threads()} threads in eager; {packages}."
     )
-
-
-def with_table(readme: str, text: str) -> str:
-    """Returns the README with the text between the two markers."""
-    before, found, rest = readme.partition(BEGIN)
-    _, also_found, after = rest.partition(END)
-    if not (found and also_found):
-        raise SystemExit(f"{README} has no {BEGIN} … {END}.")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final
 
@@ -24,6 +25,42 @@ class ExitCode(IntEnum):
     INTERNAL = 70
     INTERRUPTED = 130
 
+
+#: What each says, in Markdown: the reference shows it.
+MEANINGS: Final[Mapping[ExitCode, str]] = {
+    ExitCode.PASSED: (
+        "Passed. Or the engine was built and could not run here, which is said in words: "
+        "`BUILT, NOT RUN`."
+    ),
+    ExitCode.GATE_FAILED: (
+        "A gate failed: parity, the surgery of `--reduce`, `--min-speedup`, or "
+        "`--require-run` where the engine could not run."
+    ),
+    ExitCode.USAGE: (
+        "Usage: an option, a source or an input is not what the command needs, or the "
+        "output is there already."
+    ),
+    ExitCode.NOT_SUPPORTED: (
+        "The model is not supported: an operator that the target refuses, a shape, a "
+        "token count that depends on the data (without `--token-cap`), a model that draws "
+        "random numbers or answers differently on the same input, NaN in its own outputs; "
+        "with `--reduce`, blocks that cannot be taken apart or that the method cannot "
+        "work on, and outputs that would mean something else."
+    ),
+    ExitCode.BUILD_FAILED: (
+        "The target's build failed, or died, or did not end; or the result could not be "
+        "written: a full disk, no permission."
+    ),
+    ExitCode.RUN_FAILED: (
+        "Running failed, or died, or did not end: too little memory, an altered or "
+        "truncated bundle, a failure inside the runtime, no device for the engine."
+    ),
+    ExitCode.RUNTIME_MISSING: (
+        "A runtime or a package is missing; the message has the command that installs it."
+    ),
+    ExitCode.INTERNAL: "A bug in tokexport. The message names the file with the trace.",
+    ExitCode.INTERRUPTED: "Interrupted. Nothing is left behind.",
+}
 
 #: The first class that an error is an instance of decides.
 _CODES: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
