@@ -275,17 +275,20 @@ def compare(before: dict[str, Any], after: dict[str, Any], renamed: dict[str, An
     return int(different > 0 or not compared)
 
 
-def _renamed(value: Any, renamed: dict[str, Any]) -> Any:
-    """Returns a value of the first record under the names of today."""
+def _renamed(value: Any, renamed: dict[str, Any], within: str = "") -> Any:
+    """Returns a value of the first record under the names of today.
+
+    A field that is called otherwise in one place only stands there with the field around it.
+    """
     if isinstance(value, dict):
         fields = renamed["fields"]
         return {
-            fields.get(name, name): _renamed(one, renamed)
+            fields.get(f"{within}/{name}", fields.get(name, name)): _renamed(one, renamed, name)
             for name, one in value.items()
             if name not in renamed["gone"]
         }
     if isinstance(value, list):
-        return [_renamed(one, renamed) for one in value]
+        return [_renamed(one, renamed, within) for one in value]
     if isinstance(value, str):
         for old, new in renamed["texts"]:
             value = value.replace(old, new)

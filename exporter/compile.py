@@ -70,6 +70,9 @@ def compile(
         quantization (default None): For ort in int8, where the ranges of activations come from:
             ``"dynamic"``, each input as it comes, which None means too; or ``"static"``, measured
             once on ``inputs``.
+        weight_bits (default None): For ort in int8, the bits of the weights, 7 or 8; with 7 the
+            bundle runs on any processor. None is 8 where this processor sums bytes exactly, and 7
+            elsewhere.
         atol (default None): The largest absolute difference from eager that an output may have, in
             the units of the output; None measures what rounding does, and allows for it.
         timed (default True): Whether the artifact is timed against eager.
