@@ -49,27 +49,35 @@ from tokexport.graph_passes.onnx_passes.targets.fold_by_deconvolution import Fol
 from tokexport.graph_passes.onnx_passes.targets.part_square_transposes import PartSquareTransposes
 from tokexport.graph_passes.onnx_passes.targets.refuse_for_tensorrt import RefuseForTensorRt
 from tokexport.graph_passes.onnx_passes.targets.widen_vectors import WidenVectors
-from tokexport.graph_passes.torch_passes.canonicalize.count_for_search import CountForSearch
-from tokexport.graph_passes.torch_passes.canonicalize.distances import Distances
+from tokexport.graph_passes.torch_passes.canonicalize.attention_to_rank4 import AttentionToRank4
+from tokexport.graph_passes.torch_passes.canonicalize.divide_integers import DivideIntegers
 from tokexport.graph_passes.torch_passes.canonicalize.drop_empty import DropEmpty
 from tokexport.graph_passes.torch_passes.canonicalize.drop_full_masks import DropFullMasks
 from tokexport.graph_passes.torch_passes.canonicalize.drop_identities import DropIdentities
-from tokexport.graph_passes.torch_passes.canonicalize.flatten_attention import FlattenAttention
-from tokexport.graph_passes.torch_passes.canonicalize.fold_transforms import FoldTransforms
-from tokexport.graph_passes.torch_passes.canonicalize.gains_ahead import GainsAhead
+from tokexport.graph_passes.torch_passes.canonicalize.expand_cdist import ExpandCdist
+from tokexport.graph_passes.torch_passes.canonicalize.expand_searchsorted import ExpandSearchsorted
+from tokexport.graph_passes.torch_passes.canonicalize.fold_fourier import FoldFourier
+from tokexport.graph_passes.torch_passes.canonicalize.masked_assign_to_where import (
+    MaskedAssignToWhere,
+)
+from tokexport.graph_passes.torch_passes.canonicalize.one_hot_to_gather import OneHotToGather
 from tokexport.graph_passes.torch_passes.canonicalize.products_as_matmul import ProductsAsMatmul
 from tokexport.graph_passes.torch_passes.canonicalize.promote_types import PromoteTypes
-from tokexport.graph_passes.torch_passes.canonicalize.read_means import ReadMeans
-from tokexport.graph_passes.torch_passes.canonicalize.read_one_hot import ReadOneHot
-from tokexport.graph_passes.torch_passes.canonicalize.share_repeats import ShareRepeats
+from tokexport.graph_passes.torch_passes.canonicalize.recognise_means import RecogniseMeans
+from tokexport.graph_passes.torch_passes.canonicalize.scale_before_norm import ScaleBeforeNorm
+from tokexport.graph_passes.torch_passes.canonicalize.share_common_subexpressions import (
+    ShareCommonSubexpressions,
+)
 from tokexport.graph_passes.torch_passes.canonicalize.sort_stably import SortStably
 from tokexport.graph_passes.torch_passes.canonicalize.split_complex import SplitComplex
-from tokexport.graph_passes.torch_passes.canonicalize.whole_quotients import WholeQuotients
+from tokexport.graph_passes.torch_passes.canonicalize.strided_assign_to_where import (
+    StridedAssignToWhere,
+)
 from tokexport.graph_passes.torch_passes.canonicalize.widen_half import WidenHalf
 from tokexport.graph_passes.torch_passes.canonicalize.widen_narrow import WidenNarrow
-from tokexport.graph_passes.torch_passes.canonicalize.write_by_where import WriteByWhere
-from tokexport.graph_passes.torch_passes.canonicalize.write_strided import WriteStrided
-from tokexport.graph_passes.torch_passes.canonicalize.zero_blind_queries import ZeroBlindQueries
+from tokexport.graph_passes.torch_passes.canonicalize.zero_fully_masked_queries import (
+    ZeroFullyMaskedQueries,
+)
 from tokexport.graph_passes.torch_passes.graph.infrastructure import (
     PassResult,
     TorchPass,
@@ -122,37 +130,37 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
     SpellOutIstft(),
     SpellOutJoins(),
     SpellOutResizes(),
-    WriteStrided(),
+    StridedAssignToWhere(),
     WidenNarrow(),
     PromoteTypes(),
-    GainsAhead(),
+    ScaleBeforeNorm(),
     DropIdentities(),
     DropEmpty(),
-    ShareRepeats(),
-    FoldTransforms(),
+    ShareCommonSubexpressions(),
+    FoldFourier(),
     SplitComplex(),
     SpellOutAtan2(),
     ProductsAsMatmul(),
-    Distances(),
-    CountForSearch(),
-    WholeQuotients(),
-    WriteByWhere(),
+    ExpandCdist(),
+    ExpandSearchsorted(),
+    DivideIntegers(),
+    MaskedAssignToWhere(),
     RecogniseMatches(),
     GatherRows(),
     ScatterRows(),
-    ReadOneHot(),
+    OneHotToGather(),
     DropIdentities(),
-    ShareRepeats(),
-    ReadMeans(),
+    ShareCommonSubexpressions(),
+    RecogniseMeans(),
     DropIdentities(),
     RecogniseMerges(),
     MatchEveryRow(),
-    ShareRepeats(),
+    ShareCommonSubexpressions(),
     SortStably(),
     JoinInPairs(),
     DropFullMasks(),
-    ZeroBlindQueries(),
-    FlattenAttention(),
+    ZeroFullyMaskedQueries(),
+    AttentionToRank4(),
     RecogniseAttention(),
 )
 

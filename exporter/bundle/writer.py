@@ -49,7 +49,7 @@ from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.source import Source
 from tokexport.exporter.system.exchange import exchange
 from tokexport.exporter.system.scratch import HeldFolder, held_signals, sweep
-from tokexport.exporter.tuning.tuned_forms import Tuning
+from tokexport.exporter.tuning.choices import Tuning
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest import (
     BUILT_NOT_RUN,

@@ -9,8 +9,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from tokexport.exporter.capture.dynamic_sizes import Padding
 from tokexport.exporter.capture.trace import capture_padded
-from tokexport.exporter.capture.unbacked import Padding
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.errors import ModelNotSupportedError

@@ -7,7 +7,7 @@ hint for the tracer's symbols::
     if (ids == 0).any():     the branch that the example takes, and an assertion that it is the one
     n = mask.sum().item()    a symbol still; if n > 3: is decided, and asserted
 
-An assertion that is left in the graph is a check of the artifact (``cap_numbers``).
+An assertion that is left in the graph is a check of the artifact (``pad/numbers_of_rows.py``).
 """
 
 from __future__ import annotations

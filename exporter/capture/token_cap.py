@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from tokexport.exporter.capture.branch_paths import with_paths, without_draws
+from tokexport.exporter.capture.dynamic_sizes import Padding
 from tokexport.exporter.capture.token_cap_report import Place, TokenCapReport
 from tokexport.exporter.capture.trace import capture_padded
-from tokexport.exporter.capture.unbacked import Padding
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.outputs import Constant
 from tokexport.exporter.eager.reference import tensors_of

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tokexport.exporter.capture.dynamic_sizes import OR_CAP, Padding, SomeRows, with_fixed_sizes
 from tokexport.exporter.capture.example_numbers import ExampleNumbers
 from tokexport.exporter.capture.known_values import KnownValues
 from tokexport.exporter.capture.slice_bounds import SliceBounds
 from tokexport.exporter.capture.spelled_out import SpelledOut
 from tokexport.exporter.capture.traced_lines import tracing
-from tokexport.exporter.capture.unbacked import OR_CAP, Padding, SomeRows, with_fixed_sizes
 from tokexport.exporter.capture.view_writes import write_by_copy
 from tokexport.exporter.counts.fixed_counts import FixedCounts
 from tokexport.exporter.eager.flat_model import FlatModel

@@ -24,9 +24,9 @@ from tokexport.exporter.errors import ExporterError, GateError, NotRepeatableErr
 from tokexport.exporter.reduction.surgery_distance import Answer
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.errors import SurgeryError
-from tokexport.graph_passes.reduction.merges import Selection, behind_special
 from tokexport.graph_passes.reduction.method import Block, Layer, Method
 from tokexport.graph_passes.reduction.surgery.reduced_block import Flow, ReducedBlock
+from tokexport.graph_passes.reduction.token_maps import Selection, behind_special
 from tokexport.graph_passes.reduction.tokens import Tokens
 from tokexport.graph_passes.stack_traces import raised_at
 from tokexport.graph_passes.torch_errors import in_words

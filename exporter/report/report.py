@@ -21,7 +21,7 @@ from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import StageResult
 from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.speed.interleaved import Speed
-from tokexport.exporter.tuning.tuned_forms import Tuning
+from tokexport.exporter.tuning.choices import Tuning
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
 from tokexport.runtimes.notebook import as_html, one_line

@@ -36,7 +36,7 @@ from tokexport.exporter.rounding.accumulation import PART, reordered
 from tokexport.exporter.rounding.column_rounding import draws_of
 from tokexport.exporter.rounding.quantised_run import QuantisedRun, int8_runs
 from tokexport.exporter.rounding.score_rounding import Moved, Scores, moved
-from tokexport.graph_passes.torch_passes.canonicalize.distances import Distances
+from tokexport.graph_passes.torch_passes.canonicalize.expand_cdist import ExpandCdist
 from tokexport.graph_passes.torch_passes.canonicalize.fourier_products import steps
 from tokexport.graph_passes.torch_passes.graph.calls import base_name
 from tokexport.graph_passes.torch_passes.graph.complex_pairs import is_complex, real_type
@@ -148,7 +148,7 @@ def _with_distances_spelled(captured: GraphModule) -> GraphModule:
     """Returns a copy whose distances are what torch computes: of many rows they round inside."""
     graph = copy.deepcopy(captured.graph)
     before = set(graph.nodes)
-    Distances().call(Editor(graph))
+    ExpandCdist().call(Editor(graph))
     for node in graph.find_nodes(op="call_function", target=aten.clamp.default):
         if node not in before:  # √(max(|a|² + |b|² - 2 a·b, 0))
             (difference,) = node.all_input_nodes

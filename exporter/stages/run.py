@@ -26,7 +26,7 @@ from tokexport.exporter.report.report import FAILED, Report
 from tokexport.exporter.source import Source
 from tokexport.exporter.speed.interleaved import Speed
 from tokexport.exporter.system.machine import describe_machine
-from tokexport.exporter.tuning.tuned_forms import Tuning
+from tokexport.exporter.tuning.choices import Tuning
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import RuntimeInfo
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from tokexport.exporter.errors import UsageError, WriteError
 from tokexport.exporter.system.output_file import written_whole
 from tokexport.exporter.system.scratch import locked
-from tokexport.exporter.tuning.tuned_forms import TunedForm
+from tokexport.exporter.tuning.choices import TunedForm
 
 #: Names another folder for the cache.
 VARIABLE: Final = "TOKEXPORT_CACHE"

@@ -27,7 +27,7 @@ from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.speed.interleaved import Ratio, measure
 from tokexport.exporter.speed.time_limits import TimeLimits, time_limits
-from tokexport.exporter.tuning.tuned_forms import TunedForm
+from tokexport.exporter.tuning.choices import TunedForm
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner, here
 from tokexport.graph_passes import pipelines

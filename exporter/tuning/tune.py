@@ -15,8 +15,8 @@ from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.system.machine import describe_machine, usable_cores
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.tuning.cache import FormCache
+from tokexport.exporter.tuning.choices import TunedForm, Tuning
 from tokexport.exporter.tuning.trials import try_forms
-from tokexport.exporter.tuning.tuned_forms import TunedForm, Tuning
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.common.choose_forms import Forms, TokenCall
 from tokexport.graph_passes.ops.token_forms import candidates

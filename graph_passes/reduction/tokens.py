@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokexport.graph_passes.ops.ops import gather_tokens
 from tokexport.graph_passes.reduction.errors import SurgeryError
-from tokexport.graph_passes.reduction.merges import TokenMap
+from tokexport.graph_passes.reduction.token_maps import TokenMap
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import match_rows
 from tokexport.graph_passes.reduction.method import Layer, Method, check, normalised, option
 from tokexport.graph_passes.reduction.schedule import at_encoder_end
+from tokexport.graph_passes.reduction.token_maps import match_rows
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tokexport.graph_passes.ops.ops import bipartite_match
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Matching, Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.method import Layer, Method, check, normalised, option
+from tokexport.graph_passes.reduction.token_maps import Matching, Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 

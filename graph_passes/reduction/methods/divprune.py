@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tokexport.graph_passes.ops.ops import gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Selection, behind_special
 from tokexport.graph_passes.reduction.method import (
     Layer,
     Method,
@@ -20,6 +19,7 @@ from tokexport.graph_passes.reduction.method import (
     option,
 )
 from tokexport.graph_passes.reduction.schedule import at_encoder_end
+from tokexport.graph_passes.reduction.token_maps import Selection, behind_special
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tokexport.graph_passes.ops.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Matching, ranking
 from tokexport.graph_passes.reduction.method import (
     Layer,
     Method,
@@ -21,6 +20,7 @@ from tokexport.graph_passes.reduction.method import (
     option,
 )
 from tokexport.graph_passes.reduction.schedule import at_layer, at_quarters
+from tokexport.graph_passes.reduction.token_maps import Matching, ranking
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 

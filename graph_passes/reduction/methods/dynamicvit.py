@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.method import Block, Layer, Method, check_shares, option
 from tokexport.graph_passes.reduction.schedule import at_quarters
+from tokexport.graph_passes.reduction.token_maps import Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 

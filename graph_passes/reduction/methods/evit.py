@@ -10,9 +10,9 @@ import torch
 
 from tokexport.graph_passes.ops.ops import gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.method import Layer, Method, check_shares, option
 from tokexport.graph_passes.reduction.schedule import at_layer, at_quarters
+from tokexport.graph_passes.reduction.token_maps import Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 

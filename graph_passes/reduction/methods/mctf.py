@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tokexport.graph_passes.ops.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Chain, Matching, TokenMap, even_and_odd
 from tokexport.graph_passes.reduction.method import Block, Layer, Method, check, normalised, option
 from tokexport.graph_passes.reduction.schedule import at_layer
+from tokexport.graph_passes.reduction.token_maps import Chain, Matching, TokenMap, even_and_odd
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 BY_SIZE, BY_ATTENTION, BY_MAXIMUM, BY_MEAN = range(4)

@@ -10,13 +10,6 @@ from torch import Tensor
 
 from tokexport.graph_passes.ops.ops import gather_tokens
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import (
-    Matching,
-    Rows,
-    behind_special,
-    match_rows,
-    ranking,
-)
 from tokexport.graph_passes.reduction.method import (
     Layer,
     Method,
@@ -26,6 +19,13 @@ from tokexport.graph_passes.reduction.method import (
     option,
 )
 from tokexport.graph_passes.reduction.schedule import at_layer
+from tokexport.graph_passes.reduction.token_maps import (
+    Matching,
+    Rows,
+    behind_special,
+    match_rows,
+    ranking,
+)
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 

@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Selection
 from tokexport.graph_passes.reduction.method import Layer, Method, check_shares, option
 from tokexport.graph_passes.reduction.schedule import at_layer, at_quarters
+from tokexport.graph_passes.reduction.token_maps import Selection
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 

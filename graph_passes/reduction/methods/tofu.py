@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Matching, Selection
 from tokexport.graph_passes.reduction.method import (
     Layer,
     Method,
@@ -20,6 +19,7 @@ from tokexport.graph_passes.reduction.method import (
 )
 from tokexport.graph_passes.reduction.methods.tome import match_even_and_odd
 from tokexport.graph_passes.reduction.schedule import at_layer
+from tokexport.graph_passes.reduction.token_maps import Matching, Selection
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 NORMS = ("paper", "code")

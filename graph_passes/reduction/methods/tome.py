@@ -8,9 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Matching, even_and_odd, match_rows
 from tokexport.graph_passes.reduction.method import Layer, Method, check, head_mean, option
 from tokexport.graph_passes.reduction.schedule import at_layer
+from tokexport.graph_passes.reduction.token_maps import Matching, even_and_odd, match_rows
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 

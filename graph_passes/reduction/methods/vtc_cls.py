@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tokexport.graph_passes.reduction.attention import Attention
-from tokexport.graph_passes.reduction.merges import Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.method import Layer, Method, check, option
+from tokexport.graph_passes.reduction.token_maps import Selection, behind_special, ranking
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 

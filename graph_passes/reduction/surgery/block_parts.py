@@ -24,7 +24,7 @@ from torch.fx import Node
 
 from tokexport.graph_passes.reduction.errors import SurgeryError
 from tokexport.graph_passes.reduction.surgery.find_attention import FoundAttention, find_attention
-from tokexport.graph_passes.reduction.surgery.pieces import Piece, cut_piece
+from tokexport.graph_passes.reduction.surgery.subgraph import Subgraph, cut_subgraph
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class BlockParts:
         width: C.
     """
 
-    heads: Piece
-    residual: Piece
-    mlp: Piece
+    heads: Subgraph
+    residual: Subgraph
+    mlp: Subgraph
     scale: float
     width: int
 
@@ -73,11 +73,11 @@ def take_apart(program: ExportedProgram, output: int) -> BlockParts:
     attention = find_attention(graph, x)
     middle = _residual_sum(x, extras, attention, end)
     return BlockParts(
-        heads=cut_piece(
+        heads=cut_subgraph(
             program, [x, *extras], [attention.q, attention.k, attention.v], "the attention"
         ),
-        residual=cut_piece(program, [x, attention.result], [middle], "the residual sum"),
-        mlp=cut_piece(program, [middle], [end], "the MLP"),
+        residual=cut_subgraph(program, [x, attention.result], [middle], "the residual sum"),
+        mlp=cut_subgraph(program, [middle], [end], "the MLP"),
         scale=attention.scale,
         width=int(x.meta["val"].shape[2]),
     )

@@ -38,7 +38,9 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
     value,
 )
-from tokexport.graph_passes.torch_passes.graph.draws import (
+from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.random_draws import (
     DROPOUTS,
     PLACED,
     draws,
@@ -46,8 +48,6 @@ from tokexport.graph_passes.torch_passes.graph.draws import (
     find_draws,
     without_mean,
 )
-from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 #: From probabilities to the numbers of a distribution, and the mean of these.
 Distribution = tuple[Callable[[Tensor], Tensor], float]

@@ -21,8 +21,8 @@ from torch.fx.node import map_arg
 from tokexport.graph_passes.errors import TokenCountError
 from tokexport.graph_passes.stack_traces import origin, source_line
 from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, shape_of
-from tokexport.graph_passes.torch_passes.graph.draws import draws
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
+from tokexport.graph_passes.torch_passes.graph.random_draws import draws
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ import tokexport
 from tokexport.exporter.recipe import parse_recipe, restoring
 from tokexport.graph_passes.reduction.attention import Attention
 from tokexport.graph_passes.reduction.errors import SurgeryError
-from tokexport.graph_passes.reduction.merges import Matching
 from tokexport.graph_passes.reduction.method import Layer, Method
+from tokexport.graph_passes.reduction.token_maps import Matching
 from tokexport.graph_passes.reduction.tokens import Tokens
 
 Head = Callable[[Any, list[Tensor]], Any]

@@ -32,9 +32,9 @@ from tokexport.exporter.speed.interleaved import MIN_PAIRS, Ratio
 from tokexport.exporter.speed.time_limits import TimeLimits
 from tokexport.exporter.ties.replay_stages import ReplayArtifacts, StageReplay
 from tokexport.exporter.tuning.cache import FILE_NAME, FormCache
+from tokexport.exporter.tuning.choices import TunedForm
 from tokexport.exporter.tuning.trials import choose, draw_arguments, fastest, try_forms, unchanged
 from tokexport.exporter.tuning.tune import environment
-from tokexport.exporter.tuning.tuned_forms import TunedForm
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.common.choose_forms import TokenCall
 from tokexport.graph_passes.ops import ops

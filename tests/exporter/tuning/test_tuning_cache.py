@@ -12,7 +12,7 @@ import pytest
 
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.tuning.cache import FILE_NAME, FormCache, cache_folder
-from tokexport.exporter.tuning.tuned_forms import TunedForm
+from tokexport.exporter.tuning.choices import TunedForm
 
 HERE: dict[str, str | int] = {"processor": "P", "threads": 2, "runtime": "onnxruntime 1.0"}
 FORM = TunedForm("scatter", "one-hot", 1.5, 1.4, 1.6, 1.55, {"one-hot": 30.0, "scatter": 20.0})
@@ -68,7 +68,7 @@ def test_two_that_write_at_once_keep_both(file: Path) -> None:
 
 SAVES = """
 import sys
-from tokexport.exporter.tuning.tuned_forms import TunedForm
+from tokexport.exporter.tuning.choices import TunedForm
 from tokexport.exporter.tuning.cache import FormCache
 form = TunedForm("scatter", "one-hot", 1.5, 1.4, 1.6, 1.55, {"one-hot": 30.0, "scatter": 20.0})
 for i in range(40):

@@ -24,7 +24,13 @@ from tokexport.exporter.capture.trace import capture
 from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import KERNEL_CALLS
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 from tokexport.graph_passes.ops.ops import bipartite_match, gather_tokens
-from tokexport.graph_passes.reduction.merges import Chain, Matching, Rows, TokenMap, even_and_odd
+from tokexport.graph_passes.reduction.token_maps import (
+    Chain,
+    Matching,
+    Rows,
+    TokenMap,
+    even_and_odd,
+)
 from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module, make_replay_graph
 from tokexport.runtimes.openvino.runner import OpenVinoRunner, convert
 from tokexport.runtimes.ort.runner import OrtRunner

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokexport.graph_passes.reduction.errors import SurgeryError
-from tokexport.graph_passes.reduction.merges import Selection
+from tokexport.graph_passes.reduction.token_maps import Selection
 from tokexport.graph_passes.reduction.tokens import Tokens, Trace
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokexport.graph_passes.reduction.merges import Chain, Matching, Rows, Selection, TokenMap
+from tokexport.graph_passes.reduction.token_maps import Chain, Matching, Rows, Selection, TokenMap
 
 SEEDS = st.integers(0, 2**30)
 

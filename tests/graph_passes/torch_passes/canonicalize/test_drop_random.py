@@ -12,7 +12,7 @@ from torch.nn import functional as f
 
 from tokexport.graph_passes.errors import OperatorRefusedError
 from tokexport.graph_passes.torch_passes.canonicalize.drop_random import DropRandom
-from tokexport.graph_passes.torch_passes.graph.draws import drop_unread_draws, find_draws
+from tokexport.graph_passes.torch_passes.graph.random_draws import drop_unread_draws, find_draws
 
 Noise = Callable[[Tensor], Tensor]
 GAMMA = 0.57721566
