@@ -1,4 +1,4 @@
-"""The errors of the driving room: what happened, where, and what to do about it."""
+"""Defines the errors of ``exporter``: what happened, where, and what to do."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ FIXED_COUNTS: Final = (
 
 
 class ExporterError(Exception):
-    """Something the user can mend; it is shown without a traceback.
+    """An error that the user can fix; it is shown without a traceback.
 
     Args:
         what: What happened, one sentence.
-        where: The file, node, input or source line it happened at; empty when there is none.
+        where: The file, node, input or source line it happened at; empty if unknown.
         fix: What the user can do now; empty only when nothing can be done.
     """
 
@@ -29,7 +29,7 @@ class ExporterError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        """Returns the parts that are there, a line each."""
+        """Returns the parts that are not empty, a line each."""
         return "\n".join(part for part in (self.what, self.where, self.fix) if part)
 
 
@@ -62,7 +62,7 @@ class EmptyOutputError(ModelNotSupportedError):
 
 
 class NotRepeatableError(ModelNotSupportedError):
-    """The model gives another answer on the same input, so nothing can be proven equal to it."""
+    """The model gives different outputs on the same input, so nothing can be proven equal to it."""
 
 
 class NotFiniteError(ModelNotSupportedError):
@@ -74,11 +74,11 @@ class WriteError(ExporterError):
 
 
 class StandardOutputError(WriteError):
-    """Standard output takes nothing more, as where the disk behind it is full."""
+    """Standard output cannot be written, for example because its disk is full."""
 
 
 class OutputExistsError(UsageError):
-    """The output folder is there already and was not given up for overwriting."""
+    """The output folder exists and may not be replaced."""
 
 
 class PackageMissingError(ExporterError):
@@ -96,7 +96,7 @@ class GateError(ExporterError):
 
 
 class InternalError(ExporterError):
-    """A broken promise inside tokexport: a bug of ours, never the user's mistake."""
+    """A bug of tokexport, never the user's mistake."""
 
 
 def listed(names: Sequence[str], limit: int = 8) -> str:

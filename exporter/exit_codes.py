@@ -13,7 +13,7 @@ from tokexport.runtimes import errors as runtime_errors
 
 
 class ExitCode(IntEnum):
-    """What a process of tokexport ends with."""
+    """The exit codes of the command line."""
 
     PASSED = 0
     GATE_FAILED = 1
@@ -83,7 +83,7 @@ _CODES: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
 
 
 def exit_code_of(error: BaseException) -> ExitCode:
-    """Returns the exit code of an error; whatever is not a known one is a bug of ours."""
+    """Returns the exit code of an error; an unknown error is a bug of tokexport."""
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
     for kind, code in _CODES:

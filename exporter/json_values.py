@@ -1,4 +1,4 @@
-"""Turns results into what JSON has words for."""
+"""Converts results to values of JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """Turns a value into what JSON has: objects, lists, texts, numbers, true, false, null."""
+    """Converts a value to JSON: objects, lists, texts, numbers, true, false, null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             each.name: plain(getattr(value, each.name))

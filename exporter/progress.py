@@ -1,4 +1,4 @@
-"""The checklist of stages a user watches, and the seconds each took, kept even when quiet."""
+"""Shows a checklist of stages with their seconds, which are recorded also when quiet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 T = TypeVar("T")
-#: How many of many things pass before the time left is told: the first takes longer than others.
+#: After how many items the time left is shown: the first takes longer than others.
 _PASSED_FIRST: Final = 3
 
 
@@ -32,7 +32,7 @@ class _State(Enum):
 
 @dataclass
 class _Count:
-    """How many of many things a stage has done; ``since`` is when the first of them was."""
+    """The number of items that a stage has done; ``since`` is when the first was done."""
 
     all: int
     done: int = 0
@@ -45,7 +45,7 @@ class _Count:
             self.since = now
 
     def text(self, now: float) -> str:
-        """Says how many are done, and how long the others take; '' before that can be told."""
+        """Returns how many are done and how long the others will take; '' before that is known."""
         if not _PASSED_FIRST <= self.done < self.all:
             return ""
         left = (now - self.since) / (self.done - 1) * (self.all - self.done)
@@ -64,11 +64,11 @@ class _Stage:
     count: _Count | None = None
 
     def begin(self, now: float) -> None:
-        """Lets its time run."""
+        """Resumes its time."""
         self.state, self.begun = _State.RUNNING, now
 
     def pause(self, now: float) -> None:
-        """Lets its time stand."""
+        """Pauses its time."""
         self.seconds, self.begun = self.seconds_at(now), None
 
     def seconds_at(self, now: float) -> float:
@@ -156,11 +156,11 @@ class Checklist:
                 self._open[-1].begin(now)
 
     def counted(self, many: Iterable[T], count: int) -> Iterator[T]:
-        """Passes things on, and shows in the row of the stage how many it has done.
+        """Yields items, and shows in the row of the stage how many are done.
 
         Args:
-            many: The things; the stage is done with one when it asks for the next.
-            count: How many there are.
+            many: The items; the stage is done with one when it asks for the next.
+            count: The number of items.
         """
         if not self._shown or not self._open:
             yield from many

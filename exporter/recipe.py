@@ -1,4 +1,4 @@
-"""Reads which method with which options goes into a model: ``NAME:key=value,…``, TOML or JSON."""
+"""Reads a recipe, the method and options of a reduction: ``NAME:key=value,…``, TOML or JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tokexport.runtimes.files.regular_files import read_at_most
 METHOD: Final = "method"
 #: Bytes of a recipe in a file; an honest one has some hundred.
 _LARGEST_FILE: Final = 1 << 14
-#: No option counts further, and torch's numbers end there.
+#: The largest number of an option, where torch's numbers end.
 _MOST: Final = 2**31 - 1
 #: Characters of a value that a message shows.
 _SHOWN: Final = 80
@@ -55,7 +55,7 @@ class Recipe:
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: What every recipe takes beside the method's own options, and what it means.
+#: The options that every recipe takes beside the method's own, and their meaning.
 PLACEMENT: Final[dict[str, str]] = {
     "protect": "how many tokens at the front are special; found where it is left out",
     "blocks": "the container of the blocks, such as encoder.layers; found where it is left out",
@@ -74,8 +74,8 @@ def parse_recipe(text: str | Path | Method | Recipe) -> Recipe:
             stand for itself.
 
     Raises:
-        UsageError: There is no such method or option, or a value is none; the message names those
-            there are.
+        UsageError: A method or option is unknown, or a value is invalid; the message names the
+            known ones.
     """
     if isinstance(text, Recipe):
         return text
@@ -99,7 +99,7 @@ def parse_recipe(text: str | Path | Method | Recipe) -> Recipe:
 
 
 def restoring(recipe: Recipe) -> Recipe:
-    """Returns a recipe that puts every token back; one that says where is left as it is."""
+    """Returns a recipe that restores every token, unless it names blocks already."""
     if recipe.restore is not False:
         return recipe
     given = {**recipe.given, "restore": True}
@@ -111,7 +111,7 @@ def with_option(recipe: Recipe, key: str, value: Any) -> Recipe:
     """Returns a recipe with another value of one of the method's options.
 
     Raises:
-        UsageError: The method has no such option, or the value is none.
+        UsageError: The method does not have the option, or the value is invalid.
     """
     method = recipe.method
     own = [one.name for one in dataclasses.fields(method)]
@@ -141,7 +141,7 @@ def _split(options: str) -> list[str]:
 
 
 def _literal(text: str) -> Any:
-    """Reads a number, true, false, a [list] or a text; all are JSON but a bare text."""
+    """Reads JSON (a number, true, false, a list), or else takes the text itself."""
     for read in (json.loads, float):
         try:
             return read(text)
@@ -151,7 +151,7 @@ def _literal(text: str) -> Any:
 
 
 def _is_file(text: str | Path) -> bool:
-    """Tells a file from a recipe whose last option is one: ``diffrate:schedule=FILE.json``."""
+    """Returns whether a text names a file, not a recipe: ``diffrate:schedule=FILE.json``."""
     if isinstance(text, Path):
         return True
     method = text.partition(":")[0].strip()

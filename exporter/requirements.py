@@ -1,4 +1,4 @@
-"""Says which packages a command needs and does not find, before it does anything."""
+"""Refuses a command early if a package that it needs is not installed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from importlib.util import find_spec
 
 from tokexport.exporter.errors import PackageMissingError
 
-#: What turns a model into a bundle; a device that runs bundles needs none of it.
+#: The packages that compile a model; a device that runs bundles needs none of them.
 COMPILE_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
 
 
 def require_compile_packages() -> None:
-    """Raises PackageMissingError, with the install command, where one is not installed."""
+    """Raises PackageMissingError, with the install command, if one is not installed."""
     missing = [name for name in COMPILE_PACKAGES if find_spec(name) is None]
     if missing:
         raise PackageMissingError(
@@ -21,7 +21,7 @@ def require_compile_packages() -> None:
 
 
 def require_matplotlib() -> None:
-    """Raises PackageMissingError, with the install command, where matplotlib is not installed."""
+    """Raises PackageMissingError, with the install command, if matplotlib is not installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:

@@ -1,7 +1,7 @@
 """Silences what torch says about itself while it traces and exports.
 
-People run with warnings as errors; a deprecation inside torch is not theirs to mend. And a trace
-that fails is answered with one message of ours, beside which torch's log has nothing to add.
+Users run with warnings as errors, and cannot fix a deprecation inside torch. And a trace that fails
+ends in one message of tokexport, to which torch's log adds nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OURS_TO_SILENCE: Final[tuple[tuple[type[Warning], str], ...]] = (
 
 @contextmanager
 def torch_warnings_silenced() -> Iterator[None]:
-    """Lets the named warnings of torch pass unseen; every other one stays as it is."""
+    """Ignores the named warnings of torch; every other one stays as it is."""
     with warnings.catch_warnings():
         for category, message in _OURS_TO_SILENCE:
             warnings.filterwarnings("ignore", message=message, category=category)

@@ -29,8 +29,8 @@ from tokexport.runtimes.errors import (
     RuntimeMissingError,
 )
 
-#: The only names that a folder of kept stages holds.
-_STAGES = {"captured.pt2", "rewritten.pt2", "emitted", "lowered", "told"}
+#: The only names that a folder of kept stages holds; replays lay in ``told`` before.
+_STAGES = {"captured.pt2", "rewritten.pt2", "emitted", "lowered", "replay", "told"}
 
 
 class StageFolder:
@@ -42,7 +42,7 @@ class StageFolder:
                                                       of the second need tokexport
         OUTPUT.stages/emitted/model.onnx              with functions of domain tokexport
         OUTPUT.stages/lowered/model.onnx              what the target builds from
-        OUTPUT.stages/told                            emitted and lowered anew, with decisions as
+        OUTPUT.stages/replay                          emitted and lowered anew, with decisions as
                                                       inputs; only where a stage failed without
     """
 

@@ -300,7 +300,7 @@ def _set_rows(known: Known, input: Tensor, keys: Sequence[Tensor], true: bool) -
 
 
 def cat(known: Known, tensors: Sequence[Tensor], dim: int = 0, **options: Any) -> Found:
-    """A mask between known ones, or positions beside others that are known."""
+    """Joins a mask with known masks, or positions with known positions."""
     dim = axis_of(tensors[0], options.pop("axis", dim))
     facts = [known(each) for each in tensors]
     if any(isinstance(fact, Positions) for fact in facts):
@@ -326,7 +326,7 @@ def cat(known: Known, tensors: Sequence[Tensor], dim: int = 0, **options: Any) -
 
 
 def _cat_positions(tensors: Sequence[Tensor], facts: Sequence[Fact | None], dim: int) -> Found:
-    """Positions that the data decides and others that are known, apart from all of those."""
+    """Joins positions that the data decide with known positions that differ from all of them."""
     free = [fact for fact in facts if isinstance(fact, Positions) and fact.values is None]
     if len(free) != 1 or free[0].dim != dim:
         return None
@@ -357,7 +357,7 @@ def _cat_positions(tensors: Sequence[Tensor], facts: Sequence[Fact | None], dim:
 
 
 def gather(known: Known, input: Tensor, dim: int, index: Tensor, **options: Any) -> Found:
-    """Positions of positions, and a mask in another order."""
+    """Gathers positions from positions, or a mask in another order."""
     fact, places, at = known(input), known(index), axis_of(input, dim)
     lead = [size for axis, size in enumerate(index.shape) if axis != at]
     if not isinstance(places, Positions) or places.dim != at or places.offset:

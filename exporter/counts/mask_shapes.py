@@ -1,4 +1,4 @@
-"""What is left of distinct positions and masks where axes come, go, or are cut.
+"""Gives rules for distinct positions and masks whose axes are added, removed, merged or cut.
 
 Rules as in ``mask_facts``: a result of which nothing is certain is None.
 """

@@ -1,1 +1,1 @@
-"""The model as a user uses it: what it takes, answers and keeps."""
+"""Runs the model as the user wrote it: its inputs, its outputs and its state."""

@@ -1,4 +1,4 @@
-"""Gives a model as plain eager modules: what ``torch.compile`` was put around is taken out of it.
+"""Takes the modules out of ``torch.compile``, so that a model is plain eager modules.
 
 A compiled module answers as the one inside it, but torch runs it by another path: hooks on its
 parts are not called as they were, and what is timed as eager would be compiled. A copy holds the
@@ -44,12 +44,12 @@ def eager_form(model: nn.Module) -> nn.Module:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    """Tells a module that ``torch.compile`` returned, without loading its compiler."""
+    """Returns whether ``torch.compile`` returned a module, without loading its compiler."""
     return type(module).__name__ == "OptimizedModule" and _ORIGINAL in module._modules
 
 
 def _calls_compiled(module: nn.Module) -> bool:
-    """Tells a module on which ``module.compile()`` was called."""
+    """Returns whether ``module.compile()`` was called on a module."""
     return getattr(module, _COMPILED_CALL, None) is not None
 
 

@@ -1,4 +1,4 @@
-"""Settles names, shapes and dtypes of a model's inputs, and the arrays it is proven on."""
+"""Determines names, shapes and dtypes of a model's inputs, and the arrays it is proven on."""
 
 from __future__ import annotations
 
@@ -132,9 +132,10 @@ def _not_given(
 
 
 def _python_numbers(model: nn.Module, asked: Mapping[str, Any]) -> dict[str, bool | int | float]:
-    """Returns the constants whose default in ``forward`` is a Python number, and so are they.
+    """Returns the constants whose default in ``forward`` is a Python number.
 
-    A tensor in such a place takes other ways: ``if flag is True``, ``isinstance(keep, int)``.
+    A tensor in their place would take other branches: ``if flag is True``, ``isinstance(keep,
+    int)``.
     """
     defaults = {name: one.default for name, one in forward_parameters(model).items()}
     return {
@@ -148,9 +149,9 @@ def _python_numbers(model: nn.Module, asked: Mapping[str, Any]) -> dict[str, boo
 def _fixing(
     spec: CallSpec, examples: list[Tensor], asked: Mapping[str, Any]
 ) -> tuple[CallSpec, tuple[ConstantInput, ...]]:
-    """Fixes the constants of a call; the others have these examples from now on.
+    """Fixes the constants of a call, and replaces the examples of the other inputs.
 
-    A value is taken as it is; that of an example has its batch.
+    A given value is taken as it is; the example's own value includes the batch.
     """
     values = {}
     examined = zip(spec.names, spec.examples, examples, strict=True)
@@ -189,7 +190,7 @@ def _example_call(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns example arguments of ``forward``; those made here hold zeros.
 
-    Those that are asked to be constants may be left out.
+    Inputs that are to be constants may be left out.
     """
     given = source.example_args is not None or bool(source.example_kwargs)
     if config.input_shape is not None:
@@ -217,7 +218,7 @@ def _example_call(
 def _reshaped(
     source: Source, shape: tuple[int, ...], asked: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Gives the source's only example input another shape; its dtype and its place stay."""
+    """Gives the source's only example input another shape; its dtype and its place are kept."""
     spec = call_spec(source.model, source.example_args or (), source.example_kwargs)
     pairs = list(zip(spec.names, spec.examples, strict=True))
     free = [name for name, _ in pairs if name not in asked]
@@ -236,7 +237,7 @@ def _call_of_file(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Takes shapes and dtypes from the arrays of a file, one sample each, by their names.
 
-    A constant is there for each sample, or once.
+    A constant is in the file once, or once for each sample.
     """
     found = read_arrays(path)
     if not isinstance(found, dict):
@@ -322,8 +323,8 @@ def _numpy_name(name: str, tensor: Tensor) -> str:
 def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> Batches:
     """Adds the example inputs as a batch, unless the model gives NaN on them.
 
-    They are what the user looks at; but many are zeros that only say a shape. Where nothing was
-    drawn beside them, they are all there is.
+    Users look at the outputs of these inputs; but many are zeros that only give a shape. Where no
+    other inputs were drawn, they are the only batch.
 
     Raises:
         ModelNotSupportedError: The model fails on them, and they are not zeros alone.
@@ -338,7 +339,7 @@ def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> B
         said = f"{drawn.origin}; not the example inputs: the model gives NaN on them"
         return dataclasses.replace(drawn, origin=said)
     except ModelNotSupportedError as error:
-        if not any(tensor.any() for tensor in examples):  # they only say a shape
+        if not any(tensor.any() for tensor in examples):  # they only give a shape
             said = f"{drawn.origin}; not the example inputs: {error.what.rstrip('.')}"
             return dataclasses.replace(drawn, origin=said)
         if error.where.startswith("Inputs: "):
@@ -358,7 +359,7 @@ def _with_example(model: FlatModel, drawn: Batches, examples: list[Tensor]) -> B
 
 
 def _is_image(tensor: Tensor) -> bool:
-    """Returns whether an input holds bytes of pixels, of which all values may come."""
+    """Returns whether an input holds bytes of pixels, which take all 256 values."""
     return tensor.dtype == torch.uint8 and tensor.ndim > 2
 
 

@@ -28,7 +28,7 @@ class CallSpec:
         names: The input names: in the order of ``forward``, whatever the order of a dict.
         examples: The example of each.
         args: The positional arguments, with places for tensors by name.
-        kwargs: The named ones, in the order they were given in.
+        kwargs: The named arguments, in the order they were given in.
         constants: The tensors that are fixed, by name; they are none of the inputs.
         numbers: The constants that ``forward`` takes as Python numbers, by name.
     """
@@ -54,7 +54,7 @@ class CallSpec:
 
         Args:
             tensors: The inputs.
-            constants: What stands in the places of the constants; without it, those themselves.
+            constants: Replaces the constants; without it the constants themselves are passed.
         """
         fixed = self.constants if constants is None else constants
         named = {**fixed, **dict(zip(self.names, tensors, strict=True)), **self.numbers}
@@ -120,14 +120,14 @@ def _find_kind(parameters: Mapping[str, inspect.Parameter], kind: Any) -> str:
 
 
 def _names_of_others(parameter: str, count: int) -> list[str]:
-    """Names what ``*parameter`` takes."""
+    """Names the arguments that ``*parameter`` takes."""
     if count == 1:
         return ["input"]
     return [f"{parameter}_{position}" for position in range(count)]
 
 
 def _given_others(parameter: str, given: Mapping[str, Any]) -> list[str]:
-    """Returns which of the names given are those of what ``*parameter`` takes, in its order."""
+    """Returns the names that belong to ``*parameter``, in its order."""
     if "input" in given:
         return ["input"]
     numbered = (f"{parameter}_{position}" for position in range(len(given)))
@@ -139,7 +139,7 @@ def _parameters_for(
 ) -> dict[str, inspect.Parameter]:
     """Returns the parameters that take these arguments.
 
-    A decorated or patched ``forward`` may take more than the one whose names it bears.
+    A decorated or patched ``forward`` may take more arguments than the signature that it shows.
     """
     named = forward_parameters(model)
     outer = dict(inspect.signature(model.forward, follow_wrapped=False).parameters)
@@ -210,8 +210,8 @@ class FlatModel(nn.Module):
     def named_outputs(self, *tensors: Tensor) -> tuple[dict[str, Tensor], dict[str, Constant]]:
         """Runs the model and returns its tensors and its constants by name.
 
-        An output called like an input becomes NAME_out, or the next such name that nothing has:
-        ONNX has one space of names.
+        An output called like an input becomes NAME_out, or the next free name: ONNX has one space
+        of names.
         """
         args, kwargs = self._arguments(tensors)
         outputs, constants = flatten(self.model(*args, **kwargs))

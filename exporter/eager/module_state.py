@@ -1,10 +1,10 @@
-"""Leaves the user's model as it was, whatever running or tracing it did to it.
+"""Restores the user's model after it was run or traced.
 
 Class-patched models keep a schedule and the token sizes in one dict that all blocks share and that
 forward pops from; libraries put hooks on modules when they first run, and note it in an attribute.
-Tracing leaves its own copies in such places, and the model is broken in eager from then on. Here
-every attribute is put back to the very object it was, and every container and object below the
-model to what it held; so are the attributes of the classes of its modules.
+Tracing leaves its own copies there, and breaks the model in eager from then on. Here every
+attribute gets back the very object that it held, and every container and object below the model to
+what it held; so are the attributes of the classes of its modules.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NOT_OURS: Final = {"torch", "abc", "typing", "builtins"}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A module tree in evaluation mode, and what it was before.
+    """A module tree in evaluation mode, and its state before.
 
     Attributes:
         memory: What the tree held, however deep.
@@ -44,12 +44,12 @@ class Evaluation:
     _caches: list[tuple[Any, int]]
 
     def begin_again(self) -> None:
-        """Puts everything back but the mode, so that the next run meets what the first one met."""
+        """Restores everything but the mode, so that the next run starts as the first one did."""
         self._give_back()
         self._set_mode()
 
     def counters(self) -> RunCounters:
-        """Returns what finds the numbers that the tree counts up as it runs."""
+        """Returns the counters of the tree: the numbers that grow as it runs."""
         return RunCounters(self.memory, list(self._attributes))
 
     def _set_mode(self) -> None:
@@ -62,15 +62,15 @@ class Evaluation:
             _give_back_attributes(kind, held)
         for cache, size in self._caches:
             if cache.cache_info().currsize != size:
-                cache.cache_clear()  # what a trace put there is of no use to anyone
+                cache.cache_clear()  # a trace's entries are useless to others
 
 
 @contextmanager
 def evaluation(model: nn.Module, *, weights: bool = False) -> Iterator[Evaluation]:
-    """Puts the module tree in evaluation mode, and everything back as it was on leaving.
+    """Puts the module tree in evaluation mode, and restores everything on leaving.
 
-    The flags are set one by one: the module of an exported program refuses ``eval()``. To look at a
-    large model takes as long as some of its layers, so several runs share one evaluation.
+    The flags are set one by one: the module of an exported program refuses ``eval()``. Recording a
+    large model takes as long as some of its layers, so several runs share one context.
 
     Args:
         model: The module; what it holds, however deep, is remembered by its content.

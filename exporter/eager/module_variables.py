@@ -1,4 +1,4 @@
-"""Finds what functions keep in the variables of the module that they were written in.
+"""Finds the state that functions keep in variables of their module.
 
 A cache beside a class, ``_CACHE: dict = {}``, or a variable that a function declares ``global``, is
 state of a model as much as its attributes: what the first run puts there, the next ones meet.
@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 _MISSING: Final = object()
-#: What may be changed where it is.
+#: Types whose objects may be changed in place.
 _KEEPERS: Final = (dict, list, set, deque, Tensor, np.ndarray, bytearray)
 
 
@@ -33,7 +33,7 @@ def values_kept(function: types.FunctionType) -> Iterator[Any]:
 
 
 def assigned_again(function: types.FunctionType) -> Iterator[Callable[[], object]]:
-    """Yields what gives the variables that a function assigns what they hold now."""
+    """Yields functions that restore the variables that a function assigns."""
     for name in _assigned(function.__code__):
         held = function.__globals__.get(name, _MISSING)
         yield partial(_set, function.__globals__, name, held)

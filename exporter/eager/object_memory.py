@@ -1,8 +1,8 @@
-"""Remembers what objects hold, down to the last container, and gives it back to them.
+"""Remembers what objects hold, through all nested containers, and restores it.
 
-Whatever a container is, a dict that keeps an order, a deque, a class of the user's own, it is
-remembered by its entries and by its attributes; both go back through the methods of the built-in
-type below, so that no code of the user's runs.
+Every container (a dict, a deque, a class of the user's own) is remembered by its entries and its
+attributes. Both are restored through the methods of the built-in base type, so that no code of the
+user's runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LARGEST: Final = 2**26
 #: Packages whose objects are not the user's own state, apart from containers and modules.
 _LIBRARIES: Final = {"numpy", "torch", "torchgen", "sympy", *sys.stdlib_module_names}
 _ATOMS: Final = {int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device}
-#: This package: its hooks note what they see, and shall keep it.
+#: This package: its hooks record what they see, and keep it.
 _OURS: Final = "tokexport"
 _NOT_THE_PERSONS: Final = {_OURS, *_LIBRARIES}
 _MISSING: Final = object()
@@ -42,10 +42,10 @@ Reader: TypeAlias = Callable[[Any], Iterable[Any]]
 
 
 class ObjectMemory:
-    """What objects held when they were looked at.
+    """What objects held when they were remembered.
 
     Attributes:
-        rewritten: The tensors that had lost their values when all was given back.
+        rewritten: The tensors whose values had changed when everything was restored.
 
     Args:
         weights: Whether parameters are copied too, so that they can be put back; for the time that
@@ -75,12 +75,12 @@ class ObjectMemory:
             ahead.extend(readers[kind](one))
 
     def give_back(self) -> None:
-        """Puts everything back."""
+        """Restores everything."""
         for undo in self._undo:
             undo()
 
     def keepers(self) -> Iterator[tuple[Any, tuple[str, ...] | None]]:
-        """Yields what holds values that are put back, and which names of it; None for all."""
+        """Yields the holders of restored values, with the names concerned; None for all."""
         for one in list(self._seen.values()):
             if isinstance(one, types.FunctionType):
                 if _package(one.__module__ or "") not in _NOT_THE_PERSONS:
@@ -93,7 +93,7 @@ class ObjectMemory:
                 yield own, None
 
     def _reader_of(self, kind: type) -> Reader:
-        """Returns what remembers an object of a type and returns the objects that it holds."""
+        """Returns the function that remembers an object of a type and returns what it holds."""
         readers: tuple[tuple[type, Reader], ...] = (
             (Tensor, self._tensor),
             (types.FunctionType, self._function),
@@ -154,13 +154,13 @@ class ObjectMemory:
         return held
 
     def _weak(self, one: Any) -> Iterable[Any]:
-        """Holds what is in a weak container, so that all of it is there to be put back."""
+        """Holds the entries of a weak container, so that all of them can be restored."""
         held: Any = set(one) if isinstance(one, weakref.WeakSet) else dict(one)
         self._undo += [one.clear, partial(one.update, held)]
         return list(held.values() if isinstance(held, dict) else held)
 
     def _value(self, one: Any) -> Iterable[Any]:
-        """Remembers an array of numbers, or where a generator of random numbers is."""
+        """Remembers an array of numbers, or the state of a generator of random numbers."""
         if isinstance(one, np.ndarray):
             if one.flags.writeable and one.nbytes <= LARGEST:
                 self._undo.append(partial(_set_slice, one, ..., one.copy()))
@@ -205,7 +205,7 @@ class ObjectMemory:
     def _function(self, one: types.FunctionType) -> Iterable[Any]:
         """Remembers what a function keeps: attributes, defaults, and the variables around it.
 
-        Those of its module count where the function names them.
+        Variables of its module count where the function names them.
         """
         if _package(one.__module__ or "") in _NOT_THE_PERSONS:
             return ()
@@ -236,7 +236,7 @@ class ObjectMemory:
         return (grad, *held.values())
 
     def _set_values(self, one: Tensor, data: Tensor, copied: Tensor | None) -> None:
-        """Gives a tensor its storage back, and the storage its values.
+        """Restores a tensor's storage, and the values in it.
 
         They are written through an alias: the count of what changed the tensor stays.
         """
@@ -252,7 +252,7 @@ class ObjectMemory:
 
 
 def _namespace(one: Any) -> dict[str, Any] | None:
-    """Returns the attributes of an object, past any method that the user's class puts before."""
+    """Returns the attributes of an object without running methods of the user's class."""
     try:
         own = object.__getattribute__(one, "__dict__")
     except AttributeError:
@@ -265,7 +265,7 @@ def _package(module: str) -> str:
 
 
 def _has_state(kind: type) -> bool:
-    """Returns whether the attributes of objects of a type may be state of the user's."""
+    """Returns whether objects of a type may keep state of the user's in attributes."""
     if issubclass(kind, nn.Module | UserDict | UserList | types.SimpleNamespace):
         return True
     ours = kind.__module__.startswith(f"{_OURS}.exporter.")

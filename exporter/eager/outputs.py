@@ -1,6 +1,6 @@
-"""Takes whatever a model returns apart into named tensors and constants, always in one order.
+"""Splits the result of a model into named tensors and constants, always in one order.
 
-Two answers in eager are the same where each of their tensors is, but for rounding.
+Two results in eager are the same if each of their tensors is, up to rounding.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def flatten(result: Any) -> tuple[dict[str, Tensor], dict[str, Constant]]:
 
     A single tensor is ``output``; the parts of tuples and lists are numbered from 0, those of
     dicts, dataclasses and named tuples keep their keys: ``{"logits": a, "features": [b, c]}`` gives
-    ``logits``, ``features_0``, ``features_1``. None stands for "nothing" and is left out.
+    ``logits``, ``features_0``, ``features_1``. None is left out.
     """
     tensors: dict[str, Tensor] = {}
     constants: dict[str, Constant] = {}
@@ -61,10 +61,10 @@ def flatten(result: Any) -> tuple[dict[str, Tensor], dict[str, Constant]]:
 
 
 def refuse_empty(outputs: Mapping[str, Tensor]) -> None:
-    """Refuses an output that holds no number: there is nothing to prove of it.
+    """Refuses an output that holds no number: nothing can be proven of it.
 
     Raises:
-        EmptyOutputError: There is one.
+        EmptyOutputError: An output is empty.
     """
     for name, tensor in outputs.items():
         if not tensor.numel():
@@ -115,12 +115,12 @@ def _parts(value: Any) -> list[tuple[str, Any]] | None:
     return None
 
 
-#: What a run gave: tensors by name, and what was no tensor.
+#: The result of a run: tensors by name, and constants by name.
 Answer: TypeAlias = tuple[dict[str, Array], dict[str, Constant]]
 
 
 def same_answers(first: Answer, second: Answer, share: float) -> bool:
-    """Returns whether two runs gave the same: threads may add up in another order, and no more.
+    """Returns whether two runs gave the same, up to the order of summation of threads.
 
     Args:
         first: One answer.
@@ -137,6 +137,6 @@ def _alike(one: Array, other: Array, share: float) -> bool:
         return False
     if one.dtype.kind != "f":
         return bool(np.array_equal(one, other))
-    both = np.isnan(one) & np.isnan(other)  # a reference that holds NaN is refused by that name
+    both = np.isnan(one) & np.isnan(other)  # a reference that holds NaN is refused elsewhere
     one, other = (np.where(both, 0, each) for each in (one, other))
     return within_local_floor(one, other, share)

@@ -1,4 +1,4 @@
-"""Runs the model as the user gave it: the answers that everything later is held to."""
+"""Runs the model as the user gave it: its outputs are the reference of every stage."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _refuse_rewriting(changed: Sequence[str]) -> None:
 def _first_run(
     model: FlatModel, tensors: Sequence[Tensor], versions: dict[str, Any], *, twice: bool
 ) -> tuple[Answer, _Again | None]:
-    """Runs the model, and again as it is then; holds it to its versions, and puts all back."""
+    """Runs the model twice, checks that its weights stay the same, and restores everything."""
     again = None
     with evaluation(model, weights=True) as entered:
         counters = entered.counters()
@@ -137,7 +137,7 @@ def _first_run(
 
 
 def _require_same_later(answer: Answer, counters: RunCounters, run: Callable[[], Answer]) -> None:
-    """Refuses a model that counts its runs, and answers otherwise when it has run often."""
+    """Refuses a model that counts its runs and gives other outputs after many runs."""
     counting, many = counters.names(), 3
     for more in RUNS if counting else ():
         counters.advance(more - 1)
@@ -156,13 +156,13 @@ def _require_same_later(answer: Answer, counters: RunCounters, run: Callable[[],
 
 @dataclass(frozen=True)
 class _Again:
-    """What a model gave when it ran again.
+    """The results of further runs of a model.
 
     Attributes:
-        after: As the first run left it.
-        anew: As it was at first.
-        others: On another input, as it was at first and as the first input left it; None where it
-            fails there.
+        after: From the state that the first run left.
+        anew: From the state before the first run.
+        others: On another input, from the state before the first run and the state after it; None
+            where it fails there.
         kept: The weights that the first run replaced.
     """
 
@@ -175,7 +175,7 @@ class _Again:
 def _run(model: FlatModel, tensors: Sequence[Tensor]) -> Answer:
     """Runs a model in evaluation mode, on copies: it may write into what it is given.
 
-    What it gives is copied too, which may be state of its own.
+    The result is copied too: it may be state of the model.
     """
     try:
         with torch.no_grad():
@@ -228,12 +228,12 @@ def _array(name: str, tensor: Tensor) -> Array:
 
 
 def check_constants(first: dict[str, Constant], found: dict[str, Constant], on: str) -> None:
-    """Refuses a model whose constants are others on other inputs.
+    """Refuses a model whose constants change with the inputs.
 
     Args:
         first: Those of the first batch.
         found: The others.
-        on: What those inputs are called.
+        on: The name of those inputs in the message.
 
     Raises:
         ModelNotSupportedError: They differ.
@@ -266,7 +266,7 @@ def _check_repeats(first: Answer, again: _Again) -> None:
 
 
 def _remembers(anew: Answer | None, after: Answer | None) -> bool:
-    """Returns whether an answer is another behind another input: what was first set from that."""
+    """Returns whether the result depends on the input that ran before, which set some state."""
     if anew is None:
         return False
     return after is None or not same_answers(anew, after, REPEATS)

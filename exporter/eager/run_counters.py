@@ -1,8 +1,8 @@
-"""Finds what a model counts up at each run, and runs it as if it had run often before.
+"""Finds the counters of a model, and runs it as if it had run many times before.
 
-Eager runs a few times while a model is proven, and an artifact for months: an answer that changes
-at the tenth or the thousandth run would never be met. What counts is known by moving as far in one
-run as in the next, and then set to what it will be.
+Eager runs a few times while a model is proven, an artifact for months: an output that changes at
+the tenth or the thousandth run would not be noticed. A counter moves as far in one run as in the
+next; it is then set to the value that it will have.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from tokexport.exporter.eager.object_memory import ObjectMemory
 
-#: After how many more runs a model that counts is asked again: one after another, then ahead.
+#: After how many more runs a model with counters is run again: one by one, then far ahead.
 RUNS: Final = (*[1] * 8, 16, 63, 100, 255, 1000, 10**6)
 #: How many entries a list is made longer by at most.
 _LONGEST: Final = 10**4
-#: Where a number or a list is: what holds it, and its name or position there.
+#: The place of a number or a list: its holder, and its name or position there.
 _Place = tuple[int, Any]
 
 
@@ -39,7 +39,7 @@ class RunCounters:
         self._seen: list[dict[_Place, float]] = []
 
     def look(self) -> None:
-        """Notes what all numbers are, and how long all lists; called after each of three runs."""
+        """Records all numbers and the lengths of all lists; called after each of three runs."""
         found: dict[_Place, float] = {}
         for holder, names in (*self._memory.keepers(), *((one, None) for one in self._classes)):
             self._holders[id(holder)] = holder
@@ -47,7 +47,7 @@ class RunCounters:
         self._seen.append(found)
 
     def steps(self) -> dict[_Place, float]:
-        """Returns what moved as far in the last run as in the one before, and how far."""
+        """Returns what moved equally far in the last two runs, and how far."""
         first, second, third = self._seen[-3:]
         found = {}
         for place, now in third.items():
@@ -57,11 +57,11 @@ class RunCounters:
         return found
 
     def names(self) -> list[str]:
-        """Returns what the user calls what counts."""
+        """Returns the user's names of the counters."""
         return sorted({_name(self._holders[owner], key) for owner, key in self.steps()})
 
     def advance(self, runs: int) -> None:
-        """Sets everything that counts to what it is after so many more runs."""
+        """Sets every counter to its value after so many more runs."""
         for (owner, key), step in self.steps().items():
             _advance(self._holders[owner], key, step, runs)
 

@@ -1,7 +1,8 @@
-"""Settles what a model writes into its own weights, where that is the same whatever the input.
+"""Fixes weights that a model writes itself, where they settle at the same value for all inputs.
 
-Centres that are computed anew from weights at each call, or a weight that is normalised in place,
-end at one value. A copy of the model that holds it answers the same, and writes what is there.
+Centres that are computed from weights at each call, or a weight that is normalised in place, settle
+at one value. A copy of the model that holds it gives the same outputs, and writes the same value
+again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.module_state import evaluation
 from tokexport.exporter.eager.outputs import Answer, same_answers
 
-#: A weight that is normalised in place may take some calls to stay what it is.
+#: A weight that is normalised in place may take some calls to settle.
 _CALLS = 3
 #: How far it may still move, as a share of each number.
 _SAME = 1e-6
@@ -36,7 +37,7 @@ def settle(
     tensors: Sequence[Tensor],
     run: Callable[[Sequence[Tensor]], Answer],
 ) -> bool:
-    """Puts a copy with settled weights in the place of a model that writes them.
+    """Replaces a model that writes weights by a copy with settled weights.
 
     The model as given is left as it was.
 
@@ -80,7 +81,7 @@ def settle(
 
 
 def settled_warning(model: FlatModel) -> tuple[str, ...]:
-    """Says which weights of a model were settled."""
+    """Warns which weights of a model were settled."""
     if not model.settled:
         return ()
     names = ", ".join(sorted(name.removeprefix("model.") for name in model.settled)[:8])

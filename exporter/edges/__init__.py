@@ -1,1 +1,1 @@
-"""Holds an artifact to inputs that neither the trace nor the samples show."""
+"""Compares an artifact with eager on inputs at the edges, beside the samples."""

@@ -1,4 +1,4 @@
-"""Makes inputs at the edges of what a model can meet, which no trace and no sample shows.
+"""Makes inputs at the edges: zeros, constants, large and tiny values, ends of types.
 
 Each kind is one batch. Floating inputs take its values; whole numbers stay those of the batch that
 it is made from, except in the kinds that are about them.
@@ -20,7 +20,7 @@ from tokexport.runtimes.bundle.manifest import TensorSpec
 LARGE: Final = 1e3
 TINY: Final = 1e-6
 _BYTES: Final = "darkest and brightest bytes"
-#: The kinds whose values are none that real data have.
+#: The kinds whose values do not occur in real data.
 EXTREME: Final = ("zeros", "a constant", "large values", "tiny values", _BYTES)
 #: What a constant input holds.
 _CONSTANT: Final = 0.5
@@ -118,7 +118,7 @@ def _from_start(like: Array, low: int, high: int) -> Array:
 
 
 def _from_end(like: Array, low: int, high: int) -> Array:
-    """Returns indices counted from the end of a table, where it has such, its first among them."""
+    """Returns indices from the end of a table that takes negative ones, down to its first row."""
     if low >= 0:
         return between(like, low, high)
     found: Array = -1 - between(like, 0, -1 - low)
@@ -126,7 +126,7 @@ def _from_end(like: Array, low: int, high: int) -> Array:
 
 
 def _duplicated(array: Array) -> Array:
-    """Repeats the first half of the last axis, and of the one before it where it has one of many.
+    """Repeats the first half of the last axis, and of the axis before it in images.
 
     An image becomes four times its first quarter, a row of tokens one of equal pairs.
     """

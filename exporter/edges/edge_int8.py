@@ -1,9 +1,9 @@
-"""Says what an artifact in int8 shows at the edges, where no value of it can be held by itself.
+"""Judges an artifact in int8 at the edges, where its values cannot be compared one by one.
 
-The steps before it, in fp32, are held there value by value. What int8 may lose there is no less
-than all: ranges that were measured on other inputs end before theirs. So the artifact has to be
-finite wherever eager is, and on inputs of ordinary size nearer to eager than one answer for all
-inputs would be. How far off it is on every kind is told.
+The stages before it, in fp32, are compared there value by value. int8 may lose everything there:
+the ranges were measured on other inputs, and do not reach the values of these. So the artifact has
+to be finite wherever eager is, and on inputs of ordinary size nearer to eager than one output for
+all inputs would be. The report says how far off it is on every kind.
 """
 
 from __future__ import annotations

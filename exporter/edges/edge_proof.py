@@ -1,4 +1,4 @@
-"""Holds an artifact to inputs that neither the trace nor the samples show."""
+"""Compares an artifact with eager on inputs at the edges, and finds the ranges it takes."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from tokexport.graph_passes.torch_passes.canonicalize.widen_half import half_lin
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import TensorSpec
 
-#: Returns what runs a step on some batches, told how to decide.
-TellAt = Callable[[str, Batches, Proof], ReplayStage]
+#: Returns the replay of a stage on some batches.
+ReplayAt = Callable[[str, Batches, Proof], ReplayStage]
 
 #: How far from the seed of the samples that of the edges is.
 _OTHER_SEED = 7919
 
 
 class EdgeProof:
-    """What a model answers at the edges, and what its steps are held to there.
+    """The outputs of a model at the edges, and the gates of its stages there.
 
     Args:
         model: Takes and gives flat tensors.
@@ -77,7 +77,7 @@ class EdgeProof:
         seed = config.seed + _OTHER_SEED
         kinds = {} if self._why_not else edge_inputs(specs, self._first, self._tables, seed)
         answers = self._answers(joined(batches.names, kinds))
-        if answers is None:  # some of them say nothing: which, each by itself tells
+        if answers is None:  # the model fails on some of them: each is run by itself
             alone = {
                 kind: self._answers(joined(batches.names, {kind: kinds[kind]})) for kind in kinds
             }
@@ -87,7 +87,7 @@ class EdgeProof:
         self._batches = joined(batches.names, kinds)
 
     def _answers(self, batches: Batches) -> dict[str, Array] | None:
-        """Runs inputs in eager; None where it does not answer, and a single kind is noted then."""
+        """Runs inputs in eager; None where eager fails, with a note if they are of one kind."""
         if not len(batches):
             return {}
         try:
@@ -104,9 +104,9 @@ class EdgeProof:
         return None
 
     def hold(
-        self, stage: str, run: RunBatches, tell: TellAt, earlier: Mapping[str, RunBatches]
+        self, stage: str, run: RunBatches, replay_at: ReplayAt, earlier: Mapping[str, RunBatches]
     ) -> EdgeReport:
-        """Holds the traced graph, and then the last step, to eager at the edges.
+        """Compares the traced graph, and then the last stage, with eager at the edges.
 
         A fault of the trace is in the float64 run that the gate of the last step is made from, so
         that the traced graph has to pass at its own first. In int8 the last step in fp32 is held in
@@ -115,7 +115,7 @@ class EdgeProof:
         Args:
             stage: The step: ``artifact``, or ``lowered`` where no device runs the artifact.
             run: Runs it.
-            tell: Returns what runs a step on some batches, told how to decide.
+            replay_at: Returns the replay of a stage on some batches.
             earlier: Runs the steps before it, by name and in order from ``captured`` on; asked
                 where it fails, for the first of them that does.
 
@@ -129,7 +129,7 @@ class EdgeProof:
         if self._outputs:
             measured = self._measured(self._outputs, self._batches)
             proof = self._proof(measured, self._outputs, self._batches)
-            self._check(proof, stage, steps, tell)
+            self._check(proof, stage, steps, replay_at)
             unstable, weak = self._weak(measured)
             held = tuple(kind for kind in self._batches.kinds if kind not in unstable)
             tied = _tied(proof, self._batches.kinds)
@@ -139,7 +139,7 @@ class EdgeProof:
         return self._with_ranges(report, self._climb(run))
 
     def _with_ranges(self, report: EdgeReport, reach: Mapping[str, Reach]) -> EdgeReport:
-        """Says how far whole numbers may reach: by their tables, and by what was found."""
+        """Reports how far whole numbers may reach: by their tables, and by what was found."""
         wrong = {name: one for name, one in reach.items() if one.why}
         ranges = {name: one.ends for name, one in self._tables.items() if one.read.all()}
         beyond = {name: one.why for name, one in wrong.items()}
@@ -158,12 +158,12 @@ class EdgeProof:
         )
 
     def _check(
-        self, proof: Proof, stage: str, steps: Mapping[str, RunBatches], tell: TellAt
+        self, proof: Proof, stage: str, steps: Mapping[str, RunBatches], replay_at: ReplayAt
     ) -> None:
-        """Holds the traced graph and then a step to eager; where that fails, all before it."""
+        """Compares the traced graph, then a stage, with eager; on failure all stages before it."""
 
         def check(name: str) -> None:
-            proof.check(name, steps[name](self._batches), tell(name, self._batches, proof))
+            proof.check(name, steps[name](self._batches), replay_at(name, self._batches, proof))
 
         with differences_named(self._captured, self._model, self._batches):
             check("captured")
@@ -176,7 +176,7 @@ class EdgeProof:
             raise
 
     def _check_int8(self, proof: Proof, found: Mapping[str, Array]) -> Mapping[str, Int8Figures]:
-        """Holds an artifact in int8 to what it can be held to at the edges."""
+        """Judges an artifact in int8 at the edges; see ``edge_int8``."""
         figures, failures = {}, []
         for name, wanted in self._outputs.items():
             samples = self._reference.outputs[name]
@@ -190,7 +190,7 @@ class EdgeProof:
         return figures
 
     def _weak(self, measured: MeasuredGates) -> tuple[dict[str, str], dict[str, str]]:
-        """Returns the kinds on which nothing is proven, and those on which little is; and why."""
+        """Returns the kinds on which nothing, and those on which little, is proven, and why."""
         precision = "fp32" if self._precision == "int8" else self._precision
         most = largest_rounding_move(bool(half_lines(self._captured.graph)), precision)
         return weak_kinds(self._batches.kinds, self._outputs, measured.rounding, most)
@@ -207,7 +207,7 @@ class EdgeProof:
         )
 
     def _climb(self, run: RunBatches) -> dict[str, Reach]:
-        """Finds how far whole numbers may reach that are an index of no table."""
+        """Finds how far whole numbers may reach that index no table."""
         search = RangeSearch(self._model, self._first, run, self._precision)
         found = {}
         for spec in self._specs:
@@ -221,7 +221,7 @@ class EdgeProof:
 
 
 def _tied(proof: Proof, kinds: Sequence[str]) -> dict[str, int]:
-    """Returns on how many samples of each kind a near-tie excused a step, where one did."""
+    """Returns on how many samples of each kind a near-tie excused a stage."""
     samples = {
         one for stage in proof.stages if stage.ties is not None for one in stage.ties.samples
     }

@@ -1,4 +1,4 @@
-"""What inputs at the edges told of a model, as data; without torch, as reports are."""
+"""Reports what inputs at the edges showed of a model, without torch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class EdgeReport:
     Attributes:
         step: The step that was held to eager there: the artifact, or in int8 the last in fp32.
         held: The kinds on which it was held to eager, and passed.
-        tied: On how many samples of a kind a near-tie fell the other way, and eager's choice was
-            told to it, by kind.
+        tied: On how many samples of a kind a near-tie was crossed, and the stage was compared by a
+            replay, by kind.
         weak: What makes the proof on a kind weaker than it looks, by kind.
         unstable: The kinds on which rounding alone moves every output so far that nothing is
             proven, with how far.
@@ -47,7 +47,7 @@ class EdgeReport:
     why_not: str = ""
 
     def lines(self) -> Iterator[str]:
-        """Yields what a user should know, a clause each."""
+        """Yields the findings, a clause each."""
         if self.why_not:
             yield f"none: {self.why_not}"
         elif not (self.held or self.ranges or self.unbounded):
@@ -57,7 +57,7 @@ class EdgeReport:
             yield f"held to {', '.join(self.held)}{in_fp32}"
         if self.tied:
             kinds = (f"{kind} ({n} sample{'s' * (n != 1)})" for kind, n in self.tied.items())
-            yield f"told eager's choices where near-ties fell the other way: on {', '.join(kinds)}"
+            yield f"replayed with eager's decisions, for near-ties: on {', '.join(kinds)}"
         yield from _by_reason("little is proven on", self.weak)
         yield from _by_reason("nothing is proven on", self.unstable)
         yield from _by_reason("not to", self.not_finite)

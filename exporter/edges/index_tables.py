@@ -1,4 +1,4 @@
-"""Finds which whole numbers of an input are an index of a table, and where that ends."""
+"""Finds which whole numbers of an input index a table, and the sizes of the tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import is_call, is_tensor, 
 from tokexport.graph_passes.torch_passes.graph.editor import aten
 from tokexport.runtimes.arrays import Array
 
-#: What only views, moves or types an index on its way into a table.
+#: Operators that only view, move or cast an index before it reaches a table.
 _PASSES_ON: Final = (
     aten.view.default,
     aten.reshape.default,
@@ -32,7 +32,7 @@ _PASSES_ON: Final = (
     aten._to_copy.default,
     aten.to.dtype,
 )
-#: What picks along an axis at an index.
+#: Operators that select along an axis at an index.
 _PICKS: Final = (aten.index_select.default, aten.gather.default)
 
 
@@ -109,7 +109,7 @@ def indices_of(captured: GraphModule, batches: Batches) -> dict[str, Indices]:
 
 
 def _reads(node: Node, at: Tensor) -> Iterator[tuple[Tensor, int, int]]:
-    """Yields where a value is an index, the lowest that it may be there, and the table's size.
+    """Yields the places where a value is an index, the lowest index there, and the table's size.
 
     Args:
         node: The value.

@@ -1,4 +1,4 @@
-"""Finds how far the whole numbers of an input may reach: as far as eager and the artifact agree.
+"""Finds the range of an input's whole numbers in which eager and the artifact agree.
 
 Ranges grow by rungs, both ends at once as long as they can. Where a rung fails, each end goes on by
 itself, and between the last number that works and the first that does not it halves.
@@ -109,7 +109,7 @@ class RangeSearch:
         return good, ""
 
     def _why_not(self, name: str, low: int, high: int) -> str:
-        """Says why the step cannot be held to eager on whole numbers of a range; '' if it can."""
+        """Returns why a stage and eager differ on whole numbers of a range; '' if they agree."""
         free = self._free[name]
         own = self._first[name][free]
         tried = [between(own, low, high)]
@@ -118,7 +118,7 @@ class RangeSearch:
         return next(filter(None, (self._why_not_on(name, values) for values in tried)), "")
 
     def _why_not_on(self, name: str, values: Array) -> str:
-        """Says why the step does not answer as eager with these numbers in an input; '' if so."""
+        """Returns why a stage and eager differ with these numbers in an input; '' if they agree."""
         given = self._first[name].copy()
         given[self._free[name]] = values
         batch = self._first | {name: given}

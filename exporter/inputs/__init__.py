@@ -1,1 +1,1 @@
-"""What a user gives a model: arrays, their names, nests of them, and batches."""
+"""Reads the inputs that a user gives: arrays, their names, nested tensors and batches."""

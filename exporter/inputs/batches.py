@@ -1,4 +1,4 @@
-"""The arrays a model is traced, proven and timed on: read from a file, or drawn from a seed.
+"""Reads the arrays that a model is traced, proven and timed on, or draws them from a seed.
 
 A file of S samples, batch N::
 
@@ -24,7 +24,7 @@ from tokexport.exporter.inputs.named_arrays import LABELS, named_arrays, require
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import TensorSpec
 
-#: Passes so many things on, one by one, and may show how many are done.
+#: Passes items on, one by one, and may show how many are done.
 Watch = Callable[[Iterable[int], int], Iterator[int]]
 
 
@@ -39,7 +39,7 @@ class Batches:
         labels: The class of every real sample, (samples,) integers; None when not given.
         origin: Where the values come from, a clause for the report.
         kinds: What kind of inputs every batch is: ``samples``, ``zeros``; empty where all are one.
-        watch: Sees every batch pass: a user may want to know how long it takes.
+        watch: Is called for every batch, to show progress.
     """
 
     names: tuple[str, ...]
@@ -161,7 +161,8 @@ def parse_shape(text: str, batch: int | None = None) -> tuple[int, ...]:
         batch: Takes the place of the first number when given.
 
     Raises:
-        UsageError: The text is no such list, or the batch is less than 1.
+        UsageError: The text is not a list of whole numbers of 1 or more, or the batch is less than
+            1.
     """
     parts = [part.strip() for part in text.split(",")]
     wrong = [part for part in parts if not re.fullmatch(r"0*[1-9][0-9]{0,17}", part, re.ASCII)]
@@ -273,7 +274,7 @@ def _check_finite(array: np.ndarray, name: str) -> None:
 
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """Returns which of ``count`` things to take, from the first on; all where there are less."""
+    """Returns the positions of evenly spaced samples, from the first on; all if there are fewer."""
     wanted = min(count, wanted)
     return [index * count // wanted for index in range(wanted)]
 

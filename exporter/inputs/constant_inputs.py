@@ -4,8 +4,8 @@
 
     --constant 'grid_thw=[[1,4,4]]' --constant mode    {"grid_thw": [[1, 4, 4]], "mode": None}
 
-The numbers that a model reads from such an input are numbers of the artifact, which takes it no
-more; a runner holds callers to the value.
+The artifact holds the numbers that a model reads from a fixed input, and no longer takes that
+input; a runner refuses other values of it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def parse_constants(texts: Sequence[str]) -> dict[str, Any]:
         The value by the input's name; None where it is that of the example.
 
     Raises:
-        UsageError: A value is none, or a name is given twice.
+        UsageError: A value cannot be read, or a name is given twice.
     """
     found: dict[str, Any] = {}
     for text in texts:
@@ -84,7 +84,7 @@ def by_name(given: Mapping[str, Any] | Iterable[str] | str | None) -> dict[str, 
 
 
 def require_known(asked: Iterable[str], inputs: Sequence[str], parameters: Iterable[str]) -> None:
-    """Refuses constants that are no tensor inputs, and a model of which nothing else is left.
+    """Refuses constants that are no tensor inputs, and constants that leave no input.
 
     Args:
         asked: The names of the constants.
@@ -127,7 +127,8 @@ def fitting(name: str, value: Any, shapes: Sequence[tuple[int, ...]], dtype: str
         dtype: The input's numpy dtype.
 
     Raises:
-        InputError: It is no array of numbers, has another shape, or a number of it does not fit.
+        InputError: It is no array of numbers, has another shape, or the type does not hold a number
+            of it.
     """
     found = _as_array(name, value)
     if found.shape not in shapes:
@@ -141,7 +142,7 @@ def fitting(name: str, value: Any, shapes: Sequence[tuple[int, ...]], dtype: str
     for place, number in np.ndenumerate(found):
         if not _puts(cast, place, number):
             raise InputError(
-                f"Constant input '{name}' is {dtype}, and {number} is no such number.",
+                f"Constant input '{name}' is {dtype}, which does not hold {number}.",
                 where=f"The value is {shown(found)}.",
                 fix=f"Give {_KINDS.get(cast.dtype.kind, 'numbers')} that {dtype} has.",
             )
@@ -227,11 +228,11 @@ def described(name: str, value: Array) -> ConstantInput:
 
 
 def suggested(names: Sequence[str], otherwise: str) -> str:
-    """Returns how to go on where numbers are read from inputs that might be constants.
+    """Returns the advice where numbers are read from inputs that might be constants.
 
     Args:
         names: The inputs.
-        otherwise: How to go on where they change.
+        otherwise: The advice where they change.
     """
     options = " ".join(f"--constant {name}" for name in names)
     them = "it never changes" if len(names) == 1 else "they never change"

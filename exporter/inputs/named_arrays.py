@@ -26,14 +26,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | np.ndarray:
     """Reads a file of arrays.
 
     Args:
-        path: The file; what it is, its first bytes say, not its suffix.
+        path: The file; its first bytes decide the format, not its suffix.
 
     Returns:
         The arrays of an ``.npz`` by their names, or the one array of an ``.npy``.
 
     Raises:
-        InputError: The file is missing, no such file, damaged, too large for the memory, or holds
-            pickled objects.
+        InputError: The file is missing, of another format, damaged, too large for the memory, or
+            holds pickled objects.
     """
     try:
         if path.is_dir() or not path.exists():
@@ -114,7 +114,7 @@ def require_constants(
         path: The file.
 
     Raises:
-        InputError: An array has another value, or no such shape.
+        InputError: An array has another value, or another shape.
     """
     for one in constants:
         if one.name not in fixed:
@@ -181,12 +181,12 @@ def _by_input(
 def check_names(
     names: Sequence[str], missing: Sequence[str], unknown: Sequence[str], path: Path
 ) -> None:
-    """Refuses a file whose arrays are not called like the inputs.
+    """Refuses a file whose arrays do not have the names of the inputs.
 
     Args:
         names: The inputs.
-        missing: Those that no array is called like.
-        unknown: The arrays that no input is called like.
+        missing: Those without an array of their name.
+        unknown: The arrays without an input of their name.
         path: The file.
 
     Raises:
@@ -204,7 +204,7 @@ def check_names(
 
 
 def _as_keywords(names: Sequence[str]) -> str:
-    """Writes names as arguments by name; those that Python has no such form for, as a dict's."""
+    """Writes names as keyword arguments, or as a dict if Python does not allow one as a keyword."""
     if all(name.isidentifier() for name in names):
         return ", ".join(f"{name}=…" for name in names)
     return f"**{{{', '.join(f'{name!r}: …' for name in names)}}}"

@@ -1,4 +1,4 @@
-"""Finds the tensors nested in arguments, each under a name, and puts others in their places.
+"""Finds the tensors nested in arguments, names them, and replaces them by others.
 
 A name and its place are found in one step, so no order can part them::
 
@@ -41,7 +41,7 @@ class ReferenceSelection:
 
 @dataclass(frozen=True, eq=False)
 class Nest:
-    """Something that holds others; it is made anew each time, so that nobody shares it.
+    """A container of others; it is built anew each time, so that it is never shared.
 
     Attributes:
         parts: What it holds.
@@ -58,7 +58,7 @@ Template: TypeAlias = Place | ReferenceSelection | Nest
 
 
 def template(value: Any, name: str) -> Template:
-    """Takes a value apart into the places of its tensors and what is around them.
+    """Splits a value into the places of its tensors and the containers around them.
 
     Args:
         value: A tensor, or what holds tensors: dicts, lists, tuples, dataclasses, types that torch
@@ -102,7 +102,7 @@ def holds_tensor(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a value holds, by the name of each part, and how it is made of them."""
+    """The parts of a value by name, and the function that builds it from them."""
 
     named: list[tuple[str, Any]]
     build: Callable[[Sequence[Any]], Any]
@@ -165,7 +165,7 @@ def _under(name: str, keys: Sequence[Any]) -> list[str]:
 
 
 def _is_registered(value: Any) -> bool:
-    """Returns whether torch knows how to take a value apart that is no plain container."""
+    """Returns whether torch can flatten a value that is no plain container."""
     return type(value) in pytree.SUPPORTED_NODES and type(value).__module__ not in (
         "builtins",
         "collections",
@@ -284,7 +284,7 @@ def _attribute_names(value: Any) -> list[str]:
 
 
 def _is_set(value: Any, attribute: str) -> bool:
-    """Returns whether an attribute is the object's own; nothing of the user's code runs for it."""
+    """Returns whether an attribute is the object's own, without running the user's code."""
     if attribute in getattr(value, "__dict__", {}):
         return True
     try:
@@ -314,7 +314,7 @@ def _copied(value: Any, name: str) -> Any:
 
 def _set(made: Any, names: Sequence[str], parts: Sequence[Any]) -> None:
     for attribute, part in zip(names, parts, strict=True):
-        object.__setattr__(made, attribute, part)  # a frozen dataclass has a way of its own
+        object.__setattr__(made, attribute, part)  # a frozen dataclass refuses setattr
 
 
 def _cannot_be_filled(value: Any, name: str) -> InputError:

@@ -1,1 +1,1 @@
-"""Says what a model is made of, what it costs and what a target refuses."""
+"""Inspects a model: its blocks, its cost and what targets refuse."""

@@ -1,7 +1,7 @@
-"""Says what a model is made of, before anything is compiled: blocks, tokens, cost, what is left.
+"""Inspects a model without compiling it: blocks, tokens, cost, unrecognised operators.
 
 The numbers are counts over the captured graph; what was recognised, and what stayed generic and
-why, is read from the rewritten one; each target is asked what it would refuse. The model is traced
+why, is read from the rewritten one; so is what each target would refuse. The model is traced
 and never run, but where a reduction is put into it first.
 """
 
@@ -45,7 +45,7 @@ from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, Produc
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 
 SCHEMA_VERSION: Final = 2
-#: How ``Inspection.unreduced`` comes about; shown beside the number.
+#: How ``Inspection.unreduced`` is counted; shown beside the number.
 UNREDUCED_MEANS: Final = (
     "the same graph with every block at the token count of the first block of its width, and "
     "without matching"
@@ -56,7 +56,7 @@ GIVEN_MEANS: Final = "the model as it was given"
 
 @dataclass(frozen=True)
 class Generic:
-    """Something that stayed as torch wrote it.
+    """An operator that no pass recognised.
 
     Attributes:
         what: ``attention``, ``selection``, ``merge``, ``gather``, ``scatter`` or ``sort``.
@@ -73,7 +73,7 @@ class Generic:
 
 @dataclass(frozen=True)
 class Part:
-    """One block, or all that lies outside the blocks.
+    """One block, or everything outside the blocks.
 
     Attributes:
         path: The module: ``blocks.3``; '' for what lies outside.
@@ -94,7 +94,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found out about a model.
+    """The result of an inspection.
 
     Attributes:
         source: What was inspected.
@@ -144,7 +144,7 @@ def inspect(
     progress: Checklist | None = None,
     **options: Any,
 ) -> Inspection:
-    """Traces a model and says what it is made of; the model is left as it was.
+    """Traces a model and reports its blocks, cost and refusals; leaves the model as it was.
 
     Args:
         model: The module, or a source that was read.
@@ -223,7 +223,7 @@ def macs_by_kind(model: FlatModel, batches: Batches) -> dict[str, int]:
 
 
 def cost(macs: Mapping[str, int]) -> int:
-    """Returns what is spent apart from normalisations, which papers mostly leave out."""
+    """Returns the cost without normalisations, which papers mostly leave out."""
     return sum(macs.values()) - macs[Kind.NORMALISATION]
 
 
@@ -294,7 +294,7 @@ def _summed(nodes: Sequence[NodeMacs]) -> Counter[str]:
 
 
 def _by_kind(counts: Mapping[Any, int]) -> dict[str, int]:
-    """Returns a count for every kind, in their order, 0 where there is none."""
+    """Returns a count for every kind, in their order, 0 for a missing one."""
     return {str(kind): counts.get(kind, 0) for kind in Kind}
 
 

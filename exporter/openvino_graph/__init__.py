@@ -1,1 +1,1 @@
-"""Changes an OpenVINO graph before it is saved: what decides stays exact, rows come first."""
+"""Changes an OpenVINO graph before it is saved: decisions stay in float32, rows come first."""

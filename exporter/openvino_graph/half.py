@@ -1,4 +1,4 @@
-"""Keeps what selects and counts tokens in float32 inside an OpenVINO model that runs in less.
+"""Keeps operators that select and count tokens in float32 inside a narrower OpenVINO model.
 
 Before → after, in the IR::
 
@@ -29,7 +29,7 @@ from tokexport.runtimes.openvino.runner import import_openvino
 
 
 def keep_selection_wide(converted: Path, artifact: Path) -> None:
-    """Writes a converted model anew, with what selects and counts tokens marked, and rows first.
+    """Rewrites a converted model: marks what selects and counts tokens, and puts rows first.
 
     Args:
         converted: The ``.xml`` of the IR, its ``.bin`` beside it.
@@ -57,7 +57,7 @@ def _exact(model: Any) -> list[Any]:
 
 
 def _settle(operator: Any) -> None:
-    """Puts the form that the plugin's optimiser leaves alone in the place of an operator."""
+    """Replaces an operator by the form that the plugin's optimiser leaves alone."""
     match operator.get_type_name():
         case "MatMul":
             new = _turned_product(operator)

@@ -53,7 +53,7 @@ def quantise(converted: Path, artifact: Path, samples: Sequence[Mapping[str, Arr
                 subset_size=len(samples),
                 ignored_scope=scope,
             )
-    except Exception as error:  # NNCF raises classes of its own and what OpenVINO raises
+    except Exception as error:  # NNCF raises its own classes and those of OpenVINO
         if lacks_memory(error):
             raise BuildError(
                 lacking("NNCF", "quantising the model"), where=str(converted), fix=FIX

@@ -1,4 +1,4 @@
-"""Reads an OpenVINO model as steps, to find what selects and counts tokens in it."""
+"""Finds the operators of an OpenVINO model that select and count tokens."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _FLOATS: Final = ("f16", "bf16", "f32", "f64")
 _CONVOLUTIONS: Final = ("Convolution", "ConvolutionBackpropData", "GroupConvolution")
 #: Operators whose later inputs give a type or a shape, and no numbers.
 _READS_ONE: Final = ("ConvertLike", "ShapeOf")
-#: What stands between a constant and the product that reads it; bytes come with a scale.
+#: Operators between a constant and the product that reads it; bytes have a scale.
 _KEEP_A_WEIGHT: Final = (
     "Convert", "FakeQuantize", "Multiply", "Reshape", "Subtract", "Transpose"
 )  # fmt: skip
 
-#: What gives a constant another type or shape.
+#: Operators that change the type or shape of a constant.
 _KEEP_A_SHAPE: Final = ("Convert", "Reshape", "Transpose", "Unsqueeze")
 
 
@@ -32,7 +32,7 @@ def operators_and_roles(model: Any) -> tuple[list[Any], Roles]:
 
 
 def name(operator: Any) -> str:
-    """The name that is the operator's alone within its model."""
+    """The operator's unique name within its model."""
     unique: str = operator.get_name()
     return unique
 

@@ -1,4 +1,4 @@
-"""Puts a row that is added to a product behind it in an OpenVINO model in front of it instead.
+"""Makes a row that is added to a product the first operand, in an OpenVINO model.
 
 Before → after, in the IR, for rows of shape (1, …, 1, N)::
 
@@ -7,12 +7,12 @@ Before → after, in the IR, for rows of shape (1, …, 1, N)::
     Subtract(… q·kᵀ …, row)         →  Add(-row, … q·kᵀ …)
     Divide(… q·kᵀ …, row)           →  Multiply(1 / row, … q·kᵀ …)
 
-Such a row is the logarithms of token sizes or a mask of keys, at batch 1. The CPU plugin joins what
-comes behind a product of bytes (with AMX) or of bfloat16 to the product itself, and 2026.4.1 reads
-the row wrongly there: the attention it gives is noise, or not a number. It looks for the product in
-front, and leaves the sum to the attention's kernel where the row is there. That is no slower.
+The row is the logarithms of token sizes or a mask of keys, at batch 1. The CPU plugin fuses what
+follows a product of bytes (with AMX) or of bfloat16 into the product, and 2026.4.1 reads the row
+wrongly there: the attention is garbage or NaN. It looks for the product as the first operand, and
+leaves the sum to the attention's kernel if that is the row. This is no slower.
 
-A fixed factor is moved to the scale of a product of bytes wherever it stands, so such a product is
+A fixed factor is moved to the scale of a product of bytes wherever it stands, so that product is
 left out of the quantisation, by ``scaled_by_fixed_row``.
 """
 
@@ -36,7 +36,7 @@ _BETWEEN: Final = (
 
 
 def put_rows_first(model: Any) -> int:
-    """Puts the rows of an ``openvino.Model`` first, in place; returns how many there were."""
+    """Makes rows of an ``openvino.Model`` first operands, in place; returns how many it moved."""
     found = list(_with_rows(model))
     for operator in found:
         _turn(operator)
@@ -57,7 +57,7 @@ def scaled_by_fixed_row(model: Any) -> set[str]:
 
 
 def _with_rows(model: Any) -> Iterator[Any]:
-    """Yields the operators to turn: a row is their second operand, and a product in the first."""
+    """Yields the operators to swap: a row is their second operand, a product in the first."""
     for operator in model.get_ordered_ops():
         kind = operator.get_type_name()
         if kind not in (*_COMMUTES, "Subtract", "Divide") or not _is_row(operator.input_value(1)):

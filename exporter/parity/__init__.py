@@ -1,1 +1,1 @@
-"""Holds each stage to eager: how far outputs may be off, and what is said where they are."""
+"""Compares each stage with eager: how far outputs may be off, and what to do if they are."""

@@ -1,4 +1,4 @@
-"""Counts the labelled samples that a model classifies right, and bounds how many int8 may lose.
+"""Counts the labelled samples that a model classifies right, and how many int8 may lose.
 
 A reduced precision may lose half a point, beyond chance. A right artifact in 8 bits gives some
 samples another class, near the borders between classes, and about as many of them become right as
@@ -40,7 +40,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
         labels: (samples,) integers, samples at most batches × N.
 
     Raises:
-        InputError: The output is no such array, or a label names no class of it.
+        InputError: The output has another shape, or a label names no class of it.
     """
     return float(hits(logits, labels).mean())
 
@@ -49,7 +49,7 @@ def hits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns of which samples (samples,) the largest logit is the label's; see ``accuracy``.
 
     Raises:
-        InputError: The output is no such array, or a label names no class of it.
+        InputError: The output has another shape, or a label names no class of it.
     """
     if logits.ndim != 3 or logits.shape[0] * logits.shape[1] < len(labels):
         raise InputError(
@@ -118,7 +118,7 @@ def accuracy_of(
 
 
 def require_accuracy(accuracy: Accuracy | None, config: CompileConfig) -> None:
-    """Raises GateError where a reduced precision costs accuracy that chance does not explain."""
+    """Refuses a reduced precision that costs more accuracy than chance explains."""
     if _loses(accuracy, config) and chance(accuracy) < _BY_CHANCE:
         raise GateError(
             f"{_said(accuracy, config)}: {ACCURACY_LOSS:.1%} may be lost, and chance does not "
@@ -128,17 +128,17 @@ def require_accuracy(accuracy: Accuracy | None, config: CompileConfig) -> None:
 
 
 def accuracy_warning(accuracy: Accuracy | None, config: CompileConfig) -> tuple[str, ...]:
-    """Says where more was lost than may be, and too few samples tell it from chance."""
+    """Warns where more was lost than allowed, but chance may explain it on so few samples."""
     if not _loses(accuracy, config):
         return ()
     return (
-        f"{_said(accuracy, config)}: more than {ACCURACY_LOSS:.1%} is lost. So few samples cannot "
-        "tell that from chance: give more of them with labels.",
+        f"{_said(accuracy, config)}: more than {ACCURACY_LOSS:.1%} is lost. On so few "
+        "samples that may be chance: give more samples with labels.",
     )
 
 
 def chance(accuracy: Accuracy) -> float:
-    """Returns how often so many samples or more are lost where half a point is lost in truth."""
+    """Returns the probability that so many samples or more are lost if half a point is."""
     changed, allowed = accuracy.lost + accuracy.won, ACCURACY_LOSS * accuracy.samples
     if accuracy.lost - accuracy.won <= allowed:
         return 1.0

@@ -1,4 +1,4 @@
-"""Sets the gate of every output, by what it is, the precision, and what a user asks for.
+"""Sets the gate of every output, from its type, the precision and the user's options.
 
 In int8 a channel of an output is held to a share of its own spread, whatever the others do: boxes
 in pixels hide no scores beside them. One that varies little is off by what int8 makes of the
@@ -42,22 +42,22 @@ if TYPE_CHECKING:
 
 #: The share of its own spread that a channel may be off.
 CHANNEL_TOLERANCE: Final = 0.7
-#: How many times what int8 does to it.
+#: The tolerance as a multiple of the error of int8.
 _EXPLAINED: Final = 3.0
-#: The same of the largest that it does to one value, for a largest entry that changes its place.
+#: The same multiple of its largest error of one value, for a largest entry that moves.
 _TOP1: Final = 2.0
-#: The least that is allowed, as a share of the size of a channel.
+#: The least tolerance, as a share of the size of a channel.
 _FLOOR: Final = 1e-5
-#: How many values the ordinary channel counts for, where few tell what int8 does to one.
+#: The weight of the ordinary channel, in values, where a channel has few values of its own.
 _PRIOR: Final = 8
-#: The share of its spread over all its values that a channel has where decisions move them about.
+#: The least spread of a channel, as a share of that of all its values, where decisions move them.
 _MOVED: Final = 0.5
-#: The fewest values that tell the spread of a channel by themselves.
+#: The fewest values from which the spread of a channel is estimated.
 _FEWEST: Final = 8
 
 
 def channels_of(expected: Array, explained: Array, decides: bool) -> tuple[Channels, str]:
-    """Returns how far each channel may be off, and which int8 hides, a clause; '' for none.
+    """Returns how far each channel may be off, and a clause on those that int8 hides, or ''.
 
     Args:
         expected: What the model answers, (samples, …).
@@ -154,7 +154,9 @@ def _local_gate(expected: Array, scale: float, rounding: LocalRounding, precisio
         rounding_error = rounding_error.larger(rounding.half.times(HALF_FACTOR))
         reason = f"{floor:g} of the scale of its neighbourhood, or 2 × what {precision} does there"
     if rounding.times_few > 1:
-        reason += f", and up to {rounding.times_few:.2g} times that where few values tell it"
+        reason += (
+            f", and up to {rounding.times_few:.2g} times that where it is estimated from few values"
+        )
     if rounding.why_not:
         reason += f"; no float64 run, {rounding.why_not}"
     computed_in, scale_of_numbers = half or "float32", rounding.scale_of_numbers(expected)
@@ -201,7 +203,7 @@ def _absolute(gate: Gate, rounding: LocalRounding, atol: float) -> Gate:
 def over_all_gates(
     gates: Mapping[str, Gate], outputs: Mapping[str, Array], batch: int
 ) -> dict[str, Gate]:
-    """Returns gates over all samples together in place of gates of each; those of integers stay.
+    """Replaces gates of each sample by gates over all samples; those of integers stay.
 
     Args:
         gates: The gate of every output.
@@ -217,7 +219,7 @@ def over_all_gates(
             over_all = _over_all_samples(
                 outputs[name], gate.eager_error, gate.scale, rounding_error, batch
             )
-            reason = f"every sample holds a near-tie that fell the other way; {over_all.reason}"
+            reason = f"every sample crosses a near-tie; {over_all.reason}"
             channels = None
             if gate.allowed is not None:
                 flat, moved = (as_samples(each, batch) for each in (outputs[name], gate.allowed))

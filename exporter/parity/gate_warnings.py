@@ -1,4 +1,4 @@
-"""Says what makes a proof weaker than it looks, and what to do where a precision costs too much."""
+"""Warns what makes a proof weaker than it looks; advises where a precision costs too much."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FP32: Final = "compile with --precision fp32."
 
 
 def advice_for(config: CompileConfig) -> str:
-    """Returns what to do where the precision of a compile leaves its gate; '' in fp32."""
+    """Returns the advice where the precision of a compile fails its gate; '' in fp32."""
     if config.precision == "fp32":
         return ""
     if config.precision == "fp16":
@@ -39,7 +39,7 @@ def advice_for(config: CompileConfig) -> str:
 
 
 def gate_warnings(gates: Mapping[str, Gate], cap: TokenCapReport | None) -> tuple[str, ...]:
-    """Says what makes the proof weaker than it looks."""
+    """Yields warnings on what makes the proof weaker than it looks."""
     found = [*cap.warnings()] if cap is not None else []
     for name, gate in gates.items():
         if gate.scale == 0:
@@ -50,7 +50,7 @@ def gate_warnings(gates: Mapping[str, Gate], cap: TokenCapReport | None) -> tupl
         elif gate.unstable:
             found.append(
                 f"Rounding alone moves output '{name}' of the model itself far: {gate.unstable}. "
-                "An error below that cannot be told from it."
+                "A smaller error of the artifact does not show."
             )
     return tuple(found)
 
@@ -61,7 +61,7 @@ def weak_kinds(
     rounding: Mapping[str, LocalRounding],
     most: float,
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Says on which kinds of inputs nothing is proven of any output, and on which little is.
+    """Returns the kinds of inputs on which nothing is proven, and those on which little is.
 
     Args:
         kinds: The kind of every batch.
@@ -97,7 +97,7 @@ def _finite(array: Array) -> Array:
 
 
 def half_warning(lines: Sequence[str]) -> tuple[str, ...]:
-    """Says where the model itself computes in a half type, by its lines."""
+    """Warns which lines of the model compute in a half type."""
     if not lines:
         return ()
     return (
@@ -107,7 +107,7 @@ def half_warning(lines: Sequence[str]) -> tuple[str, ...]:
 
 
 def spread_warnings(gates: Mapping[str, Gate]) -> tuple[str, ...]:
-    """Says of which outputs, or channels, no sample shows that an artifact reads its inputs."""
+    """Warns of outputs and channels for which no sample shows that int8 reads its inputs."""
     same = tuple(
         f"Output '{name}' is the same for all samples, so no sample shows that int8 reads its "
         "inputs: give several different samples with --inputs."
@@ -116,7 +116,7 @@ def spread_warnings(gates: Mapping[str, Gate]) -> tuple[str, ...]:
     )
     hidden = tuple(
         f"int8 may move {gate.hidden} of output '{name}' by more than they vary between the "
-        "samples, so an error of that size cannot be told from it: give more samples with --inputs."
+        "samples, so an error of that size does not show: give more samples with --inputs."
         for name, gate in gates.items()
         if gate.hidden and gate.varies
     )

@@ -1,4 +1,4 @@
-"""The gate of every output: how far it may lie from the reference, and why that far.
+"""Defines the gate of an output: how far it may lie from the reference, and why.
 
 In fp32 a value may be off by 1e-5 of the scale of its own neighbourhood, or by four times what
 rounding does there, whichever is more (``tokexport.runtimes.tolerances.neighbourhoods``). A half
@@ -6,9 +6,9 @@ precision has a wider floor, and four times becomes twice what rounding to that 
 moves single numbers by far more than it moves the answer, so its outputs are held to figures over
 all samples: their direction, by the cosine, and their error as a share of the spread, which is how
 much the reference varies between samples, of the whole output and of every channel. The cosine
-alone is near 1 for whatever has a large constant in it. A half precision in which every sample
-decides some near-tie the other way is held to them too, once its arithmetic is proved right. A
-largest entry that changes its place passes only where the precision explains it.
+alone is near 1 for whatever has a large constant in it. They also judge a half precision in which
+every sample crosses some near-tie, once its arithmetic is proved right. A largest entry that
+changes its place passes only where the precision explains it.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ LEAST_COSINE: Final = 0.99
 #: all inputs is off by 1 or more. ViTs come to 0.01 … 0.08 in int8 on images, and to 0.15 on noise,
 #: which varies less.
 SPREAD_TOLERANCE: Final = 0.5
-#: The smallest fp32 tolerance; below it lies the noise of a different order of summation.
+#: The smallest fp32 tolerance; below it lies the effect of a different order of summation.
 FP32_FLOOR: Final = 1e-5
-#: A neighbourhood that rounding moves by more says more about the model than about the compile.
+#: A neighbourhood that rounding moves by more proves little about the compile.
 UNSTABLE: Final = 1e-3
-#: How many times what rounding does an output may be off in a half type: what measures it rounds
-#: every result, and an artifact fewer.
+#: The tolerance in a half type as a multiple of the rounding error: the measurement rounds every
+#: result, and an artifact fewer.
 HALF_FACTOR: Final = 2.0
 
 _KEPT_OUT: Final[Mapping[str, Any]] = {"report": False}
@@ -62,7 +62,7 @@ _KEPT_OUT: Final[Mapping[str, Any]] = {"report": False}
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an output did at a gate.
+    """The result of judging an output at a gate.
 
     Attributes:
         comparison: Its distance from the reference.
@@ -78,7 +78,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Gate:
-    """How far an output may lie from the reference, and why that far.
+    """How far an output may lie from the reference, and why.
 
     Attributes:
         tolerance: The share of a neighbourhood's scale that is always allowed; where nothing is
@@ -91,7 +91,7 @@ class Gate:
         least_cosine: The smallest cosine allowed; None where none is asked for.
         advice: What to do where a step leaves the gate; '' where nothing in particular.
         spread: How much the reference varies between samples, the root of a mean square; between
-            its own values where samples tell nothing. None where the gate does not ask.
+            its own values where it is the same for all samples. None where the gate does not ask.
         varies: Whether the spread is one between samples.
         spread_tolerance: The largest root of the mean squared difference allowed, as a share of
             ``spread``.
@@ -142,7 +142,7 @@ class Gate:
 
     @property
     def holds_over_all(self) -> bool:
-        """Whether it is one of all samples together, which a few of them may lie outside of."""
+        """Whether it judges all samples together, so that single ones may lie outside."""
         return self.least_cosine is not None
 
     @property
@@ -183,7 +183,7 @@ class Gate:
         return Verdict(comparison, most, unexplained_top1(expected, found, self.explained[at]))
 
     def _over_all(self, expected: Array, found: Array, comparison: Comparison) -> str:
-        """Says why an output leaves a gate over all samples; '' where it does not."""
+        """Returns why an output fails a gate over all samples; '' if it passes."""
         if self.least_cosine is not None and not comparison.cosine >= self.least_cosine:
             return (
                 f"has a cosine of {comparison.cosine:.4f} to eager's, and {self.least_cosine:g} "
@@ -204,19 +204,19 @@ class Gate:
         return self.channels.failure(one, other)
 
     def spread_error(self, comparison: Comparison) -> float | None:
-        """Returns the error of an output as a share of the spread; None where none is asked for."""
+        """Returns the error of an output as a share of the spread; None without a spread."""
         return None if self.spread is None else relative_error(comparison.rms, self.spread)
 
     @property
     def text(self) -> str:
-        """What is allowed, as a table shows it."""
+        """The tolerance as a table shows it."""
         if self.least_cosine is not None:
             cosine = f"cosine {self.least_cosine:g}"
             return cosine if self.spread is None else f"{cosine}, spread {self.spread_tolerance:g}"
         return f"{self.tolerance:.1e}"
 
     def for_manifest(self) -> dict[str, float]:
-        """What the manifest says of it."""
+        """The fields of the gate in the manifest."""
         if self.least_cosine is not None:
             found = {"least_cosine": self.least_cosine, "scale": self.scale}
             if self.spread is not None:
@@ -229,7 +229,7 @@ class Gate:
         return {key: self.tolerance, "scale": self.scale}
 
     def about(self, expected: Array, rows: list[int]) -> Gate:
-        """Returns the gate of some batches about another reference.
+        """Returns the gate of some batches for another reference.
 
         Args:
             expected: What those batches are compared with, (rows, …).

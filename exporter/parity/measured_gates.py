@@ -1,4 +1,4 @@
-"""Measures on a traced model what rounding does to its outputs, and sets their gates by it."""
+"""Measures the rounding error of a traced model's outputs, and sets their gates by it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tokexport.exporter.rounding.measure import measure_rounding
 from tokexport.exporter.rounding.score_rounding import Scores
 from tokexport.runtimes.arrays import Array
 
-#: Where rounding moves most neighbourhoods by more of their scale, any answer would pass.
+#: Where rounding moves most neighbourhoods by more of their scale, any output would pass.
 PROVES_NOTHING: Final = 0.03
 #: The same of a model that itself computes in a half type.
 _HALF_PROVES_NOTHING: Final = 0.15
@@ -99,7 +99,7 @@ def _times(scores: Scores, factor: float) -> Scores:
 
 
 def largest_rounding_move(half: bool, precision: str = "fp32") -> float:
-    """Returns by what share of its scale rounding may move an output that something is proven of.
+    """Returns the share of its scale up to which rounding may move an output that is proven.
 
     Args:
         half: Whether the model itself computes in a half type somewhere.
@@ -111,7 +111,7 @@ def largest_rounding_move(half: bool, precision: str = "fp32") -> float:
 
 
 def require_stable_outputs(gates: Mapping[str, Gate], half: bool, precision: str = "fp32") -> None:
-    """Refuses outputs that rounding moves by a large part of what they are.
+    """Refuses outputs that rounding moves by a large part of their size.
 
     Args:
         gates: The gates of a step.

@@ -1,4 +1,4 @@
-"""Holds every step of the model's way to the gates of its outputs: a result per stage."""
+"""Compares every stage with the reference at the gates of its outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Ties:
         flips: How many positions or truth values differ in them; in a half precision it may be
             none, where choices are near enough for rounding to turn them.
         margin: The largest margin, as a share of the scale of the scores.
-        score_error: The largest difference of the stage's scores from eager's, as such a share.
+        score_error: The largest difference of the stage's scores from eager's, as a share of their
+            scale.
         decisions: Which decisions: the operator and the line it came from.
         samples: The samples, each a batch and its place there, in which a decision falls
             differently, or in a half precision might.
@@ -43,14 +44,14 @@ class Ties:
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What a stage answered that was told how to decide.
+    """The result of a replay: a stage's outputs with eager's decisions as inputs.
 
     Attributes:
-        outputs: Its outputs, (batches asked about, …) by name.
+        outputs: Its outputs, (batches of the replay, …) by name.
         ties: What fell differently by itself; None where ties do not explain the failure.
         why_not: Why they do not, a clause; '' where they do, or where nothing is decided.
-        own: What eager answers that is told what the stage decides by itself, like ``outputs``;
-            empty where that does not settle, None where it is not asked for.
+        own: Eager's outputs with the stage's own decisions as inputs, like ``outputs``; empty where
+            the decisions do not settle, None where they are not needed.
     """
 
     outputs: Mapping[str, Array]
@@ -59,21 +60,21 @@ class ReplayResult:
     own: Mapping[str, Array] | None = None
 
 
-#: Runs a stage on the batches it failed on, told what eager decided.
+#: Replays a stage on the batches it failed on.
 ReplayStage = Callable[[Sequence[int]], ReplayResult]
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """One step of the model's way, compared with the reference.
+    """One stage, compared with the reference.
 
     Attributes:
         name: The step: ``rewritten``, ``onnx``, ``artifact``.
         comparisons: The comparison of every output, by the output's name; on the batches of
-            ``ties``, of what the stage answers when it is told how to decide.
+            ``ties``, that of the replay.
         passed: Whether every output lies within its gate.
         detail: What failed and by how much; empty when the stage passed.
-        ties: The near-ties that fell the other way; None where there were none.
+        ties: The near-ties that it crossed; None without any.
         gates: The gate of every output at this step.
         outside: The batches that lie outside a gate by themselves, where it holds over all.
         worst: The value of every output that uses most of what it is allowed, where values are
@@ -142,7 +143,7 @@ def judge(
 
 
 class ParityError(GateError):
-    """A stage left the gate.
+    """A stage failed its gate.
 
     Args:
         stages: Every stage compared until then, the failed one last.
@@ -164,7 +165,7 @@ class ParityError(GateError):
 
 
 def _meaning(stages: Sequence[StageResult], first_narrowed: bool) -> str:
-    """Says what may be wrong where the last of some stages is the first that failed."""
+    """Returns what may be wrong where the last of some stages is the first that failed."""
     name = stages[-1].name
     if any(gate.unmeetable for gate in stages[-1].gates.values()):
         return "The tolerance asked for is below what float32 can meet, whatever is right."
@@ -175,7 +176,7 @@ def _meaning(stages: Sequence[StageResult], first_narrowed: bool) -> str:
 
 
 class Proof:
-    """Holds every stage to the reference, in order, and stops at the first that leaves its gate.
+    """Compares every stage with the reference, in order; stops at the first that fails its gate.
 
     Args:
         expected: The reference outputs, (batches, …) each.
@@ -232,15 +233,15 @@ class Proof:
         return stage in self._narrowed
 
     def check(
-        self, stage: str, found: Mapping[str, Array], tell: ReplayStage | None = None
+        self, stage: str, found: Mapping[str, Array], replay: ReplayStage | None = None
     ) -> None:
         """Compares one stage.
 
         Args:
             stage: Its name.
             found: What it gave, (batches, …) by name.
-            tell: Runs it again, told how to decide; asked only where it leaves its gate. There is
-                none for a gate that holds over all samples together.
+            replay: Replays it; used only where it fails its gate. None for a gate over all samples
+                together.
 
         Raises:
             ParityError: An output lies outside its gate, and no near-tie explains it.
@@ -250,8 +251,8 @@ class Proof:
         compared = len(result.comparisons) == len(gates)
         if self.holds_over_all(stage) and compared:
             result = replace(result, outside=tuple(self._outside(stage, found)))
-        if not result.passed and tell is not None and compared:
-            result = self._replay(result, found, tell)
+        if not result.passed and replay is not None and compared:
+            result = self._replay(result, found, replay)
         if not result.passed and self._kinds:
             result = replace(result, detail=f"{result.detail}; on {self._worst_kind(result)}")
         self.stages.append(result)
@@ -276,7 +277,7 @@ class Proof:
         return bool(masks) and bool(np.logical_or.reduce(masks).all())
 
     def hold_over_all(self, found: Mapping[str, Array], gates: Mapping[str, Gate]) -> StageResult:
-        """Holds the last stage to gates over all samples, in place of those of single samples.
+        """Judges the last stage by gates over all samples, in place of those of single samples.
 
         Args:
             found: What it gave, (batches, …) by name.
@@ -289,8 +290,7 @@ class Proof:
         result = judge(last, self.expected, found, gates)
         if not result.passed:
             raise GateError(
-                "Every sample holds a near-tie that fell the other way, and over all samples "
-                f"together {result.detail}.",
+                f"Every sample crosses a near-tie, and over all samples together {result.detail}.",
                 fix="No bundle was written. Give more samples with --inputs, or another --seed.",
             )
         self._by_stage = {**self._by_stage, last: gates}
@@ -308,7 +308,7 @@ class Proof:
         )
 
     def within(self, stage: str, found: Mapping[str, Array], batches: Sequence[int]) -> list[bool]:
-        """Tells for each of some batches whether the outputs (batches, …) lie within the gates."""
+        """Returns for each of some batches whether the outputs (batches, …) pass the gates."""
         return [
             all(
                 not gate.judge(self.expected[name][batch], found[name][row], batch).failure
@@ -320,26 +320,26 @@ class Proof:
     def not_its_own(
         self, stage: str, own: Mapping[str, Array], found: Mapping[str, Array], rows: Sequence[int]
     ) -> str:
-        """Says why a stage does not answer as eager does that is told its decisions; '' if it does.
+        """Returns why a stage differs from eager with the stage's decisions; '' if it agrees.
 
         Args:
             stage: The stage.
-            own: What eager answers, told what the stage decides, (rows, …); empty where the stage
-                decides in another way each time that it is told what it decides.
+            own: Eager's outputs with the stage's decisions as inputs, (rows, …); empty where the
+                decisions do not settle.
             found: What the stage gave, (batches, …).
             rows: The batches.
         """
         if not own:
-            return "what it decides changes each time that it is told it"
+            return "its decisions change each time that they are fed back"
         failures = []
         for name, gate in self.gates_of(stage).items():
-            about = gate.about(own[name], list(rows))  # ``verify`` knows no other reference either
+            about = gate.about(own[name], list(rows))  # the reference of ``verify``, too
             if failure := about.judge(own[name], found[name][list(rows)]).failure:
                 failures.append(f"output '{name}' {failure}")
         return "; ".join(failures)
 
     def _outside(self, stage: str, found: Mapping[str, Array]) -> list[int]:
-        """Returns the batches whose outputs lie outside the gates by themselves."""
+        """Returns the batches whose own outputs lie outside the gates."""
         (count,) = {len(array) for array in found.values()}
         inside = self.within(stage, found, range(count))
         return [batch for batch in range(count) if not inside[batch]]
@@ -350,9 +350,9 @@ class Proof:
         return all(shape[1:2] == self.tie_free.shape[1:] for shape in shapes)
 
     def _samples_within(self, stage: str, found: Mapping[str, Array], batch: int) -> Array:
-        """Tells for each sample of a batch whether its outputs lie within the gates.
+        """Returns for each sample of a batch whether its outputs lie within the gates.
 
-        None does, where an output is not one value a sample.
+        All are False where an output is not one value a sample.
         """
         samples = self.tie_free.shape[1]
         gates = self.gates_of(stage)
@@ -370,16 +370,16 @@ class Proof:
     def _of_sample(
         self, gate: Gate, name: str, found: Mapping[str, Array], batch: int, sample: int
     ) -> str:
-        """Says why one sample of an output leaves its gate; '' where it does not."""
+        """Returns why one sample of an output fails its gate; '' if it passes."""
         one, other = self.expected[name][batch, sample], found[name][batch, sample]
         return gate.judge(one, other, (batch, sample)).failure
 
     def _replay(
-        self, result: StageResult, found: Mapping[str, Array], tell: ReplayStage
+        self, result: StageResult, found: Mapping[str, Array], run_replay: ReplayStage
     ) -> StageResult:
-        """Judges a stage that failed by what it gives when it is told how to decide."""
+        """Judges a stage that failed by its replay."""
         failed = self._outside(result.name, found)
-        replay = tell(failed)
+        replay = run_replay(failed)
         if replay.ties is None:
             why_not = f"; {replay.why_not}" if replay.why_not else ""
             return replace(result, detail=result.detail + why_not)
@@ -397,7 +397,7 @@ class Proof:
         if replay.own is not None and (
             why_not := self.not_its_own(result.name, replay.own, found, failed)
         ):
-            why_not = f"told what it decides by itself, eager answers otherwise: {why_not}"
+            why_not = f"with its own decisions as inputs eager differs too: {why_not}"
             return replace(result, detail=f"{result.detail}; {why_not}")
         mixed = {name: array.copy() for name, array in found.items()}
         for name, array in mixed.items():

@@ -1,4 +1,4 @@
-"""Chooses what ``verify`` holds a bundle to: the gates, the batches, the samples of them."""
+"""Chooses the gates, batches and samples that ``verify`` checks a bundle with."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tokexport.runtimes.verification import TOP1
 if TYPE_CHECKING:
     from tokexport.exporter.config import CompileConfig
 
-#: How many batches the bundle carries; more only where a gate over all does not hold on so few.
+#: How many batches a bundle carries; more only where a gate over all samples needs them.
 REFERENCE_BATCHES: Final = 4
 
 
 def bundle_gates(
     proof: Proof, found: Mapping[str, Array], gates: Mapping[str, Gate], config: CompileConfig
 ) -> tuple[dict[str, Gate], tuple[str, ...]]:
-    """Returns the gates that the bundle is verified by, and what is to be said of them.
+    """Returns the gates that the bundle is verified by, and warnings about them.
 
-    They are those that the steps were held to, but where a half precision moved every sample across
-    some near-tie: then no single one is left to compare, and they hold over all together.
+    They are the gates of the stages, unless a half precision moved every sample across some
+    near-tie: then no single sample is left to compare, and the gates are over all samples together.
 
     Args:
         proof: What the stages were held to; it holds the last one to the gates returned.
@@ -53,7 +53,7 @@ def bundle_gates(
         if over_all[name].holds_over_all
     )
     said = (
-        f"In {config.precision} every sample holds a near-tie that fell the other way, so the "
+        f"In {config.precision} every sample crosses a near-tie, so the "
         f"bundle is verified over all samples together, and no single one ({figures})."
     )
     return over_all, (said, *spread_warnings(over_all))
@@ -67,7 +67,7 @@ class ReferenceSelection:
         rows: The batches.
         tie_free: Which samples (batches, samples) of them are compared.
         outputs: What they are compared with, (batches, …) by name.
-        warnings: What is to be said of them.
+        warnings: Warnings about them.
     """
 
     rows: list[int]
@@ -81,18 +81,18 @@ def select_reference_batches(
 ) -> ReferenceSelection:
     """Returns the batches that ``verify`` replays, in order, evenly from all of them.
 
-    They are those on which no near-tie fell differently; where there is none, those with a sample
-    on which none did; and where there is no such sample either, some that are compared with eager
-    told what the artifact decides. A gate that holds over all samples lets single ones lie outside,
-    and none is left out for that: the choice grows until it holds.
+    They are batches on which no near-tie was crossed; without any, batches with a sample on which
+    none was; and without these either, batches that are compared with eager on the artifact's
+    decisions. Single samples may lie outside a gate over all samples, and none is left out for
+    that: the choice grows until it holds.
 
     Args:
         proof: What the stages were held to.
         found: What the last stage gave, (batches, …) by name.
-        own: Returns what eager answers to some batches, told what the last stage decides.
+        own: Returns eager's outputs on some batches with the last stage's decisions as inputs.
 
     Raises:
-        GateError: The last stage does not answer as eager, told its own decisions.
+        GateError: The last stage differs from eager even with the same decisions.
     """
     stage = proof.stages[-1].name
     count = len(next(iter(proof.expected.values())))
@@ -120,19 +120,19 @@ def _replay(
     own: Callable[[list[int]], Mapping[str, Array]],
     rows: list[int],
 ) -> ReferenceSelection:
-    """Compares with eager told what the last stage decides, where every sample holds a near-tie."""
+    """Compares with eager on the last stage's decisions, where every sample crosses a near-tie."""
     outputs = own(rows)
     why = proof.not_its_own(proof.stages[-1].name, outputs, found, rows)
     if why:
         raise GateError(
-            "Every sample holds a near-tie that fell the other way, and told what the artifact "
-            f"decides eager answers otherwise: {why}.",
-            fix="No bundle was written. The artifact decides in another way each time, or one of "
-            "its decisions is not among those that can be told: report the model.",
+            "Every sample crosses a near-tie, and with the artifact's decisions as inputs eager "
+            f"differs too: {why}.",
+            fix="No bundle was written. The artifact's decisions change from run to run, or one of "
+            "them cannot be an input of eager: report the model.",
         )
     said = (
-        "Every sample holds a near-tie that fell the other way, so the bundle is verified against "
-        "eager told what the artifact decides, and not against eager's own choices."
+        "Every sample crosses a near-tie, so the bundle is verified against eager with the "
+        "artifact's decisions as inputs, and not against eager's own decisions."
     )
     return ReferenceSelection(rows, np.ones_like(proof.tie_free[rows]), outputs, (said,))
 
@@ -144,8 +144,8 @@ def _rows_of(outputs: Mapping[str, Array], rows: list[int]) -> dict[str, Array]:
 def stored_gates(gates: Mapping[str, Gate], rows: list[int]) -> dict[str, Array]:
     """Returns what the bundle keeps of its gates, under the names of its reference data.
 
-    It is what rounding does in the batches that it keeps, and how far channels may be off where a
-    gate is one over all samples.
+    It is the rounding error in the batches that it keeps, and the tolerance of channels where a
+    gate is over all samples.
 
     Args:
         gates: The gates that it is verified by.

@@ -1,4 +1,4 @@
-"""Finds the first line of the user's at which a traced graph leaves what eager computes.
+"""Finds the user's first line at which a traced graph differs from eager.
 
 Both run on one input. Eager's values are noted as PyTorch computes them, each operator's operands
 and results with the line they came from; the graph's are looked up among them::
@@ -37,13 +37,13 @@ from tokexport.runtimes.arrays import Array
 #: How many numbers of a value are compared, and how far they may be off, as a share of its size.
 _KEPT: Final = 64
 _TOLERANCE: Final = 1e-4
-#: The step that shows the traced graph by itself.
+#: The stage that runs the traced graph by itself.
 _STEP: Final = "captured"
 
 
 @dataclass
 class _Values:
-    """What was computed: values by shape and type, and calls by line."""
+    """The values that were computed, by shape and type, and the calls by line."""
 
     kept: dict[Any, list[Array]] = field(default_factory=lambda: defaultdict(list))
     calls: dict[str, list[tuple[str, tuple[float, ...]]]] = field(
@@ -92,7 +92,7 @@ class _Eager(TorchDispatchMode):
 
 
 def _behind_this_file() -> Iterator[tuple[Any, int]]:
-    """Goes through the living stack from what called the operator on."""
+    """Yields the frames of the stack, from the caller of the operator outwards."""
     stack = [*traceback.walk_stack(None)]
     while stack and stack[0][0].f_code.co_filename == __file__:
         stack.pop(0)
@@ -108,7 +108,7 @@ class _Traced(Interpreter):
         self.found: Node | None = None
 
     def run_node(self, n: Node) -> Any:
-        """Runs a node; looks at what it gives where another line or an output reads that."""
+        """Runs a node; checks its result where another line or an output reads it."""
         result = super().run_node(n)
         if self.found is None and n.op == "call_function" and own_frames(n) and _leaves(n):
             tensors = [one for one in pytree.tree_leaves(result) if isinstance(one, Tensor)]
@@ -118,7 +118,7 @@ class _Traced(Interpreter):
 
 
 def first_difference(captured: GraphModule, model: FlatModel, tensors: Sequence[Tensor]) -> str:
-    """Says where a traced graph leaves eager on one input, and what it fixed; '' if nowhere.
+    """Returns where a traced graph differs from eager on one input, and what it fixed, or ''.
 
     Args:
         captured: The traced graph, unlifted.
@@ -139,7 +139,7 @@ def first_difference(captured: GraphModule, model: FlatModel, tensors: Sequence[
 
 @contextmanager
 def differences_named(captured: GraphModule, model: FlatModel, batches: Batches) -> Iterator[None]:
-    """Adds to a failure of the traced graph the first line at which it leaves eager.
+    """Adds the first line at which the traced graph differs from eager to its failure.
 
     Raises:
         ParityError: As inside the context, with the line.
@@ -159,9 +159,9 @@ def differences_named(captured: GraphModule, model: FlatModel, batches: Batches)
 
 
 def _fixed(node: Node, calls: Sequence[tuple[str, tuple[float, ...]]]) -> str:
-    """Says what the trace has at the line of a node, and what eager has there."""
+    """Returns what the trace and eager have at the line of a node."""
     if not calls:
-        return "eager computes nothing there, so that the way through the code was fixed"
+        return "eager computes nothing there, so a branch of the code was fixed"
     line = own_frames(node)[-1]
     for at in (one for one in node.graph.nodes if own_frames(one)[-1:] == [line]):
         own = _constants((at.args, at.kwargs))

@@ -1,12 +1,12 @@
-"""How far a reduced model's answers are from those of the model it came from.
+"""Measures how far a reduced model's outputs are from those of the model as given.
 
 With u and v the outputs of the unreduced and the reduced model for one sample, over all samples:
 
     top-1 = share with argmax u = argmax v      cosine = mean of <u, v> / (|u| |v|)
     KL    = mean of Σ p log(p / q), p = softmax(u), q = softmax(v), in nats
 
-These are figures of what a reduction costs, not a proof, so one number tells of an output. What is
-a fill in both, such as a masked score, is left out of the cosine.
+They show what a reduction costs and prove nothing, so an output has one number of each. Values that
+are fills in both, for example masked scores, are left out of the cosine.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from tokexport.graph_passes.torch_errors import in_words
 
 #: The batches at which the program must answer as the module does.
 CHECKED: Final = (1, 3)
-#: How far it may be from it, as a share of the scale around each value, where rounding explains no
+#: The tolerance between them, as a share of the scale around each value, where rounding explains no
 #: more.
 TOLERANCE: Final = 1e-5
 _PLAIN: Final = ("aten", "prims")
@@ -34,9 +34,9 @@ _PLAIN: Final = ("aten", "prims")
 def export_any_batch(model: FlatModel, inputs: Sequence[Tensor]) -> ExportedProgram:
     """Returns a program whose tensors keep the names of the model's inputs and weights.
 
-    Its results nest as the model's do where these are tuples, lists and dicts; anything else, such
-    as an output class of a library, becomes a dict of named tensors. The example that it keeps has
-    batch 1.
+    Its results nest as the model's do where these are tuples, lists and dicts; other results, for
+    example an output class of a library, become a dict of named tensors. The example that it keeps
+    has batch 1.
 
     Args:
         model: The reduced model, on flat inputs; those with the batch of the first have it along
@@ -56,7 +56,7 @@ def export_any_batch(model: FlatModel, inputs: Sequence[Tensor]) -> ExportedProg
     batch = Dim("batch", min=1)
     shapes = tuple({0: batch} if free else None for free in batched)
     with evaluation(alone), tracing():
-        try:  # the answers first: a trace may leave something behind in what a method keeps
+        try:  # the outputs first: a trace may change the state of a method
             wanted = [pytree.tree_leaves(alone(*sample)) for sample in samples]
             traced = torch.export.export(alone, example, dynamic_shapes=shapes, strict=False)
             program: ExportedProgram = traced.run_decompositions({})
@@ -99,7 +99,7 @@ def _with_names(forward: Callable[..., Any], model: FlatModel) -> Callable[..., 
 
 
 def _is_plain(value: Any) -> bool:
-    """Returns whether a result holds nothing but what torch alone can put together again."""
+    """Returns whether torch alone can rebuild a result."""
     if type(value) in (tuple, list):
         return all(map(_is_plain, value))
     if type(value) is dict:
@@ -146,7 +146,7 @@ def _check(
     wanted: Sequence[Any],
     batch: int,
 ) -> None:
-    """Holds the program to what the module answered at one batch."""
+    """Compares the program with the module's outputs at one batch."""
     with torch.no_grad(), torch_warnings_silenced():
         found = pytree.tree_leaves(program.module()(*inputs))
     for place, (one, other) in enumerate(zip(wanted, found, strict=True)):

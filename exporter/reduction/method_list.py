@@ -17,7 +17,7 @@ from tokexport.graph_passes.reduction.methods.known import METHODS
 
 
 def methods_json(methods: Sequence[type[Method]] = METHODS) -> dict[str, Any]:
-    """Returns plain values: every method with its options, and what every recipe takes beside."""
+    """Returns plain values: every method with its options, and the options of all recipes."""
     return {
         "methods": [
             {
@@ -44,7 +44,7 @@ def methods_json(methods: Sequence[type[Method]] = METHODS) -> dict[str, Any]:
 
 
 def render_methods(console: Console, methods: Sequence[type[Method]] = METHODS) -> None:
-    """Prints a paragraph for each method, and last what every recipe takes."""
+    """Prints a paragraph for each method, and last the options of all recipes."""
     for method in methods_json(methods)["methods"]:
         lines = [Text.assemble((method["name"], "bold"), f"  {method['summary']}")]
         lines.append(Text(f"  {method['source']}", "dim"))

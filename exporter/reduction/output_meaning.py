@@ -1,17 +1,16 @@
-"""Refuses a reduction that would change what an output means, not only how many tokens it has.
+"""Refuses a reduction that changes the meaning of an output, not only its number of tokens.
 
-Fewer tokens are a smaller set: behind the special ones, patches in any order. So of an output there
-are two kinds that a reduction leaves with their meaning, and both are tried out, not read off
-shapes. The model runs with nothing reduced, its patches in another order from the first block on
-that will reduce them:
+A reduction leaves a set: the special tokens, then fewer patches in any order. Two kinds of outputs
+keep their meaning then. Which kind an output is, is tried out and not read off shapes: the model
+runs with nothing reduced, but with its patches in another order from the first reduced block on:
 
     the output is as it was                   it is of the whole image: a class, a mean, a maximum
     a (B, N, C) whose patches moved along     it is the tokens, and will have fewer
 
-What is neither depends on where patches stand: a map, one row by its number, all rows flattened.
+Any other output depends on where patches stand: a map, one row by its number, all rows flattened.
 An output of the whole image must not depend on how many tokens there are either, as a sum does and
-a mean over a written-down N: with all tokens of an image alike, N and fewer of them give one
-answer. Tokens that are put back behind a block (``restore``) stand in their order and number again.
+a mean over a written-down N: with all tokens of an image alike, N and fewer of them give the same
+output. Tokens that are put back behind a block (``restore``) stand in their order and number again.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ ALIKE_TOLERANCE: Final = 1e-4
 
 @dataclass(frozen=True)
 class Shortened:
-    """An output that has fewer tokens than the model as given returns.
+    """An output that has fewer tokens than without the reduction.
 
     Attributes:
         name: The output.
@@ -70,7 +69,7 @@ class Shortened:
 
 @dataclass(frozen=True, kw_only=True)
 class _Reordered(Method):
-    """Puts the patches in another order behind one block."""
+    """Reorders the patches after one block."""
 
     behind: int
 
@@ -80,7 +79,7 @@ class _Reordered(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class _Alike(Method):
-    """Makes all tokens of an image one and the same, and leaves some of them behind each block."""
+    """Makes all tokens of an image equal, and keeps some of them after each block."""
 
     counts: tuple[int, ...]
 
@@ -120,7 +119,7 @@ class _First:
 
 @dataclass(frozen=True)
 class Judged:
-    """A model as given, and the ways to run it with other blocks.
+    """A model as given, and how to run it with other blocks.
 
     Attributes:
         flat: The model as given.
@@ -147,7 +146,7 @@ class Judged:
 def shortened_outputs(
     judged: Judged, reduced: ReducedRun, inputs: Sequence[Tensor]
 ) -> tuple[Shortened, ...]:
-    """Returns the outputs that have fewer tokens, where every output means what it did.
+    """Returns the outputs that have fewer tokens, if every output keeps its meaning.
 
     Args:
         judged: The model as given, and how to run it.
@@ -185,7 +184,7 @@ def shortened_outputs(
 
 
 def _moved_back(moved: Tensor, before: Tensor, patches: int) -> tuple[Tensor, ...]:
-    """Returns floating (B, N, C) with its last rows as far back as patches went; else nothing."""
+    """Returns a floating (B, N, C) with its patches back in order, in a tuple; () for others."""
     if before.dim() != 3 or not before.is_floating_point() or before.shape[1] < patches:
         return ()
     front = before.shape[1] - patches
@@ -194,7 +193,7 @@ def _moved_back(moved: Tensor, before: Tensor, patches: int) -> tuple[Tensor, ..
 
 
 def _has_fewer_tokens(before: Tensor, after: Tensor) -> bool:
-    """Tells floating (B, N, C) and (B, M, C), M < N."""
+    """Returns whether two outputs are floating (B, N, C) and (B, M, C) with M < N."""
     return (
         before.dim() == after.dim() == 3
         and before.is_floating_point()
@@ -206,7 +205,7 @@ def _has_fewer_tokens(before: Tensor, after: Tensor) -> bool:
 def _require_same_constants(
     given: Mapping[str, Constant], reduced: Mapping[str, Constant], judged: Judged
 ) -> None:
-    """Refuses numbers beside the tensors that are others with fewer tokens."""
+    """Refuses constants among the outputs that change with fewer tokens."""
     changed = [name for name in given if given[name] != reduced.get(name)]
     if changed:
         name = changed[0]
@@ -220,7 +219,7 @@ def _require_same_constants(
 def _require_tokens_of_one_layer(
     shorter: Sequence[Shortened], given: Mapping[str, Tensor], judged: Judged
 ) -> None:
-    """Refuses tokens of several layers: as each has its own, their rows are no longer the same."""
+    """Refuses tokens of several layers: after a reduction their rows differ."""
     short = {one.name: one for one in shorter}
     for one in shorter:
         for name, other in given.items():
@@ -256,7 +255,7 @@ def _require_no_count(
 def _are_alike(one: Tensor, other: Tensor) -> bool:
     """Returns whether outputs of alike tokens are the same, by their rows along some axis.
 
-    A channel has one value in all tokens, however near to 0, and is no scale for itself.
+    A channel has one value in all tokens, which may be near 0, so it gives no scale.
     """
     ways = [(one, other)]
     if one.dim() > 2:
@@ -279,7 +278,7 @@ def _refusal(name: str, before: Tensor, after: Tensor, why: str, judged: Judged)
 
 
 def _way_out(judged: Judged) -> str:
-    """Says how to get an output of all tokens, as far as there is a way."""
+    """Returns how to get an output of all tokens, where that is possible."""
     if not judged.restore:
         return "Put every token back with --restore (restore=true in the recipe)."
     missing = sorted(judged.shown.read - judged.restore)

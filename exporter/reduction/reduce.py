@@ -42,7 +42,7 @@ from tokexport.graph_passes.reduction.surgery.reduced_block import (
 
 
 def trained_names(model: nn.Module) -> list[str]:
-    """Returns the names of the parameters that the method brought into a model."""
+    """Returns the names of the parameters that a method added to a model."""
     return [
         f"{path}.{TRAINED}.{name}"
         for path, block in model.named_modules()
@@ -79,7 +79,7 @@ def load_trained(model: nn.Module, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Reduction:
-    """A reduced model and what was done to it.
+    """A reduced model, and how it was reduced.
 
     Attributes:
         model: The module; it shares its parameters with the user's model.
@@ -167,7 +167,7 @@ def reduce_flat(flat: FlatModel, inputs: Sequence[Tensor], recipe: Recipe) -> Re
 
 
 def _check(method: Method, special: int, blocks: Sequence[FoundBlock]) -> None:
-    """Refuses what the method needs and the model does not have."""
+    """Refuses a method whose needs the model does not meet."""
     tokens = int(blocks[0].call.x.shape[1])
     if special < 0:
         raise UsageError(f"protect={special}.", fix="Give 0 or more special tokens.")
@@ -179,7 +179,7 @@ def _check(method: Method, special: int, blocks: Sequence[FoundBlock]) -> None:
         raise SurgeryError(
             f"Method '{method.name}' reads the attention of a class token, and the model has none.",
             where=f"All {tokens} tokens at '{blocks[0].call.path}' depend on the input.",
-            fix="Take a method without one, such as tome, or say protect=1 where the first token "
+            fix="Take a method without one, such as tome, or pass protect=1 if the first token "
             "is a class token after all.",
         )
     for block in blocks:
@@ -206,7 +206,7 @@ def _check(method: Method, special: int, blocks: Sequence[FoundBlock]) -> None:
 
 
 def _restored_behind(restore: bool | tuple[int, ...], shown: Shown, depth: int) -> frozenset[int]:
-    """Returns the blocks behind which all tokens are put back: with True, wherever it shows."""
+    """Returns the blocks after which all tokens are restored: with True, wherever they are read."""
     if restore is False:
         return frozenset()
     behind = frozenset(restore) if isinstance(restore, tuple) else shown.restorable
@@ -237,7 +237,7 @@ def _rebuilt(
 
 
 def _form(call: Call) -> BlockCall:
-    """Returns how a block is called, without the values of the example."""
+    """Returns the call of a block, without the values of the example."""
     leaves, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(call.leaves, call.tree))
     paths = [path for path, _ in leaves]
     result = [Mark.NOT_COMPUTED if isinstance(leaf, Tensor) else leaf for leaf in call.result]

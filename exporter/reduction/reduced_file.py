@@ -27,14 +27,14 @@ from tokexport.exporter.system.output_file import check_place, written_whole
 
 @dataclass(frozen=True)
 class ReducedFile:
-    """What ``tokexport reduce`` did.
+    """The result of ``tokexport reduce``.
 
     Attributes:
         source: What was reduced.
         output: The exported program.
         inputs: Where the inputs of the agreement come from, a clause.
         samples: How many there were.
-        reduction: What was put in, and what it costs.
+        reduction: The reduction, and its cost.
     """
 
     source: str
@@ -97,7 +97,7 @@ def reduce_to_file(
 
 
 def render_reduced(done: ReducedFile, console: Console) -> None:
-    """Prints what was put in, what it costs, and where the program is."""
+    """Prints the reduction, its cost, and where the program is."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""The stage between source and reference: puts a recipe into the model of a source."""
+"""Puts a recipe into the model of a source: the stage between source and reference."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class ReducedSource:
     use: ReductionReport
 
     def compared(self, reduced: Mapping[str, Array], batches: Batches) -> ReductionReport:
-        """Runs the model as given and holds the reduced one's outputs (batches, …) to it."""
+        """Runs the model as given, and compares the reduced one's outputs (batches, …) with it."""
         unreduced = run_reference(self.unreduced, batches, twice=False).outputs
         return self.use.compared(unreduced, reduced, batches)
 
 
 def reduced_source(source: Source, config: ReduceConfig) -> ReducedSource:
-    """Puts the recipe of a configuration into the model of a source; it is left as it was.
+    """Puts the recipe of a configuration into a copy of a source's model.
 
     Raises:
         UsageError: The recipe or the inputs do not fit.

@@ -1,4 +1,4 @@
-"""What a reduction did to a model and what it costs, as data; needs no torch."""
+"""Reports a reduction and its cost, without torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ReductionReport:
     accuracy_reduced: float | None = None
 
     def for_manifest(self) -> dict[str, Any]:
-        """Returns what a bundle keeps of it: what the model is, not what was measured."""
+        """Returns the fields that a bundle keeps: those of the model, not the measurements."""
         return {
             "recipe": self.recipe,
             "method": self.method,
@@ -78,7 +78,7 @@ class ReductionReport:
         )
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Yields what a user should know, a name and a text each."""
+        """Yields the rows of the summary, a name and a text each."""
         container = self.blocks[0].rpartition(".")[0] if self.blocks else ""
         yield (
             "reduction",

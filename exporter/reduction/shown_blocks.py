@@ -1,4 +1,4 @@
-"""Finds the blocks whose output the model reads elsewhere than in the next block."""
+"""Finds the blocks whose output is read outside the next block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tokexport.graph_passes.reduction.tokens import Tokens
 
 @dataclass(frozen=True)
 class Shown:
-    """What a model does with the outputs of its blocks.
+    """How a model uses the outputs of its blocks.
 
     Attributes:
         read: The blocks whose output something reads beside the next block, the last one always.
@@ -38,7 +38,7 @@ class Shown:
 
 
 class Watched(Flow):
-    """Returns a tensor of its own behind each block, which nothing in a block works on.
+    """Returns a new tensor after each block, on which no block works.
 
     Args:
         special: Tokens at the front that are no patches.
@@ -53,7 +53,7 @@ class Watched(Flow):
         self._version = 0  # goes up where a tensor is changed in place
 
     def enter(self, layer: Layer, x: Tensor) -> Tokens:
-        """Notes whether it is the last block's output, and goes on as without watching."""
+        """Records whether it is the last block's output, and continues unwatched."""
         if layer.index and (x is not self._last or x._version != self._version):
             self.changed.add(layer.index - 1)
         return super().enter(layer, x)
@@ -68,7 +68,7 @@ class Watched(Flow):
 
 
 class _Reads(TorchDispatchMode):
-    """Notes which of some tensors any operator takes."""
+    """Records which of some tensors operators take."""
 
     def __init__(self, watched: Mapping[int, tuple[int, Tensor]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

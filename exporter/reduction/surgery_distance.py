@@ -1,10 +1,10 @@
-"""How far the answers of a model with other blocks are from its own, value by value.
+"""Measures how far the outputs of a model with other blocks are from its own.
 
-Each value is held to the scale of its own neighbourhood (``runtimes.neighbourhoods``), so that a
-fill or a loud channel hides nothing beside it. Blocks taken apart, or tokens in another order, add
-up in another order, and where a quiet value is the sum of loud ones rounding moves it by more than
-a share of its scale. That is measured, where it is asked for, on the model as given: in a run each
-of whose results is off by as much as rounding would make it, up or down by chance.
+Each value is compared on the scale of its own neighbourhood (``runtimes.neighbourhoods``), so that
+a fill or a large channel hides no error beside it. Rebuilt blocks, or tokens in another order, sum
+in another order, and where a small value is the sum of large ones, rounding moves it by more than a
+share of its scale. Where needed, this is measured on the model as given: in a run in which every
+result is moved, up or down by chance, as far as rounding could.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from tokexport.runtimes.tolerances.neighbourhoods import (
 
 #: How many runs with rounded results are made.
 _RUNS: Final = 2
-#: How far a second run of a model may be off that has one answer.
+#: The tolerance between two runs of a deterministic model.
 _REPEATS: Final = 1e-6
 
 
 class Answer:
-    """What a model answers, and how far others may be from it.
+    """The outputs of a model, and how far others may be from them.
 
     Args:
         model: The model as given.
@@ -63,8 +63,8 @@ class Answer:
             floor: The share of a neighbourhood's scale that is always allowed.
 
         Returns:
-            The largest difference as a share of the scale around it, no more than ``floor`` where
-            all is allowed; where rounding explains more, as much smaller a share.
+            The largest difference as a share of the scale around it: at most ``floor`` where all
+            differences are allowed. Where rounding explains more, the share is reduced accordingly.
         """
         wanted = self._outputs[position]
         plain = local_distance(wanted, found, floor)
@@ -76,7 +76,7 @@ class Answer:
 
     @cached_property
     def _rounding_error(self) -> dict[int, RoundingError]:
-        """What rounding explains of each floating output; nothing where it cannot be measured."""
+        """Returns the rounding error of each floating output; empty where it cannot be measured."""
         found: dict[int, RoundingError] = {}
         runs: list[AbstractContextManager[Any]] = [nullcontext(), *map(_Rounded, range(_RUNS))]
         for run in runs:
@@ -94,7 +94,7 @@ class Answer:
                     rounding_error = _rounding_error_of(*_comparable(wanted, other))
                     found[position] = rounding_error.larger(found.get(position, rounding_error))
                 elif local_distance(wanted, other, _REPEATS) > _REPEATS:
-                    return {}  # it has no one answer: what moves it is no rounding
+                    return {}  # its runs differ: it is not rounding that moves it
         return found
 
 
@@ -121,7 +121,7 @@ def _shape(one: Any) -> tuple[int, ...] | None:
 
 
 def _rounding_error_of(wanted: Array, moved: Array) -> RoundingError:
-    """Returns what a run with rounded results explains, up to a share that would prove nothing."""
+    """Returns the rounding error of a run, up to a share that would prove nothing."""
     around, off = Neighbourhoods(wanted), differences(wanted, moved)
     rounding_error = around.rounding_error(np.where(np.isfinite(off), off, 0.0)).times(
         ROUNDING_FACTOR
@@ -151,7 +151,7 @@ def _comparable(wanted: Tensor, found: Tensor) -> tuple[Array, Array]:
 
 
 class _Rounded(TorchDispatchMode):
-    """Moves what every operator gives by as much as rounding would.
+    """Moves the result of every operator as far as rounding could.
 
     Args:
         seed: The seed of the errors.

@@ -1,9 +1,8 @@
-"""Holds the surgery itself to the model as given, before any token is reduced.
+"""Compares the model after surgery with the model as given, before any token is reduced.
 
-With nothing reduced the blocks, taken apart and put together, must give the model's answer. And
-with the patches in another order from the first block on, and back in their own behind the last,
-they must give it too: a block that computes positions from where a token stands would mix them up
-as soon as tokens go.
+With nothing reduced, the rebuilt blocks must give the model's outputs. They must also give them
+with the patches in another order from the first block on, and in their own order again after the
+last: a block that derives positions from token indices would mix them up once tokens are removed.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from tokexport.graph_passes.torch_errors import in_words
 #: How far the surgery with nothing reduced may be from the model, as a share of the scale around
 #: each value; more where rounding explains it (``surgery_distance``).
 SURGERY_TOLERANCE: Final = 1e-5
-#: The way out where a model fails on fewer tokens: what follows the blocks may need them all.
+#: What to do where a model fails on fewer tokens: what follows the blocks may need them all.
 RESTORE_FIX: Final = (
     "Where what follows the blocks needs every token, put them back with --restore (restore=true "
     "in the recipe)."
@@ -65,7 +64,7 @@ class _Shuffled(Method):
 
 
 def patch_order(patches: int) -> Tensor:
-    """Returns another order of patches: one cycle, so none and no group of them keeps its place."""
+    """Returns another order of patches: one cycle, so that none keeps its place."""
     cycle = torch.randperm(patches, generator=torch.Generator().manual_seed(0))
     return torch.empty_like(cycle).scatter(0, cycle, cycle.roll(-1))
 
@@ -86,9 +85,9 @@ def surgery_error(
     It is not a number where the model has no values, on torch's meta device.
 
     Raises:
-        GateError: The answer is another one.
-        NotRepeatableError: The model differs from itself.
-        SurgeryError: The blocks are reached by another path, or tell tokens by where they stand.
+        GateError: The outputs differ.
+        NotRepeatableError: Two runs of the model differ.
+        SurgeryError: The blocks are called by another path, or use the indices of tokens.
     """
     if any(parameter.is_meta for parameter in flat.parameters()):
         return math.nan
@@ -114,8 +113,8 @@ def surgery_error(
             shuffled = _distance(flat, rebuilt, depth, inputs, wanted, answer)
     if not shuffled <= SURGERY_TOLERANCE:
         raise SurgeryError(
-            "The model tells its tokens apart by where they stand, in its blocks or between them, "
-            "and a reduction moves them.",
+            "The model uses the indices of its tokens, in its blocks or between them, "
+            "and a reduction changes them.",
             where=f"With the patches in another order its answer is off by {shuffled:.1e} of the "
             "scale of the values around.",
             fix="Reduce a model whose positions are added before the blocks, or enter each block "
@@ -127,7 +126,7 @@ def surgery_error(
 
 @contextmanager
 def reraise_as_surgery_error(what: str, fix: str = _APART_FIX) -> Iterator[None]:
-    """Words what a model with reduced blocks raises; ``what`` begins the message, ``fix`` ends it.
+    """Raises the errors of a model with reduced blocks as SurgeryError, with ``what`` and ``fix``.
 
     Raises:
         SurgeryError: Something failed in the model.
@@ -183,12 +182,11 @@ def _distance(
 
 
 def _require_one_answer(flat: FlatModel, inputs: Sequence[Tensor], first: Sequence[Tensor]) -> None:
-    """Refuses a model that differs from itself, before anything else is blamed."""
+    """Refuses a model whose runs differ, before anything else is blamed."""
     with evaluation(flat), torch.no_grad():
         second = flat(*inputs)
     if not all(torch.equal(one, other) for one, other in zip(first, second, strict=True)):
         raise NotRepeatableError(
             "The model gives another answer when it runs again on the same input.",
-            fix="Take the random numbers out of eval mode: what a reduction changes cannot be told "
-            "from them.",
+            fix="Take the random numbers out of eval mode: they hide what a reduction changes.",
         )

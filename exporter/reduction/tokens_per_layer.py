@@ -1,4 +1,4 @@
-"""Runs a reduced model once: how many tokens pass between its blocks, and what it returns."""
+"""Runs a reduced model once, and counts the tokens between its blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tokexport.graph_passes.reduction.tokens import Tokens
 
 
 class _Counting(Flow):
-    """A flow that notes how many tokens pass; what the model sees restored does not count."""
+    """A flow that counts the tokens that pass; restored tokens do not count."""
 
     def __init__(self, flow: Flow) -> None:
         super().__init__(flow.special, flow.traced, flow.restore)
@@ -41,7 +41,7 @@ class _Counting(Flow):
 
 @dataclass(frozen=True)
 class ReducedRun:
-    """What one run of a reduced model showed.
+    """The result of one run of a reduced model.
 
     Attributes:
         tokens: Tokens of an image that enter the first block, and that leave each.
@@ -57,9 +57,9 @@ class ReducedRun:
 def tokens_per_layer(
     model: FlatModel, inputs: Sequence[Tensor], restored: bool
 ) -> ReducedRun | None:
-    """Runs a reduced model and returns what passes through it and what it returns.
+    """Runs a reduced model and returns its token counts and outputs.
 
-    It is not run, and there is nothing, where it has no values, on torch's meta device.
+    A model on torch's meta device, which has no values, is not run, and the result is empty.
 
     Args:
         model: The reduced model, on flat inputs.

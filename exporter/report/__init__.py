@@ -1,1 +1,1 @@
-"""What a compile reports, and the tables that commands print."""
+"""Defines the report of a compile, and the tables that commands print."""

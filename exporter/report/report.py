@@ -1,4 +1,4 @@
-"""What a compile found out, as data for ``report.json`` and as a summary for a user."""
+"""Holds the results of a compile, for ``report.json`` and for the printed summary."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class Report:
         constant_inputs: The inputs that are fixed, with their values.
         samples: How many real samples were compared.
         batches: In how many batches.
-        stages: The steps of the model's way, in order, each compared with the reference.
+        stages: The stages, in order, each compared with the reference.
         gates: The gate of every output of the artifact.
         first_failure: The name of the first stage that failed; None when none did.
         not_run_reason: Why the artifact did not run here; None when it ran.
         accuracy: Before and after; None without labels.
-        random_ops: What dropping the model's random operators did; None where it has none.
+        random_ops: What dropping the model's random operators changed; None where it has none.
         token_cap: How the samples fit under a cap; None without one, or where none was needed.
-        edges: Which inputs beside the samples it was held to; None where it came to none.
-        reduction: What was put into the model, and what it costs; None where nothing was.
+        edges: The comparison on inputs beside the samples; None if a stage failed before it.
+        reduction: The reduction, and its cost; None without one.
         tuning: Which forms of the token operators were chosen by measurement; None without tuning.
         speed: The measurement; None when nothing could be timed.
         speed_over_unreduced: The same rounds held against the eager model without its reduction.
@@ -99,8 +99,8 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names, with ``schema_version`` before them.
 
-        JSON has no word for a number that is not finite: those become the texts ``NaN``,
-        ``Infinity`` and ``-Infinity``.
+        Numbers that are not finite become the texts ``NaN``, ``Infinity`` and ``-Infinity``, as
+        JSON has no form for them.
         """
         return {"schema_version": SCHEMA_VERSION, **plain(self)}
 
@@ -200,7 +200,7 @@ def _stage_rows(report: Report) -> Iterator[tuple[str, ...]]:
 
 
 def _ranges(report: Report) -> str:
-    """Says how int8 found its ranges."""
+    """Returns how int8 found its ranges."""
     found = report.runtime.details.get("quantization") if report.runtime is not None else None
     return f" with {found} ranges" if found else ""
 
@@ -296,7 +296,7 @@ def _outside(most: Worst | None) -> str:
 
 
 def _spread_lines(report: Report) -> Iterator[Text]:
-    """Yields the error over the spread where a gate asks for it, and which batches lie outside."""
+    """Yields the error over the spread where a gate limits it, and the batches outside."""
     for stage in report.stages:
         for output, found in stage.comparisons.items():
             gate = _gates(report, stage).get(output)
@@ -316,7 +316,7 @@ def _spread_lines(report: Report) -> Iterator[Text]:
 
 
 def _tie_lines(report: Report) -> Iterator[Text]:
-    """Yields what fell the other way, stage by stage, and why that is no error."""
+    """Yields the near-ties that stages crossed, and why they are no errors."""
     for stage in report.stages:
         if (ties := stage.ties) is None:
             continue
@@ -325,7 +325,7 @@ def _tie_lines(report: Report) -> Iterator[Text]:
             yield Text.assemble(
                 (f"ties at {stage.name}  ", "yellow"),
                 f"on {count} of {batches} batches {', '.join(ties.decisions)} decided where "
-                "rounding could turn the choice: told eager's, it agrees.",
+                "rounding could turn the choice: with eager's decisions it agrees.",
             )
             continue
         yield Text.assemble(
@@ -338,7 +338,7 @@ def _tie_lines(report: Report) -> Iterator[Text]:
 
 
 def _failure(report: Report) -> Text:
-    """Says which stage failed first, by how much, and what the gate was made from."""
+    """Returns which stage failed first, by how much, and the reason of its gate."""
     line = Text.assemble(("first failure  ", "red"), report.first_failure or "")
     for stage in report.stages:
         if stage.name == report.first_failure and stage.detail:

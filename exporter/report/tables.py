@@ -1,4 +1,4 @@
-"""Prints what verify and doctor found."""
+"""Prints the results of verify and doctor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unbroken_lines(table: Table, console: Console) -> Iterator[Text]:
 
 
 def verification_json(result: VerifyResult) -> dict[str, Any]:
-    """Returns plain values: the status, what ran it, and how far each output is off."""
+    """Returns plain values: the status, the runtime, and how far each output is off."""
     data = {
         "status": "PASSED" if result.passed else "FAILED",
         "runtime": {"flavour": result.runtime.flavour, "version": result.runtime.version},
@@ -113,7 +113,7 @@ def failed_gate(result: VerifyResult) -> GateError | None:
 
 
 def render_components(components: Sequence[Component], console: Console) -> None:
-    """Prints what the machine can do, a row per component, and what mends what is missing."""
+    """Prints what the machine can do, a row per component, and how to install what is missing."""
     console.print(summary(components), soft_wrap=True)
     table = Table(box=SIMPLE_HEAD)
     for heading in ("", "component", "version", "used for"):

@@ -1,1 +1,1 @@
-"""Measures what rounding does to a model, with the decisions that it makes held fixed."""
+"""Measures the rounding error of a model, with its decisions held fixed."""

@@ -1,4 +1,4 @@
-"""Says how far summing in another order may move what a product or a sum gives.
+"""Estimates how far another order of summation may move the result of a product or a sum.
 
 Adding n terms p one by one, each addition is off by a part of the sum so far. Where the terms are
 of both signs, the sums grow like a random walk, and their squares come to n / 2 Σ p²; where they
@@ -11,8 +11,8 @@ Products keep one sum for each value: their lanes are other values. PyTorch, ONN
 OpenVINO came to 0.42 of this in half last bits for both signs and to 0.45 for one, for products,
 convolutions and sums over rows of 48 to 3072 terms; ``PART`` is what draws as much.
 
-Eager adds in one order, and an artifact in another. Where one sum stands for a whole channel, as
-for a constant image, it is luck how near eager comes to float64.
+Eager adds in one order, and an artifact in another. Where one sum gives a whole channel, as for a
+constant image, the distance of eager from float64 is a matter of chance.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ PART: Final = 2 / 3
 
 @dataclass(frozen=True)
 class _Terms:
-    """What a value is the sum of.
+    """The terms that a value sums.
 
     Attributes:
         count: How many terms.
         lanes: How many partial sums a kernel keeps.
-        parts: What divides the terms whose squares are summed: a mean's own count.
+        parts: The divisor of the terms whose squares are summed: the count of a mean.
     """
 
     count: float
@@ -82,7 +82,7 @@ def _of_attention(tensors: Sequence[Tensor], args: Sequence[Any], result: Tensor
     return _Terms(keys, 1, keys)
 
 
-#: What a value of each operator sums, from the tensors it takes, its arguments and its result.
+#: Returns the terms of each operator, from its tensors, its arguments and its result.
 _TERMS: Final[dict[str, Callable[[Sequence[Tensor], Sequence[Any], Tensor], _Terms]]] = {
     **dict.fromkeys(("linear", "matmul", "mm", "bmm", "mv", "dot", "inner"), _of_product),
     **dict.fromkeys(("addmm", "addmv", "baddbmm"), _of_added_product),
@@ -96,7 +96,7 @@ _TERMS: Final[dict[str, Callable[[Sequence[Tensor], Sequence[Any], Tensor], _Ter
 def reordered(
     target: Any, args: Any, kwargs: Any, exact: Tensor, moved: Tensor, random: torch.Generator
 ) -> Tensor:
-    """Moves what an operator gave by as much as the order of its terms does, by chance.
+    """Moves the result of an operator, by chance, as far as the order of its terms could.
 
     Args:
         target: The operator.

@@ -1,15 +1,15 @@
-"""What rounding does to each column of an output that has one row a sample.
+"""Brings rounding errors to the columns of an output that has one row a sample.
 
-The values of such a row may have nothing in common: boxes in pixels beside a score. So each is also
-held to its column, the same value of all samples of its kind of inputs. With d how far rounding
-moved each of the n values measured in a column, s its scale, and f how many times what rounding
-does is allowed, one may be off by
+The values of a row may have nothing in common: boxes in pixels beside a score. So each is also
+compared on the scale of its column, the same value of all samples of its kind of inputs. With d how
+far rounding moved each of the n values measured in a column, s its scale, and f how many times what
+rounding does is allowed, one may be off by
 
     max(floor · s, f · max(2, 32 / n) · max d)
 
-Few differences say little: one of them is near zero by chance. Where a kind has few samples, those
-of all kinds are taken together, each in proportion to its own sample: d to the largest in it, and
-the values to their root mean square.
+Few differences prove little: one of them may be near zero by chance. Where a kind has few samples,
+those of all kinds are taken together, each in proportion to its own sample: d to the largest in it,
+and the values to their root mean square.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _AT_LEAST: Final = 2.0
 
 @dataclass(frozen=True)
 class Columns:
-    """What rounding does to the columns of an output, (samples, values) each.
+    """The rounding error of the columns of an output, (samples, values) each.
 
     Attributes:
         scale: The scale of the column of every value.
@@ -63,7 +63,7 @@ class Columns:
 
 
 def draws_of(outputs: Mapping[str, Array], rows: int, samples: int) -> int:
-    """Returns how often a batch is run with rounded results, so that columns can be told.
+    """Returns how often a batch is run with rounded results, to estimate its columns.
 
     Args:
         outputs: What the model answers, (batches, …) by name.
@@ -82,7 +82,7 @@ def draws_of(outputs: Mapping[str, Array], rows: int, samples: int) -> int:
 def columns_of(
     flat: Array, measured: Array, parts: Sequence[Array], kinds: Sequence[Array], draws: int
 ) -> Columns | None:
-    """Returns what rounding does to each column; None where an output has other neighbourhoods.
+    """Returns the rounding error of each column; None where an output has other neighbourhoods.
 
     Args:
         flat: What the model answers, (samples, …).
@@ -106,7 +106,7 @@ def columns_of(
 
 
 class _Measured:
-    """What was measured of all columns; see ``columns_of``.
+    """The measurements of all columns; see ``columns_of``.
 
     Args:
         sizes: The magnitudes of all samples, (samples, values); infinite for a fill.
@@ -150,9 +150,9 @@ class _Measured:
         return scale, rounding_error, np.broadcast_to(share, sizes.shape)
 
     def _grown(self, rows: Array, known: Sequence[int], most: Array) -> Array:
-        """Brings what was measured of a kind to all of its samples, in proportion to larger ones.
+        """Spreads the measurements of a kind over all of its samples, in proportion to larger ones.
 
-        A column of nothing but zeros where it was measured is moved as an ordinary one.
+        A column that held only zeros when it was measured gets the error of an ordinary one.
         """
         finite = np.where(np.isfinite(self._sizes), self._sizes, 0.0)
         top = finite[known].max(axis=0, initial=0.0)

@@ -1,4 +1,4 @@
-"""Brings what rounding does to an output to its neighbourhoods, for batches measured or not."""
+"""Brings rounding errors of outputs to their neighbourhoods, for measured batches and others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AXIS_NAMES: Final = {2: ("row", "channel"), 3: ("channel", "line", "column")}
 
 @dataclass(frozen=True)
 class LocalRounding:
-    """What rounding does to one floating output, in every neighbourhood.
+    """The rounding error of one floating output, in every neighbourhood.
 
     Attributes:
         rounding_error: How far rounding moves the values, (batches × samples, …).
@@ -35,12 +35,12 @@ class LocalRounding:
         kinds: The rows of ``rounding_error`` of every kind of inputs.
         samples: How many samples a batch has, as the output counts them.
         largest: The largest difference found, an absolute number.
-        from_float64: The largest distance of eager from float64; None where there is no such run.
+        from_float64: The largest distance of eager from float64; None without a float64 run.
         why_not: The reason for that.
         int8: What int8 does to the values measured, (some samples, …); None where none was asked
             for.
         decides: Whether the model decides something by comparing numbers.
-        times_few: How many times at most it counts where few values tell what it is.
+        times_few: The largest factor by which it counts where it is estimated from few values.
         columns: What rounding does to the columns of an output of one row a sample; else None.
         half_columns: The same of a half type; None where none was asked for.
     """
@@ -81,7 +81,7 @@ class LocalRounding:
 
     @property
     def typical(self) -> float:
-        """What share of its scale rounding moves an ordinary neighbourhood by."""
+        """The share of its scale by which rounding moves an ordinary neighbourhood."""
         return _typical(self.shares)
 
     @property
@@ -134,7 +134,7 @@ def local_rounding(
     *,
     with_float64: bool = True,
 ) -> dict[str, LocalRounding]:
-    """Returns what rounding does to each floating output, by neighbourhood.
+    """Returns the rounding error of each floating output, by neighbourhood.
 
     What was measured on some batches of a kind of inputs holds for all of that kind: the largest in
     each neighbourhood, in proportion where a batch that was not measured has larger values there.
@@ -182,7 +182,7 @@ def local_rounding(
 
 
 def _int8(rounding: Rounding, name: str, parts: Sequence[Array], samples: int) -> Array | None:
-    """Returns what int8 and the rounding beside it do to an output, (some samples, …)."""
+    """Returns the error of int8, with rounding, in an output, (some samples, …)."""
     if name not in rounding.by_int8:
         return None
     found = rounding.by_int8[name]
@@ -197,7 +197,7 @@ def rows_to_measure(batches: Batches) -> tuple[int, ...]:
 
 
 class _Pooled:
-    """Spreads what was measured on some batches of an output over all of them."""
+    """Spreads the measurements on some batches of an output over all batches."""
 
     def __init__(
         self, expected: Array, measured: Sequence[int], batches: Batches, samples: int
@@ -244,7 +244,7 @@ class _Pooled:
         return RoundingError(by_axis, share, fills), shares
 
     def columns(self, parts: Sequence[Array], draws: int) -> Columns | None:
-        """Returns what rounding does to the columns of an output of one row a sample."""
+        """Returns the rounding error of the columns of an output of one row a sample."""
         inner = self._flat.shape[1:]
         flat = [one.reshape(-1, *inner) for one in parts]
         measured = self._samples_of(np.array(self._measured))
@@ -289,7 +289,7 @@ class _Pooled:
 def _unseen(most: Array, known: Array, scales: Array) -> Array:
     """Returns the rounding error of neighbourhoods that held only zeros when measured.
 
-    It is that of an ordinary one, and no larger a share of their scale than any has.
+    It is that of an ordinary one, and at most the largest share of their scale.
     """
     if not (known > 0).any():
         return np.zeros_like(scales)
@@ -305,7 +305,7 @@ def stored(
     rows: Sequence[int],
     samples: int,
 ) -> Iterator[tuple[str, Array]]:
-    """Yields what a bundle keeps of a rounding error, by the last part of a name.
+    """Yields the arrays that a bundle keeps of a rounding error, by the last part of a name.
 
     Args:
         rounding_error: The rounding error of all samples.

@@ -1,6 +1,6 @@
-"""Measures what rounding does to the outputs of a model: what the tolerances of fp32 are made from.
+"""Measures the rounding error of a model's outputs, from which the tolerances of fp32 are made.
 
-Two things are measured on the traced graph, with the decisions that it makes in fp32 held fixed:
+Two errors are measured on the traced graph, with its decisions in fp32 held fixed:
 
 * how far eager is from the same graph in float64, whatever types the code names; * how far the
 graph in float64 moves when the result of every operation is off by as much as rounding it would
@@ -49,7 +49,7 @@ from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.tolerances.neighbourhoods import differences, epsilon
 
-#: What moves, joins or picks values, and rounds none.
+#: Operators that move, join or select values, and round none.
 _MOVES: Final = frozenset(
     name
     for line in (
@@ -64,8 +64,8 @@ _MOVES: Final = frozenset(
     for name in line.split()
 )
 
-#: What runtimes compute as a part of a number that stays where the result vanishes: of 1, or of
-#: what comes in.
+#: Operators that runtimes compute from a number that stays where the result vanishes: 1, or the
+#: operand.
 _PARTS_OF_ONE: Final = frozenset(("sigmoid", "tanh", "erf", "hardsigmoid"))
 _PARTS_OF_INPUT: Final = frozenset(("gelu", "silu", "mish", "hardswish"))
 #: How many last bits polynomials in their place are off by, where it is more than one: the largest
@@ -75,7 +75,7 @@ _LAST_BITS: Final[Mapping[str, float]] = {
     **dict.fromkeys(("tanh", "log", "log_softmax", "logsumexp"), 5.0),
     **dict.fromkeys(("cos", "sin", "pow", "sigmoid", "softmax", "exp", "erf", "rsqrt"), 2.5),
 }
-#: What an operator without a form in float64 raises.
+#: The errors of an operator without a form in float64.
 _NO_FLOAT64: Final = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
 #: How far apart the seeds of two runs of one batch are.
 _NEXT_SEED: Final = 104729
@@ -83,7 +83,7 @@ _NEXT_SEED: Final = 104729
 
 @dataclass(frozen=True)
 class Rounding:
-    """What rounding does to every floating output.
+    """The rounding error of every floating output.
 
     Attributes:
         rows: The batches it was measured on.
@@ -128,7 +128,7 @@ def measure_rounding(
         outputs: What eager gave in fp32, (batches, …) each, in the graph's order.
         rows: The batches to run.
         half: A half type whose rounding is measured too: ``float16`` or ``bfloat16``.
-        int8: Whether what products of 8 bits do is measured too.
+        int8: Whether the error of products of 8 bits is measured too.
         samples: How many samples a batch has.
     """
     spelled = _with_distances_spelled(captured)
@@ -145,7 +145,7 @@ def measure_rounding(
 
 
 def _with_distances_spelled(captured: GraphModule) -> GraphModule:
-    """Returns a copy whose distances are what torch computes: of many rows they round inside."""
+    """Returns a copy that computes distances as torch does, which rounds inside for many rows."""
     graph = copy.deepcopy(captured.graph)
     before = set(graph.nodes)
     ExpandCdist().call(Editor(graph))
@@ -274,7 +274,7 @@ class _Measuring:
 
 
 class _Rounded(Interpreter):
-    """Runs a graph whose results are off by as much as rounding would make them.
+    """Runs a graph whose results are moved as far as rounding could.
 
     Args:
         module: The graph.
@@ -311,7 +311,7 @@ class _Rounded(Interpreter):
         )
 
     def _whole(self, node: Node) -> Tensor | None:
-        """Returns what the result of a node is computed as a part of; None where it is itself."""
+        """Returns the number that a result's error is a part of; None where it is the result."""
         name = base_name(node.target)
         if name in _PARTS_OF_ONE:
             return torch.ones(())
@@ -340,7 +340,7 @@ class _Rounded(Interpreter):
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Sets the type of what calls make of whole and Python numbers, which they do not name."""
+    """Sets the type of calls that make tensors of numbers without naming a type."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -350,7 +350,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _rounding_of(module: GraphModule) -> dict[str, float]:
-    """Returns the largest relative error of each node that rounds what it gives, by its name."""
+    """Returns the largest relative error of each node that rounds its result, by its name."""
     found = {}
     for node in module.graph.nodes:
         calls = node.op == "call_function" and not only_moves(node.target)
@@ -367,12 +367,12 @@ def _rounding_of(module: GraphModule) -> dict[str, float]:
 
 
 def only_moves(target: Any) -> bool:
-    """Returns whether what is called moves, joins or picks values, and rounds none."""
+    """Returns whether an operator moves, joins or selects values, and rounds none."""
     return base_name(target) in _MOVES
 
 
 def _named(outputs: Collection[str], results: Sequence[Tensor]) -> dict[str, Array]:
-    """Returns the outputs among the results of a told graph, in float64."""
+    """Returns the outputs among the results of a replay graph, in float64."""
     return {
         name: tensor.detach().double().numpy()
         for name, tensor in zip(outputs, results, strict=False)
@@ -381,7 +381,7 @@ def _named(outputs: Collection[str], results: Sequence[Tensor]) -> dict[str, Arr
 
 
 def _finite(off: Array) -> Array:
-    """Takes what cannot be compared for unmoved: there the model itself is not finite."""
+    """Treats what cannot be compared as unmoved: there the model itself is not finite."""
     found: Array = np.where(np.isfinite(off), off, 0.0)
     return found
 
@@ -391,7 +391,7 @@ def _doubled(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def in_float64(module: GraphModule) -> GraphModule:
-    """Turns a graph of its own to float64: its weights, and every type that a call names."""
+    """Converts a copy of a graph to float64: its weights, and every type that a call names."""
     for node in module.graph.nodes:
         if node.op == "get_attr":
             *path, name = node.target.split(".")
@@ -410,7 +410,7 @@ def _wider(value: Any) -> Any:
     return WIDEST.get(value, value) if isinstance(value, torch.dtype) else value
 
 
-#: What a graph in float64 computes in, where the code names a narrower type.
+#: The types of a graph in float64, in place of the narrower types of the code.
 WIDEST: Final = {
     **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
     **dict.fromkeys((torch.complex32, torch.complex64), torch.complex128),
@@ -431,7 +431,7 @@ def like(value: Tensor, parts: Tensor) -> Tensor:
 
 
 def moved_transform(node: Node, exact: Tensor, moved: Tensor, random: torch.Generator) -> Tensor:
-    """Moves what a Fourier transform gave by as much as the order of its terms does, by chance.
+    """Moves the result of a Fourier transform, by chance, as far as the order of its terms could.
 
     Args:
         node: The call.

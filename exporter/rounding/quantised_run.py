@@ -1,4 +1,4 @@
-"""Runs a graph as if its products took numbers of 8 bits: what int8 does to what it gives."""
+"""Runs a graph with products of 8-bit numbers, to measure the error of int8."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokexport.runtimes.arrays import Array
 
 #: How many steps an operand of 8 bits has on either side of zero.
 _STEPS: Final = 127
-#: Where a product has its factors, and along which axis each of the second is summed.
+#: The positions of a product's factors, and the axis along which the second is summed.
 _FACTORS: Final = {
     aten.linear.default: (0, 1, -1),
     aten.matmul.default: (0, 1, -2),
@@ -24,7 +24,7 @@ _FACTORS: Final = {
     aten.baddbmm.default: (1, 2, -2),
 }
 _ATTENTION: Final = aten.scaled_dot_product_attention.default
-#: How many values are wanted of each channel, to tell what int8 does to it.
+#: How many values of each channel are wanted, to estimate the error of int8.
 _VALUES: Final = 16
 
 
@@ -78,7 +78,7 @@ def _factors(node: Node) -> Iterator[tuple[int, int | None]]:
 
 
 def int8_runs(outputs: Mapping[str, Array], rows: Sequence[int]) -> int:
-    """Returns how often int8 is run, so that enough values tell what it does to a channel."""
+    """Returns how often int8 is run, for enough values of each channel."""
     floating = [array for array in outputs.values() if array.dtype.kind == "f" and array.size]
     values = min((max(array[0].size // array.shape[-1], 1) for array in floating), default=1)
     return min(max(-(-_VALUES // (values * len(rows))), 1), _VALUES // 4)

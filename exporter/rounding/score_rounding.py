@@ -1,4 +1,4 @@
-"""What rounding does to the numbers that decisions are about, in each of their neighbourhoods."""
+"""Measures the rounding error of scores, in each of their neighbourhoods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.tolerances.neighbourhoods import LOUD, Neighbourhoods, RoundingError
 
-#: The largest of fewer differences than this says too little, and counts for more.
+#: The largest of fewer differences than this counts for more.
 _FEW: Final = 16
 
 
@@ -30,7 +30,7 @@ class Moved:
     size: int
 
     def times(self, factor: float) -> Moved:
-        """Returns so many times as much for every neighbourhood."""
+        """Returns a multiple of the error of every neighbourhood."""
         return replace(self, rounding_error=self.rounding_error.times(factor))
 
 
@@ -39,12 +39,12 @@ Scores = Mapping[str, Mapping[int, Moved]]
 
 
 def by_sample(array: Array, samples: int) -> Array:
-    """Brings a value of a batch to (samples, …); one without such an axis counts as one sample."""
+    """Brings a value of a batch to (samples, …); without a samples axis it counts as one sample."""
     return array if array.ndim and len(array) == samples else array[None]
 
 
 def moved(exact: Array, difference: Array, samples: int) -> Moved:
-    """Returns what rounding does to a value of a batch.
+    """Returns the rounding error of a value of a batch.
 
     Args:
         exact: The value.
@@ -69,10 +69,10 @@ def few(count: Array | int) -> Array:
 
 
 def pooled(measured: Mapping[int, Moved], batch: int, around: Neighbourhoods) -> RoundingError:
-    """Returns what rounding does to a value in a batch, as measured there, or else on others.
+    """Returns the rounding error of a value in a batch, measured there or on other batches.
 
-    Of others it is the largest in each neighbourhood: in proportion where the scale is larger now,
-    and where it is far smaller, as one loud sample says nothing of a quiet one.
+    From others it is the largest in each neighbourhood, in proportion where the scale is larger
+    now, or far smaller: one sample of large values says nothing of a sample of small ones.
 
     Args:
         measured: What was measured, by batch, of the same kind of inputs.

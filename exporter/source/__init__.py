@@ -1,4 +1,4 @@
-"""Reads a model from what a user has: a file, a folder, a factory or a name of timm's."""
+"""Reads a model from a file, a folder, a factory or a name of timm."""
 
 from tokexport.exporter.source.load import RANDOM_WEIGHTS, load_source
 from tokexport.exporter.source.options import Source, SourceOptions, default_name

@@ -1,4 +1,4 @@
-"""Looks for the user's modules in their folders, and finds their line when their code fails."""
+"""Imports the user's modules from their folders, and finds the line where their code fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def on_code_path(folders: Sequence[Path]) -> Iterator[None]:
     own needs this around every run of it.
 
     Raises:
-        SourceError: One of the folders is not there.
+        SourceError: One of the folders does not exist.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -45,7 +45,7 @@ def import_module(name: str, folders: Sequence[Path]) -> ModuleType:
     """Imports a module of the user's; the folders are on ``sys.path`` already.
 
     Raises:
-        SourceError: There is no such module, it fails while it is imported, or another module of
+        SourceError: The module is not found, it fails while it is imported, or another module of
             the same name was imported before.
     """
     _check_shadow(name.partition(".")[0], folders)
@@ -75,7 +75,7 @@ def import_module(name: str, folders: Sequence[Path]) -> ModuleType:
 
 @contextmanager
 def _own_command_line(name: str) -> Iterator[None]:
-    """Lets a module that parses the command line meet one without arguments, not tokexport's."""
+    """Hides tokexport's command line from a module that parses ``sys.argv`` when imported."""
     before = sys.argv
     sys.argv = [name]
     try:
@@ -85,16 +85,16 @@ def _own_command_line(name: str) -> Iterator[None]:
 
 
 def failed_code(what: str, error: BaseException, folders: Sequence[Path]) -> SourceError:
-    """Words an error that the user's own code raised: its type, message and line."""
+    """Returns the error for an exception of the user's own code, with type, message and line."""
     try:
         said = str(error).strip()
-    except Exception:  # their own class of errors, which fails in its turn
+    except Exception:  # their own class of errors, whose str() fails too
         said = ""
     kind = type(error).__name__
     return SourceError(
         f"{what}: {kind}: {said}" if said else f"{what}: {kind}.",
         where=user_line(error, folders),
-        fix="The error comes from the model's own code: mend it there.",
+        fix="The error comes from the model's own code: fix it there.",
     )
 
 
@@ -126,7 +126,7 @@ def _frames(trace: TracebackType | None) -> list[traceback.FrameSummary]:
 
 
 def _check_shadow(top: str, folders: Sequence[Path]) -> None:
-    """Refuses a module of the folders whose name another imported module has already."""
+    """Refuses a module of the folders if another module of that name is imported already."""
     loaded = sys.modules.get(top)
     found = importlib.machinery.PathFinder.find_spec(top, [str(f.resolve()) for f in folders])
     if loaded is None or found is None or found.origin is None:

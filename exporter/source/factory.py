@@ -1,4 +1,4 @@
-"""Calls ``package.module:factory``, the user's own function that makes their model."""
+"""Calls ``package.module:factory``, the user's function that makes the model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Built(NamedTuple):
 
 
 def is_factory_name(text: str) -> bool:
-    """Says whether a text has the form ``package.module:factory``."""
+    """Returns whether a text has the form ``package.module:factory``."""
     return _FORM.fullmatch(text) is not None
 
 
@@ -66,14 +66,14 @@ def call_factory(name: str, folders: Sequence[Path]) -> Built:
 def explain_unpicklable(error: BaseException) -> str:
     """Explains a model that pickle cannot take because its class was made inside a function.
 
-    Patching a model's class at run time makes such a class. Pickle keeps a class by its name, and
-    this one cannot be found by its name.
+    Patching a model's class at run time does this. Pickle finds a class by its name, and this one
+    cannot be found by its name.
 
     Args:
         error: What pickle raised while saving or loading.
 
     Returns:
-        What happened and the way around it; empty when the error is another one.
+        What happened and what to do; empty for other errors.
     """
     match = re.search(r"'?([\w.]*<locals>[\w.<>]*)'?", str(error))
     if match is None:

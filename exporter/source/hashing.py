@@ -1,4 +1,4 @@
-"""Hashes what a model was read from, so that a bundle can say what it was made of."""
+"""Hashes the files or state of a source, for the bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Takes a module that is there already, and example inputs in any of the usual forms."""
+"""Makes a source of a module in memory, with example inputs in any of the usual forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads from a model of timm, torchvision or transformers which image it takes."""
+"""Reads the image size of a model of timm, torchvision or transformers."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ def _transformers_shapes(model: nn.Module) -> Shapes | None:
 
 
 def _is_of(model: nn.Module, package: str) -> bool:
-    """Returns whether the model's class, or one that it is made from, is of a package."""
+    """Returns whether the model's class, or one of its bases, is of a package."""
     return any(kind.__module__.partition(".")[0] == package for kind in type(model).__mro__)

@@ -1,4 +1,4 @@
-"""Tells the kinds of sources apart, and reads each with the file of its kind."""
+"""Finds the kind of a source, and reads it with the module of that kind."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ _FORMS = (
     "A source is a file (model.pt2, model.pt, a checkpoint with --builder), a transformers folder, "
     "package.module:factory, or timm:NAME."
 )
-#: What a source says that was given no weights.
+#: The note of a source without weights.
 RANDOM_WEIGHTS = "the weights are random: no checkpoint was given"
 
 
 def load_source(options: SourceOptions) -> Source:
     """Reads the model that the user named.
 
-    Whatever lies at the path decides first, then the form of the name: ``timm:NAME``, then
+    A file or folder of that name comes first, then the form of the name: ``timm:NAME``, then
     ``package.module:factory``.
 
     Raises:
-        SourceError: There is no such source, or it is not a model; the message says which.
+        SourceError: The source is not found, or it is not a model; the message says which.
         UntrustedPickleError: Reading it would run code that came with it.
         UsageError: Options that do not go together.
         PackageMissingError: The source needs a package that is not installed.
     """
-    with chdir(Path.cwd()):  # a module that changes the folder does it for itself alone
+    with chdir(Path.cwd()):  # restores the working folder if a module changes it
         return _loaded(options)
 
 

@@ -1,4 +1,4 @@
-"""What a source is asked for by, and what it is read into."""
+"""Defines the options of a source, and what it is read into."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the user said about their model.
+    """The options that name the user's model.
 
     Attributes:
         source: A file, a folder, ``package.module:factory`` or ``timm:NAME``.
@@ -61,6 +61,6 @@ class Source:
 
 
 def default_name(source: str, ending: str) -> str:
-    """Names what is made of a source: ``model.pt`` for ort becomes ``model-ort``."""
+    """Returns the default name of an output: ``model.pt`` for ort becomes ``model-ort``."""
     stem = Path(source.rpartition(":")[2]).stem or "model"
     return f"{stem}-{ending}"

@@ -1,4 +1,4 @@
-"""How an image becomes the input of a model, as the source of the model says it."""
+"""Reads how an image becomes the input of a model, from the model's source."""
 
 from __future__ import annotations
 
@@ -99,14 +99,14 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing | None:
 
 
 def transformers_preprocessing(config: Mapping[str, Any], path: Path) -> Preprocessing:
-    """Reads the steps from what an image processor of transformers says of itself.
+    """Reads the steps from the configuration of an image processor of transformers.
 
     Args:
         config: Its ``to_dict()``: a file may leave out what its class has a default for.
         path: The file it was read from.
 
     Raises:
-        SourceError: It has no size, or steps that are none of these.
+        SourceError: It has no size, or other steps.
     """
     try:
         resize = _size(config.get("size")) if config.get("do_resize", True) else None
@@ -135,7 +135,7 @@ def transformers_preprocessing(config: Mapping[str, Any], path: Path) -> Preproc
 
 
 def unreadable_preprocessing(path: Path, why: str) -> SourceError:
-    """Returns the error for a file that says nothing that can be used."""
+    """Returns the error for a file whose preprocessing cannot be read."""
     return SourceError(
         "The preprocessing of the model cannot be read.",
         where=f"{path} ({why})",

@@ -1,8 +1,8 @@
 """Loads a whole module that ``torch.save(model, path)`` wrote.
 
-Such a file is a pickle that names the model's classes and calls them: loading it runs code. What it
-holds is found out first without running any of it, so that a file that needs no trust (a state
-dict, a tensor) is answered with what it does need.
+The file is a pickle that names the model's classes and calls them: loading it runs code. Its
+contents are read first without running any of it, so that a file that needs no trust (a state dict,
+a tensor) gets advice that fits it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def load_saved_module(path: Path, folders: Sequence[Path], trust_pickle: bool) -
 
     Raises:
         UntrustedPickleError: The file holds a module, and its code may not run.
-        SourceError: The file holds no module, or the module's classes are not there.
+        SourceError: The file holds no module, or the module's classes are not found.
     """
     file = read_torch_file(path)
     if not isinstance(file.root, Inert):
@@ -107,7 +107,7 @@ def _unpickle(file: TorchFile, folders: Sequence[Path]) -> object:
 
 
 def _missing_class(file: TorchFile, error: AttributeError, folders: Sequence[Path]) -> SourceError:
-    """Words a class that is not in its module; any other AttributeError is the model's own."""
+    """Returns the error for a class missing from its module, or for the model's own error."""
     path = file.path
     unpicklable = explain_unpicklable(error)
     if unpicklable:

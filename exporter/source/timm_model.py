@@ -1,4 +1,4 @@
-"""Builds a model of timm by its name, always without its pretrained weights: no network."""
+"""Builds a model of timm by its name, without pretrained weights and without the network."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def build_timm_model(name: str) -> nn.Module:
         name: The name of the architecture, with or without a pretrained tag.
 
     Raises:
-        PackageMissingError: timm is not installed, or what is installed of it does not import.
-        SourceError: timm has no such model.
+        PackageMissingError: timm is not installed, or does not import.
+        SourceError: timm does not have the model.
     """
     timm = _import_timm()
     architecture = name.partition(".")[0]
-    # A colon would name a place to fetch from, such as a hub, also behind an architecture.
+    # A colon would name a place to fetch from, for example a hub, also after an architecture.
     if not re.fullmatch(r"[\w.-]+", name) or not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture[:80], timm.list_models(), n=5)
         raise SourceError(

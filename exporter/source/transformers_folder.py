@@ -40,19 +40,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-#: Parts of the names of numbers that count what is made one by one, and the most of them.
+#: Parts of the names of options that count layers, and the largest count.
 _COUNTED: Final = ("layer", "depth", "block", "stage")
 _MOST: Final = 10_000
 #: Levels of a configuration; an honest one has four.
 _DEEPEST: Final = 30
 #: Numbers that a model may hold beside its weights: tables of positions, and the like.
 _MOST_IN_BUFFERS: Final = 1 << 26
-#: What a model may have in any case, so that damaged weights are told as such.
+#: The size that a model may always have, so that damaged weights are reported as damaged.
 _SMALL: Final = 1 << 17
 
 
 def check_config(config: Any, path: Path, depth: int = 0) -> None:
-    """Refuses a configuration, at any depth, that makes transformers fetch something by its name.
+    """Refuses a configuration that makes transformers fetch a kernel or a backbone.
 
     Those are attention kernels, and backbones whose weights or configuration lie elsewhere. Nor may
     it count so many layers that they are never all made.
@@ -63,7 +63,7 @@ def check_config(config: Any, path: Path, depth: int = 0) -> None:
         depth: How deep the part lies.
 
     Raises:
-        SourceError: It does.
+        SourceError: It makes transformers fetch something, or counts too many layers.
     """
     if depth > _DEEPEST:
         raise SourceError(f"{path.name} nests deeper than a configuration does.", where=str(path))
@@ -118,7 +118,7 @@ def _check_backbone(config: dict[str, Any], path: Path) -> None:
 
 @contextmanager
 def no_larger_than(weight_bytes: int, folder: Path) -> Iterator[None]:
-    """Ends the building of a model that has far more numbers than there are bytes of weights.
+    """Stops building a model that has far more numbers than its weights have bytes.
 
     torch calls back for each parameter and buffer that a module registers, and transformers builds
     modules without memory for their numbers.
@@ -129,7 +129,7 @@ def no_larger_than(weight_bytes: int, folder: Path) -> Iterator[None]:
         folder: The folder, for the message.
 
     Raises:
-        SourceError: It has; nothing of it could be loaded.
+        SourceError: The model has far more numbers than the weights.
     """
     from torch.nn.modules.module import (
         register_module_buffer_registration_hook,
@@ -205,7 +205,7 @@ def load_transformers_folder(folder: Path, trust_pickle: bool) -> Loaded:
 
 
 def _preprocessing(transformers: ModuleType, path: Path) -> Preprocessing:
-    """Asks the image processor of the folder, whose class has defaults for what the file omits."""
+    """Reads the folder's image processor, whose class has defaults for what the file omits."""
     auto = _attribute(transformers, "AutoImageProcessor")
     with _quiet(transformers), _offline():
         try:
@@ -375,7 +375,7 @@ def _model_class(transformers: ModuleType, folder: Path, config: dict[str, Any])
 
 
 def _attribute(transformers: ModuleType, name: str) -> Any:
-    """Returns what transformers has under a name, None for nothing; it imports that only now."""
+    """Returns the attribute of transformers with a name, or None; imports it only now."""
     try:
         return getattr(transformers, name, None)
     except (ImportError, RuntimeError) as error:
@@ -405,7 +405,7 @@ def _import_transformers() -> ModuleType:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Lets the hub's library refuse every request, whatever asks for one."""
+    """Makes the hub's library refuse every request."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True

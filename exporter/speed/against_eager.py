@@ -20,7 +20,7 @@ from tokexport.exporter.system.machine import usable_cores
 from tokexport.exporter.worker.runner import here
 from tokexport.runtimes.bundle.runner import Runner
 
-#: What the eager model without its reduction is called among the timings, before its threads.
+#: The name of the unreduced eager model among the timings, before its threads.
 UNREDUCED = "unreduced eager"
 
 
@@ -71,20 +71,20 @@ def time_against_eager(
 
 
 def over_unreduced(speed: Speed, seed: int) -> Speed | None:
-    """Returns the same rounds held against the unreduced model, where that was timed."""
+    """Returns the same rounds with the unreduced model as baseline, if it was timed."""
     names = [name for name in speed.timings if name.startswith(f"{UNREDUCED}, ")]
     return over(names[0], speed, seed) if names else None
 
 
 def timed_name(config: CompileConfig, runner: Runner) -> str:
-    """Returns what the artifact is called among the timings, and on how many threads it runs."""
+    """Returns the name of the artifact among the timings, with its number of threads."""
     threads = runner.runtime.details.get("threads")
     threads_note = "" if not isinstance(threads, int) else f", {said_threads(threads)}"
     return f"{config.target} {config.precision}{threads_note}"
 
 
 def said_threads(count: int) -> str:
-    """Says how many threads a row of a table ran on."""
+    """Returns the number of threads as a text."""
     return f"{count} thread{'s' * (count != 1)}"
 
 
@@ -141,7 +141,7 @@ def _eager_forms(
 
 
 def busy_warning() -> tuple[str, ...]:
-    """Says so when other programs wanted the processor while it was timed."""
+    """Warns if other programs used the processor during the timing."""
     load, cores = os.getloadavg()[0], usable_cores()
     if load <= 1.5 * cores:
         return ()

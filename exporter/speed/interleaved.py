@@ -1,13 +1,13 @@
-"""Times candidates against a baseline in interleaved rounds, and says how sure the ratio is.
+"""Times candidates against a baseline in interleaved rounds, with a confidence interval.
 
-A processor drifts by more than what is to be measured, so no candidate is timed alone: a round runs
-each once, the next round runs them in the opposite order, and what is reported is the ratio of two
-medians over the same rounds. A runtime's threads go on spinning for some milliseconds behind a run,
-on the cores that the next candidate wants: measured on two cores, two sessions of ONNX Runtime
-timed one behind the other take up to 1.7 times as long as alone. So before each timed run there is
-a pause, and one run that is not timed. Its interval is the percentile bootstrap (Efron &
-Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13) with whole rounds drawn, so a slow
-moment that hit every candidate of a round stays together.
+The speed of a processor drifts by more than the differences to measure, so no candidate is timed
+alone: a round runs each once, the next round runs them in the opposite order, and the report gives
+the ratio of two medians over the same rounds. A runtime's threads go on spinning for some
+milliseconds after a run, on the cores that the next candidate needs: measured on two cores, two
+sessions of ONNX Runtime timed one after the other take up to 1.7 times as long as alone. So before
+each timed run there is a pause, and one run that is not timed. Its interval is the percentile
+bootstrap (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13) with whole
+rounds drawn, so a slow moment that hit every candidate of a round stays together.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NOISY_FACTOR = 1.5
 
 @dataclass(frozen=True)
 class Timing:
-    """What the runs of one candidate took.
+    """The times of the runs of one candidate.
 
     Attributes:
         samples_ms: One time per round, in the order of the rounds, in milliseconds.
@@ -72,7 +72,7 @@ class Ratio:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the true ratio lies: the interval, and of a noisy pair what the minima say too."""
+        """The interval of the true ratio; for a noisy pair it includes the ratio of minima."""
         if self.noisy:
             return min(self.low, self.of_minima), max(self.high, self.of_minima)
         return self.low, self.high
@@ -88,7 +88,7 @@ class Speed:
     """The result of a measurement.
 
     Attributes:
-        baseline: The candidate that the others are held against.
+        baseline: The candidate that the others are compared with.
         timings: The times of every candidate, the baseline among them.
         ratios: The ratio of every candidate but the baseline.
         pairs: The number of rounds measured.
@@ -122,7 +122,7 @@ def measure(
 
     Args:
         candidates: What to run, by name; each call is one run over the same input.
-        baseline: The name of the candidate to hold the others against.
+        baseline: The name of the candidate to compare the others with.
         pairs: The most rounds to measure.
         warm_up: The most rounds to run before.
         time_limit_s: After how many seconds no further round is begun.
@@ -132,11 +132,11 @@ def measure(
             leaves out the pause and the run that is not timed.
 
     Raises:
-        InternalError: The baseline is no candidate, or nothing is there to hold against it.
+        InternalError: The baseline is no candidate, or is the only one.
     """
     if baseline not in candidates or len(candidates) < 2:
         raise InternalError(
-            f"There is nothing to hold against {baseline!r} in {sorted(candidates)}."
+            f"There is nothing to compare with {baseline!r} in {sorted(candidates)}."
         )
     order = tuple(candidates)
     pause_s = time_limits().pause_s if settle_s is None else settle_s
@@ -171,13 +171,13 @@ def measure(
 
 
 def over(baseline: str, speed: Speed, seed: int = 0) -> Speed:
-    """Holds the same rounds against another of their candidates."""
+    """Returns the same rounds with another candidate as baseline."""
     times_ms = {name: np.array(timing.samples_ms) for name, timing in speed.timings.items()}
     return replace(speed, baseline=baseline, ratios=_ratios(times_ms, baseline, seed))
 
 
 def require_speedup(speed: Speed, candidate: str, min_speedup: float) -> None:
-    """Holds the ratio of medians of a candidate to a gate; of a noisy pair the smaller ratio.
+    """Checks the ratio of medians of a candidate, or the smaller ratio of a noisy pair.
 
     Raises:
         GateError: The candidate is less than ``min_speedup`` times as fast as the baseline.
@@ -202,7 +202,7 @@ def require_speedup(speed: Speed, candidate: str, min_speedup: float) -> None:
 
 
 def _time_settled(run: Callable[[], object], clock: Callable[[], int], pause_s: float) -> int:
-    """Times a run once the threads of another candidate have gone to sleep, and its own are up."""
+    """Times a run after a pause and an untimed run, for the threads of both candidates."""
     if pause_s > 0:
         time.sleep(pause_s)
         run()

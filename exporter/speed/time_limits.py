@@ -1,4 +1,4 @@
-"""How long timings may take, and the variable of the environment that shortens them."""
+"""Defines how long timings may take, and reads the environment variable that shortens them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VARIABLE: Final = "TOKEXPORT_TIMING_SECONDS"
 
 @dataclass(frozen=True, kw_only=True)
 class TimeLimits:
-    """How long each part of a timing may take, in seconds; five rounds are timed in any case.
+    """The longest time of each part of a timing, in seconds; five rounds are always timed.
 
     Attributes:
         rounds_s: The rounds of an artifact and eager; a slow model gets fewer of them.

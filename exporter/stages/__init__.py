@@ -1,1 +1,1 @@
-"""The stages of a compile: what each takes, makes and holds to eager."""
+"""Holds the stages of a compile, each a function that returns a frozen result."""

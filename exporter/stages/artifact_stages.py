@@ -1,4 +1,4 @@
-"""The stages of a compile behind torch: emit, lower, build, verify, bundle."""
+"""Runs the stages of a compile after torch: emit, lower, build, verify, bundle."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def emit(
 
 @dataclass(frozen=True)
 class Lowered:
-    """What a target builds its artifact from, proven.
+    """The lowered graph that a target builds its artifact from, proven.
 
     Attributes:
         path: The ONNX file.
@@ -93,9 +93,9 @@ def lower(run: CompileRun, answered: Answered, captured: Captured, emitted: Emit
         arithmetic = arithmetic_of(config, emitted.model, answered.batches)
         if config.tune:
             with run.stage("tune"):
-                record.tuning, steps.way.forms = tune(emitted.model, config, arithmetic)
+                record.tuning, steps.artifacts.forms = tune(emitted.model, config, arithmetic)
                 record.warnings += record.tuning.warnings
-        passes = config.backend.lowering(arithmetic, steps.way.forms)
+        passes = config.backend.lowering(arithmetic, steps.artifacts.forms)
         model = pipelines.run_passes_over(emitted.model, passes)
         path = run.kept.save_onnx("lowered", model)
         if config.backend.runs_lowered:
@@ -132,7 +132,7 @@ def build(run: CompileRun, answered: Answered, lowered: Lowered) -> Manifest:
 
 @dataclass(frozen=True)
 class Verified:
-    """An artifact that answers as eager does, or whose lowered graph does.
+    """An artifact that was proven, by itself or by its lowered graph.
 
     Attributes:
         manifest: Describes it, and says whether it ran.
@@ -146,9 +146,9 @@ class Verified:
 def verify(
     run: CompileRun, answered: Answered, captured: Captured, lowered: Lowered, manifest: Manifest
 ) -> Verified:
-    """Holds the artifact to eager, on the samples and at the edges, and times it.
+    """Compares the artifact with eager, on the samples and at the edges, and times it.
 
-    Where this machine has no device that it runs on, its lowered graph is held at the edges.
+    Where this machine has no device for it, its lowered graph is compared at the edges.
     """
     with run.kept.explain(), _opened(run, lowered, manifest) as (runner, why_not):
         if runner is None:
@@ -174,7 +174,7 @@ def _hold_artifact(
     manifest: Manifest,
     runner: Runner,
 ) -> Verified:
-    """Holds the artifact to eager on the samples, also without its native kernels."""
+    """Compares the artifact with eager on the samples, also without its native kernels."""
     config, record, batches = run.config, run.record, answered.batches
     replay = (
         None if config.precision == "int8" else partial(lowered.steps.replay.artifact, manifest)
@@ -195,7 +195,7 @@ def _hold_artifact(
 def _hold_edges(
     run: CompileRun, captured: Captured, lowered: Lowered, manifest: Manifest, runner: Runner | None
 ) -> None:
-    """Holds the artifact at the edges, or its lowered graph where there is no runner."""
+    """Compares the artifact with eager at the edges, or its lowered graph without a runner."""
     earlier, replay_at = dict(lowered.steps.runs), partial(lowered.steps.replay.at, manifest)
     with run.stage("edges"):
         if runner is None:
@@ -207,7 +207,7 @@ def _hold_edges(
 
 
 def _time(run: CompileRun, answered: Answered, runner: Runner) -> None:
-    """Times the artifact against eager, and holds it to a least speed-up where one is asked for."""
+    """Times the artifact against eager, and checks the least speed-up if one is asked for."""
     config, record = run.config, run.record
     unreduced = answered.unreduced
     speed = time_against_eager(answered.given, runner, answered.batches, config, unreduced)
@@ -221,7 +221,7 @@ def _time(run: CompileRun, answered: Answered, runner: Runner) -> None:
 def bundle(
     run: CompileRun, answered: Answered, captured: Captured, lowered: Lowered, verified: Verified
 ) -> CompileResult:
-    """Writes what ``verify`` replays, the report and the manifest, and puts the bundle in place."""
+    """Writes the reference data, the report and the manifest, and puts the bundle in place."""
     config, record, found = run.config, run.record, verified.outputs
     with run.stage("bundle"):
         assert record.edges is not None
@@ -253,7 +253,7 @@ def bundle(
 def _opened(
     run: CompileRun, lowered: Lowered, manifest: Manifest
 ) -> Iterator[tuple[Runner | None, str]]:
-    """Opens the artifact, or says why this machine has no device that an engine runs on."""
+    """Opens the artifact, or returns why this machine has no device for an engine."""
     folder, threads = run.bundle.path, run.config.threads
     try:
         runner = open_in_worker(folder, manifest, onnx=lowered.path, threads=threads)

@@ -1,4 +1,4 @@
-"""What the stages of one compile share: what they found so far, and what is reported of it."""
+"""Holds what the stages of one compile share: their results so far, and the report of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tokexport.runtimes.bundle.manifest import RuntimeInfo
 
 @dataclass
 class CompileRecord:
-    """What is known of a compile; every field is a field of ``Report``, and documented there."""
+    """The results of a compile so far; ``Report`` documents the fields."""
 
     inputs: str = ""
     samples: int = 0
@@ -65,7 +65,7 @@ class CompileRecord:
         status: str = FAILED,
         bundle: str | None = None,
     ) -> Report:
-        """Returns the report of what is known.
+        """Returns the report of the results so far.
 
         Args:
             source: The model as it was read.
@@ -95,7 +95,7 @@ class CompileRecord:
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What a compile gave.
+    """The result of a compile.
 
     Attributes:
         status: ``PASSED``, or ``BUILT, NOT RUN`` where no device could run the engine here.
@@ -118,15 +118,15 @@ class CompileResult:
 
 @dataclass(frozen=True)
 class CompileRun:
-    """What all stages of one compile share.
+    """The state that all stages of one compile share.
 
     Attributes:
         source: The model as it was read.
         config: What was asked for.
         checklist: Shows the stages.
-        record: What is known so far.
+        record: The results so far.
         bundle: The folder that becomes the bundle.
-        kept: The folder of what the stages leave.
+        kept: The folder of kept stages.
     """
 
     source: Source
@@ -141,7 +141,7 @@ class CompileRun:
         return self.checklist.stage(name)
 
     def report(self, status: str = FAILED, bundle: str | None = None) -> Report:
-        """Returns the report of what is known; see ``CompileRecord.report``."""
+        """Returns the report of the results so far; see ``CompileRecord.report``."""
         seconds = self.checklist.seconds
         return self.record.report(self.source, self.config, seconds, status, bundle)
 
@@ -150,7 +150,7 @@ class CompileRun:
 def compile_run(
     source: Source, config: CompileConfig, checklist: Checklist
 ) -> Iterator[CompileRun]:
-    """Opens what the stages share; a gate that fails takes the report of what is known along."""
+    """Opens the shared state; attaches the report so far to the error of a failed gate."""
     machine = describe_machine({"torch": config.threads or torch.get_num_threads()})
     record = CompileRecord(machine=machine)
     with (

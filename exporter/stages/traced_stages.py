@@ -1,4 +1,4 @@
-"""The stages of a compile in torch: reduce, reference, capture, rewrite."""
+"""Runs the stages of a compile in torch: reduce, reference, capture, rewrite."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import TensorSpec
 
-#: What a user can do where a model is traced before its reduction, and not behind it.
+#: What a user can do where a model can be traced without its reduction only.
 _OR_RESTORE: Final = (
     "Pass --restore, if what follows the blocks counts on every patch, as a mask of them does."
 )
 
 
 def reduce(run: CompileRun) -> ReducedSource | None:
-    """Puts a token reduction into the model; None where none is asked for."""
+    """Puts a token reduction into the model; returns None without a recipe."""
     if run.config.reduce is None:
         return None
     with run.stage("reduce"):
@@ -70,11 +70,11 @@ def reduce(run: CompileRun) -> ReducedSource | None:
 
 @dataclass(frozen=True)
 class Answered:
-    """A model, the samples that it is proven on, and what eager answers to them.
+    """A model, the samples that it is proven on, and eager's outputs on them.
 
     Attributes:
         source: The model, its reduction in it.
-        given: The same over flat tensors, with what its graph takes for granted.
+        given: The same over flat tensors, with the assumptions of its graph.
         model: The same without its random numbers.
         inputs: Its inputs.
         batches: The samples.
@@ -115,7 +115,7 @@ def reference(run: CompileRun, reduced: ReducedSource | None) -> Answered:
         record.batches = len(batches)
         model, record.random_ops = without_random_ops(given, batches, drop)
         answers = reference_of(model, batches)
-        # Labels of no class end it here.
+        # Labels of an unknown class end the compile here.
         accuracy_of(answers.outputs, answers.outputs, batches)
         if reduced is not None:
             record.reduction = reduced.compared(answers.outputs, batches)
@@ -125,14 +125,14 @@ def reference(run: CompileRun, reduced: ReducedSource | None) -> Answered:
 
 @dataclass(frozen=True)
 class Captured:
-    """A traced model that answers as eager does, and what all stages behind it are held to.
+    """A traced model, proven, and the gates of all stages after it.
 
     Attributes:
         program: The traced program; the next stage rewrites it in place.
         module: The traced graph, unlifted, as it stays.
         gates: How far the outputs of every stage may be off.
-        proof: Holds the stages to eager.
-        edges: The same at inputs that neither the trace nor the samples show.
+        proof: Compares the stages with eager.
+        edges: The same on inputs at the edges.
     """
 
     program: ExportedProgram
@@ -143,7 +143,7 @@ class Captured:
 
 
 def capture(run: CompileRun, answered: Answered) -> Captured:
-    """Traces the model, measures what rounding does to it and holds the trace to eager."""
+    """Traces the model, measures its rounding error and compares the trace with eager."""
     config, model, batches = run.config, answered.model, answered.batches
     outputs, size = answered.reference.outputs, answered.size
     with run.stage("capture"):
@@ -188,7 +188,7 @@ def capture(run: CompileRun, answered: Answered) -> Captured:
 
 @contextmanager
 def _restoring_named(run: CompileRun) -> Iterator[None]:
-    """Says in a refusal of a reduced model that fewer tokens may be what the trace fails on."""
+    """Adds advice to a refusal of a reduced model: the trace may fail on fewer tokens."""
     use = run.record.reduction
     try:
         yield
@@ -200,20 +200,20 @@ def _restoring_named(run: CompileRun) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Steps:
-    """How the stages that can be run again run on any batches.
+    """The stages so far, to be run again on other batches.
 
     Attributes:
-        told: Runs them told how to decide.
-        way: What it runs then.
+        replay: Runs them with eager's decisions as inputs.
+        artifacts: The graphs and files of the replay.
         runs: Runs each as it is, by its name, in order.
     """
 
     replay: StageReplay
-    way: ReplayArtifacts
+    artifacts: ReplayArtifacts
     runs: Mapping[str, RunBatches]
 
     def then(self, name: str, run: RunBatches) -> Steps:
-        """Returns these and one more."""
+        """Returns these stages and one more."""
         return replace(self, runs={**self.runs, name: run})
 
 
@@ -239,11 +239,11 @@ def rewrite(run: CompileRun, answered: Answered, captured: Captured) -> Rewritte
         run.record.recognised = rewritten.recognised
         program = rewritten.program
         run.kept.save_program("rewritten", program)
-        folder = run.kept.path / "told"
-        way = ReplayArtifacts(
+        folder = run.kept.path / "replay"
+        artifacts = ReplayArtifacts(
             program, batches.names, names, config.backend, config.precision, folder
         )
-        replay = StageReplay(captured.module, way, batches, captured.proof)
+        replay = StageReplay(captured.module, artifacts, batches, captured.proof)
 
         def run_captured(some: Batches) -> dict[str, Array]:
             return run_stage.run_graph(captured.module, some, names)
@@ -253,4 +253,4 @@ def rewrite(run: CompileRun, answered: Answered, captured: Captured) -> Rewritte
 
         captured.proof.check("rewritten", run_rewritten(batches), replay.rewritten)
         runs = {"captured": run_captured, "rewritten": run_rewritten}
-        return RewrittenGraph(program, Steps(replay, way, runs))
+        return RewrittenGraph(program, Steps(replay, artifacts, runs))

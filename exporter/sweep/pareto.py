@@ -1,4 +1,4 @@
-"""Says which points of a trade-off no other point beats, as far as their speeds are known."""
+"""Finds the points of a trade-off that no other point beats, given intervals of speed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 
 class Standing(enum.StrEnum):
-    """Where a point stands."""
+    """Whether a point is on the front."""
 
     ON = "on"  #: on the front, whatever the true speeds within the intervals are
     OFF = "off"  #: beaten, whatever they are
-    OPEN = "open"  #: on it or beaten, as they turn out
+    OPEN = "open"  #: on it or beaten, depending on the true speeds
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Trade:
     Attributes:
         low: The lower end of the interval that its speed lies in.
         high: The upper end.
-        quality: What it is held to beside the speed; known exactly on the samples.
+        quality: What is compared beside the speed; known exactly on the samples.
     """
 
     low: float
@@ -57,7 +57,7 @@ def _beats(one: Trade, other: Trade) -> bool:
 
 
 def _may_beat(one: Trade, other: Trade) -> bool:
-    """Returns whether it does at the best speed of its own and the worst of the other."""
+    """Returns whether a point beats another at its best speed and the worst of the other."""
     if one.quality > other.quality:
         return one.high >= other.low
     return one.quality == other.quality and one.high > other.low

@@ -1,4 +1,4 @@
-"""Measures what a reduction saves and what it costs, value by value of one option.
+"""Measures the speed-up and the cost of a reduction for several values of one option.
 
 For each value the reduced model is proven and built as ``compile`` does, and then timed against
 the model as given, which is compiled once for the same runtime, in interleaved rounds.
@@ -159,7 +159,7 @@ def sweep(
 
 
 class _Sweeping:
-    """Runs the sweep of one model, everything in one folder that goes away."""
+    """Runs the sweep of one model in a temporary folder."""
 
     def __init__(
         self, source: Source, config: CompileConfig, checklist: Checklist, folder: Path
@@ -260,14 +260,14 @@ class _Sweeping:
 
 
 def _shortened(points: Sequence[Point]) -> tuple[str, ...]:
-    """Returns which outputs have fewer tokens, as told of the first value that has any."""
+    """Returns the warning on outputs with fewer tokens, of the first value that has any."""
     return next((p.reduction.warnings for p in points if p.reduction.warnings), ())
 
 
 def _quality_of(
     points: Sequence[Point], unreduced: Mapping[str, Any], batches: Batches
 ) -> tuple[str, float]:
-    """Returns what the front compares beside the speed, and that of the unreduced model."""
+    """Returns the quality that the front compares, and that of the unreduced model."""
     if batches.labels is not None:
         return ACCURACY, accuracy(next(iter(unreduced.values())), batches.labels)
     found = [point.agreement for point in points]

@@ -1,4 +1,4 @@
-"""Prints a sweep, and gives it as plain values."""
+"""Prints a sweep, and returns it as plain values."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def render_sweep(found: Sweep, console: Console) -> None:
 
 
 def _judged_on(found: Sweep) -> str:
-    """Says how many samples it was judged on, and what of it is random."""
+    """Returns how many samples it was judged on, and what was random."""
     random = [
         name
         for name, is_random in (

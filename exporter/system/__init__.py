@@ -1,1 +1,1 @@
-"""What the operating system gives: folders with locks, exchanges, signals, the machine."""
+"""Wraps the operating system: folders with locks, exchanges, signals, the machine."""

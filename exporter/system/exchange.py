@@ -1,4 +1,4 @@
-"""Exchanges two names in one step, where the system can."""
+"""Exchanges two names in one step, if the system can."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def exchange(one: Path, other: Path) -> bool:
         other: The second.
 
     Returns:
-        Whether it was done; where not, as on systems and disks that know no such call, both are
-        as they were.
+        Whether it was done; where the system or the disk does not support the call, both are as
+        they were.
     """
     call = _renameat2()
     if call is None:

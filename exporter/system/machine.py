@@ -1,4 +1,4 @@
-"""Says which machine and which software a measurement was made on."""
+"""Describes the machine and the software that a measurement was made on."""
 
 from __future__ import annotations
 

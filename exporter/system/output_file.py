@@ -1,4 +1,4 @@
-"""Writes one file whole or not at all, where nothing stands in its way."""
+"""Writes one file whole or not at all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_place(output: Path, force: bool) -> None:
 
 @contextmanager
 def written_whole(path: Path, what: str = "output") -> Iterator[Path]:
-    """Gives a path to write to, and puts what was written there in its place at the end.
+    """Returns a temporary path to write to, and renames it to its place at the end.
 
     Args:
         path: The place.

@@ -1,4 +1,4 @@
-"""Leaves the process as it was: random numbers and torch's settings, which a forward may change."""
+"""Restores the random state and torch's settings, which a forward may change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-#: What reads a setting, and what sets it; both take and give the same value.
+#: Functions that read and set a setting.
 _SETTINGS: Final[tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...]] = (
     (random.getstate, random.setstate),
     (np.random.get_state, np.random.set_state),
@@ -34,10 +34,10 @@ _SETTINGS: Final[tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...]] = (
 
 @contextmanager
 def process_unchanged() -> Iterator[None]:
-    """Puts back, on leaving, the random numbers to come and the settings of torch.
+    """Restores the random state and the settings of torch on leaving.
 
     Not to be put around a single run of a model: two runs would draw the same numbers, and one that
-    draws could not be told from one that does not.
+    draws would look like one that does not.
     """
     with ExitStack() as stack:
         for read, put_back in _SETTINGS:

@@ -1,4 +1,4 @@
-"""Makes folders that go when their work is done, and where a process is killed with the next run.
+"""Makes temporary folders; those of killed processes are removed by the next run.
 
 A process holds a lock on each of its folders, which the system takes from it however it ends. A
 folder that nobody holds a lock on was left behind. Signals by which people end a program wait while
@@ -24,7 +24,7 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Lets SIGINT and SIGTERM that come during a block take effect at its end.
+    """Delays SIGINT and SIGTERM during a block to its end.
 
     Python hands signals to the main thread alone: in any other the block runs as it is.
     """
@@ -60,7 +60,7 @@ _lock = threading.Lock()
 
 
 class HeldFolder:
-    """A folder of this process; one that a signal comes upon while it is made goes again.
+    """A folder of this process; it is removed again if a signal comes while it is made.
 
     Args:
         make: Makes a new folder and returns it; asked again where another process took it away
@@ -96,14 +96,14 @@ class HeldFolder:
         return self._made
 
     def take_away(self) -> None:
-        """Removes it with all that is in it, whole where a signal comes meanwhile, and lets go."""
+        """Removes the folder with its contents, whole even if a signal comes, and unlocks it."""
         with held_signals():
             if self._made is not None:
                 shutil.rmtree(self._made, ignore_errors=True)
             self.release()
 
     def release(self) -> None:
-        """Lets go of it, once it is taken away or goes on under another name."""
+        """Unlocks the folder once it is removed or renamed."""
         handle, self._handle = self._handle, None
         if handle is not None:
             os.close(handle)
@@ -111,7 +111,7 @@ class HeldFolder:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Makes a temporary folder for a block, and takes away what killed processes left there."""
+    """Makes a temporary folder for a block, and removes those of killed processes."""
     place = tempfile.gettempdir()
     with _lock:
         is_first = place not in _swept
@@ -127,7 +127,7 @@ def scratch_folder() -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lets one process at a time into a block; where there are no locks, any.
+    """Runs a block in one process at a time; without locks, in any.
 
     Args:
         path: The file whose lock it is; made where it is missing, and left, since a process that
@@ -147,7 +147,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def sweep(place: Path, name: str) -> None:
-    """Takes away the folders that processes left behind.
+    """Removes the folders that killed processes left.
 
     Args:
         place: The folder that they are in.

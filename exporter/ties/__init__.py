@@ -1,1 +1,1 @@
-"""Tells near-ties from errors: runs a stage again, told what eager decided."""
+"""Distinguishes near-ties from errors: replays a stage with eager's decisions as inputs."""

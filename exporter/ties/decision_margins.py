@@ -1,19 +1,19 @@
-"""Says of a decision that fell differently whether rounding explains it.
+"""Determines whether rounding explains a decision that fell differently.
 
 Eager decided on its scores s, a later step on its own s', which differ by rounding. A decision that
-fell differently is a tie where both of this holds, and an error elsewhere:
+fell differently is a tie if both of these hold, and an error otherwise:
 
 * every score is eager's, within what its own neighbourhood allows (``held_scores``);
-* the step decided right on its own scores: of two that it put in order none is worse than what
-  comes behind it, and of two that are equal the lower index comes first where the decision says so;
+* the step decided right on its own scores: of two that it put in order none is worse than the one
+after it, and of two that are equal the lower index comes first where the decision says so;
   a number that it rounded lies on the step that came out.
 
 Then two scores change places only where |sᵢ - sⱼ| ≤ |s'ᵢ - sᵢ| + |s'ⱼ - sⱼ|: by their own errors,
-whatever others are off by. A kernel that computes scores and decides in one may have decided on
-others than it shows; there each may be worse by what rounding does to these two.
+whatever others are off by. A kernel that computes scores and decides in one step may have decided
+on other scores than it shows; there each may be worse by the rounding error of these two.
 
-How near eager's decision is to a tie is told by eager's scores: some score that it chose, and some
-that it did not, are no farther apart than the sum of what both are off by.
+Eager's scores say whether its decision is near a tie: some score that it chose, and some that it
+did not choose, are no farther apart than the sum of their errors.
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ _UNSTABLE: Final = "takes equal scores in another order than that of their place
 
 @dataclass(frozen=True)
 class DecisionDiff:
-    """How a step decided, held against eager.
+    """The difference between a stage's decision and eager's.
 
     Attributes:
         flips: How many positions or truth values differ.
         margin: How much worse the step's choice is by eager's scores, as a share of the scale
-            around them; infinite where it is no choice at all, such as a row taken twice.
-        score_error: The largest difference of the step's scores from eager's, as such a share.
-        tie_gap: How far eager's choice is from the nearest other one, by its own scores, as such a
-            share; infinite where there is no other.
-        is_near: Whether scores that are off as the step's are could have made another choice.
+            around them; infinite where it is no valid choice, for example a row taken twice.
+        score_error: The largest difference of the step's scores from eager's, as a share of that
+            scale.
+        tie_gap: How far eager's choice is from the nearest other one, by its own scores, as a share
+            of that scale; infinite without another one.
+        is_near: Whether the score error could have made another choice.
         why_not: Why rounding does not explain how the step decided, a clause; '' where it does.
     """
 
@@ -68,12 +69,12 @@ def compare_decision(
     eager: Mapping[str, Array],
     step: Mapping[str, Array],
 ) -> DecisionDiff:
-    """Holds what a step decides to its own scores, and these to eager's.
+    """Compares a stage's decision with its own scores, and these with eager's.
 
     Args:
         decision: The decision.
         scores: The values named in its ``scores``.
-        eager: What eager decided: the values under the names in ``told``.
+        eager: What eager decided: the values under the names in ``replayed``.
         step: What the step would decide: under ``own``.
     """
     own = {position: step[name] for position, name in decision.own.items()}
@@ -97,7 +98,7 @@ def compare_decision(
 
 
 def _apart(eager: Array, own: Array) -> int:
-    """Returns how many results differ; what is no number is none in both."""
+    """Returns how many results differ; two NaN are equal."""
     differ = eager != own
     if eager.dtype.kind == own.dtype.kind == "f":
         differ &= ~(np.isnan(eager) & np.isnan(own))
@@ -105,7 +106,7 @@ def _apart(eager: Array, own: Array) -> int:
 
 
 def _decided_on(decision: Decision, scores: HeldScores) -> HeldScores:
-    """Returns scores as a decision reads them: the best is the largest."""
+    """Returns scores with signs that make the best the largest."""
     if decision.turned:
         scores = scores.each(lambda array: np.swapaxes(array, -1, -2))
     return scores.negative() if decision.negative else scores
@@ -133,7 +134,7 @@ class _Ordering:
         return int(self.chosen.shape[1])
 
     def wrong(self) -> str:
-        """Says how the choice is wrong by the step's own scores; '' where it is right."""
+        """Returns why the choice is wrong by the step's own scores; '' if it is right."""
         step, rounding = self.scores.step, self.scores.rounding
         worse = self._worse(step + rounding, step - rounding)
         if worse.size and worse.max() > 0:
@@ -158,7 +159,7 @@ class _Ordering:
         return nearest(steps[:, cuts], around[:, cuts])
 
     def is_near(self) -> bool:
-        """Returns whether what the scores are off by could have made another choice of eager's."""
+        """Returns whether the score error could have turned eager's choice."""
         order = _best_first(self.scores.eager)
         eager, off = (_at(array, order) for array in (self.scores.eager, self.scores.off))
         with np.errstate(invalid="ignore"):
@@ -167,11 +168,11 @@ class _Ordering:
             return bool((least < most)[:, self._cuts()].any())
 
     def _cuts(self) -> slice:
-        """Where an order is cut in two: behind each that is chosen, or behind the last of a set."""
+        """The positions where an order is cut: after each chosen one, or after a whole set."""
         return slice(self.count - 1 if self.as_set else 0, self.count)
 
     def _worse(self, before: Array, behind: Array) -> Array:
-        """Returns by how much each score is better than some that was put before it, (rows, n-1).
+        """Returns by how much each score is better than one that was put before it, (rows, n-1).
 
         Args:
             before: The scores as those before it may be seen, (rows, n).
@@ -188,7 +189,7 @@ class _Ordering:
         return _at(array, self._places())[:, 1:]
 
     def _places(self) -> Array:
-        """Returns what the step chose and behind it all others, the best first, (rows, n)."""
+        """Returns what the step chose, then all others, the best first, (rows, n)."""
         left: Array = np.ones(self.scores.step.shape, bool)
         np.put_along_axis(left, self.chosen, False, axis=1)
         others: Array = np.lexsort((-self.scores.step, ~left))
@@ -211,7 +212,7 @@ def _parts(
     eager: Mapping[str, Array],
     own: Mapping[int, Array],
 ) -> Sequence[_Ordering | Comparison | Staircase] | str:
-    """Returns what a decision consists of, or says why the step made none."""
+    """Returns the parts of a decision, or why the step's is invalid."""
     match decision.kind:
         case DecisionKind.COMPARISON:
             flipped = eager[decision.replayed[0]] != own[0]

@@ -1,4 +1,4 @@
-"""Choices that are made for each number by itself: comparisons, and steps of a staircase."""
+"""Judges decisions on single numbers: comparisons, and steps of a staircase."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Comparison:
     flipped: Array
 
     def wrong(self) -> str:
-        """Says how the choice is wrong by the step's own numbers; '' where it is right."""
+        """Returns why the choice is wrong by the step's own numbers; '' if it is right."""
         true, false = _may_be(self.rule, *self._seen(self.first), *self._seen(self.second))
         wrong = np.where(self.chosen, ~true, ~false)
         if not wrong.any():
             return ""
-        return f"it takes {int(wrong.sum())} of its own comparisons for what they are not"
+        return f"it gets {int(wrong.sum())} of its own comparisons wrong"
 
     def margin(self) -> float:
-        """The largest distance of two numbers that eager compares otherwise."""
+        """The largest distance of two numbers that eager compares differently."""
         return share(np.where(self.flipped, self._apart(), 0.0), self._scale())
 
     def tie_gap(self) -> float:
@@ -49,7 +49,7 @@ class Comparison:
         return nearest(self._apart(), self._scale())
 
     def is_near(self) -> bool:
-        """Returns whether what the numbers are off by could have turned a comparison of eager's."""
+        """Returns whether the errors of the numbers could have turned eager's comparison."""
         return bool((self._apart() < self.first.off + self.second.off).any())
 
     def _seen(self, scores: HeldScores) -> tuple[Array, Array]:
@@ -66,12 +66,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Staircase:
-    """Numbers of which each lies on a step.
+    """Numbers that each lie on a step.
 
     Attributes:
-        rule: What tells the steps: ``floor``.
-        numbers: The numbers, in units of what the steps are apart.
-        chosen: The steps that the step of the way gives.
+        rule: The function that gives the step: ``floor``.
+        numbers: The numbers, in units of the height of a step.
+        chosen: The steps that the stage gives.
         eager: Those that eager gives.
         determined: Where the rule says what comes of a number: a cast does not, of what it cannot
             hold.
@@ -84,7 +84,7 @@ class Staircase:
     determined: Array
 
     def wrong(self) -> str:
-        """Says how the steps are wrong by the step's own numbers; '' where they are right."""
+        """Returns why the steps are wrong by the stage's own numbers; '' if they are right."""
         step, rounding = self.numbers.step, self.numbers.rounding
         low, high = _ends(self.rule, self.chosen)
         beside = (step + rounding < low) | (step - rounding > high)
@@ -105,7 +105,7 @@ class Staircase:
         return nearest(np.where(self.determined, self._left(), np.inf), self.numbers.scale)
 
     def is_near(self) -> bool:
-        """Returns whether what the numbers are off by could have brought one to another step."""
+        """Returns whether the errors of the numbers could have brought one to another step."""
         return bool((self.determined & (self._left() < self.numbers.off)).any())
 
     def _left(self) -> Array:
@@ -142,7 +142,7 @@ def _ends(rule: str, step: Array) -> tuple[Array, Array]:
 
 
 def _may_be(rule: str, a: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array]:
-    """Tells of numbers in [a, b] and in [c, d] whether a comparison may be true, and may not be."""
+    """Returns whether a comparison of [a, b] with [c, d] may be true, and may be false."""
     sure_equal = (a == b) & (c == d) & (a == c)
     return {
         "gt": (b > c, a <= d),
@@ -157,7 +157,7 @@ def _may_be(rule: str, a: Array, b: Array, c: Array, d: Array) -> tuple[Array, A
 def compared(
     decision: Decision, scores: Sequence[HeldScores], chosen: Array, flipped: Array
 ) -> Comparison:
-    """Returns the comparison that a decision is.
+    """Returns the comparison of a decision.
 
     Args:
         decision: The decision.
@@ -176,7 +176,7 @@ def compared(
 
 
 def stepped(decision: Decision, scores: HeldScores, chosen: Array, eager: Array) -> Staircase:
-    """Returns the staircase that a decision is.
+    """Returns the staircase of a decision.
 
     Args:
         decision: The decision.

@@ -1,4 +1,4 @@
-"""Holds the numbers that a step decided on to eager's, each by its own neighbourhood."""
+"""Compares a stage's scores with eager's, each on the scale of its own neighbourhood."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokexport.runtimes.tolerances.neighbourhoods import LARGEST, Neighbourhoods
 
 @dataclass(frozen=True)
 class Allowance:
-    """What scores may be off by.
+    """The tolerance of scores.
 
     Attributes:
         floor: The share of the scale of a neighbourhood that is always allowed.
@@ -61,12 +61,12 @@ class HeldScores:
 
     @property
     def off(self) -> Array:
-        """How far from eager's the step may have decided on each; a fill is what it is."""
+        """How far from eager's the step may have decided on each; 0 for a fill."""
         return np.where(np.isfinite(self.scale), self.error + self.rounding, 0.0)
 
     @property
     def too_far(self) -> str:
-        """Says which score is off by more than it may be; '' where none is."""
+        """Returns which score is off by more than the tolerance; '' for none."""
         most = worst(self.eager, self.step, self.allowed)
         if most is None or most.share <= 1:
             return ""
@@ -81,7 +81,7 @@ class HeldScores:
         return share(self.error, self.scale)
 
     def each(self, change: Callable[[Array], Array]) -> HeldScores:
-        """Returns the scores with all arrays changed in one way."""
+        """Returns the scores with a function applied to all arrays."""
         return HeldScores(*(change(getattr(self, one.name)) for one in fields(self)))
 
     def part(self, rows: slice) -> HeldScores:
@@ -94,7 +94,7 @@ class HeldScores:
 
 
 def hold_scores(eager: Array, step: Array, allowance: Allowance | None = None) -> HeldScores:
-    """Holds one value of a step to eager's.
+    """Compares one value of a step with eager's.
 
     Args:
         eager: The numbers of eager, of a batch.
@@ -121,10 +121,10 @@ def hold_scores(eager: Array, step: Array, allowance: Allowance | None = None) -
 
 
 def _without_ends(eager: Array, step: Array, computed_in: str) -> Array:
-    """Returns a step's scores with infinities where eager has them and the step the last number.
+    """Replaces the last number of a type by infinity where eager has an infinity.
 
-    A largest of nothing but -inf is the least number of its type in OpenVINO, which starts there.
-    Nothing is decided otherwise for that.
+    A maximum of nothing but -inf is the least number of its type in OpenVINO, which starts there.
+    This changes no decision.
     """
     ends = np.zeros(step.shape, bool)
     for dtype in {"float32", computed_in}:
@@ -134,14 +134,14 @@ def _without_ends(eager: Array, step: Array, computed_in: str) -> Array:
 
 
 def share(numbers: Array, scale: Array) -> float:
-    """Returns the largest of some numbers as a share of the scale around each; of none 0."""
+    """Returns the largest of some numbers as a share of the scale around each; 0 for none."""
     with np.errstate(invalid="ignore"):
         found = np.where(np.isfinite(scale), numbers / scale, 0.0)
     return float(found.max(initial=0.0))
 
 
 def nearest(steps: Array, scale: Array) -> float:
-    """Returns the smallest step as a share of its scale; between two fills there is no choice."""
+    """Returns the smallest step as a share of its scale; two fills offer no choice."""
     with np.errstate(invalid="ignore"):
         found = np.where(np.isfinite(scale), steps / scale, np.inf)
     return float(np.nan_to_num(found, nan=np.inf, posinf=np.inf).min(initial=np.inf))

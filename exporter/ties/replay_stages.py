@@ -1,4 +1,4 @@
-"""Runs the stages that failed once more, with eager's decisions as inputs."""
+"""Replays stages that failed: runs them with eager's decisions as inputs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tokexport.runtimes.bundle.runner import Runner
 
 
 class ReplayArtifacts:
-    """What the rewritten program becomes on the way to a target when it is told how to decide.
+    """The graphs and files of a replay: the rewritten program with its decisions as inputs.
 
     Args:
         rewritten: The program after the passes.
@@ -47,7 +47,7 @@ class ReplayArtifacts:
         outputs: The names of its outputs.
         backend: The target of the compile.
         precision: The precision of it.
-        folder: Where what it writes goes; it is made when something does.
+        folder: Where files go; it is made with the first of them.
 
     Attributes:
         forms: The forms that the token operators are lowered to, set once they are chosen.
@@ -76,7 +76,7 @@ class ReplayArtifacts:
 
     @property
     def results(self) -> tuple[str, ...]:
-        """The names of its outputs and of what it shows."""
+        """The names of its outputs and of the values that it exposes."""
         return (*self.graph.outputs, *self.graph.exposed)
 
     @cached_property
@@ -114,50 +114,52 @@ class ReplayArtifacts:
 
 
 class StageReplay:
-    """The stages behind the capture, each a function of the batches that it failed on.
+    """Replays stages on the batches that they failed on; a method a stage.
 
     Args:
         captured: The traced model, unlifted, before any pass.
-        way: What is told how to decide.
+        artifacts: The graphs and files with decisions as inputs.
         batches: All batches that the proof is about.
-        proof: What the stages are held to.
+        proof: Compares the stages.
     """
 
     def __init__(
-        self, captured: GraphModule, way: ReplayArtifacts, batches: Batches, proof: Proof
+        self, captured: GraphModule, artifacts: ReplayArtifacts, batches: Batches, proof: Proof
     ) -> None:
-        self._way = way
+        self._artifacts = artifacts
         self._batches = batches
         self._captured = captured
         self._proof = proof
 
-    def about(self, batches: Batches, proof: Proof) -> StageReplay:
-        """Returns the same way for other batches."""
-        return StageReplay(self._captured, self._way, batches, proof)
+    def for_batches(self, batches: Batches, proof: Proof) -> StageReplay:
+        """Returns the same replay for other batches."""
+        return StageReplay(self._captured, self._artifacts, batches, proof)
 
     def at(self, manifest: Manifest, stage: str, batches: Batches, proof: Proof) -> ReplayStage:
-        """Returns what tells a stage about other batches.
+        """Returns the replay of a stage on other batches.
 
         Args:
             manifest: That of the artifact.
             stage: The stage.
             batches: The batches.
-            proof: What the stage is held to.
+            proof: Compares the stage.
         """
-        about = self.about(batches, proof)
+        replays = self.for_batches(batches, proof)
         steps: dict[str, ReplayStage] = {
-            "captured": about.captured,
-            "rewritten": about.rewritten,
-            "onnx": about.onnx,
-            "lowered": about.lowered,
-            "artifact": partial(about.artifact, manifest),
+            "captured": replays.captured,
+            "rewritten": replays.rewritten,
+            "onnx": replays.onnx,
+            "lowered": replays.lowered,
+            "artifact": partial(replays.artifact, manifest),
         }
         return steps[stage]
 
     def captured(self, failed: Sequence[int]) -> ReplayResult:
-        """Tells the traced graph."""
-        replay = make_replay_graph(self._captured, self._batches.names, self._way.graph.outputs)
-        return self._search("captured").ask(
+        """Replays the traced graph."""
+        replay = make_replay_graph(
+            self._captured, self._batches.names, self._artifacts.graph.outputs
+        )
+        return self._search("captured").judge(
             replay,
             lambda batches: run_stage.run_graph(
                 replay.module, batches, (*replay.outputs, *replay.exposed)
@@ -166,27 +168,29 @@ class StageReplay:
         )
 
     def rewritten(self, failed: Sequence[int]) -> ReplayResult:
-        """Tells the rewritten graph."""
-        return self._ask(
+        """Replays the rewritten graph."""
+        return self._replay_stage(
             "rewritten",
-            lambda batches: run_stage.run_graph(self._way.graph.module, batches, self._way.results),
+            lambda batches: run_stage.run_graph(
+                self._artifacts.graph.module, batches, self._artifacts.results
+            ),
             failed,
         )
 
     def onnx(self, failed: Sequence[int]) -> ReplayResult:
-        """Tells the ONNX."""
-        return self._ask(
-            "onnx", lambda batches: run_stage.run_onnx(self._way.emitted, batches), failed
+        """Replays the ONNX."""
+        return self._replay_stage(
+            "onnx", lambda batches: run_stage.run_onnx(self._artifacts.emitted, batches), failed
         )
 
     def lowered(self, failed: Sequence[int]) -> ReplayResult:
-        """Tells the lowered ONNX."""
-        return self._ask("lowered", self._run_lowered, failed)
+        """Replays the lowered ONNX."""
+        return self._replay_stage("lowered", self._run_lowered, failed)
 
     def artifact(
         self, manifest: Manifest, failed: Sequence[int], native: bool = True
     ) -> ReplayResult:
-        """Tells an artifact built from the lowered ONNX like the one that failed.
+        """Replays an artifact that is built like the one that failed.
 
         Args:
             manifest: That of the artifact that failed.
@@ -194,13 +198,13 @@ class StageReplay:
             native: Whether it failed with the native kernels in it.
         """
         stage = "artifact" if native else "without kernels"
-        if not self._way.graph.decisions:
+        if not self._artifacts.graph.decisions:
             return ReplayResult({}, None)
         with self._replay_artifact(manifest, stage) as runner:
-            return self._ask(stage, partial(run_stage.run_artifact, runner), failed)
+            return self._replay_stage(stage, partial(run_stage.run_artifact, runner), failed)
 
     def own_decisions(self, manifest: Manifest | None, rows: Sequence[int]) -> Mapping[str, Array]:
-        """Returns what the rewritten graph answers in eager on what the last step decides itself.
+        """Returns eager's outputs of the rewritten graph with the last stage's own decisions.
 
         Args:
             manifest: That of the artifact; None where the lowered ONNX is the last step.
@@ -215,12 +219,12 @@ class StageReplay:
             return self._own("artifact", partial(run_stage.run_artifact, runner), rows)
 
     def _own(self, stage: str, run: RunReplay, rows: Sequence[int]) -> Mapping[str, Array]:
-        """Returns what the rewritten graph answers in eager on what a step decides itself.
+        """Returns eager's outputs of the rewritten graph with a stage's own decisions.
 
-        The step is told its own decisions until they no longer change: the first is its own at
-        once, and each time one more behind it.
+        The stage gets its own decisions as inputs until they no longer change: the first run
+        settles the first decision, and each further run one more.
         """
-        replay = self._way.graph
+        replay = self._artifacts.graph
         eager = self._search(stage).eager_values(replay, rows)
         given = {name: eager[name] for name in replay.decision_inputs}
         for _ in range(len(replay.decisions) + 2):
@@ -232,44 +236,46 @@ class StageReplay:
             }
             if all(_are_equal(own[name], given[name]) for name in given):
                 batches = selected(self._batches, rows, given)
-                answers = run_stage.run_graph(replay.module, batches, self._way.results)
+                answers = run_stage.run_graph(replay.module, batches, self._artifacts.results)
                 return {name: answers[name] for name in replay.outputs}
             given = own
         return {}
 
     def _run_lowered(self, batches: Batches) -> dict[str, Array]:
-        return run_stage.run_lowered(self._way.lowered, batches, self._way.arithmetic)
+        return run_stage.run_lowered(self._artifacts.lowered, batches, self._artifacts.arithmetic)
 
     @contextmanager
     def _replay_artifact(self, manifest: Manifest, stage: str) -> Iterator[Runner]:
         """Opens an artifact that takes decisions."""
-        way = self._way
-        names = (*self._batches.names, *way.graph.decision_inputs)
-        folder = way.folder_for(stage)
+        artifacts = self._artifacts
+        names = (*self._batches.names, *artifacts.graph.decision_inputs)
+        folder = artifacts.folder_for(stage)
         replay = replace(
             manifest,
-            runtime=build(way.backend, way.lowered, folder, way.arithmetic.precision),
-            inputs=tuple(_specs(names, way.graph.module, "placeholder")),
-            outputs=tuple(_specs(way.results, way.graph.module, "output")),
+            runtime=build(
+                artifacts.backend, artifacts.lowered, folder, artifacts.arithmetic.precision
+            ),
+            inputs=tuple(_specs(names, artifacts.graph.module, "placeholder")),
+            outputs=tuple(_specs(artifacts.results, artifacts.graph.module, "output")),
             checks=None,  # their output is one of those
         )
         is_native = stage == "artifact"
-        with open_in_worker(folder, replay, onnx=way.lowered, native=is_native) as runner:
+        with open_in_worker(folder, replay, onnx=artifacts.lowered, native=is_native) as runner:
             yield runner
 
     def _search(self, stage: str) -> TieSearch:
-        """Returns what tells the ties of a stage from errors."""
-        precision = self._way.arithmetic.precision
+        """Returns the search for ties of a stage."""
+        precision = self._artifacts.arithmetic.precision
         return tie_search(self._captured, self._batches, self._proof, stage, precision)
 
-    def _ask(self, stage: str, run: RunReplay, failed: Sequence[int]) -> ReplayResult:
-        """Asks a stage, and in fp32 also what eager makes of the stage's own decisions.
+    def _replay_stage(self, stage: str, run: RunReplay, failed: Sequence[int]) -> ReplayResult:
+        """Replays a stage, and in fp32 also runs eager on the stage's own decisions.
 
-        In a half precision a stage that is told something rounds other numbers than before, and may
-        decide otherwise than it did.
+        In a half precision a replay rounds other numbers than the first run, and may decide
+        differently.
         """
         search = self._search(stage)
-        answer = search.ask(self._way.graph, run, failed)
+        answer = search.judge(self._artifacts.graph, run, failed)
         if answer.ties is None or search.half:
             return answer
         return replace(answer, own=self._own(stage, run, failed))

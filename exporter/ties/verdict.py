@@ -1,15 +1,15 @@
-"""Tells a near-tie that fell the other way from an error.
+"""Distinguishes a near-tie that a stage crossed from an error.
 
-A stage that leaves its gate is run once more, told what eager decided (``graph_passes.decisions``).
-It is excused on a batch where all of this holds, and on no other, and there on those samples alone
-in which a decision falls differently:
+A stage that fails its gate is replayed with eager's decisions as inputs
+(``torch_passes.graph.decisions``). It passes on a batch only if all of these hold, and there only
+on the samples in which a decision falls differently:
 
-* told so, its outputs lie within the gate: its arithmetic is right;
+* in the replay its outputs pass the gate: its arithmetic is right;
 * each score that it decides on is eager's, within what its own neighbourhood allows, and it decides
   right on its own scores (``decision_margins``);
-* some decision of its own differs from eager's. In a half precision none needs to differ: told, it
-  rounds other numbers than before, and a choice on the edge may fall right. But some choice has to
-  be so near the edge that what its own scores are off by could have turned it.
+* some decision of its own differs from eager's. In a half precision none needs to differ: the
+replay rounds other numbers, and a near-tie may fall as eager's does. But some choice has to be so
+near a tie that its score error could have turned it.
 
 A decision that is made for each sample by itself is judged for each; another speaks for all.
 """
@@ -37,18 +37,18 @@ from tokexport.graph_passes.torch_passes.graph.decision_kinds import Decision, D
 from tokexport.graph_passes.torch_passes.graph.decisions import ReplayGraph, expose_values
 from tokexport.runtimes.arrays import Array
 
-#: Runs a told graph on batches that hold the told inputs too; gives (batches, …) by name.
+#: Runs a replay graph on batches that hold the decisions too; returns (batches, …) by name.
 RunReplay = Callable[[Batches], dict[str, Array]]
 
 
-#: The stages whose decisions read what they show: kernels come in behind them.
+#: The stages whose decisions read the scores that they show: kernels come after them.
 _BEFORE_KERNELS: Final = ("captured", "rewritten", "onnx")
 
 
 def tie_search(
     captured: GraphModule, batches: Batches, proof: Proof, stage: str, precision: str = "fp32"
 ) -> TieSearch:
-    """Returns what tells the ties of a stage from errors.
+    """Returns the search for ties of a stage.
 
     Args:
         captured: The traced model, unlifted, before any pass.
@@ -72,7 +72,7 @@ def tie_search(
 
 
 class TieSearch:
-    """Finds out whether ties explain what a stage answers.
+    """Finds whether ties explain the failure of a stage.
 
     Args:
         captured: The traced model, unlifted, before any pass.
@@ -118,8 +118,8 @@ class TieSearch:
         self._allowance = Allowance(tolerance, samples=samples, computed_in=computed_in)
         self._kinds = {row: rows for rows in batches.by_kind().values() for row in rows}
 
-    def ask(self, replay: ReplayGraph, run: RunReplay, failed: Sequence[int]) -> ReplayResult:
-        """Runs a stage told what eager decided on the batches it failed on, and judges it.
+    def judge(self, replay: ReplayGraph, run: RunReplay, failed: Sequence[int]) -> ReplayResult:
+        """Replays a stage on the batches it failed on, and judges its decisions.
 
         Args:
             replay: The rewritten graph whose decisions are inputs.
@@ -142,7 +142,7 @@ class TieSearch:
         outputs = {name: found[name] for name in replay.outputs}
         inside = self._within(outputs, failed)
         if not all(inside):
-            return ReplayResult(outputs, None, "told what eager decided, it is off as well")
+            return ReplayResult(outputs, None, "with eager's decisions as inputs it is off as well")
         return replace(self._judge(replay, eager, found, failed), outputs=outputs)
 
     def _judge(
@@ -152,7 +152,7 @@ class TieSearch:
         found: Mapping[str, Array],
         failed: Sequence[int],
     ) -> ReplayResult:
-        """Holds every decision of every batch to eager's."""
+        """Compares every decision of every batch with eager's."""
         ties: list[tuple[Decision, DecisionDiff]] = []
         samples: list[tuple[int, int]] = []
         for row, batch in enumerate(failed):
@@ -222,7 +222,7 @@ class TieSearch:
             yield (sample,), compare_decision(decision, own, *cut)
 
     def _allowed(self, replay: ReplayGraph, decision: Decision, name: str, batch: int) -> Allowance:
-        """Returns what a score may be off by: as rounding was measured on its kind of inputs."""
+        """Returns the tolerance of a score: the rounding error on its kind of inputs."""
         source = self._source(replay, name) if name in replay.sources else None
         measured = self._errors.get(source, {}) if source is not None else {}
         alike = {row: far for row, far in measured.items() if row in self._kinds[batch]}
@@ -235,11 +235,11 @@ class TieSearch:
         return diff.flips > 0 or (self.half and diff.is_near)
 
     def _source(self, replay: ReplayGraph, name: str) -> str | None:
-        """Returns the value of the captured graph that a score or a decision was there."""
+        """Returns the name that a score or a decision has in the captured graph."""
         return next((one for one in replay.sources[name].names if one in self._names), None)
 
     def eager_values(self, replay: ReplayGraph, failed: Sequence[int]) -> dict[str, Array]:
-        """Returns scores and decisions of eager, (batches, …) under the told graph's names."""
+        """Returns scores and decisions of eager, (batches, …) by name in the replay graph."""
         sources = {name: self._source(replay, name) for name in replay.sources}
         wanted = [source for source in dict.fromkeys(sources.values()) if source is not None]
         shown = expose_values(self._captured, wanted)
@@ -262,14 +262,14 @@ def _as_array(tensor: Tensor) -> Array:
 
 
 def _unspread(array: Array, shape: tuple[int, ...]) -> Array:
-    """Takes away the further axes that a value was spread over."""
+    """Removes the further axes that a value was broadcast over."""
     for _ in range(array.ndim - len(shape)):
         array = array[..., 0]
     return array
 
 
 def selected(batches: Batches, rows: Sequence[int], decided: Mapping[str, Array]) -> Batches:
-    """Returns some batches with what a told graph takes beside the inputs."""
+    """Returns some batches with the decisions that a replay graph takes as inputs."""
     arrays = {name: batches.arrays[name][list(rows)] for name in batches.names}
     return replace(
         batches,
@@ -280,7 +280,7 @@ def selected(batches: Batches, rows: Sequence[int], decided: Mapping[str, Array]
 
 
 def _no_tie(batch: int, diffs: Sequence[tuple[Decision, DecisionDiff]]) -> str:
-    """Says that a batch holds no tie, and what comes nearest to one of what might be none."""
+    """Returns that a batch holds no tie, with the decision nearest to one."""
     if not diffs:
         return f"no decision of batch {batch} falls differently"
     decision, diff = min(diffs, key=lambda each: each[1].tie_gap)

@@ -1,4 +1,4 @@
-"""Remembers which form of an operator was fastest, so that a machine measures it once."""
+"""Caches the fastest form of an operator, so that a machine measures it once."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class FormCache:
     """The measurements that were made in one environment.
 
     Args:
-        environment: All that a measurement depends on beside the call: processor, threads, target,
-            versions. What was measured in any other environment is not seen.
+        environment: Everything that a measurement depends on beside the call: processor, threads,
+            target, versions. What was measured in any other environment is not seen.
         path: The file; the one in the cache folder where it is None.
     """
 

@@ -1,4 +1,4 @@
-"""Which forms of the token operators were chosen by measurement, as data and as a table."""
+"""Reports the forms of token operators that were chosen by measurement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class TunedForm:
-    """What was chosen for the calls of an operator that look alike.
+    """The choice for the calls of an operator that look alike.
 
     Attributes:
         form: The form that they have in the artifact.
@@ -36,7 +36,7 @@ class TunedForm:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What tuning chose for a model.
+    """The choices of tuning for a model.
 
     Attributes:
         forms: What was chosen, by what the calls look like.
@@ -53,7 +53,7 @@ class Tuning:
     warnings: tuple[str, ...] = ()
 
     def for_manifest(self) -> dict[str, Any]:
-        """Returns what a bundle keeps of it."""
+        """Returns the fields that a bundle keeps."""
         return {
             call: {
                 "form": found.form,
@@ -66,7 +66,7 @@ class Tuning:
         }
 
     def sentence(self) -> str:
-        """Says how many calls were changed, and where the times come from."""
+        """Returns how many calls were changed, and where the times come from."""
         total = sum(self.nodes.values())
         changed = sum(
             self.nodes[call] for call, found in self.forms.items() if found.form != found.standard

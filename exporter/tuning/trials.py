@@ -1,4 +1,4 @@
-"""Times the forms of one token operator beside each other, in the runtime they are meant for.
+"""Times the forms of one token operator in interleaved rounds, in the target's runtime.
 
 A trial is a small model of four calls, which share their rows and differ in their indices, on
 inputs of the shapes in the real model. Indices are drawn as a match makes them: kept and merged
@@ -49,7 +49,7 @@ _TOLERANCE: Final = {"fp32": 1e-4, "int8": 1e-4, "bf16": 0.05, "fp16": 0.01}
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial found.
+    """The result of a trial.
 
     Attributes:
         chosen: The form to take; None where the standard form itself failed.
@@ -72,12 +72,11 @@ def try_forms(
     """Times the forms of a call in interleaved rounds and chooses one.
 
     A gain counts where the 95 % bootstrap interval of the ratio of medians to the standard form
-    lies above 1.03 as a whole, and the ratio of minima too: where other programs want the
-    processor, medians of one form may be of undisturbed runs and those of another not, and minima
-    then tell. Of the forms with such a gain the one with the smallest median is timed once more
-    beside the standard form alone, since the best of several is drawn upwards by chance; it is
-    chosen where the gain counts again, and the ratio told is the second. Else the standard form
-    stays.
+    lies above 1.03 as a whole, and the ratio of minima too: where other programs use the processor,
+    they may disturb the median of one form and not of another, and the minima show it. Of the forms
+    whose gain counts, the one with the smallest median is timed again beside the standard form
+    alone, since the best of several is overestimated by chance; it is chosen if the gain counts
+    again, and the second ratio is reported. Otherwise the standard form stays.
 
     Args:
         call: What the call looks like.
@@ -166,7 +165,7 @@ def choose(times_us: Mapping[str, float], ratios: Mapping[str, Ratio], standard:
     Args:
         times_us: The median of each form.
         ratios: How many times as fast as the standard form each other one is.
-        standard: The standard form; it stays where no other has such a gain.
+        standard: The standard form; it stays where no other form gains enough.
     """
     least = 1 + LEAST_GAIN
     faster = [form for form, ratio in ratios.items() if min(ratio.low, ratio.of_minima) > least]
@@ -185,10 +184,10 @@ def unchanged(standard: str, times_us: Mapping[str, float]) -> TunedForm:
 
 
 def draw_arguments(call: TokenCall, generator: np.random.Generator) -> list[Array]:
-    """Draws what a call takes, as a match makes it.
+    """Draws the inputs of a call, as a match makes them.
 
     Raises:
-        KeyError: The operator is none that moves tokens.
+        KeyError: The operator does not move tokens.
     """
     inputs = functions.signatures()[call.operator].inputs
     shapes = {name: shape for (name, _), shape in zip(inputs, call.shapes, strict=True)}
@@ -274,7 +273,7 @@ def trial_model(call: TokenCall, feeds: Mapping[str, Array]) -> ir.Model:
 
 
 def _input_name(call: TokenCall, position: int, copy: int) -> str:
-    """Returns what an input is called: each copy has indices of its own, and all the same rows."""
+    """Returns the name of an input: each copy has its own indices, and all share the rows."""
     name, kind = functions.signatures()[call.operator].inputs[position]
     return f"{name}{copy}" if kind == "I" else name
 

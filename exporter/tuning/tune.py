@@ -1,4 +1,4 @@
-"""Chooses by measurement which form of each token operator a model is lowered with.
+"""Chooses the form of each token operator of a model by measurement.
 
 What is fastest depends on the shapes, so on the layer and the batch, and on runtime and processor:
 every distinct kind of call in the lowered graph is timed in all its forms, in the target's runtime
@@ -33,11 +33,11 @@ def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tu
         arithmetic: What the lowered graph computes in.
 
     Returns:
-        What was chosen and why, and what ``ChooseForms`` takes of it.
+        The choices with their reasons, and the argument of ``ChooseForms``.
 
     Raises:
         tokexport.runtimes.errors.RuntimeMissingError: The target's runtime is not installed.
-        UsageError: There is no folder for the cache.
+        UsageError: No folder for the cache is known.
     """
     backend = config.backend
     calls = pipelines.calls_to_choose(emitted.clone(), backend.lowering(arithmetic))
@@ -76,7 +76,7 @@ def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tu
 def environment(
     backend: Backend, precision: str, threads: int | None = None
 ) -> dict[str, str | int]:
-    """Returns all that the times depend on beside the call."""
+    """Returns everything that the times depend on beside the call."""
     machine = describe_machine()
     return {
         "processor": machine["processor"],

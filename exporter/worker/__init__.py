@@ -1,1 +1,1 @@
-"""Runs what the runtimes do in native code in a process of its own, which may die."""
+"""Runs the native code of the runtimes in a process of its own, which may die."""

@@ -1,6 +1,6 @@
-"""Asks the worker for a step, and makes an error of its end: what, at which node and line.
+"""Asks the worker for a step; turns its death into an error with the node and line.
 
-What converts, builds or loads ends in a ``BuildError``, what runs in a ``RunError``.
+Conversions, builds and loads end in a ``BuildError``, runs in a ``RunError``.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _DOING: Final = {
 }
 #: How long a cut of a model that did not end may take, at most.
 _HANG_SECONDS: Final = 20.0
-#: How many characters of what native code printed are told.
+#: How many characters of the output of native code a message shows.
 _TOLD: Final = 300
 
 
 @dataclass(frozen=True)
 class Cause:
-    """The model that a step is at, for the search of what it dies of.
+    """The model that a step works on, for the search of the node that ends it.
 
     Attributes:
         backend: The target whose runtime is at work.
         until: How far it goes: ``BUILT``, ``LOADED`` or ``RUN``.
-        model: The ONNX file that it is made from; None where there is none.
+        model: The ONNX file that it is made from; None without one.
         arrays: What it runs on, or OpenVINO measures the ranges of int8 on.
         precision: What OpenVINO is to compute in.
         native: Whether the project's kernels run.
@@ -108,7 +108,7 @@ def ask(
 
 
 def _blamed(cause: Cause, died: WorkerDied) -> Blamed:
-    """Searches for the node; where that fails, how the step ended is still what is told."""
+    """Searches for the node; if that fails, the error says only how the step ended."""
     model, hung = cause.model, died.limit_s is not None
     if model is None or not cause.is_searched:
         return Blamed()
@@ -140,7 +140,7 @@ def _blamed(cause: Cause, died: WorkerDied) -> Blamed:
 
 
 def _error(cause: Cause, died: WorkerDied, blamed: Blamed) -> BuildError | RunError:
-    """Says how the step ended, at which node, and what can be done."""
+    """Returns the error: how the step ended, at which node, and what to do."""
     said = " ".join(died.said.split())[-_TOLD:]
     parts = [str(blamed), f"The last that it printed: {said}" if said else ""]
     where = "\n".join(part for part in parts if part)
@@ -154,7 +154,7 @@ def _kind(cause: Cause) -> type[BuildError | RunError]:
 
 def _what_and_fix(cause: Cause, died: WorkerDied, blamed: Blamed) -> tuple[str, str]:
     name, doing = cause.backend.title, _DOING[cause.until]
-    another = "Write what this node comes from in another way, or compile for another target."
+    another = "Write the code of this node differently, or compile for another target."
     if not blamed.operator:
         another = f"Compile for another target, or with another version of {name}."
     if died.limit_s is not None:

@@ -1,13 +1,13 @@
-"""Finds the node that a model dies of: cuts it behind each node, and asks how far a cut comes.
+"""Finds the node that ends the process: cuts the model after a node, and tries the cut.
 
-A cut behind node k of n, in the order of the graph, has as outputs all that its nodes give and do
-not read::
+A cut after node k of n, in the order of the graph, has as outputs all values that its nodes give
+and do not read::
 
     x → a → b → c → y      behind b:  x → a → b
 
-A cut that lives and the next longer one that dies are found by halving: log2(n) tries. Nothing is
-blamed where the whole model does not die again, or where a try ends in another way than the whole
-model and than living.
+A cut that survives and the next longer one that dies are found by bisection: log2(n) tries. No node
+is blamed where the whole model does not die again, or where a try neither survives nor dies as the
+whole model did.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Blamed:
-    """The node that a model dies of.
+    """The node that ends the process.
 
     Attributes:
         node: Its name.
@@ -50,7 +50,7 @@ class Blamed:
     line: str = ""
 
     def __str__(self) -> str:
-        """Returns what a message says of it; nothing of no node."""
+        """Returns its text in a message; '' for no node."""
         if not self.operator:
             return ""
         name = self.node or "(without a name)"
@@ -58,12 +58,12 @@ class Blamed:
 
 
 def deadly_node(model: Path, folder: Path, try_cut: Callable[[Path], Outcome]) -> Blamed:
-    """Returns the node that a model dies of; one without an operator where none can be told.
+    """Returns the node that ends the process; one without an operator if it is not found.
 
     Args:
         model: The ONNX file.
         folder: An empty folder for the cuts.
-        try_cut: Tells how the cut in a file ends.
+        try_cut: Returns how the cut in a file ends.
     """
     end = time.monotonic() + SEARCH_SECONDS
 

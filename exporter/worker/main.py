@@ -1,8 +1,8 @@
-"""The worker's own side: ``python -m tokexport.exporter.worker.main PARENT RUNTIME…``.
+"""Runs the worker: ``python -m tokexport.exporter.worker.main PARENT RUNTIME…``.
 
-It reads questions from its stdin and writes answers to what was its stdout; all that anything
-prints goes to its stderr, which the other process keeps the end of. It ends with its parent: at the
-end of its stdin, and on Linux also in the middle of native code.
+It reads questions from its stdin and writes answers to what was its stdout; everything that is
+printed goes to its stderr, which the other process keeps the end of. It ends with its parent: at
+the end of its stdin, and on Linux also in the middle of native code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SET_DEATH_SIGNAL: Final = 1  # PR_SET_PDEATHSIG
 
 
 def main(parent: int, runtimes: Sequence[str]) -> None:
-    """Answers until nobody asks any more.
+    """Answers questions until its stdin ends.
 
     Args:
         parent: The process that asks.
@@ -57,7 +57,7 @@ def _answer(steps: Steps, question: Message) -> Message:
 
 @contextmanager
 def _as_asked(surroundings: Mapping[str, Any]) -> Iterator[None]:
-    """Takes over the environment, the folder, and what can be imported, of who asks."""
+    """Takes over the environment, the working folder and the import path of the parent."""
     for name, value in surroundings["environment"].items():
         if value is None:
             os.environ.pop(name, None)
@@ -81,7 +81,7 @@ def _as_asked(surroundings: Mapping[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _in(scratch: str | None) -> Iterator[None]:
-    """Lets temporary files lie in a folder that the other process takes away."""
+    """Puts temporary files into a folder that the parent removes."""
     before = tempfile.tempdir
     tempfile.tempdir = scratch or before
     try:
@@ -91,7 +91,7 @@ def _in(scratch: str | None) -> Iterator[None]:
 
 
 def _pipes() -> tuple[int, int]:
-    """Takes stdin and stdout for the messages, and leaves nothing to read and stderr instead."""
+    """Takes stdin and stdout for the messages, and replaces them by an empty input and stderr."""
     questions, answers = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -101,7 +101,7 @@ def _pipes() -> tuple[int, int]:
 
 
 def _end_with(parent: int) -> None:
-    """Ends the process with the one that started it, whatever native code is at; Linux only."""
+    """Ends the process with its parent, also in the middle of native code; Linux only."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
@@ -118,7 +118,7 @@ def _leave_no_core() -> None:
 
 
 def _be_the_first_to_go() -> None:
-    """Lets Linux end this process, and not the one that started it, where memory runs out."""
+    """Makes Linux end this process, and not its parent, if memory runs out."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")
 

@@ -1,4 +1,4 @@
-"""What this process and the worker say to each other: a JSON object, then the bytes of arrays.
+"""Sends and reads the messages of the worker: a JSON object, then the bytes of arrays.
 
 ::
 
@@ -56,7 +56,7 @@ def write_message(pipe: int, message: Message) -> None:
     """Writes a message.
 
     Raises:
-        OSError: Nobody reads any more.
+        OSError: The other end is closed.
     """
     arrays = {name: np.require(array, requirements="C") for name, array in message.arrays.items()}
     described = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
@@ -71,7 +71,7 @@ def read_message(pipe: int) -> Message:
     """Reads a message.
 
     Raises:
-        EOFError: Nobody writes any more.
+        EOFError: The other end is closed.
     """
     (length,) = _LENGTH.unpack(_read(pipe, bytearray(_LENGTH.size)))
     fields = json.loads(_read(pipe, bytearray(length)))
@@ -84,7 +84,7 @@ def read_message(pipe: int) -> Message:
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    """Returns an error as JSON takes it."""
+    """Returns an error as values of JSON."""
     kind = type(error).__name__
     if _CLASSES.get(kind) is type(error):
         return {"kind": kind, **{name: getattr(error, name, "") for name in _FIELDS}}
@@ -96,7 +96,7 @@ def described(error: BaseException) -> dict[str, Any]:
 
 
 def error_from(fields: Mapping[str, Any]) -> Exception:
-    """Returns the error that ``described`` was given; one that is none of ours is a bug of ours."""
+    """Returns the error that ``described`` was given; a foreign error becomes an InternalError."""
     match fields["kind"]:
         case "OSError":
             return OSError(*fields["given"])

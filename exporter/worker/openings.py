@@ -1,4 +1,4 @@
-"""What a runner is made of, so that it can be made in this process or in the worker."""
+"""Describes how to open a runner, in this process or in the worker."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Opening:
     native: bool = True
 
     def open(self) -> Runner:
-        """Makes the runner in this process; raises what ``runtimes.loading.open_runner`` does."""
+        """Opens the runner in this process; raises what ``runtimes.loading.open_runner`` does."""
         threads, native = self.threads, self.native
         if self.manifest is not None:
             return open_runner(self.path, self.manifest, threads=threads, native=native)

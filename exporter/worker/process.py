@@ -1,4 +1,4 @@
-"""Starts the worker, asks it, and tells how it ended where it dies.
+"""Starts the worker, sends it questions, and reports how it ended if it dies.
 
 There is one for the whole process, started when it is first wanted and anew after it died. It is no
 child of ``multiprocessing``: spawning would import the caller's main module once more, and forking
@@ -39,7 +39,7 @@ _KEPT: Final = 8192
 
 
 class WorkerDied(Exception):
-    """The worker ended while it was asked something.
+    """The worker ended before it answered.
 
     Attributes:
         code: Its exit code; the negative number of a signal that ended it.
@@ -74,7 +74,7 @@ def time_limit(default: float) -> float:
 
 
 class Worker:
-    """The one worker, or the place of it while there is none."""
+    """The worker of this process, which may not be started yet."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -82,7 +82,7 @@ class Worker:
         self._targets: set[str] = set()
 
     def start(self, *targets: str) -> None:
-        """Starts it where there is none, and does not wait until it is ready.
+        """Starts it if it does not run, and does not wait until it is ready.
 
         Args:
             targets: Whose runtimes it imports at once.
@@ -132,18 +132,18 @@ class Worker:
         return answer
 
     def stop(self) -> None:
-        """Ends it where there is one, also while another thread waits for its answer."""
+        """Ends it if it runs, also while another thread waits for its answer."""
         child, self._child = self._child, None
         if child is not None:
             child.end()
 
     def lives(self) -> bool:
-        """Returns whether there is one."""
+        """Returns whether it runs."""
         child = self._child
         return child is not None and child.lives()
 
     def forget(self) -> None:
-        """Leaves it to the process that this one was forked from."""
+        """Forgets it in a forked child: it belongs to the parent."""
         self._lock = threading.Lock()
         child, self._child = self._child, None
         if child is not None:
@@ -162,7 +162,7 @@ class _Gone(WorkerDied):
 
 
 class _Child:
-    """One process.
+    """One process of the worker.
 
     A thread starts it, keeps the end of what it prints, and lives as long as it: where Linux ends
     a process with its parent, the parent is the thread.
@@ -237,7 +237,7 @@ class _Child:
                 raise kind(code, died_of, self._text()) from None
 
     def end(self) -> None:
-        """Ends it and whatever it started."""
+        """Ends it and the processes that it started."""
         with suppress(OSError):
             os.killpg(self._started.pid, signal.SIGKILL)
         self._started.kill()
@@ -286,7 +286,7 @@ class _Child:
                     pipe.close()
 
     def _surroundings(self) -> dict[str, Any]:
-        """Returns what has changed since it was started, or was asked the last time."""
+        """Returns the changed environment, the working folder and the import path."""
         before, self._environment = self._environment, dict(os.environ)
         names = before.keys() | self._environment.keys()
         changed = {name for name in names if before.get(name) != self._environment.get(name)}
@@ -302,7 +302,7 @@ class _Child:
 
     @contextmanager
     def _limited(self, seconds: float) -> Iterator[_Limit]:
-        """Ends the process when the time is over."""
+        """Ends the process when its time is over."""
         limit = _Limit(self._started)
         timer = threading.Timer(seconds, limit.hit)
         timer.daemon = True
@@ -315,7 +315,7 @@ class _Child:
 
 
 class _Limit:
-    """A time limit that ends a process once, and not any more when it is lifted."""
+    """A time limit that ends a process once, unless it is lifted before."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -335,7 +335,7 @@ class _Limit:
 
 
 def _python_path() -> str:
-    """Returns the path on which the worker finds this package, wherever this process found it."""
+    """Returns the import path on which the worker finds this package."""
     root = str(Path(tokexport.__file__).absolute().parents[1])
     given = os.environ.get("PYTHONPATH", "")
     if root in {*site.getsitepackages(), site.getusersitepackages()}:

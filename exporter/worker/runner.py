@@ -1,4 +1,4 @@
-"""Opens models in the worker, where their first loads and first runs may fail.
+"""Opens models in the worker, where their first load and first run may fail.
 
 What is timed runs in this process: ``here`` opens it anew, once it has run in the worker.
 """
@@ -32,7 +32,7 @@ class WorkerRunner(Runner):
             ONNX model needs none.
 
     Raises:
-        BuildError: The runtime cannot load it, or died of it.
+        BuildError: The runtime cannot load it, or died.
         Exception: Whatever else ``Opening.open`` raises.
     """
 
@@ -102,7 +102,7 @@ def open_in_worker(
 
 
 def here(runner: Runner) -> Runner:
-    """Returns what runs in this process, for timing."""
+    """Returns the runner in this process, for timing."""
     return runner.opened_here() if isinstance(runner, WorkerRunner) else runner
 
 

@@ -1,4 +1,4 @@
-"""What the worker does when it is asked: the one table of it, and nothing else.
+"""Defines the steps that the worker can be asked for.
 
 It imports no torch, so that the worker is ready at once; what quantises imports what it takes.
 """
@@ -43,7 +43,7 @@ class Steps:
         }
 
     def answer(self, question: Message) -> Message:
-        """Does what is asked for.
+        """Runs a step.
 
         Raises:
             Exception: Whatever the step raises.
@@ -98,7 +98,7 @@ def _optimise(question: Message) -> Message:
 
 
 def _try(question: Message) -> Message:
-    """Goes with a cut of a model as far as the whole one came, and gives nothing back."""
+    """Takes a cut of a model as far as the whole model came, and returns nothing."""
     given = question.fields
     model, scratch, precision = Path(given["model"]), Path(given["scratch"]), given["precision"]
     opening = Opening(model, precision=precision, native=given["native"])
@@ -119,7 +119,7 @@ def _try(question: Message) -> Message:
 
 
 def _zeros(model: Path) -> dict[str, Array]:
-    """Returns inputs for an ONNX file, which ranges can be measured on as well as on others."""
+    """Returns synthetic inputs for an ONNX file, on which ranges can be measured."""
     found = {}
     for value in ir.load(model).graph.inputs:
         assert value.name is not None

@@ -178,7 +178,7 @@ def _replay(
     captured = as_graph_module(program)
     rewritten = pipelines.rewrite(program).program
     names = model.unseen.names, tuple(model.wanted)
-    way = ReplayArtifacts(rewritten, *names, BACKENDS[target], "fp32", Path(folder) / "told")
+    way = ReplayArtifacts(rewritten, *names, BACKENDS[target], "fp32", Path(folder) / "replay")
     replay = StageReplay(captured, way, model.unseen, proof)
     if stage == "lowered":
         return replay.lowered(failed)

@@ -1,1 +1,1 @@
-"""Finds the blocks of a model, and what passes through them."""
+"""Finds the blocks of a model and the tokens that pass through them."""

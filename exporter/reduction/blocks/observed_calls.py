@@ -1,4 +1,4 @@
-"""Runs a model and notes how it calls the modules that take tokens and give tokens."""
+"""Runs a model and records its calls of modules that take and return tokens."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def observe(
 
 
 def other_blocks(model: FlatModel, inputs: Sequence[Tensor]) -> list[str]:
-    """Says what repeated modules take and give where that is no (batch, tokens, channels).
+    """Describes repeated modules whose inputs or outputs are not (batch, tokens, channels).
 
     A sentence for each container of two or more modules of one class that have parts of their own.
     """

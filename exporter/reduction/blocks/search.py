@@ -77,7 +77,7 @@ _FIX = "Name the container of the blocks with blocks=PATH."
 
 @dataclass(frozen=True)
 class FoundBlock:
-    """A block and what it is made of.
+    """A block and its parts.
 
     Attributes:
         call: How the model calls it.
@@ -94,10 +94,10 @@ def _candidates(model: FlatModel, inputs: Sequence[Tensor], path: str | None) ->
     """Returns the lists of modules that might be the blocks, the largest first.
 
     They follow each other in one container, take (B, N, C) and give it back, and run once each; at
-    least two are of one class. What has no parts of its own, such as a norm, is none of them.
+    least two are of one class. A module without parts, for example a norm, is no block.
 
     Raises:
-        UsageError: There is no container of that name.
+        UsageError: No container has that name.
     """
     if path is not None and path not in dict(model.model.named_modules()):
         containers = sorted({name.rpartition(".")[0] for name, _ in model.model.named_modules()})
@@ -136,7 +136,7 @@ def find_blocks(
 
     Raises:
         ModelNotSupportedError: No blocks can be taken apart; the message has the reason.
-        UsageError: More than one list of blocks can, or there is no container of that name.
+        UsageError: Several lists of blocks can be, or no container has that name.
     """
     reasons: list[SurgeryError] = []
     found: list[tuple[FoundBlock, ...]] = []
@@ -184,7 +184,7 @@ def _taken_apart(group: list[Call]) -> tuple[FoundBlock, ...]:
 
 
 def _kind(call: Call) -> object:
-    """Returns what blocks of one graph have in common: weights, submodules and their settings."""
+    """Returns what blocks with the same graph share: weights, submodules and their settings."""
     weights = [(name, tuple(p.shape)) for name, p in call.module.named_parameters()]
     settings = [
         (name, type(module), module.extra_repr(), _plain(module), _put_in(module, bool(name)))
@@ -194,9 +194,9 @@ def _kind(call: Call) -> object:
 
 
 def _put_in(module: nn.Module, hooked: bool) -> list[int]:
-    """Returns which functions were put into a module: in place of its forward, and as its hooks.
+    """Returns the functions that were patched into a module: its forward and its hooks.
 
-    The hooks of a block itself run around what takes its place, so that they make no kind.
+    The hooks of a block itself run around its replacement, and do not matter here.
     """
     forward = vars(module).get("forward")
     put = [] if forward is None else [id(getattr(forward, "__func__", forward))]
@@ -206,7 +206,7 @@ def _put_in(module: nn.Module, hooked: bool) -> list[int]:
 
 
 def _plain(module: object) -> list[tuple[str, object]]:
-    """Returns a module's own numbers, flags and texts but for its number in the row."""
+    """Returns a module's own numbers, flags and texts, without its index in the list."""
     return [
         (name, value)
         for name, value in sorted(vars(module).items())

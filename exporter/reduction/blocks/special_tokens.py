@@ -1,4 +1,4 @@
-"""Finds the class, distillation and register tokens of a ViT: those that no pixel reaches."""
+"""Finds the class, distillation and register tokens of a ViT, which no pixel reaches."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def count_special_tokens(model: FlatModel, inputs: Sequence[Tensor], first_block
         first_block: The first block's name.
 
     Raises:
-        ModelNotSupportedError: Such tokens stand elsewhere than at the front.
+        ModelNotSupportedError: Special tokens are not at the front.
     """
     seen = []
     for seed in (1, 2):
         (call,) = observe(model, other_inputs(inputs, seed), lambda name: name == first_block)
         seen.append(call.x)
-    # Each number by itself: a loud channel that no pixel reaches says nothing of those beside it.
+    # Each number by itself: a large channel that no pixel reaches says nothing of the others.
     fixed = torch.isclose(seen[0], seen[1], rtol=1e-6, atol=0.0).all(dim=2).all(dim=0)
     positions = fixed.nonzero()[:, 0].tolist()
     if positions != list(range(len(positions))) or len(positions) == len(fixed):

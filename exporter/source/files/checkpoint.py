@@ -1,4 +1,4 @@
-"""Puts the weights of a training checkpoint into a model that something else built.
+"""Loads the weights of a training checkpoint into a model that was built elsewhere.
 
 A checkpoint is what training scripts save: the state dict alone, or under a key beside the
 optimizer, the epoch and the arguments, with the prefixes that wrappers put before every name::
@@ -78,7 +78,7 @@ def read_state_dict(path: Path) -> StateDict:
     """Reads the state dict of a file; nothing in the file is run.
 
     Raises:
-        SourceError: The file holds none.
+        SourceError: The file holds no state dict.
     """
     match kind := file_kind(path):
         case FileKind.SAFETENSORS:
@@ -111,7 +111,7 @@ def find_state_dict(root: Any) -> _Found | None:
 
 
 class _Search:
-    """One search through dicts that may contain themselves, or another many times."""
+    """Searches dicts that may contain themselves, or one another many times."""
 
     def __init__(self) -> None:
         self._searched: set[int] = set()
@@ -263,7 +263,7 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _misfits(wanted: Mapping[str, Any], given: Mapping[str, Tensor]) -> list[str]:
-    """Returns a line for the missing, the unexpected and the misshapen names, where there are."""
+    """Returns a line each for missing, unexpected and misshapen names, if any."""
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
     shapes = [
@@ -276,7 +276,7 @@ def _misfits(wanted: Mapping[str, Any], given: Mapping[str, Tensor]) -> list[str
 
 
 def _converted(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Says when the numbers were converted to the model's type."""
+    """Returns a note if the numbers were converted to the model's type."""
     own = model.state_dict()
     pairs = {
         (str(value.dtype).removeprefix("torch."), str(own[name].dtype).removeprefix("torch."))

@@ -1,7 +1,7 @@
 """Loads a program that ``torch.export.save`` wrote, and runs nothing that came with it.
 
-torch's loader falls back from its safe unpickler to the full one, and opens other things that run
-code, so every entry of the archive is looked at before the loader is::
+torch's loader falls back from its safe unpickler to the full one, and opens other entries that run
+code, so every entry of the archive is checked first::
 
     models/<name>.json                  the graph                  program_check
     data/sample_inputs/<name>.pt        a pickle, falls back       must pass the safe unpickler
@@ -86,9 +86,9 @@ def load_exported_program(path: Path, trust_pickle: bool) -> LoadedProgram:
 
 
 def _copy_literals(program: ExportedProgram) -> None:
-    """Lets ``torch.tensor([…])`` in the program be traced again: torch refuses its ``detach_``.
+    """Makes ``torch.tensor([…])`` in the program traceable again: torch refuses its ``detach_``.
 
-    Nothing else holds the fresh copy that it is called on, so a plain detach says the same.
+    Nothing else holds the fresh copy that it is called on, so a plain detach is equal.
     """
     import torch
 
@@ -133,7 +133,7 @@ def _check(path: Path) -> None:
 
 
 def _faults(archive: PT2ArchiveReader, entry: str) -> Iterator[str]:
-    """Yields what one entry could run."""
+    """Yields the code that one entry could run, a clause each."""
     from torch.export.pt2_archive.constants import (
         AOTINDUCTOR_DIR,
         CONSTANTS_DIR,
@@ -167,7 +167,7 @@ def _read_json(archive: PT2ArchiveReader, entry: str) -> Any:
     """Reads the JSON of an entry.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is no JSON.
     """
     return json.loads(archive.read_bytes(entry))
 
@@ -194,7 +194,9 @@ def _pickle_fault(data: bytes) -> Iterator[str]:
 
     if not data:
         return
-    if why := damage_in(data):  # the safe unpickler of torch takes memory as it is told to
+    if why := damage_in(
+        data
+    ):  # the safe unpickler of torch takes as much memory as the pickle asks for
         yield f"a pickle that is damaged: {why}"
         return
     try:
@@ -207,7 +209,7 @@ def _pickle_fault(data: bytes) -> Iterator[str]:
 
 
 def _why_refused(error: Exception) -> str:
-    """Returns the name that the safe unpickler does not know, where torch's message has it."""
+    """Returns the name that the safe unpickler does not know, if torch's message has it."""
     match = re.search(r"GLOBAL (\S+)|global (\S+)", str(error))
     if match:
         return f"a pickle that names {(match[1] or match[2]).rstrip('.,')}"

@@ -1,4 +1,4 @@
-"""Says what a file is from its bytes, before anything in it is used."""
+"""Finds the kind of a file from its bytes, before anything in it is used."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _TEXT = (
 
 
 class FileKind(Enum):
-    """What a file of a model is."""
+    """The kinds of files of a model."""
 
     EXPORTED_PROGRAM = "an exported program"
     OLD_EXPORTED_PROGRAM = "an exported program in the layout of torch 2.7 and before"
@@ -51,7 +51,7 @@ class FileKind(Enum):
 
 
 def file_kind(path: Path) -> FileKind:
-    """Returns what a file is.
+    """Returns the kind of a file.
 
     Args:
         path: A file that exists.

@@ -8,9 +8,9 @@ records of where a tensor's numbers are::
     collections.OrderedDict, set, bytes, numbers, str                  →  themselves
     argparse.Namespace, pathlib.PosixPath, my.models.ViT, os.system    →  Inert
 
-No torch is needed, and no number of a tensor is read. Python's own reader in Python is what reads
-here, since each step of it can be held to bounds: no memory is taken for which the pickle has no
-bytes, and no key is hashed, nor object written out, that is built of others without end.
+No torch is needed, and no number of a tensor is read. The reader is Python's own, written in
+Python, since each of its steps can be bounded: it takes no more memory than the pickle has bytes,
+and neither hashes keys nor prints objects that are nested without end.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Inert:
         self.state: Any
 
     def __call__(self, *args: Any) -> Inert:
-        """Stands for what the real object would have returned."""
+        """Stands for the result of the real object."""
         return type(self)(*args)
 
     def __setstate__(self, state: Any) -> None:
@@ -170,7 +170,7 @@ class InertUnpickler(_Unpickler):  # type: ignore[misc]
         self._made: dict[str, type[Inert]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns what stands for ``module.name``, and imports nothing."""
+        """Returns the placeholder of ``module.name``, and imports nothing."""
         origin = f"{module}.{name}"
         if origin in _CALLS:
             return _CALLS[origin]
@@ -187,7 +187,7 @@ class InertUnpickler(_Unpickler):  # type: ignore[misc]
         return self._made[origin]
 
     def persistent_load(self, pid: Any) -> Any:
-        """Returns the record of a storage; old files also keep the source of classes this way."""
+        """Returns the record of a storage; old files also store the source of classes in it."""
         if not isinstance(pid, tuple) or not pid:
             raise pickle.UnpicklingError("unknown persistent id")
         if pid[0] == "module" and len(pid) == 4:
@@ -204,14 +204,14 @@ class InertUnpickler(_Unpickler):  # type: ignore[misc]
 
 
 class _Pieces:
-    """A file that is read piece by piece: memory is taken for bytes that are there."""
+    """Reads a file piece by piece, so that memory is taken only for bytes that exist."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.readline = file.readline
 
     def read(self, size: int) -> bytes:
-        """Reads so many bytes, or those that there are."""
+        """Reads a number of bytes, or as many as exist."""
         if size <= _PIECE:
             return self._file.read(size)
         found = bytearray()
@@ -221,7 +221,7 @@ class _Pieces:
 
 
 def _key(value: Any) -> Any:
-    """Returns a key, where hashing and writing it takes no longer than it has bytes."""
+    """Returns a key if the cost of hashing and printing it is bounded by its bytes."""
     if type(value) is frozenset:  # its own elements were keys
         return value
     parts = value if type(value) is tuple else (value,)

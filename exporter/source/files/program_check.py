@@ -1,4 +1,4 @@
-"""Finds what in the JSON of an exported program could run code when torch loads or runs it.
+"""Finds fields in the JSON of an exported program that could run code in torch.
 
 torch.export's format looks like data, and its loader trusts it. These fields become Python, or
 choose a function to call::
@@ -52,7 +52,7 @@ _EXPRESSIONS = (
     *("IntTrueDiv", "IsNonOverlappingAndDenseIndicator", "TruncToFloat", "TruncToInt"),
     *("RoundToInt", "RoundDecimal", "ToFloat", "Identity"),
 )
-#: Functions of sizes whose results grow out of all bounds; such a size has few, with small numbers.
+#: Functions of sizes whose results may grow without bound; a size may have few, with small numbers.
 _GROWING = ("Pow", "PowByNatural", "FloatPow", "LShift", "RShift")
 _MOST_GROWING = 4
 _LARGEST_EXPONENT = 8
@@ -77,7 +77,7 @@ def unsafe_parts(program: Any) -> Iterator[str]:
 
 
 def _walk(value: Any, key: str) -> Iterator[str]:
-    """Checks a value that stands under a key; the elements of a list stand under the list's."""
+    """Checks a value under its key; the elements of a list have the list's key."""
     if isinstance(value, dict):
         for inner_key, inner in value.items():
             if key != "range_constraints" and _PLAIN.fullmatch(inner_key) is None:
@@ -145,7 +145,7 @@ def _operator_object_fault(namespace: str, name: str, overload: str | None) -> s
 
 
 def _is_expression(text: str) -> bool:
-    """Says whether a text is built of symbols, numbers and the functions of sizes alone."""
+    """Returns whether a text consists of symbols, numbers and the functions of sizes alone."""
     if len(text) > _LONGEST:
         return False
     try:
@@ -167,7 +167,7 @@ def _is_expression(text: str) -> bool:
 
 
 def _is_bounded(tree: ast.Expression) -> bool:
-    """Says whether sympy comes to an end with an expression: few powers, of small numbers."""
+    """Returns whether sympy finishes with an expression: few powers, of small numbers."""
     numbers = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     growing = [*_growing(tree)]
     return (
@@ -178,7 +178,7 @@ def _is_bounded(tree: ast.Expression) -> bool:
 
 
 def _growing(tree: ast.Expression) -> Iterator[tuple[ast.expr | None, int]]:
-    """Yields what makes numbers grow, and how large it may be: exponents, shifts, precisions."""
+    """Yields the exponents, shifts and precisions of an expression, with their limits."""
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
             yield node.right, _LARGEST_EXPONENT
@@ -189,7 +189,7 @@ def _growing(tree: ast.Expression) -> Iterator[tuple[ast.expr | None, int]]:
 
 
 def _is_at_most(node: ast.expr | None, limit: int) -> bool:
-    """Says whether a number is small, and written as one: ``2``, ``-1`` or ``Integer(2)``."""
+    """Returns whether a node is a small number, written as ``2``, ``-1`` or ``Integer(2)``."""
     if isinstance(node, ast.UnaryOp):
         node = node.operand
     if isinstance(node, ast.Call) and node.args:  # Rational(1, 2) is less than its first number
@@ -245,7 +245,7 @@ def _check_level(level: dict[str, Any]) -> Iterator[str]:
 
 
 def _names_enumeration(context: Any) -> bool:
-    """Says whether a context, which is JSON in a string, asks for an enumeration's module."""
+    """Returns whether a context, which is JSON in a string, names an enumeration's module."""
     if isinstance(context, str):
         try:
             return _names_enumeration(json.loads(context))

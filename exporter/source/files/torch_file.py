@@ -1,6 +1,6 @@
-"""Reads what ``torch.save`` wrote: nothing in it is run, and no number read before it is wanted.
+"""Reads files of ``torch.save``: runs nothing in them, and reads numbers only when needed.
 
-Two layouts, told apart by the first bytes::
+Two layouts, which differ in the first bytes::
 
     zip (torch ≥ 1.6)    <name>/data.pkl      the pickle, naming storages by key
                          <name>/data/<key>    the numbers of a storage
@@ -137,7 +137,7 @@ class TorchFile:
 
 
 def damaged(path: Path, why: str) -> SourceError:
-    """Words a file that is of the right kind but cannot be right."""
+    """Returns the error for a file of the right kind that is damaged."""
     return SourceError(
         "The file is cut short or damaged.",
         where=f"{path} ({why})",
@@ -146,12 +146,12 @@ def damaged(path: Path, why: str) -> SourceError:
 
 
 def is_torch_zip(archive: zipfile.ZipFile) -> bool:
-    """Says whether ``torch.save`` wrote the archive."""
+    """Returns whether ``torch.save`` wrote the archive."""
     return any(name.count("/") == 1 and name.endswith("/data.pkl") for name in archive.namelist())
 
 
 def is_plain_torch(file: IO[bytes]) -> bool:
-    """Says whether a file is of the layout before torch 1.6; leaves it after the magic number."""
+    """Returns whether a file has the layout before torch 1.6; leaves it after the magic number."""
     try:
         return bool(InertUnpickler(file).load() == _MAGIC_NUMBER)
     except (*_UNREADABLE, OSError):
@@ -159,7 +159,7 @@ def is_plain_torch(file: IO[bytes]) -> bool:
 
 
 def damage_in(data: bytes) -> str:
-    """Says why the pickle in a file of torch cannot be read with bounds; '' where it can.
+    """Returns why the pickle in a file of torch cannot be read with bounds; '' if it can.
 
     Args:
         data: The bytes of a file of either layout, or of a pickle alone.
@@ -226,14 +226,14 @@ def _read_zip(path: Path) -> TorchFile:
 
 
 def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, record: StorageRecord) -> bytes:
-    """Returns the bytes of a compressed storage, which may be no more than its numbers are."""
+    """Returns the bytes of a compressed storage, at most as many as its numbers have."""
     if info.file_size > _bytes_of(record):
         raise pickle.UnpicklingError(f"storage {record.key!r} holds {info.file_size} bytes")
     return archive.read(info)
 
 
 def _bytes_of(record: StorageRecord) -> int:
-    """Returns how many bytes the numbers of a storage are."""
+    """Returns how many bytes the numbers of a storage take."""
     import torch
 
     return record.length * (getattr(torch, record.dtype).itemsize if record.dtype else 1)

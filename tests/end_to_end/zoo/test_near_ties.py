@@ -69,8 +69,8 @@ def test_a_wide_decision_needs_no_excuse(tmp_path: Path, monkeypatch: pytest.Mon
     [
         (1e-4, (Nudge(1e-3),), "are off by 3.3e-04 of their scale, and 1.0e-05 is allowed"),
         (2e-7, (SmallestFirst(),), "it chooses what is worse by 9.0e-01 of the scale"),
-        (2e-7, (Nudge(1e-6), HalfAgain()), "told what eager decided, it is off as well"),
-        (0.5, (HalfAgain(),), "told what eager decided, it is off as well"),
+        (2e-7, (Nudge(1e-6), HalfAgain()), "with eager's decisions as inputs it is off as well"),
+        (0.5, (HalfAgain(),), "with eager's decisions as inputs it is off as well"),
     ],
 )
 def test_an_error_fails(
@@ -93,5 +93,5 @@ def test_a_model_of_the_zoo_that_is_off_fails(tmp_path: Path) -> None:
         assert_agrees(runner, model)
         off = replace(model, wanted={name: one * 1.001 for name, one in model.wanted.items()})
         vars(off)["measured"] = model.measured  # of what is right
-        with pytest.raises(ParityError, match="told what eager decided, it is off as well"):
+        with pytest.raises(ParityError, match="with eager's decisions as inputs it is off as well"):
             assert_agrees(runner, off)

@@ -52,7 +52,7 @@ def test_blocks_that_know_where_a_token_stands_are_refused(kind: type[Block]) ->
     def change(block: Block) -> None:
         block.__class__ = kind
 
-    with pytest.raises(SurgeryError, match="tells its tokens apart by where they stand"):
+    with pytest.raises(SurgeryError, match="uses the indices of its tokens"):
         tokexport.reduce(with_blocks(change), "tome:r=4", images())
 
 

@@ -160,7 +160,7 @@ def test_so_is_a_comparison_and_turned_over_it_is_none(
     assert found.is_tie, found.why_not
     own[1, 2] = not own[1, 2]
     turned = diff(decision, scores, near, [choices], [own], measured(scores, rounding_error))
-    assert turned.why_not == "it takes 1 of its own comparisons for what they are not"
+    assert turned.why_not == "it gets 1 of its own comparisons wrong"
 
 
 STAIRCASES: dict[str, Callable[[Array], Array]] = {

@@ -97,7 +97,7 @@ def test_a_tie_is_excused_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     data = json.loads((result.bundle / "report.json").read_text())
     assert data["stages"][-1]["ties"]["batches"] == [0]
     stages = tmp_path / "bundle.stages"
-    assert sorted(path.name for path in (stages / "told").iterdir()) == [
+    assert sorted(path.name for path in (stages / "replay").iterdir()) == [
         "artifact",
         "emitted",
         "lowered",
@@ -153,14 +153,14 @@ def test_a_tie_that_nothing_reads_excuses_nothing(
 ) -> None:
     images, model = samples(0.5), ReadsTheFirst()
     message = failed_with(monkeypatch, tmp_path, images, HalfAgain(), model=model)
-    assert "told what eager decided, it is off as well" in message
+    assert "with eager's decisions as inputs it is off as well" in message
 
 
 def test_without_a_tie_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: Any = {"keep_stages": True}
     result = compile_with(monkeypatch, tmp_path, samples(0.5, 0.25), Nudge(1e-6), **options)
     assert all(stage.ties is None for stage in result.report.stages)
-    assert not (tmp_path / "bundle.stages" / "told").exists()
+    assert not (tmp_path / "bundle.stages" / "replay").exists()
 
 
 def test_scores_that_are_wrong_are_no_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,9 +185,7 @@ def test_an_error_that_only_an_image_with_a_tie_shows_is_an_error(
     images[0, 5, 1] = 7.0
     passes = Nudge(1e-6), WrongWhereItTies()
     message = failed_with(monkeypatch, tmp_path, images, *passes, target=target)
-    assert "told what it decides by itself, eager answers otherwise: output 'output' is off" in (
-        message
-    )
+    assert "with its own decisions as inputs eager differs too: output 'output' is off" in (message)
     images[0, 5, 1] = 5.0
     monkeypatch.undo()
     assert compile_with(monkeypatch, tmp_path, images, *passes, target=target).status == "PASSED"
@@ -195,7 +193,7 @@ def test_an_error_that_only_an_image_with_a_tie_shows_is_an_error(
 
 def test_an_error_beside_a_tie_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     message = failed_with(monkeypatch, tmp_path, samples(2e-7), Nudge(1e-6), HalfAgain())
-    assert "told what eager decided, it is off as well" in message
+    assert "with eager's decisions as inputs it is off as well" in message
 
 
 @pytest.mark.parametrize(
@@ -249,7 +247,7 @@ def replayed_in_half(gap: float) -> ReplayResult:
     search = TieSearch(
         module, batches, lambda found, rows: [True] * len(rows), 1e-2, half=True, errors=errors
     )
-    return search.ask(replay, run, [0])
+    return search.judge(replay, run, [0])
 
 
 def test_in_half_a_choice_that_rounding_could_turn_is_excused_unturned() -> None:
@@ -328,7 +326,7 @@ def test_where_every_sample_ties_the_bundle_is_verified_told_what_it_decides(
     images = samples(2e-7, 1e-7, 0.0)
     result = compile_with(monkeypatch, tmp_path, images, Nudge(1e-6))
     assert result.status == "PASSED"
-    assert any("told what the artifact decides" in said for said in result.report.warnings)
+    assert any("with the artifact's decisions as inputs" in said for said in result.report.warnings)
     reference = np.load(result.bundle / "reference.npz")
     assert "steady" not in reference
     with torch.no_grad():

@@ -363,7 +363,7 @@ def test_a_way_that_is_told_eagers_decisions_has_the_same_forms(tmp_path: Path) 
     rewritten = pipelines.rewrite(program).program
     proof = Proof(outputs, {name: Gate(1e-5, 0.0, 1.0, "") for name in outputs})
     names = batches.names, tuple(outputs)
-    way = ReplayArtifacts(rewritten, *names, BACKENDS["ort"], "fp32", tmp_path / "told")
+    way = ReplayArtifacts(rewritten, *names, BACKENDS["ort"], "fp32", tmp_path / "replay")
     replay = StageReplay(captured, way, batches, proof)
     emitted = emit(rewritten, model.spec.names, tuple(outputs))
     calls = pipelines.calls_to_choose(emitted, pipelines.lowering("ort"))
@@ -371,7 +371,7 @@ def test_a_way_that_is_told_eagers_decisions_has_the_same_forms(tmp_path: Path) 
     assert merges
     way.forms = dict.fromkeys(merges, "scatter")
     assert replay.lowered([0]).outputs
-    nodes = onnx.load(tmp_path / "told" / "lowered" / "model.onnx").graph.node
+    nodes = onnx.load(tmp_path / "replay" / "lowered" / "model.onnx").graph.node
     found = Counter(node.op_type for node in nodes)
     assert found["merge_by_size__scatter"] == sum(calls[call] for call in merges)
     assert found["merge_by_size"] == 0

@@ -69,7 +69,7 @@ def test_a_conversion_that_dies_names_node_and_line(tmp_path: Path, temporary: P
     assert error.what == "OpenVINO died building the model: Segmentation fault (SIGSEGV)."
     assert (error.node, error.operator) == ("rows", "GatherND")
     assert "Node rows, operator GatherND, from /home/model.py:12, in forward" in error.where
-    assert error.fix.startswith("Write what this node comes from in another way")
+    assert error.fix.startswith("Write the code of this node differently")
     assert exit_code_of(error) is ExitCode.BUILD_FAILED
     assert [*built.iterdir(), *temporary.iterdir()] == []
 

@@ -168,7 +168,7 @@ class Way:
             precision: The precision of the stages in a reduced one.
         """
         search = tie_search(self.captured, asked, proof, stage, precision)
-        return lambda failed: search.ask(graph, run, failed)
+        return lambda failed: search.judge(graph, run, failed)
 
     def new_folder(self, name: str) -> Path:
         """Makes a folder."""
