@@ -1,4 +1,4 @@
-"""Names the arrays that runners take and give."""
+"""Names the type of the arrays that runners take and return."""
 
 from typing import Any, TypeAlias
 

@@ -1,4 +1,4 @@
-"""Looks at what is installed here: which runtimes work, what is missing, how to install it.
+"""Checks the installation: which runtimes work, what is missing, how to install it.
 
 A runtime is probed by using it: a model is run where that takes no GPU, a library is loaded where
 it does. The packages that only compiling needs are looked up, never imported.
@@ -44,16 +44,16 @@ IDENTITY_MODEL = bytes.fromhex(
 
 @dataclass(frozen=True)
 class Component:
-    """One thing that a step of the work needs.
+    """A component that compiling, running or verifying needs.
 
     Attributes:
         name: Its name.
-        used_for: Which step needs it.
+        used_for: What needs it.
         version: The installed version, or of kernels the instruction set they are for; None
             where it is not installed.
         works: Whether it was found to work; for what is only looked up, whether it is installed.
         missing: What is missing or broken, one sentence; empty where it works.
-        install: The command or the step that mends it; empty where it works.
+        install: The command or the step that fixes it; empty where it works.
     """
 
     name: str
@@ -83,7 +83,7 @@ _COMPILING = "compile"
 _GPU = "NVIDIA GPU and driver"
 _GPU_USED_FOR = "run and verify for trt"
 _GPU_DRIVER = "On a machine with an NVIDIA GPU, install its driver, r580 or newer (CUDA 13)."
-#: How to come by the library of kernels for each target; one for OpenVINO fits the installed one.
+#: How to install the library of kernels of each target; OpenVINO's fits one version of it.
 _KERNELS_BUILT = {
     "ort": "Where there is a C++ compiler: pip install --force-reinstall --no-deps .",
     "openvino": "Where there are a C++ compiler, scikit-build-core, cmake and ninja: "
@@ -92,7 +92,7 @@ _KERNELS_BUILT = {
 
 
 def diagnose() -> tuple[Component, ...]:
-    """Looks at every component, in the order in which a user meets them."""
+    """Checks every component, in the order in which a user meets them."""
     full_tensorrt = _full_tensorrt()
     return (
         Component("numpy", "everything", np.__version__, True, "", ""),
@@ -115,7 +115,7 @@ def diagnose() -> tuple[Component, ...]:
 
 
 def summary(components: Sequence[Component]) -> str:
-    """Says in a sentence what a machine with these components compiles for, runs and verifies."""
+    """Returns a sentence: what a machine with these components compiles for, runs and verifies."""
     works = {component.name: component.works for component in components}
     engines = works.get("TensorRT", False) or works.get("TensorRT-RTX", False)
     here = {"ort": works["onnxruntime"], "openvino": works["openvino"], "trt": engines}
@@ -146,7 +146,7 @@ def _version(distribution: str) -> str | None:
 def _probe(
     name: str, used_for: str, distribution: str, extra: str, use: Callable[[], str]
 ) -> Component:
-    """Uses a runtime: ``use`` returns its version, or raises what is wrong with it."""
+    """Checks a runtime with ``use``, which returns its version or raises an error."""
     try:
         return Component(name, used_for, use(), True, "", "")
     except RuntimesError as error:
@@ -193,12 +193,12 @@ def _kernels(target: str, found: str | None, missing: str = "", install: str = "
 
 
 def _check_identity(runner: Runner) -> RuntimeInfo:
-    """Runs the identity model once, and returns what ran it."""
+    """Runs the identity model once, and returns the runtime."""
     with runner:
         sent = np.array([0.5], np.float32)
         returned = runner.run({"x": sent})["y"]
         if not np.array_equal(sent, returned):
-            raise RunError(f"It returned {returned} for {sent}, which should come back as it is.")
+            raise RunError(f"The identity model returned {returned} for {sent}.")
         return runner.runtime
 
 
@@ -238,12 +238,12 @@ def _gpu(full_tensorrt: Component) -> Component:
 
 
 def gpu_component(gpu: Gpu, *, builds_here: bool) -> Component:
-    """Says whether engines run on a GPU.
+    """Checks whether engines run on a GPU.
 
     Args:
         gpu: What the driver shows.
         builds_here: Whether full TensorRT works here, which builds for any GPU that is there.
-            TensorRT-RTX builds for the GPUs that it lists alone.
+            TensorRT-RTX builds only for the GPUs that it lists.
     """
     cuda = ".".join(map(str, gpu.cuda_version))
     found = f"CUDA {cuda}, {gpu.name}, compute capability {gpu.compute_capability}"
@@ -260,7 +260,7 @@ def gpu_component(gpu: Gpu, *, builds_here: bool) -> Component:
 
 
 def _look_up(module: str, distribution: str, extra: str) -> Component:
-    """Looks a package up without importing it."""
+    """Checks for a package without importing it."""
     if is_installed(module):
         return Component(module, _COMPILING, _version(distribution), True, "", "")
     missing = f"{module} is not installed."

@@ -1,4 +1,4 @@
-"""The errors of the running room: what happened, where, and what to do about it."""
+"""Defines the errors of ``runtimes``: what happened, where, and what to do."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from tokexport.runtimes.printable import printable
 
 
 class RuntimesError(Exception):
-    """Something the user can mend; it is shown without a traceback.
+    """An error that the user can fix; it is shown without a traceback.
 
-    Runtimes quote names of the files that they read, so what a terminal would obey is escaped.
+    Runtimes quote names from files, so control characters are escaped.
 
     Args:
         what: What happened, one sentence.
-        where: The file, node, input or device it happened at; empty when there is none.
+        where: The file, node, input or device it happened at; empty if unknown.
         fix: What the user can do now; empty only when nothing can be done.
     """
 
@@ -21,7 +21,7 @@ class RuntimesError(Exception):
         super().__init__(self.what)
 
     def __str__(self) -> str:
-        """Returns the parts that are there, a line each."""
+        """Returns the parts that are not empty, a line each."""
         return "\n".join(part for part in (self.what, self.where, self.fix) if part)
 
 

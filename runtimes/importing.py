@@ -1,4 +1,4 @@
-"""Imports a runtime's Python package on first use, or says how to install it."""
+"""Imports a runtime's Python package on first use; the error says how to install it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Final
 
 from tokexport.runtimes.errors import RuntimeMissingError
 
-#: What keeps ONNX Runtime, from its import on, from a file of usage statistics in the user's
-#: cache and from sending them.
+#: The variable that keeps ONNX Runtime from recording and sending usage statistics.
 _NO_STATISTICS: Final = "ORT_DISABLE_TELEMETRY"
 
 
@@ -24,7 +23,7 @@ def install_command(extra: str) -> str:
 
 
 def import_runtime(module: str, *, extra: str) -> ModuleType:
-    """Imports a runtime's package, without the usage statistics that its import would begin.
+    """Imports a runtime's package, without the usage statistics that its import would start.
 
     Args:
         module: The package's import name.
@@ -65,7 +64,7 @@ def _no_statistics() -> Iterator[None]:
 
 
 def is_installed(module: str) -> bool:
-    """Whether a top-level package is there to be imported; nothing is imported."""
+    """Returns whether a top-level package is installed, without importing it."""
     if module in sys.modules:
         return sys.modules[module] is not None
     return importlib.util.find_spec(module) is not None

@@ -1,4 +1,4 @@
-"""Loads a bundle: its manifest, the hashes of its files, then the runner that it was built for."""
+"""Loads a bundle: reads its manifest, checks its files, opens its runner."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tokexport.runtimes.files.ir_contents import check_ir
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
 from tokexport.runtimes.processor import sums_saturate
 
-#: How the artifact of a flavour ends whose contents are looked through.
+#: The suffix of the artifact of each flavour whose contents are checked.
 _SUFFIXES: Final = {"onnxruntime-cpu": ".onnx", "openvino-cpu": ".xml"}
 
 
@@ -68,13 +68,13 @@ def check_processor(manifest: Manifest) -> None:
 
 
 def check_contents(bundle: Path, manifest: Manifest) -> None:
-    """Looks through the artifact of a bundle before a runtime sees it.
+    """Checks the artifact of a bundle before a runtime reads it.
 
-    An engine of TensorRT is opaque; its file is held to its hash alone. What a runtime makes of a
-    file may depend on how its name ends, so that is held to what the flavour's ends in.
+    An engine of TensorRT is opaque; only its hash is checked. Runtimes may choose a format by the
+    suffix, so the suffix is checked too.
 
     Raises:
-        BundleError: It holds what no tokexport writes, or reads a file that has no hash.
+        BundleError: It holds what tokexport never writes, or reads a file that has no hash.
     """
     artifact = file_in(bundle, manifest.artifact)
     suffix = _SUFFIXES.get(manifest.runtime.flavour)
@@ -103,7 +103,7 @@ def check_contents(bundle: Path, manifest: Manifest) -> None:
         raise BundleError(
             f"The artifact reads a file that the manifest does not list: {name!r:.80}.",
             where=str(artifact),
-            fix="Do not use this bundle: tokexport writes none such.",
+            fix="Do not use this bundle: tokexport lists every file.",
         )
 
 
@@ -112,12 +112,12 @@ def open_runner(
 ) -> Runner:
     """Makes the runner of a bundle whose files were checked; see ``load``.
 
-    It gives what the artifact computes, whether the checks of an input hold included. Without
-    ``native`` the project's kernels are left out, as they are where there are none.
+    It returns all outputs of the artifact, that of the checks included. Without ``native`` the
+    project's kernels are left out, as if they were not installed.
     """
     artifact = file_in(bundle, manifest.artifact)
     runner: Runner
-    # Which runner a flavour takes stands here, and nowhere else.
+    # The only table from flavours to runners.
     match manifest.runtime.flavour:
         case "onnxruntime-cpu":
             from tokexport.runtimes.ort.runner import OrtRunner
@@ -172,7 +172,7 @@ def _check_specs(
 
 
 def _agree(wanted: TensorSpec, found: TensorSpec) -> bool:
-    """Whether two specs are one, where -1 stands for any size."""
+    """Returns whether two specs are equal, where -1 stands for any size."""
     return (
         (wanted.name, wanted.dtype, len(wanted.shape))
         == (found.name, found.dtype, len(found.shape))

@@ -1,8 +1,8 @@
-"""Finds the libraries of native kernels, where the installation has them.
+"""Finds the installed libraries of native kernels.
 
-They are built with the package wherever there is a C++ compiler: one for ONNX Runtime, and one for
-the OpenVINO that was there, which fits that version alone. A bundle runs without them too: the
-runtime then takes the bodies of the functions, and is slower.
+They are built with the package if a C++ compiler is found: one for ONNX Runtime, and one for the
+installed version of OpenVINO only. A bundle runs without them too, but slower: the runtime then
+runs the bodies of the functions.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Final
 #: Names another library for ONNX Runtime, beside which that for OpenVINO is looked for; with
 #: ``off`` there is neither.
 VARIABLE: Final = "TOKEXPORT_NATIVE"
-#: What the manifest says where the bodies of the functions ran.
+#: The entry of the manifest where the bodies of the functions ran.
 NO_KERNELS: Final = "none"
 _PLACE: Final = "tokexport/runtimes/native/tokexport_native.so"
 
 
 def native_library() -> Path | None:
-    """Returns the kernels for ONNX Runtime; None where there are none, or none are wanted."""
+    """Returns the library for ONNX Runtime; None if it is missing or switched off."""
     wanted = os.environ.get(VARIABLE)
     if wanted == "off":
         return None
@@ -37,7 +37,7 @@ def native_library() -> Path | None:
 
 
 def openvino_library(version: str) -> Path | None:
-    """Returns the kernels for OpenVINO of a version; None where there are none of that version."""
+    """Returns the library for a version of OpenVINO; None without one."""
     beside = native_library()
     if beside is None:
         return None
@@ -49,7 +49,7 @@ def openvino_library(version: str) -> Path | None:
 def kernels_of(library: Path) -> str:
     """Returns the instruction set whose kernels a library has chosen on this processor.
 
-    It loads the library for good: what OpenVINO makes with it may live as long as the program. That
+    It loads the library for good: OpenVINO's operators may live as long as the program. The library
     for OpenVINO needs OpenVINO to be imported before.
 
     Raises:

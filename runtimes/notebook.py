@@ -16,7 +16,7 @@ def one_line(verdict: str, *parts: str) -> str:
 
     Args:
         verdict: How it ended.
-        parts: What a person wants to know besides; empty ones are left out.
+        parts: Further parts; empty ones are left out.
     """
     said = "; ".join(part for part in parts if part)
     return printable(" ".join(f"{verdict}: {said}".split()))

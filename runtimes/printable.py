@@ -1,4 +1,4 @@
-"""Shows text of others so that a terminal prints it and obeys none of it."""
+"""Escapes control characters in untrusted text for a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNPRINTABLE: Final = re.compile(
 
 
 def printable(text: str) -> str:
-    r"""Returns a text with escapes, such as ``\x1b``, for what a terminal would obey.
+    r"""Returns a text with control characters as escapes, for example ``\x1b``.
 
     Args:
         text: Any text.

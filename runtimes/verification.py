@@ -1,4 +1,4 @@
-"""Replays the reference data in a bundle, and holds every output to the gate in its manifest.
+"""Replays the reference data in a bundle, and judges every output by the gate in its manifest.
 
     reference.npz   inputs/<name>   (batches, *the input's shape)
                     outputs/<name>  (batches, *the output's shape), of the model as its user gave it
@@ -69,19 +69,19 @@ from tokexport.runtimes.tolerances.neighbourhoods import (
 )
 
 REFERENCE_NAME = "reference.npz"
-#: What a gate of an output holds one of.
+#: The tolerances of which a gate holds one.
 _GATES = {"local_tolerance", "relative_tolerance", "least_cosine"}
-#: What it holds where it asks for what rounding explains.
+#: The tolerances of a gate that uses rounding errors.
 _OF_ROUNDING = {"local_tolerance", "top1_tolerance"}
-#: What is kept of channels for the place of a largest entry.
+#: The key of channels for moved largest entries.
 TOP1 = "top1"
-#: What a value is computed in, by the precision of a bundle.
+#: The type of arithmetic, by the precision of a bundle.
 _COMPUTED_IN = {"fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class OutputResult:
-    """How one output did.
+    """The result of one output.
 
     Attributes:
         name: The output.
@@ -90,7 +90,8 @@ class OutputResult:
             elements of an output of whole numbers.
         relative_tolerance: What the gate allows for that; None where it is one of the cosine, or of
             every value.
-        worst: The value that uses most of what it is allowed; None where the gate is no such one.
+        worst: The value that uses most of its tolerance; None where the gate has none for each
+            value.
         least_cosine: The smallest cosine that the gate allows; None where it asks for none.
         spread_error: The root of the mean squared difference, over the gate's spread; None where
             the gate has none.
@@ -113,7 +114,7 @@ class OutputResult:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """How a bundle did.
+    """The result of verifying a bundle.
 
     Attributes:
         runtime: What ran it.
@@ -212,8 +213,8 @@ class _Reference:
         """Returns how far every value of an output (batches, …) may be off."""
         rounding_error = self.rounding_error[name]
         samples = len(rounding_error.share) // self.batches
-        told = self.scales.get(name), self.columns.get(name)
-        return limits(self.outputs[name], rounding_error, floor, computed_in, samples, *told)
+        known = self.scales.get(name), self.columns.get(name)
+        return limits(self.outputs[name], rounding_error, floor, computed_in, samples, *known)
 
 
 def _judge(name: str, reference: _Reference, found: Array, manifest: Manifest) -> OutputResult:
@@ -285,7 +286,7 @@ def _read_reference(bundle: Path, manifest: Manifest) -> _Reference:
         tie_free.dtype == bool and tie_free.ndim == 2 and len(tie_free) == count
     )
     if not fits or (tie_free is not None and not tie_free.any(axis=1).all()):
-        raise _bad_reference(path, "what it says of its samples is no choice of some in each batch")
+        raise _bad_reference(path, "its ``steady`` does not select samples in each batch")
     first = manifest.inputs[0].shape if manifest.inputs else ()
     samples = first[0] if first else 1
     rounding_error = {
@@ -328,7 +329,7 @@ def _channels(path: Path, arrays: dict[str, Any], name: str, flat: Array) -> Cha
 
 
 def _rounding_error(path: Path, arrays: dict[str, Any], name: str, output: Array) -> RoundingError:
-    """Returns what rounding explains of an output, a row for each of its samples."""
+    """Returns the rounding error of an output, a row for each of its samples."""
     share = arrays.get(f"noise/{name}/share")
     if share is None or share.ndim != 2 or len(share) != len(output) or share.dtype.kind != "f":
         raise _bad_reference(path, f"it does not say what rounding does to {name}")
@@ -347,7 +348,7 @@ def _rounding_error(path: Path, arrays: dict[str, Any], name: str, output: Array
 
 
 def _of_samples(path: Path, arrays: dict[str, Any], name: str, part: str, size: int) -> Array:
-    """Returns a number for each sample, or value, of what rounding explains of an output."""
+    """Returns a part of an output's rounding error, a number for each sample or value."""
     found: Array = arrays[f"noise/{name}/{part}"]
     if found.size != size or found.dtype.kind != "f":
         raise _bad_reference(path, f"noise/{name}/{part} does not fit the output")

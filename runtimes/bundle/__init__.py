@@ -1,1 +1,1 @@
-"""Reads the manifest of a bundle, and holds a caller's inputs to it."""
+"""Reads the manifest of a bundle, and checks a caller's inputs against it."""

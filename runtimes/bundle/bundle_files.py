@@ -1,4 +1,4 @@
-"""Holds the files of a bundle to the hashes in its manifest."""
+"""Checks the files of a bundle against the hashes in its manifest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def hash_file(path: Path) -> str:
 
 
 def check_files(bundle: Path, manifest: Manifest) -> None:
-    """Holds every file of the bundle to its hash in the manifest.
+    """Checks every file of the bundle against its hash in the manifest.
 
     Raises:
         BundleError: A file is missing, is not what was written, or has a name that leads out of
@@ -56,8 +56,8 @@ def file_in(bundle: Path, name: str) -> Path:
     """The path of a file of the bundle.
 
     Raises:
-        BundleError: The name is empty, absolute, or leads out of the folder or nowhere, also by a
-            link.
+        BundleError: The name is empty or absolute, or leads out of the folder or nowhere, also
+            through a link.
     """
     parts = PurePosixPath(name).parts
     outside = not parts or ".." in parts or "\\" in name or "\0" in name or Path(name).is_absolute()
@@ -66,7 +66,7 @@ def file_in(bundle: Path, name: str) -> Path:
         raise BundleError(
             f"The manifest names a file outside the bundle: {name!r}.",
             where=str(bundle / MANIFEST_NAME),
-            fix="Do not use this bundle: tokexport writes no such name.",
+            fix="Do not use this bundle: tokexport writes names inside the folder only.",
         )
     return path
 

@@ -1,7 +1,7 @@
-"""Holds callers to the inputs that were fixed when a model was compiled.
+"""Checks the values of inputs that were fixed when a model was compiled.
 
-The artifact has no such input: what the model reads from it is in the graph. A caller may leave it
-out, or give it as the model takes it, and then with the very value.
+The artifact does not take them: what the model reads from them is in the graph. A caller may leave
+such an input out, or pass it as the model takes it, with exactly the fixed value.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Refuses inputs on which an artifact would not answer as the model that it was compiled from.
+"""Refuses inputs on which an artifact would differ from the model that it was compiled from.
 
-Where a model keeps as many tokens as the data says, the artifact has room for some, and takes for
-granted what held on the samples. Whether it holds of an input is one more output of the artifact,
-which a runner reads and keeps to itself.
+Where the data decide how many tokens a model keeps, the artifact has room for a number of them, and
+assumes what held on the samples. Whether the assumptions hold for an input is one more output of
+the artifact, which a runner reads and does not return.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 from tokexport.runtimes.errors import InputMismatchError
 
-#: What the output is called, unless the model has one of that name.
+#: The name of the output, unless the model has an output of that name.
 NAME = "input_checks"
 
 
 @dataclass(frozen=True)
 class InputCheck:
-    """What has to hold of an input.
+    """A condition that an input has to meet.
 
     Attributes:
         kind: ``room`` for a cap on rows, ``none`` for a choice of no row, ``rows`` for rows that
             have to be as many as others, ``branch`` for what the code decides.
-        said: What an input does of which it does not hold, a clause.
+        said: What an input does that breaks it, a clause.
         line: The line of the model's code, or ''.
     """
 
@@ -71,7 +71,7 @@ class InputChecks:
             )
 
 
-_BY_SAMPLES = "Compile with such inputs among --inputs: what holds of some samples is proven there."
+_BY_SAMPLES = "Compile with inputs like this one among --inputs: what samples do is proven."
 _FIXES = {
     "room": "Compile with a larger --token-cap.",
     "none": _BY_SAMPLES,

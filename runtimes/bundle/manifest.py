@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what it holds, what it runs on, and the hash of every file.
+"""Reads and writes the manifest of a bundle: contents, runtime, and the hash of every file.
 
     BUNDLE/manifest.json      read first; says how to run the rest
     BUNDLE/<artifact>         what the runtime loads
@@ -31,12 +31,12 @@ BUILT_NOT_RUN = "BUILT, NOT RUN"
 
 Constant = float | int | str | bool | None
 _RETURNED = "constant_outputs"
-#: Levels of lists and objects: those of a constant input are its axes.
+#: The deepest nesting of lists and objects; the axes of a constant input count.
 _DEEPEST = 64
 _LARGEST = 1e300
 #: Bytes of a manifest; one of a few hundred kilobytes is large.
 _LARGEST_MANIFEST = 1 << 24
-#: Numbers of a tensor; more of them no memory holds.
+#: The most numbers of a tensor.
 _MOST_NUMBERS = 1 << 44
 #: The types of the tensors that runtimes take and give.
 _DTYPES = frozenset(
@@ -64,7 +64,7 @@ class TensorSpec:
         return f"{self.name} {self.dtype} {self.shape}"
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Returns whether an array of a shape is one."""
+        """Returns whether an array of a shape fits the spec."""
         return len(shape) == len(self.shape) and all(
             wanted in (size, -1) for size, wanted in zip(shape, self.shape, strict=True)
         )
@@ -90,7 +90,7 @@ class RuntimeInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds.
+    """The manifest of a bundle.
 
     Attributes:
         schema_version: The version of this layout.
@@ -109,7 +109,8 @@ class Manifest:
             the ``scale`` that the largest difference is divided by; or ``least_cosine``, with
             ``spread_tolerance`` and the ``spread`` that the root mean square is divided by.
         source: Where the model came from: kind, location, sha256.
-        preprocessing: What was found with the source: mean, std, size, crop; None if nothing.
+        preprocessing: The preprocessing found with the source: mean, std, size, crop; None without
+            any.
         files: The SHA-256 of every other file in the bundle, by name.
         reduction: The token reduction that was put into the model: recipe, method, options, blocks,
             special_tokens, tokens; None where the model was compiled as given.
@@ -117,10 +118,10 @@ class Manifest:
             artifact answers as the model did; a runner refuses others.
         forms: Which form the token operators have, by what the calls look like: ``form``,
             ``standard``, ``speedup`` and ``of_minima`` as measured, ``nodes``; None without tuning.
-        checks: What has to hold of an input, and the output that says whether it does, which is
-            the artifact's last one; None where nothing was taken for granted.
+        checks: The conditions that an input has to meet, and the output that says whether it does,
+            the artifact's last one; None without conditions.
         constant_inputs: The inputs of the model that were fixed, with their values: the artifact
-            has no such inputs, and a runner refuses other values.
+            does not take them, and a runner refuses other values.
     """
 
     schema_version: int
@@ -147,7 +148,7 @@ class Manifest:
 
     @property
     def computed(self) -> tuple[TensorSpec, ...]:
-        """What the artifact gives: the outputs, and whether its checks hold."""
+        """The outputs of the artifact: the model's, and the one of its checks."""
         if self.checks is None:
             return self.outputs
         return (*self.outputs, TensorSpec(self.checks.output, (len(self.checks.held),), "bool"))
@@ -170,8 +171,8 @@ def read_manifest(bundle: Path) -> Manifest:
         bundle: The bundle's folder.
 
     Raises:
-        BundleError: There is no such folder or no manifest in it, it is no JSON, its schema
-            version is unknown, or a field is missing or of another type.
+        BundleError: The folder or its manifest is missing, it is no JSON, its schema version is
+            unknown, or a field is missing or of another type.
     """
     path = bundle / MANIFEST_NAME
     if not bundle.is_dir():
@@ -196,7 +197,7 @@ def read_manifest(bundle: Path) -> Manifest:
         raise broken_manifest(path, f"it is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise broken_manifest(path, "it is not a JSON object")
-    if _RETURNED in parsed:  # what the model returned beside its tensors is data, and stays
+    if _RETURNED in parsed:  # constants that the model returned are data, and stay unchanged
         data[_RETURNED] = parsed[_RETURNED]
     _check_version(data.get("schema_version"), path)
     return _Reader(path).manifest(data)
@@ -224,7 +225,7 @@ ANEW = "Copy the bundle again from where it was made, or compile it anew."
 
 
 def broken_manifest(path: Path, why: str) -> BundleError:
-    """Returns the error of a manifest that is none, and why: a clause."""
+    """Returns the error of an invalid manifest; ``why`` is a clause."""
     return BundleError(f"The manifest is not valid: {why}.", where=str(path), fix=ANEW)
 
 

@@ -1,4 +1,4 @@
-"""The runner: one interface over every runtime, numpy arrays in and out.
+"""Defines the runner: one interface to every runtime, numpy arrays in and out.
 
 A runner is ready when it is made, and is closed by ``close`` or at the end of a ``with``::
 
@@ -48,9 +48,9 @@ class Runner(ABC):
         ranges: The lowest and the highest whole number that an input may hold, by its name.
         constants: The inputs of the model that the artifact holds the value of: a caller may leave
             them out, or give that value.
-        computed: What the artifact gives: the outputs, and whether its checks hold.
-        strict: Whether what it gives is held to that: where a manifest says it. A runtime alone
-            may call a shape that it does not know ``()``.
+        computed: The outputs of the artifact: the model's, and the one of its checks.
+        strict: Whether the arrays that it returns are checked against these specs: with a manifest.
+            A runtime by itself may report an unknown shape as ``()``.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class Runner(ABC):
             An array for each output, by name, in the order of ``outputs``.
 
         Raises:
-            InputMismatchError: The arrays are not the model's inputs, or the artifact would not
-                answer them as the model does.
+            InputMismatchError: The arrays are not the model's inputs, or the artifact would differ
+                from the model on them.
             RunError: The runner is closed, it was loaded before this process was forked, or the
                 runtime failed.
         """
@@ -117,7 +117,7 @@ class Runner(ABC):
         return check_inputs(self.inputs, arrays, self.ranges, self.constants)
 
     def hold_to(self, checks: InputChecks | None) -> None:
-        """Refuses from now on inputs of which the checks do not hold, and keeps their output."""
+        """Refuses from now on inputs that fail the checks, and hides the output of the checks."""
         self._checks = checks
         self.outputs = tuple(
             spec for spec in self.computed if checks is None or spec.name != checks.output
@@ -128,8 +128,8 @@ class Runner(ABC):
             given = found[spec.name]
             if not spec.fits(given.shape) or given.dtype != spec.dtype:
                 raise RunError(
-                    f"The artifact gave {spec.name} {given.dtype} {given.shape}, which is not what "
-                    "it says.",
+                    f"The artifact returned {spec.name} as {given.dtype} {given.shape}, not as "
+                    "the manifest says.",
                     where=f"Output: {spec}",
                     fix="Compile the model anew.",
                 )
@@ -138,14 +138,14 @@ class Runner(ABC):
         return found
 
     def bound(self, arrays: Mapping[str, Array]) -> Callable[[], dict[str, Array]]:
-        """Checks arrays once and returns what runs the model on them: for timing, again and again.
+        """Checks arrays once and returns a function that runs the model on them, for timing.
 
         Args:
             arrays: As ``run`` takes them; they are held, not copied.
 
         Raises:
             InputMismatchError: The arrays are not the model's inputs.
-            RunError: From what is returned, as ``run`` raises it.
+            RunError: The returned function raises it as ``run`` does.
         """
         checked = self._taken(arrays)
 
@@ -184,12 +184,12 @@ class Runner(ABC):
     def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
         """Runs on arrays that fit the inputs, contiguous, in the order of ``inputs``.
 
-        Several threads may call it at once, and one may have closed the runner meanwhile.
+        Several threads may call it at once, and another may close the runner meanwhile.
         """
 
     @abstractmethod
     def _close_impl(self) -> None:
-        """Lets go of what the runtime holds, or waits for the runs in it; called once."""
+        """Frees what the runtime holds, once its runs have ended; called once."""
 
     def _closed_error(self) -> RunError:
         if self._forked:
@@ -202,7 +202,7 @@ def _columns(spec: TensorSpec) -> tuple[str, str, str]:
 
 
 def forked_error(what: str) -> RunError:
-    """Returns the error for what cannot be used in this process, as it was forked from another."""
+    """Returns the error for an object that cannot be used in a forked child."""
     return RunError(
         f"{what} was loaded before this process was forked from another.",
         where="The threads of its runtime stayed with the parent.",
@@ -211,9 +211,9 @@ def forked_error(what: str) -> RunError:
 
 
 def _leave_to_parent() -> None:
-    """Refuses, in a forked child, all runners of the parent, and keeps them from being freed.
+    """Refuses, in a forked child, all runners of the parent, and never frees them.
 
-    To free one there waits for threads that are not there, or crashes.
+    Freeing one there would wait for threads that do not exist, or crash.
     """
     for runner in list(_open_runners):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(runner))
@@ -230,7 +230,7 @@ def check_inputs(
     ranges: Mapping[str, tuple[int, int]],
     constants: Sequence[ConstantInput] = (),
 ) -> dict[str, Array]:
-    """Holds arrays to the inputs of a model.
+    """Checks arrays against the inputs of a model.
 
     Args:
         specs: The inputs.
@@ -244,7 +244,7 @@ def check_inputs(
     Raises:
         InputMismatchError: A name is missing or unknown, a shape or dtype is not exactly the
             input's, a floating array holds a NaN, a whole number lies outside its range, or a
-            constant is another.
+            constant has another value.
     """
     names = [spec.name for spec in specs]
     missing = [name for name in names if name not in arrays]
@@ -275,7 +275,7 @@ def _check_range(name: str, array: Array, low: int, high: int) -> None:
     outside = int(array.min()) if int(array.min()) < low else int(array.max())
     raise InputMismatchError(
         f"Input {name} holds {outside}, and the artifact takes {low} to {high} only.",
-        where="Beyond, the model it was compiled from has no answer, or answers otherwise.",
+        where="Beyond it the model it was compiled from fails, or gives other outputs.",
         fix="Pass numbers within that range. Where the target ends it, ort may reach farther.",
     )
 
@@ -310,7 +310,7 @@ def _check_input(spec: TensorSpec, array: Array) -> Array:
         raise InputMismatchError(
             f"Input {spec.name} holds NaN, first at {place}.",
             where=where,
-            fix="Look at what made the array: a model's answer to NaN means nothing.",
+            fix="Check what made the array: a model's output on NaN means nothing.",
         )
     # ascontiguousarray would turn a scalar into an array of one element.
     return np.require(array, requirements="C")

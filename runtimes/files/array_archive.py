@@ -1,7 +1,7 @@
-"""Reads arrays from an ``.npz`` or ``.npy`` file that others wrote.
+"""Reads arrays from an untrusted ``.npz`` or ``.npy`` file.
 
-Every size is held to the bytes that are there before memory is taken, nothing is unpickled, and an
-array that nobody asked for is not read. The formats are those of ``numpy.lib.format`` and of ZIP.
+Every size is checked against the bytes of the file before memory is taken, nothing is unpickled,
+and only the wanted arrays are read. The formats are those of ``numpy.lib.format`` and of ZIP.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.files.zip_bounds import unpacks_too_far
 
-#: What NumPy itself allows for a header; a longer one is slow to parse.
+#: The longest header, as NumPy has it; a longer one is slow to parse.
 _LONGEST_HEADER: Final = 10_000
 _MOST_MEMBERS: Final = 100_000
 _SUFFIX: Final = ".npy"
@@ -35,7 +35,7 @@ _KINDS: Final = "biufcSU"
 
 
 class ArchiveError(ValueError):
-    """A file of arrays is damaged, or no file of arrays.
+    """A file of arrays is damaged or of another format.
 
     Attributes:
         member: The array at fault; empty where it is the file.
@@ -53,7 +53,7 @@ class Archive:
 
     Args:
         file: The file; stays open as long as arrays are read.
-        packed: Whether arrays may be compressed: a small file is a large array then.
+        packed: Whether arrays may be compressed: a small file may hold a large array then.
 
     Raises:
         ArchiveError: It is no ``.npz``, a name stands twice, a member cannot be an array, or it
@@ -102,7 +102,7 @@ class Archive:
             return _array(member, info.file_size)
 
 
-#: What zipfile, zlib and the parsing of a header raise of damaged bytes.
+#: The errors of zipfile, zlib and header parsing on damaged bytes.
 _DAMAGED: Final = (
     *(zipfile.BadZipFile, zlib.error, ValueError, KeyError, OSError, EOFError),
     *(NotImplementedError, RuntimeError, RecursionError, SyntaxError, TypeError, OverflowError),
@@ -127,7 +127,7 @@ def read_npy(file: BinaryIO) -> Array:
 
 @contextmanager
 def _worded(member: str = "") -> Iterator[None]:
-    """Raises what is damaged as an ArchiveError, with the array that it is about."""
+    """Raises errors of damaged files as ArchiveError, with the name of the array."""
     try:
         yield
     except ArchiveError as error:
@@ -139,7 +139,7 @@ def _worded(member: str = "") -> Iterator[None]:
 
 
 def _array(stream: IO[bytes], size: int) -> Array:
-    """Reads an array of so many bytes, its header among them."""
+    """Reads an array of a number of bytes, header included."""
     version = npy.read_magic(stream)
     if version not in _HEADERS:
         raise ArchiveError(f"the format {version} of the array is not known")
@@ -174,7 +174,7 @@ def _array(stream: IO[bytes], size: int) -> Array:
 
 
 class _Counted:
-    """A stream that counts what is read of it."""
+    """A stream that counts the bytes that are read."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream

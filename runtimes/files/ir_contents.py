@@ -1,9 +1,9 @@
-"""Looks through an OpenVINO IR before OpenVINO sees it: what a bundle's artifact may hold.
+"""Checks an OpenVINO IR before OpenVINO reads it: only what a bundle's artifact may hold.
 
-No tokexport writes a layer with a graph within it, as ``Loop``, ``TensorIterator`` and ``If`` are:
-one without an end cannot be interrupted. Nor does it write one that keeps something from run to
-run. Such layers, inputs that nothing feeds and a few layers with too few inputs are where OpenVINO
-reads memory that is not its own, and does not say so.
+tokexport writes no layer with a graph inside (``Loop``, ``TensorIterator``, ``If``): an endless one
+cannot be interrupted. Nor does it write layers with state. With these layers, with inputs that
+nothing feeds, and with some layers of too few inputs OpenVINO reads foreign memory without an
+error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REFUSED: Final = {
 }
 #: Layers that read nothing.
 _SOURCES: Final = {"Const", "Parameter"}
-#: How many inputs a layer has, where OpenVINO takes for granted that it has them.
+#: The number of inputs of layers for which OpenVINO does not check it.
 _FEWEST: Final = {"Broadcast": 2, "Slice": 4}
 #: Layers whose second input is a constant of whole numbers: of others OpenVINO reads axes too.
 _CONSTANT_AXES: Final = {"Squeeze", "Unsqueeze"}
@@ -34,15 +34,15 @@ _CHUNK: Final = 1 << 20
 
 
 def check_ir(path: Path) -> None:
-    """Looks through the ``.xml`` of an IR.
+    """Checks the ``.xml`` of an IR.
 
     Args:
         path: The file; the ``.bin`` of its weights lies beside it.
 
     Raises:
         ContentsError: It is no XML, declares entities, nests deeper than an IR does, runs a graph
-            within a layer, keeps something from run to run, has layers that read other than its
-            edges lead to or axes that are no constants, or weights outside of the ``.bin``.
+            within a layer, has layers with state, layers whose inputs do not match its edges or
+            axes that are no constants, or weights outside of the ``.bin``.
         OSError: It cannot be read.
     """
     weights = path.with_suffix(".bin")
@@ -50,7 +50,7 @@ def check_ir(path: Path) -> None:
 
 
 class _Reader:
-    """Reads an IR element by element, and keeps the numbers of layers and ports alone."""
+    """Reads an IR element by element, and keeps only the numbers of layers and ports."""
 
     def __init__(self, weight_bytes: int) -> None:
         self._weight_bytes = weight_bytes
@@ -78,7 +78,7 @@ class _Reader:
             raise ContentsError(f"it is no XML: {error}") from error
         inputs = Counter(layer for layer, _ in self._read)
         if self._read != self._fed or inputs.keys() != self._others.keys():
-            raise ContentsError("what its layers read is not what its edges lead to")
+            raise ContentsError("the inputs of its layers do not match its edges")
         for layer, kind in self._others.items():
             if inputs[layer] < _FEWEST.get(kind, 1):
                 raise ContentsError(f"a layer has too few inputs: {kind}")
@@ -92,7 +92,7 @@ class _Reader:
     def _begin(self, name: str, given: Mapping[str, str]) -> None:
         self._elements += 1
         if len(self._within) >= _DEEPEST or self._elements > _MOST_ELEMENTS:
-            raise ContentsError("its elements are more, or deeper in one another, than in an IR")
+            raise ContentsError("it has more elements, or nests them deeper, than an IR")
         if name == "layer":
             self._begin_layer(given.get("id", ""), given.get("type", ""))
         elif name == "port" and self._within[-1:] == ["input"]:

@@ -1,9 +1,8 @@
-"""Looks through an ONNX file before a runtime sees it: what a bundle's artifact may hold.
+"""Checks an ONNX file before a runtime reads it: only what a bundle's artifact may hold.
 
-A device has no onnx package, so the file is walked as what it is, a Protocol Buffers message
-(onnx.proto; encoding: protobuf.dev), in place and without recursion. No tokexport writes a graph
-within a node: ``If``, ``Loop`` and ``Scan`` run other graphs, and one without an end cannot be
-interrupted.
+A device has no onnx package, so the file is read as a Protocol Buffers message (onnx.proto;
+encoding: protobuf.dev), in place and without recursion. tokexport writes no graph within a node:
+    ``If``, ``Loop`` and ``Scan`` run other graphs, and an endless one cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from typing import Final
 
 from tokexport.runtimes.files.regular_files import open_regular
 
-#: Nodes that a model may have when its functions are put in, and functions within functions.
+#: The most nodes of a model with its functions inlined, and the deepest nesting of functions.
 _MOST_NODES: Final = 200_000
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-#: Of each message, the fields that hold others, by their numbers.
+#: The fields of each message that hold messages, by their numbers.
 _WITHIN: Final[dict[str, dict[int, str]]] = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
@@ -34,12 +33,12 @@ _EXTERNAL: Final = 1
 
 
 class ContentsError(ValueError):
-    """A model file holds what no artifact of a bundle does, or is no model file."""
+    """A model file is of another format, or holds what no artifact of a bundle does."""
 
 
 @dataclass
 class OnnxContents:
-    """What an ONNX file refers to.
+    """The operators and files that an ONNX file refers to.
 
     Attributes:
         operators: Every operator that is called, as ``domain:Type``, or ``Type`` of ONNX's own.
@@ -51,14 +50,14 @@ class OnnxContents:
 
 
 def onnx_contents(path: Path) -> OnnxContents:
-    """Looks through an ONNX file.
+    """Checks an ONNX file.
 
     Args:
         path: The file.
 
     Raises:
         ContentsError: It is no ONNX file, a node holds a graph, a function calls itself, or a
-            tensor says more numbers than there are.
+            tensor declares more numbers than the file holds.
         OSError: It cannot be read.
     """
     with open_regular(path) as file:
@@ -154,7 +153,7 @@ class _Walk:
         return found[0], found[1]
 
     def _tensor(self, begin: int, end: int) -> None:
-        """Holds the numbers that a tensor says it has to the bytes that it has."""
+        """Checks the size that a tensor declares against its bytes."""
         external, count, location = False, 1, ""
         for number, kind, first, last in self._fields(begin, end):
             if number == 1:
@@ -175,13 +174,13 @@ class _Walk:
             self._found.files.add(location)
             there = self._size_of(location)
         # A byte is two numbers of four bits at the most.
-        self._must(count <= 2 * there, "a tensor says more numbers than there are bytes")
+        self._must(count <= 2 * there, "a tensor declares more numbers than it has bytes")
 
     def _size_of(self, location: str) -> int:
         try:
             return (self._folder / location).stat().st_size
         except (OSError, ValueError) as error:
-            raise ContentsError(f"there is no file {location!r:.80} of its weights") from error
+            raise ContentsError(f"its file of weights {location!r:.80} is missing") from error
 
     def _numbers(self, kind: int, first: int, last: int) -> Iterator[int]:
         """Yields whole numbers, one or packed."""
@@ -194,7 +193,7 @@ class _Walk:
             yield value
 
     def _count(self, main: _Body) -> None:
-        """Holds the nodes that the model has with its functions put in to what may be."""
+        """Checks the number of nodes of the model with its functions inlined."""
         total: dict[tuple[str, str], int] = {}
         for name in self._callees_first():
             total[name] = self._with_calls(self._bodies[name], total)
@@ -235,7 +234,7 @@ class _Walk:
         return order
 
     def _fields(self, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yields the fields of a message: number, wire type, and where what it says lies."""
+        """Yields the fields of a message: number, wire type, and the place of the value."""
         at = begin
         while at < end:
             key, at = self._varint(at, end)
@@ -266,7 +265,7 @@ class _Walk:
         raise ContentsError("it is no ONNX file, or ends too early")
 
     def _texts(self, begin: int, end: int, one: int, other: int) -> tuple[str, str]:
-        """Returns two fields of a message that are texts, empty where there is none."""
+        """Returns two text fields of a message, '' for a missing one."""
         found = {one: "", other: ""}
         for number, kind, first, last in self._fields(begin, end):
             if number in found and kind == _BYTES:

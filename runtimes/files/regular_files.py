@@ -1,4 +1,4 @@
-"""Opens files that others wrote: regular ones only, so that no read waits or never ends."""
+"""Opens untrusted files: regular ones only, so that no read blocks or never ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def open_regular(path: Path) -> BinaryIO:
         path: The file, or a link to it.
 
     Raises:
-        OSError: There is none, it may not be read, or it is a folder, a pipe, a socket or a device.
+        OSError: It is missing or not readable, or it is a folder, a pipe, a socket or a device.
     """
     descriptor = os.open(path, os.O_RDONLY | _WITHOUT_WAITING)
     try:

@@ -1,17 +1,17 @@
-"""Bounds what a zip archive of others may become when it is unpacked."""
+"""Bounds the unpacked size of an untrusted zip archive."""
 
 from __future__ import annotations
 
 import zipfile
 from typing import Final
 
-#: Bytes that an archive may become in any case, and times its own bytes that it may beyond.
+#: The unpacked bytes that are always allowed, and the allowed multiple of the archive's bytes.
 _SMALL: Final = 1 << 26
 _MOST_TIMES: Final = 100
 
 
 def unpacks_too_far(archive: zipfile.ZipFile, size: int) -> str:
-    """Says how an archive unpacks to far more bytes than it has; '' where it does not.
+    """Returns how an archive unpacks to far more bytes than it has; '' if it does not.
 
     Args:
         archive: The archive.

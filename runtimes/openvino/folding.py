@@ -1,4 +1,4 @@
-"""Looks at what OpenVINO would compute ahead, while it compiles a model: what no input reaches."""
+"""Estimates the constants that OpenVINO would compute while it compiles a model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-#: Bytes that such a value may have in any case; beyond it, it may have those of the weights.
+#: Bytes that a constant may always have; beyond it, at most those of the weights.
 _SMALL: Final = 1 << 26
-#: What is known of a tensor without its numbers.
+#: The parts of a tensor that are known without its numbers.
 _SHAPES: Final = ("ShapeOf", "Rank")
 
 
 def folds_too_far(model: Any, path: Path) -> str:
-    """Says which value computed ahead is larger than all weights; '' where none is.
+    """Returns which computed constant is larger than all weights; '' for none.
 
     Args:
         model: The ``openvino.Model`` as it was read, which computes nothing.

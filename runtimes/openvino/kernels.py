@@ -1,9 +1,9 @@
-"""Puts the project's native kernels into a model of OpenVINO where it is loaded.
+"""Puts the project's native kernels into a model of OpenVINO when it is loaded.
 
 A bundle holds operators of OpenVINO alone. Beside them the model says, in its runtime information,
-which of its values a kernel can give; the ONNX pass ``NameKernelCalls`` wrote it. Where the library
-of kernels fits the OpenVINO at hand, one operator of the library takes the place of all that
-computed them; elsewhere the model runs as it is, and is slower.
+which of its values a kernel can compute; the ONNX pass ``NameKernelCalls`` wrote it. If the library
+of kernels fits the installed OpenVINO, one operator of the library replaces those that compute
+these values; otherwise the model runs as it is, and is slower.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLACE: Final = ("framework", "tokexport.kernel_calls")
 
 
 def put_kernels(openvino: ModuleType, model: Any, library: Path) -> int:
-    """Lets kernels give what the model says that they can.
+    """Replaces the values that the model names by native kernels.
 
     Args:
         openvino: The package.
@@ -40,7 +40,7 @@ def put_kernels(openvino: ModuleType, model: Any, library: Path) -> int:
     ports = {
         name: port
         for operator in model.get_ordered_ops()
-        if operator.get_type_name() != "Result"  # it is called like what it reads
+        if operator.get_type_name() != "Result"  # it has the name of its input
         for port in operator.outputs()
         for name in port.get_names()
     }
@@ -50,7 +50,7 @@ def put_kernels(openvino: ModuleType, model: Any, library: Path) -> int:
 
 @cache
 def _factory(library: Path) -> Any:
-    """Returns what makes operators of a library."""
+    """Returns the function that makes operators of a library."""
     kernels_of(library)  # its code stays loaded for as long as there may be operators
     factory = import_runtime("openvino.utils.node_factory", extra="openvino").NodeFactory()
     factory.add_extension(library)
@@ -58,7 +58,7 @@ def _factory(library: Path) -> Any:
 
 
 def _put(openvino: ModuleType, factory: Any, ports: dict[str, Any], call: dict[str, Any]) -> bool:
-    """Puts the kernel of one call in; returns whether all that it reads and gives is there."""
+    """Inserts the kernel of one call; returns False if one of its values is missing."""
     named = [one["name"] for one in (*call["inputs"], *call["outputs"]) if one.get("name")]
     if any(name not in ports for name in named):
         return False

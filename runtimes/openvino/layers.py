@@ -1,4 +1,4 @@
-"""Reads the layers of a model that OpenVINO's CPU plugin compiled: what they run in, and fused.
+"""Reads precisions and fusions from the layers that OpenVINO's CPU plugin compiled.
 
 Layers are the operators of ``CompiledModel.get_runtime_model()``.
 """

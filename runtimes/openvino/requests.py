@@ -23,9 +23,9 @@ class Requests:
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
         self._idle = [compiled.create_infer_request()]
-        # To start a run and wait for it takes 10 to 60 µs more than `infer`. But with one thread of
-        # its own that tells of no failure, and what it returns then is memory that nothing wrote;
-        # and it keeps something of each thread that calls it, whose end then damages memory.
+        # Starting a run and waiting for it takes 10 to 60 µs more than `infer`. But with one thread
+        # of its own, `infer` reports no failure, and returns uninitialised memory then; and it
+        # keeps state of each calling thread, whose end then damages memory.
         self._infers = int(compiled.get_property("INFERENCE_NUM_THREADS")) > 1
 
     def run(self, arrays: list[Array]) -> Any:

@@ -37,7 +37,7 @@ _NAME = "OpenVINO"
 # A precision in this project's words and in OpenVINO's.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
-# What is asked for: the integers of an int8 model are in its graph, and the rest of it is float32.
+# The precision to request: the integers of an int8 model are in its graph, the rest is float32.
 _HINTS = {**PRECISIONS, "int8": "f32"}
 
 _DTYPES = {
@@ -70,12 +70,12 @@ def convert(onnx_path: Path, xml_path: Path) -> RuntimeInfo:
 
     Raises:
         RuntimeMissingError: openvino is not installed.
-        OperatorRefusedError: OpenVINO has no such operator; names it and its node.
+        OperatorRefusedError: OpenVINO lacks an operator; names it and its node.
         BuildError: The file is not a model, or an operator in it is not valid.
         OSError: The IR cannot be written; of errno ENOSPC when the disk is full.
     """
     if not onnx_path.is_file():
-        raise BuildError("There is no such model file.", where=str(onnx_path))
+        raise BuildError("The model file does not exist.", where=str(onnx_path))
     openvino = import_openvino()
     where = str(onnx_path)
     front_end = _front_end(openvino, "onnx")
@@ -97,7 +97,7 @@ def convert(onnx_path: Path, xml_path: Path) -> RuntimeInfo:
 
 
 def _order_stably(model: Any) -> None:
-    """Lets the lower index come first among equals, as ONNX has it of TopK, ArgMax and ArgMin."""
+    """Makes TopK, ArgMax and ArgMin take the lower index first among equals, as ONNX does."""
     for node in model.get_ops():
         if node.get_type_name() == "TopK" and "stable" in node.get_attributes():
             node.set_attribute("stable", True)
@@ -106,8 +106,8 @@ def _order_stably(model: Any) -> None:
 class OpenVinoRunner(Runner):
     """Runs OpenVINO IR on the CPU; made by ``from_file``.
 
-    A forked child of a process that loaded one may load none: OpenVINO shares its threads among all
-    models, and waits for ever for those that stayed with the parent.
+    A forked child of a process that loaded a model cannot load one: OpenVINO shares its threads
+    among all models, and waits for ever for the threads of the parent.
 
     Args:
         compiled: An ``openvino.CompiledModel``.
@@ -138,7 +138,7 @@ class OpenVinoRunner(Runner):
         threads: int | None = None,
         native: bool = True,
     ) -> Self:
-        """Compiles a model for this CPU, one request at a time as fast as it goes.
+        """Compiles a model for this CPU, for the least latency of one request.
 
         Args:
             path: The ``.xml`` of an IR whose ``.bin`` lies beside it.
@@ -161,7 +161,7 @@ class OpenVinoRunner(Runner):
                 fix=f"Use one of {', '.join(_HINTS)}.",
             )
         if not path.is_file():
-            raise BuildError("There is no such model file.", where=str(path))
+            raise BuildError("The model file does not exist.", where=str(path))
         openvino = import_openvino()
         if OpenVinoRunner._loaded_in not in (None, os.getpid()):
             raise forked_error("OpenVINO")
@@ -237,7 +237,7 @@ def import_openvino() -> ModuleType:
 
 
 def kernels_here() -> Path | None:
-    """Returns the native kernels for the installed OpenVINO; None where there are none that load.
+    """Returns the native kernels for the installed OpenVINO; None if none load.
 
     Raises:
         RuntimeMissingError: openvino is not installed.
@@ -253,7 +253,7 @@ def kernels_here() -> Path | None:
 
 @contextmanager
 def no_telemetry() -> Iterator[None]:
-    """Lets ``import openvino_telemetry`` fail meanwhile: what wants it then takes its own stub."""
+    """Makes ``import openvino_telemetry`` fail meanwhile, so that OpenVINO uses its own stub."""
     if _TELEMETRY in sys.modules:
         yield
         return
@@ -312,14 +312,14 @@ def _our_name(precision: str) -> str:
 
 
 def _write_error(xml_path: Path, said: str) -> OSError:
-    """What OpenVINO leaves out of a failed write: it goes on until the disk is full."""
+    """Returns the cause of a failed write, which OpenVINO does not report, as OSError."""
     full = shutil.disk_usage(xml_path.parent).free < _NO_SPACE
     number = errno.ENOSPC if full else errno.EIO
     return OSError(number, f"{os.strerror(number)} (OpenVINO: {said})", str(xml_path))
 
 
 def _last_lines(text: str) -> str:
-    """OpenVINO's message without the lines that say where in its source it arose."""
+    """Returns OpenVINO's message without the lines about its source code."""
     noise = re.compile(
         r"^((Caught exception: )?Exception from |Check '|While validating|FrontEnd API failed)"
         r"|^\s*$"
@@ -329,7 +329,7 @@ def _last_lines(text: str) -> str:
 
 
 def _convert_error(front_end: Any, onnx_path: Path, text: str) -> BuildError:
-    """The error of a failed conversion: an operator without a rule, an invalid one, or no model."""
+    """Returns the error of a failed conversion: an unknown or invalid operator, or no model."""
     unknown = re.search(r"No conversion rule found for operations: (.+)", text)
     if unknown:
         operators = [_operator(part) for part in unknown.group(1).split(", ")]
@@ -372,7 +372,7 @@ def _refused_nodes(front_end: Any, onnx_path: Path) -> list[tuple[str, str]]:
         # The unconverted nodes point into the loaded file: it must outlive them.
         loaded = front_end.load(str(onnx_path))
         model = front_end.convert_partially(loaded)
-    except Exception:  # the refusal itself is what gets reported; this only adds to it
+    except Exception:  # the refusal is reported all the same; this only adds to it
         return []
     nodes = []
     for node in model.get_ordered_ops():

@@ -38,8 +38,9 @@ def optimise_vit(onnx_path: Path, output: Path, *, heads: int = 0, hidden: int =
                 str(onnx_path), model_type="vit", num_heads=heads, hidden_size=hidden
             )
             optimised.save_model_to_file(str(output), use_external_data_format=False)
-        except Exception as error:  # its modules raise whatever they meet
-            # Raised below: what hangs on this error is a folder that its end would warn of.
+        except Exception as error:  # its modules raise errors of many classes
+            # Raised below: this error refers to a temporary folder, which would warn when it is
+            # freed.
             why = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
         finally:
             logging.disable(disabled)

@@ -23,10 +23,10 @@ from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, native_lib
 
 FLAVOUR = "onnxruntime-cpu"
 
-_FATAL = 4  # What ORT would log below this severity comes as an exception too.
+_FATAL = 4  # What ORT logs below this severity is raised as an exception too.
 _PROVIDERS = ["CPUExecutionProvider"]
-#: How many bytes a value may have that ORT computes ahead, while it loads a model: those of the
-#: model, since weights are turned and cast so, and some in any case. Others are computed in a run.
+#: The largest value that ORT computes while it loads a model, in bytes: that of the model, since
+#: weights are transposed and cast so, or this number. Larger values are computed in a run.
 _FOLDED = "optimization.constant_folding_max_output_size_in_bytes"
 _SMALL = 1 << 26
 
@@ -40,7 +40,7 @@ _DTYPES = {
     **{name: name for name in ("uint8", "uint16", "uint32", "uint64")},
 }
 
-# The ways in which ORT says that it has no such operator, and for which node.
+# Patterns of ORT's messages on a missing operator and its node.
 _REFUSALS = (
     re.compile(r"Fatal error: (?P<operator>\S+?)\(-?\d+\) is not a registered function/op"),
     re.compile(r'In Node, \("(?P<node>[^"]*)", (?P<operator>[^,]+), .*No Op registered for'),
@@ -49,7 +49,7 @@ _REFUSALS = (
         r"'(?P<node>[^']*)'"
     ),
 )
-# The ways in which it names the node of any other failure.
+# Patterns of ORT's messages that name the node of another failure.
 _BLAMES = (
     re.compile(r"Node \((?P<node>[^)]*)\) Op \((?P<operator>[^)]+)\)"),
     re.compile(r"Optype \((?P<operator>[^)]+)\).*in node \((?P<node>[^)]*)\)"),
@@ -101,11 +101,11 @@ class OrtRunner(Runner):
 
         Raises:
             RuntimeMissingError: onnxruntime is not installed.
-            OperatorRefusedError: ORT has no such operator.
+            OperatorRefusedError: ORT lacks an operator.
             BuildError: ORT cannot load the file.
         """
         if not path.is_file():
-            raise BuildError("There is no such model file.", where=str(path))
+            raise BuildError("The model file does not exist.", where=str(path))
         return cls._load(str(path), str(path), threads, native)
 
     @classmethod
@@ -119,7 +119,7 @@ class OrtRunner(Runner):
 
         Raises:
             RuntimeMissingError: onnxruntime is not installed.
-            OperatorRefusedError: ORT has no such operator.
+            OperatorRefusedError: ORT lacks an operator.
             BuildError: ORT cannot load the model.
         """
         return cls._load(model, "a model in memory", threads, native)

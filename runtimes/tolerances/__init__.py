@@ -1,1 +1,1 @@
-"""Compares arrays with what they may differ by."""
+"""Compares arrays within tolerances."""

@@ -1,15 +1,15 @@
-"""How far a candidate's output is from the reference's: the one arithmetic behind every gate.
+"""Measures how far an output is from its reference: the arithmetic behind every gate.
 
 With d = |candidate - reference| and s = max |reference| over its values that are no fills:
 
     max_abs  = max d        mean_abs = mean d        relative = max_abs / s  (max_abs where s = 0)
     rms      = √ mean d²    cosine   = <reference, candidate> / (|reference| |candidate|)
 
-How much a reference itself varies, its spread, is what an error of int8 is held to::
+An error of int8 is compared with the spread, which is how much the reference itself varies::
 
     spread   = √ mean |reference - its mean over the samples|²
 
-One answer for every input has an rms of one spread at least, however near its cosine is to 1.
+One output for every input has an rms of at least one spread, however near its cosine is to 1.
 
 Everything is computed in float64. Outputs of whole numbers or booleans are decisions, not
 measurements: their ``relative`` is the fraction of elements that differ, so only a tolerance of 0
@@ -64,10 +64,10 @@ def compare(reference: NDArray[Any], candidate: NDArray[Any]) -> Comparison:
     """Measures how far ``candidate`` is from ``reference``.
 
     Equal infinities agree. A NaN agrees with nothing, not even with another NaN: nothing can be
-    proven about such an output.
+    proven about that output.
 
     Args:
-        reference: What is right, any shape, of a real dtype.
+        reference: The expected values, any shape, of a real dtype.
         candidate: What is measured, of the same shape; of any floating dtype where the reference
             is floating, of any dtype of whole numbers or booleans where it is one of those.
 
@@ -155,8 +155,8 @@ def spread(reference: NDArray[Any], samples: int) -> float:
     return _rms((scaled - mean)[finite]) * largest
 
 
-#: How many root mean squared errors an entry may be off that changes its place, where int8 moves
-#: decisions as well and simulation says less.
+#: How many root mean squared errors a moved largest entry may be off, where int8 moves decisions
+#: too and the simulation is less exact.
 _TOP1_ERRORS = 3.0
 
 
@@ -175,7 +175,7 @@ class Channels:
     top1: NDArray[np.floating[Any]]
 
     def failure(self, reference: NDArray[Any], candidate: NDArray[Any]) -> str:
-        """Says what figures over all samples leave unseen: a channel, a largest entry; '' if none.
+        """Returns which channel or largest entry fails, hidden by figures of all samples; '' if none.
 
         Args:
             reference: What is right, (samples, …).
@@ -228,7 +228,7 @@ def along_axes(
 def unexplained_top1(
     reference: NDArray[Any], candidate: NDArray[Any], explained: NDArray[Any]
 ) -> str:
-    """Says which row has its largest entry elsewhere without a near-tie; '' where none has.
+    """Returns which row has its largest entry elsewhere without a near-tie; '' for none.
 
     Args:
         reference: What is right, (…, classes).

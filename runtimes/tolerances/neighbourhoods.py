@@ -1,9 +1,9 @@
-"""How far each value of an output may be off: by the scale of its own neighbourhood.
+"""Computes how far each value of an output may be off, from the scale of its neighbourhood.
 
-One scale for a whole output, its largest value, makes a tolerance empty wherever one value
-dominates: a row of padding at 1e9, boxes in pixels beside scores, one loud channel. So a value is
-held to those around it. For an output with one row a sample, its neighbourhoods are the values of
-its sample with the same index along one axis::
+One scale for a whole output, its largest value, makes a tolerance meaningless wherever one value
+dominates: a row of padding at 1e9, boxes in pixels beside scores, one large channel. So a value is
+    compared with those around it. For an output with one row a sample, its neighbourhoods are the
+    values of its sample with the same index along one axis::
 
     logits (B, C)          the sample, its column
     tokens (B, N, C)       its token, its channel
@@ -11,22 +11,22 @@ its sample with the same index along one axis::
     one number a sample    the numbers of all samples
 
 The scale of a neighbourhood is the root mean square of what is not zero in it, without the largest
-1 % (one value at least), or 1.48 times the median where that is less. Zeros say nothing of the size
-of the others, and are themselves held to the root mean square with them. With s the scale of a
+1 % (one value at least), or 1.48 times the median where that is less. Zeros say nothing about the
+size of the others; their own scale is the root mean square with zeros. With s the scale of a
 neighbourhood and e what rounding does to its values, measured on the model itself, a value x may be
 off by
 
     max(floor · |x|, min over its neighbourhoods of max(floor · s, e))
 
-A value beyond ``LOUD`` scales of a neighbourhood does not belong to it, for its own sake and for
-that of its neighbours, and neither does one that is small by chance where its other neighbourhood
-is as loud: it is computed from large numbers. One that belongs to none may be off by a share of
-itself. Fills, which are
-infinities and constants far beyond everything else, belong to nothing and are compared exactly, or
-to the precision that is computed in; to what rounding does to them, where they were computed.
+A value beyond ``LOUD`` scales of a neighbourhood does not belong to it: it would loosen the
+tolerance of its neighbours, and they would tighten its own. Nor does a value that is small by
+chance where its other neighbourhood is as large: it is computed from large numbers. A value that
+belongs to none may be off by a share of itself. Fills, which are infinities and constants far
+beyond everything else, belong to no neighbourhood. They are compared exactly, or to the precision
+that is computed in; or within their rounding error, where they were computed.
 
-A column is one value of all samples, also of those not at hand: how far it may be off is told to
-``limits``. Where it is, rows too short for a scale have no other neighbourhood.
+A column is one value of all samples, also of those not at hand: ``limits`` takes its tolerance as
+an argument. With it, rows too short for a scale have no other neighbourhood.
 
 Everything is computed in float64, with numpy alone.
 """
@@ -45,8 +45,7 @@ from tokexport.runtimes.tolerances.scales import ENDS, Flags, Floats, fills, med
 
 #: How many scales of a neighbourhood a value may have to belong to it.
 LOUD: Final = 10.0
-#: How many times its own scale, and that of its like, a neighbourhood may have whose values are
-#: taken for those of a crossing one.
+#: The factor of scales beyond which values of a neighbourhood count as those of a crossing one.
 _APART: Final = 3.0
 #: The fewest values that make a neighbourhood.
 FEWEST: Final = 4
@@ -62,7 +61,7 @@ def epsilon(dtype: str) -> float:
 
 @dataclass(frozen=True)
 class RoundingError:
-    """What rounding does to the values of an output.
+    """The rounding error of the values of an output.
 
     Attributes:
         by_axis: For every axis of neighbourhoods, how far their values may be off for that alone,
@@ -87,7 +86,7 @@ class RoundingError:
         )
 
     def times(self, factor: float) -> RoundingError:
-        """Returns so many times as much for every neighbourhood."""
+        """Returns a multiple of the error of every neighbourhood."""
         by_axis = tuple(one * factor for one in self.by_axis)
         return RoundingError(by_axis, self.share * factor, self.fills * factor)
 
@@ -102,8 +101,8 @@ class Neighbourhoods:
 
     Args:
         reference: What is right, (samples, …).
-        scale: The scale of every sample's neighbourhood (samples,) where each has one number and
-            these are but some of the samples; None takes it from them.
+        scale: The scale of every sample's neighbourhood (samples,), for samples of one number of
+            which these are only some; None computes it.
 
     Attributes:
         axes: The axes that a neighbourhood is one index of; empty where it is the whole sample, or
@@ -131,14 +130,14 @@ class Neighbourhoods:
 
     @property
     def _of_zero(self) -> tuple[Floats, ...]:
-        """What zeros are held to in place of ``scales``."""
+        """The scales of zeros, in place of ``scales``."""
         if self.is_one_number and self._scale is not None:
             return self.scales
         return tuple(scale for _, scale in self._both_scales)
 
     @cached_property
     def _both_scales(self) -> tuple[tuple[Floats, Floats], ...]:
-        """The scales of what is not zero, and those that zeros are held to."""
+        """The scales of values that are not zero, and those of zeros."""
         samples = len(self._values)
         known = np.where(self.fills, np.inf, self._values)
         if self.is_one_number:
@@ -153,7 +152,7 @@ class Neighbourhoods:
         return tuple(found)
 
     def belongs(self, position: int) -> Flags:
-        """Tells which values belong to their neighbourhood along one of the axes."""
+        """Returns which values belong to their neighbourhood along one of the axes."""
         own = self._spread(self.scales[position], position)
         inside: Flags = (self._values <= LOUD * own) & ~self.fills
         for other, scales in enumerate(self.scales):
@@ -211,10 +210,10 @@ class Neighbourhoods:
     def allowed(
         self, rounding_error: RoundingError, floor: float, computed_in: str = "float32"
     ) -> Floats:
-        """Returns how far every value may be off, (samples, …); nothing for an infinite one.
+        """Returns how far every value may be off, (samples, …); 0 for an infinite one.
 
         Args:
-            rounding_error: What rounding explains.
+            rounding_error: The rounding error.
             floor: The share of a scale that is always allowed.
             computed_in: The precision that is computed in, which fills are held to.
         """
@@ -236,7 +235,7 @@ class Neighbourhoods:
         return found
 
     def share_of_scale(self, rounding_error: RoundingError) -> tuple[Floats, ...]:
-        """Returns what rounding explains as a share of every neighbourhood's own scale."""
+        """Returns the rounding error as a share of every neighbourhood's own scale."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return tuple(
                 np.where((one > 0) & (scale > 0), one / scale, 0.0)
@@ -269,17 +268,17 @@ def limits(
     scale: Floats | None,
     columns: Floats | None = None,
 ) -> Floats:
-    """Returns how far every value of an output (batches, …) may be off, no more than float32 holds.
+    """Returns how far every value of an output (batches, …) may be off, up to float32's maximum.
 
     Args:
         outputs: The output.
-        rounding_error: What rounding explains of all its samples.
+        rounding_error: The rounding error of all its samples.
         floor: The share of a scale that is always allowed.
         computed_in: The precision that is computed in, which fills are held to.
         samples: How many samples a batch has.
         scale: The scale that samples of one number have; None takes it from these.
         columns: How far each value of all samples may be off for its column, beside a share of
-            itself; None where that is not told.
+            itself; None where it is not known.
     """
     flat = as_samples(outputs, samples)
     around = Neighbourhoods(flat, scale)
@@ -373,8 +372,8 @@ def differences(
     """Returns the absolute differences; infinite where one side has no number to compare.
 
     Equal infinities are no distance apart. A fill that leaves the range of a half type comes back
-    as an infinity or as the largest number of that type: where ``allowed`` says that a value is
-    held to no more than that, it is taken for what it was.
+    as an infinity or as the largest number of that type: where ``allowed`` permits that, it counts
+    as equal.
     """
     wide, other = reference.astype(np.float64), candidate.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -386,7 +385,7 @@ def differences(
 
 
 def _is_saturated(wide: Floats, other: Floats, allowed: Floats) -> Flags:
-    """Tells which values are fills beyond what a half type holds, and came back at its end."""
+    """Returns which values are fills beyond a half type's range that came back as its largest."""
     found = np.zeros(wide.shape, bool)
     size = np.abs(wide)
     for dtype in ("float16", "bfloat16"):

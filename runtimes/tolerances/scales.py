@@ -1,4 +1,4 @@
-"""The scale of some magnitudes, and the values that have no part in it.
+"""Computes the scale of magnitudes, and finds the fills that do not count.
 
 Everything is computed in float64, with numpy alone.
 """
@@ -31,9 +31,9 @@ _FILL_KINDS: Final = 4
 
 
 def scales_of(values: Floats) -> tuple[Floats, Floats]:
-    """Returns the scale of what is not zero in each row of magnitudes (rows, values).
+    """Returns the scale of the nonzero values in each row of magnitudes (rows, values).
 
-    Beside it the scale that zeros are held to; infinities are left out of both.
+    Beside it, the scale of zeros; infinities are left out of both.
     """
     ordered = np.sort(values, axis=1)
     counts = np.isfinite(ordered).sum(axis=1)
@@ -61,7 +61,7 @@ def scales_of(values: Floats) -> tuple[Floats, Floats]:
 
 
 def median_of(scales: Floats) -> Floats:
-    """Returns the median of what is not zero in each row; 0 where all is."""
+    """Returns the median of the nonzero values in each row; 0 without any."""
     ordered = np.sort(scales, axis=1)
     zeros = (ordered == 0).sum(axis=1)
     middle = np.minimum((zeros + ordered.shape[1]) // 2, ordered.shape[1] - 1)[:, None]
@@ -70,7 +70,7 @@ def median_of(scales: Floats) -> Floats:
 
 
 def fills(reference: NDArray[Any]) -> Flags:
-    """Tells which values are fills: infinities, and constants far beyond everything else.
+    """Returns which values are fills: infinities, and constants far beyond all other values.
 
     Args:
         reference: A floating output, (samples, …).
@@ -101,5 +101,5 @@ def _largest_fill(values: Floats, marked: Flags) -> Flags | None:
     if not rest.size or (count < 2 and top not in ENDS):
         return None
     scale = float(scales_of(rest.reshape(1, -1))[1][0])
-    # What is small beside a 0 is no constant far beyond the rest: masks of 0 and 1 have no fills.
+    # A small constant beside zeros is no fill: masks of 0 and 1 have none.
     return kind if scale > 0 and top >= FILL_SCALES * scale else None

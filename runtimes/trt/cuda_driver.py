@@ -1,8 +1,8 @@
-"""The few calls of the CUDA driver that running an engine takes, through ctypes.
+"""Calls the functions of the CUDA driver that running an engine needs, through ctypes.
 
-The driver's own library (libcuda.so.1) is there wherever a GPU can be used, so neither a CUDA
-toolkit nor a Python package for CUDA is needed. TensorRT works in the device's primary context,
-and so does this.
+The driver's own library (libcuda.so.1) is installed wherever a GPU can be used, so neither a CUDA
+toolkit nor a Python package for CUDA is needed. TensorRT works in the device's primary context, and
+so does this.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Gpu:
 
 
 class CudaDriverError(RunError):
-    """There is no driver or no GPU, or a call of the driver failed."""
+    """The driver or the GPU is missing, or a call of the driver failed."""
 
 
 class CudaDriver:
     """The driver, initialised.
 
     Raises:
-        CudaDriverError: There is no driver on this machine, or it has no GPU to show.
+        CudaDriverError: The machine has no driver, or the driver shows no GPU.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class CudaDriver:
         """Calls a function of the driver, every argument a ctypes value.
 
         Raises:
-            CudaDriverError: The driver has no such function, or it returned an error.
+            CudaDriverError: The driver lacks the function, or it returned an error.
         """
         try:
             status = getattr(self._library, function)(*arguments)
@@ -111,7 +111,7 @@ class DeviceBuffers:
         sizes: Bytes to allocate for each name.
 
     Raises:
-        CudaDriverError: The GPU has not that much memory free.
+        CudaDriverError: The GPU has too little free memory.
     """
 
     def __init__(self, driver: CudaDriver, sizes: dict[str, int]) -> None:
@@ -146,7 +146,7 @@ class DeviceBuffers:
         return self._stream.value or 0
 
     def address(self, name: str) -> int:
-        """Where a buffer lies on the device."""
+        """Returns the address of a buffer on the device."""
         return self._pointers[name].value
 
     def upload(self, name: str, array: Array) -> None:

@@ -1,4 +1,4 @@
-"""Builds a TensorRT engine from an ONNX file, ahead of time and without a GPU where RTX does it.
+"""Builds a TensorRT engine from an ONNX file, with RTX also without a GPU.
 
 The network is strongly typed: the types stand in the ONNX graph, and TensorRT follows them. An
 attention layer may be decomposed where no fused kernel takes it; in fp32 none does.
@@ -49,7 +49,7 @@ def build_engine(onnx_path: Path, engine_path: Path) -> RuntimeInfo:
         OSError: The engine cannot be written.
     """
     if not onnx_path.is_file():
-        raise BuildError("There is no such model file.", where=str(onnx_path))
+        raise BuildError("The model file does not exist.", where=str(onnx_path))
     tensorrt = find_tensorrt()
     api = tensorrt.api
     with tensorrt.log.collecting():
@@ -93,7 +93,7 @@ def _check_static(network: Any, onnx_path: Path) -> None:
 
 
 def _allow_decomposed_attention(api: Any, network: Any) -> None:
-    """Lets every attention fall back on plain layers; a fused kernel is still taken first."""
+    """Allows every attention to fall back on plain layers; a fused kernel still comes first."""
     kind = getattr(api.LayerType, "ATTENTION_INPUT", None)
     if kind is None:
         return
@@ -106,7 +106,7 @@ def _allow_decomposed_attention(api: Any, network: Any) -> None:
 
 
 def _set_capabilities(tensorrt: TensorRt, config: Any) -> list[str]:
-    """Chooses the GPUs to compile for: all that RTX can, or the one that is here."""
+    """Sets the GPUs to compile for: all of RTX, or the one of this machine."""
     if tensorrt.flavour != RTX:
         return [CudaDriver().gpu().compute_capability]
     names = tensorrt.api.ComputeCapability.__members__
@@ -118,7 +118,7 @@ def _set_capabilities(tensorrt: TensorRt, config: Any) -> list[str]:
 
 
 def _parse_error(parser: Any, tensorrt: TensorRt, onnx_path: Path) -> BuildError:
-    """The error of a file that the ONNX parser does not take."""
+    """Returns the error of a file that the ONNX parser refuses."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     if not errors:
         return BuildError(
@@ -149,7 +149,7 @@ def _parse_error(parser: Any, tensorrt: TensorRt, onnx_path: Path) -> BuildError
 
 
 def _build_error(tensorrt: TensorRt, onnx_path: Path) -> BuildError:
-    """The error of a network that parsed, and failed to build."""
+    """Returns the error of a network that was parsed but not built."""
     said = "; ".join(tensorrt.log.errors) or "it does not say why"
     found = _LAYER.search(said)
     node, operator = (found["node"], found["operator"]) if found else ("", "")

@@ -42,10 +42,10 @@ _PARSING = re.compile(r"(?:Static check for parsing|Parsing) node: (?P<node>.*) 
 
 
 class Log:
-    """Collects what TensorRT says, so that none of it is printed.
+    """Collects TensorRT's messages in place of printing them.
 
     TensorRT has one logger in a process, the first that it was given; so this one is shared, and
-    ``collecting`` lets one caller at a time read it.
+    ``collecting`` gives it to one caller at a time.
 
     Attributes:
         errors: The errors since ``collecting`` began.
@@ -59,7 +59,7 @@ class Log:
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Starts anew, and keeps other threads from starting until the end."""
+        """Clears the messages, and blocks other threads until the end."""
         with self._lock:
             self.errors.clear()
             self.parsing = ("", "")
@@ -93,7 +93,7 @@ class TensorRt:
 
 
 def find_tensorrt() -> TensorRt:
-    """The TensorRT to build with: the full one if it works here and a GPU is there, else RTX.
+    """Returns the TensorRT to build with: the full one if it works here with a GPU, else RTX.
 
     Raises:
         RuntimeMissingError: Neither is installed, or RTX is, but its parts do not fit together.
@@ -121,7 +121,7 @@ def load_full() -> TensorRt:
 
     Raises:
         RuntimeMissingError: It is not installed, is a package without the library, or its builder
-            cannot be made, for want of a GPU say.
+            cannot be made, for example without a GPU.
     """
     try:
         api = import_runtime("tensorrt", extra="trt-rtx")

@@ -1,4 +1,4 @@
-"""Runs a TensorRT engine, where there is a GPU that the engine was built for."""
+"""Runs a TensorRT engine on a GPU that the engine was built for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tokexport.runtimes.trt.libraries import FULL, RTX, TensorRt, load_full, loa
 
 NO_GPU = "Engine built; running it needs a GPU and a CUDA 13 driver (r580 or newer)."
 
-#: What a version looks like; any other text of a manifest is in no command that people run.
+#: The form of a version; other text of a manifest never gets into a command.
 _VERSION = re.compile(r"\d+(\.\w+)*")
 _PRODUCTS = {FULL: "TensorRT", RTX: "TensorRT-RTX"}
 _RTX_CUDA = (13, 0)  # what the RTX wheels of CUDA 13 need of the driver
@@ -72,7 +72,7 @@ class TrtRunner(Runner):
         outputs: tuple[TensorSpec, ...],
         built: RuntimeInfo,
     ) -> Self:
-        """Loads an engine, after making sure that it was built for this machine.
+        """Loads an engine, after checking that it was built for this machine.
 
         Args:
             path: The engine.
@@ -140,7 +140,7 @@ class TrtRunner(Runner):
             self._buffers.close()
 
 
-_NO_GPU_FIX = "Copy the bundle to such a machine, and run or verify it there."
+_NO_GPU_FIX = "Copy the bundle to a machine with both, and run or verify it there."
 
 
 def check_version(built: RuntimeInfo, installed: str) -> None:
@@ -219,7 +219,7 @@ def _check_tensors(
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
 ) -> None:
-    """Holds the engine's inputs and outputs to what memory is allocated for."""
+    """Checks the engine's inputs and outputs against the manifest's, for the memory of buffers."""
     modes = tensorrt.api.TensorIOMode
     found = {}
     for index in range(engine.num_io_tensors):

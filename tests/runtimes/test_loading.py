@@ -163,7 +163,7 @@ def test_an_artifact_that_gives_another_shape_than_it_says(
     x = np.zeros((2, 5), np.float32)
     with load(bundle) as runner:
         assert runner.run({"x": x, "sizes": np.array([2, 5])})["y"].shape == (2, 5)
-        with pytest.raises(RunError, match=r"gave y float32 \(5, 2\), which is not what it says"):
+        with pytest.raises(RunError, match=r"returned y as float32 \(5, 2\), not as the"):
             runner.run({"x": x, "sizes": np.array([5, 2])})
 
 

@@ -158,7 +158,7 @@ def test_a_choice_of_samples_that_does_not_fit_is_refused(
 ) -> None:
     bundle = make_bundle()
     rewrite_reference(bundle, steady=steady)
-    with pytest.raises(BundleError, match="no choice of some in each batch"):
+    with pytest.raises(BundleError, match="does not select samples in each batch"):
         verify_bundle(bundle)
 
 

@@ -14,7 +14,7 @@ REFUSED = {
     "no XML": ("<net><layers></net>", "no XML"),
     "nothing": ("", "no XML"),
     "entities": ('<!DOCTYPE net [<!ENTITY a "b">]><net>&a;</net>', "declares entities"),
-    "levels without end": ("<a>" * 100_000 + "</a>" * 100_000, "deeper in one another"),
+    "levels without end": ("<a>" * 100_000 + "</a>" * 100_000, "nests them deeper"),
     "a loop": (LAYER.format("TensorIterator", ""), "a graph of its own"),
     "a loop in a layer": (
         LAYER.format("Other", f"<body>{LAYER.format('Loop', '')}</body>"),

@@ -259,9 +259,9 @@ def test_a_truncated_ir_is_refused(converted: Path, suffix: str) -> None:
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="no such model file"):
+    with pytest.raises(BuildError, match="model file does not exist"):
         convert(tmp_path / "model.onnx", tmp_path / "model.xml")
-    with pytest.raises(BuildError, match="no such model file"):
+    with pytest.raises(BuildError, match="model file does not exist"):
         OpenVinoRunner.from_file(tmp_path / "model.xml")
 
 

@@ -136,7 +136,7 @@ def test_a_file_that_is_no_model(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="no such model file") as caught:
+    with pytest.raises(BuildError, match="model file does not exist") as caught:
         OrtRunner.from_file(tmp_path / "model.onnx")
     assert "model.onnx" in caught.value.where
 
