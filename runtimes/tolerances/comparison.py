@@ -175,7 +175,7 @@ class Channels:
     top1: NDArray[np.floating[Any]]
 
     def failure(self, reference: NDArray[Any], candidate: NDArray[Any]) -> str:
-        """Returns which channel or largest entry fails, hidden by figures of all samples; '' if none.
+        """Returns which channel or largest entry fails behind figures of all samples, or ''.
 
         Args:
             reference: What is right, (samples, …).
