@@ -1,1 +1,1 @@
-"""Rewrites of the traced graph: torch passes, ONNX functions, ONNX passes."""
+"""Rewrites the traced graph: torch passes, ONNX functions, ONNX passes."""

@@ -1,14 +1,14 @@
-"""The errors of the rewriting room: what happened, where, and what to do about it."""
+"""Defines the errors of ``graph_passes``: what happened, where, and what to do."""
 
 from __future__ import annotations
 
 
 class GraphError(Exception):
-    """Something the user can mend; it is shown without a traceback.
+    """An error that the user can fix; it is shown without a traceback.
 
     Args:
         what: What happened, one sentence.
-        where: The file, node, input or source line it happened at; empty when there is none.
+        where: The file, node, input or source line it happened at; empty if unknown.
         fix: What the user can do now; empty only when nothing can be done.
     """
 
@@ -19,7 +19,7 @@ class GraphError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        """Returns the parts that are there, a line each."""
+        """Returns the parts that are not empty, a line each."""
         return "\n".join(part for part in (self.what, self.where, self.fix) if part)
 
 
@@ -32,4 +32,4 @@ class TokenCountError(GraphError):
 
 
 class PassError(GraphError):
-    """A pass broke its own postcondition: a bug of ours."""
+    """A pass broke its own postcondition: a bug of tokexport."""

@@ -1,4 +1,4 @@
-"""The passes of every stage, in order: the only list there is."""
+"""Lists the passes of every stage, in order; the only list of them."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ LOWER: Final[dict[str, tuple[PassBase, ...]]] = {
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What a lowered graph computes in.
+    """The arithmetic of a lowered graph.
 
     Attributes:
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
@@ -255,7 +255,7 @@ _Passes: TypeAlias = tuple[PassBase, ...]
 
 @dataclass(frozen=True)
 class Rewritten(PassResult):
-    """A rewritten program, and what its model is made of.
+    """A rewritten program, with its token counts and recognised operators.
 
     Attributes:
         token_schedule: The number of tokens that each attention sees.
@@ -287,7 +287,7 @@ AROUND: Final[dict[tuple[str, str], Callable[[Arithmetic], tuple[_Passes, _Passe
 def lowering(
     target: str, arithmetic: Arithmetic = FP32, forms: Forms | None = None
 ) -> tuple[PassBase, ...]:
-    """Returns the passes of a target for what it is to compute in, in order.
+    """Returns the passes of a target for an arithmetic, in order.
 
     ``ChooseForms`` takes the forms that were measured; without any it changes nothing.
     """
@@ -308,10 +308,10 @@ def rewrite(
 
     Args:
         program: The captured program.
-        look: Reads the program in between, when it is still all that the model is made of.
+        look: Reads the program in between, before unread parts are dropped.
 
     Returns:
-        What is shipped; what it says was recognised is what was there before ``TRIM``.
+        The program after ``TRIM``, with the operators that were recognised before it.
     """
     recognised = run_passes(program, REWRITE)
     if look is not None:

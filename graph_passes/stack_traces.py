@@ -1,4 +1,4 @@
-"""Names the lines of the user's code that a value or an error came from.
+"""Finds the lines of the user's code that a value or an error came from.
 
 Frames of torch, einops, the standard library and this package are left out wherever others are
 known: a line of timm's or transformers' is named where the model is theirs. A frame inside a graph
@@ -59,7 +59,7 @@ def is_users(file: str) -> bool:
 
 
 def user_frames(stack: Iterable[tuple[FrameType, int]]) -> list[Frame]:
-    """Returns the user's frames of a living stack, and the last one named forward if there is none.
+    """Returns the user's frames of a live stack, or the last one named forward.
 
     Args:
         stack: Frames with the lines they are at, from the outermost on.
@@ -94,7 +94,7 @@ def source_line(node: Node) -> str:
 
 
 def origin(node: Node) -> str:
-    """Says at which line a node stands and which forward called that; by its name if no line is.
+    """Returns the line of a node and the forward that called it; its name without a line.
 
     For the place of a message, as ``At m.py:12, in merge: x[idx] (called by m.py:40, in forward)``.
     """

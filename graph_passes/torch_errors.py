@@ -1,7 +1,7 @@
-"""Says what torch raised while it traced, without the names that only torch's insides have.
+"""Translates errors of torch's tracer into terms of the user's code.
 
 ``FakeTensor(..., size=(u0, 2))`` becomes "a tensor (?, 2)", ``aten.foo.default(Tensor self, …)``
-the operator's name, and what is known to happen to users is said in words of their code.
+the operator's name, and what is known to happen to users is explained in terms of their code.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _OF_DATA: Final = (
     "GuardOnDataDependentSymNode",
     "PendingUnbackedSymbolNotFound",
 )
-#: What is found in the class and the text of an error, and what is said instead.
+#: Patterns in the class and text of an error, and their explanations.
 _KNOWN: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
     (re.compile(pattern, re.DOTALL), said)
     for pattern, said in (
         (
             r"\.numpy\(\) is not supported|Cannot access data pointer|data is not allocated yet",
-            "the numbers of a tensor are handed to NumPy or another library, where no trace goes",
+            "the numbers of a tensor go to NumPy or another library, which no trace follows",
         ),
         (
             r"FakeTensor\.__format__|FakeTensor\.__(int|float|index|bool)__",
@@ -47,7 +47,7 @@ _KNOWN: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         ),
         (
             r"ConstraintViolationError|Constraints violated",
-            "its code takes the size of the example for the only one",
+            "its code works for the size of the example only",
         ),
     )
 )

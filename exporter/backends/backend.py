@@ -26,8 +26,8 @@ class Backend(ABC):
         package: The package whose version measurements are of.
         artifact: The file that its runtime loads; the suffix is its own.
         precisions: The precisions that it can compute in, fp32 first.
-        plain_precisions: The precisions in which it can run an fp32 graph, by default or on
-        request. quantizations: How int8 may find the ranges of activations, the default first.
+        plain_precisions: The precisions in which it can run an fp32 graph.
+        quantizations: How int8 may find the ranges of activations, the default first.
         runs_lowered: Whether the lowered ONNX file itself is the artifact.
         narrows_lowered: Whether the types of a half precision are in the lowered graph already.
         runs_on_cpu: Whether every machine runs it; else only one with a device.

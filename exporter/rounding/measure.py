@@ -2,13 +2,13 @@
 
 Two errors are measured on the traced graph, with its decisions in fp32 held fixed:
 
-* how far eager is from the same graph in float64, whatever types the code names; * how far the
-graph in float64 moves when the result of every operation is off by as much as rounding it would
-make it, up or down by chance (Monte Carlo arithmetic: Parker, "Monte Carlo Arithmetic", 1997), and
-sums by as much as their order does (``accumulation``). A sigmoid and its like are off by as much of
-what they are a part of, as runtimes compute small ones with the error of large ones. It knows
-nothing of eager, so a fault of the trace does not widen it; and it is there where eager, by luck,
-is exact.
+* how far eager is from the same graph in float64, whatever types the code names;
+* how far the graph in float64 moves when every result is moved, up or down by chance, as far as
+  rounding could (Monte Carlo arithmetic: Parker, "Monte Carlo Arithmetic", 1997), and sums as far
+  as their order could (``accumulation``). The error of a sigmoid and the like is a share of the
+  number that it is a part of, as runtimes compute small results with the error of large ones. This
+  error does not depend on eager, so a fault of the trace does not widen it; and it is not zero
+  where eager, by chance, is exact.
 
 Along an axis a Fourier transform sums n terms f x with |f| = s, so a product in its place is off by
 about √(PART n / 2) s √(Σ |x|²) last bits, as ``accumulation`` says of others; several axes are as

@@ -1,1 +1,1 @@
-"""Says what a graph costs, what it is made of and what stayed generic."""
+"""Analyses a graph: its cost, its blocks and its unrecognised operators."""

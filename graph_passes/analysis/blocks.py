@@ -1,9 +1,10 @@
-"""Finds the repeated blocks of a model in its traced graph, and how many tokens pass through each.
+"""Finds the repeated blocks of a model in its traced graph, and counts the tokens of each.
 
 A block is an element of a numbered container (``blocks.3`` of a ModuleList or Sequential) of which
-at least two elements hold attention; of nested containers the innermost such one counts
+at least two elements hold attention; of nested containers the innermost of these counts
 (``layers.1.blocks.0`` in a hierarchical model). No name is known beforehand. Where a node's module
-is not recorded, as in a program that was exported before, the weights that it reads tell it.
+is not recorded, as in a program that was exported before, it is found from the weights that the
+node reads.
 
 What runs between two blocks, a pruning step in the model's own forward for example, counts with the
 block before it.
@@ -26,7 +27,7 @@ from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, Produc
 
 @dataclass(frozen=True)
 class Tokens:
-    """What passes through a block.
+    """The tokens that pass through a block.
 
     Attributes:
         entering: Tokens of an image that enter it.
@@ -42,7 +43,7 @@ class Tokens:
 
 
 class Blocks:
-    """Which node of a program belongs to which block.
+    """Maps the nodes of a program to its blocks.
 
     Args:
         program: A captured or rewritten program.
@@ -63,7 +64,7 @@ class Blocks:
                 self._block_of[node] = current
 
     def block_of(self, node: Node) -> int | None:
-        """Returns the position of the block in ``paths``; None before, behind and outside all."""
+        """Returns the position of the block in ``paths``; None before, after and outside all."""
         return self._block_of.get(node)
 
     def members(self, position: int) -> set[Node]:

@@ -1,9 +1,8 @@
-"""Says what of a rewritten graph is no operator of the domain, and why not.
+"""Finds the operators of a rewritten graph that were not recognised, and the reasons.
 
-Whatever stays generic still exports and runs; it is only slower, or harder on a runtime. Looked at
-are softmax attention, selections by a product, gathers and scatters, products with a one-hot
-matrix, Fourier transforms, sorts of integers, searches, and merged rows that nothing joins with the
-kept ones.
+Generic operators still export and run, but slower, or on fewer runtimes. Checked are softmax
+attention, selections by a product, gathers and scatters, products with a one-hot matrix, Fourier
+transforms, sorts of integers, searches, and merged rows that nothing joins with the kept ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Counts the multiply-accumulates (MACs) of a graph, node by node, whatever the model.
+"""Counts the multiply-accumulates (MACs) of a graph, node by node.
 
 A product of (m, k) and (k, n) costs m · n · k, a convolution its outputs times the inputs that each
 of them reads, an attention both of its products. Biases, activations and softmax cost nothing, and
@@ -47,7 +47,7 @@ from tokexport.graph_passes.torch_passes.trim.drop_unread_columns import columns
 
 @dataclass(frozen=True)
 class NodeMacs:
-    """What one node costs.
+    """The cost of one node.
 
     Attributes:
         node: The node.

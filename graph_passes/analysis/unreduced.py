@@ -1,4 +1,4 @@
-"""Estimates what a model that reduces its tokens would cost without the reduction.
+"""Estimates the cost of a token-reducing model without its reduction.
 
 The same graph is counted with every token axis of a block at the number of tokens that enter the
 first block of the same width: linear layers, convolutions and normalisations by their rows,
@@ -66,7 +66,7 @@ def _scale(own: Tokens, tokens: Sequence[Tokens | None]) -> _Scale:
 
 
 def _full(own: Tokens, tokens: Sequence[Tokens | None]) -> int:
-    """Returns what enters the first block of the same width."""
+    """Returns the tokens that enter the first block of the same width."""
     return next(one.entering for one in tokens if one is not None and one.width == own.width)
 
 

@@ -1,4 +1,4 @@
-"""Functions of a layer that merges tokens forth and back, before its attention: MCTF.
+"""Defines functions for layers that merge tokens in both directions before attention: MCTF.
 
 The first P tokens stay. Of the others, in the sets a and b, r of a merge into b and then s of b
 into what is left of a; the new order is what stays, what is left of a, what is left of b. B images,

@@ -1,4 +1,4 @@
-"""Functions that join what a block of a ViT computes, each one native kernel of ONNX Runtime.
+"""Defines functions that fuse parts of a ViT block, each a native kernel of ONNX Runtime.
 
 The lowering for ONNX Runtime puts them in; without the library of kernels their bodies run, the
 same computation in standard operators. ``runtimes/native`` holds the kernels.

@@ -1,4 +1,4 @@
-"""The bodies of the ``tokexport`` operators in standard ONNX (opset 20).
+"""Defines the bodies of the ``tokexport`` operators in standard ONNX (opset 20).
 
 Each operator is a model-local function of domain ``tokexport``. A runtime with a native kernel of
 that name uses it, any other inlines the body, so an artifact runs everywhere. No body holds a

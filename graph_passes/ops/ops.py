@@ -1,4 +1,4 @@
-"""The operators of domain ``tokexport``: what a token reduction is made of.
+"""Defines the operators of domain ``tokexport``, of which token reductions are made.
 
 B batch, N tokens, C channels, H heads, D head channels, K rows moved, r tokens merged.
 

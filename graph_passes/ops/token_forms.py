@@ -1,4 +1,4 @@
-"""Other bodies of the operators that move tokens: the same result, computed another way.
+"""Defines further forms of the token operators: bodies that give the same result.
 
 Which is fastest depends on shapes, batch, runtime and processor, so ``tokexport compile --tune``
 measures. The form ``F`` of an operator ``O`` is the function ``O__F``; the standard bodies, in
@@ -193,7 +193,7 @@ FORMS: Final[dict[str, dict[str, str | None]]] = _bodies()
 
 
 def candidates(operator: str, *, kernels: bool) -> tuple[str, ...]:
-    """Returns the forms of an operator, what runs without a choice first.
+    """Returns the forms of an operator, the default first.
 
     Args:
         operator: A key of ``FORMS``.

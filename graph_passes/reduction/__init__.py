@@ -1,1 +1,1 @@
-"""Token reduction put into a plain ViT, block by block, on the blocks' own graphs."""
+"""Puts token reduction into the blocks of a plain ViT, on the blocks' own graphs."""

@@ -1,4 +1,4 @@
-"""The attention of one layer, as far as a method or the block asks for it."""
+"""Computes the attention of one layer, as far as a method or the block needs it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Attention:
-    """softmax(q kᵀ scale + log size) v of B images, H heads, N tokens.
+    """Attention softmax(q kᵀ scale + log size) v of B images, H heads, N tokens.
 
     Attributes:
         q: (B, H, N, D).
         k: (B, H, N, D).
         v: (B, H, N, Dv).
-        scale: What q kᵀ is multiplied by.
+        scale: The factor of q kᵀ.
         log_size: The additive bias of each key, (B, N), or None.
         given: Probabilities (B, H, N, N) to use in place of the softmax, or None.
     """
@@ -43,7 +43,7 @@ class Attention:
 
     @functools.cached_property
     def of_class_token(self) -> Tensor:
-        """What the first token attends to, averaged over heads: (B, N)."""
+        """Returns the attention of the first token, averaged over heads: (B, N)."""
         if "probabilities" in self.__dict__ or self.given is not None:
             return self.probabilities[:, :, 0].mean(dim=1)
         return self.rows(self.q[:, :, :1])[:, :, 0].mean(dim=1)

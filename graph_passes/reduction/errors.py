@@ -1,4 +1,4 @@
-"""The errors of the surgery."""
+"""Defines the errors of surgery."""
 
 from __future__ import annotations
 

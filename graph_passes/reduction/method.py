@@ -1,4 +1,4 @@
-"""What a reduction method is: options, and what it does at which place of a block.
+"""Defines the base of reduction methods: options, and hooks at places of a block.
 
 A method is a frozen dataclass. Its fields are its options, each made by ``option``; it overrides
 the places it works at and returns new tokens from there. N is a plain number in there, to compute
@@ -20,7 +20,7 @@ from tokexport.graph_passes.reduction.tokens import Tokens
 
 @dataclass(frozen=True)
 class Layer:
-    """Which block it is.
+    """The block that a method works in.
 
     Attributes:
         index: Its position, from 0.
@@ -34,14 +34,14 @@ class Layer:
 
 
 class Block(Protocol):
-    """What a method may ask of the block it works in."""
+    """The functions of a block that a method may use."""
 
     def attention(self, tokens: Tokens) -> Attention:
         """Computes queries, keys and values of the block's norm and projections."""
 
 
 def option(default: Any, help: str) -> Any:
-    """Declares an option of a method with its default and what it means."""
+    """Declares an option of a method with its default and its meaning."""
     return dataclasses.field(default=default, metadata={"help": help})
 
 
@@ -101,7 +101,7 @@ def check(good: bool, what: str, fix: str) -> None:
     """Refuses options that make no sense together.
 
     Raises:
-        SurgeryError: They do not.
+        SurgeryError: They make no sense together.
     """
     if not good:
         raise SurgeryError(what, fix=fix)
@@ -111,7 +111,7 @@ def check_shares(name: str, shares: float | tuple[float, ...]) -> None:
     """Refuses a share, or one of several, that keeps nothing or more than all.
 
     Raises:
-        SurgeryError: It is none.
+        SurgeryError: A share is not above 0 and at most 1.
     """
     for share in shares if isinstance(shares, tuple) else (shares,):
         check(0 < share <= 1, f"{name} is {share}.", "Give a share above 0, at most 1.")

@@ -1,4 +1,4 @@
-"""How many tokens go in which layer."""
+"""Computes how many tokens each layer removes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def at_layer(
     Args:
         r: One number for all layers, or one for each.
         layer: Which.
-        inflection: Lets one number rise (1), stay (0) or fall (-1) from the first layer to the
+        inflection: Makes one number rise (1), stay (0) or fall (-1) from the first layer to the
             last: from r(1 - inflection) to r(1 + inflection) (ToMe, section 3, "token merging
-            schedule").
+                schedule").
 
     Raises:
         SurgeryError: The list is of another length.

@@ -1,4 +1,4 @@
-"""What a method decided about the tokens of a layer, ready to be applied to any value of theirs.
+"""Maps the tokens of a layer as a method decided, for any value with a row a token.
 
 ===============  ================================================================================
 ``Selection``    some tokens stay, in the order given; the others are dropped
@@ -26,7 +26,7 @@ Rows = slice | Tensor
 
 
 class TokenMap(Protocol):
-    """What takes N tokens to M."""
+    """A map from N tokens to M."""
 
     def __call__(self, value: Tensor, mode: str = "sum") -> Tensor:
         """Maps (B, N, C) to (B, M, C); rows that meet are reduced by ``mode`` of ``ops.MODES``."""

@@ -1,4 +1,4 @@
-"""The tokens between two blocks, and what travels with them."""
+"""Holds the tokens between two blocks, with their sizes, origins and memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tokexport.graph_passes.reduction.token_maps import TokenMap
 
 @dataclass(frozen=True)
 class Trace:
-    """Which tokens of the first block are where.
+    """Where the tokens of the first block are now.
 
     Attributes:
         origins: For each token now, the first block's token it continues, (B, N) int64; None where
-            there is no such token any more.
+            no token continues one.
         places: For each token of the first block, where it is now, (B, N0) int64, -1 where it was
             dropped.
         last: What the first block's tokens last were, (B, N0, C): read where one was dropped. None
@@ -59,7 +59,7 @@ class Tokens:
         special: How many of them, at the front, are class, distillation or register tokens.
         began: How many tokens entered the first block.
         size: How many patches each stands for, (B, N, 1); None while each stands for one.
-        trace: Where they come from; None where nobody asks.
+        trace: Where they come from; None where it is not needed.
         memory: What a method carries from block to block; its own business.
     """
 
@@ -123,7 +123,7 @@ class Tokens:
         """Returns tokens (B, M, C) that no single old token continues in.
 
         Raises:
-            SurgeryError: Somebody needs to know where they come from.
+            SurgeryError: The origins of the tokens are needed.
         """
         if self.trace is not None:
             raise SurgeryError(

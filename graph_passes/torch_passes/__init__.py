@@ -1,1 +1,1 @@
-"""Torch passes: token operations become operators of the tokexport domain."""
+"""Holds the torch passes, which make token operations operators of the tokexport domain."""

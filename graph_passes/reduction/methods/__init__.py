@@ -1,1 +1,1 @@
-"""The reduction methods, one a file, and the list of them."""
+"""Holds the reduction methods, one a file, and the list of them."""

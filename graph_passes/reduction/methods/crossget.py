@@ -25,7 +25,7 @@ from tokexport.graph_passes.reduction.tokens import Tokens
 
 
 class CrossToken(nn.Module):
-    """What another modality asks of the patches.
+    """A learned token that scores the patches for another modality.
 
     Args:
         width: C.

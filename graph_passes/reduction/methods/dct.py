@@ -31,7 +31,7 @@ def dct_matrix(size: int) -> NDArray[np.float64]:
 def shortening(size: int, kept: int) -> NDArray[np.float64]:
     """Returns the matrix (kept, size): DCT-II, the first frequencies, inverse at that length.
 
-    It is no tensor, so that what a trace asks for first is no part of the trace.
+    It is no tensor, so that the first use in a trace does not become part of the trace.
     """
     return dct_matrix(kept).T @ dct_matrix(size)[:kept]
 
@@ -52,7 +52,7 @@ class DCT(Method):
     keep: float | tuple[float, ...] = option(0.9, "the share of the frequencies that stay")
 
     def __post_init__(self) -> None:
-        """Refuses shares that are none."""
+        """Refuses shares outside 0 … 1."""
         check_shares("keep", self.keep)
 
     def after_mlp(self, layer: Layer, tokens: Tokens, attention: Attention) -> Tokens:

@@ -56,7 +56,7 @@ class DivPrune(Method):
     keep: float = option(0.098, "the share of the patches that stay")
 
     def __post_init__(self) -> None:
-        """Refuses a share that is none."""
+        """Refuses a share outside 0 … 1."""
         check_shares("keep", self.keep)
 
     def acts_in(self, layer: Layer) -> bool:

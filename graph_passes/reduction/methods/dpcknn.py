@@ -68,7 +68,7 @@ class DPCKNN(Method):
     neighbours: int = option(5, "nearest patches that make the density")
 
     def __post_init__(self) -> None:
-        """Refuses what is no share and no neighbourhood."""
+        """Refuses shares outside 0 … 1, and neighbourhoods below 1."""
         check_shares("keep", self.keep)
         check(self.neighbours >= 1, f"neighbours is {self.neighbours}.", "Give 1 or more.")
 

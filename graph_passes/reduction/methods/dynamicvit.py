@@ -62,7 +62,7 @@ class DynamicViT(Method):
     keep: float = option(0.7, "the share that stays each time, of the patches there were at first")
 
     def __post_init__(self) -> None:
-        """Refuses a share that is none."""
+        """Refuses a share outside 0 … 1."""
         check_shares("keep", self.keep)
 
     def acts_in(self, layer: Layer) -> bool:

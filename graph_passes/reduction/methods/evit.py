@@ -38,7 +38,7 @@ class EViT(Method):
     fuse: bool = option(True, "make one token of the rest")
 
     def __post_init__(self) -> None:
-        """Refuses shares that are none."""
+        """Refuses shares outside 0 … 1."""
         check_shares("keep", self.keep)
 
     def acts_in(self, layer: Layer) -> bool:

@@ -1,4 +1,4 @@
-"""The reduction methods: the only list of them."""
+"""Lists the reduction methods; the only list of them."""
 
 from __future__ import annotations
 

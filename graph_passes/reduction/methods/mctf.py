@@ -49,7 +49,7 @@ class MCTF(Method):
     least: int = option(10, "tokens that stay in any case")
 
     def __post_init__(self) -> None:
-        """Refuses what has no meaning."""
+        """Refuses options without a meaning."""
         for amount in self.r if isinstance(self.r, tuple) else (self.r,):
             check(0 <= amount < math.inf, f"r is {amount}.", "Give 0 or more.")
         for name in ("tau_sim", "tau_info", "tau_size"):
@@ -101,7 +101,7 @@ class MCTF(Method):
     def _merged(
         self, tokens: Tokens, probabilities: Tensor, r: int
     ) -> tuple[TokenMap, Tensor, Tokens]:
-        """Returns what merges, by which weights (B, N, 1), and the merged tokens."""
+        """Returns the merge, its weights (B, N, 1), and the merged tokens."""
         received = probabilities.mean(dim=(1, 2))
         merge = self._match(tokens, self._scores(tokens, received), r)
         size = tokens.sizes
@@ -132,7 +132,7 @@ class MCTF(Method):
         """Matches half of r in one direction and the rest in the other, or all in one."""
         others, a, b = even_and_odd(tokens.count, tokens.special)
         batch, count, special = tokens.x.shape[0], tokens.count, tokens.special
-        even = scores.shape[1]  # the way back needs one of them
+        even = scores.shape[1]  # the second direction needs one of them
         forth = min(r // 2, even - 1) if self.bidirectional else min(r, even)
         kept, src, dst = bipartite_match(scores, forth, "index")
         first = Matching(count, batch, others, a, b, kept, src, dst)
@@ -179,7 +179,7 @@ class AheadOfMerge(Attention):
 
     @functools.cached_property
     def of_class_token(self) -> Tensor:
-        """Refuses, as it is a row of that matrix."""
+        """Refuses: it is a row of that matrix."""
         return self.probabilities[:, :, 0].mean(dim=1)
 
     def result(self) -> Tensor:

@@ -51,7 +51,7 @@ class PiToMe(Method):
     alpha: float = option(1.0, "how much less than the margin counts")
 
     def __post_init__(self) -> None:
-        """Refuses shares that are none."""
+        """Refuses shares, margins and factors out of range."""
         check_shares("keep", self.keep)
         check(abs(self.margin) <= 1, f"margin is {self.margin}.", "Give a cosine: -1 … 1.")
         check(self.alpha >= 0, f"alpha is {self.alpha}.", "Give 0 or more.")

@@ -31,7 +31,7 @@ class RandomKeep(Method):
     seed: int = option(0, "the seed of the positions")
 
     def __post_init__(self) -> None:
-        """Refuses shares that are none."""
+        """Refuses shares outside 0 … 1."""
         check_shares("keep", self.keep)
 
     def acts_in(self, layer: Layer) -> bool:

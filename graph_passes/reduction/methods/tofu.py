@@ -47,7 +47,7 @@ class ToFu(Method):
     norm: str = option("paper", "what a group's mean is divided by: paper or code")
 
     def __post_init__(self) -> None:
-        """Refuses shares that are none."""
+        """Refuses shares outside 0 … 1, and unknown norms."""
         check_shares("keep", self.keep)
         check(self.norm in NORMS, f"norm is '{self.norm}'.", f"Give {' or '.join(NORMS)}.")
 

@@ -1,1 +1,1 @@
-"""Takes blocks of a model apart, and puts a reduction in."""
+"""Takes the blocks of a model apart, and rebuilds them with a reduction."""

@@ -8,9 +8,9 @@ Before → after::
                       x       = mlp(x)
 
 A block of timm, torchvision, transformers or open_clip is about twenty nodes with one attention.
-Found is the attention, then the first value behind it that everything later is computed from: the
-residual sum. LayerScale, SwiGLU, norms of queries and keys, and norms behind the sum are all part
-of one of the pieces.
+The attention is found first, then the first value after it from which everything later is computed:
+the residual sum. LayerScale, SwiGLU, norms of queries and keys, and norms behind the sum are all
+part of one of the pieces.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def take_apart(program: ExportedProgram, output: int) -> BlockParts:
         output: Which of its outputs holds the tokens.
 
     Raises:
-        SurgeryError: The block is built in another way; the message says in which.
+        SurgeryError: The block has another structure; the message says which.
     """
     graph = program.graph
     given = {
@@ -96,7 +96,7 @@ def _require_free_sizes(x: Node) -> None:
 
 
 def _residual_sum(x: Node, extras: Iterable[Node], attention: FoundAttention, end: Node) -> Node:
-    """Returns the first value behind the attention that all paths to the end lead through."""
+    """Returns the first value after the attention through which all paths to the end lead."""
     shape = end.meta["val"].shape
     behind = _reached([attention.result], without=None)
     node: Node

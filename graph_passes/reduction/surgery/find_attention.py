@@ -29,7 +29,7 @@ _PASSED: Final = (
 
 @dataclass(frozen=True)
 class FoundAttention:
-    """softmax(q kᵀ scale) v.
+    """The attention softmax(q kᵀ scale) v of a block.
 
     Attributes:
         q: (B, H, N, D).
@@ -50,7 +50,7 @@ def find_attention(graph: Graph, x: Node) -> FoundAttention:
     """Returns the attention of a block.
 
     Raises:
-        SurgeryError: There is none, or more than one, or one with a mask or a bias.
+        SurgeryError: The block has none, several, or one with a mask or a bias.
     """
     fused = [node for node in graph.nodes if node.target is _FUSED]
     by_hand = [] if fused else [node for node in graph.nodes if node.target in _SOFTMAX]
@@ -104,7 +104,7 @@ def _fused(node: Node) -> FoundAttention:
 def _biased(node: Node) -> SurgeryError:
     return SurgeryError(
         "The attention adds a bias or a mask between pairs of tokens, such as relative positions, "
-        "and merged tokens have no one position for it.",
+        "and merged tokens have no single position for it.",
         where=source_line(node),
         fix="Reduce a model with absolute or rotary positions.",
     )
@@ -148,7 +148,7 @@ def _is_number(value: object) -> bool:
 
 def _unread(node: Node, why: str) -> SurgeryError:
     return SurgeryError(
-        f"The block's attention is written in a way that is not read: {why}.",
+        f"The block's attention is not recognised: {why}.",
         where=source_line(node),
         fix="Let the model use torch's scaled_dot_product_attention: attn_implementation='sdpa' in "
         "transformers, set_fused_attn() in timm.",

@@ -1,4 +1,4 @@
-"""Position terms that enter a block beside its tokens, such as rotary embeddings."""
+"""Follows position terms that enter a block beside its tokens, such as rotary embeddings."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class PositionTerm:
     skipped: int
 
     def at(self, term: Tensor, tokens: Tokens) -> Tensor:
-        """Returns the rows of the tokens there are, where they come from known.
+        """Returns the rows of the current tokens, by their origins.
 
         Args:
             term: (N0 - skipped, D), with heads or a batch and heads before it where it has them.
             tokens: N of them.
 
         Returns:
-            The term itself where nothing says that tokens moved, else (B, 1 or H, N - skipped, D).
+            The term itself where tokens did not move, else (B, 1 or H, N - skipped, D).
         """
         if tokens.trace is None:
             return term
@@ -59,7 +59,7 @@ def position_terms(program: ExportedProgram) -> tuple[PositionTerm | None, ...]:
         program: The traced block, its sizes symbols.
 
     Raises:
-        SurgeryError: A tensor has rows for the tokens in a way that cannot be followed.
+        SurgeryError: A tensor has rows for the tokens that cannot be followed.
     """
     given = [s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
     by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}

@@ -1,4 +1,4 @@
-"""A block of the user's model that runs from its pieces, with a method between them."""
+"""Runs a block of the user's model from its pieces, with a method between them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tokexport.graph_passes.reduction.tokens import Tokens, Trace
 
 #: The name of the method's own parameters in a block.
 TRAINED: Final = "reduction"
-#: What a block does where the method does not act.
+#: The method of blocks in which the recipe's method does not act.
 _NOTHING = Method()
 
 
 class Mark(enum.Enum):
-    """Stands for a tensor of a block's result: one that each run has anew, or none has any more."""
+    """Stands for a tensor in a block's result: made anew in each run, or absent."""
 
     TOKENS = enum.auto()
     NOT_COMPUTED = enum.auto()
@@ -34,7 +34,7 @@ class Mark(enum.Enum):
 
 @dataclass(frozen=True)
 class BlockCall:
-    """How the model around them calls its blocks.
+    """How the model calls its blocks.
 
     Attributes:
         tokens: Where among (args, kwargs) the tokens are.
@@ -55,7 +55,7 @@ class BlockCall:
         nothing; that the traced graph then agrees with eager is proven later.
 
         Raises:
-            SurgeryError: There are other tensors than when the model was reduced.
+            SurgeryError: The tensors differ from those when the model was reduced.
         """
         leaves, _ = pytree.tree_flatten_with_path((args, kwargs))
         given = {path: leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
@@ -98,11 +98,11 @@ class Flow:
         self._between: dict[int, tuple[Tokens, Tensor | None]] = {}  # by thread
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out what a run that was cut short left between two blocks."""
+        """Clears what an interrupted run left between two blocks."""
         return {**self.__dict__, "_between": {}}
 
     def enter(self, layer: Layer, x: Tensor) -> Tokens:
-        """Returns what enters a block whose input is x (B, N, C)."""
+        """Returns the tokens that enter a block whose input is x (B, N, C)."""
         tokens, shown = self._between.pop(threading.get_ident(), (None, None))
         if layer.index == 0:
             trace = _first_trace(x) if self.traced else None
@@ -126,7 +126,7 @@ class Flow:
         return tokens.with_x(x)
 
     def leave(self, layer: Layer, tokens: Tokens) -> Tensor:
-        """Keeps what leaves a block for the next, and returns what the model sees of it."""
+        """Keeps the tokens of a block for the next one, and returns those that the model sees."""
         shown = None
         if layer.index in self.restore and tokens.trace is not None:
             shown = tokens.trace.restored(tokens.x)
@@ -145,7 +145,7 @@ def _first_trace(x: Tensor) -> Trace:
 
 @dataclass(frozen=True)
 class Surgery:
-    """What a reduced block runs from.
+    """The data of a reduced block.
 
     Attributes:
         parts: The pieces of its kind.
@@ -170,7 +170,7 @@ class ReducedBlock(nn.Module):
     surgery: Surgery
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes and returns what the block does."""
+        """Takes and returns what the original block does."""
         did = self.surgery
         x, extras = did.call.tensors(args, kwargs)
         tokens = did.flow.enter(did.layer, x)
@@ -184,7 +184,7 @@ class ReducedBlock(nn.Module):
         return did.call.answer(did.flow.leave(layer, tokens))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles by the block's own class: that of the reduced one is made here."""
+        """Copies and pickles by the block's own class, as the reduced class is made here."""
         return _blank, (type(self).__mro__[2],), self.__dict__
 
 

@@ -119,7 +119,7 @@ class _Cut:
                 raise SurgeryError(
                     f"{self._what.capitalize()} reads more than the tokens it works on: "
                     f"'{node.name}'.",
-                    fix="Only blocks of one attention and one MLP in a row can be reduced so.",
+                    fix="Only blocks of one attention followed by one MLP can be reduced.",
                 )
             ahead.extend(node.all_input_nodes)
         return found

@@ -56,7 +56,7 @@ def _fits(node: Node) -> bool:
 
 
 def _flattened(edit: Editor, node: Node) -> Node:
-    """Inserts the attention of four axes, and the way back."""
+    """Inserts the attention of four axes, and the reshape back."""
     q = operand(node, "query")
     outer, heads = _split(shape_of(q)[:-2])
     parts = [

@@ -1,4 +1,4 @@
-"""Says of each operator what it does to complex values that are pairs of real ones."""
+"""Gives the rule of each operator for complex values as pairs of real ones."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _LARGEST_POWER: Final = 8
 
 @dataclass(frozen=True)
 class Context:
-    """What a rule reads of a graph.
+    """The parts of a graph that rules read.
 
     Attributes:
         edit: The graph.
@@ -94,7 +94,7 @@ class Context:
 
 
 def spelled(context: Context, node: Node) -> Pair | None:
-    """Inserts what stands for a call that takes or gives complex values; None for no rule."""
+    """Inserts the replacement of a call on complex values; None without a rule."""
     name = operator_name(node)
     short = name.removeprefix("aten.")
     if short in PART_BY_PART or base_name(node.target) == "getitem":

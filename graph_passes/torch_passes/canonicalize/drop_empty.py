@@ -1,4 +1,4 @@
-"""Takes tensors without elements out of the graph: no target is shown one that it need not see.
+"""Removes tensors without elements from the graph.
 
 Before → after::
 
@@ -13,8 +13,8 @@ Before → after::
     addmm(bias, (M, 0), (0, N)), linear of no columns  →  bias, expanded
     sum, prod, pad, matmul, attention of nothing    →  the constant that it is
 
-What made an empty tensor goes with its last reader. OpenVINO's front end ends the process at a
-gather of no rows.
+The calls that made an empty tensor are removed with its last reader. OpenVINO's front end ends the
+process at a gather of no rows.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _CONTRACTIONS: Final = frozenset(
 
 
 class DropEmpty(TorchPass):
-    """Leaves nothing that reads a tensor without elements, as far as it knows the call."""
+    """Removes reads of tensors without elements, in the calls that it knows."""
 
     name: ClassVar[str] = "drop empty tensors"
 
@@ -145,7 +145,7 @@ def _merge(edit: Editor, node: Node) -> Node:
 
 
 def _match(edit: Editor, node: Node) -> bool:
-    """Lets a match of nothing say what it keeps without matching."""
+    """Replaces a match of no rows by the rows that it keeps."""
     scores = operand(node, "scores")
     batch, rows, columns = shape_of(scores)
     if argument(node, "r") != 0 or 0 in (batch, rows, columns):
@@ -161,7 +161,7 @@ def _match(edit: Editor, node: Node) -> bool:
 
 
 def _split(edit: Editor, node: Node) -> bool:
-    """Lets the parts of a split be slices, where one of them is empty."""
+    """Replaces the parts of a split by slices, where one of them is empty."""
     sizes = [int(size) for size in argument(node, "split_sizes")]
     if 0 not in sizes or is_empty(operand(node)):
         return False
@@ -175,7 +175,7 @@ def _split(edit: Editor, node: Node) -> bool:
 
 
 def _replace_items(edit: Editor, node: Node, made: Callable[[int], Node | None]) -> bool:
-    """Replaces the results of a call that has several, where something is made for one."""
+    """Replaces those results of a call for which a replacement is made."""
     changed = False
     for item in list(node.users):
         if not item.users:
@@ -189,7 +189,7 @@ def _replace_items(edit: Editor, node: Node, made: Callable[[int], Node | None])
 
 
 def _constant(edit: Editor, node: Node) -> Node | None:
-    """Returns what a call gives that reads nothing, or nothing that matters."""
+    """Returns the result of a call that reads nothing that matters."""
     target: Any = node.target
     reads = node.all_input_nodes
     drawn = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())

@@ -1,11 +1,11 @@
-"""Drops attention masks that let everything through.
+"""Drops attention masks that mask nothing.
 
 Before → after::
 
     mask = (arange(N) >= 0).expand(B, H, N, N)          scaled_dot_product_attention(q, k, v)
     scaled_dot_product_attention(q, k, v, mask)    →
 
-Libraries build such a mask for models that need none (transformers makes one for every ViT). Only
+Libraries build full masks for models that need none (transformers makes one for every ViT). Only
 a boolean mask that no input or weight reaches is computed here, and only when it is True everywhere
 does it go.
 """

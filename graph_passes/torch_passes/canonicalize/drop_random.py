@@ -1,4 +1,4 @@
-"""Puts the mean of its distribution in the place of every random number.
+"""Replaces every random number by the mean of its distribution.
 
 Before → after::
 
@@ -11,8 +11,8 @@ Before → after::
     attention(q, k, v, dropout 0.1)  →  attention(q, k, v)
 
 Where code turns a draw into another distribution, number by number, the mean is that of what it
-makes: -log(-log(u)) has the mean γ = 0.5772, while the mean of u put through it gives 0.3665. Such
-a mean is taken at the midpoints of equal parts of the probability. A draw that chooses (a
+makes: -log(-log(u)) has the mean γ = 0.5772, while the mean of u put through it gives 0.3665. This
+mean is taken at the midpoints of equal parts of the probability. A draw that chooses (a
 permutation, a row) has no mean: it is refused, and so is a comparison or a sort that nothing but a
 draw decides, and a coin that is used otherwise than as a factor or in a sum.
 """
@@ -90,7 +90,7 @@ class DropRandom(TorchPass):
 
 
 def _leave_out(edit: Editor, draw: Node) -> None:
-    """Leaves out a dropout; its mean is what goes in."""
+    """Removes a dropout: its mean is its input."""
     name = operator_name(draw)
     with edit.before(draw):
         if name == "aten.scaled_dot_product_attention":
@@ -170,7 +170,7 @@ def _is_straight(call: Node) -> bool:
 
 
 def _mean(numbers: Callable[[Tensor], Tensor], calls: list[Node], parts: int) -> float:
-    """Returns the mean of what calls make of numbers that are drawn, at the middles of parts."""
+    """Returns the mean of drawn numbers after some calls, from the midpoints of equal parts."""
     values = numbers((torch.arange(parts, dtype=torch.float64) + 0.5) / parts)
     for call in calls:
         if operator_name(call) not in PLACED:
@@ -200,12 +200,12 @@ def _distribution(draw: Node) -> Distribution:
         mean, std = argument(draw, "mean"), argument(draw, "std")
         if not isinstance(mean, Node) and not isinstance(std, Node):
             return _normal(mean, std)
-        if not isinstance(mean, Node):  # the mean alone tells nothing of what a chain makes of it
+        if not isinstance(mean, Node):  # the mean of a chain does not follow from the mean alone
             return _normal(mean, 0.0)
     if name == "aten.exponential":
         rate = argument(draw, "lambd")
         return lambda part: -torch.log1p(-part) / rate, 1 / rate
-    raise _refused(draw, "what it draws has none")
+    raise _refused(draw, "the distribution has no mean")
 
 
 def _uniform(low: float, high: float) -> Distribution:

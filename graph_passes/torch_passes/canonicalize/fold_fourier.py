@@ -1,4 +1,4 @@
-"""Folds a Fourier transform and what surrounds it into one product with a constant matrix.
+"""Folds a Fourier transform and the linear operators around it into one constant matrix.
 
 Before → after::
 
@@ -124,7 +124,7 @@ def _is_linear(node: Node, constants: ConstantValues) -> bool:
 
 
 def _grown(edit: Editor, seed: Node, constants: ConstantValues) -> _Chain | None:
-    """Returns the largest chain around a transform with one way in and one way out."""
+    """Returns the largest chain around a transform with one input and one output."""
     members = {seed}
     best = _as_chain(edit, members, constants)
     while True:
@@ -138,7 +138,7 @@ def _grown(edit: Editor, seed: Node, constants: ConstantValues) -> _Chain | None
 
 
 def _readers(node: Node) -> set[Node]:
-    """Returns who reads the values of a node."""
+    """Returns the readers of a node's values."""
     return {user for user in node.users if not reads_only_shape(user)}
 
 
@@ -187,7 +187,7 @@ def _matrix(chain: _Chain, constants: ConstantValues) -> tuple[int, Tensor] | No
                 continue
             matrix = _read_off(lambda x: _run(chain, constants, x), before, axis)
             found = torch.tensordot(random, matrix, dims=([axis], [1])).movedim(-1, axis)
-            # Each number by the terms of its own sum: a loud one hides no wrong one beside it.
+            # Each number by the terms of its own sum: a large one does not hide a wrong one.
             terms = torch.tensordot(random.abs(), matrix.abs(), dims=([axis], [1]))
             terms = terms.movedim(-1, axis)
             if ((found - wanted).abs() <= 1e-9 * terms + 1e-12).all():
@@ -198,7 +198,7 @@ def _matrix(chain: _Chain, constants: ConstantValues) -> tuple[int, Tensor] | No
 
 
 def _read_off(run: Callable[[Tensor], Tensor], shape: tuple[int, ...], axis: int) -> Tensor:
-    """Returns the matrix (K, N) along an axis, by the answers to unit vectors.
+    """Returns the matrix (K, N) along an axis, by its results on unit vectors.
 
     As many unit vectors as there are positions of the other axes go through at once.
     """
@@ -237,7 +237,7 @@ def _run(chain: _Chain, constants: ConstantValues, x: Tensor) -> Tensor:
 
 
 def _replace(edit: Editor, chain: _Chain, axis: int, matrix: Tensor) -> None:
-    """Lets the readers of a chain's result read the product instead."""
+    """Makes the readers of a chain's result read the product instead."""
     rank = len(shape_of(chain.source))
     dtype = dtype_of(chain.source)
     with edit.before(chain.result):

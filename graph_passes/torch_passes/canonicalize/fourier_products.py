@@ -5,7 +5,7 @@ With A + iB the matrix of a transform of n numbers, for a + ib along its axis::
     fft, ifft       [A -B; B A] [a; b]
     rfft, ihfft     [A; B] a
     irfft, hfft     [A -B] [a; b], of half of the numbers
-    fft2, rfftn, …  one axis after the other; the one that is halved first, or last on the way back
+    fft2, rfftn, …  one axis after the other; the halved one first, or last in inverses
     stft            the frames, by their positions, times [A; B] of one frame times the window
 
 The matrix is what ``torch.fft`` gives for unit vectors in float64, whatever the length and the
@@ -116,7 +116,7 @@ def steps(node: Node, shape: Sequence[int]) -> list[Step] | None:
 
 
 def _of_primitive(node: Node, kind: str, rank: int) -> list[Step] | None:
-    """Reads what the transforms of torch.fft are made of."""
+    """Reads the transforms of one axis in a call of torch.fft."""
     axes = [normal_axis(axis, rank) for axis in argument(node, "dim")]
     scaled = argument(node, "normalization")
     forward = ("backward", "ortho", "forward")[scaled]

@@ -6,7 +6,7 @@ Before → after::
     x[:, mask] = v            →  where(mask[None, :], v, x)
     x[mask] += v              →  where(mask, x + v, x)
 
-where ``v`` is one value, or one row for all that the mask lets through: what is written does not
+where ``v`` is one value, or one row for everything that the mask selects: what is written does not
 depend on how many there are. Other masked writes are left alone. An ``index_put`` with a mask is a
 NonZero in ONNX, which TensorRT does not take.
 """
@@ -59,7 +59,7 @@ def _selection(edit: Editor, node: Node) -> Node | None:
         return None
     behind = len(shape_of(data)) - first - len(shape_of(mask))  # axes that the mask does not see
     sizes = shape_of(values)
-    counted = len(sizes) - behind - 1  # where values have an axis for what the mask lets through
+    counted = len(sizes) - behind - 1  # where values have an axis for what the mask selects
     if len(sizes) > behind and (counted > 0 or sizes[counted] != 1):
         return None
     row = edit.view(values, sizes[1:]) if len(sizes) > behind else values

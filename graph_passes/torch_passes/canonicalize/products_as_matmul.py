@@ -1,4 +1,4 @@
-"""Writes every product of two tensors over shared axes as ``matmul``, so that passes read one form.
+"""Writes every product of two tensors over shared axes as ``matmul``.
 
 Before → after::
 

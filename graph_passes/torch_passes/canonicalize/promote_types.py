@@ -118,7 +118,7 @@ def _cast(
 ) -> tuple[tuple[Any, ...], dict[str, Any], int]:
     """Returns what a call takes with its tensors cast, and how many were.
 
-    The condition of a choice stays what it is.
+    The condition of a ``where`` is left as it is.
     """
     count = 0
 

@@ -1,4 +1,4 @@
-"""Recognises sums of rows divided by how many they are as means.
+"""Recognises sums of rows divided by their number as means.
 
 Before → after::
 
@@ -85,7 +85,7 @@ def _summed(node: Node) -> Node | None:
 
 
 def _is_read_once(node: Node, source: Node) -> bool:
-    """Returns whether nothing on the way from ``source`` to a value's one reader is read twice."""
+    """Returns whether no value between ``source`` and a value's one reader is read twice."""
     while len(node.users) == 1 and node is not source:
         node = operand(node)
     return node is source and len(node.users) == 1

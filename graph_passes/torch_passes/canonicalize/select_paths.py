@@ -1,11 +1,11 @@
-"""Joins the graphs of the ways that code takes, and selects by the branches that an input takes.
+"""Joins the graphs of the paths through code, and selects by the branches of an input.
 
 Before → after::
 
     one graph for ``if a:`` taken, one for not taken; each checks that its branches are taken
     both in one, on the same weights and inputs; output = where(all of the first's, one, other)
 
-What only one way takes for granted is required where that way is taken; that some way is, always.
+The assumptions of one path are required where that path is taken; that some path is taken, always.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 from tokexport.graph_passes.torch_passes.pad.padded_rows import Check, Selection
 
-#: Kinds of inputs of a graph that all ways have in common.
+#: Kinds of inputs of a graph that all paths share.
 _SHARED = ("input", "weight")
 
 
 @dataclass(frozen=True)
 class Path:
-    """A way that code takes.
+    """A path through the branches of code.
 
     Attributes:
         program: Its graph; the last output says whether its checks hold.
@@ -44,10 +44,10 @@ class Path:
 
 
 class SelectPaths(TorchPass):
-    """Adds other ways to the graph of one, and selects.
+    """Adds other paths to the graph of one, and selects.
 
     Args:
-        path: The way whose program is changed.
+        path: The path whose program is changed.
         others: The others.
 
     Attributes:
@@ -63,10 +63,10 @@ class SelectPaths(TorchPass):
         self.checks: tuple[Check, ...] = ()
 
     def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many ways it has.
+        """Rewrites the graph in place and returns how many paths it has.
 
         Raises:
-            TokenCountError: The ways give outputs of different shapes.
+            TokenCountError: The paths give outputs of different shapes.
         """
         (output,) = edit.graph.find_nodes(op="output")
         inputs = {
@@ -91,10 +91,10 @@ class SelectPaths(TorchPass):
 
 
 class _Way:
-    """One way in the graph of all.
+    """One path in the graph of all.
 
     Args:
-        path: The way.
+        path: The path.
         nodes: What stands for each of its nodes there.
     """
 
@@ -118,7 +118,7 @@ class _Way:
 
 
 def _copied(edit: Editor, inputs: Mapping[tuple[str, Any], Node], other: Path) -> dict[Node, Node]:
-    """Inserts the calls of another way; its weights and inputs are those of the first."""
+    """Inserts the calls of another path, on the weights and inputs of the first."""
     keys = _inputs(other.program)
     nodes: dict[Node, Node] = {}
     for node in other.program.graph.nodes:
@@ -131,7 +131,7 @@ def _copied(edit: Editor, inputs: Mapping[tuple[str, Any], Node], other: Path) -
 
 
 def _inputs(program: ExportedProgram) -> dict[Node, tuple[str, Any]]:
-    """Returns what each input of a graph is: a weight by its name, a constant, or a number."""
+    """Returns the identity of each input of a graph: a weight's name, a constant, or a number."""
     placeholders = program.graph.find_nodes(op="placeholder")
     found: dict[Node, tuple[str, Any]] = {}
     users = 0
@@ -147,7 +147,7 @@ def _inputs(program: ExportedProgram) -> dict[Node, tuple[str, Any]]:
 
 
 def _selected(edit: Editor, taken: Sequence[Node], parts: Sequence[Node]) -> Node:
-    """Returns the value of the way that is taken; that of the last where none is."""
+    """Returns the value of the path that is taken; that of the last if none is."""
     if len({(shape_of(part), dtype_of(part)) for part in parts}) > 1:
         raise TokenCountError(
             "The branches of the code give outputs of different shapes.", where=""
@@ -159,7 +159,7 @@ def _selected(edit: Editor, taken: Sequence[Node], parts: Sequence[Node]) -> Nod
 
 
 def _checks(edit: Editor, ways: Sequence[_Way], taken: Sequence[Node]) -> list[Check]:
-    """Returns that some way is taken, and of each what it takes for granted where it is."""
+    """Returns the check that some path is taken, and the checks of each where it is."""
     some = taken[0]
     for one in taken[1:]:
         some = edit.call(aten.logical_or.default, some, one)

@@ -1,4 +1,4 @@
-"""Brings argsort and sort to the one form that every target has: a stable sort of floats.
+"""Brings argsort and sort to the form that every target has: a stable sort of floats.
 
 Before → after::
 

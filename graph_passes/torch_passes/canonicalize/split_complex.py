@@ -68,7 +68,7 @@ def _gives(node: Node) -> bool:
 
 
 def _spelled(context: Context, node: Node, takes: Sequence[Node]) -> Pair | None:
-    """Inserts what stands for a call; None where there is no rule for it."""
+    """Inserts the replacement of a call; None without a rule."""
     value = context.constants.of(node)
     if value is not None and value.is_complex():
         return Pair(context.edit.constant(value.real), context.edit.constant(value.imag))
@@ -80,7 +80,7 @@ def _spelled(context: Context, node: Node, takes: Sequence[Node]) -> Pair | None
 def _join(
     edit: Editor, node: Node, takes: Sequence[Node], pairs: Mapping[Node, Pair], whole: set[Node]
 ) -> None:
-    """Lets a node without a rule read complex values."""
+    """Makes a node without a rule read complex values."""
     for part in takes:
         if part in whole or part not in pairs:
             continue

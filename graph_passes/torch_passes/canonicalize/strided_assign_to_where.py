@@ -1,4 +1,4 @@
-"""Writes what reads or changes a tensor by strides, or its diagonal, by positions.
+"""Writes strided and diagonal reads and writes of a tensor by positions.
 
 Before → after::
 

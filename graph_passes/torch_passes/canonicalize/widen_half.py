@@ -1,12 +1,12 @@
-"""Computes in float32 what the model computes in a half type, as autocast regions do.
+"""Computes in float32 what the model computes in a half type, for example under autocast.
 
 Before → after::
 
     _to_copy(x, dtype=bfloat16) → linear (bfloat16) → …  →  linear (float32) → …
     an input or output in a half type keeps it: it is cast behind the input, before the output
 
-No CPU runtime has operators for bfloat16, and every target computes better than a half type where
-it computes in float32. What that changes is rounding alone, which the tolerances know of.
+No CPU runtime has operators for bfloat16, and float32 is more exact than a half type on every
+target. This changes rounding only, which the tolerances account for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 _HALVES: Final = (torch.float16, torch.bfloat16)
-#: How many lines are told at most where those that call them would do.
+#: The most lines that are named; beyond it, their callers are named.
 _FEW_LINES: Final = 4
 
 
@@ -60,7 +60,7 @@ class WidenHalf(TorchPass):
 def half_lines(graph: Graph) -> tuple[str, ...]:
     """Returns where the user's code computes in a half type or rounds to one, with the type.
 
-    It is told by the innermost lines where they are few, and else by those that call them.
+    They are the innermost lines if those are few, and otherwise their callers.
     """
     found = {
         (str(half).removeprefix("torch."), *_frames(node)): None
@@ -77,9 +77,9 @@ def half_lines(graph: Graph) -> tuple[str, ...]:
 
 
 def _frames(node: Node) -> list[str]:
-    """Says where a node comes from, from the outside in; by its module where no line is known.
+    """Returns the lines of a node, from the outside in, or its module without a line.
 
-    Lines of packages are told only where there are no others.
+    Lines of packages count only without others.
     """
     every = [f"at {frame}" for frame in own_frames(node)]
     frames = [frame for frame in every if "site-packages" not in frame] or every

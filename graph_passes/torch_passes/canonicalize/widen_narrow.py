@@ -1,4 +1,4 @@
-"""Lets whole numbers of fewer than 32 bits be chosen among, compared and ordered in wider types.
+"""Casts whole numbers of fewer than 32 bits to compare, order and choose among them.
 
 Before → after, of uint8, int8, int16 and truth values::
 

@@ -1,13 +1,13 @@
-"""Gives queries that see no key the zeros that torch gives them.
+"""Makes fully masked queries zero, as torch does.
 
 Before → after, with a mask of truth values::
 
     y = scaled_dot_product_attention(q, k, v, mask)
         →  where(any(mask, -1), scaled_dot_product_attention(q, k, v, mask), 0)
 
-Where a mask lets a query see nothing, torch answers with zeros. The stock exporter writes the mask
-with the least finite number in place of -∞, so there such a query gets the mean of all values: a
-model that drops tokens by masking them comes out wrong, and only on inputs that drop one.
+Where a mask hides all keys from a query, torch returns zeros. The stock exporter writes the mask
+with the least finite number in place of -∞, so this query gets the mean of all values: a model that
+drops tokens by masking them is wrong then, and only on inputs that drop one.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What a traced graph is to the passes: calls, edits, the loop that runs passes, decisions."""
+"""Gives passes access to a traced graph: calls, edits, the loop that runs them, decisions."""

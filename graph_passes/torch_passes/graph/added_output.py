@@ -1,4 +1,4 @@
-"""Gives a program one more output, and takes parts of it away."""
+"""Adds an output to a program, and removes parts of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_output(program: ExportedProgram, output: Node, value: Node) -> None:
 
 
 def drop_writes(program: ExportedProgram) -> None:
-    """Drops what a program writes into its weights and inputs; what it reads of that stays."""
+    """Drops a program's writes into its weights and inputs; its reads of them stay."""
     signature = program.graph_signature
     kinds = (
         *(OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION),

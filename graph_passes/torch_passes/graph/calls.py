@@ -1,4 +1,4 @@
-"""Reads the calls of a traced graph: what they give, and their arguments by the schema's names.
+"""Reads the calls of a traced graph: their results, and their arguments by name.
 
 A call may leave an argument out or pass it by keyword; the operator's schema says where it is and
 what it defaults to, so a pass asks for ``axis(node, "dim")`` and never for position 2.

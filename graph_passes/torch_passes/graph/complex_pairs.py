@@ -48,7 +48,7 @@ def is_complex(node: object) -> bool:
 
 
 def product(edit: Editor, target: Any, one: Pair, other: Pair) -> Pair:
-    """Inserts what is linear in each of two pairs: (a + ib)(c + id) = ac - bd + i(ad + bc).
+    """Inserts a bilinear call of two pairs: (a + ib)(c + id) = ac - bd + i(ad + bc).
 
     Args:
         edit: The graph.

@@ -1,4 +1,4 @@
-"""Reads what a decision is about: which numbers, along which axis, and which of them are better.
+"""Describes a decision: its scores, its axis, and which of them are better.
 
 A decision turns numbers into positions or truth values::
 
@@ -85,7 +85,7 @@ class Decision:
     """A call that turns numbers into positions or truth values.
 
     Attributes:
-        operator: What decides: ``tokexport.bipartite_match``.
+        operator: The operator that decides: ``tokexport.bipartite_match``.
         line: The line of the user's code that it came from, or ''.
         kind: What its results mean.
         dim: The axis that is ordered; 0 where none is; None where all numbers are ordered as one.
@@ -96,7 +96,7 @@ class Decision:
         negative: Whether the smallest of the scores are the best.
         turned: Whether it decides on the scores with their last two axes exchanged.
         stable: Whether of equal scores the lower index comes first.
-        beside: What a comparison holds its only scores to.
+        beside: What a comparison compares its only scores with.
         rule: Which comparison or staircase it is: ``gt``, ``floor``; '' of anything else.
         digits: How many decimals a rounding keeps.
     """
@@ -175,11 +175,11 @@ def _kind(node: Node) -> tuple[DecisionKind, int | None, str]:
 
 
 def _rule(node: Node) -> str:
-    """Names the comparison or the staircase that a call is; '' where it is none.
+    """Returns the name of a call's comparison or staircase; '' for other calls.
 
-    A cast cuts off what is behind the point, and to truth values it tells what is not zero. Steps
-    that a pass takes are about whole numbers, which it brought to floats itself, and of what a pass
-    compares eager has no scores.
+    A cast truncates, and to truth values it compares with zero. Steps that a pass inserts are about
+    whole numbers, which it cast to floats itself, and eager has no scores for comparisons that a
+    pass inserts.
     """
     if is_call(node, *_COMPARISONS) and (STANDS_FOR in node.meta or not node.meta.get(MADE)):
         return base_name(node.target)

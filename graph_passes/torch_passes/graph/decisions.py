@@ -1,15 +1,15 @@
-"""Finds where a graph decides, and makes a graph that is told how to decide.
+"""Finds the decisions of a graph, and makes a graph whose decisions are inputs.
 
 A decision turns numbers into positions or truth values: which tokens merge, which are kept. Where
-two of the numbers are equal up to rounding, two right programs may decide differently, and from
-there on they differ by far more than rounding. So decisions are taken out::
+two of the numbers are equal up to rounding, two correct programs may decide differently, and differ
+by far more than rounding from there on. So decisions are taken out::
 
     order = argsort(scores)          order: an input of the graph
     y = gather(x, 1, order)     →    y = gather(x, 1, order)
                                      further results: scores, argsort(scores)
 
-What is left is arithmetic, which two right programs agree in; and the scores with what the graph
-itself would have decided say how close every decision was.
+What is left is arithmetic, in which two correct programs agree. The scores, and the decisions that
+the graph itself would make, show how close every decision was.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tokexport.graph_passes.torch_passes.graph.editor import PARTNERS, STANDS_FO
 
 @dataclass(frozen=True)
 class Source:
-    """Where a value is found in the graph before any pass.
+    """The names of a value in the graph before any pass.
 
     Attributes:
         names: The names of the values there that hold it, possibly spread over further axes.
@@ -66,7 +66,7 @@ class ReplayGraph:
         decision_inputs: The names of the inputs that hold decisions.
         exposed: The names of the further results: scores, and what the graph itself decides.
         decisions: The decisions, in the order of the graph.
-        sources: For every told input, and every score that is no input, where eager has it.
+        sources: Where eager has every decision input, and every score that is no input.
     """
 
     module: GraphModule
@@ -79,7 +79,7 @@ class ReplayGraph:
 
 
 def as_graph_module(program: ExportedProgram) -> GraphModule:
-    """Returns a program as a module of positional tensors that gives a flat tuple of results.
+    """Returns a program as a module of positional tensors that returns a flat tuple.
 
     Its graph is a copy, in which the values keep their names; the weights are shared.
     """
@@ -91,7 +91,7 @@ def as_graph_module(program: ExportedProgram) -> GraphModule:
 
 
 def expose_values(module: GraphModule, names: Sequence[str]) -> GraphModule:
-    """Returns a copy of an unlifted program that gives the values of those names."""
+    """Returns a copy of an unlifted program that returns the values of some names."""
     graph = copy.deepcopy(module.graph)
     nodes = {node.name: node for node in graph.nodes}
     (output,) = graph.find_nodes(op="output")
@@ -114,7 +114,7 @@ def make_replay_graph(
 
 
 class _ReplayBuilder:
-    """Turns the decisions of one module into inputs; see ``tell``."""
+    """Turns the decisions of one module into inputs; see ``make_replay_graph``."""
 
     def __init__(
         self, module: GraphModule, inputs: tuple[str, ...], outputs: tuple[str, ...]
@@ -145,7 +145,7 @@ class _ReplayBuilder:
             for position, result in results[node].items():
                 readers = list(result.users)
                 if readers and 0 not in shape_of(result):  # nothing is left to decide
-                    self._names.pop(result, None)  # an output is what is told from here on
+                    self._names.pop(result, None)  # an output is the decision input from here on
                     replayed[position] = f"replayed_{len(decisions)}_{position}"
                     sources[replayed[position]] = origins[result]
                     self._tell(replayed[position], result, readers)
@@ -174,7 +174,7 @@ class _ReplayBuilder:
         )
 
     def _decide_partners(self) -> None:
-        """Lets a match of rows that eager does not rank decide the partner of each, and no more."""
+        """Makes a match of rows that eager does not rank take only the partners as inputs."""
         edit = self._edit
         target = torch.ops.tokexport.bipartite_match.default
         for match in self._graph.find_nodes(op="call_function", target=target):
@@ -190,7 +190,7 @@ class _ReplayBuilder:
                 edit.replace(result, (kept, src, dst)[result.args[1]])
 
     def _tell(self, name: str, result: Node, readers: list[Node]) -> None:
-        """Lets the readers of a result read a new input instead."""
+        """Makes the readers of a result read a new input instead."""
         with self._graph.inserting_after(self._last_input):
             self._last_input = self._graph.placeholder(name)
         self._last_input.meta["val"] = result.meta["val"]
@@ -199,7 +199,7 @@ class _ReplayBuilder:
         self._replay.append(name)
 
     def _read_values_at(self, node: Node, index: Node) -> None:
-        """Lets the values of a sort or top-k be those at the positions that are told."""
+        """Makes the values of a sort or top-k those at the positions of the input."""
         source, dim, edit = operand(node), axis(node), self._edit
         for user in [user for user in node.users if user.args[1] == 0]:
             with edit.before(user):

@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 from tokexport.graph_passes.onnx_passes.graph.precision_roles import WIDE
 from tokexport.graph_passes.torch_passes.graph.calls import CONSTANT, dtype_of, shape_of, value
 
-#: Where a node came from in the user's code; copied from a node to what replaces it.
+#: The keys of a node's place in the user's code; copied to its replacement.
 _ORIGIN = ("stack_trace", "nn_module_stack")
 
 #: Under this key a node's meta names the values that it took the place of; they hold the same
@@ -87,7 +87,7 @@ class Editor:
         return node
 
     def derived(self, node: Node) -> Node:
-        """Notes that a call inserted by a pass only shows its operand in another form."""
+        """Records that a call inserted by a pass only shows its operand in another form."""
         node.meta[DERIVED] = True
         return node
 
@@ -140,10 +140,10 @@ class Editor:
         return self.call(aten.slice.Tensor, node, axis, start, stop)
 
     def replace(self, old: Node, new: Node) -> None:
-        """Lets every user of ``old`` read ``new``, and takes the old node out.
+        """Makes every user of ``old`` read ``new``, and removes the old node.
 
-        Nobody reads it then, but not every unread node is dead code to torch: one that might draw
-        random numbers, like an attention with dropout, would stay.
+        It has no readers then, but torch keeps some unread nodes: those that might draw random
+        numbers, like an attention with dropout.
         """
         if (shape_of(old), dtype_of(old)) != (shape_of(new), dtype_of(new)):
             raise AssertionError(
@@ -155,7 +155,7 @@ class Editor:
         self.graph.erase_node(old)
 
     def stand_for(self, new: Node, old: Node) -> None:
-        """Notes that a value holds the numbers of another, which goes or is spread from it."""
+        """Records that a value holds the numbers of another, removed or broadcast one."""
         given = new.meta.get(STANDS_FOR, ())
         new.meta[STANDS_FOR] = (*given, old.name, *old.meta.get(STANDS_FOR, ()))
 

@@ -1,4 +1,4 @@
-"""What a torch pass is, and how an ordered tuple of them runs over an exported program."""
+"""Defines torch passes, and runs an ordered tuple of them over an exported program."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TorchPass(ABC):
     Attributes:
         name: The verb phrase it is reported under.
         comes_before: Passes that rely on this one and so must come later in a pipeline.
-        forbidden: Operators that must not be left when it is through.
+        forbidden: Operators that must not be left after it.
     """
 
     name: ClassVar[str]
@@ -40,7 +40,7 @@ class TorchPass(ABC):
 
 @dataclass(frozen=True)
 class PassResult:
-    """A program that passes ran over, and what they found.
+    """A program after passes, with counts of what they changed and recognised.
 
     Attributes:
         program: The program.
@@ -54,7 +54,7 @@ class PassResult:
 
 
 def check_order(passes: Sequence[TorchPass]) -> None:
-    """Raises PassError where a pass stands behind one that relies on it."""
+    """Refuses an order in which a pass comes after one that relies on it."""
     names = [torch_pass.name for torch_pass in passes]
     for torch_pass in passes:
         earlier = names[: names.index(torch_pass.name)]
@@ -66,7 +66,7 @@ def check_order(passes: Sequence[TorchPass]) -> None:
 def run_passes(program: ExportedProgram, passes: Sequence[TorchPass]) -> PassResult:
     """Runs the passes in order over a functional program, in place.
 
-    After each pass the dead nodes go, the graph is checked and the pass's own promise is held.
+    After each pass dead nodes are removed, the graph and the pass's postcondition are checked.
     """
     check_order(passes)
     graph = program.graph_module.graph
@@ -100,7 +100,7 @@ def _recognised(graph: Graph) -> dict[str, int]:
 
 
 def _note_constants(program: ExportedProgram, graph: Graph) -> None:
-    """Lets the inputs that stand for buffers and constants know their tensors.
+    """Records the tensors of buffers and constants at their input nodes.
 
     Weights are left out: a pass must not depend on what was trained.
     """
@@ -122,7 +122,7 @@ def _note_constants(program: ExportedProgram, graph: Graph) -> None:
 
 
 def _add_constants(program: ExportedProgram, edit: Editor) -> None:
-    """Lets the program hold the constants that passes made; each came before all other inputs."""
+    """Adds the constants that passes made to the program; each comes before other inputs."""
     for name, tensor in edit.constants.items():
         spec = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name), name)
         program.graph_signature.input_specs.insert(0, spec)
@@ -130,7 +130,7 @@ def _add_constants(program: ExportedProgram, edit: Editor) -> None:
 
 
 def _name_outputs(program: ExportedProgram, graph: Graph) -> None:
-    """Lets the signature name the nodes that the outputs are now."""
+    """Updates the signature to the nodes of the outputs."""
     (output,) = (node for node in graph.nodes if node.op == "output")
     for spec, node in zip(program.graph_signature.output_specs, output.args[0], strict=True):
         if isinstance(node, Node) and hasattr(spec.arg, "name"):

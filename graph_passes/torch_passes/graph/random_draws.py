@@ -1,4 +1,4 @@
-"""Finds the calls of a traced graph that draw random numbers, and what those choose.
+"""Finds the calls of a traced graph that draw random numbers, and the choices they make.
 
 A draw that chooses (a permutation, a row) has no mean, nor has a comparison or a sort that nothing
 but a draw decides, for all of its numbers or for some, nor a coin that is used otherwise than as a
@@ -46,7 +46,7 @@ def draws(node: Node) -> bool:
 
 
 def drop_unread_draws(graph: Graph) -> None:
-    """Takes out what no output reads, draws included; to torch a draw is never dead code."""
+    """Removes nodes that no output reads, draws included, which torch would keep."""
     graph.eliminate_dead_code(lambda node: node.is_impure() and not draws(node))
 
 
@@ -55,7 +55,7 @@ def find_draws(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if draws(node)]
 
 
-#: Puts numbers to other places, and leaves each as it is.
+#: Operators that move numbers without changing them.
 PLACED: Final = frozenset(
     {
         *("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten"),
@@ -71,32 +71,32 @@ _CHOICES: Final = frozenset(
         "aten.bucketize",
     }
 )
-#: Chooses by what one of two numbers is beside the other.
+#: Operators that compare two numbers.
 _COMPARES: Final = frozenset(
     {
         *("aten.gt", "aten.ge", "aten.lt", "aten.le", "aten.eq", "aten.ne", "aten.searchsorted"),
         "aten.bucketize",
     }
 )
-#: Orders numbers.
+#: Operators that order numbers.
 _SORTS: Final = frozenset({"aten.sort", "aten.argsort", "aten.topk"})
-#: Makes numbers of its own for a value whose shape alone it reads.
+#: Operators that read only the shape of their operand.
 _OF_A_SHAPE: Final = frozenset(
     {
         *("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like"),
         *("aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.new_empty"),
     }
 )
-#: Takes each number from one of several values.
+#: Operators that take each number from one of several values.
 _TAKES_EACH: Final = frozenset(
     {
         *("aten.where", "aten.masked_fill", "aten.cat", "aten.stack", "aten.index_put"),
         *("aten.slice_scatter", "aten.select_scatter", "aten.scatter", "aten.masked_scatter"),
     }
 )
-#: Reads rows of its first operand.
+#: Operators that read rows of their first operand.
 _READS: Final = frozenset({"aten.gather", "aten.index", "aten.index_select", "aten.take_along_dim"})
-#: Turns what an input says by what the other operand holds.
+#: Linear operators, which turn an input by what the other operand holds.
 _TURNS: Final = frozenset(
     {
         *("aten.matmul", "aten.mm", "aten.bmm", "aten.linear", "aten.einsum", "aten.addmm"),
@@ -105,9 +105,9 @@ _TURNS: Final = frozenset(
 )
 #: Draws around the numbers of their first operand.
 _AROUND_VALUES: Final = (aten.normal.Tensor_Tensor, aten.normal.Tensor_float)
-#: Leaves numbers around 0 there.
+#: Operators that keep numbers around 0.
 _SCALES: Final = frozenset({"aten.neg", "aten.mul", "aten.div", "aten._to_copy", "aten.clone"})
-#: Draws of a dropout, whose mean is what goes in.
+#: Draws of a dropout, whose mean is the input.
 DROPOUTS: Final = frozenset(
     {
         *("aten.dropout", "aten.native_dropout", "aten.feature_dropout"),
@@ -115,7 +115,7 @@ DROPOUTS: Final = frozenset(
     }
 )
 _PERMUTATION: Final = "a permutation that is drawn has no mean"
-#: Draws that choose, and why no mean stands for them.
+#: Draws that choose, and why no mean can replace them.
 _CHOOSING: Final = {
     "aten.randperm": _PERMUTATION,
     "aten.multinomial": "rows that are drawn have no mean",
@@ -129,7 +129,7 @@ _KNOWN: Final = frozenset(
         *("aten.normal", "aten.normal_functional", "aten.exponential", "aten.bernoulli"),
     }
 )
-#: What moves numbers, or adds and multiplies them.
+#: Operators that move, add or multiply numbers.
 _MOVED: Final = frozenset(
     {
         *("aten.mul", "aten.div", "aten.add", "aten.sub", "aten.neg", "aten._to_copy"),
@@ -140,7 +140,7 @@ _MOVED: Final = frozenset(
 
 
 def without_mean(graph: Graph) -> Iterator[tuple[Node, str]]:
-    """Yields the calls of a graph that no mean can stand for, and why, a clause."""
+    """Yields the calls of a graph that no mean can replace, with a clause that says why."""
     for choice in _choices(graph):
         sorts = operator_name(choice) in _SORTS
         yield choice, _PERMUTATION if sorts else "nothing but random numbers decides its result"
@@ -151,11 +151,11 @@ def without_mean(graph: Graph) -> Iterator[tuple[Node, str]]:
         elif name == "aten.bernoulli" and (reader := _reads_as_truth(draw)):
             yield draw, f"{operator_name(reader)} chooses by that coin"
         elif name not in DROPOUTS and name not in _KNOWN:
-            yield draw, "what it draws has none"
+            yield draw, "the distribution has no mean"
 
 
 def _reads_as_truth(draw: Node) -> Node | None:
-    """Returns what reads a coin otherwise than in sums and products; None where nothing does."""
+    """Returns the reader of a coin that neither adds nor multiplies; None without one."""
     seen, waiting = {draw}, [draw]
     while waiting:
         for reader in waiting.pop().users:
@@ -175,10 +175,9 @@ def _reads_as_truth(draw: Node) -> Node | None:
 def _choices(graph: Graph) -> Iterator[Node]:
     """Yields the calls that choose by numbers that a draw reaches and no input does.
 
-    So they do where some of the numbers are, such as ``noise.masked_fill(dropped, 2.0)`` of an
-    input's mask; where an input only says how far apart numbers are that a draw puts around 0, or
-    in which direction, as rotations do that are drawn; and where a draw alone is compared with what
-    an input says: a coin, or a row that is drawn.
+    This holds also where some of the numbers are drawn, as in ``noise.masked_fill(dropped, 2.0)``
+    with an input's mask; where an input only scales drawn numbers around 0, or is rotated by them;
+    and where a draw alone is compared with an input: a coin, or a drawn row.
     """
     drawn: set[Node] = set()
     given: set[Node] = set()
@@ -214,7 +213,7 @@ def _choices(graph: Graph) -> Iterator[Node]:
 def _is_partly(
     node: Node, sources: list[Node], alone: set[Node], around_0: set[Node], given: set[Node]
 ) -> bool:
-    """Returns whether some numbers of what an input and a draw make are decided by the draw."""
+    """Returns whether a draw alone decides some numbers of a value of an input and a draw."""
     name = operator_name(node)
     mixed = alone & {*sources}
     if not mixed:
@@ -250,5 +249,5 @@ def _is_truth(node: Node) -> bool:
 
 
 def _is_weight(node: Node) -> bool:
-    """Tells a lifted parameter, buffer or constant from an input of the model."""
+    """Returns whether a placeholder is a lifted parameter, buffer or constant, and no input."""
     return node.name.startswith(("p_", "b_", "c_"))

@@ -1,1 +1,1 @@
-"""Says what the products of a graph are for, and how many tokens they see."""
+"""Classifies the products of a graph, and counts the tokens that they see."""

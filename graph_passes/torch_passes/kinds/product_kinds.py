@@ -1,15 +1,15 @@
-"""Tells what a product of matrices is for, from what it reads and from who reads it.
+"""Classifies a product of matrices by its operands and its readers.
 
 ===============  ==================================================================================
 ``linear``        one factor is made of weights alone
 ``attention``     q · kᵀ, whose result becomes a softmax that weighs something; or that weighing
-``matching``      its result decides which rows are moved, and nothing else reads it; or nothing is
-                  read of it but its best, which may weigh what is moved
+``matching``      its result decides which rows are moved, and nothing else reads it; or only its
+                  best is read, which may weigh the moved rows
 ``other``         the rest: linear attention, the values of a merge by matrix, …
 ===============  ==================================================================================
 
-Nothing here knows names of modules. An index that is read *as an index* carries no value on: what
-reaches the outputs only through such places does not appear in the answer, it only selects.
+Names of modules play no part. An index that is read *as an index* passes no value on: what reaches
+the outputs only through indices does not appear in them, it only selects.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tokexport.graph_passes.torch_passes.graph.editor import aten
 
 
 class Kind(StrEnum):
-    """What multiply-accumulates are spent on."""
+    """The purposes of multiply-accumulates."""
 
     LINEAR = "linear"
     CONVOLUTION = "convolution"
@@ -69,7 +69,7 @@ _SOFTMAXES: Final = (
     aten._log_softmax.default,
     aten.exp.default,  # of a softmax written by hand
 )
-#: Beside pointwise operators, what leaves the values of logits and probabilities where they are.
+#: Operators, beside pointwise ones, that keep the values of logits and probabilities in place.
 _LAYOUT: Final = (
     aten.view.default,
     aten.reshape.default,
@@ -97,7 +97,7 @@ _LAYOUT: Final = (
     aten.slice_scatter.default,
     aten.select_scatter.default,
 )
-#: What tells the best of a row of scores.
+#: Operators that give the best of a row of scores.
 _COMPARISONS: Final = (
     aten.max.dim,
     aten.min.dim,
@@ -181,7 +181,7 @@ class ProductKinds:
         return node not in self._answering
 
     def only_matches(self, node: Node) -> bool:
-        """Returns whether a product only selects, or nothing is read of it but the best scores."""
+        """Returns whether a product only selects, or only its best scores are read."""
         ends = stops(node)
         compared = bool(ends) and all(is_call(end, *_COMPARISONS) for end in ends)
         return compared or self.only_selects(node)
@@ -220,7 +220,7 @@ class ProductKinds:
         return any(is_call(softmax, *_SOFTMAXES) for softmax in found)
 
     def kind(self, node: Node) -> Kind:
-        """Returns what a product, a linear layer or a fused attention is for."""
+        """Returns the kind of a product, a linear layer or a fused attention."""
         if self.only_selects(node):
             return Kind.MATCHING
         if not is_product(node):
@@ -253,7 +253,7 @@ def _answering(program: ExportedProgram) -> set[Node]:
 
 
 def _value_inputs(node: Node) -> list[Node]:
-    """Returns what a node takes values from, leaving out what only tells it where."""
+    """Returns the nodes that a node takes values from, without its indices."""
     called = operator_name(node) if node.op == "call_function" else ""
     names = _SELECTORS.get(called) or _SHAPES.get(called)
     if not names:
@@ -268,7 +268,7 @@ def _value_inputs(node: Node) -> list[Node]:
 
 
 def _readers(node: Node) -> list[Node]:
-    """Returns who takes values from a node."""
+    """Returns the nodes that take values from a node."""
     return [user for user in node.users if node in _value_inputs(user)]
 
 
@@ -278,7 +278,7 @@ def is_product(node: Node) -> bool:
 
 
 def stops(start: Node) -> set[Node]:
-    """Returns who reads a value, or what pointwise operators and layout make of it."""
+    """Returns the readers of a value, also through pointwise and layout operators."""
     found = _reached(start, _readers, _keeps_place)
     return {node for node in found if not _keeps_place(node)}
 
@@ -286,7 +286,7 @@ def stops(start: Node) -> set[Node]:
 def _reached(
     start: Node, step: Callable[[Node], list[Node]], passes: Callable[[Node], bool]
 ) -> set[Node]:
-    """Returns what is reached over calls that pass, the first that do not included."""
+    """Returns the nodes reached over calls that pass, and the first that do not."""
     found: set[Node] = set()
     waiting = step(start)
     while waiting:

@@ -1,9 +1,9 @@
 """Counts the tokens that each attention of a graph sees.
 
 An attention is a ``sized_attention``, or a product of what a softmax gave with values, both by
-heads: (B, H, N, M) and (B, H, M, C), or (B·H, N, M) and (B·H, M, C). An einsum of two factors is
-such a product by the time that a graph is rewritten. One of (B, N, M) alone is none, as softmaxes
-mix tokens elsewhere too.
+heads: (B, H, N, M) and (B, H, M, C), or (B·H, N, M) and (B·H, M, C). An einsum of two factors is a
+product of this form once a graph is rewritten. One of (B, N, M) alone is none, as softmaxes mix
+tokens elsewhere too.
 
 Between softmax and product tokens may be dropped or merged, as MCTF does with the next block's
 attention (Lee et al., CVPR 2024, section 3.3); then those that are left are counted.

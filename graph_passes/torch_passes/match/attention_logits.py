@@ -1,4 +1,4 @@
-"""Reads the logits of an attention: a scaled product of queries and keys, and what is added to it.
+"""Reads the logits of an attention: a scaled product of queries and keys, and biases.
 
 ========================================================  =========================================
 ``(q · kᵀ · scale + b₁ + b₂).masked_fill(m, -∞)``          product, scale, biases b₁, b₂ and m
@@ -33,7 +33,7 @@ _FILLS = (aten.full.default, aten.full_like.default, aten.scalar_tensor.default)
 
 @dataclass(frozen=True)
 class Bias:
-    """What is added to the logits: numbers, or -∞ where a mask of truth values says so.
+    """A bias of the logits: numbers, or -∞ where a mask of truth values says so.
 
     Attributes:
         node: The numbers or the mask.
@@ -70,11 +70,12 @@ class Logits:
 
 
 def read_logits(logits: Node, reader: Node) -> Logits | str:
-    """Takes logits apart, or says what they are instead.
+    """Takes logits apart, or returns why they cannot be.
 
     Args:
         logits: The logits.
-        reader: The softmax; anybody else who reads them, or a step on the way, needs them as such.
+        reader: The softmax; any other reader of them, or of an intermediate value, needs their own
+            values.
     """
     biases: list[Bias] = []
     leads: dict[Node, bool] = {}
@@ -155,11 +156,11 @@ def _off_a_sum(node: Node, leads: dict[Node, bool]) -> tuple[Node, Bias] | None:
 
 
 def _leads(node: Node, leads: dict[Node, bool]) -> bool:
-    """Returns whether a value is a product of matrices, or made from one by such steps.
+    """Returns whether a value is a product of matrices, or made from one by these steps.
 
     Args:
         node: The value.
-        leads: What is known of others, to which this is added: many ways may lead to one.
+        leads: The results for other values, to which this one is added: paths may meet again.
     """
     way = [node]
     while way[-1] not in leads and (step := _step(way[-1], leads)) is not None:
@@ -183,7 +184,7 @@ def _product_below(node: Node) -> tuple[Node, float]:
 
 
 def _spreads(part: Node, whole: Node) -> bool:
-    """Returns whether what is added is spread over the logits, not they over it."""
+    """Returns whether a bias is broadcast over the logits, and not they over it."""
     return tuple(torch.broadcast_shapes(shape_of(part), shape_of(whole))) == shape_of(whole)
 
 
@@ -203,7 +204,7 @@ def _is_largest_of(source: Node, largest: object) -> bool:
 
 
 def _other_readers(node: Node, known: Node) -> str:
-    """Names who else reads a value; its own maximum is nobody else."""
+    """Names the other readers of a value, without its own maximum."""
     names = {
         operator_name(user)
         for user in node.users

@@ -1,4 +1,4 @@
-"""Finds along which axes a value really varies, and reads it without the axes it was spread over.
+"""Finds the axes along which a value varies, and reads it without broadcast axes.
 
 Published code moves rows with an index spread over the channels::
 
@@ -74,7 +74,7 @@ _MOVES = (
 def varying_axes(node: Node) -> frozenset[int]:
     """Returns the axes along which the values may differ; of size-1 axes none does.
 
-    Each value before it is looked at once, also where many ways lead to it.
+    Each value before it is visited once, also where many paths lead to it.
     """
     known: dict[Node, frozenset[int]] = {}
     ahead = [node]

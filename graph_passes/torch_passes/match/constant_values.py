@@ -1,4 +1,4 @@
-"""Computes, while compiling, the values of a graph that no input and no weight reaches.
+"""Computes, while compiling, the values of a graph that depend on no input or weight.
 
 ``multiplied`` inserts products with constant matrices along one axis of a tensor.
 """

@@ -1,4 +1,4 @@
-"""Reads index tensors as what they say about tokens, however the code spelled them.
+"""Reads the meaning of index tensors for tokens, however the code computes them.
 
 ===========================  ====================================================================
 ``Ranked(v, start, stop)``    positions start…stop of the tokens ordered by descending v (B, Na)
@@ -102,7 +102,7 @@ class IndexReader:
         self._known: dict[Node, Meaning | None] = {}
 
     def read(self, node: Node) -> Meaning | None:
-        """Returns what the index says, or None where it says nothing known."""
+        """Returns the meaning of an index; None if it is unknown."""
         if node not in self._known:
             self._known[node] = self._read(node) if is_tensor(node) else None
         return self._known[node]
@@ -262,7 +262,7 @@ def _only_spread(before: Node, after: Node) -> bool:
     one, other = shape_of(before), shape_of(after)
     if len(one) < 2 or len(other) < 2 or one[:2] != other[:2]:
         return False
-    kept = kept_axes(after)  # sizes alone do not tell (B, N) from a new axis before B = N
+    kept = kept_axes(after)  # sizes alone do not distinguish (B, N) from a new axis before B = N
     if kept is None or any(kept.get(a) != a for a in (0, 1) if one[a] > 1):
         return False
     return all(size == 1 for size in one[2:]) or one == other

@@ -90,7 +90,7 @@ _CONVERSIONS = (aten._to_copy.default, aten.to.dtype)
 _COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 _EXACT = (torch.int32, torch.int64, torch.float32, torch.float64)
 _FULLS = (aten.full.default, aten.full_like.default, aten.new_full.default)
-#: An empty tensor may hold anything, and whoever reads it before writing reads garbage.
+#: An empty tensor may hold anything until it is written.
 _ZEROS = (
     aten.zeros.default,
     aten.zeros_like.default,

@@ -1,8 +1,8 @@
-"""Finds the tokens that a match keeps for certain, because their scores are written over with -∞.
+"""Finds the tokens that a match always keeps, because their scores are set to -∞.
 
 In ``kept, src, dst = bipartite_match(scores, r, "index")`` with ``scores[:, :p] = -∞`` the first p
 of ``kept`` are 0 … p - 1, whatever the image: only rows that score higher are taken while there are
-r of them, and what is kept is in order. ToMe (Bolya et al. 2023) holds back its class token so.
+r of them, and what is kept is in order. ToMe (Bolya et al. 2023) protects its class token so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads index tensors that choose rows of tokens, and lays tensors out for what moves such rows.
+"""Reads index tensors that choose rows of tokens, and lays tensors out to move rows.
 
 ========================================  ==============================================
 ``x[arange(B)[:, None], rows]``            rows (B, K) of x (B, N, …)
@@ -168,7 +168,7 @@ class BatchedIndex:
 
 
 def read_batched_index(node: Node) -> BatchedIndex | None:
-    """Returns what an ``index`` or ``index_put`` says, or None where it says anything else."""
+    """Returns the rows of an ``index`` or ``index_put``; None for other indices."""
     data = shape_of(operand(node))
     indices = list(argument(node, "indices"))
     while indices and indices[-1] is None:
@@ -209,7 +209,7 @@ class FlatRows:
 
 
 def read_flat_rows(index: Node, total: int, constants: ConstantValues) -> FlatRows | None:
-    """Returns what positions in ``total`` tokens of all images say, or None otherwise."""
+    """Returns the rows of positions in ``total`` tokens of all images; None for others."""
     if is_call(index, aten.reshape.default):
         index = operand(index)
     if not is_call(index, aten.add.Tensor) or argument(index, "alpha") != 1:

@@ -7,7 +7,7 @@ Before → after::
     x[:, mask] = values     where(mask, the value at the row's rank in the mask, x)
     x[i, j] = values        index_put(x' and a row to lose, i · n + j, values), cut again
 
-A position that is not there is one behind the last, which is cut off.
+The position of a padding row is one after the last, which is cut off.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def put(padded: Padded, node: Node, constants: Constants) -> None:
         for a, one in valid.items()
         if a < first or a >= first + rank
     }:
-        raise refused(node, "what it writes is padded otherwise than where it goes")
+        raise refused(node, "the written values are padded differently from their places")
     if axis in rows and kept is not None:
         kept = padded.agree(node, kept, rows[axis])
         values = padded.narrowed(values, axis, kept)

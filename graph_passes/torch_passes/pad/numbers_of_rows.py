@@ -1,4 +1,4 @@
-"""Computes with numbers that depend on the data, and makes values of as many rows as they say.
+"""Computes with numbers that depend on the data, and makes values of that many rows.
 
 Before → after::
 
@@ -191,7 +191,7 @@ def _bound(padded: Padded, target: Any, args: list[Any], new: Node) -> None:
 
 
 def _assert(padded: Padded, node: Node, holds: Any) -> None:
-    """Checks what was true while tracing, but for what is true of every count."""
+    """Checks conditions that were true while tracing, unless they hold for every count."""
     padded.set(node, None)
     if not isinstance(holds, Node) or _certain(padded, node.args[0]):
         return
@@ -251,7 +251,7 @@ def rows_of(padded: Padded, node: Node, size: Any, given: Any) -> ValidRows | in
         padded: The values.
         node: The call.
         size: The size of the axis, symbolic or not.
-        given: What the call is told the size is; a node of a number, or a number.
+        given: The size that the call was given: a node of a number, or a number.
     """
     if isinstance(size, int):
         return size

@@ -1,4 +1,4 @@
-"""What each operator becomes when its rows are padded, so that the valid ones stay exact.
+"""Gives the rule of each operator on padded rows, which keeps valid rows exact.
 
 Rows that are computed one by one pass through. What mixes rows leaves the padding rows out: sums
 take 0 for them, maxima the lowest number, softmax and attention -inf, products of matrices 0 on

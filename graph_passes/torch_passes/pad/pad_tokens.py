@@ -1,4 +1,4 @@
-"""Gives every value whose size depends on the data a fixed one: rows up to a cap, and a mask.
+"""Gives values whose size depends on the data a fixed size: rows up to a cap, and a mask.
 
 Before → after::
 

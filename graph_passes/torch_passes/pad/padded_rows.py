@@ -1,4 +1,4 @@
-"""Keeps account of the rows of padded values that are there, while a graph gets fixed sizes.
+"""Records the valid rows of padded values while a graph gets fixed sizes.
 
 A value whose axis has a length that depends on the data is held padded::
 
@@ -50,7 +50,7 @@ class Selection:
         count: How many rows are chosen, a whole number of rank 0.
         cap: For how many there is room.
         line: The line of the user's code, or ''.
-        when: Whether the way is taken that it is on, a truth value of rank 0; None for always.
+        when: Whether its path is taken, a truth value of rank 0; None for always.
     """
 
     count: Node
@@ -61,12 +61,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class Check:
-    """What must hold of an input for the padded graph to answer as the model does.
+    """A condition on inputs under which the padded graph agrees with the model.
 
     Attributes:
         holds: Whether it does, a truth value of rank 0.
-        kind: ``room``, ``none``, ``rows`` or ``branch``: what was taken for granted.
-        said: What an input did where it does not hold, a clause.
+        kind: ``room``, ``none``, ``rows`` or ``branch``: the kind of assumption.
+        said: What an input does that breaks it, a clause.
         line: The line of the user's code, or ''.
     """
 
@@ -100,7 +100,7 @@ class Padded:
         self._most: dict[Node, int] = {}
 
     def set(self, old: Node, new: Any, valid: Mapping[int, ValidRows] | None = None) -> None:
-        """Notes what stands for a node: a padded node, a number, or a list of padded nodes."""
+        """Records the counterpart of a node: a padded node, a number, or a list of padded nodes."""
         self._new[old] = new
         if isinstance(new, Node) and valid is not None:
             self._valid[new] = dict(valid)
@@ -127,11 +127,11 @@ class Padded:
         self._valid[new] = dict(valid)
 
     def changed(self, node: Node) -> bool:
-        """Returns whether something else stands for a node."""
+        """Returns whether a node has a counterpart."""
         return node in self._new
 
     def new(self, old: Any) -> Any:
-        """Returns what stands for an argument, with every node in it replaced."""
+        """Returns an argument with the counterparts of its nodes."""
         if isinstance(old, Node):
             return self._new.get(old, old)
         if isinstance(old, list | tuple):
@@ -155,7 +155,7 @@ class Padded:
     def of_size(self, size: Any) -> ValidRows | None:
         """Returns rows that an axis of that symbolic size has; None where no value has one.
 
-        All that there are have equal counts, and those that come first are the same rows.
+        All of them have equal counts, and prefixes are the same rows.
         """
         found = self._of_size.get(str(size), {})
         return next((one for one in found if one.is_prefix), None) or (
@@ -223,7 +223,7 @@ class Padded:
         Args:
             node: The call that makes the axis.
             number: How many rows it has.
-            most: How many it could have; None where only the number itself may tell that.
+            most: The most rows that it could have; None where only the number itself bounds it.
         """
         number = self.first(number)
         key = ("number", number, most)

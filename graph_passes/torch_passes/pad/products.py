@@ -1,4 +1,4 @@
-"""What products of matrices, sums of products and attention over padded rows become."""
+"""Gives rules for products of matrices, einsums and attention on padded rows."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def einsum(padded: Padded, node: Node) -> None:
 
 
 def attention(padded: Padded, node: Node) -> None:
-    """Fused attention; dead keys get the bias -inf, dead values count as 0."""
+    """Fused attention; padding keys get the bias -inf, padding values count as 0."""
     q, k, v = (padded.new(argument(node, name)) for name in ("query", "key", "value"))
     rank = len(shape_of(q))
     (k, v), rows = padded.meet(node, (k, v), lambda _, axis: axis)

@@ -1,4 +1,4 @@
-"""Positions along axes whose rows are padded, counted from either end, and numbers of rows."""
+"""Computes positions along padded axes, counted from either end, and numbers of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pads scatters: a row that is not there goes to one behind the last, which is cut off.
+"""Pads scatters: a padding row goes to a place after the last, which is cut off.
 
 Before → after::
 
@@ -20,7 +20,7 @@ from tokexport.graph_passes.torch_passes.pad.padded_rows import Padded, refused
 
 
 def scatter(padded: Padded, node: Node) -> None:
-    """Scatter, scatter_add and scatter_reduce: an index for every number."""
+    """Pads scatter, scatter_add and scatter_reduce, with an index for every number."""
     args = padded.new(node.args)
     x, _, index = args[:3]
     dim = normal_axis(argument(node, "dim"), len(shape_of(x)))
@@ -55,7 +55,7 @@ def scatter(padded: Padded, node: Node) -> None:
 
 
 def index_add(padded: Padded, node: Node) -> None:
-    """index_add, index_copy and index_reduce: an index (K,) for every row."""
+    """Pads index_add, index_copy and index_reduce, with an index (K,) for every row."""
     args = padded.new(node.args)
     x, _, index, source = args[:4]
     dim = normal_axis(argument(node, "dim"), len(shape_of(x)))

@@ -193,5 +193,5 @@ def masked_select(padded: Padded, node: Node, constants: Constants) -> None:
 
 
 def highest(dtype: torch.dtype) -> float | int:
-    """Returns what sorts behind all other numbers of a type."""
+    """Returns the number that sorts after all others of a type."""
     return torch.inf if dtype.is_floating_point else torch.iinfo(dtype).max

@@ -1,4 +1,4 @@
-"""What calls that move axes, join and read rows become when rows are padded."""
+"""Gives rules for calls that move axes, join or read rows, on padded rows."""
 
 from __future__ import annotations
 

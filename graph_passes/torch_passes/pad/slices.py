@@ -1,4 +1,4 @@
-"""What calls that cut, part and turn round an axis become when its rows are padded.
+"""Gives rules for calls that slice, split or flip an axis of padded rows.
 
 Before → after::
 
@@ -23,7 +23,7 @@ from tokexport.graph_passes.torch_passes.pad.op_rules import Rule
 from tokexport.graph_passes.torch_passes.pad.padded_rows import Padded, refused
 from tokexport.graph_passes.torch_passes.pad.row_places import from_the_front, length_of
 
-#: Where a cut that goes to the end may end.
+#: The end of a slice that goes to the end of its axis.
 _NO_END: Final = 1 << 62
 
 
@@ -175,7 +175,7 @@ def _by_counts(padded: Padded, node: Node, x: Node, dim: int, sizes: list[Any]) 
 
 
 def flip(padded: Padded, node: Node) -> None:
-    """Turns the order of rows round; where they come first, they do so afterwards."""
+    """Reverses the order of rows; a prefix stays a prefix."""
     x, edit = padded.new(node.args[0]), padded.edit
     rank, valid = len(shape_of(x)), padded.valid(x)
     dims = [normal_axis(dim, rank) for dim in argument(node, "dims")]

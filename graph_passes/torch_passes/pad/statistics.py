@@ -1,14 +1,15 @@
-"""What deviations, quantiles, counts and pools over padded rows become.
+"""Gives rules for deviations, quantiles, counts and pools on padded rows.
 
 Before → after::
 
-    var(y, 1)                  sum(where(valid, (y' - mean)², 0), 1) / max(sum(valid) - correction,
-    0) quantile(y, q, 1)          p = q · (sum(valid) - 1); between the rows ⌊p⌋ and ⌈p⌉ of y'
-    sorted bincount(ids, minlength)   counts of ids' == k where valid, for k < max(max(ids) + 1,
-    minlength) adaptive_avg_pool1d(y, 1)  mean(y', -1)
+    var(y, 1)                  sum(where(valid, (y' - mean)², 0), 1) / max(sum(valid) - c, 0)
+    quantile(y, q, 1)          p = q · (sum(valid) - 1); between the rows ⌊p⌋ and ⌈p⌉ of sorted y'
+    bincount(ids, minlength)   counts of ids' == k where valid; k < max(max(ids) + 1, minlength)
+    adaptive_avg_pool1d(y, 1)  mean(y', -1)
 
-Formulas as PyTorch documents them: a variance divides by the rows less the correction, and a
-quantile between two rows is interpolated. Calls that repeat, surround or compare rows come behind.
+Formulas as PyTorch documents them: a variance divides by the rows less the correction c, and
+a quantile between two rows is interpolated. Calls that repeat, surround or compare rows come
+behind.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Before → after::
         inverse[i] = how many of first are of values below x[i]
         counts[k] = how many of inverse are k
 
-What is equal to nothing (NaN) is a value of its own each time, as in eager, but for ``inverse``.
+Every NaN is a value of its own, as in eager, but not in ``inverse``.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ Before → after, with scores (B, Na, Nb)::
 
 where kept is (B, 0); a scatter that leaves out the row that was there stays one, of
 ``gather_tokens(x, src)``. The pairs are the same in another order, so ``mode`` must not depend on
-it, and nothing else may read the partners: who does, as a nearest neighbour, wants no match.
-Sources: the second half of PiToMe (Tran et al. 2024) and the merging of DiffRate (Chen et al.
-2023). Eager ranks nothing here; ``PARTNERS`` notes what it decides. More rows than TensorRT ranks
-are left alone: it takes their arg-max.
+it, and nothing else may read the partners: other readers, for example of nearest neighbours, need
+no match. Sources: the second half of PiToMe (Tran et al. 2024) and the merging of DiffRate (Chen et
+al. 2023). Eager ranks nothing here; ``PARTNERS`` notes what it decides. More rows than TensorRT
+ranks are left alone: it takes their arg-max.
 """
 
 from __future__ import annotations

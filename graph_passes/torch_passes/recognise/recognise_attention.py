@@ -85,7 +85,7 @@ class Attention:
 
 
 class RecogniseAttention(TorchPass):
-    """Finds attention whose probabilities nobody else reads."""
+    """Finds attention whose probabilities nothing else reads."""
 
     name: ClassVar[str] = "recognise attention"
 
@@ -158,7 +158,7 @@ def _other_readers(node: Node, known: Node) -> str:
 
 
 def _misfit(found: Attention) -> str:
-    """Says which shape or dtype is not the operator's, or how the bias is not one of keys."""
+    """Returns which shape or dtype does not fit the operator, or why the bias is none of keys."""
     q, k, v = shape_of(found.q), found.keys, found.values
     if not all(2 <= len(shape) <= 4 for shape in (q, k, v)) or not 1 <= len(found.batch) <= 2:
         return f"its q {q}, k {k} and v {v} are not (B, H, N, D)"
@@ -226,7 +226,7 @@ def _log_size(edit: Editor, found: Attention, images: int) -> Node | None:
 
 
 def _untransposed(node: Node) -> tuple[Node, bool]:
-    """Returns k for kᵀ, or kᵀ itself and that it is turned."""
+    """Returns k for kᵀ, or kᵀ itself with a flag that it is transposed."""
     rank = len(shape_of(node))
     if is_call(node, aten.transpose.int):
         if {axis(node, "dim0"), axis(node, "dim1")} == {rank - 2, rank - 1}:

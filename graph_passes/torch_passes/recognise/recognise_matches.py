@@ -8,11 +8,11 @@ Before → after::
     dst = partner.gather(1, src)
     kept = kept.sort(1)[0]                          # order "index"; without it "score"
 
-Source of the algorithm: Bolya et al. 2023 (ToMe), section 3. What counts is the meaning that
-``index_expressions`` reads, not the spelling: argsort, sort or topk, any axes of size 1 between.
-Where the best is the smallest, as of distances, the match is that of the negated scores; where it
-is the best of each column, that of the transposed ones.
-The partners of the r best rows must be read; without them it is a ranking, not a match.
+Source of the algorithm: Bolya et al. 2023 (ToMe), section 3. The meaning that ``index_expressions``
+reads decides, not the spelling: argsort, sort or topk, any axes of size 1 between. Where the best
+is the smallest, as of distances, the match is that of the negated scores; where it is the best of
+each column, that of the transposed ones. The partners of the r best rows must be read; without them
+it is a ranking, not a match.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def make_match(edit: Editor, scores: Signed, r: int, order: str) -> Node:
 
 
 def _replace_all(edit: Editor, nodes: list[Node], rows: Node) -> None:
-    """Lets the users of (B, K, 1, …) or spread indices read (B, K) in that shape."""
+    """Makes the users of (B, K, 1, …) or broadcast indices read (B, K) in that shape."""
     for node in nodes:
         shape = shape_of(node)
         with edit.before(node):
@@ -116,7 +116,7 @@ def _span(ranked: Ranked) -> tuple[int, int]:
 
 
 def _is_read(node: Node, known: set[Node]) -> bool:
-    """Returns whether anything reads an index but calls whose own meaning is known."""
+    """Returns whether a call of unknown meaning reads an index."""
     return any(
         user not in known and not (user.users and all(u in known for u in user.users))
         for user in node.users

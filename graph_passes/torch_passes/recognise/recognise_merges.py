@@ -42,7 +42,7 @@ from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 
 
 class RecogniseMerges(TorchPass):
-    """Finds tokens that are kept and tokens that took others in."""
+    """Finds kept tokens and tokens that others merged into."""
 
     name: ClassVar[str] = "recognise merges"
 
@@ -182,7 +182,7 @@ def _match_of(src: Node, dst: Node) -> Node | None:
 
 
 def _joined(node: Node) -> list[Node] | None:
-    """Returns the cuts on the way of a value to joins of rows and to further merges.
+    """Returns the slices between a value and joins of rows or further merges.
 
     None where it goes elsewhere too.
     """

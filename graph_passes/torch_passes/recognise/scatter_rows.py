@@ -257,7 +257,7 @@ def _by_image(edit: Editor, scatter: Scatter, constants: ConstantValues) -> Scat
 
 
 def _stays_exact(scatter: Scatter) -> bool:
-    """Returns whether float32 holds every number on the way to the result."""
+    """Returns whether float32 holds every intermediate number."""
     if scatter.mode not in ("sum", "amax", "amin"):
         return False
     parts = [bounds_of(part) for part in (scatter.data, scatter.source)]

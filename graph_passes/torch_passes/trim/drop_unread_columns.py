@@ -6,9 +6,9 @@ Before → after::
     →  q, k = …(linear(x, W[:2·H·D], b[:2·H·D]), (B, N, 2, H, D))
     a, _ = split(linear(x, W, b), (n, m))     →  a = linear(x, W[:n], b[:n])
 
-Methods that ask for the probabilities before they merge compute q, k and v of all tokens and read
-two of them; the weights of the third are work for nothing on every target, and TensorRT-RTX 1.7.1
-fails on such a graph (``kqv_gemm_split``). What is left is computed as before.
+Methods that need the probabilities before they merge compute q, k and v of all tokens and read two
+of them; the third is wasted work on every target, and TensorRT-RTX 1.7.1 fails on this graph
+(``kqv_gemm_split``). What is left is computed as before.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class DropUnreadColumns(TorchPass):
 
 
 def columns_read(linear: Node) -> int:
-    """Returns how many columns of a linear layer are computed once nothing unread is."""
+    """Returns how many columns of a linear layer are left without unread ones."""
     columns, found = shape_of(linear)[-1], _find(linear)
     if found is None or not found.read:
         return columns
@@ -115,7 +115,7 @@ def own_projection(edit: Editor, node: Node) -> Node | None:
     """Computes one of several parts of a projection by a layer of its own.
 
     Returns:
-        What takes the place of the part, or None where it is none, or the only one.
+        The replacement of the part; None where it is no part, or the only one.
     """
     linear = node
     while not is_call(linear, aten.linear.default):

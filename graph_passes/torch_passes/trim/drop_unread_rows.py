@@ -6,7 +6,7 @@ Before → after::
     attention(q, k, v)[:, :, :1]              →  attention(q[:, :, :1], k, v)
 
 A classifier reads the class token alone, so the last block needs one query, one row of attention,
-one row of the MLP and its norms; what merged tokens before that MLP is then read by nobody. The
+one row of the MLP and its norms; nothing reads the merged tokens before that MLP then. The
 rows of a fused projection's queries are cut where keys and values need all: the projection is taken
 apart. A result is narrowed where all its readers take parts of one axis, together at most half of
 it (a cut is work as well), and is computed as before.
@@ -62,7 +62,7 @@ class DropUnreadRows(TorchPass):
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many results it narrowed."""
         changed = 0
-        # What is read by dead code only is seen once that is gone.
+        # Values that only dead code reads are found once that is removed.
         while found := sum(_narrow(edit, node) for node in reversed(list(edit.graph.nodes))):
             edit.graph.eliminate_dead_code()
             changed += found
@@ -70,7 +70,7 @@ class DropUnreadRows(TorchPass):
 
 
 def _narrow(edit: Editor, node: Node) -> bool:
-    """Lets what reads a value read its read rows alone, where these can be computed alone."""
+    """Computes only the rows of a value that are read, where that is possible."""
     cuts = _cuts(node)
     if not cuts:
         return False
@@ -128,7 +128,7 @@ def _span(cuts: list[Cut]) -> tuple[int, int]:
 
 
 def _take_back(edit: Editor, node: Node) -> None:
-    """Takes out a value that nothing reads, and what was computed for it alone."""
+    """Removes a value that nothing reads, and what was computed only for it."""
     ahead = [node]
     while ahead:
         one = ahead.pop()

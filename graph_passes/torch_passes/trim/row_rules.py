@@ -1,9 +1,9 @@
-"""How some rows of a call's result come from some rows of its operands.
+"""Gives rules that compute some rows of a call from some rows of its operands.
 
 A rule takes a call, an axis of its result and a span of that axis, inserts the call on as much of
 the operands as the span needs, and returns the new value; it returns None where the span needs all
-of them. What draws random numbers has none, and neither has a decision (``decisions``): what eager
-decided is looked for by its name, and whole.
+of them. Random operators have no rule, and neither have decisions (``decisions``): eager's
+decisions are found by name, and whole.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _select(edit: Editor, node: Node, along: int, start: int, stop: int) -> Node
 
 
 def _slice(edit: Editor, node: Node, along: int, start: int, stop: int) -> Node | None:
-    """Of parts of two axes the smaller share goes first, so that no two change places for ever."""
+    """Puts the smaller of two parts first, so that two rules do not alternate for ever."""
     x, other = operand(node), axis(node)
     found = bounds(node, shape_of(x)[other])
     if along == other:
