@@ -4,13 +4,13 @@
     python ci/attack.py --kind bundles         of this kind alone; may be repeated
     python ci/attack.py --minutes 60           begins no more lines then
     python ci/attack.py --again                runs anew what was not as it should be
-    python ci/attack.py replay bundles 1234    runs one case, and tells all that it says
+    python ci/attack.py replay bundles 1234    runs one case, and prints its messages in full
     python ci/attack.py table                  writes ATTACK.md from what is known
 
-A case is told by its kind, the seed and its number alone, and runs in a child process of one
-target (``attacks/child.py``), which is started anew when a case ended it, took too long or more
-memory than it may. About a hundred cases make a line of ``attack.jsonl``, with all that was not
-refused clearly or run rightly in full. What cases start from lies in ``build/attack``.
+A kind, the seed and a number define a case, which runs in a child process of one target
+(``attacks/child.py``), which is started anew when a case ended it, took too long or more memory
+than it may. About a hundred cases make a line of ``attack.jsonl``, with all that was not refused
+clearly or run rightly in full. What cases start from lies in ``build/attack``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SEED = 0
 
 
 def main() -> int:
-    """Runs, replays or writes, as asked."""
+    """Runs, replays or writes, as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", nargs="?", default="run", choices=("run", "replay", "table"))
     parser.add_argument("case", nargs="*", help="Of replay: the kind, and numbers of cases.")
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def planned() -> list[str]:
-    """Returns the kinds that there are."""
+    """Returns the kinds of attacks."""
     return [name for name in NAMES if (ROOT / "ci" / "attacks" / f"{name}.py").exists()]
 
 
@@ -90,8 +90,8 @@ def run_kind(kind: Kind, seed: int, count: int | None, end: float, *, again: boo
         line = run_line(kind, seed, first, length)
         write(line)
         verdicts = ", ".join(f"{number} {name}" for name, number in line["verdicts"].items())
-        told = f"{kind.name} {first} … {first + length - 1}, {line['target']}: {verdicts}"
-        print(f"{told} in {line['seconds']} s", flush=True)
+        result = f"{kind.name} {first} … {first + length - 1}, {line['target']}: {verdicts}"
+        print(f"{result} in {line['seconds']} s", flush=True)
 
 
 def run_line(kind: Kind, seed: int, first: int, count: int) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def run_line(kind: Kind, seed: int, first: int, count: int) -> dict[str, Any]:
     begin = time.monotonic()
     target = kind.target(first)
     with Child(kind, target, FOLDER / kind.name, seed) as child:
-        told = [child.run(index) for index in range(first, first + count)]
+        result = [child.run(index) for index in range(first, first + count)]
     return {
         "kind": kind.name,
         "target": target,
@@ -107,14 +107,14 @@ def run_line(kind: Kind, seed: int, first: int, count: int) -> dict[str, Any]:
         "seed": seed,
         "first": first,
         "count": count,
-        "verdicts": dict(Counter(one.verdict for one in told)),
+        "verdicts": dict(Counter(one.verdict for one in result)),
         "seconds": round(time.monotonic() - begin, 1),
-        "found": [asdict(one) for one in told if one.verdict not in FINE],
+        "found": [asdict(one) for one in result if one.verdict not in FINE],
     }
 
 
 def write(line: dict[str, Any]) -> None:
-    """Writes a line in the place of that of the same cases, or behind all others."""
+    """Writes a line in place of that of the same cases, or after all others."""
     key = ("kind", "seed", "first")
     lines = [one for one in known() if any(one[part] != line[part] for part in key)]
     texts = [without_places(json.dumps(one, ensure_ascii=False)) for one in (*lines, line)]
@@ -122,15 +122,15 @@ def write(line: dict[str, Any]) -> None:
 
 
 def replay(kind: Kind, seed: int, numbers: list[int]) -> int:
-    """Runs cases and prints what became of each; the exit code is 1 where one was not fine."""
+    """Runs cases and prints their outcomes; returns 1 if one was not as it should be."""
     kind.prepare(FOLDER / kind.name)
     fine = True
     for index in numbers:
         with Child(kind, kind.target(index), FOLDER / kind.name, seed) as child:
-            told = child.run(index)
-        fine &= told.verdict in FINE
-        print(f"{kind.name} {index}, {kind.target(index)}: {told.what}")
-        print(f"{told.verdict} ({VERDICTS[told.verdict]}): {told.said}")
+            result = child.run(index)
+        fine &= result.verdict in FINE
+        print(f"{kind.name} {index}, {kind.target(index)}: {result.what}")
+        print(f"{result.verdict} ({VERDICTS[result.verdict]}): {result.said}")
     return 0 if fine else 1
 
 

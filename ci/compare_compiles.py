@@ -1,4 +1,4 @@
-"""Compares what two trees of this project make of the same models.
+"""Compares compiles of the same models by two trees of this project.
 
     python ci/compare_compiles.py record before.json --tree ../before --library …/kernels.so
     python ci/compare_compiles.py record after.json --library build/native/tokexport_native.so
@@ -186,7 +186,7 @@ def _run(entry: Any, arguments: list[str], folder: Path) -> dict[str, Any]:
 
 
 def _shorten() -> None:
-    """Lets an artifact be timed as briefly as it can: no time is compared."""
+    """Makes timings as short as possible: no time is compared."""
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith("tokexport."):
             for name, value in SHORT.items():
@@ -256,7 +256,7 @@ def _add(path: Path, name: str, case: dict[str, Any]) -> None:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], renamed: dict[str, Any]) -> int:
-    """Prints what two records differ in, and returns 1 where they do."""
+    """Prints the differences of two records, and returns 1 if they differ."""
     different, missing = 0, []
     for name in CASES:
         if name not in before or name not in after:

@@ -1,4 +1,4 @@
-"""Times what two trees of this project make of one model, in alternating rounds.
+"""Times the bundles of one model from two trees of this project, in alternating rounds.
 
     python ci/compare_speed.py compile before --tree ../before --library …/kernels.so
     python ci/compare_speed.py compile after --library build/native/tokexport_native.so

@@ -8,7 +8,7 @@ embedding kept the hub's names behind ``backbone.``; what was folded did not::
     onnx::Concat_1957 (1, 1, 384), onnx::Reshape_1962 (1, 1369, 384)
         the position of the class token, and those of 37 × 37 patches
 
-So each of the 72 products with weights is told by the bias that is added behind it.
+So each of the 72 products with weights is named by the bias that is added after it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def write_classifier(
         weight: (classes, 768), of the class token and the mean of the patches.
         bias: (classes,)
         folder: The folder to write.
-        names: What the classes are called.
+        names: The names of the classes.
     """
     state = {f"dinov2.{name}": array for name, array in load_file(backbone / WEIGHTS).items()}
     state |= {"classifier.weight": weight.contiguous(), "classifier.bias": bias}

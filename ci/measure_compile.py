@@ -1,4 +1,4 @@
-"""Measures what a compile costs, against one plain ``torch.onnx.export`` of the same model.
+"""Measures the cost of a compile against one plain ``torch.onnx.export`` of the same model.
 
 The model is DeiT-S patched to merge 13 tokens in every block. Each run is a process of its own with
 a model built anew, the two kinds take turns, and what is compared are the medians over the rounds:

@@ -1,4 +1,4 @@
-"""The families of Vision Transformers whose operators ``operator_table.py`` asks every target for.
+"""Lists families of Vision Transformers, whose operators ``operator_table.py`` tries.
 
 ``FAMILIES`` names each with what builds it: small, with weights drawn under a seed, from timm,
 transformers, torchvision, vit-pytorch or open_clip. What is left out of a name is the library's own

@@ -1,13 +1,13 @@
-"""Asks every target for every operator that published Vision Transformers call.
+"""Tries every operator that published Vision Transformers call, on every target.
 
     python ci/operator_table.py                   goes on where it stopped
     python ci/operator_table.py --minutes 30      stops after the step that is then at work
     python ci/operator_table.py --operator NAME   asks anew for the rows of an operator
     python ci/operator_table.py --table           writes OPERATORS.md from what is known
 
-A family (``operator_families.py``) is traced and run; every operator that it calls, told apart by
-its switches and the types of what it takes, is a row with the smallest arguments that were seen. A
-row becomes a model of that one operator, which is compiled for each target and held to eager. What
+A family (``operator_families.py``) is traced and run; every operator that it calls, with its
+switches and the types of its arguments, is a row with the smallest arguments that were seen. A row
+becomes a model of that one operator, which is compiled for each target and held to eager. What
 comes out goes to a line of ``ci/operator_table.jsonl`` at once.
 """
 
@@ -65,7 +65,7 @@ class Call:
         return sum(one.numel() for one in self.tensors())
 
     def switches(self) -> str:
-        """Returns what tells calls of an operator apart: its switches, texts and types."""
+        """Returns the key of a call of an operator: its switches, texts and types."""
         import torch
         from torch.utils import _pytree as pytree
 
@@ -135,7 +135,7 @@ def note(result: dict[str, Any]) -> None:
 
 
 def known() -> list[dict[str, Any]]:
-    """Returns what is known, of several lines about one thing the last."""
+    """Returns the results, the last line of each row."""
     if not RESULTS.exists():
         return []
     lines = map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())
@@ -248,7 +248,7 @@ def _real(value: Any) -> Any:
 
 
 def asked(call: Call) -> dict[str, str]:
-    """Returns what each target makes of an operator: works, or how it is refused."""
+    """Returns the result of an operator on each target: works, or how it is refused."""
     import torch
 
     from tokexport.exporter.build.emit import emit
@@ -334,7 +334,7 @@ def _compiled(
 
 
 def _differs(found: Any, wanted: Any, own_error: float) -> str:
-    """Says how a result differs from eager's; nothing where that is rounding."""
+    """Returns how a result differs from eager's; '' if it is rounding."""
     import numpy as np
 
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
@@ -367,8 +367,8 @@ def table(results: list[dict[str, Any]]) -> str:
         "# The operators of Vision Transformers, and what each target makes of them",
         "",
         "Written by `python ci/operator_table.py --table`. A row is an operator as "
-        f"{len(traced)} families call it (`ci/operator_families.py`), told apart by the types of "
-        "what it takes and its switches, in a model of its own with the arguments named. "
+        f"{len(traced)} families call it (`ci/operator_families.py`), with its switches and the "
+        "types of its arguments, in a model of its own with the arguments named. "
         "`works`: what it gives agrees with PyTorch; `built`: TensorRT built an engine, which did "
         "not run.",
         "",

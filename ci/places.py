@@ -1,4 +1,4 @@
-"""Takes out of results where this checkout and its packages lie: no part of what was found."""
+"""Removes the paths of this checkout and its packages from results."""
 
 from __future__ import annotations
 

@@ -99,14 +99,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def add(path: Path, result: dict[str, Any]) -> None:
     """Writes a result behind the others."""
     with path.open("a", encoding="utf-8") as file:
-        # Lines of the models are told by their paths; where this checkout lies is no part of that.
+        # Lines of the models are named by their paths, relative to this checkout.
         text = json.dumps(result, ensure_ascii=False).replace(f"{Path(__file__).parents[1]}/", "")
         file.write(text + "\n")
 
 
 @contextmanager
 def way_of(name: str, batch: int | None = None) -> Iterator[Way]:
-    """Goes a model's way, up to what the targets build from."""
+    """Runs the stages of a model, up to the lowered graphs."""
     from helpers.planting.ways import Way
 
     with tempfile.TemporaryDirectory(prefix="tokexport-") as folder:
@@ -116,7 +116,7 @@ def way_of(name: str, batch: int | None = None) -> Iterator[Way]:
 
 
 def _fill_zeros(model: Any) -> None:
-    """Gives weights to what a library starts with zeros: no fault in it would do anything."""
+    """Draws weights that a library starts with zeros, where no fault would have an effect."""
     import torch
 
     draw = torch.Generator().manual_seed(SEED)
@@ -196,15 +196,15 @@ def run_honest(models: Any, end: float) -> None:
             print(name, batch, flush=True)
 
 
-#: What can become of a plant, and what that means.
+#: The outcomes of a planted fault, and their meanings.
 STATES = {
     "caught": "its stage, or the artifact at the edges, fails, and that stage is named",
     "refused": "a runtime refuses to build or run it: a compile ends there",
     "equivalent": "its largest effect lies within what is allowed, on whatever was tried",
     "blamed wrong": "a compile fails, and names another stage",
-    "excused": "a compile passes, and says that a near-tie fell the other way",
+    "excused": "a compile passes, and reports a near-tie that was crossed",
     "survived": "a compile passes, and the effect is beyond what is allowed",
-    "gone": "there is no such node any more",
+    "gone": "the node does not exist any more",
 }
 
 
@@ -214,8 +214,8 @@ NOTES = {
     "or the rounding of the rows that are compared. The scores are then off by less than they are "
     "apart, and the 37 tokens of an image are merged as before on all samples and edges; on other "
     "seeds one choice turns. Scores by themselves are compared only where a step leaves its gate. "
-    "A model of 197 tokens makes some 1,000 such choices an image.",
-    "gone": "Passes that came since the list was drawn leave no such node.",
+    "A model of 197 tokens makes some 1,000 of these choices an image.",
+    "gone": "Passes that were added since the list was drawn removed the node.",
     "excused": "Equal scores come in another order where torch's own top-k has none for them, so "
     "any is taken for right, and the report says so. Where the model asks for one, by a stable "
     "sort or an arg-max, it is held to it.",
@@ -224,8 +224,8 @@ NOTES = {
     "equivalent": "An effect of 0 is that of a value that is compared, and not so closely: a "
     "factor on a metric goes in the norm of its cosine, a score may be off where no choice turns. "
     "Or nothing behind it reads that row or channel. An order among equals does nothing where no "
-    "two scores are equal, which is what most models make of any input: positions tell equal "
-    "patches apart. Where a mask fills scores with one number, it is caught. All others lie "
+    "two scores are equal, as in most models on any input: positions make equal "
+    "patches differ. Where a mask fills scores with one number, it is caught. All others lie "
     "between what rounding does and what it is allowed.",
 }
 
@@ -235,7 +235,7 @@ TOLD = ("tied", "refused")
 
 
 def state(one: dict[str, Any]) -> str:
-    """Says in a word what became of a plant."""
+    """Returns the outcome of a planted fault."""
     if one["result"] == "caught":
         return "caught" if one["right"] else "blamed wrong"
     if one["result"] in ("did not run", "gone"):
@@ -246,7 +246,7 @@ def state(one: dict[str, Any]) -> str:
 
 
 def summary() -> str:
-    """Returns what the docs say of it."""
+    """Returns the summary for the docs."""
     results = lines(RESULTS)
     found = Counter(map(state, results))
     runs = [said for one in lines(HONEST) for said in one["runs"].values()]
@@ -257,13 +257,13 @@ def summary() -> str:
         f"{len(results)} faults of {len({one['kind'] for one in results})} kinds in "
         f"{len(COUNTS)} stages of {len({one['model'] for one in results})} models, of "
         f"{len(lines(PLANTS))} on the list: {counts}. {len(runs)} runs of right steps on fresh "
-        f"inputs: {failed} false alarms, {tied} near-ties that were told as such, and "
+        f"inputs: {failed} false alarms, {tied} near-ties that were reported, and "
         f"{refused} refused where rounding to the half type decides."
     )
 
 
 def table() -> str:
-    """Returns what is known in Markdown: by stage and kind, and whatever was not caught."""
+    """Returns the results in Markdown: by stage and kind, and the faults that were not caught."""
     results = lines(RESULTS)
     text = [
         "# Faults planted into the stages of a compile, and what the proof made of them",

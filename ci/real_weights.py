@@ -1,4 +1,4 @@
-"""Tries the tool on trained weights: DINOv2 ViT-S/14, reduced and in every precision, on images.
+"""Tries trained weights on images: DINOv2 ViT-S/14, reduced and in every precision.
 
     python ci/real_weights.py rebuild    fetches weights and images, and rebuilds the model
     python ci/real_weights.py head       trains a linear head on Fashion-MNIST
@@ -86,7 +86,7 @@ class Configuration:
 
 
 def main() -> int:
-    """Does what the command says."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("rebuild", "head", "sides", "run", "table"))
     parser.add_argument("--cache", type=Path, default=CACHE, help="The folder of what it makes.")
@@ -119,7 +119,7 @@ def main() -> int:
 
 
 def configurations() -> Iterator[Configuration]:
-    """Yields all configurations, the telling ones of both lists first."""
+    """Yields all configurations, the most informative ones of both lists first."""
     asked = [
         (place + further, Configuration(recipe, *one))
         for place, recipe in enumerate(RECIPES)
@@ -194,7 +194,7 @@ def measured(one: Configuration, setting: Any) -> dict[str, Any]:
 
 
 def compiled(one: Configuration, setting: Any, inputs: Path, bundle: Path) -> dict[str, Any]:
-    """Compiles as the command line does; returns what the report says, or why there is none."""
+    """Compiles as the command line does; returns the report's figures, or why it failed."""
     import tokexport
     from tokexport.exporter.exit_codes import ExitCode, exit_code_of
     from tokexport.exporter.source import SourceOptions, load_source

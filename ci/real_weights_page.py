@@ -158,7 +158,7 @@ def verdict(proof: Line) -> str:
 
 
 def near_ties(proof: Line) -> str:
-    """Returns on how many images of the proof a near-tie fell the other way in the artifact."""
+    """Returns on how many images of the proof the artifact crossed a near-tie."""
     stages = proof.get("stages", {})
     ties = stages["artifact"].get("ties") if "artifact" in stages else None
     return f"{ties['images']} of {proof['samples']}" if ties else ""
@@ -180,7 +180,7 @@ def legend() -> str:
         "against the unreduced model in eager, *As ort in fp32* the share of images that the same "
         "reduction in fp32 of ONNX Runtime gives the same class: what precision and runtime alone "
         "cost. *Times as fast* is against the unreduced model in fp32 on the same runtime, on one "
-        "thread, in interleaved rounds of a busy shared machine: such ratios say little about "
+        "thread, in interleaved rounds of a busy shared machine: these ratios say little about "
         "another, and less where the minima differ from the medians (*noisy*)."
     )
 

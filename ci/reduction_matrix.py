@@ -26,7 +26,7 @@ RESULTS = ROOT / "ci" / "reduction_matrix.jsonl"
 TABLE = ROOT / "ci" / "REDUCTION_MATRIX.md"
 TARGETS = ("ort", "openvino", "trt")
 BATCHES = (1, 4)
-#: An input on which a near-tie falls the other way proves nothing: so many others are tried.
+#: An input on which a near-tie is crossed proves nothing: this many others are tried.
 SEEDS = 3
 RECIPES = {
     "tome": "tome:r=8",
@@ -140,7 +140,7 @@ def cell(name: str, method: str, batch: int, seed: int) -> dict[str, Any]:
                         off = float(abs(given[first] - wanted[first]).max()) / gate.scale
                         found["openvino_error"] = off
                         found[target] = "PASSED"
-                        if off > 2 * gate.tolerance:  # a near-tie, or wrong: the compile tells
+                        if off > 2 * gate.tolerance:  # a near-tie, or wrong: the compile decides
                             compiled = tokexport.compile(
                                 reduced, x, target, output=path / "compiled", timed=False
                             )

@@ -2,7 +2,7 @@
 
 Each row is one runtime on one patched model: how far its logits lie from eager PyTorch, and how
 much faster it is, in interleaved pairs with eager. The export that PyTorch itself offers is
-measured in the same way, through the same runner, so that it can be compared.
+measured through the same runner, so that it can be compared.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def measured(title: str, name: str) -> Iterator[tuple[str, ...]]:
                 shown,
                 f"{comparison.relative:.1e}",
                 f"{gate.tolerance:.1e}",
-                told(ratio),
+                ratio_text(ratio),
             )
 
 
@@ -102,10 +102,10 @@ def plain_export(name: str, folder: Path) -> tuple[str, str, str]:
             {"eager": lambda: model(image), "plain": lambda: runner.run(arrays)}, baseline="eager"
         )
     ratio = speed.ratios["plain"]
-    return f"{error:.1e}", "–", told(ratio)
+    return f"{error:.1e}", "–", ratio_text(ratio)
 
 
-def told(ratio: Ratio) -> str:
+def ratio_text(ratio: Ratio) -> str:
     """Returns a ratio with its interval; one that the minima contradict is marked."""
     noisy = f", noisy: {ratio.of_minima:.2f} of minima" if ratio.noisy else ""
     return f"{ratio.of_medians:.2f} ({ratio.low:.2f} … {ratio.high:.2f}{noisy})"

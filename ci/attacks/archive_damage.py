@@ -1,4 +1,4 @@
-"""Damages to the file of reference arrays: to the archive, to its members, and to their headers."""
+"""Damages the file of reference arrays: the archive, its members, and their headers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attacks.values import count, damaged, text
 
 _MAGIC: Final = b"\x93NUMPY\x01\x00"
 _LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
-#: Places of a header of a member that say what it is: in the central directory, and before it.
+#: Fields of a member's headers: their places in the central directory and before the member.
 _FIELDS: Final = {
     "the flags": (8, 6, 2),
     "the method": (10, 8, 2),
@@ -106,7 +106,7 @@ def _fields(content: bytes, random: Random) -> tuple[bytes, str]:
 
 
 def _members(content: bytes, random: Random) -> tuple[bytes, str]:
-    """Writes the archive anew with a member that is another."""
+    """Writes the archive anew with another member."""
     members = [*_read(content).items()]
     at = random.randrange(len(members))
     name, member = members[at]
@@ -150,7 +150,7 @@ def _members(content: bytes, random: Random) -> tuple[bytes, str]:
 
 
 def _numbers(content: bytes, random: Random) -> tuple[bytes, str]:
-    """Writes other arrays in the place of those that are there."""
+    """Replaces arrays by others."""
     members = {name: np.load(io.BytesIO(member)) for name, member in _read(content).items()}
     name = random.choice([*members])
     array: Any = members[name]

@@ -1,4 +1,4 @@
-"""Listens for what no source may make a process do: reach the network, start programs, write."""
+"""Records what no source may make a process do: reach the network, start programs, write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FLAGS: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Listener:
-    """Keeps what happens while it listens; a hook stays for as long as the process does.
+    """Records events while it listens; the hook lives as long as the process.
 
     Args:
         allowed: The folders in which files may be written.
@@ -35,7 +35,7 @@ class Listener:
 
     @contextmanager
     def listening(self) -> Iterator[list[str]]:
-        """Returns what is not allowed of what happens in a block; complete at its end."""
+        """Returns the forbidden events of a block, complete at its end."""
         modules = set(sys.modules)
         found: list[str] = []
         self._found = found

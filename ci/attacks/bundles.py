@@ -1,4 +1,4 @@
-"""Damaged bundles: loaded, run and verified as a device does it, each in its own folder.
+"""Loads, runs and verifies damaged bundles as a device does, each in its own folder.
 
 Half of the damages are followed by hashing the files anew in the manifest, so that what they did
 reaches the runtime. A bundle that runs is held to what it says itself: ``verify`` may pass only
@@ -40,7 +40,7 @@ _NO_DEVICE: Final = "NoDeviceError"
 
 
 class Bundles(Kind):
-    """Damaged bundles of ONNX Runtime in fp32 and int8, of OpenVINO, and of TensorRT-RTX."""
+    """Attacks with damaged bundles of ONNX Runtime in fp32 and int8, OpenVINO and TensorRT-RTX."""
 
     name: ClassVar[str] = "bundles"
     what: ClassVar[str] = (
@@ -55,7 +55,7 @@ class Bundles(Kind):
     )
 
     def prepare(self, folder: Path) -> None:
-        """Compiles the bundles that are not there."""
+        """Compiles the bundles that are missing."""
         from attacks.honest_bundles import compile_bundle
 
         for target in dict.fromkeys(self.targets):
@@ -169,7 +169,7 @@ class BundleBench(Bench):
 
 
 def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any], far: float) -> str:
-    """Says which outputs differ by more than a part of their largest number; '' where none."""
+    """Returns which outputs differ by more than a part of their largest number; '' for none."""
     if [*found] != [*wanted]:
         return f"the outputs are {[*found]}, not {[*wanted]}"
     for name, one in found.items():
@@ -184,7 +184,7 @@ def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any], far: float) 
 
 
 def _hash_anew(folder: Path) -> None:
-    """Writes the hashes of the files that are there into the manifest, where it is one still."""
+    """Writes the hashes of the files into the manifest, if it is still valid."""
     path = folder / "manifest.json"
     try:
         if not _is_file(path):
@@ -209,7 +209,7 @@ def _is_hashed(folder: Path) -> bool:
             for name, digest in files.items()
         )
     except (ValueError, TypeError, KeyError, OSError, RecursionError, AttributeError):
-        return True  # it has to be refused; were it taken, the outputs would tell
+        return True  # it has to be refused; if it is not, the outputs show it
 
 
 def _is_file(path: Path) -> bool:

@@ -2,9 +2,9 @@
 
     python ci/attacks/child.py KIND TARGET FOLDER SEED DESCRIPTOR PLACE
 
-is the child: it reads numbers of cases from its standard input, and tells of each on a pipe what it
-is and what became of it, a line of JSON each. The parent ends it where a case takes too long, or
-more memory than an honest run of the same and the spare of its kind.
+is the child: it reads numbers of cases from its standard input, and writes to a pipe what each is
+and its outcome, a line of JSON each. The parent ends it where a case takes too long, or more memory
+than an honest run of the same and the spare of its kind.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Told:
-    """What became of a case.
+class CaseResult:
+    """The outcome of a case.
 
     Attributes:
         index: Its number.
@@ -95,17 +95,17 @@ class Child:
         self._end()
         shutil.rmtree(self._place, ignore_errors=True)
 
-    def run(self, index: int) -> Told:
+    def run(self, index: int) -> CaseResult:
         """Runs a case; one that ended the process once more in one of its own."""
-        told = self._asked(index)
-        if told.verdict not in _ENDED:
-            return told
+        result = self._asked(index)
+        if result.verdict not in _ENDED:
+            return result
         self._end()
         again = self._asked(index)
         self._end()
-        return Told(told.index, told.what, told.verdict, told.said, again.verdict)
+        return CaseResult(result.index, result.what, result.verdict, result.said, again.verdict)
 
-    def _asked(self, index: int) -> Told:
+    def _asked(self, index: int) -> CaseResult:
         process = self._process
         if process is None or process.poll() is not None:
             process = self._started()
@@ -118,11 +118,11 @@ class Child:
         limit = int(made["resident"]) + self._spare
         found = self._next(process, self._kind.seconds, limit)
         if isinstance(found, Outcome):
-            return Told(index, made["what"], found.verdict, found.said)
+            return CaseResult(index, made["what"], found.verdict, found.said)
         if found["grown"] > self._spare and found["verdict"] in ("refused", "right"):
             said = f"it took {found['grown'] / _MB:.0f} MB; {found['said']}"
-            return Told(index, made["what"], "over budget", said)
-        return Told(index, made["what"], found["verdict"], found["said"])
+            return CaseResult(index, made["what"], "over budget", said)
+        return CaseResult(index, made["what"], found["verdict"], found["said"])
 
     def _started(self) -> subprocess.Popen[bytes]:
         """Starts the process and waits until its bench stands."""
@@ -153,7 +153,7 @@ class Child:
     def _next(
         self, process: subprocess.Popen[bytes], seconds: float, limit: int | None
     ) -> dict[str, Any] | Outcome:
-        """Returns the next line that the child tells, or how it ended before."""
+        """Returns the next line of the child, or how it ended before."""
         begin, waited = time.monotonic(), _waited(process.pid)
         while b"\n" not in self._read:
             if select.select([self._descriptor], [], [], _GLANCE)[0]:
@@ -213,14 +213,14 @@ def _waited(pid: int) -> float:
 
 
 def measured(do: Callable[[], Result]) -> tuple[Result, int]:
-    """Does something, and tells by how many bytes the memory of this process grew at its peak."""
+    """Runs a function, and returns by how many bytes the peak memory of this process grew."""
     before = _resident(os.getpid())
     Path("/proc/self/clear_refs").write_text("5")
     result = do()
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return result, int(line.split()[1]) * 1024 - before
-    raise RuntimeError("The system does not tell the peak of memory.")
+    raise RuntimeError("The system does not report the peak of memory.")
 
 
 def main(arguments: list[str]) -> int:

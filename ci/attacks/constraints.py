@@ -1,4 +1,4 @@
-"""Takes things away from a process: rights, room on disks, memory, files, cores and time."""
+"""Limits a process: rights, room on disks, memory, files, cores and time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PRIVATE: Final = (1 << 18) | (1 << 14)  # MS_PRIVATE | MS_REC
 _READ_ONLY: Final = 1
 _DROP_BOUNDING: Final = 24  # PR_CAPBSET_DROP
 _CAPABILITIES: Final = 0x20080522  # version 3 of capset(2)
-#: What lets the superuser pass over the modes of files.
+#: The capabilities that let the superuser ignore the modes of files.
 _OVERRIDES: Final = (1, 2, 3)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
 
 
@@ -31,7 +31,7 @@ def _checked(result: int) -> None:
 
 
 def part_mounts() -> bool:
-    """Gives this process mounts of its own, which end with it; says whether the system lets it."""
+    """Gives this process its own mounts; returns whether the system allows that."""
     try:
         _checked(_libc().unshare(_NEW_MOUNTS))
         _checked(_libc().mount(b"none", b"/", None, _PRIVATE, None))
@@ -53,7 +53,7 @@ def unmount(place: Path) -> None:
 
 
 def keep_to_modes() -> None:
-    """Has this process, and what it starts, keep to the modes of files also as the superuser."""
+    """Makes this process and its children respect the modes of files, also as the superuser."""
     if os.getuid() != 0:
         return
     for number in _OVERRIDES:
@@ -68,7 +68,7 @@ def keep_to_modes() -> None:
 
 
 def limit_memory(more: int) -> None:
-    """Lets this process have so many bytes of addresses more than it has."""
+    """Limits the address space of this process to a number of further bytes."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     most = pages * os.sysconf("SC_PAGE_SIZE") + more
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -1,4 +1,4 @@
-"""Crafted files of inputs: arrays, archives of arrays, images, folders, and what is no file."""
+"""Crafts files of inputs: arrays, archives of arrays, images, folders, pipes and links."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _bytes(random: Random, place: Path, honest: Honest) -> Crafted:
 
 
 def _header(random: Random, place: Path, honest: Honest) -> Crafted:
-    """Says a type and shape that are not there."""
+    """Declares a type and shape that the file does not have."""
     kind = random.choice(_TYPES)
     sizes = ", ".join(str(random.choice((*COUNTS, 4))) for _ in range(random.choice((0, 1, 2, 40))))
     array = _npy(kind, f"({sizes}{',' if sizes else ''})", bytes(random.choice((0, 16, 64))))

@@ -1,4 +1,4 @@
-"""Crafted transformers folders: configurations that fetch, run code, or describe endless models."""
+"""Crafts transformers folders: configurations that fetch, run code, or describe endless models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Final
 from attacks.honest_sources import Craft, Crafted, Honest
 from attacks.values import COUNTS, damaged, text, value
 
-#: What asks for code or files that are not in the folder.
+#: Options that ask for code or files outside the folder.
 _REMOTE: Final[tuple[dict[str, Any], ...]] = (
     {"auto_map": {"AutoModelForImageClassification": "evil--modeling.Model"}},
     {"auto_map": {"AutoConfig": "modeling.Config", "AutoModel": "modeling.Model"}},

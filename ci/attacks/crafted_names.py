@@ -1,4 +1,4 @@
-"""Crafted names of sources, and recipes as text, TOML and JSON."""
+"""Crafts names of sources, and recipes as text, TOML and JSON."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _KEYS: Final = (
 
 
 def _timm(random: Random, place: Path, honest: Honest) -> Crafted:
-    """Asks timm for a name that is none, or for one elsewhere."""
+    """Asks timm for an unknown name, or for one elsewhere."""
     name = random.choice(_TIMM)
     options = {"checkpoint": honest.state} if random.random() < 0.2 else {}
     return Crafted(f"timm:{name!r:.60}", f"timm:{name}", options)
@@ -97,7 +97,7 @@ def _builder(random: Random, place: Path, honest: Honest) -> Crafted:
 
 
 def _factory(random: Random, place: Path, honest: Honest) -> Crafted:
-    """Fails in the user's own code, which is told as theirs."""
+    """Fails in the user's own code, which the message has to name."""
     body = random.choice(
         (
             "def build(): return build()",

@@ -1,4 +1,4 @@
-"""Crafted checkpoints and pickled modules: what a pickle, or the archive around it, can ask for."""
+"""Crafts checkpoints and pickled modules: damaged, hostile, huge or endless ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crafted exported programs: archives whose JSON becomes Python, and the pickles among them."""
+"""Crafts exported programs: archives whose JSON becomes Python, and their pickles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damages to the files of a bundle as files: their bytes, their kinds, their names."""
+"""Damages the files of a bundle: their bytes, their kinds, their names."""
 
 from __future__ import annotations
 

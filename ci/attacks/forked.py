@@ -1,4 +1,4 @@
-"""Processes forked from one that has imported everything, which do something and end."""
+"""Forks processes from one that has imported everything, and waits for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENDING: Final = 30.0
 
 
 def compile_old(folder: Path) -> Path:
-    """Compiles the bundle that is there before, and makes this process one to be forked."""
+    """Compiles the earlier bundle, and prepares this process for forks."""
     import torch
     from models.source_tiny import Tiny
     from typer.testing import CliRunner

@@ -11,7 +11,7 @@ _TARGETS = {"ort": "ort", "openvino": "openvino", "trt-rtx": "trt"}
 
 
 def compile_bundle(target: str, output: Path) -> None:
-    """Compiles one, such as ``ort int8`` or ``trt-rtx``, into a folder that is not there."""
+    """Compiles one, for example ``ort int8`` or ``trt-rtx``, into a new folder."""
     sys.path.insert(0, str(ROOT / "examples"))
     import numpy as np
     import torch

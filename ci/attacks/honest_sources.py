@@ -17,7 +17,7 @@ BUILDER: Final = "models.source_tiny:build"
 
 @dataclass(frozen=True)
 class Crafted:
-    """What a case hands over.
+    """A crafted source and its options.
 
     Attributes:
         what: What is wrong with it, in a line.

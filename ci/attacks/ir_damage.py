@@ -1,4 +1,4 @@
-"""Damages to the OpenVINO IR of a bundle: to its XML, its layers, its weights and kernel calls."""
+"""Damages the OpenVINO IR of a bundle: its XML, its layers, its weights and kernel calls."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _attribute(root: Any, random: Random) -> str:
 
 
 def _layer(root: Any, random: Random) -> str:
-    """Lets a layer be of another type, or of another set of operators."""
+    """Changes the type of a layer, or its set of operators."""
     layers = [one for _, one in _elements(root) if one.tag == "layer"]
     one = random.choice(layers)
     before = one.attrib.get("type", "")
@@ -208,7 +208,7 @@ def _edge(root: Any, random: Random) -> str:
 
 
 def _calls(root: Any, random: Random) -> str:
-    """Changes what the model says that kernels can give."""
+    """Changes the calls that kernels may compute."""
     found = [one for _, one in _elements(root) if "kernel_calls" in str(one.tag)]
     if not found:
         return "it names no kernel calls"

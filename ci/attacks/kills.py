@@ -1,6 +1,6 @@
-"""Processes that are killed while they compile a tiny model, and what is found behind them.
+"""Kills processes that compile a tiny model, and checks what they leave.
 
-Each case forks a process that has imported everything, lets it compile or only put a bundle in its
+Each case forks a process that has imported everything, has it compile or only put a bundle in its
 place, and sends a signal: after a time by chance, or at a call of the file system by chance. Then
 it looks at what is there, has a new process begin where the next compile would, and looks again.
 """
@@ -154,7 +154,7 @@ class _Bench(Bench):
 
 
 def _wrong(code: int, number: int, said: str, state: str, hidden: list[str], force: bool) -> str:
-    """Says what is not as it should be behind a process; '' where all is."""
+    """Returns what is wrong after a process; '' for nothing."""
     may_be = ("old", "new", "aside") if force else ("none", "new", "old")
     if state not in may_be:
         return "the bundle is gone or damaged"

@@ -1,4 +1,4 @@
-"""What a kind of attack is: cases that a seed and a number tell, and what may become of one.
+"""Defines kinds of attacks: cases given by a seed and a number, and their outcomes.
 
 A kind lies in a module of this folder and names itself ``KIND`` there. Its cases run in a child
 process (``child.py``), which opens a bench for one target and then asks it for case after case.
@@ -24,7 +24,7 @@ NAMES: Final = ("bundles", "nodes", "sources", "kills", "limits")
 #: What can become of a case, and what that means. The first two are as it should be.
 VERDICTS: Final = {
     "refused": "an error of the project's own, in text that a terminal can show",
-    "right": "the answer is the right one, or the damage made another model that is proven as such",
+    "right": "the answer is the right one, or that of another model that the damage made",
     "wrong": "an answer beyond tolerance, or a damage that nothing noticed",
     "raw": "any other exception, or a message that a terminal would obey",
     "crashed": "the process ended",
@@ -44,7 +44,7 @@ _MOST_SAID: Final = 1500
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case.
+    """The outcome of a case.
 
     Attributes:
         verdict: One of ``VERDICTS``.
@@ -69,7 +69,7 @@ class Case:
 
 
 class Bench(ABC):
-    """What stands ready in a child process for the cases of a kind on one target.
+    """Runs the cases of a kind on one target, in a child process.
 
     Attributes:
         on: What the cases run on: a runtime and its version, and the instruction set of kernels.
@@ -79,7 +79,7 @@ class Bench(ABC):
 
     @abstractmethod
     def honest(self) -> None:
-        """Runs what no attack is: its memory, the second time, is what a case is held to."""
+        """Runs an honest case: its memory in the second run is the reference for cases."""
 
     @abstractmethod
     def case(self, seed: int, index: int, place: Path) -> Case:

@@ -1,4 +1,4 @@
-"""Cases whose end is known, by which the tests hold the child process to what it has to notice."""
+"""Holds cases with known outcomes, with which tests check the child process."""
 
 from __future__ import annotations
 

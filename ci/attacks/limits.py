@@ -1,8 +1,8 @@
-"""A compile under limits: no rights, full disks, little memory, few files, one core, little time.
+"""Compiles under limits: no rights, full disks, little memory, few files, one core, little time.
 
-Each case forks a process that has imported everything, takes something away from it, and lets it
-compile a tiny model, or run or verify its bundle. It may be slower or refused clearly; it is never
-wrong, leaves never half a bundle, and shows no traceback.
+Each case forks a process that has imported everything, limits it, and has it compile a tiny model,
+or run or verify its bundle. It may be slower or refused clearly; it is never wrong, leaves never
+half a bundle, and shows no traceback.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Limits(Kind):
 
 @dataclass
 class _Scene:
-    """What a process is given, and what is taken from it.
+    """The folders of a process, and its limits.
 
     Attributes:
         place: The folder of the case, with ``outputs``, ``home`` and ``temporary`` in it.
@@ -300,7 +300,7 @@ class _Bench(Bench):
         return self._judged(scene, code, read(said_at), (before, state), [*left, *goes_on])
 
     def _left(self, scene: _Scene) -> list[str]:
-        """Returns what should have been taken away."""
+        """Returns what should have been removed."""
         temporary = scene.place / "temporary"
         scratch = [path.name for path in temporary.glob("tokexport-scratch-*")]
         kept = ("out.stages", "y.npz")
@@ -312,18 +312,18 @@ class _Bench(Bench):
         from tokexport.runtimes.printable import printable
 
         before, state = states
-        told = f"exit code {code}, {before} → {state}, left {left}: {said.strip()}"
+        result = f"exit code {code}, {before} → {state}, left {left}: {said.strip()}"
         if code < 0 and not scene.may_die:
-            return Outcome("crashed", clipped(told))
+            return Outcome("crashed", clipped(result))
         if "Traceback" in said or (code >= 0 and code not in _CODES):
-            return Outcome("raw", clipped(told))
+            return Outcome("raw", clipped(result))
         if printable(said) != said:
-            return Outcome("raw", clipped(f"a terminal would obey: {told}"))
+            return Outcome("raw", clipped(f"a terminal would obey: {result}"))
         if state not in (before, "new") or left:
-            return Outcome("wrong", clipped(told))
+            return Outcome("wrong", clipped(result))
         if code == 0:
             return Outcome("right", f"{before} → {state}")
-        return Outcome("refused", clipped(told))
+        return Outcome("refused", clipped(result))
 
 
 KIND: Final = Limits()

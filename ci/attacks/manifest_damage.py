@@ -1,4 +1,4 @@
-"""Damages to a manifest: to its values, its structure, and its text."""
+"""Damages a manifest: its values, its structure, and its text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def damage_manifest(random: Random, bundle: Path) -> str:
 
 
 def places(data: Any, before: Path_ = ()) -> Iterator[Path_]:
-    """Yields the way to every value of parsed JSON but the outermost."""
+    """Yields the path to every value of parsed JSON but the outermost."""
     inner: Any = ()
     if isinstance(data, dict):
         inner = data.items()
@@ -47,7 +47,7 @@ def places(data: Any, before: Path_ = ()) -> Iterator[Path_]:
 
 
 def _change(data: Any, random: Random) -> str:
-    """Changes one thing of parsed JSON."""
+    """Changes one value of parsed JSON."""
     ways = [*places(data)]
     if not ways:
         return "nothing is left"

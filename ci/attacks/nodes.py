@@ -1,9 +1,9 @@
-"""Crafted nodes: calls of the native kernels with attributes, shapes and indices of no exporter.
+"""Crafts calls of native kernels with attributes, shapes and indices that no exporter writes.
 
 For ONNX Runtime each instruction set of the processor is a target, and the library is one built
-under AddressSanitizer and UndefinedBehaviorSanitizer. OpenVINO loads its plugins in a way that the
-former refuses, so its entry points run without a plugin: ``openvino_nodes.cpp`` makes the operator
-and evaluates it on OpenVINO's own tensors. A node that runs is held to the body of its function.
+under AddressSanitizer and UndefinedBehaviorSanitizer. AddressSanitizer refuses how OpenVINO loads
+its plugins, so its entry points run without a plugin: ``openvino_nodes.cpp`` makes the operator and
+evaluates it on OpenVINO's own tensors. A node that runs is held to the body of its function.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _harness_command(source: Path, native: Path, harness: Path) -> list[Any]:
 
 
 def compared(node: Any) -> Outcome:
-    """Runs a node with its kernel, and holds what it gives to the body of the function."""
+    """Runs a node with its kernel, and compares its results with the function's body."""
     import onnx_ir as ir
     from helpers.function_models import Call, model_of
 
@@ -155,7 +155,7 @@ def compared(node: Any) -> Outcome:
         with OrtRunner.from_bytes(model, threads=2, native=False) as runner:
             wanted = [*runner.run(arrays).values()]
     except RuntimesError:  # an attribute that only the body reads
-        return Outcome("right", "the body takes no such node")
+        return Outcome("right", "the body does not take the node")
     far = differing(found, wanted)
     if far and node.name.startswith("cosine_") and node.attributes["step"] == [1]:
         # The sets overlap: tokens match themselves, and which are the best is a matter of rounding.
@@ -164,7 +164,7 @@ def compared(node: Any) -> Outcome:
 
 
 def differing(found: list[NDArray[Any]], wanted: list[NDArray[Any]]) -> str:
-    """Says which results of a kernel are not those of the body; '' where all are."""
+    """Returns which results of a kernel differ from the body's; '' for none."""
     for place, (one, other) in enumerate(zip(found, wanted, strict=True)):
         if one.shape != other.shape:
             return f"result {place} has shape {one.shape}, and the body's {other.shape}"
@@ -210,7 +210,7 @@ class OrtBench(Bench):
 
 
 def described(node: Any) -> str:
-    """Says in a line what a node is."""
+    """Describes a node in a line."""
     shapes = ", ".join(str(array.shape) for array in node.inputs)
     return f"{node.name} of {shapes} with {json.dumps(dict(node.attributes))}"
 

@@ -1,4 +1,4 @@
-"""Damages to the ONNX graph of a bundle that keep it a message which ONNX can be read from."""
+"""Damages the ONNX graph of a bundle, and keeps it a readable ONNX message."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _operator(model: onnx.ModelProto, random: Random, bundle: Path) -> str:
 
 
 def _wire(model: onnx.ModelProto, random: Random, bundle: Path) -> str:
-    """Lets a node read or give another value."""
+    """Makes a node read or give another value."""
     body, node = _node(model, random)
     names = ["", "nowhere", *(name for one in body.node for name in (*one.input, *one.output))]
     side = node.input if random.random() < 0.7 else node.output
@@ -220,7 +220,7 @@ def _is_whole(tensor: Any) -> bool:
 
 
 def _elsewhere(tensor: Any, random: Random, bundle: Path) -> str:
-    """Lets a tensor lie in a file."""
+    """Moves a tensor into a file."""
     place = random.choice(
         ("weights.bin", "model.onnx", "manifest.json", "../case/model.onnx", "/etc/hostname")
     )

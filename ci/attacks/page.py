@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from attacks.kinds import ROOT, VERDICTS, kind_named
 
-#: What was mended, by hand: the lines of its cases were run anew.
+#: The notes on fixes, written by hand; the lines of their cases were run anew.
 NOTES: Final = ROOT / "ci" / "attack_notes.md"
 
 #: The columns behind what was tried, in the order of the table.
@@ -34,7 +34,7 @@ def page(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
         "# What became of attacks",
         "",
         "Written by `python ci/attack.py table`. Each case can be run again by its kind and "
-        "number: `python ci/attack.py replay KIND NUMBER`. Where a mend changed what a case does, "
+        "number: `python ci/attack.py replay KIND NUMBER`. Where a fix changed what a case does, "
         "its line was run anew.",
         "",
         f"| kind | on | tried | {' | '.join(COLUMNS.values())} |",
@@ -48,10 +48,10 @@ def page(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     ]
     for name in names:
         text += ["", *_described(name, [one for one in lines if one["kind"] == name])]
-    text += ["", "## What was found and mended", "", NOTES.read_text(encoding="utf-8").rstrip()]
+    text += ["", "## What was found and fixed", "", NOTES.read_text(encoding="utf-8").rstrip()]
     found = [(line, one) for line in lines for one in line["found"]]
     text += ["", "## All that was not as it should be", ""]
-    text += [_told(line, one) for line, one in found] or ["Nothing."]
+    text += [_line_of(line, one) for line, one in found] or ["Nothing."]
     return "\n".join(text) + "\n"
 
 
@@ -84,7 +84,7 @@ def _described(name: str, lines: Sequence[dict[str, Any]]) -> list[str]:
     return [" ".join(parts)]
 
 
-def _told(line: dict[str, Any], one: dict[str, Any]) -> str:
+def _line_of(line: dict[str, Any], one: dict[str, Any]) -> str:
     alone = f" (alone: {one['alone']})" if one["alone"] else ""
     said = " ".join(one["said"].split())
     name = f"{line['kind']} {one['index']}, {line['target']}"

@@ -1,4 +1,4 @@
-"""Crafted sources: files, folders, names and recipes, as somebody could hand them to a user.
+"""Attacks with crafted sources: files, folders, names and recipes that a user might be given.
 
 Each is loaded as ``tokexport compile`` does it, without ``--trust-pickle``, while a hook listens
 for what no source may do: reach the network, start a program, write outside of the temporary
@@ -21,7 +21,7 @@ from attacks.crafted_programs import PROGRAMS
 from attacks.honest_sources import Crafted, Honest
 from attacks.kinds import Bench, Case, Kind, Outcome, clipped, drawn
 
-#: How often each way is drawn.
+#: How often each kind of source is drawn.
 _SHARES: Final = (
     *((CHECKPOINTS, 8), (MODULES, 3), (PROGRAMS, 5), (FOLDERS, 6)),
     *((NAMES, 3), (RECIPES, 3), (ARRAYS, 4)),

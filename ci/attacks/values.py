@@ -1,4 +1,4 @@
-"""What damages put in the place of numbers, texts and bytes, and how they damage bytes."""
+"""Draws replacements of numbers, texts and bytes, and damages bytes."""
 
 from __future__ import annotations
 

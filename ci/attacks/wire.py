@@ -1,7 +1,7 @@
-"""Damages Protocol Buffers messages field by field, whatever they mean.
+"""Damages Protocol Buffers messages field by field, without their schema.
 
-Bytes of a message that are messages themselves cannot be told from a text; what reads as one to the
-end is taken for one, so a text is damaged now and then as if it had fields.
+Nested messages look like texts on the wire; bytes that can be read as a message to their end are
+taken for one, so a text is sometimes damaged as if it had fields.
 """
 
 from __future__ import annotations
