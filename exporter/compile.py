@@ -63,7 +63,8 @@ def compile(
             ``.toml`` or ``.json`` file, or a method object; None leaves the model as it is.
         restore (default False): Whether every token is put back behind the last block.
         token_cap (default None): Room for so many tokens of a sample wherever the data decide how
-            many there are; a list has one number for each place. None refuses such a model.
+            many there are; a list has one number for each place. None refuses a model that needs
+            one.
         drop_noise (default False): Whether random numbers become the means of their distributions.
         precision (default "fp32"): ``"fp32"``; for ort also ``"int8"``; for openvino ``"bf16"``,
             ``"fp16"`` and ``"int8"``; for trt ``"fp16"`` and ``"bf16"``.

@@ -1,7 +1,7 @@
 """Writes a rewritten program as an ONNX model with functions of domain ``tokexport``.
 
 Torch's ONNX exporter first replaces each operator that has no ONNX form by operators that have one,
-for which it traces the whole graph again. A rewritten graph seldom holds such operators, and is
+for which it traces the whole graph again. A rewritten graph seldom holds one of the former, and is
 then handed over as a program that need not be traced again::
 
     aten.linear, aten.mul, tokexport.merge_tokens    as it is

@@ -155,7 +155,7 @@ def _target_lines(verdict: Verdict) -> Iterator[Text]:
 
 
 def _short(count: int) -> str:
-    """Returns a count in four digits of the largest of G, M and k: 1.258 G, 61.55 G; '' for 0."""
+    """Returns a count in four digits with G, M or k: 1.258 G, 61.55 M; '' for 0."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= size:
             whole = count // size

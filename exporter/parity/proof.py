@@ -23,7 +23,7 @@ class Ties:
     """Decisions that fell differently at a stage because rounding could decide them.
 
     Attributes:
-        batches: The batches with such a decision.
+        batches: The batches with one of these decisions.
         flips: How many positions or truth values differ in them; in a half precision it may be
             none, where choices are near enough for rounding to turn them.
         margin: The largest margin, as a share of the scale of the scores.

@@ -119,7 +119,7 @@ def reordered(
 
 
 def accumulation(target: Any, args: Any, kwargs: Any, result: Tensor) -> Tensor | None:
-    """Returns √(PART (n / 2 Σ p² + n / 3 ((Σ p)² - Σ p²))) for every value that an operator gave.
+    """Returns how far the order of its terms may move each value that an operator gave.
 
     Args:
         target: The operator.

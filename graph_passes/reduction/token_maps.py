@@ -170,7 +170,7 @@ def even_and_odd(tokens: int, special: int) -> tuple[slice, slice, slice]:
 def match_rows(
     scores: Tensor, r: int, order: str, value: Tensor, others: Rows, a: Rows, b: Rows
 ) -> Matching:
-    """Matches scores (B, Na, Nb) of the rows a and b of a value (B, N, C): the r best pairs."""
+    """Matches the r best pairs of rows a and b, by scores (B, Na, Nb)."""
     kept, src, dst = bipartite_match(scores, r, order)
     return Matching(value.shape[1], value.shape[0], others, a, b, kept, src, dst)
 

@@ -1,7 +1,7 @@
 """Checks the values of inputs that were fixed when a model was compiled.
 
 The artifact does not take them: what the model reads from them is in the graph. A caller may leave
-such an input out, or pass it as the model takes it, with exactly the fixed value.
+one out, or pass it as the model takes it, with exactly the fixed value.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def match_even_and_odd(metric: Tensor, r: int, tokens: Tokens) -> Matching:
     """Matches even tokens to odd ones by the cosine of a normalised metric (B, N, D).
 
     Special tokens stay out of it. What is left of the even ones stays in index order where there is
-    a special token, by descending score where there is none (the reference code's order).
+    a special token, by descending score without one (the reference code's order).
     """
     others, a, b = even_and_odd(tokens.count, tokens.special)
     scores = metric[:, a] @ metric[:, b].transpose(-1, -2)

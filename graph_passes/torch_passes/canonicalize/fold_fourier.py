@@ -4,13 +4,13 @@ Before → after::
 
     irfft(w₂ · fft(cat([x[:, ::2], x[:, 1::2].flip(1)], 1))[:, :K], …)   →  matmul(M (K, N), x)
 
-At a static size every such chain (a DCT, its truncation, its inverse) is linear in x and acts along
-one axis, so it is a matrix. The chain is grown from each transform over linear operators whose
-other operands are constants, in both directions, as far as one real tensor goes in and one comes
-out. The matrix is read off by running the chain on unit vectors in float64, and held to the chain
-on random numbers; where it is no product along one axis, as with a transform of tokens and channels
-at once, everything stays. Complex numbers and DFT are slow or missing in runtimes: TensorRT has
-neither.
+At a static size every chain of this form (a DCT, its truncation, its inverse) is linear in x and
+acts along one axis, so it is a matrix. The chain is grown from each transform over linear operators
+whose other operands are constants, in both directions, as far as one real tensor goes in and one
+comes out. The matrix is read off by running the chain on unit vectors in float64, and held to the
+chain on random numbers; where it is no product along one axis, as with a transform of tokens and
+channels at once, everything stays. Complex numbers and DFT are slow or missing in runtimes:
+TensorRT has neither.
 """
 
 from __future__ import annotations

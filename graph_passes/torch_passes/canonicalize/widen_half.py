@@ -96,7 +96,7 @@ def _only_leaves(node: Node) -> bool:
 
 
 def _half_of(node: Node) -> torch.dtype | None:
-    """Returns the half type of a value, or of the first of several; None where there is none."""
+    """Returns the half type of a value, or of the first of several; None for other types."""
     values = node.meta.get("val")
     for value in values if isinstance(values, tuple | list) else (values,):
         if isinstance(value, Tensor) and value.dtype in _HALVES:

@@ -25,7 +25,7 @@ class Pair:
     imaginary: Any = None
 
     def filled(self, edit: Editor) -> Any:
-        """Returns the imaginary part, made of zeros where there is none."""
+        """Returns the imaginary part, as zeros if it is None."""
         if self.imaginary is not None:
             return self.imaginary
         if not isinstance(self.real, Node):

@@ -34,7 +34,7 @@ Rule = Callable[[Editor, Node, int, int, int], Node | None]
 
 
 def rule_of(node: Node) -> Rule | None:
-    """Returns the rule of a call, or None where there is none."""
+    """Returns the rule of a call; None without a rule."""
     if node.op != "call_function" or not isinstance(node.target, OpOverload) or decides(node):
         return None
     tags = node.target.tags
