@@ -161,7 +161,10 @@ class CompileConfig(ReduceConfig):
                 f"engine. Or compile for {' or '.join(others)}.",
             )
         if self.min_speedup is not None and not self.timed:
-            raise UsageError("A speed-up is asked for, and nothing is to be timed.")
+            raise UsageError(
+                "A speed-up is asked for, and nothing is to be timed.",
+                fix="Leave min_speedup out, or time the artifact: timed=True.",
+            )
         for name, value in (("atol", self.atol), ("min-speedup", self.min_speedup)):
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"--{name} is {value}.", fix="Pass a number above 0.")

@@ -93,7 +93,11 @@ def parse_recipe(text: str | Path | Method | Recipe) -> Recipe:
                 f"'{part}' in the recipe has no value.", where=str(text), fix="Write key=value."
             )
         if key.strip() in given:
-            raise UsageError(f"'{key.strip()}' stands twice in the recipe.", where=str(text))
+            raise UsageError(
+                f"'{key.strip()}' is twice in the recipe.",
+                where=str(text),
+                fix="Leave one of them out.",
+            )
         given[key.strip()] = _literal(value.strip())
     return _recipe(name.strip(), given, str(text))
 
@@ -178,9 +182,17 @@ def _read_file(path: Path) -> Recipe:
         else:
             given = json.loads(text, object_pairs_hook=_each_once)
     except FileNotFoundError as error:
-        raise UsageError("The recipe does not exist.", where=str(path)) from error
+        raise UsageError(
+            "The recipe does not exist.",
+            where=str(path),
+            fix="Pass the path of a .toml or .json file, or a recipe in one line: tome:r=8",
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"The recipe cannot be read: {error}", where=str(path)) from error
+        raise UsageError(
+            f"The recipe cannot be read: {error}",
+            where=str(path),
+            fix='Write TOML or JSON with the method and its options: method = "tome"',
+        ) from error
     if not isinstance(given, dict) or not isinstance(given.get(METHOD), str):
         raise UsageError(
             f"The recipe names no {METHOD}.", where=str(path), fix=f'Write {METHOD} = "tome".'

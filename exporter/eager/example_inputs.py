@@ -301,7 +301,10 @@ def _only_input(
 def _rebatched(examples: list[Tensor], batch: int, first: tuple[int, ...]) -> list[Tensor]:
     """Repeats or cuts the leading axis of every tensor that shares that of the first input."""
     if not first:
-        raise UsageError("--batch needs an input with a leading axis, and this one is a scalar.")
+        raise UsageError(
+            "--batch needs an input with a leading axis, and this one is a scalar.",
+            fix="Leave --batch out.",
+        )
     size = first[0]
     repeats = -(-batch // size)
     return [

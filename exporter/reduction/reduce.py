@@ -62,7 +62,11 @@ def load_trained(model: nn.Module, path: Path) -> None:
     if not names:
         raise UsageError("The method has no trained parameters.", fix="Leave weights=… out.")
     if not path.is_file():
-        raise UsageError("The method's weights are no file.", where=str(path))
+        raise UsageError(
+            "The file of the method's weights does not exist.",
+            where=str(path),
+            fix="Pass weights=FILE, a .safetensors or .pt file.",
+        )
     given = read_state_dict(path).tensors
     own = model.state_dict()
     misfits = [n for n in names if n not in given or given[n].shape != own[n].shape]

@@ -174,7 +174,10 @@ def _distance(
             fix="Let forward call the blocks of one nn.ModuleList or nn.Sequential.",
         )
     if [one.shape for one in found] != [one.shape for one in wanted]:
-        raise GateError("The blocks taken apart give outputs of another shape.")
+        raise GateError(
+            "The blocks, taken apart and put together, give outputs of another shape.",
+            fix="Please report the model.",
+        )
     distances = (
         answer.distance(position, one, SURGERY_TOLERANCE) for position, one in enumerate(found)
     )

@@ -74,7 +74,9 @@ class ResultFiles:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise WriteError(
-                f"The folder cannot be made: {error.strerror}.", where=str(self.folder)
+                f"The folder cannot be made: {error.strerror}.",
+                where=str(self.folder),
+                fix="Pass --output in a folder that you may write to.",
             ) from error
         written = [self._path("txt"), self._path("json")]
         with written_whole(written[0]) as partial, partial.open("w", encoding="utf-8") as file:

@@ -208,7 +208,9 @@ def _load_given(model: nn.Module, path: Path) -> tuple[str, ...]:
         is_folder, is_there = path.is_dir(), path.exists()
     except OSError as error:
         raise SourceError(
-            f"The checkpoint cannot be looked for: {error.strerror}.", where=f"{str(path):.300}"
+            f"The checkpoint cannot be looked for: {error.strerror}.",
+            where=f"{str(path):.300}",
+            fix="Pass the path of a file in a folder that you may enter.",
         ) from error
     if is_folder or not is_there:
         raise SourceError(

@@ -66,7 +66,11 @@ def check_config(config: Any, path: Path, depth: int = 0) -> None:
         SourceError: It makes transformers fetch something, or counts too many layers.
     """
     if depth > _DEEPEST:
-        raise SourceError(f"{path.name} nests deeper than a configuration does.", where=str(path))
+        raise SourceError(
+            f"{path.name} nests deeper than a configuration does.",
+            where=str(path),
+            fix="Copy or download the folder again.",
+        )
     if isinstance(config, list):
         for part in config:
             check_config(part, path, depth + 1)

@@ -43,6 +43,7 @@ def check_files(bundle: Path, manifest: Manifest) -> None:
             raise BundleError(
                 f"The file '{name}' of the bundle cannot be read: {error.strerror}.",
                 where=str(path),
+                fix="Check its permissions, or copy the bundle again.",
             ) from error
         if found != wanted.lower():
             raise BundleError(

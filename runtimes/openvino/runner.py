@@ -179,8 +179,9 @@ class OpenVinoRunner(Runner):
             model = front_end.convert(front_end.load(str(path)))
             if large := folds_too_far(model, path):
                 raise BuildError(
-                    f"The model computes a value ahead that is larger than its weights: {large}.",
+                    f"The model computes a constant that is larger than its weights: {large}.",
                     where=str(path),
+                    fix="Make it a buffer of the model. Do not use a foreign bundle that has one.",
                 )
             calls = 0 if library is None else put_kernels(openvino, model, library)
             compiled = openvino.Core().compile_model(model, "CPU", options)

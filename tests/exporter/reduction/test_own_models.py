@@ -240,7 +240,7 @@ def test_a_run_cut_short_leaves_nothing() -> None:
     [
         ("tome:protect=-1", "protect=-1"),
         ("mctf:tau_sim=Infinity", "Option 'tau_sim'"),
-        ("dynamicvit:weights=nowhere.pt", "weights are no file"),
+        ("dynamicvit:weights=nowhere.pt", "weights does not exist"),
     ],
 )
 def test_values_that_are_none(recipe: str, said: str) -> None:

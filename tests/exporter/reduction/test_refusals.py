@@ -53,7 +53,7 @@ def test_windows_are_refused() -> None:
         ("tome:r=many", r"'r' of the recipe is \"many\".*whole number or a list"),
         ("tome:r=-1", r"r is -1"),
         ("tome:r", r"'r' in the recipe has no value"),
-        ("tome:r=1,r=2", r"'r' stands twice"),
+        ("tome:r=1,r=2", r"'r' is twice"),
         ("tome:r=[1,2]", r"holds 2 numbers, and the model has 4 blocks"),
         ("tome:layers=[9]", r"layers is \[9\].*0 to 3"),
         ("tome:protect=99", r"protect=99 leaves no token"),

@@ -252,7 +252,7 @@ def test_memory_that_there_is_not(tmp_path: Path) -> None:
     assert caught.value.where == "Node huge, operator ConstantOfShape"
     assert exit_code_of(caught.value) is ExitCode.RUN_FAILED
     build(BACKENDS["openvino"], path, tmp_path)
-    with pytest.raises(BuildError, match="computes a value ahead that is larger than its weights"):
+    with pytest.raises(BuildError, match="computes a constant that is larger than its weights"):
         WorkerRunner(Opening(tmp_path / "model.xml"), path)
 
 
