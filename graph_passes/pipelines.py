@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final, TypeAlias
 
 import onnx_ir as ir
@@ -31,14 +32,18 @@ from tokexport.graph_passes.onnx_passes.fuse.cosine_merge_norm import CosineMerg
 from tokexport.graph_passes.onnx_passes.fuse.fusion_criteria import FusionCriteria
 from tokexport.graph_passes.onnx_passes.fuse.match_back import MatchBack
 from tokexport.graph_passes.onnx_passes.fuse.match_by_cosine import MatchByCosine
-from tokexport.graph_passes.onnx_passes.fuse.merge_both_ways import MergeBothWays
+from tokexport.graph_passes.onnx_passes.fuse.merge_bidirectional import MergeBidirectional
+from tokexport.graph_passes.onnx_passes.fuse.merge_bidirectional_by_weight import (
+    MergeBidirectionalByWeight,
+)
 from tokexport.graph_passes.onnx_passes.fuse.merge_by_size import MergeBySize
 from tokexport.graph_passes.onnx_passes.fuse.norms_on_rows import NormsOnRows
 from tokexport.graph_passes.onnx_passes.fuse.pack_integer_linears import PackIntegerLinears
 from tokexport.graph_passes.onnx_passes.fuse.pack_linears import PackLinears
 from tokexport.graph_passes.onnx_passes.fuse.patch_embeddings import PatchEmbeddings
-from tokexport.graph_passes.onnx_passes.fuse.places_both_ways import PlacesBothWays
 from tokexport.graph_passes.onnx_passes.fuse.scored_match import ScoredMatch
+from tokexport.graph_passes.onnx_passes.fuse.token_destinations import TokenDestinations
+from tokexport.graph_passes.onnx_passes.graph.pass_runner import OnnxResult, run_onnx_passes
 from tokexport.graph_passes.onnx_passes.precision.cast_to_half import CastToHalf
 from tokexport.graph_passes.onnx_passes.precision.quantise_dynamically import QuantiseDynamically
 from tokexport.graph_passes.onnx_passes.precision.quantise_statically import QuantiseStatically
@@ -176,8 +181,9 @@ LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
     MergeBySize(),
     MatchBack(),
     ScoredMatch(),
-    MergeBothWays(),
-    PlacesBothWays(),
+    MergeBidirectional(),
+    MergeBidirectionalByWeight(),
+    TokenDestinations(),
     AttentionOnRows(),
     AttentionWeights(),
     AttentionBySize(),
@@ -201,8 +207,9 @@ LOWER_FOR_OPENVINO: Final[tuple[PassBase, ...]] = (
     MergeBySize(),
     MatchBack(),
     ScoredMatch(),
-    MergeBothWays(),
-    PlacesBothWays(),
+    MergeBidirectional(),
+    MergeBidirectionalByWeight(),
+    TokenDestinations(),
     RemoveUnusedNodesPass(),
     ChooseForms(),
     NameKernelCalls(),
@@ -313,38 +320,47 @@ def rewrite(
     Returns:
         The program after ``TRIM``, with the operators that were recognised before it.
     """
-    recognised = run_passes(program, REWRITE)
+    recognised = run_passes(program, REWRITE, "rewrite")
     if look is not None:
         look(recognised.program)
     schedule = token_schedule(recognised.program)
-    trimmed = run_passes(recognised.program, TRIM)
-    changes = recognised.changes | trimmed.changes
-    return Rewritten(trimmed.program, changes, recognised.recognised, schedule)
+    trimmed = run_passes(recognised.program, TRIM, "trim")
+    reports = recognised.reports + trimmed.reports
+    return Rewritten(trimmed.program, reports, recognised.recognised, schedule)
 
 
 def simplify_exported(model: ir.Model) -> ir.Model:
     """Runs ``EMIT`` over a model as ``torch.onnx.export`` leaves it without its optimiser."""
-    return run_passes_over(model, EMIT)
+    return run_onnx_passes(model, EMIT, "emit").model
 
 
 def lower(
     model: ir.Model, target: str, arithmetic: Arithmetic = FP32, forms: Forms | None = None
 ) -> ir.Model:
     """Runs a target's passes over an emitted model, in place where a pass can."""
-    return run_passes_over(model, lowering(target, arithmetic, forms))
+    return lowered(model, lowering(target, arithmetic, forms)).model
 
 
-def run_passes_over(model: ir.Model, passes: tuple[PassBase, ...]) -> ir.Model:
-    """Runs passes over an ONNX model in order, in place where a pass can."""
-    for onnx_pass in passes:
-        model = onnx_pass(model).model
-    return model
+def lowered(
+    model: ir.Model,
+    passes: Sequence[PassBase],
+    look: Callable[[ir.Model], object] | None = None,
+) -> OnnxResult:
+    """Runs the passes of a lowering over an ONNX model in order, in place where a pass can.
+
+    Args:
+        model: The emitted model.
+        passes: What ``lowering`` gives, or its beginning.
+        look: Reads the model before each pass.
+
+    Raises:
+        PassError: A pass raised, or left a graph that breaks a condition.
+        OperatorRefusedError: The target takes no operator of this kind.
+    """
+    return run_onnx_passes(model, passes, "lower", look)
 
 
-def calls_to_choose(model: ir.Model, passes: tuple[PassBase, ...]) -> Counter[TokenCall]:
+def calls_to_choose(model: ir.Model, passes: Sequence[PassBase]) -> Counter[TokenCall]:
     """Counts what ``ChooseForms`` meets among the passes of a target, which change the model."""
-    for onnx_pass in passes:
-        if isinstance(onnx_pass, ChooseForms):
-            break
-        model = onnx_pass(model).model
-    return token_calls(model)
+    before = [*takewhile(lambda one: not isinstance(one, ChooseForms), passes)]
+    return token_calls(lowered(model, before).model)

@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.torch_warnings import exporter_silenced, torch_warnings_silenced
+from tokexport.graph_passes.errors import PassError
 from tokexport.graph_passes.ops import onnx_functions as functions
 from tokexport.graph_passes.pipelines import simplify_exported
 from tokexport.graph_passes.stack_traces import innermost_line, origin
@@ -223,6 +224,8 @@ def _rename(values: Sequence[ir.Value], names: Sequence[str], model: ir.Model) -
 
 def _refusal(error: Exception) -> ModelNotSupportedError:
     """Returns the error that names the operator without an ONNX form, and its line."""
+    if isinstance(error, PassError):
+        return ModelNotSupportedError(error.what, where=error.where, fix=error.fix)
     node = _failed_node(error)
     if node is not None:
         return ModelNotSupportedError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +21,10 @@ from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.program_file import program_bytes
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import OutputExistsError, WriteError
+from tokexport.exporter.json_values import plain
 from tokexport.exporter.system.scratch import RANDOM, HeldFolder, held_signals, sweep
 from tokexport.graph_passes.onnx_passes.graph.source_lines import lines_by_node
+from tokexport.graph_passes.pass_report import PassReport
 from tokexport.runtimes.errors import (
     BuildError,
     OperatorRefusedError,
@@ -30,7 +33,10 @@ from tokexport.runtimes.errors import (
 )
 
 #: The only names that a folder of kept stages holds; replays lay in ``told`` before.
-_STAGES = {"captured.pt2", "rewritten.pt2", "emitted", "lowered", "replay", "told"}
+_STAGES = {
+    *("captured.pt2", "rewritten.pt2", "passes.json"),
+    *("emitted", "lowered", "replay", "told"),
+}
 
 
 class StageFolder:
@@ -40,6 +46,7 @@ class StageFolder:
 
         OUTPUT.stages/captured.pt2, rewritten.pt2     loads with torch.export.load; the operators
                                                       of the second need tokexport
+        OUTPUT.stages/passes.json                     what each pass changed, and left, and why
         OUTPUT.stages/emitted/model.onnx              with functions of domain tokexport
         OUTPUT.stages/lowered/model.onnx              what the target builds from
         OUTPUT.stages/replay                          emitted and lowered anew, with decisions as
@@ -121,6 +128,14 @@ class StageFolder:
         if not self._keep:
             return
         (self.path / f"{stage}.pt2").write_bytes(program_bytes(program))
+
+    def save_passes(self, reports: Sequence[PassReport]) -> None:
+        """Writes what the passes did until now where the person asked for the stages."""
+        if not self._keep:
+            return
+        text = json.dumps(plain(reports), indent=2, ensure_ascii=False)
+        path = self.path / "passes.json"
+        path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
     def save_onnx(self, stage: str, model: ir.Model) -> Path:
         """Writes an ONNX graph, which the next comparison runs from, and returns its path."""

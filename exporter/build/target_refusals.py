@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 import onnx_ir as ir
@@ -32,6 +33,7 @@ from tokexport.graph_passes.onnx_passes.targets.refuse_for_tensorrt import (
 )
 from tokexport.graph_passes.ops.fused_functions import SOFTMAXES
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.pass_report import PassReport
 from tokexport.runtimes.bundle.manifest import RuntimeInfo
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RuntimeMissingError
 from tokexport.runtimes.native_library import NO_KERNELS
@@ -62,6 +64,7 @@ class Verdict:
         note: How it was found out, or why it was not, a clause.
         asked: Whether the target was asked; False where its runtime is not installed.
         unfused: The places of the attentions that do not run as one kernel.
+        passes: What each pass of the lowering did.
     """
 
     target: str
@@ -69,6 +72,7 @@ class Verdict:
     note: str
     asked: bool = True
     unfused: tuple[str, ...] = ()
+    passes: tuple[PassReport, ...] = ()
 
 
 def emitted(program: ExportedProgram, input_names: Sequence[str]) -> ir.Model | Refusal:
@@ -89,17 +93,18 @@ def ask(target: str, model: ir.Model | Refusal) -> Verdict:
     """
     if isinstance(model, Refusal):
         return Verdict(target, (model,), "there is no ONNX model to ask it about")
-    model = model.clone()
+    passes = BACKENDS[target].lowering(pipelines.FP32)
+    ahead = [*takewhile(lambda one: not isinstance(one, RefuseForTensorRt), passes)]
     lines: dict[str, str] = {}
-    for onnx_pass in BACKENDS[target].lowering(pipelines.FP32):
-        if isinstance(onnx_pass, RefuseForTensorRt):
-            found = tuple(_refusal(error) for error in refusals(model))
-            return Verdict(target, found, "by the operators known to be refused; nothing was built")
-        lines |= lines_by_node(model)
-        model = onnx_pass(model).model
+    lowered = pipelines.lowered(model.clone(), ahead, lambda now: lines.update(lines_by_node(now)))
+    if len(ahead) < len(passes):
+        found = tuple(_refusal(error) for error in refusals(lowered.model))
+        note = "by the operators known to be refused; nothing was built"
+        return Verdict(target, found, note, passes=lowered.reports)
     try:
         with scratch_folder() as folder:
-            return _try(target, model, lines, folder)
+            verdict = _try(target, lowered.model, lines, folder)
+            return replace(verdict, passes=lowered.reports)
     except OSError as error:
         raise WriteError(
             f"The lowered model cannot be written: {error.strerror}.",

@@ -36,10 +36,11 @@ from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.analysis.blocks import Blocks, Tokens, find_blocks, tokens_through
-from tokexport.graph_passes.analysis.left_generic import left_generic
 from tokexport.graph_passes.analysis.macs import NodeMacs, count_macs
+from tokexport.graph_passes.analysis.unrecognised import unrecognised
 from tokexport.graph_passes.analysis.unreduced import unreduced_macs
 from tokexport.graph_passes.ops import ops
+from tokexport.graph_passes.pass_report import PassReport
 from tokexport.graph_passes.torch_passes.graph.calls import operator_name
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
@@ -113,6 +114,7 @@ class Inspection:
         token_cap: The counts met on the inputs, and how they fit under a cap; None without one, or
             where none was needed.
         constant_inputs: The inputs that are fixed, with their values.
+        passes: What each pass over the traced graph did; those of a lowering are in ``targets``.
     """
 
     source: str
@@ -129,6 +131,7 @@ class Inspection:
     unreduced_means: str = UNREDUCED_MEANS
     token_cap: TokenCapReport | None = None
     constant_inputs: tuple[ConstantInput, ...] = ()
+    passes: tuple[PassReport, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names, with ``schema_version`` before them."""
@@ -210,6 +213,7 @@ def inspect(
         unreduced_means=UNREDUCED_MEANS if reduced is None else GIVEN_MEANS,
         token_cap=cap,
         constant_inputs=constants_of(flat),
+        passes=rewritten.reports,
     )
 
 
@@ -266,7 +270,7 @@ class _Count:
                 found = recognised.setdefault(blocks.block_of(node), Counter())
                 found[name.removeprefix(f"{ops.NAMESPACE}.")] += 1
         generic: dict[int | None, list[Generic]] = {}
-        for left in left_generic(rewritten):
+        for left in unrecognised(rewritten):
             generic.setdefault(blocks.block_of(left.node), []).append(
                 Generic(left.what, left.operator, left.why, left.line)
             )

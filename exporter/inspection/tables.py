@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tokexport.exporter.build.target_refusals import Verdict
 from tokexport.exporter.inspection.inspect import Generic, Inspection, Part, cost
+from tokexport.graph_passes.pass_report import PassReport
 
 #: Counted apart from all other kinds: papers mostly leave it out.
 _NORMS: Final = "normalisation"
@@ -39,6 +40,8 @@ def render_inspection(found: Inspection, console: Console) -> None:
     if generic:
         show(Text("\nStayed generic", "bold"))
     for line in generic:
+        show(line)
+    for line in _pass_lines(found):
         show(line)
     if found.token_cap is not None:
         show(Text("\nRows that the data choose, under --token-cap", "bold"))
@@ -136,6 +139,40 @@ def _generic_lines(found: Inspection) -> Iterator[Text]:
         if generic.line:
             line.append(f"\n    {generic.line}", "dim")
         yield line
+
+
+def _pass_lines(found: Inspection) -> Iterator[Text]:
+    """Yields the passes that changed something or left what they are for, and why they did."""
+    lowerings = ((verdict.target, verdict.passes) for verdict in found.targets)
+    reports = [
+        (where, report)
+        for where, passes in (("rewrite", found.passes), *lowerings)
+        for report in passes
+        if report.fired or report.non_matches
+    ]
+    if not reports:
+        return
+    yield Text("\nPasses that fired, or left what they are for", "bold")
+    width = max(len(report.name) for _, report in reports)
+    yield Text(f"{'':<8}  {'pass':<{width}}  fired  left", "dim")
+    for where, report in reports:
+        left = len(report.non_matches) or ""
+        yield Text(f"{where:<8}  {report.name:<{width}}  {report.fired:>5}  {left:>4}".rstrip())
+    for where, report in reports:
+        for (operator, why), places in _grouped(report).items():
+            line = Text.assemble((f"  {report.name} ", "yellow"), f"({where}) left {operator}")
+            line.append(f" × {len(places)}: {why}" if len(places) > 1 else f": {why}")
+            if place := next(filter(None, places), ""):
+                line.append(f"\n    {place}", "dim")
+            yield line
+
+
+def _grouped(report: PassReport) -> dict[tuple[str, str], list[str]]:
+    """Returns the lines of what a pass left, by the operator and the reason."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for one in report.non_matches:
+        places.setdefault((one.operator, one.why), []).append(one.line)
+    return places
 
 
 def _target_lines(verdict: Verdict) -> Iterator[Text]:

@@ -22,6 +22,7 @@ from tokexport.exporter.parity.proof import StageResult
 from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.speed.interleaved import Speed
 from tokexport.exporter.tuning.choices import Tuning
+from tokexport.graph_passes.pass_report import PassReport
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, RuntimeInfo
 from tokexport.runtimes.notebook import as_html, one_line
@@ -59,6 +60,9 @@ class Report:
         speed_over_unreduced: The same rounds held against the eager model without its reduction.
         token_schedule: The number of tokens at each attention.
         recognised: How many of each operation the rewriting found, by its name.
+        passes: What each pass over a graph did, in order: its ``stage``, its ``name``, how often it
+            ``fired``, and in ``non_matches`` each node that it is for and left, with the reason and
+            the line of the model's code.
         stage_seconds: What every stage took, in the order they ran.
         machine: The description of the machine.
         runtime: What the artifact was built by; None when it was not built.
@@ -89,6 +93,7 @@ class Report:
     speed_over_unreduced: Speed | None = None
     token_schedule: tuple[int, ...] = ()
     recognised: Mapping[str, int] = field(default_factory=dict)
+    passes: tuple[PassReport, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     runtime: RuntimeInfo | None = None

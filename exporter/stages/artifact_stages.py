@@ -96,8 +96,9 @@ def lower(run: CompileRun, answered: Answered, captured: Captured, emitted: Emit
                 record.tuning, steps.artifacts.forms = tune(emitted.model, config, arithmetic)
                 record.warnings += record.tuning.warnings
         passes = config.backend.lowering(arithmetic, steps.artifacts.forms)
-        model = pipelines.run_passes_over(emitted.model, passes)
-        path = run.kept.save_onnx("lowered", model)
+        lowered = pipelines.lowered(emitted.model, passes)
+        run.record_passes(lowered.reports)
+        path = run.kept.save_onnx("lowered", lowered.model)
         if config.backend.runs_lowered:
             return Lowered(path, arithmetic, None, steps)
         run_lowered = partial(run_stage.run_lowered, path, arithmetic=arithmetic)

@@ -27,6 +27,7 @@ from tokexport.exporter.source import Source
 from tokexport.exporter.speed.interleaved import Speed
 from tokexport.exporter.system.machine import describe_machine
 from tokexport.exporter.tuning.choices import Tuning
+from tokexport.graph_passes.pass_report import PassReport
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import RuntimeInfo
 
@@ -46,6 +47,7 @@ class CompileRecord:
     stages: Sequence[StageResult] = ()
     token_schedule: tuple[int, ...] = ()
     recognised: Mapping[str, int] = field(default_factory=dict)
+    passes: tuple[PassReport, ...] = ()
     tuning: Tuning | None = None
     runtime: RuntimeInfo | None = None
     artifact_bytes: int | None = None
@@ -139,6 +141,11 @@ class CompileRun:
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Shows a stage while it runs."""
         return self.checklist.stage(name)
+
+    def record_passes(self, reports: tuple[PassReport, ...]) -> None:
+        """Adds what the passes of a stage did to the record, and to the stages that are kept."""
+        self.record.passes += reports
+        self.kept.save_passes(self.record.passes)
 
     def report(self, status: str = FAILED, bundle: str | None = None) -> Report:
         """Returns the report of the results so far; see ``CompileRecord.report``."""

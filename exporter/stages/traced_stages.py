@@ -237,6 +237,7 @@ def rewrite(run: CompileRun, answered: Answered, captured: Captured) -> Rewritte
         rewritten = pipelines.rewrite(captured.program)
         run.record.token_schedule = rewritten.token_schedule
         run.record.recognised = rewritten.recognised
+        run.record_passes(rewritten.reports)
         program = rewritten.program
         run.kept.save_program("rewritten", program)
         folder = run.kept.path / "replay"

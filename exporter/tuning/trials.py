@@ -290,7 +290,7 @@ def _runner(
     """Builds the model of a form as the target builds what it ships, and opens it."""
     folder.mkdir()
     passes = backend.lowering(pipelines.FP32, {call: form})
-    model = pipelines.run_passes_over(trial_model(call, feeds), passes)
+    model = pipelines.lowered(trial_model(call, feeds), passes).model
     lowered = folder / REFERENCE.artifact
     save_onnx(model, lowered)
     if backend.runs_lowered:

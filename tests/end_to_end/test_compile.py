@@ -177,8 +177,13 @@ def test_large_weights_go_into_a_file_of_their_own(
 
 
 def test_kept_stages_load_again(tmp_path: Path) -> None:
-    tokexport.compile(tiny_tome(), image(), output=tmp_path / "bundle", keep_stages=True)
+    result = tokexport.compile(tiny_tome(), image(), output=tmp_path / "bundle", keep_stages=True)
     stages = tmp_path / "bundle.stages"
+    passes = json.loads((stages / "passes.json").read_text(encoding="utf-8"))
+    assert passes == result.report.to_json()["passes"]
+    fired = {(one["stage"], one["name"]): one["fired"] for one in passes}
+    assert fired["rewrite", "recognise matches"] == fired["lower", "match by cosine"] == 2
+    assert fired["lower", "scored match"] == 0
     captured = torch.export.load(stages / "captured.pt2")
     rewritten = torch.export.load(stages / "rewritten.pt2")
     x = torch.randn(1, 3, 48, 48)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from tokexport.graph_passes.errors import PassError
+from tokexport.graph_passes.onnx_passes.graph.node_pass import OnnxPass
+from tokexport.graph_passes.onnx_passes.graph.source_lines import node_place
 from tokexport.graph_passes.ops import onnx_functions as functions
 
 
-class AddFunctions(ir.passes.InPlacePass):
+class AddFunctions(OnnxPass):
     """Makes the model's functions those that its nodes call, and what their bodies call."""
+
+    name = "add functions"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Changes the model in place."""
@@ -25,6 +30,14 @@ class AddFunctions(ir.passes.InPlacePass):
         if called:
             model.opset_imports[functions.DOMAIN] = functions.DOMAIN_VERSION
         return ir.passes.PassResult(model, modified=before != set(wanted))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raises PassError where a call has no function, or its domain is not imported."""
+        for node in filter(_is_ours, model.graph.all_nodes()):
+            known = node.op_identifier() in model.functions
+            if not known or functions.DOMAIN not in model.opset_imports:
+                what = f"The pass '{self.name}' left a call without its function, {node.op_type}."
+                raise PassError(what, where=node_place(node))
 
 
 def _is_ours(node: ir.Node) -> bool:

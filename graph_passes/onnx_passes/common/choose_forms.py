@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from tokexport.graph_passes.onnx_passes.graph.node_pass import Counted, OnnxPass
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 from tokexport.graph_passes.ops.token_forms import FORMS, form_name
@@ -52,26 +53,29 @@ class TokenCall:
 Forms = Mapping[TokenCall, str]
 
 
-class ChooseForms(ir.passes.InPlacePass):
+class ChooseForms(OnnxPass):
     """Lets calls of token operators call a form of theirs.
 
     Args:
         forms: The form of each kind of call; the others stay.
     """
 
+    name = "choose forms"
+    comes_before = ("add functions",)
+
     def __init__(self, forms: Forms | None = None) -> None:
         super().__init__()
         self._forms = dict(forms or {})
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def call(self, model: ir.Model) -> Counted:
         """Renames in place."""
-        changed = False
+        changed = 0
         for node, call in _calls(model):
             form = self._forms.get(call)
             if form is not None:
                 node.op_type = form_name(call.operator, form)
                 changed |= node.op_type != call.operator
-        return ir.passes.PassResult(model, modified=changed)
+        return Counted(model, changed > 0, changed)
 
 
 def token_calls(model: ir.Model) -> Counter[TokenCall]:

@@ -9,11 +9,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import KERNEL_CALLS
+from tokexport.graph_passes.onnx_passes.graph.node_pass import OnnxPass
 from tokexport.graph_passes.onnx_passes.graph.source_lines import keep_lines
 
 
-class ClearTraces(ir.passes.InPlacePass):
+class ClearTraces(OnnxPass):
     """Leaves no traces of the person's machine in the artifact."""
+
+    name = "clear traces"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Clears in place; the lines stay in memory, where ``lines_by_node`` finds them."""

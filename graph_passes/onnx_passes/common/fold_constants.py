@@ -20,13 +20,17 @@ import onnx_ir as ir
 from onnxscript import optimizer
 
 from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import call_names_kept
+from tokexport.graph_passes.onnx_passes.graph.node_pass import OnnxPass
 
 #: Elements above which a constant is not folded.
 LARGEST_FOLDED: Final = 64 * 1024
 
 
-class FoldConstants(ir.passes.InPlacePass):
+class FoldConstants(OnnxPass):
     """Folds until nothing changes, and drops what nobody reads then."""
+
+    name = "fold constants"
+    comes_before = ("correct integer division", "fold by deconvolution", "refuse for tensorrt")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds in place."""

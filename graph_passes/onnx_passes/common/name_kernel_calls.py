@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
+from tokexport.graph_passes.onnx_passes.graph.node_pass import Counted, OnnxPass
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.onnx_functions import (
     DOMAIN,
@@ -52,16 +53,19 @@ OPERATORS: Final = frozenset(
 )
 
 
-class NameKernelCalls(ir.passes.InPlacePass):
+class NameKernelCalls(OnnxPass):
     """Writes down the calls of operators that have kernels outside ONNX Runtime."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    name = "name kernel calls"
+    comes_before = ("inline", "fold constants", "clear traces")
+
+    def call(self, model: ir.Model) -> Counted:
         """Adds the metadata."""
         found = [_described(node) for node in model.graph if node.domain == DOMAIN]
         calls = [call for call in found if call is not None]
         if calls:
             model.metadata_props[KERNEL_CALLS] = json.dumps(calls)
-        return ir.passes.PassResult(model, modified=bool(calls))
+        return Counted(model, bool(calls), len(calls))
 
 
 def _described(node: ir.Node) -> dict[str, Any] | None:

@@ -22,6 +22,8 @@ from onnxscript import optimizer
 from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules import common as rules
 
+from tokexport.graph_passes.onnx_passes.graph.node_pass import OnnxPass
+
 #: Rounds of folding and rewriting: what one leaves behind may be foldable in the next.
 ROUNDS: Final = 2
 
@@ -76,8 +78,11 @@ _TIDY: Final = ir.passes.Sequential(
 )
 
 
-class Simplify(ir.passes.InPlacePass):
+class Simplify(OnnxPass):
     """Simplifies a model as it comes from ``torch.onnx.export(…, optimize=False)``."""
+
+    name = "simplify"
+    comes_before = ("add functions",)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Simplifies in place."""

@@ -11,14 +11,17 @@ proportional attention, ToMe (Bolya et al. 2023), section 3.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by
+from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, maker_of
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of, view_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.pass_report import Reason
 
 _NAMES: Final = {
     "rows_sized_attention": "rows_attention_by_size",
@@ -26,37 +29,30 @@ _NAMES: Final = {
 }
 
 
-class AttentionBySize(ir.passes.InPlacePass):
+class AttentionBySize(NodePass):
     """Rewrites attention with the logarithm of sizes."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        changed = False
-        for node in list(model.graph):
-            if node.domain == DOMAIN and node.op_type in _NAMES:
-                changed |= _rewrite(node)
-        return ir.passes.PassResult(model, modified=changed)
+    name = "attention by size"
+    domain = DOMAIN
+    op_types = tuple(_NAMES)
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches a bias (B, N) that holds the logarithms of sizes (B, N, 1), in their order."""
+        log_size = node.inputs[-1]
+        bias = _all_of(log_size)
+        logarithm = made_by(bias, "Log")
+        if log_size is None or bias is None or logarithm is None:
+            return Reason(f"its bias of keys comes from {maker_of(bias)}, not from a logarithm")
+        size, shape = _all_of(logarithm.inputs[0]), shape_of(log_size)
+        if size is None or shape is None or shape_of(size) != (*shape, 1):
+            return Reason("its bias is of no sizes (B, N, 1) in their order")
+        return partial(_rewrite, node, size)
 
 
-def _rewrite(node: ir.Node) -> bool:
-    *heads, log_size = node.inputs
-    size = _size_behind(log_size)
-    if size is None:
-        return False
+def _rewrite(node: ir.Node, size: ir.Value) -> None:
     new = Replacement(node)
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    new.put(new.call(_NAMES[node.op_type], *heads, size, domain=DOMAIN, **attributes))
-    return True
-
-
-def _size_behind(log_size: ir.Value | None) -> ir.Value | None:
-    """Returns the sizes (B, N, 1) that a value (B, N) holds the logarithms of, in their order."""
-    logarithm = made_by(_all_of(log_size), "Log")
-    size = _all_of(logarithm.inputs[0]) if logarithm is not None else None
-    if log_size is None or size is None:
-        return None
-    shape = shape_of(log_size)
-    return size if shape is not None and shape_of(size) == (*shape, 1) else None
+    new.put(new.call(_NAMES[node.op_type], *node.inputs[:-1], size, domain=DOMAIN, **attributes))
 
 
 def _all_of(value: ir.Value | None) -> ir.Value | None:

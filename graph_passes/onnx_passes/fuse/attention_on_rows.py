@@ -13,39 +13,48 @@ slices and transposes as the model did.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.graph.heads_in_rows import heads_in_rows
+from tokexport.graph_passes.onnx_passes.graph.heads_in_rows import HeadsInRows, heads_in_rows
 from tokexport.graph_passes.onnx_passes.graph.neighbours import only_reader
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.pass_report import Reason
 
 _NAMES: Final = {"attention": "rows_attention", "sized_attention": "rows_sized_attention"}
 
 
-class AttentionOnRows(ir.passes.InPlacePass):
+class AttentionOnRows(NodePass):
     """Rewrites attention whose heads lie side by side in rows."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        changed = False
-        for node in list(model.graph):
-            if node.domain == DOMAIN and node.op_type in _NAMES:
-                changed |= _rewrite(node)
-        return ir.passes.PassResult(model, modified=changed)
+    name = "attention on rows"
+    comes_before = ("attention by size",)
+    domain = DOMAIN
+    op_types = tuple(_NAMES)
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches heads that are views of rows, joined to rows again behind the attention."""
+        if node.outputs[0].dtype != ir.DataType.FLOAT:
+            return Reason("it is not of float32")
+        last = _joined_heads(node.outputs[0])
+        if last is None:
+            return Reason("its heads are not joined to rows right behind it")
+        heads = [heads_in_rows(value) for value in node.inputs[:3]]
+        for name, found in zip(("queries", "keys", "values"), heads, strict=True):
+            if found is None:
+                return Reason(f"its {name} are not heads side by side in rows")
+        q, k, v = (found for found in heads if found is not None)
+        if len({(found.heads, found.depth) for found in (q, k, v)}) != 1:
+            return Reason("its queries, keys and values have heads of different numbers or widths")
+        return partial(_rewrite, node, last, q, k, v)
 
 
-def _rewrite(node: ir.Node) -> bool:
-    last = _joined_heads(node.outputs[0])
-    heads = [heads_in_rows(value) for value in node.inputs[:3]]
-    if last is None or node.outputs[0].dtype != ir.DataType.FLOAT or None in heads:
-        return False
-    q, k, v = (found for found in heads if found is not None)
-    if len({(found.heads, found.depth) for found in (q, k, v)}) != 1:
-        return False
+def _rewrite(node: ir.Node, last: ir.Node, q: HeadsInRows, k: HeadsInRows, v: HeadsInRows) -> None:
     new = Replacement(last)
     rows = new.call(
         _NAMES[node.op_type],
@@ -62,7 +71,6 @@ def _rewrite(node: ir.Node) -> bool:
         v_start=[v.start],
     )
     new.put(rows)
-    return True
 
 
 def _joined_heads(value: ir.Value) -> ir.Node | None:

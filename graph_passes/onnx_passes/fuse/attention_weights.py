@@ -10,44 +10,55 @@ of such softmaxes is read by more than the product with the values::
 
 from __future__ import annotations
 
+from functools import partial
+
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.graph.heads_in_rows import heads_in_rows
-from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, turned
+from tokexport.graph_passes.onnx_passes.graph.heads_in_rows import HeadsInRows, heads_in_rows
+from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, maker_of, turned
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import number_of, shape_of, view_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.pass_report import Reason
 
 
-class AttentionWeights(ir.passes.InPlacePass):
+class AttentionWeights(NodePass):
     """Rewrites the softmax of attention, where it is a result of its own."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        changed = False
-        for node in list(model.graph):
-            if node.domain == "" and node.op_type == "Softmax":
-                changed |= _rewrite(node)
-        return ir.passes.PassResult(model, modified=changed)
+    name = "attention weights"
+    comes_before = ("attention by size", "fusion criteria")
+    op_types = ("Softmax",)
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches the softmax (B, H, Nq, N) of products of heads that are views of rows."""
+        logits, shape = node.inputs[0], shape_of(node.outputs[0])
+        if logits is None or logits.dtype != ir.DataType.FLOAT:
+            return Reason("it is not of float32")
+        if shape is None or len(shape) != 4:
+            return Reason(f"it is of {shape}, not of heads (B, H, Nq, N)")
+        if (axis := node.attributes.get_int("axis", -1) % 4) != 3:
+            return Reason(f"it runs over axis {axis}, not over the keys")
+        logits, sizes = _without_bias(logits, shape)
+        scaled, scale = _without_scale(logits)
+        product = made_by(scaled, "MatMul")
+        if product is None:
+            return Reason(f"its logits come from {maker_of(scaled)}, not from a product")
+        q = heads_in_rows(product.inputs[0])
+        k = heads_in_rows(turned(product.inputs[1], 0, 1, 3, 2))
+        if q is None or k is None:
+            name = "queries" if q is None else "keys"
+            return Reason(f"its {name} are not heads side by side in rows")
+        if (q.heads, q.depth) != (k.heads, k.depth):
+            return Reason("its queries and keys have heads of different numbers or widths")
+        if {(shape_of(one.rows) or ())[:1] for one in (q, k)} != {shape[:1]}:
+            return Reason("its queries and keys are not of the same images")
+        return partial(_rewrite, node, q, k, sizes, scale)
 
 
-def _rewrite(node: ir.Node) -> bool:
-    logits, shape = node.inputs[0], shape_of(node.outputs[0])
-    if logits is None or shape is None or len(shape) != 4 or logits.dtype != ir.DataType.FLOAT:
-        return False
-    if node.attributes.get_int("axis", -1) % 4 != 3:
-        return False
-    logits, sizes = _without_bias(logits, shape)
-    scaled, scale = _without_scale(logits)
-    product = made_by(scaled, "MatMul")
-    if product is None:
-        return False
-    q, k = heads_in_rows(product.inputs[0]), heads_in_rows(turned(product.inputs[1], 0, 1, 3, 2))
-    if q is None or k is None or (q.heads, q.depth) != (k.heads, k.depth):
-        return False
-    images = {(shape_of(one.rows) or ())[:1] for one in (q, k)}
-    if images != {shape[:1]}:
-        return False
+def _rewrite(
+    node: ir.Node, q: HeadsInRows, k: HeadsInRows, sizes: ir.Value | None, scale: float
+) -> None:
     new = Replacement(node)
     new.put(
         new.call(
@@ -63,7 +74,6 @@ def _rewrite(node: ir.Node) -> bool:
             k_start=[k.start],
         )
     )
-    return True
 
 
 def _without_bias(logits: ir.Value, shape: tuple[int, ...]) -> tuple[ir.Value, ir.Value | None]:

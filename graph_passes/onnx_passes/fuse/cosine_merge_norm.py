@@ -13,33 +13,39 @@ behind ``ChooseForms``, which may have given the merge another form. Source: ToM
 
 from __future__ import annotations
 
+from functools import partial
+
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by
+from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, maker_of
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.pass_report import Reason
 
 
-class CosineMergeNorm(ir.passes.InPlacePass):
+class CosineMergeNorm(NodePass):
     """Rewrites the layer norm of what was merged by cosine."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        changed = False
-        for node in list(model.graph):
-            if node.domain == DOMAIN and node.op_type == "layer_norm":
-                changed |= _rewrite(node)
-        if changed:
-            model.graph.sort()  # some readers of what was merged came before its norm
-        return ir.passes.PassResult(model, modified=changed)
+    name = "cosine merge norm"
+    domain = DOMAIN
+    op_types = ("layer_norm",)
+    sorts = True  # some readers of what was merged come before its norm
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches a norm of tokens that one cosine match merged, and that alone reads the match."""
+        merge = made_by(node.inputs[0], "merge_by_size", DOMAIN)
+        if merge is None or node.inputs[0] is not merge.outputs[0]:
+            return None  # other rows, or the sizes
+        match = made_by(merge.inputs[2], "cosine_match", DOMAIN)
+        if match is None:
+            return Reason(f"its rows are merged by {maker_of(merge.inputs[2])}, not by cosine")
+        reason = _misfit(match, merge, node)
+        return reason or partial(_rewrite, match, merge, node)
 
 
-def _rewrite(norm: ir.Node) -> bool:
-    merge = made_by(norm.inputs[0], "merge_by_size", DOMAIN)
-    match = made_by(merge.inputs[2], "cosine_match", DOMAIN) if merge is not None else None
-    if merge is None or match is None or not _belong_together(match, merge, norm):
-        return False
+def _rewrite(match: ir.Node, merge: ir.Node, norm: ir.Node) -> None:
     attributes = {
         name: attribute.value
         for node in (match, merge, norm)
@@ -57,28 +63,26 @@ def _rewrite(norm: ir.Node) -> bool:
     graph = merge.graph
     assert graph is not None
     graph.remove((merge, match), safe=True)
-    return True
 
 
-def _belong_together(match: ir.Node, merge: ir.Node, norm: ir.Node) -> bool:
+def _misfit(match: ir.Node, merge: ir.Node, norm: ir.Node) -> Reason | None:
+    """Says why three nodes do not become one; None where they do."""
     rows, x = match.inputs[0], merge.inputs[0]
     assert rows is not None
     assert x is not None
     rows_shape, shape = shape_of(rows), shape_of(x)
-    return (
-        norm.inputs[0] is merge.outputs[0]  # and not the sizes
-        and list(merge.inputs[2:]) == list(match.outputs)
-        and all(len(index.uses()) == 1 for index in match.outputs)
-        and not any(value.is_graph_output() for value in (*match.outputs, *merge.outputs))
-        and all(
-            value is not None and ir.convenience.get_const_tensor(value) is not None
-            for value in norm.inputs[1:]
-        )
-        and all(
-            match.attributes.get_ints(name) == merge.attributes.get_ints(name)
-            for name in ("a_start", "b_start", "step")
-        )
-        and shape is not None
-        and rows_shape is not None
-        and rows_shape[:2] == shape[:2]
-    )
+    if list(merge.inputs[2:]) != list(match.outputs):
+        return Reason("its rows are merged by the indices of several matches")
+    if any(len(index.uses()) != 1 for index in match.outputs):
+        return Reason("what else was matched is read too")
+    if any(value.is_graph_output() for value in (*match.outputs, *merge.outputs)):
+        return Reason("the match, or what was merged, is an output of the model")
+    weights = norm.inputs[1:]
+    if any(v is None or ir.convenience.get_const_tensor(v) is None for v in weights):
+        return Reason("its weights are computed")
+    for name in ("a_start", "b_start", "step"):
+        if match.attributes.get_ints(name) != merge.attributes.get_ints(name):
+            return Reason("its rows are merged between other sets than were matched")
+    if shape is None or rows_shape is None or rows_shape[:2] != shape[:2]:
+        return Reason(f"it matches rows {rows_shape} and merges tokens {shape}")
+    return None

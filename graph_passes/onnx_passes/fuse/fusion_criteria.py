@@ -12,9 +12,12 @@ Source: MCTF (Lee et al. 2024), section 3.
 
 from __future__ import annotations
 
+from functools import partial
+
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by
+from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, maker_of
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import (
     integers_of,
@@ -23,42 +26,49 @@ from tokexport.graph_passes.onnx_passes.graph.strided_views import (
     view_of,
 )
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.pass_report import Reason
 
 
-class FusionCriteria(ir.passes.InPlacePass):
+class FusionCriteria(NodePass):
     """Rewrites the criteria of tokens where both that are computed of them are read."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        changed = False
-        for node in list(model.graph):
-            if node.domain == "" and node.op_type == "Mul":
-                changed |= _rewrite(node)
-        if changed:
-            model.graph.sort()  # a share may have come before the term that is given with it now
-        return ir.passes.PassResult(model, modified=changed)
+    name = "fusion criteria"
+    op_types = ("Mul",)
+    sorts = True  # a share may come before the term that is given with it now
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches a product of two powers: of what attention gives tokens, and of their sizes."""
+        info, small = _power(node.inputs[0]), _power(node.inputs[1])
+        if info is None or small is None:
+            return None
+        received, sizes = info[0], view_of(small[0])
+        if node.outputs[0].dtype != ir.DataType.FLOAT:
+            return Reason("it is not of float32")
+        mean = made_by(received, "ReduceMean")
+        if mean is None or mean.inputs[0] is None:
+            return Reason(f"its first term comes from {maker_of(received)}, not from a mean")
+        shape = shape_of(mean.inputs[0]) or ()
+        axes = integers_of(mean.inputs[1]) if len(mean.inputs) > 1 else None
+        flat = mean.attributes.get_int("keepdims", 1) == 0
+        if len(shape) != 4 or axes != (1, 2) or not flat:
+            return Reason(f"its first term is no mean of attention {shape} over heads and queries")
+        tokens = shape[0], shape[3]
+        if sizes is None or shape_of(sizes.base) != (*tokens, 1) or not sizes.is_whole(tokens):
+            return Reason("its second term is of no sizes (B, N, 1) in their order")
+        share = _share(received, sizes.base)
+        if share is None or shape_of(node.outputs[0]) != tokens:
+            return Reason("nothing weighs the tokens by the same attention and sizes")
+        return partial(_rewrite, node, mean.inputs[0], sizes.base, share, info[1], small[1])
 
 
-def _rewrite(node: ir.Node) -> bool:
-    info, small = _power(node.inputs[0]), _power(node.inputs[1])
-    if info is None or small is None or node.outputs[0].dtype != ir.DataType.FLOAT:
-        return False
-    received, sizes = info[0], view_of(small[0])
-    mean = made_by(received, "ReduceMean")
-    weights = mean.inputs[0] if mean is not None else None
-    shape = shape_of(weights) if weights is not None else None
-    if mean is None or shape is None or sizes is None or len(shape) != 4:
-        return False
-    axes = integers_of(mean.inputs[1]) if len(mean.inputs) > 1 else None
-    if axes != (1, 2) or mean.attributes.get_int("keepdims", 1) != 0:
-        return False
-    size = sizes.base
-    tokens = shape[0], shape[3]
-    if shape_of(size) != (*tokens, 1) or not sizes.is_whole(tokens):
-        return False
-    share = _share(received, size)
-    if share is None or shape_of(node.outputs[0]) != tokens:
-        return False
+def _rewrite(
+    node: ir.Node,
+    weights: ir.Value,
+    size: ir.Value,
+    share: ir.Value,
+    info_power: float,
+    size_power: float,
+) -> None:
     new = Replacement(node)
     rare = new.call(
         "fusion_criteria",
@@ -66,14 +76,13 @@ def _rewrite(node: ir.Node) -> bool:
         size,
         domain=DOMAIN,
         outputs=2,
-        info_power=info[1],
-        size_power=small[1],
+        info_power=info_power,
+        size_power=size_power,
     )
     call = rare.producer()
     assert call is not None
     new.put(rare)
     new.move_readers(share, call.outputs[1])
-    return True
 
 
 def _power(value: ir.Value | None) -> tuple[ir.Value, float] | None:

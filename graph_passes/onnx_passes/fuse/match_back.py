@@ -9,35 +9,41 @@ Source: MCTF (Lee et al. 2024), section 3, "bidirectional".
 
 from __future__ import annotations
 
+from functools import partial
+
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, turned
+from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, maker_of, turned
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.pass_report import Reason
 
 
-class MatchBack(ir.passes.InPlacePass):
+class MatchBack(NodePass):
     """Rewrites matches by the score of some rows of scores, turned."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        changed = False
-        for node in list(model.graph):
-            if node.domain == DOMAIN and node.op_type == "bipartite_match_by_score":
-                changed |= _rewrite(node)
-        return ir.passes.PassResult(model, modified=changed)
+    name = "match back"
+    comes_before = ("scored match",)
+    domain = DOMAIN
+    op_types = ("bipartite_match_by_score",)
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches scores (B, Nb, K) that are some rows of others, turned."""
+        rows = turned(node.inputs[0], 0, 2, 1)
+        left = made_by(rows, "gather_tokens", DOMAIN)
+        if left is None or left.inputs[0] is None:
+            return Reason(f"its scores come from {maker_of(rows)}, not from rows that were kept")
+        if left.inputs[0].dtype != ir.DataType.FLOAT:
+            return Reason("its scores are not of float32")
+        return partial(_rewrite, node, left)
 
 
-def _rewrite(node: ir.Node) -> bool:
-    left = made_by(turned(node.inputs[0], 0, 2, 1), "gather_tokens", DOMAIN)
-    scores = left.inputs[0] if left is not None else None
-    if left is None or scores is None or scores.dtype != ir.DataType.FLOAT:
-        return False
+def _rewrite(node: ir.Node, left: ir.Node) -> None:
     new = Replacement(node)
     first = new.call(
         "match_back",
-        scores,
-        left.inputs[1],
+        *left.inputs,
         domain=DOMAIN,
         outputs=3,
         r=list(node.attributes.get_ints("r")),
@@ -45,4 +51,3 @@ def _rewrite(node: ir.Node) -> bool:
     made = first.producer()
     assert made is not None
     new.put(*made.outputs)
-    return True

@@ -5,48 +5,61 @@ Before → after, k (B, H, N, D) the keys, which lie in rows (B, N, ·)::
     m = ReduceMean(k, 1);  u = m / ‖m‖;  a = u[:, i::s];  b = u[:, j::s]
     bipartite_match(a bᵀ)      →  cosine_match(rows; heads=H, depth=D, start, a_start=i, b_start=j)
 
-The first rows of a may be held back, as ToMe holds back its class token, by scores that are written
+The first rows of a may be protected, as ToMe protects its class token, by scores that are written
 over with -∞. Source: ToMe (Bolya et al. 2023), section 3.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_passes.graph.heads_in_rows import HeadsInRows, heads_in_rows
-from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, turned
+from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, maker_of, turned
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import integers_of, shape_of
-from tokexport.graph_passes.onnx_passes.graph.token_sets import divided_by_length, two_sets
+from tokexport.graph_passes.onnx_passes.graph.token_sets import (
+    TokenSet,
+    divided_by_length,
+    two_sets,
+)
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.pass_report import Reason
 
 
-class MatchByCosine(ir.passes.InPlacePass):
+class MatchByCosine(NodePass):
     """Rewrites matches on the cosine between two sets of the mean keys."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        changed = False
-        for node in list(model.graph):
-            if node.domain == DOMAIN and node.op_type == "bipartite_match":
-                changed |= _rewrite(node)
-        return ir.passes.PassResult(model, modified=changed)
+    name = "match by cosine"
+    comes_before = ("cosine merge norm",)
+    domain = DOMAIN
+    op_types = ("bipartite_match",)
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches scores that are products of two sets of the mean keys, divided by length."""
+        scores = node.inputs[0]
+        if scores is None or scores.dtype != ir.DataType.FLOAT:
+            return Reason("its scores are not of float32")
+        scores, protected = _without_protected(scores)
+        product = made_by(scores, "MatMul")
+        if product is None:
+            return Reason(f"its scores come from {maker_of(scores)}, not from a product")
+        sets = two_sets(product.inputs[0], turned(product.inputs[1], 0, 2, 1))
+        if sets is None:
+            return Reason("its scores are not between every so many of the same tokens")
+        directions = divided_by_length(sets[0].tokens)
+        if directions is None:
+            return Reason(f"its tokens come from {maker_of(sets[0].tokens)}, not divided by length")
+        heads = _mean_of_heads(directions)
+        if heads is None:
+            return Reason("its tokens are no mean over heads that lie side by side in rows")
+        return partial(_rewrite, node, heads, *sets, protected)
 
 
-def _rewrite(node: ir.Node) -> bool:
-    scores = node.inputs[0]
-    if scores is None or scores.dtype != ir.DataType.FLOAT:
-        return False
-    scores, blocked = _without_blocked(scores)
-    product = made_by(scores, "MatMul")
-    if product is None:
-        return False
-    sets = two_sets(product.inputs[0], turned(product.inputs[1], 0, 2, 1))
-    heads = _mean_of_heads(divided_by_length(sets[0].tokens)) if sets is not None else None
-    if sets is None or heads is None:
-        return False
-    a, b = sets
+def _rewrite(node: ir.Node, heads: HeadsInRows, a: TokenSet, b: TokenSet, protected: int) -> None:
     new = Replacement(node)
     first = new.call(
         "cosine_match",
@@ -59,16 +72,15 @@ def _rewrite(node: ir.Node) -> bool:
         a_start=[a.start],
         b_start=[b.start],
         step=[a.step],
-        blocked=[blocked],
+        blocked=[protected],
         r=list(node.attributes.get_ints("r")),
     )
     made = first.producer()
     assert made is not None
     new.put(*made.outputs)
-    return True
 
 
-def _without_blocked(scores: ir.Value) -> tuple[ir.Value, int]:
+def _without_protected(scores: ir.Value) -> tuple[ir.Value, int]:
     """Returns the scores before their first rows were written over with -∞, and how many were."""
     node = made_by(scores, "ScatterElements")
     if node is None or node.attributes.get_string("reduction", "none") != "none":

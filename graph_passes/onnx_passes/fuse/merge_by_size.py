@@ -11,54 +11,55 @@ et al. 2023), section 3.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.graph.neighbours import comes_from, made_by
+from tokexport.graph_passes.onnx_passes.graph.neighbours import comes_from, made_by, maker_of
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.onnx_passes.graph.token_sets import Merged, merged
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.pass_report import Reason
 
 
-class MergeBySize(ir.passes.InPlacePass):
+class MergeBySize(NodePass):
     """Rewrites quotients of merged weighted tokens and merged sizes."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        changed = False
-        for node in list(model.graph):
-            if node.domain == "" and node.op_type == "Div":
-                changed |= _rewrite(node)
-        if changed:
-            model.graph.sort()  # some readers of the sizes came before what gives them now
-        return ir.passes.PassResult(model, modified=changed)
+    name = "merge by size"
+    comes_before = ("cosine merge norm",)
+    op_types = ("Div",)
+    sorts = True  # some readers of the sizes come before what gives them now
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches the sum of weighted tokens, divided by the sum of the weights."""
+        total, count = node.inputs
+        found = merged(total) if total is not None else None
+        if total is None or count is None or found is None:
+            return None
+        if total.dtype != ir.DataType.FLOAT:
+            return Reason("it is not of float32")
+        weighted = made_by(found.tokens, "Mul")
+        if weighted is None:
+            return Reason(f"what it merges comes from {maker_of(found.tokens)}, and has no weights")
+        shape = shape_of(found.tokens)
+        factors = [value for value in weighted.inputs if value is not None]
+        assert shape is not None
+        for x, size in (factors, factors[::-1]):
+            if (
+                shape_of(x) == shape
+                and shape_of(size) == (*shape[:2], 1)
+                and _counts(count, size, found)
+            ):
+                if count.is_graph_output() or comes_from(x, count):
+                    return Reason("the merged sizes are an output, or decide what is merged")
+                return partial(_rewrite, node, count, x, size, found)
+        return Reason("it is divided by something else than the sum of the weights")
 
 
-def _rewrite(node: ir.Node) -> bool:
-    total, count = node.inputs
-    if total is None or count is None or total.dtype != ir.DataType.FLOAT:
-        return False
-    found = merged(total)
-    weighted = made_by(found.tokens, "Mul") if found is not None else None
-    if found is None or weighted is None:
-        return False
-    shape = shape_of(found.tokens)
-    factors = [value for value in weighted.inputs if value is not None]
-    assert shape is not None
-    for x, size in (factors, factors[::-1]):
-        if (
-            shape_of(x) == shape
-            and shape_of(size) == (*shape[:2], 1)
-            and _counts(count, size, found)
-        ):
-            return _put(node, count, x, size, found)
-    return False
-
-
-def _put(node: ir.Node, count: ir.Value, x: ir.Value, size: ir.Value, found: Merged) -> bool:
-    if count.is_graph_output() or comes_from(x, count):
-        return False
+def _rewrite(node: ir.Node, count: ir.Value, x: ir.Value, size: ir.Value, found: Merged) -> None:
     new = Replacement(node)
     tokens = new.call(
         "merge_by_size",
@@ -76,7 +77,6 @@ def _put(node: ir.Node, count: ir.Value, x: ir.Value, size: ir.Value, found: Mer
     assert call is not None
     new.put(tokens)
     new.move_readers(count, call.outputs[1])
-    return True
 
 
 def _counts(count: ir.Value, size: ir.Value, found: Merged) -> bool:

@@ -7,37 +7,42 @@ Before → after::
 
 from __future__ import annotations
 
+from functools import partial
+
 import onnx_ir as ir
 
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.pass_report import Reason
 
 
-class NormsOnRows(ir.passes.InPlacePass):
+class NormsOnRows(NodePass):
     """Rewrites layer normalisation of float32 rows."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        found = [node for node in model.graph if _is_on_rows(node)]
-        for node in found:
-            new = Replacement(node)
-            epsilon = node.attributes.get_float("epsilon", 1e-5)
-            new.put(new.call("layer_norm", *node.inputs, domain=DOMAIN, epsilon=epsilon))
-        return ir.passes.PassResult(model, modified=bool(found))
+    name = "norms on rows"
+    comes_before = ("cosine merge norm",)
+    op_types = ("LayerNormalization",)
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches the norm of rows (B, N, C) over their channels, with a scale and a bias."""
+        x = node.inputs[0]
+        shape = shape_of(x) if x is not None else None
+        if x is None or x.dtype != ir.DataType.FLOAT:
+            return Reason("it is not of float32")
+        if len(node.inputs) != 3 or node.inputs[2] is None:
+            return Reason("it has no bias")
+        if shape is None or len(shape) != 3:
+            return Reason(f"it is of {shape}, not of rows (B, N, C)")
+        if (axis := node.attributes.get_int("axis", -1)) not in (-1, 2):
+            return Reason(f"it begins at axis {axis}, not at the channels")
+        if len(node.outputs) != 1:
+            return Reason("its mean or its deviation is a result too")
+        return partial(_rewrite, node)
 
 
-def _is_on_rows(node: ir.Node) -> bool:
-    if node.domain != "" or node.op_type != "LayerNormalization" or len(node.inputs) != 3:
-        return False
-    x = node.inputs[0]
-    shape = shape_of(x) if x is not None else None
-    return (
-        x is not None
-        and x.dtype == ir.DataType.FLOAT
-        and node.inputs[2] is not None
-        and shape is not None
-        and len(shape) == 3
-        and node.attributes.get_int("axis", -1) in (-1, 2)
-        and len(node.outputs) == 1
-    )
+def _rewrite(node: ir.Node) -> None:
+    new = Replacement(node)
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    new.put(new.call("layer_norm", *node.inputs, domain=DOMAIN, epsilon=epsilon))

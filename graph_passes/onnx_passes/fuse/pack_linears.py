@@ -12,28 +12,55 @@ A scale of each channel behind it (LayerScale) goes into weights and bias. ``pan
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_passes.graph.epilogues import Floats, epilogue
 from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
-from tokexport.graph_passes.onnx_passes.graph.linears import as_linear
+from tokexport.graph_passes.onnx_passes.graph.linears import Linear, as_linear
+from tokexport.graph_passes.onnx_passes.graph.node_pass import Rewrite, SharingNodePass
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.fused_functions import PANEL
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.pass_report import Reason
 
 
-class PackLinears(ir.passes.InPlacePass):
+@dataclass(frozen=True)
+class Panels:
+    """The weights that were packed.
+
+    Attributes:
+        graph: The graph that holds them.
+        of: The panels by the weights that they were packed from.
+    """
+
+    graph: ir.Graph
+    of: dict[ir.Value, ir.Value] = field(default_factory=dict)
+
+
+class PackLinears(SharingNodePass[Panels]):
     """Rewrites products of float32 rows with constant weights."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        found = [node for node in model.graph if _is_linear(node)]
-        packed: dict[ir.Value, ir.Value] = {}
-        for node in found:
-            _rewrite(node, model.graph, packed)
-        return ir.passes.PassResult(model, modified=bool(found))
+    name = "pack linears"
+    op_types = ("MatMul",)
+
+    def shared(self, graph: ir.Graph) -> Panels:
+        """Returns the panels of weights that several products share."""
+        return Panels(graph)
+
+    def match(self, node: ir.Node, shared: Panels) -> Rewrite | Reason | None:
+        """Matches a product of rows (B, N, K) with a constant matrix."""
+        linear = as_linear(node)
+        if linear is None:
+            return None  # of two computed matrices, or not of float32
+        shape = shape_of(linear.rows)
+        if shape is None or len(shape) != 3:
+            return Reason(f"it multiplies {shape}, not rows (B, N, K)")
+        return partial(_rewrite, linear, shared)
 
 
 def packed_panels(weights: Floats) -> Floats:
@@ -44,25 +71,18 @@ def packed_panels(weights: Floats) -> Floats:
     return np.ascontiguousarray(padded.reshape(depth, -1, PANEL).transpose(1, 0, 2))
 
 
-def _is_linear(node: ir.Node) -> bool:
-    linear = as_linear(node)
-    shape = shape_of(linear.rows) if linear is not None else None
-    return node.op_type == "MatMul" and shape is not None and len(shape) == 3
-
-
-def _rewrite(node: ir.Node, graph: ir.Graph, packed: dict[ir.Value, ir.Value]) -> None:
-    linear = as_linear(node)
-    assert linear is not None
-    x, w, weights = linear.rows, linear.weight, linear.matrix()
-    behind = epilogue(node, weights.shape[1])
+def _rewrite(linear: Linear, packed: Panels) -> None:
+    x, w, weights, graph = linear.rows, linear.weight, linear.matrix(), packed.graph
+    behind = epilogue(linear.node, weights.shape[1])
     name = f"{w.name}.{behind.last.name}"
     if behind.scale is not None:
         scaled = packed_panels(weights * behind.scale)
         panels = add_initializer(graph, f"{name}.panels", scaled)
-    elif w in packed:
-        panels = packed[w]
+    elif w in packed.of:
+        panels = packed.of[w]
     else:
-        panels = packed[w] = add_initializer(graph, f"{w.name}.panels", packed_panels(weights))
+        panels = add_initializer(graph, f"{w.name}.panels", packed_panels(weights))
+        packed.of[w] = panels
     bias = behind.bias_value
     if bias is None:
         bias = add_initializer(graph, f"{name}.bias", behind.bias)

@@ -14,6 +14,7 @@ of the patches.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -23,24 +24,34 @@ from tokexport.graph_passes.onnx_passes.fuse.pack_linears import packed_panels
 from tokexport.graph_passes.onnx_passes.graph.epilogues import Floats, floats_of
 from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
 from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, only_reader
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.pass_report import Reason
 
 #: Pixels of the lines of a patch below which copying them costs more than the convolution.
 _NARROWEST: Final = 4
 
 
-class PatchEmbeddings(ir.passes.InPlacePass):
+class PatchEmbeddings(NodePass):
     """Rewrites convolutions of patches, up to the sum with positions."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        changed = False
-        for node in list(model.graph):
-            if (node.domain, node.op_type) == ("", "Conv"):
-                changed |= _rewrite(node, model.graph)
-        return ir.passes.PassResult(model, modified=changed)
+    name = "patch embeddings"
+    op_types = ("Conv",)
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches a convolution of an image whose patches lie side by side and become tokens."""
+        weight = node.inputs[1]
+        kernel = floats_of(weight) if weight is not None else None
+        if kernel is None:
+            return Reason("its weights are computed, or not of float32")
+        if reason := _no_patches(node, kernel):
+            return reason
+        tokens = _tokens_behind(node, kernel.shape[0])
+        if tokens is None:
+            return Reason("its result does not become tokens (B, N, C)")
+        return partial(_rewrite, node, kernel, tokens, shared)
 
 
 @dataclass
@@ -58,14 +69,8 @@ class _Tokens:
     first: int
 
 
-def _rewrite(conv: ir.Node, graph: ir.Graph) -> bool:
-    images, weight, bias = (*conv.inputs, None)[:3]
-    kernel = floats_of(weight) if weight is not None else None
-    if kernel is None or images is None or not _takes_patches(conv, kernel):
-        return False
-    tokens = _tokens_behind(conv, kernel.shape[0])
-    if tokens is None:
-        return False
+def _rewrite(conv: ir.Node, kernel: Floats, tokens: _Tokens, graph: ir.Graph) -> None:
+    images, _, bias = (*conv.inputs, None)[:3]
     name = conv.outputs[0].name or "patches"
     if bias is None:
         bias = add_initializer(graph, f"{name}.bias", np.zeros(kernel.shape[0], np.float32))
@@ -84,21 +89,26 @@ def _rewrite(conv: ir.Node, graph: ir.Graph) -> bool:
             first=[tokens.first],
         )
     )
-    return True
 
 
-def _takes_patches(conv: ir.Node, kernel: Floats) -> bool:
-    """Tells whether a convolution reads each pixel of a float32 image in one place at most."""
+def _no_patches(conv: ir.Node, kernel: Floats) -> Reason | None:
+    """Says why a convolution reads a pixel more than once; None where it does not."""
     ones = [1] * (kernel.ndim - 2)
-    return (
-        kernel.ndim == 4
-        and kernel.shape[3] >= _NARROWEST
-        and list(conv.attributes.get_ints("strides", ones)) == list(kernel.shape[2:])
-        and not any(conv.attributes.get_ints("pads", ()))
-        and conv.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
-        and list(conv.attributes.get_ints("dilations", ones)) == ones
-        and conv.attributes.get_int("group", 1) == 1
-    )
+    strides = list(conv.attributes.get_ints("strides", ones))
+    if kernel.ndim != 4:
+        return Reason(f"its kernel has {kernel.ndim - 2} axes, not the two of an image")
+    if strides != list(kernel.shape[2:]):
+        return Reason(f"its kernel {list(kernel.shape[2:])} and its strides {strides} differ")
+    if kernel.shape[3] < _NARROWEST:
+        return Reason(f"its patches are {kernel.shape[3]} pixels wide, less than {_NARROWEST}")
+    automatic = conv.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    if automatic or any(conv.attributes.get_ints("pads", ())):
+        return Reason("it pads the image")
+    if list(conv.attributes.get_ints("dilations", ones)) != ones:
+        return Reason("it leaves pixels out")
+    if (groups := conv.attributes.get_int("group", 1)) != 1:
+        return Reason(f"it has {groups} groups of channels")
+    return None
 
 
 def _tokens_behind(conv: ir.Node, channels: int) -> _Tokens | None:

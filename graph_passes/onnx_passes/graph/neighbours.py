@@ -39,3 +39,11 @@ def comes_from(value: ir.Value, other: ir.Value) -> bool:
         seen.add(one)
         waiting += [read for read in node.inputs if read is not None]
     return False
+
+
+def maker_of(value: ir.Value | None) -> str:
+    """Returns the operator that makes a value, for a message: ``Mul``, or what else it is."""
+    node = value.producer() if value is not None else None
+    if node is not None:
+        return node.op_type
+    return "nothing" if value is None else "a constant" if value.is_initializer() else "an input"

@@ -19,6 +19,17 @@ def node_line(node: ir.Node) -> str:
     return innermost_line(node.metadata_props.get(STACK_TRACE, ""))
 
 
+def node_name(node: ir.Node) -> str:
+    """Returns what a node is called: its own name, or that of its first result."""
+    return node.name or (node.outputs[0].name if node.outputs else None) or ""
+
+
+def node_place(node: ir.Node) -> str:
+    """Says which node it is and which line it came from, for the place of a message."""
+    line = node_line(node)
+    return f"Node {node_name(node)} ({node.op_type})" + (f", from {line}" if line else "")
+
+
 def lines_by_node(model: ir.Model) -> dict[str, str]:
     """Returns the source line of every node that has one, by its name and by its outputs' names.
 

@@ -22,8 +22,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from tokexport.graph_passes.errors import PassError
 from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
 from tokexport.graph_passes.onnx_passes.graph.linears import roles_of_nodes
+from tokexport.graph_passes.onnx_passes.graph.node_pass import Counted, OnnxPass
 
 #: Operators that sum over an axis or leave the range of half on the way.
 _SENSITIVE: Final = frozenset(
@@ -53,17 +55,23 @@ _LARGEST: Final = {
 
 
 @dataclass(frozen=True)
-class CastToHalf(ir.passes.InPlacePass):
+class CastToHalf(OnnxPass):
     """Casts weights and activations of a graph without functions to a half precision.
 
     Attributes:
         dtype: ``FLOAT16`` or ``BFLOAT16``.
     """
 
+    name = "cast to half"
     dtype: ir.DataType
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
+    def requires(self, model: ir.Model) -> None:
+        """Raises PassError where functions are not inlined yet."""
+        if model.functions:
+            raise PassError(f"The pass '{self.name}' needs a graph without functions.")
+
+    def call(self, model: ir.Model) -> Counted:
+        """Rewrites in place; counts the values that become half."""
         ShapeInferencePass()(model)
         roles, places = roles_of_nodes(model.graph)
         exact = {node for node, place in places.items() if place in roles.exact}
@@ -76,7 +84,7 @@ class CastToHalf(ir.passes.InPlacePass):
             else:
                 caster.feed(node, self.dtype)
                 caster.narrow(node)
-        return ir.passes.PassResult(model, modified=caster.narrowed > 0)
+        return Counted(model, caster.narrowed > 0, caster.narrowed)
 
 
 class _Caster:

@@ -14,15 +14,18 @@ from typing import Final
 
 import onnx_ir as ir
 
+from tokexport.graph_passes.onnx_passes.graph.node_pass import Counted, OnnxPass
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 
 _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-class ComputeHalfWide(ir.passes.InPlacePass):
+class ComputeHalfWide(OnnxPass):
     """Puts casts around every operator that reads or gives half; the types have to be known."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    name = "compute half wide"
+
+    def call(self, model: ir.Model) -> Counted:
         """Rewrites in place."""
         found = [node for node in model.graph if _is_half(node)]
         for node in found:
@@ -47,7 +50,7 @@ class ComputeHalfWide(ir.passes.InPlacePass):
                     for value, result in zip(node.outputs, made.outputs, strict=True)
                 )
             )
-        return ir.passes.PassResult(model, modified=bool(found))
+        return Counted(model, bool(found), len(found))
 
 
 def _is_half(node: ir.Node) -> bool:

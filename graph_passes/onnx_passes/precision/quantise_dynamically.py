@@ -20,20 +20,23 @@ import onnx_ir as ir
 from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
 from tokexport.graph_passes.onnx_passes.graph.integer_weights import per_channel
 from tokexport.graph_passes.onnx_passes.graph.linears import Linear, block_linears
+from tokexport.graph_passes.onnx_passes.graph.node_pass import Counted, OnnxPass
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 
 
 @dataclass(frozen=True)
-class QuantiseDynamically(ir.passes.InPlacePass):
+class QuantiseDynamically(OnnxPass):
     """Quantises the linears of the blocks; what selects tokens, and the head, stay as they are.
 
     Attributes:
         weight_bits: 8, or 7 for a processor whose sums of products saturate.
     """
 
+    name = "quantise dynamically"
+    comes_before = ("pack linears", "pack integer linears")
     weight_bits: int = 8
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def call(self, model: ir.Model) -> Counted:
         """Rewrites in place."""
         linears = block_linears(model)
         inputs: dict[ir.Value, tuple[ir.Value, ...]] = {}
@@ -56,7 +59,7 @@ class QuantiseDynamically(ir.passes.InPlacePass):
             if linear.bias is not None:
                 result = new.call("Add", result, linear.bias)
             new.put(result)
-        return ir.passes.PassResult(model, modified=bool(linears))
+        return Counted(model, bool(linears), len(linears))
 
 
 def held(model: ir.Model, linear: Linear, bits: int) -> tuple[ir.Value, ir.Value]:

@@ -21,9 +21,12 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from tokexport.graph_passes.errors import PassError
 from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
 from tokexport.graph_passes.onnx_passes.graph.linears import Linear, block_linears
+from tokexport.graph_passes.onnx_passes.graph.node_pass import Counted, OnnxPass
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.onnx_passes.graph.source_lines import node_place
 from tokexport.graph_passes.onnx_passes.precision.quantise_dynamically import held
 
 #: The domain of ONNX Runtime's own operators.
@@ -32,7 +35,7 @@ _LEVELS: Final = 255
 
 
 @dataclass(frozen=True)
-class QuantiseStatically(ir.passes.InPlacePass):
+class QuantiseStatically(OnnxPass):
     """Quantises the linears of the blocks; what selects tokens, and the head, stay as they are.
 
     Attributes:
@@ -40,10 +43,19 @@ class QuantiseStatically(ir.passes.InPlacePass):
         weight_bits: 8, or 7 for a processor whose sums of products saturate.
     """
 
+    name = "quantise statically"
+    comes_before = ("pack linears",)
     ranges: Mapping[str, tuple[float, float]]
     weight_bits: int = 8
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def requires(self, model: ir.Model) -> None:
+        """Raises PassError where the range of what a linear reads was not measured."""
+        for linear in block_linears(model):
+            if linear.rows.name not in self.ranges:
+                what = f"The pass '{self.name}' needs the range of '{linear.rows.name}'."
+                raise PassError(what, where=node_place(linear.node))
+
+    def call(self, model: ir.Model) -> Counted:
         """Rewrites in place."""
         linears = block_linears(model)
         inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
@@ -73,7 +85,7 @@ class QuantiseStatically(ir.passes.InPlacePass):
                 model.graph.remove(added, safe=True)
         if linears:
             model.opset_imports.setdefault(DOMAIN, 1)
-        return ir.passes.PassResult(model, modified=bool(linears))
+        return Counted(model, bool(linears), len(linears))
 
 
 def _scale_and_zero(

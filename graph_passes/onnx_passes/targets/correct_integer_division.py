@@ -15,34 +15,35 @@ dividend is small; its own quotient is off by one at most, which the sign of the
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.pass_report import Reason
 
 _WHOLE = {ir.DataType.INT32: np.int32, ir.DataType.INT64: np.int64}
 
 
-class CorrectIntegerDivision(ir.passes.InPlacePass):
+class CorrectIntegerDivision(NodePass):
     """Puts what is exact in the place of Div and Mod of integers."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        found = [node for node in model.graph.all_nodes() if _divides_integers(node)]
-        for node in found:
-            _correct(node)
-        return ir.passes.PassResult(model, modified=bool(found))
+    name = "correct integer division"
+    op_types = ("Div", "Mod")
+    in_subgraphs = True
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches a quotient or a remainder of int32 or int64."""
+        types = [value.dtype for value in (*node.inputs, *node.outputs) if value is not None]
+        known = [each for each in types if each is not None]
+        if not known:
+            return Reason("the type of its numbers is not known")
+        return partial(_rewrite, node) if known[0] in _WHOLE else None
 
 
-def _divides_integers(node: ir.Node) -> bool:
-    if node.domain != "" or node.op_type not in ("Div", "Mod"):
-        return False
-    types = [value.dtype for value in (*node.inputs, *node.outputs) if value is not None]
-    known = [each for each in types if each is not None]
-    return bool(known) and known[0] in _WHOLE
-
-
-def _correct(node: ir.Node) -> None:
+def _rewrite(node: ir.Node) -> None:
     new = Replacement(node)
     top, bottom = node.inputs[0], node.inputs[1]
     assert top is not None

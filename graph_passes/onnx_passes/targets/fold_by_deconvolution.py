@@ -12,38 +12,51 @@ takes no deconvolution with strides and dilation either: the ones of ``E`` stand
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
-from tokexport.graph_passes.onnx_passes.graph.strided_views import integers_of
+from tokexport.graph_passes.onnx_passes.graph.strided_views import integers_of, shape_of
+from tokexport.graph_passes.pass_report import Reason
 
 _NO_PADS: Final = (0, 0, 0, 0)
 
 
-class FoldByDeconvolution(ir.passes.InPlacePass):
+class FoldByDeconvolution(NodePass):
     """Rewrites Col2Im of two image axes and static shapes."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        changed = False
-        for node in list(model.graph.all_nodes()):
-            if node.domain == "" and node.op_type == "Col2Im":
-                changed |= _rewrite(node)
-        return ir.passes.PassResult(model, modified=changed)
+    name = "fold by deconvolution"
+    op_types = ("Col2Im",)
+    in_subgraphs = True
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches windows of known type and shape, added up on an image of known size."""
+        columns = node.inputs[0]
+        shape = shape_of(columns) if columns is not None else None
+        if columns is None or columns.dtype is None or shape is None:
+            return Reason("the type or the shape of its columns is not known")
+        image, block = integers_of(node.inputs[1]), integers_of(node.inputs[2])
+        if image is None or block is None:
+            return Reason("the size of its image or of its block is computed")
+        if len(image) != 2 or len(block) != 2:
+            return Reason(f"its image has {len(image)} axes, not two")
+        return partial(_rewrite, node, columns, shape, image, block)
 
 
-def _rewrite(node: ir.Node) -> bool:
-    columns, image, block = node.inputs[0], integers_of(node.inputs[1]), integers_of(node.inputs[2])
-    shape = columns.shape if columns is not None else None
-    if columns is None or columns.dtype is None or shape is None or not shape.is_static():
-        return False
-    if image is None or block is None or len(image) != 2 or len(block) != 2:
-        return False
-    batch, channels, _ = shape.numpy()
+def _rewrite(
+    node: ir.Node,
+    columns: ir.Value,
+    shape: tuple[int, ...],
+    image: tuple[int, ...],
+    block: tuple[int, ...],
+) -> None:
+    assert columns.dtype is not None
+    batch, channels, _ = shape
     strides = tuple(node.attributes.get_ints("strides", (1, 1)))
     dilations = tuple(node.attributes.get_ints("dilations", (1, 1)))
     pads = tuple(node.attributes.get_ints("pads", _NO_PADS))
@@ -65,4 +78,3 @@ def _rewrite(node: ir.Node) -> bool:
         output_padding=[reach[i] % strides[i] for i in (0, 1)],
     )
     new.put(new.call("Reshape", added, new.integers(batch, channels // k, *image)))
-    return True

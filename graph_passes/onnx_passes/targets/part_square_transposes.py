@@ -12,43 +12,40 @@ axis of size one between the two keeps them apart; other sizes are right and sta
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import onnx_ir as ir
 
+from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.pass_report import Reason
 
 _ORDER: Final = (0, 2, 1, 3)
 
 
-class PartSquareTransposes(ir.passes.InPlacePass):
+class PartSquareTransposes(NodePass):
     """Puts an axis of size one into the transposes of square products."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        found = [node for node in model.graph.all_nodes() if _is_at_risk(node)]
-        for node in found:
-            new = Replacement(node)
-            between = new.integers(3)
-            wide = new.call("Unsqueeze", node.inputs[0], between)
-            turned = new.call("Transpose", wide, perm=(*_ORDER, 4))
-            new.put(new.call("Squeeze", turned, between))
-        return ir.passes.PassResult(model, modified=bool(found))
+    name = "part square transposes"
+    op_types = ("Transpose",)
+    in_subgraphs = True
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches a turned product of four axes whose middle two are of one size."""
+        turns = tuple(node.attributes.get_ints("perm", ())) == _ORDER
+        if not turns or made_by(node.inputs[0], "MatMul") is None:
+            return None
+        shape = node.outputs[0].shape
+        if shape is None:
+            return Reason("its shape is not known")
+        return partial(_rewrite, node) if shape[1] == shape[2] else None
 
 
-def _is_at_risk(node: ir.Node) -> bool:
-    """Tells whether a node turns a product of four axes whose middle two are of one size."""
-    if node.domain != "" or node.op_type != "Transpose":
-        return False
-    if tuple(node.attributes.get_ints("perm", ())) != _ORDER:
-        return False
-    source = node.inputs[0]
-    made = source.producer() if source is not None else None
-    shape = node.outputs[0].shape
-    return (
-        made is not None
-        and made.domain == ""
-        and made.op_type == "MatMul"
-        and shape is not None
-        and shape[1] == shape[2]
-    )
+def _rewrite(node: ir.Node) -> None:
+    new = Replacement(node)
+    between = new.integers(3)
+    wide = new.call("Unsqueeze", node.inputs[0], between)
+    turned = new.call("Transpose", wide, perm=(*_ORDER, 4))
+    new.put(new.call("Squeeze", turned, between))

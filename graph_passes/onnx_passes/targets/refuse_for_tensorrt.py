@@ -12,7 +12,8 @@ from typing import Final
 import onnx_ir as ir
 
 from tokexport.graph_passes.errors import OperatorRefusedError
-from tokexport.graph_passes.onnx_passes.graph.source_lines import node_line
+from tokexport.graph_passes.onnx_passes.graph.node_pass import OnnxPass
+from tokexport.graph_passes.onnx_passes.graph.source_lines import node_place
 
 #: The largest K of TensorRT's TopK; a larger one parses and then fails to build.
 LARGEST_TOP_K: Final = 3840
@@ -69,8 +70,10 @@ _WAYS_OUT: Final = {
 }
 
 
-class RefuseForTensorRt(ir.passes.InPlacePass):
+class RefuseForTensorRt(OnnxPass):
     """Raises OperatorRefusedError for the first node that TensorRT would refuse."""
+
+    name = "refuse for tensorrt"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Changes nothing."""
@@ -85,10 +88,9 @@ def refusals(model: ir.Model) -> Iterator[OperatorRefusedError]:
         check = _REFUSED.get(node.op_type) if node.domain == "" else None
         what = check(node) if check else ""
         if what:
-            line = node_line(node)
             yield OperatorRefusedError(
                 f"TensorRT does not take {what}.",
-                where=f"Node {node.name} ({node.op_type})" + (f", from {line}" if line else ""),
+                where=node_place(node),
                 fix=_WAYS_OUT.get(
                     node.op_type, "Write that line with a fixed number of results (top-k)."
                 ),

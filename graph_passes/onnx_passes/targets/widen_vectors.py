@@ -12,34 +12,31 @@ and Softmax; TopK is documented so for TensorRT 10.
 
 from __future__ import annotations
 
-from typing import Final
+from functools import partial
 
 import onnx_ir as ir
 
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
+from tokexport.graph_passes.pass_report import Reason
 
-_OPERATORS: Final = ("ArgMax", "ArgMin", "Hardmax", "LogSoftmax", "Softmax", "TopK")
 
-
-class WidenVectors(ir.passes.InPlacePass):
+class WidenVectors(NodePass):
     """Lets operators along an axis work on matrices of one row instead of vectors."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        found = [node for node in model.graph.all_nodes() if _takes_a_vector(node)]
-        for node in found:
-            _widen(node)
-        return ir.passes.PassResult(model, modified=bool(found))
+    name = "widen vectors"
+    op_types = ("ArgMax", "ArgMin", "Hardmax", "LogSoftmax", "Softmax", "TopK")
+    in_subgraphs = True
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        """Matches an operator that reads a vector (N,)."""
+        shape = node.inputs[0].shape if node.inputs[0] is not None else None
+        if shape is None:
+            return Reason("the shape that it reads is not known")
+        return partial(_rewrite, node) if shape.rank() == 1 else None
 
 
-def _takes_a_vector(node: ir.Node) -> bool:
-    if node.domain != "" or node.op_type not in _OPERATORS:
-        return False
-    shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    return shape is not None and shape.rank() == 1
-
-
-def _widen(node: ir.Node) -> None:
+def _rewrite(node: ir.Node) -> None:
     new = Replacement(node)
     first = new.integers(0)
     row = new.call("Unsqueeze", node.inputs[0], first)

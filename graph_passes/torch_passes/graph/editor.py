@@ -15,7 +15,15 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tokexport.graph_passes.onnx_passes.graph.precision_roles import WIDE
-from tokexport.graph_passes.torch_passes.graph.calls import CONSTANT, dtype_of, shape_of, value
+from tokexport.graph_passes.pass_report import NonMatch
+from tokexport.graph_passes.stack_traces import source_line
+from tokexport.graph_passes.torch_passes.graph.calls import (
+    CONSTANT,
+    dtype_of,
+    operator_name,
+    shape_of,
+    value,
+)
 
 #: The keys of a node's place in the user's code; copied to its replacement.
 _ORIGIN = ("stack_trace", "nn_module_stack")
@@ -39,13 +47,44 @@ aten = torch.ops.aten
 
 
 class Editor:
-    """A graph under change: inserts calls whose result is known at once as a fake tensor."""
+    """A graph under change: inserts calls whose result is known at once as a fake tensor.
+
+    Attributes:
+        graph: The graph.
+        constants: The tensors of the constants that were added, by their names.
+        at: The node that the pass looked at last; None before the first.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.constants: dict[str, Tensor] = {}
+        self.at: Node | None = None
+        self._left: list[NonMatch] = []
         self._fake_mode = _find_fake_mode(graph)
         self._origin: Node | None = None
+
+    def begin(self) -> None:
+        """Forgets what the pass before looked at and left."""
+        self.at = None
+        self._left.clear()
+
+    def look_at(self, node: Node) -> None:
+        """Notes the node that a pass is at, which an error of it then names."""
+        self.at = node
+
+    def leave(self, node: Node, why: str) -> None:
+        """Notes why a pass leaves a node that it is for as it was.
+
+        Args:
+            node: The node.
+            why: The precondition that fails, a clause: ``it returns complex numbers``.
+        """
+        self._left.append(NonMatch(node.name, operator_name(node), why, source_line(node)))
+
+    @property
+    def non_matches(self) -> tuple[NonMatch, ...]:
+        """The nodes that the pass left."""
+        return tuple(self._left)
 
     @contextmanager
     def before(self, node: Node) -> Iterator[None]:
@@ -68,6 +107,7 @@ class Editor:
     @contextmanager
     def _at(self, successor: Node, origin: Node) -> Iterator[None]:
         outer, self._origin = self._origin, origin
+        self.at = origin
         try:
             with self.graph.inserting_before(successor):
                 yield

@@ -14,8 +14,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
-from tokexport.graph_passes.errors import PassError
+from tokexport.graph_passes.errors import GraphError, PassError
 from tokexport.graph_passes.ops.ops import NAMESPACE
+from tokexport.graph_passes.pass_report import PassReport, joined
+from tokexport.graph_passes.stack_traces import origin
 from tokexport.graph_passes.torch_passes.graph.calls import CONSTANT
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
 
@@ -44,13 +46,18 @@ class PassResult:
 
     Attributes:
         program: The program.
-        changes: How many places each pass changed.
+        reports: What each pass did.
         recognised: How many calls of each operator of the domain there are.
     """
 
     program: ExportedProgram
-    changes: dict[str, int]
+    reports: tuple[PassReport, ...]
     recognised: dict[str, int]
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """How many places each pass changed, by its name; in the last stage that it ran in."""
+        return {one.name: one.fired for one in self.reports}
 
 
 def check_order(passes: Sequence[TorchPass]) -> None:
@@ -63,30 +70,60 @@ def check_order(passes: Sequence[TorchPass]) -> None:
             raise PassError(f"'{torch_pass.name}' must come before '{late[0]}'")
 
 
-def run_passes(program: ExportedProgram, passes: Sequence[TorchPass]) -> PassResult:
+def run_passes(
+    program: ExportedProgram, passes: Sequence[TorchPass], stage: str = "rewrite"
+) -> PassResult:
     """Runs the passes in order over a functional program, in place.
 
     After each pass dead nodes are removed, the graph and the pass's postcondition are checked.
+
+    Args:
+        program: The program.
+        passes: The passes.
+        stage: The stage that reports and errors name.
+
+    Raises:
+        PassError: A pass raised, or broke a promise; names the passes before it.
+        GraphError: A pass refuses the program.
     """
     check_order(passes)
     graph = program.graph_module.graph
     _note_constants(program, graph)
     edit = Editor(graph)
-    changes: dict[str, int] = {}
+    reports: list[PassReport] = []
     for torch_pass in passes:
-        changes[torch_pass.name] = changes.get(torch_pass.name, 0) + torch_pass.call(edit)
-        graph.eliminate_dead_code()
-        graph.lint()
-        for node in graph.nodes:
-            if node.op == "call_function" and node.target in torch_pass.forbidden:
-                raise PassError(
-                    f"'{torch_pass.name}' left an operator it promises to remove",
-                    where=f"{node.target} at {node.name}",
-                )
+        try:
+            reports.append(_run(torch_pass, edit, stage))
+        except PassError as error:
+            raise error.behind(stage, [one.name for one in reports]) from error.__cause__
+        except (GraphError, MemoryError):
+            raise
+        except Exception as error:
+            where = "" if edit.at is None else origin(edit.at)
+            failed = PassError.of(torch_pass.name, error, where=where)
+            raise failed.behind(stage, [one.name for one in reports]) from error
     _add_constants(program, edit)
     _name_outputs(program, graph)
     program.graph_module.recompile()
-    return PassResult(program, changes, _recognised(graph))
+    left = {node.name for node in graph.nodes}
+    taken = {one.node for report in reports for one in report.non_matches} - left
+    reports = [one.without(taken) for one in joined(reports)]
+    return PassResult(program, tuple(reports), _recognised(graph))
+
+
+def _run(torch_pass: TorchPass, edit: Editor, stage: str) -> PassReport:
+    """Runs one pass, takes the dead nodes away and holds the graph and the pass's promise."""
+    edit.begin()
+    fired = torch_pass.call(edit)
+    edit.graph.eliminate_dead_code()
+    edit.graph.lint()
+    for node in edit.graph.nodes if torch_pass.forbidden else ():
+        if node.op == "call_function" and node.target in torch_pass.forbidden:
+            raise PassError(
+                f"'{torch_pass.name}' left an operator it promises to remove.",
+                where=f"{node.target} at {node.name}",
+            )
+    return PassReport(stage, torch_pass.name, fired, edit.non_matches)
 
 
 def _recognised(graph: Graph) -> dict[str, int]:

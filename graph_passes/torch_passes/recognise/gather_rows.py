@@ -18,8 +18,9 @@ since OpenVINO loses a slice before its GatherElements.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch.fx import Node
@@ -34,6 +35,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.match.broadcast import varying_axes
 from tokexport.graph_passes.torch_passes.match.constant_values import ConstantValues
 from tokexport.graph_passes.torch_passes.match.token_indices import (
     RowLayout,
@@ -75,7 +77,56 @@ class GatherRows(TorchPass):
             if new is not None:
                 edit.replace(node, new)
                 changed += 1
+            elif is_call(node, *_REASONS) and (why := why_no_rows(node)):
+                edit.leave(node, why)
         return changed
+
+
+def why_no_rows(node: Node) -> str:
+    """Says why a gather takes no rows of each image, a clause; '' where it takes no tokens."""
+    return _REASONS[node.target](node)
+
+
+def why_no_index_of_rows(node: Node) -> str:
+    """Says why the indices of x[…], read or written, are not those of rows of each image."""
+    indices = list(argument(node, "indices"))
+    given = [a for a, index in enumerate(indices) if index is not None]
+    if not all(is_index_tensor(indices[a]) for a in given):
+        kinds = sorted({str(dtype_of(indices[a])) for a in given})
+        return f"its index is {', '.join(kinds)}: a mask, or positions of another type"
+    if given == [0]:
+        return OF_ALL
+    return f"its indices along axes {given} are not the count of the images and then the rows"
+
+
+def _why_no_gather(node: Node) -> str:
+    index, along = operand(node, "index"), axis(node)
+    if len(shape_of(index)) < 3 and dtype_of(node) == torch.int64:
+        return ""  # positions of positions: no tokens move
+    if len(shape_of(index)) < 3:
+        return f"its index {shape_of(index)} takes single numbers: there are no channels"
+    others = sorted(varying_axes(index) - {0, along})
+    return f"its index {shape_of(index)} along axis {along} differs by axes {others} too"
+
+
+def _why_no_take(node: Node) -> str:
+    return "it has no dim: it takes from all elements as one row"
+
+
+def _why_no_selection(node: Node) -> str:
+    """Whole rows of every image are index_select's already."""
+    return OF_ALL if axis(node) == 0 else ""
+
+
+#: The images themselves, or rows whose batch was flattened away.
+OF_ALL: Final = "it counts along axis 0, over all images at once, not the rows of each image"
+
+_REASONS: Final[dict[Any, Callable[[Node], str]]] = {
+    aten.gather.default: _why_no_gather,
+    aten.take_along_dim.default: _why_no_take,
+    aten.index.Tensor: why_no_index_of_rows,
+    aten.index_select.default: _why_no_selection,
+}
 
 
 def _gather(edit: Editor, node: Node) -> Node | None:

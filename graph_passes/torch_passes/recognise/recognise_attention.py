@@ -98,6 +98,8 @@ class RecogniseAttention(TorchPass):
                 with edit.before(node):
                     edit.replace(node, _insert(edit, found, node))
                 changed += 1
+            elif found is not None:
+                edit.leave(node, found)
         return changed
 
 

@@ -35,6 +35,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     is_call,
     operand,
     operands,
+    operator_name,
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
@@ -56,7 +57,26 @@ class RecogniseMerges(TorchPass):
         for node in reversed(list(edit.graph.nodes)):
             if is_call(node, torch.ops.tokexport.scatter_tokens.default):
                 changed += _merge_every_row(edit, node) or _join_apart(edit, node)
+        scatter = torch.ops.tokexport.scatter_tokens.default
+        for node in edit.graph.find_nodes(op="call_function", target=scatter):
+            if node.users and (why := why_no_merge(node)):
+                edit.leave(node, why)
         return changed
+
+
+def why_no_merge(node: Node) -> str:
+    """Says why scattered rows are no part of a merge, a clause; '' of rows that are only moved."""
+    mode = argument(node, "mode")
+    if mode == "none":
+        return ""
+    if not argument(node, "include_self"):
+        return f"its {mode} leaves out the row that was there"
+    if len(node.users) != 1:
+        return f"its rows are read {len(node.users)} times, not joined with kept rows once"
+    (user,) = node.users
+    if not is_call(user, aten.cat.default):
+        return f"its rows go to {operator_name(user)}, not to a join with kept rows"
+    return "its rows are not joined right behind the kept rows of the same source"
 
 
 def _join_neighbours(edit: Editor, node: Node) -> int:

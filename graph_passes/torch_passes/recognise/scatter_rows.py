@@ -47,6 +47,7 @@ from tokexport.graph_passes.torch_passes.match.token_indices import (
     read_batched_index,
     read_flat_rows,
 )
+from tokexport.graph_passes.torch_passes.recognise.gather_rows import why_no_index_of_rows
 
 #: The names that the deprecated ``scatter(…, reduce=…)`` has for the modes.
 _OLD_NAMES: Final = {"add": "sum", "multiply": "prod"}
@@ -93,7 +94,18 @@ class ScatterRows(TorchPass):
             if new is not None:
                 edit.replace(node, new)
                 changed += 1
+            else:
+                edit.leave(node, why_no_rows(node))
         return changed
+
+
+def why_no_rows(node: Node) -> str:
+    """Says why a scatter writes no rows, a clause."""
+    if not dtype_of(node).is_floating_point:
+        return f"it writes {dtype_of(node)}, and rows are of floating-point numbers"
+    if is_call(node, aten.index_put.default):
+        return why_no_index_of_rows(node)
+    return "its index is a single number, not a row of positions"
 
 
 def _scatter_reduce(edit: Editor, node: Node) -> Scatter:

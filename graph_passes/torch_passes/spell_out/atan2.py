@@ -15,27 +15,23 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, is_call, operand
+from tokexport.graph_passes.pass_report import Reason
+from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, operand
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 from tokexport.graph_passes.torch_passes.spell_out.sign_bits import as_type, has_minus
 
 
-class SpellOutAtan2(TorchPass):
+class SpellOutAtan2(NodePass):
     """Rewrites angles of points by arc tangents of quotients."""
 
     name: ClassVar[str] = "spell out atan2"
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many angles it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            if not is_call(node, aten.atan2.default):
-                continue
-            with edit.before(node):
-                edit.replace(node, _spelled(edit, node))
-            changed += 1
-        return changed
+    targets = (aten.atan2.default,)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches every angle."""
+        return _spelled
 
 
 def _spelled(edit: Editor, node: Node) -> Node:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch.fx import Node
 
+from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
@@ -27,7 +28,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 from tokexport.graph_passes.torch_passes.match.constant_values import ConstantValues
 from tokexport.graph_passes.torch_passes.spell_out.sign_bits import as_type
 
@@ -38,33 +39,30 @@ _BAGS: Final = (
 _SUM, _MEAN, _MAX = range(3)
 
 
-class SpellOutBags(TorchPass):
+class SpellOutBags(NodePass):
     """Rewrites ``embedding_bag``, of which the rows alone are read."""
 
     name: ClassVar[str] = "spell out bags"
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many calls it changed."""
-        changed, known = 0, ConstantValues()
-        for node in list(edit.graph.nodes):
-            if not is_call(node, *_BAGS):
-                continue
-            users = [user for user in node.users if user.users or user.args[1] == 0]
-            if any(user.target is not operator.getitem or user.args[1] != 0 for user in users):
-                continue
-            with edit.before(node):
-                found = _spelled(edit, node, known)
-            for user in users:
-                edit.replace(user, found)
-            changed += 1
-        return changed
+    targets = _BAGS
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches bags of which no more than the rows is read."""
+        users = [user for user in node.users if user.users or user.args[1] == 0]
+        if any(user.target is not operator.getitem or user.args[1] != 0 for user in users):
+            return Reason("more is read than its rows: which bag a position is in, or how many are")
+        return _spelled
 
 
-def _spelled(edit: Editor, node: Node, known: ConstantValues) -> Node:
+def _spelled(edit: Editor, node: Node) -> tuple[Node | None, ...]:
+    return _rows(edit, node), None, None, None
+
+
+def _rows(edit: Editor, node: Node) -> Node:
     """Inserts the bags (B, D)."""
     weight = operand(node, "weight")
     ids = as_type(edit, operand(node, "indices"), torch.int64)
-    bags = _lengths(edit, node, known)
+    bags = _lengths(edit, node)
     rows = edit.call(aten.embedding.default, weight, ids)  # (N, D)
     shape = (bags, -1) if isinstance(bags, int) else (1, -1)
     rows = edit.view(rows, (*shape, shape_of(rows)[1]))
@@ -103,12 +101,12 @@ def _divided(edit: Editor, total: Node, inside: Node | None, length: int, mode: 
     return edit.call(aten.div.Tensor, total, count)
 
 
-def _lengths(edit: Editor, node: Node, known: ConstantValues) -> int | Node:
+def _lengths(edit: Editor, node: Node) -> int | Node:
     """Returns how many bags of one length there are, or which positions (B, N) are in which."""
     offsets, (count,) = operand(node, "offsets"), shape_of(operand(node, "indices"))
     last = bool(argument(node, "include_last_offset"))
     bags = shape_of(offsets)[0] - last
-    value = known.of(offsets)
+    value = ConstantValues().of(offsets)
     if value is not None and bags and count % bags == 0:
         even = torch.arange(bags + last) * (count // bags)
         if torch.equal(value.long(), even):

@@ -18,36 +18,30 @@ from typing import Any, ClassVar, Final
 import torch
 from torch.fx import Node
 
+from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
     dtype_of,
-    is_call,
     operand,
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 from tokexport.graph_passes.torch_passes.spell_out.sign_bits import as_type
 
 
-class SpellOutDifferences(TorchPass):
+class SpellOutDifferences(NodePass):
     """Rewrites ``diff``, ``nansum`` and ``nanmean``."""
 
     name: ClassVar[str] = "spell out differences"
     comes_before: ClassVar[tuple[str, ...]] = ("promote types",)
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many calls it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            rule = _RULES.get(node.target) if is_call(node, *_RULES) else None
-            if rule is None:
-                continue
-            with edit.before(node):
-                edit.replace(node, rule(edit, node))
-            changed += 1
-        return changed
+    targets = (aten.diff.default, aten.nansum.default, aten.nanmean.default)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches every call."""
+        return _RULES[node.target]
 
 
 def _differences(edit: Editor, node: Node) -> Node:

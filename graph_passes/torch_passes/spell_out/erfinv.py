@@ -18,9 +18,10 @@ from typing import ClassVar, Final
 
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, is_call, operand
+from tokexport.graph_passes.pass_report import Reason
+from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, operand
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 from tokexport.graph_passes.torch_passes.spell_out.sign_bits import as_type
 
 #: From the highest power down.
@@ -34,21 +35,16 @@ _FAR: Final = (
 )
 
 
-class SpellOutErfinv(TorchPass):
+class SpellOutErfinv(NodePass):
     """Rewrites ``erfinv`` by polynomials."""
 
     name: ClassVar[str] = "spell out erfinv"
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many calls it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            if not is_call(node, aten.erfinv.default, aten.special_erfinv.default):
-                continue
-            with edit.before(node):
-                edit.replace(node, _spelled(edit, node))
-            changed += 1
-        return changed
+    targets = (aten.erfinv.default, aten.special_erfinv.default)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches every call."""
+        return _spelled
 
 
 def _spelled(edit: Editor, node: Node) -> Node:

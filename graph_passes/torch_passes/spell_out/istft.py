@@ -17,34 +17,31 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Node
 
+from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
-    is_call,
     operand,
     shape_of,
     value,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 
 
-class SpellOutIstft(TorchPass):
+class SpellOutIstft(NodePass):
     """Rewrites ``istft`` of real signals."""
 
     name: ClassVar[str] = "spell out istft"
     comes_before: ClassVar[tuple[str, ...]] = ("fold transforms", "split complex values")
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many calls it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            if not is_call(node, aten.istft.default) or argument(node, "return_complex"):
-                continue
-            with edit.before(node):
-                edit.replace(node, _spelled(edit, node))
-            changed += 1
-        return changed
+    targets = (aten.istft.default,)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches a signal of real numbers."""
+        if argument(node, "return_complex"):
+            return Reason("its signal is of complex numbers")
+        return _spelled
 
 
 def _spelled(edit: Editor, node: Node) -> Node:

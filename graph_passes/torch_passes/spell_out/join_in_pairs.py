@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch.fx import Node
 
+from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
@@ -25,7 +26,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 from tokexport.graph_passes.torch_passes.match.integer_bounds import fits_float32
 from tokexport.graph_passes.torch_passes.spell_out.sign_bits import as_type
 
@@ -34,23 +35,18 @@ _PRODUCTS: Final = (aten.prod.default, aten.prod.dim_int)
 _WHOLE: Final = (torch.int32, torch.int64)
 
 
-class JoinInPairs(TorchPass):
+class JoinInPairs(NodePass):
     """Turns sums and products of unbounded whole numbers into those of pairs."""
 
     name: ClassVar[str] = "join in pairs"
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many sums and products it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            if not is_call(node, *_SUMS, *_PRODUCTS) or dtype_of(node) not in _WHOLE:
-                continue
-            if 0 in shape_of(operand(node)) or fits_float32(node):
-                continue
-            with edit.before(node):
-                edit.replace(node, _joined(edit, node))
-            changed += 1
-        return changed
+    targets = (*_SUMS, *_PRODUCTS)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches a sum or product of whole numbers that float32 may not hold."""
+        if dtype_of(node) not in _WHOLE or 0 in shape_of(operand(node)) or fits_float32(node):
+            return None
+        return _joined
 
 
 def _joined(edit: Editor, node: Node) -> Node:

@@ -12,12 +12,12 @@ neither, nor padding that goes around.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar, Final
 
 import torch
 from torch.fx import Node
 
+from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
@@ -27,27 +27,28 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 
 
-class SpellOutJoins(TorchPass):
+class SpellOutJoins(NodePass):
     """Turns stacks and circular padding into concatenations, and gives conv3d a bias."""
 
     name: ClassVar[str] = "spell out joins"
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many calls it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            rule = _RULES.get(node.target) if node.op == "call_function" else None
-            if rule is None:
-                continue
-            with edit.before(node):
-                new = rule(edit, node)
-            if new is not None:
-                edit.replace(node, new)
-                changed += 1
-        return changed
+    targets = (
+        *(aten.hstack.default, aten.vstack.default, aten.dstack.default, aten.column_stack.default),
+        *(aten.pad.default, aten._pad_circular.default, aten.conv3d.default, aten.conv3d.padding),
+    )
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches stacks, padding that goes around, and conv3d without a bias."""
+        if is_call(node, *_LEAST):
+            return _stacked
+        if is_call(node, aten._pad_circular.default):
+            return _padded
+        if is_call(node, aten.pad.default):
+            return _padded if argument(node, "mode") == "circular" else None
+        return _with_bias if argument(node, "bias") is None else None
 
 
 def _stacked(edit: Editor, node: Node) -> Node:
@@ -77,10 +78,7 @@ _LEAST: Final[dict[object, tuple[int, int]]] = {
 }
 
 
-def _padded(edit: Editor, node: Node) -> Node | None:
-    circular = is_call(node, aten._pad_circular.default) or argument(node, "mode") == "circular"
-    if not circular:
-        return None
+def _padded(edit: Editor, node: Node) -> Node:
     x, pads = operand(node), argument(node, "pad")
     for place in range(0, len(pads), 2):
         axis = len(shape_of(x)) - 1 - place // 2
@@ -96,19 +94,8 @@ def _padded(edit: Editor, node: Node) -> Node | None:
     return x
 
 
-def _with_bias(edit: Editor, node: Node) -> Node | None:
-    if argument(node, "bias") is not None:
-        return None
+def _with_bias(edit: Editor, node: Node) -> Node:
     weight = operand(node, "weight")
     zeros = edit.constant(torch.zeros(shape_of(weight)[0], dtype=dtype_of(weight)))
     rest = {name: value for name, value in node.kwargs.items() if name != "bias"}
     return edit.call(node.target, *node.args[:2], zeros, *node.args[3:], **rest)
-
-
-_RULES: Final[dict[object, Callable[[Editor, Node], Node | None]]] = {
-    **dict.fromkeys(_LEAST, _stacked),
-    aten.pad.default: _padded,
-    aten._pad_circular.default: _padded,
-    aten.conv3d.default: _with_bias,
-    aten.conv3d.padding: _with_bias,
-}

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from torch.fx import Node
 
+from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.torch_passes.graph.calls import (
     axis,
     dtype_of,
@@ -25,27 +26,21 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 from tokexport.graph_passes.torch_passes.spell_out.running import running
 from tokexport.graph_passes.torch_passes.spell_out.sign_bits import as_type
 
 
-class SpellOutLogs(TorchPass):
+class SpellOutLogs(NodePass):
     """Rewrites ``logaddexp``, ``logaddexp2`` and ``logcumsumexp``."""
 
     name: ClassVar[str] = "spell out logs"
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many calls it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            pairs = is_call(node, aten.logaddexp.default, aten.logaddexp2.default)
-            if not pairs and not is_call(node, aten.logcumsumexp.default):
-                continue
-            with edit.before(node):
-                edit.replace(node, _pair(edit, node) if pairs else _row(edit, node))
-            changed += 1
-        return changed
+    targets = (aten.logaddexp.default, aten.logaddexp2.default, aten.logcumsumexp.default)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches every call."""
+        return _row if is_call(node, aten.logcumsumexp.default) else _pair
 
 
 def _pair(edit: Editor, node: Node) -> Node:

@@ -15,28 +15,22 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from tokexport.graph_passes.torch_passes.graph.calls import argument, is_call, operand, shape_of
+from tokexport.graph_passes.pass_report import Reason
+from tokexport.graph_passes.torch_passes.graph.calls import argument, operand, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 
 
-class SpellOutModes(TorchPass):
+class SpellOutModes(NodePass):
     """Rewrites modes by comparisons of all pairs."""
 
     name: ClassVar[str] = "spell out modes"
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many modes it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            if not is_call(node, aten.mode.default):
-                continue
-            with edit.before(node):
-                parts = _spelled(edit, node)
-            for user in list(node.users):
-                edit.replace(user, parts[user.args[1]])
-            changed += 1
-        return changed
+    targets = (aten.mode.default,)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches every mode."""
+        return _spelled
 
 
 def _spelled(edit: Editor, node: Node) -> tuple[Node, Node]:

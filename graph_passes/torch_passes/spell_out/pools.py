@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch.fx import Node
 
+from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
@@ -28,7 +29,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 
 _MAX: Final = (aten.max_pool2d.default, aten.max_pool2d_with_indices.default)
 _ADAPTIVE: Final = (aten.adaptive_max_pool2d.default,)
@@ -67,38 +68,37 @@ class _Windows:
         return found
 
 
-class SpellOutPools(TorchPass):
+class SpellOutPools(NodePass):
     """Rewrites pools that round up, and adaptive ones."""
 
     name: ClassVar[str] = "spell out pools"
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many pools it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            several = is_call(node, *_WITH_POSITIONS)
-            if several and any(user.users and user.args[1] != 0 for user in node.users):
-                continue  # where the largest stand is read too
-            with edit.before(node):
-                new = _spelled(edit, node)
-            if new is None:
-                continue
-            for old in list(node.users) if several else [node]:
-                if not several or old.args[1] == 0:
-                    edit.replace(old, new)
-            changed += 1
-        return changed
+    targets = (*_MAX, *_ADAPTIVE, aten.avg_pool2d.default)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches pools that round up, and those to a size, of which the values alone are read."""
+        if not is_call(node, *_ADAPTIVE) and not argument(node, "ceil_mode"):
+            return None
+        if is_call(node, aten.avg_pool2d.default):
+            return _mean
+        several = is_call(node, *_WITH_POSITIONS)
+        if several and any(user.users and user.args[1] != 0 for user in node.users):
+            return Reason("where its largest numbers stand is read too")
+        if is_call(node, *_MAX):
+            if _pair(argument(node, "dilation")) != (1, 1):
+                return Reason("its windows leave numbers out")
+            if not dtype_of(operand(node)).is_floating_point:
+                return Reason(f"it is of {dtype_of(operand(node))}, which have no -∞")
+        return _spelled
 
 
-def _spelled(edit: Editor, node: Node) -> Node | None:
-    """Returns what stands for a pool; None for what is no such pool."""
+def _spelled(edit: Editor, node: Node) -> Node | tuple[Node | None, ...]:
+    """Inserts the largest numbers."""
     if is_call(node, *_ADAPTIVE):
-        return _to_size(edit, operand(node), argument(node, "output_size"))
-    if is_call(node, *_MAX) and argument(node, "ceil_mode"):
-        return _largest(edit, node)
-    if is_call(node, aten.avg_pool2d.default) and argument(node, "ceil_mode"):
-        return _mean(edit, node)
-    return None
+        found = _to_size(edit, operand(node), argument(node, "output_size"))
+    else:
+        found = _largest(edit, node)
+    return (found, None) if is_call(node, *_WITH_POSITIONS) else found
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -121,9 +121,7 @@ def _padded(edit: Editor, x: Node, axes: Sequence[_Windows], fill: float) -> Nod
     return edit.call(aten.constant_pad_nd.default, x, pads, fill) if any(pads) else x
 
 
-def _largest(edit: Editor, node: Node) -> Node | None:
-    if _pair(argument(node, "dilation")) != (1, 1) or not dtype_of(operand(node)).is_floating_point:
-        return None
+def _largest(edit: Editor, node: Node) -> Node:
     axes = _windows(node)
     x = _padded(edit, operand(node), axes, -math.inf)
     kernel, stride = [one.kernel for one in axes], [one.stride for one in axes]

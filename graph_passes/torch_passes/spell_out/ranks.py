@@ -21,6 +21,7 @@ from typing import ClassVar, Final
 import torch
 from torch.fx import Node
 
+from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     axis,
@@ -30,34 +31,30 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 
 _OF_ALL: Final = (aten.median.default, aten.nanmedian.default)
 _NAN_LEFT_OUT: Final = (aten.nanmedian.default, aten.nanmedian.dim)
 _ALONG: Final = (aten.median.dim, aten.nanmedian.dim, aten.kthvalue.default)
 
 
-class SpellOutRanks(TorchPass):
+class SpellOutRanks(NodePass):
     """Rewrites ``median``, ``nanmedian`` and ``kthvalue`` by sorts."""
 
     name: ClassVar[str] = "spell out ranks"
     comes_before: ClassVar[tuple[str, ...]] = ("sort stably",)
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many calls it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            if not is_call(node, *_OF_ALL, *_ALONG) or 0 in shape_of(operand(node)):
-                continue
-            with edit.before(node):
-                parts = _spelled(edit, node)
-            if is_call(node, *_OF_ALL):
-                edit.replace(node, parts[0])
-            else:
-                for user in list(node.users):
-                    edit.replace(user, parts[user.args[1]])
-            changed += 1
-        return changed
+    targets = (*_OF_ALL, *_ALONG)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches a rank among some numbers."""
+        if 0 in shape_of(operand(node)):
+            return Reason(f"it is of {shape_of(operand(node))}, which holds no number")
+        return _of_all if is_call(node, *_OF_ALL) else _spelled
+
+
+def _of_all(edit: Editor, node: Node) -> Node:
+    return _spelled(edit, node)[0]
 
 
 def _spelled(edit: Editor, node: Node) -> tuple[Node, Node]:

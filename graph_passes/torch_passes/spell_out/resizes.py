@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.torch_passes.graph.calls import (
     argument,
     dtype_of,
@@ -25,7 +26,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 from tokexport.graph_passes.torch_passes.match.constant_values import multiplied
 
 #: By the operator that takes sizes: the one that takes factors.
@@ -37,26 +38,26 @@ _RESIZES: Final = {
 _ROWS, _COLUMNS = 2, 3
 
 
-class SpellOutResizes(TorchPass):
+class SpellOutResizes(NodePass):
     """Turns antialiased resizes into products with constants."""
 
     name: ClassVar[str] = "spell out resizes"
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many resizes it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            if not is_call(node, *_RESIZES, *_RESIZES.values()):
-                continue
-            if not dtype_of(operand(node, _source(node))).is_floating_point:
-                continue  # of bytes, whose sums are rounded
-            with edit.before(node):
-                x = operand(node, _source(node))
-                for axis in (_COLUMNS, _ROWS):
-                    x = multiplied(edit, x, axis, _matrix(node, axis))
-            edit.replace(node, x)
-            changed += 1
-        return changed
+    targets = (*_RESIZES, *_RESIZES.values())
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches a resize of floats."""
+        dtype = dtype_of(operand(node, _source(node)))
+        if not dtype.is_floating_point:
+            return Reason(f"it is of {dtype}, whose sums are rounded")
+        return _spelled
+
+
+def _spelled(edit: Editor, node: Node) -> Node:
+    x = operand(node, _source(node))
+    for axis in (_COLUMNS, _ROWS):
+        x = multiplied(edit, x, axis, _matrix(node, axis))
+    return x
 
 
 def _source(node: Node) -> str:

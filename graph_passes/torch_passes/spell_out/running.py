@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Node
 
+from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.torch_passes.graph.calls import (
     axis,
     dtype_of,
@@ -25,30 +26,21 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 
 
-class SpellOutRunning(TorchPass):
+class SpellOutRunning(NodePass):
     """Rewrites ``cummax``, ``cummin`` and ``cumprod``."""
 
     name: ClassVar[str] = "spell out running extremes"
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many calls it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            if is_call(node, aten.cumprod.default) and not dtype_of(node).is_complex:
-                with edit.before(node):
-                    edit.replace(node, _product(edit, node))
-                changed += 1
-            if not is_call(node, aten.cummax.default, aten.cummin.default):
-                continue
-            with edit.before(node):
-                parts = _spelled(edit, node)
-            for user in list(node.users):
-                edit.replace(user, parts[user.args[1]])
-            changed += 1
-        return changed
+    targets = (aten.cummax.default, aten.cummin.default, aten.cumprod.default)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches extremes, and products of real numbers."""
+        if not is_call(node, aten.cumprod.default):
+            return _spelled
+        return Reason("it is of complex numbers") if dtype_of(node).is_complex else _product
 
 
 def _spelled(edit: Editor, node: Node) -> tuple[Node, Node]:

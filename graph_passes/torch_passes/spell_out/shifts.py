@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Final
 import torch
 from torch.fx import Node
 
+from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.torch_passes.graph.calls import argument, dtype_of, is_call, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 from tokexport.graph_passes.torch_passes.spell_out.sign_bits import as_type
 
 _LEFT: Final = (
@@ -31,22 +32,19 @@ _RIGHT: Final = (
 )
 
 
-class SpellOutShifts(TorchPass):
+class SpellOutShifts(NodePass):
     """Rewrites ``<<`` and ``>>`` of whole numbers."""
 
     name: ClassVar[str] = "spell out shifts"
     comes_before: ClassVar[tuple[str, ...]] = ("promote types", "whole quotients")
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many shifts it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            if not is_call(node, *_LEFT, *_RIGHT) or dtype_of(node).is_floating_point:
-                continue
-            with edit.before(node):
-                edit.replace(node, _spelled(edit, node))
-            changed += 1
-        return changed
+    targets = (*_LEFT, *_RIGHT)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches a shift of whole numbers."""
+        if dtype_of(node).is_floating_point:
+            return Reason(f"it shifts {dtype_of(node)}, which have no bits of a whole number")
+        return _spelled
 
 
 def _spelled(edit: Editor, node: Node) -> Node:

@@ -16,29 +16,27 @@ from typing import ClassVar
 
 from torch.fx import Node
 
+from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.torch_passes.graph.calls import argument, dtype_of, is_call, operand
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 from tokexport.graph_passes.torch_passes.spell_out.sign_bits import as_type, has_minus
 
 
-class SpellOutSigns(TorchPass):
+class SpellOutSigns(NodePass):
     """Rewrites ``copysign`` and ``signbit``."""
 
     name: ClassVar[str] = "spell out signs"
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many calls it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            if not is_call(node, aten.copysign.Tensor, aten.copysign.Scalar, aten.signbit.default):
-                continue
-            with edit.before(node):
-                is_bit = is_call(node, aten.signbit.default)
-                new = has_minus(edit, operand(node)) if is_bit else _signed(edit, node)
-                edit.replace(node, new)
-            changed += 1
-        return changed
+    targets = (aten.copysign.Tensor, aten.copysign.Scalar, aten.signbit.default)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches every call."""
+        return _sign_bit if is_call(node, aten.signbit.default) else _signed
+
+
+def _sign_bit(edit: Editor, node: Node) -> Node:
+    return has_minus(edit, operand(node))
 
 
 def _signed(edit: Editor, node: Node) -> Node:

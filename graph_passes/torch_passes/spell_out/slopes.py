@@ -11,24 +11,28 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tokexport.graph_passes.torch_passes.graph.calls import argument, is_call, operand
+from torch.fx import Node
+
+from tokexport.graph_passes.pass_report import Reason
+from tokexport.graph_passes.torch_passes.graph.calls import argument, operand
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 
 
-class SpellOutSlopes(TorchPass):
+class SpellOutSlopes(NodePass):
     """Rewrites ``rrelu`` of evaluation."""
 
     name: ClassVar[str] = "spell out slopes"
 
-    def call(self, edit: Editor) -> int:
-        """Rewrites the graph in place and returns how many calls it changed."""
-        changed = 0
-        for node in list(edit.graph.nodes):
-            if not is_call(node, aten.rrelu.default) or argument(node, "training"):
-                continue
-            slope = (float(argument(node, "lower")) + float(argument(node, "upper"))) / 2
-            with edit.before(node):
-                edit.replace(node, edit.call(aten.leaky_relu.default, operand(node), slope))
-            changed += 1
-        return changed
+    targets = (aten.rrelu.default,)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches a slope that is not drawn."""
+        if argument(node, "training"):
+            return Reason("its slope is drawn, as while training")
+        return _spelled
+
+
+def _spelled(edit: Editor, node: Node) -> Node:
+    slope = (float(argument(node, "lower")) + float(argument(node, "upper"))) / 2
+    return edit.call(aten.leaky_relu.default, operand(node), slope)

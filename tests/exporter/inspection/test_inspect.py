@@ -387,6 +387,21 @@ def test_json_holds_all_of_it() -> None:
     assert "matching" in data["unreduced_means"]
     assert data["targets"][0]["target"] == "ort"
     assert data["inputs"] == {"x": [1, 3, 48, 48]}
+    rewriting = {one["name"]: one["fired"] for one in data["passes"]}
+    assert rewriting["recognise matches"] == rewriting["recognise merges"] // 2 == 2
+    (ort,) = data["targets"]
+    assert {"stage": "lower", "name": "match by cosine", "fired": 2, "non_matches": []} in ort[
+        "passes"
+    ]
+
+
+def test_what_the_passes_did_is_printed() -> None:
+    found = look(tiny_tome(), image(), targets=("ort", "trt"))
+    shown = printed(found).splitlines()
+    table = shown[shown.index("Passes that fired, or left what they are for") + 2 :]
+    assert ["rewrite", "recognise", "matches", "2"] in [line.split() for line in table]
+    assert ["ort", "match", "by", "cosine", "2"] in [line.split() for line in table]
+    assert not any("scored match" in line for line in table)  # it changed nothing
 
 
 @pytest.mark.parametrize("width", [20, 80, 200])

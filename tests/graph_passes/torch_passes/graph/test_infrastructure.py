@@ -8,9 +8,11 @@ import pytest
 import torch
 from helpers.graphs import Function, checked, rewrite, trace
 from torch import Tensor, nn
+from torch.fx import Node
 
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.errors import PassError
+from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.stack_traces import innermost_line, source_line
 from tokexport.graph_passes.torch_passes.graph.calls import argument, is_call, operand, operands
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
@@ -19,6 +21,7 @@ from tokexport.graph_passes.torch_passes.graph.infrastructure import (
     check_order,
     run_passes,
 )
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 
 
 class DoubleBySum(TorchPass):
@@ -96,9 +99,65 @@ def test_every_pass_has_a_name_that_others_can_order_by() -> None:
         assert set(torch_pass.comes_before) <= names
 
 
-def test_a_replacement_of_another_shape_is_an_error() -> None:
-    with pytest.raises(AssertionError, match=r"cannot become"):
-        run_passes(trace(lambda x: x * 2, torch.randn(3)), (Breaks(),))
+def test_a_pass_that_fails_is_named_with_its_node_its_line_and_those_before_it() -> None:
+    said = "^The pass 'break' failed: AssertionError: .* cannot become"
+    with pytest.raises(PassError, match=said) as caught:
+        run_passes(trace(lambda x: x * 2, torch.randn(3)), (AfterIt(), Breaks()))
+    error = caught.value
+    assert f"At {__file__}:" in error.where
+    assert "in <lambda>: run_passes(trace(lambda x: x * 2" in error.where
+    assert "stage 'rewrite' that ran before it: after it." in error.where
+    assert "--keep-stages" in error.fix
+
+
+class Halves(NodePass):
+    """Writes x / 2 as x * 0.5, of floats alone; of quotients by three it fails."""
+
+    name: ClassVar[str] = "halve"
+    targets = (aten.div.Tensor,)
+
+    def match(self, node: Node) -> Spelling | Reason | None:
+        """Matches halves."""
+        divisor = argument(node, "other")
+        if divisor == 3:
+            raise ValueError("no thirds")
+        return _halved if divisor == 2 else Reason(f"it is divided by {divisor}")
+
+
+def _halved(edit: Editor, node: Node) -> Node:
+    return edit.call(aten.mul.Tensor, operand(node), 0.5)
+
+
+def test_a_pass_counts_what_it_rewrites_and_says_why_it_leaves_a_call() -> None:
+    (report,) = run_passes(trace(lambda x: x / 2 + x / 5, torch.randn(3)), (Halves(),)).reports
+    assert (report.stage, report.name, report.fired) == ("rewrite", "halve", 1)
+    (left,) = report.non_matches
+    assert (left.operator, left.why) == ("aten.div", "it is divided by 5")
+    assert left.line.startswith(f"{__file__}:")
+
+
+def test_a_match_that_fails_names_the_line_of_its_call() -> None:
+    def function(x: Tensor) -> Tensor:
+        return x / 3  # a third
+
+    with pytest.raises(PassError, match="'halve' failed: ValueError: no thirds") as caught:
+        run_passes(trace(function, torch.randn(3)), (Halves(),))
+    assert "in function: return x / 3  # a third" in caught.value.where
+
+
+def test_what_is_gone_at_the_end_is_not_left() -> None:
+    class DropsQuotients(DoubleBySum):
+        name: ClassVar[str] = "drop quotients"
+
+        def call(self, edit: Editor) -> int:
+            found = [node for node in edit.graph.nodes if is_call(node, aten.div.Tensor)]
+            for node in found:
+                edit.replace(node, operand(node))
+            return len(found)
+
+    program = trace(lambda x: x / 5, torch.randn(3))
+    reports = run_passes(program, (Halves(), DropsQuotients())).reports
+    assert [(one.fired, one.non_matches) for one in reports] == [(0, ()), (1, ())]
 
 
 def test_changes_are_counted_over_repeated_passes() -> None:

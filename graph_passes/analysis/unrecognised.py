@@ -1,8 +1,9 @@
 """Finds the operators of a rewritten graph that were not recognised, and the reasons.
 
-Generic operators still export and run, but slower, or on fewer runtimes. Checked are softmax
-attention, selections by a product, gathers and scatters, products with a one-hot matrix, Fourier
-transforms, sorts of integers, searches, and merged rows that nothing joins with the kept ones.
+Generic operators still export and run, but slower, or on fewer runtimes. The reason is that of the
+pass for the operator, where there is one. Checked are softmax attention, selections by a product,
+gathers and scatters, products with a one-hot matrix, Fourier transforms, sorts of integers,
+searches, and merged rows that nothing joins with the kept ones.
 """
 
 from __future__ import annotations
@@ -17,13 +18,10 @@ from torch.fx import Node
 
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.graph.calls import (
-    argument,
-    axis,
     dtype_of,
     is_call,
     operand,
     operator_name,
-    shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import aten
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import (
@@ -33,9 +31,10 @@ from tokexport.graph_passes.torch_passes.kinds.product_kinds import (
     is_product,
     stops,
 )
-from tokexport.graph_passes.torch_passes.match.broadcast import varying_axes
-from tokexport.graph_passes.torch_passes.match.token_indices import is_index_tensor
+from tokexport.graph_passes.torch_passes.recognise import gather_rows, scatter_rows
+from tokexport.graph_passes.torch_passes.recognise.gather_rows import OF_ALL
 from tokexport.graph_passes.torch_passes.recognise.recognise_attention import read_attention
+from tokexport.graph_passes.torch_passes.recognise.recognise_merges import why_no_merge
 
 _SORTS: Final = (
     aten.sort.default,
@@ -47,7 +46,7 @@ _SORTS: Final = (
 
 
 @dataclass(frozen=True)
-class LeftGeneric:
+class Unrecognised:
     """A node that stayed as it was.
 
     Attributes:
@@ -72,7 +71,7 @@ class LeftGeneric:
         return source_line(self.node)
 
 
-def left_generic(program: ExportedProgram) -> tuple[LeftGeneric, ...]:
+def unrecognised(program: ExportedProgram) -> tuple[Unrecognised, ...]:
     """Returns what stayed generic in a rewritten program, in the order of the graph."""
     kinds = ProductKinds(program)
     found = []
@@ -81,7 +80,7 @@ def left_generic(program: ExportedProgram) -> tuple[LeftGeneric, ...]:
             continue
         what, why = _reason(node, kinds)
         if why:
-            found.append(LeftGeneric(node, what, why))
+            found.append(Unrecognised(node, what, why))
     return tuple(found)
 
 
@@ -97,7 +96,7 @@ def _reason(node: Node, kinds: ProductKinds) -> tuple[str, str]:
     if is_call(node, *_SORTS):
         return "sort", _no_top_k(node)
     if is_call(node, torch.ops.tokexport.scatter_tokens.default):
-        return "merge", _no_merge(node)
+        return "merge", why_no_merge(node)
     if operator_name(node).startswith("aten.fft_"):
         return "transform", "it is a Fourier transform whose matrix would be too large"
     if is_call(node, aten.embedding.default) and not kinds.varies(operand(node, "weight")):
@@ -137,60 +136,8 @@ def _no_top_k(node: Node) -> str:
     return f"it orders {dtype_of(source)} that are not known to be positions of tokens"
 
 
-def _no_merge(node: Node) -> str:
-    mode = argument(node, "mode")
-    if mode == "none":
-        return ""
-    if not argument(node, "include_self"):
-        return f"its {mode} leaves out the row that was there"
-    if len(node.users) != 1:
-        return f"its rows are read {len(node.users)} times, not joined with kept rows once"
-    (user,) = node.users
-    if not is_call(user, aten.cat.default):
-        return f"its rows go to {operator_name(user)}, not to a join with kept rows"
-    return "its rows are not joined right behind the kept rows of the same source"
-
-
-def _no_row_gather(node: Node) -> str:
-    index, along = operand(node, "index"), axis(node)
-    if len(shape_of(index)) < 3 and dtype_of(node) == torch.int64:
-        return ""  # positions of positions: no tokens move
-    if len(shape_of(index)) < 3:
-        return f"its index {shape_of(index)} takes single numbers: there are no channels"
-    others = sorted(varying_axes(index) - {0, along})
-    return f"its index {shape_of(index)} along axis {along} differs by axes {others} too"
-
-
-def _no_row_take(node: Node) -> str:
-    return "it has no dim: it takes from all elements as one row"
-
-
-def _no_row_index(node: Node) -> str:
-    indices = list(argument(node, "indices"))
-    given = [a for a, index in enumerate(indices) if index is not None]
-    if not all(is_index_tensor(indices[a]) for a in given):
-        kinds = sorted({str(dtype_of(indices[a])) for a in given})
-        return f"its index is {', '.join(kinds)}: a mask, or positions of another type"
-    if given == [0]:
-        return _OF_ALL
-    return f"its indices along axes {given} are not the count of the images and then the rows"
-
-
-def _no_row_select(node: Node) -> str:
-    """Whole rows of every image are index_select's already."""
-    return _OF_ALL if axis(node) == 0 else ""
-
-
 def _no_table(node: Node) -> str:
-    return f"it looks rows up in values of the input: {_OF_ALL}"
-
-
-def _no_row_scatter(node: Node) -> str:
-    if not dtype_of(node).is_floating_point:
-        return f"it writes {dtype_of(node)}, and rows are of floating-point numbers"
-    if is_call(node, aten.index_put.default):
-        return _no_row_index(node)
-    return "its index is a single number, not a row of positions"
+    return f"it looks rows up in values of the input: {OF_ALL}"
 
 
 def _no_mask(node: Node) -> str:
@@ -209,28 +156,25 @@ def _no_reason(node: Node) -> str:
     return ""
 
 
-#: The images themselves, or rows whose batch was flattened away.
-_OF_ALL: Final = "it counts along axis 0, over all images at once, not the rows of each image"
-
 _CHECKS: Final[dict[Any, tuple[str, Callable[[Node], str]]]] = {
-    aten.gather.default: ("gather", _no_row_gather),
-    aten.take_along_dim.default: ("gather", _no_row_take),
-    aten.index.Tensor: ("gather", _no_row_index),
-    aten.index_select.default: ("gather", _no_row_select),
+    aten.gather.default: ("gather", gather_rows.why_no_rows),
+    aten.take_along_dim.default: ("gather", gather_rows.why_no_rows),
+    aten.index.Tensor: ("gather", gather_rows.why_no_rows),
+    aten.index_select.default: ("gather", gather_rows.why_no_rows),
     aten.embedding.default: ("gather", _no_table),
     aten.take.default: ("gather", _no_element),
     aten.put.default: ("scatter", _no_element),
     aten.masked_scatter.default: ("scatter", _no_mask),
-    aten.index_put.default: ("scatter", _no_row_scatter),
-    aten.scatter.src: ("scatter", _no_row_scatter),
-    aten.scatter.value: ("scatter", _no_row_scatter),
-    aten.scatter_add.default: ("scatter", _no_row_scatter),
-    aten.scatter_reduce.two: ("scatter", _no_row_scatter),
-    aten.scatter.reduce: ("scatter", _no_row_scatter),
-    aten.scatter.value_reduce: ("scatter", _no_row_scatter),
-    aten.index_add.default: ("scatter", _no_row_scatter),
-    aten.index_copy.default: ("scatter", _no_row_scatter),
-    aten.index_reduce.default: ("scatter", _no_row_scatter),
+    aten.index_put.default: ("scatter", scatter_rows.why_no_rows),
+    aten.scatter.src: ("scatter", scatter_rows.why_no_rows),
+    aten.scatter.value: ("scatter", scatter_rows.why_no_rows),
+    aten.scatter_add.default: ("scatter", scatter_rows.why_no_rows),
+    aten.scatter_reduce.two: ("scatter", scatter_rows.why_no_rows),
+    aten.scatter.reduce: ("scatter", scatter_rows.why_no_rows),
+    aten.scatter.value_reduce: ("scatter", scatter_rows.why_no_rows),
+    aten.index_add.default: ("scatter", scatter_rows.why_no_rows),
+    aten.index_copy.default: ("scatter", scatter_rows.why_no_rows),
+    aten.index_reduce.default: ("scatter", scatter_rows.why_no_rows),
     aten.searchsorted.Tensor: ("search", _no_search),
     aten.bucketize.Tensor: ("search", _no_search),
 }

@@ -1,11 +1,11 @@
-"""Recognises where each token goes in a match forth and back.
+"""Recognises where each token goes in a match of both directions, forth and back.
 
 Before → after, for an index that is computed from the matches alone, by integer operators::
 
     GatherElements(second, first)  …      →  places_both_ways(kept, src, dst, kept_back, …)
 
-There are many ways to write this, so that it is told by what it gives and not by how: the operators
-before it are run on drawn matches, and have to give the places of each. They only move integers and
+There are many ways to write this, so what counts is what it gives and not how: the operators before
+it are run on drawn matches, and have to give the destinations of each. They only move integers and
 add constants to them; the draws reach each way that a token can go.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -22,10 +23,12 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from tokexport.graph_passes.onnx_passes.graph.node_pass import Rewrite, SharingNodePass
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.onnx_passes.graph.token_sets import SPLIT
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN, OPSET
+from tokexport.graph_passes.pass_report import Reason
 
 #: Operators that move integers, or add constants to them.
 _MOVING: Final = frozenset(
@@ -58,7 +61,7 @@ class GatherElements(OpRun):
 
 @dataclass(frozen=True)
 class Split:
-    """A match forth and back, and the tokens that it splits.
+    """A match of both directions, and the tokens that it splits.
 
     Attributes:
         merge: A merge by it.
@@ -78,18 +81,34 @@ class Split:
         return np.arange(start, self.tokens[1], step)
 
 
-class PlacesBothWays(ir.passes.InPlacePass):
-    """Rewrites indices that say where tokens go in a match forth and back."""
+class TokenDestinations(SharingNodePass[list[Split]]):
+    """Rewrites indices that say where tokens go in a match of both directions."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites in place."""
-        splits = _splits(model.graph)
-        changed = False
-        for node in list(model.graph):
-            if node.domain == DOMAIN and node.op_type == "gather_tokens" and splits:
-                index = node.inputs[1]
-                changed |= index is not None and _rewrite(index, splits)
-        return ir.passes.PassResult(model, modified=changed)
+    name = "token destinations"
+    comes_before = ("ahead attention",)
+    domain = DOMAIN
+    op_types = ("gather_tokens",)
+
+    def shared(self, graph: ir.Graph) -> list[Split]:
+        """Returns the matches of both directions."""
+        return _splits(graph)
+
+    def match(self, node: ir.Node, shared: list[Split]) -> Rewrite | Reason | None:
+        """Matches an index (B, N) that gives, on drawn matches, the destination of each token."""
+        index = node.inputs[1]
+        of_all = [
+            split for split in shared if index is not None and shape_of(index) == split.tokens
+        ]
+        if index is None or not of_all:
+            return None
+        last = index.producer()
+        computed = [(split, nodes) for split in of_all if (nodes := _computed(index, split))]
+        if last is None or not computed:
+            return None  # of something else than a match
+        for split, nodes in computed:
+            if _gives_destinations(split, nodes, index):
+                return partial(_rewrite, last, split)
+        return Reason("its index, of a match in both directions, is not where each token goes")
 
 
 def _splits(graph: ir.Graph) -> list[Split]:
@@ -107,20 +126,10 @@ def _splits(graph: ir.Graph) -> list[Split]:
     return list(found.values())
 
 
-def _rewrite(index: ir.Value, splits: list[Split]) -> bool:
-    last = index.producer()
-    for split in splits:
-        nodes = _computed(index, split) if shape_of(index) == split.tokens else None
-        if last is None or nodes is None or not _gives_places(split, nodes, index):
-            continue
-        new = Replacement(last)
-        attributes = {name: list(split.merge.attributes.get_ints(name)) for name in SPLIT}
-        places = new.call(
-            "places_both_ways", *split.indices, domain=DOMAIN, outputs=1, **attributes
-        )
-        new.put(places)
-        return True
-    return False
+def _rewrite(last: ir.Node, split: Split) -> None:
+    new = Replacement(last)
+    attributes = {name: list(split.merge.attributes.get_ints(name)) for name in SPLIT}
+    new.put(new.call("places_both_ways", *split.indices, domain=DOMAIN, outputs=1, **attributes))
 
 
 def _computed(index: ir.Value, split: Split) -> list[ir.Node] | None:
@@ -150,8 +159,8 @@ def _constant(value: ir.Value) -> NDArray[np.generic] | None:
     return None if constant is None else constant.numpy()
 
 
-def _gives_places(split: Split, nodes: list[ir.Node], index: ir.Value) -> bool:
-    """Tells whether the nodes give the places of drawn matches."""
+def _gives_destinations(split: Split, nodes: list[ir.Node], index: ir.Value) -> bool:
+    """Tells whether the nodes give the destinations of drawn matches."""
     evaluator = _evaluator(split, nodes, index)
     names = [str(value.name) for value in split.indices]
     for drawn in _drawn(split):
@@ -159,7 +168,7 @@ def _gives_places(split: Split, nodes: list[ir.Node], index: ir.Value) -> bool:
             (given,) = evaluator.run(None, dict(zip(names, drawn, strict=True)))
         except (IndexError, ValueError):  # no index for every match
             return False
-        if not np.array_equal(given, _places(split, drawn)):
+        if not np.array_equal(given, _destinations(split, drawn)):
             return False
     return True
 
@@ -175,7 +184,7 @@ def _evaluator(split: Split, nodes: list[ir.Node], index: ir.Value) -> Reference
     integers = onnx.TensorProto.INT64
     graph = onnx.helper.make_graph(
         [ir.to_proto(node) for node in nodes],
-        "places",
+        "destinations",
         [
             onnx.helper.make_tensor_value_info(str(value.name), integers, shape_of(value))
             for value in split.indices
@@ -210,7 +219,7 @@ def _drawn(split: Split) -> Iterator[list[Integers]]:
         yield [np.sort(left, axis=1), src, dst, left_back, src_back, dst_back]
 
 
-def _places(split: Split, drawn: list[Integers]) -> Integers:
+def _destinations(split: Split, drawn: list[Integers]) -> Integers:
     """Returns where each token goes."""
     kept, src, dst, kept_back, src_back, dst_back = drawn
     a, b = split.positions("a_start"), split.positions("b_start")

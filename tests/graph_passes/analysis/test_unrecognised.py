@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from helpers.graphs import Outputs, rewrite
 from torch import Tensor, nn
 
-from tokexport.graph_passes.analysis.left_generic import LeftGeneric, left_generic
+from tokexport.graph_passes.analysis.unrecognised import Unrecognised, unrecognised
 from tokexport.graph_passes.torch_passes.canonicalize import fourier_products
 
 B, N, C = 2, 6, 4
 
 
-def left(function: Callable[..., Outputs], *inputs: Tensor) -> tuple[LeftGeneric, ...]:
-    return left_generic(rewrite(function, *(inputs or (torch.rand(B, N, C),))).program)
+def left(function: Callable[..., Outputs], *inputs: Tensor) -> tuple[Unrecognised, ...]:
+    return unrecognised(rewrite(function, *(inputs or (torch.rand(B, N, C),))).program)
 
 
 def best(x: Tensor, k: int = 3) -> Tensor:
