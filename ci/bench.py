@@ -47,7 +47,7 @@ TIME_LIMIT_S = 1200.0
 
 @dataclass(frozen=True)
 class Configuration:
-    """What one run measures."""
+    """The configuration of one run."""
 
     model: str
     reduction: str

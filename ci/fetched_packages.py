@@ -102,7 +102,7 @@ def _run(command: Sequence[str], folder: Path) -> None:
 
 
 def _check(path: Path, sha256: str) -> None:
-    """Holds a file to its hash.
+    """Checks a file against its hash.
 
     Raises:
         NotFetchedError: It is missing, or another.

@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the results there are in a file."""
+    """Returns the results in a file."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

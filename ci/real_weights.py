@@ -59,7 +59,7 @@ RECIPES = (
 
 @dataclass(frozen=True)
 class Configuration:
-    """What one line of the results is about.
+    """The configuration of one line of the results.
 
     Attributes:
         recipe: The reduction, '' for none.

@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def known() -> list[dict[str, Any]]:
-    """Returns the results there are."""
+    """Returns the results so far."""
     if not RESULTS.exists():
         return []
     return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]

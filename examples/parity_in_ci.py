@@ -1,4 +1,4 @@
-"""Holds a model to what its bundles answer, as a test in a project of your own would.
+"""Compares a model with its bundles, as a test in your own project would.
 
 pytest examples/parity_in_ci.py
 """

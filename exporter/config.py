@@ -23,7 +23,7 @@ QUANTIZATIONS: Final = ("dynamic", "static")
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
-    """What a model is run or traced on.
+    """The inputs that a model is run or traced on.
 
     Paths may be given as texts.
 
@@ -72,7 +72,7 @@ class InputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReduceConfig(InputConfig):
-    """What a model is run on, and the token reduction that is put into it first.
+    """The inputs of a model, and the token reduction that is put into it first.
 
     Attributes:
         reduce: The recipe, ``tome:r=8``, a .toml or .json file, or a method object; None
@@ -211,14 +211,14 @@ class CompileConfig(ReduceConfig):
 
     @property
     def quantization_used(self) -> str | None:
-        """How int8 finds its ranges; None in another precision."""
+        """The quantization of int8; None in another precision."""
         if self.precision != "int8":
             return None
         return self.quantization or self.backend.quantizations[0]
 
     @property
     def stages_folder(self) -> Path:
-        """Where kept stages go."""
+        """The folder of kept stages."""
         output = Path(os.path.abspath(self.output))
         return output.with_name(f"{output.name}.stages")
 

@@ -1,4 +1,4 @@
-"""Says what this processor does with products of bytes, as an int8 bundle needs to know."""
+"""Finds whether sums of products of bytes saturate on this processor."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def mount_disk(place: Path, size: int, *, read_only: bool = False) -> None:
 
 
 def unmount(place: Path) -> None:
-    """Takes a disk away."""
+    """Unmounts a disk."""
     _checked(_libc().umount2(os.fsencode(place), 2))
 
 

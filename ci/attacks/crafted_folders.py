@@ -167,7 +167,7 @@ def _index(random: Random, place: Path, honest: Honest) -> Crafted:
 
 
 def _processor(random: Random, place: Path, honest: Honest) -> Crafted:
-    """Writes a configuration of preprocessing that is none."""
+    """Writes an invalid configuration of preprocessing."""
     folder = _copied(honest, place)
     found = random.choice(
         (

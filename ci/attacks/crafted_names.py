@@ -123,7 +123,7 @@ def _factory(random: Random, place: Path, honest: Honest) -> Crafted:
 
 
 def _recipe(random: Random, place: Path, honest: Honest) -> Crafted:
-    """Writes a recipe with options that are none."""
+    """Writes a recipe with invalid options."""
     method = random.choice((*_METHODS, *_METHODS, text(random)))
     parts = [
         f"{random.choice((*_KEYS, text(random)))}={random.choice((*_LITERALS, text(random)))}"
@@ -134,7 +134,7 @@ def _recipe(random: Random, place: Path, honest: Honest) -> Crafted:
 
 
 def _recipe_file(random: Random, place: Path, honest: Honest) -> Crafted:
-    """Writes a recipe file that is none, or puts something else in its place."""
+    """Writes an invalid recipe file, or replaces it by something else."""
     suffix = random.choice((".toml", ".json"))
     path = place / f"recipe{suffix}"
     way = random.choice(("pipe", "/dev/zero", "loop", "folder", "text", "text", "text", "text"))

@@ -229,7 +229,7 @@ def _no_file(random: Random, place: Path, honest: Honest) -> Crafted:
 
 
 def _orders(random: Random, place: Path, honest: Honest) -> Crafted:
-    """Says another byte order, version or number than there is."""
+    """Declares another byte order, version or number than the file has."""
     body = b"\x80\x02}X\x01\x00\x00\x00w" + _tensor((2,), (1,), 0, 4) + b"s."
     order = random.choice((b"big", b"middle", b"", b"little\0", b"\xff" * 9, b"LITTLE"))
     made = _zipped(place / "state.pt", body, data__0=bytes(16), byteorder=order)

@@ -86,12 +86,12 @@ class _Scene:
 
     @property
     def output(self) -> Path:
-        """Where the bundle goes."""
+        """The path of the bundle."""
         return self.place / "outputs" / "out"
 
 
 def _modes(random: Random, scene: _Scene) -> None:
-    """Takes the right to write, or to read, a folder."""
+    """Removes the right to write, or to read, a folder."""
     names = random.choice((("outputs",), ("home",), ("temporary",), ("home", "temporary")))
     mode = random.choice((0o500, 0o500, 0o000))
     scene.what = f"{' and '.join(names)} of mode {mode:o}"

@@ -303,7 +303,7 @@ def _answers(runner: Runner, model: Subject) -> list[Array]:
 
 
 def _held(entrant: Entrant, model: Subject, found: dict[str, Array]) -> Entrant:
-    """Says how far a candidate's answers (batches, …) are from eager's."""
+    """Returns a candidate with the distance of its outputs (batches, …) from eager."""
     judged = model.judged(found, entrant.candidate.precision)
     errors = [one.relative for one in judged.comparisons.values()]
     error = max(errors) if len(errors) == len(model.expected) else float("inf")

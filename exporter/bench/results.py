@@ -98,7 +98,7 @@ class Measurement:
 
     @property
     def macs_ratio(self) -> float | None:
-        """How many times the multiply-accumulates the unreduced model has."""
+        """The ratio of the unreduced model's multiply-accumulates to the model's."""
         if self.macs is None or self.unreduced_macs is None:
             return None
         return self.unreduced_macs / self.macs

@@ -111,7 +111,7 @@ def with_quantisation(
 
 
 def precision_warnings(config: CompileConfig) -> tuple[str, ...]:
-    """Warns where the ranges of int8 were measured on synthetic inputs."""
+    """Returns a warning where the ranges of int8 were measured on synthetic inputs."""
     if config.quantization_used != "static" or config.inputs is not None:
         return ()
     return (

@@ -17,7 +17,7 @@ from tokexport.runtimes.loading import load
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run of a bundle wrote.
+    """The result of a run of a bundle.
 
     Attributes:
         bundle: The bundle that was run.
@@ -41,7 +41,7 @@ class RunResult:
         }
 
     def sentence(self) -> str:
-        """Says what was written, on one line."""
+        """Returns the summary of the run, one line."""
         arrays = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
         return f"{self.samples} samples → {self.output}: {arrays}"
 

@@ -124,7 +124,7 @@ class KnownValues(TorchFunctionMode):
         return found
 
     def _find_stand_ins(self) -> None:
-        """Notes the stand-ins once the model holds them: all of a kind change places at once."""
+        """Records the model's stand-ins once it holds them: all of a kind are swapped at once."""
         firsts = (next(kind(), None) for kind in (self._model.parameters, self._model.buffers))
         if not any(isinstance(one, FakeTensor) for one in firsts):
             return
@@ -232,7 +232,7 @@ class KnownValues(TorchFunctionMode):
         return bool(one) if isinstance(one, int) and part.dtype in _MASKS else one
 
     def _whole(self, part: Any) -> Any:
-        """Returns a known whole number in the place of a tensor that holds it alone."""
+        """Returns the known whole number that a tensor holds, or the tensor."""
         value = self._value(part) if isinstance(part, FakeTensor) else None
         whole = value is not None and not (value.is_floating_point() or value.is_complex())
         if value is None or not whole or value.numel() != 1:

@@ -12,7 +12,7 @@ from tokexport.runtimes.tolerances.comparison import Comparison
 
 @dataclass(frozen=True)
 class RandomOpsReport:
-    """What dropping the random numbers of a model did.
+    """The effect of dropping the random numbers of a model.
 
     Attributes:
         draws: What drew, with its line: ``aten.rand.default at …``.

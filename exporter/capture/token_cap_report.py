@@ -80,7 +80,7 @@ class TokenCapReport:
                 yield f"{batches} of {self.batches} batches: {check}"
 
     def warnings(self) -> tuple[str, ...]:
-        """Says what the artifact refuses, and what was left out of the proof."""
+        """Returns warnings on what the artifact refuses and the proof leaves out."""
         found = []
         if self.exceeding:
             found.append(

@@ -178,7 +178,7 @@ class FixedCounts(TorchFunctionMode):
         return found
 
     def _note_chosen(self, found: Tensor, own: Positions, mask: Tensor, fact: Mask) -> None:
-        """Notes what is known of positions that a mask chose."""
+        """Records what is known of positions that a mask chose."""
         positions = chosen(own, fact)
         if positions is not None:
             shape = (*mask.shape[: fact.dim], fact.count, *mask.shape[fact.dim + 1 :])
@@ -195,7 +195,7 @@ class FixedCounts(TorchFunctionMode):
         return None
 
     def _place(self, x: Any, key: Any) -> tuple[int, Tensor, Mask] | None:
-        """Returns where the axes of a mask begin in what it chooses from, and what is known."""
+        """Returns the first axis of a mask in the indexed tensor, and what is known of the mask."""
         keys = list(key) if isinstance(key, tuple) else [key]
         masks = [p for p, each in enumerate(keys) if isinstance(each, Tensor)]
         rest = [each for each in keys if not isinstance(each, Tensor)]

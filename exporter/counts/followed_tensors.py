@@ -35,7 +35,7 @@ class FollowedTensors(Generic[T]):
         return found
 
     def set(self, tensor: Tensor, value: T) -> None:
-        """Notes the value of a tensor as it is now."""
+        """Records the value of a tensor as it is now."""
         version = version_of(tensor)
         if version is not None:
             self._entries[tensor] = value, version

@@ -219,7 +219,7 @@ class Mask:
 
     @property
     def count(self) -> int:
-        """How many are true in every row."""
+        """The number of true values in every row."""
         return len(self.ranks)
 
     @property

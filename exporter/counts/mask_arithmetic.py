@@ -76,7 +76,7 @@ def _of_two(function: Callable[[Any, Any], Any], given: Any, facts: Sequence[Any
 
 
 def _one_hot(given: Sequence[Tensor], facts: Sequence[Positions]) -> Found:
-    """One-hot rows, spelled as positions compared with all there are, each along its own axis."""
+    """One-hot rows from a comparison of positions with all positions, each along its own axis."""
     wide = max(each.dim() for each in given)
     dims = [fact.dim + wide - each.dim() for fact, each in zip(facts, given, strict=True)]
     shapes = [[*[1] * (wide - each.dim()), *each.shape] for each in given]
@@ -120,7 +120,7 @@ def logical_not(known: Known, input: Tensor) -> Found:
 def isin(
     known: Known, elements: Tensor, test_elements: Tensor, *rest: Any, **options: Any
 ) -> Found:
-    """The mask of one row's positions among all there are."""
+    """The mask of one row's positions among all positions."""
     every, places = known(elements), known(test_elements)
     if options or rest or elements.dim() != 1 or not isinstance(places, Positions):
         return None

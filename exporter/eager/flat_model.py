@@ -22,7 +22,7 @@ CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 @dataclass(frozen=True, eq=False)
 class CallSpec:
-    """How named tensors become the arguments of ``forward``.
+    """The mapping of named tensors to the arguments of ``forward``.
 
     Attributes:
         names: The input names: in the order of ``forward``, whatever the order of a dict.

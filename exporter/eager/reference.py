@@ -36,7 +36,7 @@ REPEATS: Final = 1e-6
 
 @dataclass(frozen=True)
 class Reference:
-    """What eager gave in fp32.
+    """The outputs of eager in fp32.
 
     Attributes:
         outputs: By name, an array (batches, …) each.

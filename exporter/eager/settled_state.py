@@ -81,7 +81,7 @@ def settle(
 
 
 def settled_warning(model: FlatModel) -> tuple[str, ...]:
-    """Warns which weights of a model were settled."""
+    """Returns a warning that names the weights that were settled."""
     if not model.settled:
         return ()
     names = ", ".join(sorted(name.removeprefix("model.") for name in model.settled)[:8])

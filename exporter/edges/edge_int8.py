@@ -26,7 +26,7 @@ _BLIND: Final = 1.0
 
 @dataclass(frozen=True)
 class Int8Figures:
-    """How far one output in int8 is off at the edges.
+    """The error of one output in int8 at the edges.
 
     Attributes:
         error: The root of the mean squared difference on inputs of ordinary size, as a share of the

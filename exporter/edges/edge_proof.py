@@ -235,7 +235,7 @@ def _shapes(outputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
 
 
 def _why_not(config: CompileConfig, cap: TokenCapReport | None) -> str:
-    """Says why no edges are tried; '' where they are."""
+    """Returns why no edges are tried; '' if they are."""
     if config.inputs is not None:
         return "the samples given are what it is held to"
     return "other inputs may not fit under the cap" if cap is not None else ""

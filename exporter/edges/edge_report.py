@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EdgeReport:
-    """Which inputs the artifact was held to beside the samples.
+    """The inputs beside the samples on which the artifact was compared.
 
     Attributes:
         step: The step that was held to eager there: the artifact, or in int8 the last in fp32.
@@ -88,7 +88,7 @@ class EdgeReport:
                 yield f"in int8 '{name}' answers otherwise at the ends, off by {by}"
 
     def warnings(self) -> tuple[str, ...]:
-        """Says beyond what a runner refuses whole numbers, and why."""
+        """Returns warnings on whole numbers that a runner refuses."""
         return tuple(
             f"Whole numbers of '{name}' work from {low} to {high} only, and a runner refuses "
             f"others: {self.beyond[name]}."

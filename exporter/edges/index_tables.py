@@ -38,7 +38,7 @@ _PICKS: Final = (aten.index_select.default, aten.gather.default)
 
 @dataclass(frozen=True)
 class Indices:
-    """Which numbers of an input are an index of a table.
+    """The numbers of an input that index a table.
 
     Attributes:
         low: The lowest that each may be, in the input's shape; 0 for those that are none.

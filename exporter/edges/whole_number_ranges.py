@@ -38,7 +38,7 @@ RunBatches = Callable[[Batches], Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class Reach:
-    """How far the whole numbers of an input may reach.
+    """The range of an input's whole numbers.
 
     Attributes:
         low: The lowest.

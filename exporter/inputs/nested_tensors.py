@@ -26,7 +26,7 @@ _BUILT_IN = (dict, list, tuple, UserDict, UserList, deque)
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where a tensor goes, and the example that stood there."""
+    """The place of a tensor, with its example."""
 
     name: str
     example: Tensor

@@ -119,13 +119,13 @@ def _cost_lines(found: Inspection) -> Iterator[Text]:
 
 
 def _sum(macs: Mapping[str, int]) -> str:
-    """Returns the cost, how much of it compares tokens, and beside it the normalisations."""
+    """Returns the cost, its share of matching, and the cost of normalisations."""
     matching = f" ({_short(macs['matching'])} for matching)" if macs["matching"] else ""
     return f"{_short(cost(macs)) or 0} MACs{matching} + {_short(macs[_NORMS]) or 0} of {_NORMS}"
 
 
 def _generic_lines(found: Inspection) -> Iterator[Text]:
-    """Yields what stayed generic, what several blocks have in common once."""
+    """Yields the generic operators, those that several blocks share once."""
     places: dict[Generic, list[str]] = {}
     for part in (*found.blocks, found.outside):
         for generic in part.generic:

@@ -128,7 +128,7 @@ def require_accuracy(accuracy: Accuracy | None, config: CompileConfig) -> None:
 
 
 def accuracy_warning(accuracy: Accuracy | None, config: CompileConfig) -> tuple[str, ...]:
-    """Warns where more was lost than allowed, but chance may explain it on so few samples."""
+    """Returns a warning where more was lost than allowed, but chance may explain it."""
     if not _loses(accuracy, config):
         return ()
     return (

@@ -39,7 +39,7 @@ def advice_for(config: CompileConfig) -> str:
 
 
 def gate_warnings(gates: Mapping[str, Gate], cap: TokenCapReport | None) -> tuple[str, ...]:
-    """Yields warnings on what makes the proof weaker than it looks."""
+    """Returns warnings on what makes the proof weaker than it looks."""
     found = [*cap.warnings()] if cap is not None else []
     for name, gate in gates.items():
         if gate.scale == 0:
@@ -97,7 +97,7 @@ def _finite(array: Array) -> Array:
 
 
 def half_warning(lines: Sequence[str]) -> tuple[str, ...]:
-    """Warns which lines of the model compute in a half type."""
+    """Returns a warning with the lines of the model that compute in a half type."""
     if not lines:
         return ()
     return (
@@ -107,7 +107,7 @@ def half_warning(lines: Sequence[str]) -> tuple[str, ...]:
 
 
 def spread_warnings(gates: Mapping[str, Gate]) -> tuple[str, ...]:
-    """Warns of outputs and channels for which no sample shows that int8 reads its inputs."""
+    """Returns warnings on outputs for which no sample shows that int8 reads its inputs."""
     same = tuple(
         f"Output '{name}' is the same for all samples, so no sample shows that int8 reads its "
         "inputs: give several different samples with --inputs."

@@ -147,13 +147,13 @@ class Gate:
 
     @property
     def score_tolerance(self) -> float:
-        """How far scores that decide may be off, as a share of their scale."""
+        """The tolerance of scores, as a share of their scale."""
         if self.explained is not None:  # of an absolute tolerance, which is about outputs
             return FP32_FLOOR
         return self.tolerance if math.isfinite(self.tolerance) else 0.0
 
     def judge(self, expected: Array, found: Array, at: Any = slice(None)) -> Verdict:
-        """Holds an output to the gate.
+        """Judges an output at the gate.
 
         Args:
             expected: The reference, (batches, …), or a part of it.

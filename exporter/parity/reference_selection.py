@@ -61,7 +61,7 @@ def bundle_gates(
 
 @dataclass(frozen=True)
 class ReferenceSelection:
-    """What a bundle carries to be verified with.
+    """The reference that a bundle carries.
 
     Attributes:
         rows: The batches.

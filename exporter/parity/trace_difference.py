@@ -68,7 +68,7 @@ class _Values:
 
 
 class _Eager(TorchDispatchMode):
-    """Notes what a model computes while it runs."""
+    """Records the values that a model computes while it runs."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -59,7 +59,7 @@ class Shortened:
     after: tuple[int, ...]
 
     def __str__(self) -> str:
-        """Says so in a sentence."""
+        """Returns the warning, a sentence."""
         return (
             f"Output '{self.name}' is {self.after}, and {self.before} without the reduction: its "
             "token axis is shorter, and its rows no longer stand where their patches do; --restore "

@@ -175,13 +175,13 @@ def _headline(report: Report) -> Text:
 
 
 def _compiled(report: Report) -> str:
-    """Says what was compiled for what."""
+    """Returns the headline: the model, the target and the precision."""
     location = str(report.source.get("location", "the model"))
     return f"{location} → {report.target}, {report.precision}{_ranges(report)}"
 
 
 def _agreement(report: Report) -> str:
-    """Says how many stages agree with eager, or which is the first that does not."""
+    """Returns how many stages agree with eager, or the first that does not."""
     if report.first_failure is not None:
         return f"{report.first_failure} is the first stage that differs from eager"
     return f"{len(report.stages)} stages agree with eager" if report.stages else ""

@@ -17,7 +17,7 @@ _FEW: Final = 16
 
 @dataclass(frozen=True)
 class Moved:
-    """How far rounding moves one value in one batch.
+    """The rounding error of one value in one batch.
 
     Attributes:
         rounding_error: How far, by neighbourhood, (samples, …).

@@ -141,7 +141,7 @@ def _eager_forms(
 
 
 def busy_warning() -> tuple[str, ...]:
-    """Warns if other programs used the processor during the timing."""
+    """Returns a warning if other programs used the processor during the timing."""
     load, cores = os.getloadavg()[0], usable_cores()
     if load <= 1.5 * cores:
         return ()

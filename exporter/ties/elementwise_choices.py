@@ -93,7 +93,7 @@ class Staircase:
         return f"it gives {count} of its own numbers another {self.rule}" if count else ""
 
     def margin(self) -> float:
-        """How far eager's numbers are from the steps that were chosen."""
+        """The distance of eager's numbers from the chosen steps."""
         low, high = _ends(self.rule, self.chosen)
         with np.errstate(invalid="ignore"):
             beyond = np.maximum(low - self.numbers.eager, self.numbers.eager - high)
@@ -101,7 +101,7 @@ class Staircase:
         return share(np.where(self.determined, off, 0.0), self.numbers.scale)
 
     def tie_gap(self) -> float:
-        """How near eager's numbers come to the end of their steps."""
+        """The distance of eager's numbers from the ends of their steps."""
         return nearest(np.where(self.determined, self._left(), np.inf), self.numbers.scale)
 
     def is_near(self) -> bool:

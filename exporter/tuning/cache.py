@@ -56,7 +56,7 @@ class FormCache:
         self._new[call] = form
 
     def save(self) -> None:
-        """Writes what was added beside what is in the file by now; warns where it cannot."""
+        """Writes new measurements beside those in the file; warns if it cannot."""
         if not self._new:
             return
         try:

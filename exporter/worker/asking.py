@@ -63,7 +63,7 @@ class Cause:
 
     @property
     def limit_s(self) -> float:
-        """How long the step may take."""
+        """The time limit of the step."""
         return time_limit(BUILD_SECONDS if self.until == BUILT else RUN_SECONDS)
 
     @property

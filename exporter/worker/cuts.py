@@ -28,7 +28,7 @@ SEARCH_SECONDS: Final = 300.0
 
 
 class Outcome(Enum):
-    """How the try of a cut ended."""
+    """The outcomes of trying a cut."""
 
     LIVES = auto()
     DIES = auto()

@@ -72,7 +72,7 @@ class Runner(ABC):
         _open_runners.add(self)
 
     def __repr__(self) -> str:
-        """Returns whether it is ready, what runs it, and what it takes and gives, in a line."""
+        """Returns a line: the state, the runtime, the inputs and the outputs."""
         takes, gives = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
         return one_line(self._state, self._runtime_name, f"{takes} → {gives}")
 

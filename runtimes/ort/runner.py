@@ -182,7 +182,7 @@ class OrtRunner(Runner):
 
 
 def _bytes_of(model: str | bytes) -> int:
-    """The bytes of a model in memory, or of a file and what lies beside it."""
+    """Returns the bytes of a model in memory, or of a file and the files beside it."""
     if isinstance(model, bytes):
         return len(model)
     return sum(entry.stat().st_size for entry in os.scandir(Path(model).parent) if entry.is_file())

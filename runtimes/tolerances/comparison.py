@@ -162,7 +162,7 @@ _TOP1_ERRORS = 3.0
 
 @dataclass(frozen=True)
 class Channels:
-    """How far the indices along each axis of a floating output may be off, all samples together.
+    """The tolerance of each index along each axis of a floating output, over all samples.
 
     Attributes:
         allowed: The root mean squared error of each index, by axis of (samples, …); that of few

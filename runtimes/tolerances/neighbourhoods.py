@@ -323,7 +323,7 @@ def as_samples(array: NDArray[Any], samples: int) -> NDArray[Any]:
 
 
 def worst(reference: NDArray[Any], candidate: NDArray[Any], allowed: Floats) -> Worst | None:
-    """Returns the value that uses most of what it is allowed; None where there are no values.
+    """Returns the value that uses most of its tolerance; None without values.
 
     Args:
         reference: What is right.

@@ -232,7 +232,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _strip_prefixes(
     tensors: dict[str, Tensor], wanted: set[str]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Takes off the prefixes of wrappers that the model's own names do not have."""
+    """Removes the prefixes of wrappers that the model's own names do not have."""
     stripped: list[str] = []
     while tensors:
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)

@@ -255,7 +255,7 @@ def _load(path: Path) -> ExportedProgram:
 
 @contextmanager
 def _quiet_log() -> Iterator[None]:
-    """Keeps what torch's loader logs off the terminal: whatever goes wrong is raised as well."""
+    """Silences torch's loader: every failure is raised as well."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:
