@@ -1,10 +1,10 @@
-"""Runs the project's own benchmark at real sizes, and writes BENCHMARKS.md from what is known.
+"""Runs the project's own benchmark at real sizes; ``ci/bench_page.py`` writes what is known.
 
     python ci/bench.py                         goes on where it stopped
     python ci/bench.py --minutes 60            begins nothing new after an hour
     python ci/bench.py --model deit_tiny_patch16_224
     python ci/bench.py --again                 measures what is known anew
-    python ci/bench.py --write                 writes BENCHMARKS.md and measures nothing
+    python ci/bench.py --write                 writes the pages and plots and measures nothing
 
 A configuration is a model, a reduction, a batch and a target with its precisions. Each is one run
 of ``tokexport.exporter.bench.run.bench`` in a process of its own, and becomes a line of
@@ -23,41 +23,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench_figures import MODELS, REDUCTIONS, RESULTS, Configuration, latest
+from bench_page import write
+
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "ci" / "bench_results.jsonl"
-PAGE = ROOT / "BENCHMARKS.md"
-MODELS = {
-    "deit_tiny_patch16_224": "DeiT-T",
-    "deit_small_patch16_224": "DeiT-S",
-    "vit_base_patch16_224": "ViT-B",
-}
-REDUCTIONS = {"": "unreduced", "tome:r=13": "ToMe, r = 13", "mctf:r=16": "MCTF, r = 16"}
 BATCHES = (1, 8)
 #: By target, the precisions that are wanted of it; those it does not take here are left out.
 WANTED = {"ort": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8")}
 ROUNDS = 40
 #: A measurement may take this long; a large model at batch 8 needs most of it.
 TIME_LIMIT_S = 1200.0
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """The configuration of one run."""
-
-    model: str
-    reduction: str
-    batch: int
-    target: str
-
-    @classmethod
-    def of(cls, line: dict[str, Any]) -> Configuration:
-        """Returns that of a line of the results."""
-        return cls(line["model"], line["reduction"], line["batch"], line["target"])
 
 
 def main() -> int:
@@ -71,14 +50,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--again", action="store_true", help="Measure what is known anew, too.")
     parser.add_argument("--results", type=Path, default=RESULTS, help="The file of results.")
-    parser.add_argument("--write", action="store_true", help="Write BENCHMARKS.md and stop.")
+    parser.add_argument("--write", action="store_true", help="Write the pages and stop.")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
         print(json.dumps(measured(Configuration(**json.loads(options.run)), options.rounds)))
         return 0
     if options.write:
-        PAGE.write_text(page(latest(options.results)), encoding="utf-8")
+        write(latest(options.results))
         return 0
     end = time.monotonic() + 60 * options.minutes
     done = {} if options.again else latest(options.results)
@@ -101,14 +80,6 @@ def wanted(options: argparse.Namespace) -> Iterator[Configuration]:
             for target in options.target or WANTED:
                 for reduction in options.reduction or REDUCTIONS:
                     yield Configuration(model, reduction, batch, target)
-
-
-def latest(results: Path) -> dict[Configuration, dict[str, Any]]:
-    """Returns the last line of each configuration that did not fail."""
-    if not results.exists():
-        return {}
-    lines = [json.loads(text) for text in results.read_text(encoding="utf-8").splitlines()]
-    return {Configuration.of(line): line for line in lines if "failed" not in line}
 
 
 def in_a_process(one: Configuration, rounds: int) -> dict[str, Any]:
@@ -170,87 +141,6 @@ def shown(line: dict[str, Any]) -> str:
         return f"{name}: {line['failed']}"
     found = line["found"]
     return f"{name}: {found['rounds']} rounds, load {found['load'][0]:.1f} … {found['load'][1]:.1f}"
-
-
-def page(lines: dict[Configuration, dict[str, Any]]) -> str:
-    """Returns BENCHMARKS.md."""
-    from tokexport.exporter.bench.tables import LEGEND
-
-    parts = [
-        "# Benchmarks",
-        "Written by `python ci/bench.py --write` from `ci/bench_results.jsonl`. Models of timm at "
-        "224 × 224 with random weights under a seed, reduced with `--reduce`; every table is one "
-        "process, in which its rows took turns.",
-        "\n".join(f"- {text}" for text in LEGEND),
-    ]
-    for machine in dict.fromkeys(conditions(line) for line in lines.values()):
-        parts.append(machine)
-    for model, title in MODELS.items():
-        own = {one: line for one, line in lines.items() if one.model == model}
-        parts += [f"## {title}"] if own else []
-        for reduction, named in REDUCTIONS.items():
-            for one in sorted(own, key=lambda one: (one.batch, one.target)):
-                if one.reduction == reduction:
-                    parts.append(f"### {title}, {named}, batch {one.batch}, {one.target}")
-                    parts.append(table(own[one]))
-    return "\n\n".join(parts) + "\n"
-
-
-def conditions(line: dict[str, Any]) -> str:
-    """Returns the machine and the versions that a line was measured with."""
-    machine = line["machine"]
-    packages = ", ".join(
-        f"{name} {machine['packages'][name].partition('+')[0]}"
-        for name in ("torch", "onnxruntime", "openvino")
-    )
-    cores = machine["cores"]
-    return (
-        f"Machine: {machine['processor']}, {cores['usable']} of {cores['logical']} cores, "
-        f"{machine['system'].partition('-')[0]}, Python {machine['python']}; {packages}."
-    )
-
-
-def table(line: dict[str, Any]) -> str:
-    """Returns a result in Markdown."""
-    found = line["found"]
-    macs = found["macs"] / 1e9
-    before = found["unreduced_macs"]
-    ratio = f", {before / found['macs']:.2f} times as many unreduced" if before else ""
-    load = " … ".join(f"{one:.1f}" for one in found["load"])
-    limited = " (time limit)" if found["time_limited"] else ""
-    lines = [
-        f"{found['rounds']} rounds{limited}, {line['date']}, load {load}; MACs {macs:.3g} G"
-        f"{ratio}; floor: {found['floor_products']} products, "
-        f"{found['floor_macs'] / 1e9:.3g} G MACs.",
-        "",
-        "| | median ms | min ms | plain ÷ this (95 %) | of minima | ÷ floor | realised, plain | "
-        "ours | off by | |",
-        "| --- |" + " ---: |" * 8 + " --- |",
-    ]
-    return "\n".join([*lines, *map(markdown_row, found["rows"])])
-
-
-def markdown_row(row: dict[str, Any]) -> str:
-    """Returns a candidate in Markdown; one that could not run has its reason."""
-    timing, plain, realised = row["timing"], row["over_plain"], row["realisation"] or {}
-    note = f"wrong: {row['note']}" if row["wrong"] else row["note"]
-    cells = [
-        number(timing and timing["median_ms"]),
-        number(timing and timing["min_ms"]),
-        plain and f"{plain['of_medians']:.2f} ({plain['low']:.2f} … {plain['high']:.2f})",
-        number(plain and plain["of_minima"]),
-        number(row["over_floor"]),
-        number(realised.get("over_plain")),
-        number(realised.get("over_ours")),
-        "" if row["error"] is None else f"{float(row['error']):.1e}",
-        note.replace("|", "\\|"),
-    ]
-    return f"| {row['name']} | {' | '.join(cell or '' for cell in cells)} |"
-
-
-def number(value: float | None) -> str:
-    """Returns two decimals, or nothing."""
-    return "" if value is None else f"{value:.2f}"
 
 
 if __name__ == "__main__":

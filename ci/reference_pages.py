@@ -148,6 +148,7 @@ def hints(kind: type) -> dict[str, Any]:
         try:
             return typing.get_type_hints(kind, names)
         except NameError as error:
+            assert error.name is not None
             names[error.name] = _typed_only(kind, error.name)
 
 

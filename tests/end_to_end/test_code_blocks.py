@@ -22,6 +22,9 @@ from helpers.cli import Answer, tokexport
 from helpers.pages import PAGES, ROOT, Block, blocks
 
 RUN = ("python", "bash", "console")
+#: The page whose bundle others go on with.
+FIRST = ROOT / "docs" / "guides" / "first-bundle.md"
+PLACES = sorted(PAGES, key=lambda page: page != FIRST)
 #: What a block may need that a test does not have.
 NOT_RUN = re.compile(r"# Not run by the tests: needs (the network|a GPU|a compiler)\.")
 ENDS = re.compile(r"# Ends with exit code (\d+)\.")
@@ -37,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(one.language in RUN for one in blocks(page))],
+    [page for page in PLACES if any(one.language in RUN for one in blocks(page))],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_the_blocks_of_a_page_run(
@@ -46,6 +49,13 @@ def test_the_blocks_of_a_page_run(
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "path", list(sys.path))  # a block may add to it
+    if page != FIRST and not (folder / "digits-ort").exists():  # this page is run alone
+        run_page(FIRST, tmp_path)
+    run_page(page, tmp_path)
+
+
+def run_page(page: Path, tmp_path: Path) -> None:
+    """Runs the blocks of a page in order."""
     names: dict[str, Any] = {"__name__": page.stem}
     for block in blocks(page):
         if block.language not in RUN or NOT_RUN.fullmatch(block.first):
