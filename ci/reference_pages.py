@@ -148,8 +148,8 @@ def hints(kind: type) -> dict[str, Any]:
         try:
             return typing.get_type_hints(kind, names)
         except NameError as error:
-            assert error.name is not None
-            names[error.name] = _typed_only(kind, error.name)
+            missing = error.name or ""
+            names[missing] = _typed_only(kind, missing)
 
 
 def _typed_only(kind: type, name: str) -> Any:
