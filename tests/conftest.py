@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers.composite_operators import look_up_quickly
 from helpers.onnx_library import read_once
 from helpers.torchvision_ops import define_torchvision_operators
 
@@ -31,9 +32,10 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_library() -> Iterator[None]:
-    """Lets all exports share torch's ONNX library."""
+    """Lets all exports share torch's ONNX library, and what is known of its operators."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         read_once(monkeypatch)
+        look_up_quickly(monkeypatch)
         yield
 
 
