@@ -244,7 +244,7 @@ def test_where_no_token_can_be_put_back_it_says_so() -> None:
         tokexport.reduce(model, "tome:r=6,restore=true", images())
     assert "Behind blocks 0, 1, 2 no token can be put back" in error.value.fix
     model.read = (lambda vit, layers: [_map(layers[2]), layers[4][:, 0]],)  # type: ignore[assignment]
-    with pytest.raises(SurgeryError, match="by where they stand") as error:
+    with pytest.raises(SurgeryError, match="uses the indices of its tokens") as error:
         tokexport.reduce(model, "tome:r=6,restore=true", images())
     assert "let the next block take that output as it is" in error.value.fix
 

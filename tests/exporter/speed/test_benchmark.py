@@ -180,7 +180,7 @@ def test_the_collector_rests_while_timing_and_comes_back_after_a_failure() -> No
 def test_refuses_a_baseline_that_is_no_candidate() -> None:
     with pytest.raises(InternalError, match="'eager'"):
         measure({"artifact": lambda: None}, baseline="eager")
-    with pytest.raises(InternalError, match="nothing to hold"):
+    with pytest.raises(InternalError, match="nothing to compare"):
         measure({"eager": lambda: None}, baseline="eager")
 
 

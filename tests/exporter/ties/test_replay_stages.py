@@ -367,7 +367,7 @@ def test_an_output_of_the_whole_batch_is_of_no_steady_sample(
 ) -> None:
     images = samples(2e-7, 0.5, 0.25, 2e-7)
     result = compile_with(monkeypatch, tmp_path, images, Nudge(1e-6), batch=2, model=SumsUp())
-    assert any("Every sample holds a near-tie" in said for said in result.report.warnings)
+    assert any("Every sample crosses a near-tie" in said for said in result.report.warnings)
     assert verify_bundle(result.bundle).passed
 
 

@@ -45,14 +45,14 @@ REFUSED = {
         LAYER.format("Relu", '<input><port id="0"/><port id="0"/></input>'),
         "port 0 of layer 0 stands twice",
     ),
-    "a layer that reads nothing": (LAYER.format("MaxPool", ""), "what its layers read"),
+    "a layer that reads nothing": (LAYER.format("MaxPool", ""), "do not match its edges"),
     "an input that nothing feeds": (
         LAYER.format("Relu", '<input><port id="0"/></input>'),
-        "what its layers read",
+        "do not match its edges",
     ),
     "an edge to nowhere": (
         '<net><layer id="0" type="Const"/><edge to-layer="0" to-port="0"/></net>',
-        "what its layers read",
+        "do not match its edges",
     ),
     "no place": (LAYER.format("Const", '<data offset="x" size="8"/>'), "no number"),
 }

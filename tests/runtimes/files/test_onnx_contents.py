@@ -133,10 +133,10 @@ REFUSED = {
         ),
         "more than 200,000 nodes",
     ),
-    "a huge tensor": (model_of([], [weight(dims=[2**40])]), "more numbers than there are bytes"),
+    "a huge tensor": (model_of([], [weight(dims=[2**40])]), "more numbers than it has bytes"),
     "sizes that wrap": (model_of([], [weight(dims=[2**32, 2**32])]), "than memory holds"),
     "a negative size": (model_of([], [weight(dims=[-1, 3])]), "negative size"),
-    "weights that are not there": (model_of([], [elsewhere("none.bin")]), "there is no file"),
+    "weights that are not there": (model_of([], [elsewhere("none.bin")]), "its file of weights"),
     "weights without a name": (model_of([], [elsewhere("")]), "without a name"),
 }
 
@@ -150,13 +150,13 @@ def test_what_no_artifact_holds_is_refused(kind: str, tmp_path: Path) -> None:
 
 def test_a_huge_tensor_in_a_file_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(bytes(24))
-    with pytest.raises(ContentsError, match="more numbers than there are bytes"):
+    with pytest.raises(ContentsError, match="more numbers than it has bytes"):
         onnx_contents(saved(model_of([], [elsewhere("w.bin", dims=[2**40])]), tmp_path))
 
 
 def test_a_tensor_in_an_attribute(tmp_path: Path) -> None:
     node = helper.make_node("Constant", [], ["y"], value=weight(dims=[2**40]))
-    with pytest.raises(ContentsError, match="more numbers than there are bytes"):
+    with pytest.raises(ContentsError, match="more numbers than it has bytes"):
         onnx_contents(saved(model_of([node]), tmp_path))
 
 
