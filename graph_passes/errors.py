@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-#: What a person can do about a pass that fails.
+#: What a user can do about a pass that fails.
 _WAY_OUT: Final = (
     "Write that line with other operations, or compile with --keep-stages and report it with the "
     "graphs of the stages before it."
@@ -46,7 +46,7 @@ class PassError(GraphError):
     Args:
         what: Which pass, and what happened.
         where: The node and the line of the user's code it came from, where they are known.
-        fix: What the person can do.
+        fix: What the user can do.
         before: The passes of the stage that ran before it, in order.
     """
 

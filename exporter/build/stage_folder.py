@@ -130,7 +130,7 @@ class StageFolder:
         (self.path / f"{stage}.pt2").write_bytes(program_bytes(program))
 
     def save_passes(self, reports: Sequence[PassReport]) -> None:
-        """Writes what the passes did until now where the person asked for the stages."""
+        """Writes what the passes changed so far, if the user keeps the stages."""
         if not self._keep:
             return
         text = json.dumps(plain(reports), indent=2, ensure_ascii=False)

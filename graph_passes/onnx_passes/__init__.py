@@ -1,1 +1,1 @@
-"""ONNX passes of the targets."""
+"""Holds the ONNX passes of the targets."""

@@ -1,1 +1,1 @@
-"""Passes over ONNX that every target takes."""
+"""Holds the ONNX passes that every target needs."""

@@ -1,4 +1,4 @@
-"""Gives calls of token operators the bodies that a choice says.
+"""Gives calls of token operators their chosen forms.
 
 Before → after, where the choice for merges of these shapes is ``scatter``::
 
@@ -25,7 +25,7 @@ from tokexport.graph_passes.ops.token_forms import FORMS, form_name
 
 @dataclass(frozen=True, order=True)
 class TokenCall:
-    """What calls of a token operator have in common that take the same time.
+    """The properties of a call of a token operator that decide its time.
 
     Attributes:
         operator: The function, ``merge_tokens_sum``.
@@ -54,7 +54,7 @@ Forms = Mapping[TokenCall, str]
 
 
 class ChooseForms(OnnxPass):
-    """Lets calls of token operators call a form of theirs.
+    """Makes calls of token operators call their chosen form.
 
     Args:
         forms: The form of each kind of call; the others stay.
@@ -92,7 +92,7 @@ def _calls(model: ir.Model) -> Iterator[tuple[ir.Node, TokenCall]]:
 
 
 def _call_of(node: ir.Node) -> TokenCall | None:
-    """Returns what a call looks like; None where that is unknown, not float32, or all constant."""
+    """Returns the kind of a call; None if it is unknown, not float32, or all constant."""
     values = [value for value in node.inputs if value is not None]
     shapes = [shape_of(value) for value in values]
     known = tuple(shape for shape in shapes if shape is not None)

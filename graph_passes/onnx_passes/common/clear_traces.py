@@ -1,6 +1,6 @@
-"""Clears what a model says of where it came from: metadata, docstrings, source lines.
+"""Removes metadata, docstrings and source lines from a model.
 
-What native kernels need to know of its calls stays.
+The metadata that native kernels need stay.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tokexport.graph_passes.onnx_passes.graph.source_lines import keep_lines
 
 
 class ClearTraces(OnnxPass):
-    """Leaves no traces of the person's machine in the artifact."""
+    """Removes traces of the user's machine from the artifact."""
 
     name = "clear traces"
 

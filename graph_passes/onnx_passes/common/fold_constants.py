@@ -1,4 +1,4 @@
-"""Computes once what does not depend on the input: shapes, ranges, axes.
+"""Folds constants that do not depend on the input: shapes, ranges, axes.
 
 Before → after::
 
@@ -27,7 +27,7 @@ LARGEST_FOLDED: Final = 64 * 1024
 
 
 class FoldConstants(OnnxPass):
-    """Folds until nothing changes, and drops what nobody reads then."""
+    """Folds until nothing changes, and drops unread values."""
 
     name = "fold constants"
     comes_before = ("correct integer division", "fold by deconvolution", "refuse for tensorrt")

@@ -54,7 +54,7 @@ OPERATORS: Final = frozenset(
 
 
 class NameKernelCalls(OnnxPass):
-    """Writes down the calls of operators that have kernels outside ONNX Runtime."""
+    """Records the calls of operators that have kernels outside ONNX Runtime."""
 
     name = "name kernel calls"
     comes_before = ("inline", "fold constants", "clear traces")
@@ -69,7 +69,7 @@ class NameKernelCalls(OnnxPass):
 
 
 def _described(node: ir.Node) -> dict[str, Any] | None:
-    """Returns what is written of a call; None where it has no kernel, or something is unknown."""
+    """Returns the record of a call; None if it has no kernel, or something is unknown."""
     if node.op_type not in OPERATORS or not _fits(node):
         return None
     inputs = [_input(value) for value in node.inputs]
@@ -88,7 +88,7 @@ def _described(node: ir.Node) -> dict[str, Any] | None:
 
 
 def _fits(node: ir.Node) -> bool:
-    """Tells whether the inputs are of the types that kernels take: float32, int64 for indices."""
+    """Returns whether the inputs have the types of kernels: float32, int64 for indices."""
     wanted = {"T": ir.DataType.FLOAT, "I": ir.DataType.INT64}
     kinds = [wanted[kind] for _, kind in signatures()[node.op_type].inputs]
     return [value and value.dtype for value in node.inputs] == kinds
@@ -113,7 +113,7 @@ def _input(value: ir.Value | None) -> dict[str, Any] | None:
 
 @contextmanager
 def call_names_kept(model: ir.Model) -> Iterator[None]:
-    """Lets the outputs of named calls keep their names in what may replace them meanwhile.
+    """Keeps the names of outputs of named calls in what replaces them meanwhile.
 
     A value stands for another where one that read the other reads it now.
     """

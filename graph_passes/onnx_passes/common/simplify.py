@@ -1,4 +1,4 @@
-"""Simplifies what the exporter wrote: constants are folded, and what changes nothing is dropped.
+"""Simplifies the exporter's model: folds constants and drops identities.
 
 Before → after, for example::
 

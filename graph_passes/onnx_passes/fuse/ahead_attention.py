@@ -1,4 +1,4 @@
-"""Joins the product of attention from before a merge and the values from behind it.
+"""Fuses attention from before a merge with the values from after it.
 
 Before → after, P (B, H, N, N) the softmax, v (B, M, ·) rows of the merged tokens' values::
 
@@ -67,7 +67,7 @@ class AheadAttention(NodePass):
 
 
 def _are_channels(view: View, images: int) -> bool:
-    """Tells whether a view is of neighbouring channels of all rows (B, N, ·)."""
+    """Returns whether a view is of neighbouring channels of all rows (B, N, ·)."""
     base = shape_of(view.base)
     return (
         base is not None

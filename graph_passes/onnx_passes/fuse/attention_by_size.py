@@ -1,4 +1,4 @@
-"""Lets attention take the sizes of its tokens, where their logarithm is what is added to each key.
+"""Makes attention take the sizes of its tokens, where their logarithms are added to the keys.
 
 Before → after, s (B, N, 1) the sizes::
 
@@ -56,6 +56,6 @@ def _rewrite(node: ir.Node, size: ir.Value) -> None:
 
 
 def _all_of(value: ir.Value | None) -> ir.Value | None:
-    """Returns the value that another is all of, in its order and any shape."""
+    """Returns the value whose elements another value holds, in order and in any shape."""
     view = view_of(value) if value is not None else None
     return view.base if view is not None and view.is_whole(view.shape) else value

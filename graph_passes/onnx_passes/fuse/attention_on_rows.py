@@ -1,4 +1,4 @@
-"""Lets attention read queries, keys and values where the projections wrote them.
+"""Makes attention read queries, keys and values where the projections wrote them.
 
 Before → after, for q, k and v that are only moved between a projection and the attention::
 

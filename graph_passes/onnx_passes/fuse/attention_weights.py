@@ -1,7 +1,7 @@
-"""Lets the softmax of attention read queries and keys where a projection wrote them.
+"""Makes the softmax of attention read queries and keys where a projection wrote them.
 
-Before → after, for q and k that are only moved between a projection and their product; what is left
-of such softmaxes is read by more than the product with the values::
+Before → after, for q and k that are only moved between a projection and their product; the
+softmaxes that are left have other readers than the product with the values::
 
     Softmax(MatMul(q, kᵀ) · scale)                   q, k (B, H, N, D), views of (B, N, ·)
     →  attention_weights(qk, qk; scale, q_start=0, k_start=H·D)

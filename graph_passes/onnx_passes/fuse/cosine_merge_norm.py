@@ -1,4 +1,4 @@
-"""Joins ToMe's match, its merge and the layer norm behind them.
+"""Fuses ToMe's match, its merge and the layer norm after them.
 
 Before → after::
 
@@ -66,7 +66,7 @@ def _rewrite(match: ir.Node, merge: ir.Node, norm: ir.Node) -> None:
 
 
 def _misfit(match: ir.Node, merge: ir.Node, norm: ir.Node) -> Reason | None:
-    """Says why three nodes do not become one; None where they do."""
+    """Returns why three nodes do not become one; None if they do."""
     rows, x = match.inputs[0], merge.inputs[0]
     assert rows is not None
     assert x is not None

@@ -1,4 +1,4 @@
-"""Joins what MCTF reads of attention and sizes: how rare each token is, and its share in a merge.
+"""Fuses the criteria of MCTF: how rare each token is, and its share in a merge.
 
 Before → after, P (B, H, Nq, N) the softmax and s (B, N, 1) the sizes::
 
@@ -86,7 +86,7 @@ def _rewrite(
 
 
 def _power(value: ir.Value | None) -> tuple[ir.Value, float] | None:
-    """Returns t and p of a value (r / max(r)) ^ p with r = 1 / t, over the tokens (B, N) of t."""
+    """Returns t (B, N) and p of a value (r / max(r)) ^ p with r = 1 / t."""
     power = made_by(value, "Pow")
     exponent = number_of(power.inputs[1]) if power is not None else None
     part = made_by(power.inputs[0], "Div") if power is not None else None
@@ -99,7 +99,7 @@ def _power(value: ir.Value | None) -> tuple[ir.Value, float] | None:
 
 
 def _is_largest(value: ir.Value | None, of: ir.Value | None) -> bool:
-    """Tells whether a value is the largest of another along the tokens."""
+    """Returns whether a value is the largest of another along the tokens."""
     largest = made_by(value, "ReduceMax")
     if largest is None or largest.inputs[0] is not of or len(largest.inputs) < 2:
         return False

@@ -1,4 +1,4 @@
-"""Joins the match of MCTF that goes back: that of the columns of scores to the rows that were kept.
+"""Fuses the second match of MCTF: that of the columns of scores with the kept rows.
 
 Before → after, scores (B, Na, Nb), kept (B, K)::
 

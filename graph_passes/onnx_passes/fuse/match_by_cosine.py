@@ -1,4 +1,4 @@
-"""Joins what ToMe computes up to its match.
+"""Fuses the operators of ToMe up to its match.
 
 Before → after, k (B, H, N, D) the keys, which lie in rows (B, N, ·)::
 
@@ -106,7 +106,7 @@ def _without_protected(scores: ir.Value) -> tuple[ir.Value, int]:
 
 
 def _mean_of_heads(value: ir.Value | None) -> HeadsInRows | None:
-    """Returns where the heads lie that a value (B, N, D) is the mean of."""
+    """Returns the place of the heads whose mean is a value (B, N, D)."""
     mean = made_by(value, "ReduceMean")
     if mean is None or mean.attributes.get_int("keepdims", 1) != 0:
         return None

@@ -1,4 +1,4 @@
-"""Joins what merges tokens in both directions, forth and then back.
+"""Fuses merges of tokens in both directions, forth and then back.
 
 Before → after, the first P tokens protected, K left of a behind the first merge and L of b behind
 the second::
@@ -96,7 +96,7 @@ def _rewrite(node: ir.Node, both: Merged) -> None:
 
 
 def _are_parts(*sets: TokenSet | None) -> bool:
-    """Tells whether sets are one token behind the other, from the first to the last."""
+    """Returns whether sets are one token after the other, from the first to the last."""
     found = [one for one in sets if one is not None]
     shape = shape_of(found[0].tokens)
     return (
@@ -110,7 +110,7 @@ def _are_parts(*sets: TokenSet | None) -> bool:
 
 
 def _covers(found: Merged) -> bool:
-    """Tells whether each token is protected or in one of the sets."""
+    """Returns whether each token is protected or in one of the sets."""
     shape = shape_of(found.tokens)
     if shape is None:
         return False
@@ -120,9 +120,9 @@ def _covers(found: Merged) -> bool:
 
 
 def _is_match(*indices: ir.Value | None) -> bool:
-    """Tells whether indices are kept, src and dst of one match, or given as such to the graph.
+    """Returns whether indices are kept, src and dst of one match, or inputs of the graph.
 
-    Those of a match name each row once. A graph that is told how to decide is given them.
+    Those of a match name each row once. A replay graph takes them as inputs.
     """
     found = [value for value in indices if value is not None]
     makers = {value.producer() for value in found}

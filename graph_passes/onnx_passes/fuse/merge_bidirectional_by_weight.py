@@ -1,4 +1,4 @@
-"""Joins the mean by weight of what merges tokens in both directions.
+"""Fuses the weighted means of merges in both directions.
 
 Before → after, t (B, N, 1) the weights::
 
@@ -54,7 +54,7 @@ class MergeBidirectionalByWeight(NodePass):
 
 
 def _sums(count: ir.Value, weight: ir.Value, total: ir.Node) -> bool:
-    """Tells whether a value is the weights, merged as something else was."""
+    """Returns whether a value is the weights, merged as another value was."""
     call = count.producer()
     if call is None or call.domain != DOMAIN:
         return False

@@ -1,4 +1,4 @@
-"""Joins the mean of merged tokens, weighted with their sizes.
+"""Fuses the means of merged tokens, weighted with their sizes.
 
 Before → after, s (B, N, 1) the sizes::
 
@@ -80,7 +80,7 @@ def _rewrite(node: ir.Node, count: ir.Value, x: ir.Value, size: ir.Value, found:
 
 
 def _counts(count: ir.Value, size: ir.Value, found: Merged) -> bool:
-    """Tells whether a value is the sizes merged the same way."""
+    """Returns whether a value is the sizes merged the same way."""
     if ir.convenience.get_const_tensor(size) is None:
         same = merged(count)
         return same is not None and same == Merged(

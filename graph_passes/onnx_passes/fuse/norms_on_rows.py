@@ -1,4 +1,4 @@
-"""Lets the project's kernel normalise rows.
+"""Replaces layer normalisation of rows by the native kernel.
 
 Before → after::
 

@@ -1,4 +1,4 @@
-"""Joins each product of 8-bit integers and what follows it, and packs the weights.
+"""Fuses each product of 8-bit integers with its epilogue, and packs the weights.
 
 Before → after, x (B, N, K), w (K, C) int8 and t (C) constant::
 
@@ -45,7 +45,7 @@ class _Product:
 
 
 class PackIntegerLinears(SharingNodePass[Panels]):
-    """Rewrites what ``QuantiseDynamically`` made."""
+    """Rewrites the products that ``QuantiseDynamically`` made."""
 
     name = "pack integer linears"
     op_types = ("MatMulInteger",)

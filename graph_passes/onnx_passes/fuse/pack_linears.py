@@ -1,4 +1,4 @@
-"""Joins each product with constant weights and what follows it, and packs the weights.
+"""Fuses each product with constant weights with its epilogue, and packs the weights.
 
 Before → after, x (B, N, K), w (K, C) and b (C) constant::
 

@@ -1,4 +1,4 @@
-"""Joins what makes tokens of images.
+"""Fuses the patch embedding of images.
 
 Before → after, w and b of a convolution whose patches lie side by side, p (1, K + N, C) constant::
 
@@ -56,7 +56,7 @@ class PatchEmbeddings(NodePass):
 
 @dataclass
 class _Tokens:
-    """What a node gives: rows that do not depend on the image, added to those of patches.
+    """The constant rows of an embedding, which are added to those of patches.
 
     Attributes:
         last: The node.
@@ -92,7 +92,7 @@ def _rewrite(conv: ir.Node, kernel: Floats, tokens: _Tokens, graph: ir.Graph) ->
 
 
 def _no_patches(conv: ir.Node, kernel: Floats) -> Reason | None:
-    """Says why a convolution reads a pixel more than once; None where it does not."""
+    """Returns why a convolution reads a pixel more than once; None if it does not."""
     ones = [1] * (kernel.ndim - 2)
     strides = list(conv.attributes.get_ints("strides", ones))
     if kernel.ndim != 4:
@@ -129,7 +129,7 @@ def _tokens_behind(conv: ir.Node, channels: int) -> _Tokens | None:
 
 
 def _with_positions(tokens: _Tokens) -> _Tokens:
-    """Takes along a constant that the only reader adds to each image."""
+    """Includes a constant that the only reader adds to each image."""
     add = only_reader(tokens.last.outputs[0])
     if add is None or add.op_type != "Add":
         return tokens
@@ -145,7 +145,7 @@ def _with_positions(tokens: _Tokens) -> _Tokens:
 
 
 def _with_constant_tokens(tokens: _Tokens, batch: int) -> _Tokens:
-    """Takes along constant tokens, the same in each image, that the only reader puts in front."""
+    """Includes constant tokens, the same in each image, that the only reader puts in front."""
     join = only_reader(tokens.last.outputs[0])
     if join is None or join.op_type != "Concat" or join.attributes.get_int("axis", 0) % 3 != 1:
         return tokens

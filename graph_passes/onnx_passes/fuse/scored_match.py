@@ -1,4 +1,4 @@
-"""Joins what MCTF computes up to its match.
+"""Fuses the operators of MCTF up to its match.
 
 Before → after, x (B, N, C) the tokens, t (B, N) a term of each::
 
@@ -32,7 +32,7 @@ from tokexport.graph_passes.pass_report import Reason
 
 @dataclass(frozen=True)
 class Scored:
-    """What scores are made of.
+    """The parts of scores.
 
     Attributes:
         tokens: The tokens (B, N, C).
@@ -83,7 +83,7 @@ def _rewrite(node: ir.Node, scores: ir.Value, found: Scored) -> None:
 
 
 def _scored(scores: ir.Value) -> Scored | Reason:
-    """Returns what scores are made of, or why they are not a cosine times two terms."""
+    """Returns the parts of scores, or why they are not a cosine times two terms."""
     outer = made_by(scores, "Mul")
     inner = made_by(outer.inputs[0], "Mul") if outer is not None else None
     half = made_by(inner.inputs[0], "Div") if inner is not None else None

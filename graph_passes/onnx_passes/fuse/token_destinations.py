@@ -133,7 +133,7 @@ def _rewrite(last: ir.Node, split: Split) -> None:
 
 
 def _computed(index: ir.Value, split: Split) -> list[ir.Node] | None:
-    """Returns the nodes that an index is computed by from a split, in order; None from others."""
+    """Returns the nodes that compute an index from a split, in order; None for other indices."""
     found: set[ir.Node] = set()
     waiting = [index]
     while waiting:
@@ -160,7 +160,7 @@ def _constant(value: ir.Value) -> NDArray[np.generic] | None:
 
 
 def _gives_destinations(split: Split, nodes: list[ir.Node], index: ir.Value) -> bool:
-    """Tells whether the nodes give the destinations of drawn matches."""
+    """Returns whether the nodes give the destinations of drawn matches."""
     evaluator = _evaluator(split, nodes, index)
     names = [str(value.name) for value in split.indices]
     for drawn in _drawn(split):
@@ -198,7 +198,7 @@ def _evaluator(split: Split, nodes: list[ir.Node], index: ir.Value) -> Reference
 
 
 def _drawn(split: Split) -> Iterator[list[Integers]]:
-    """Draws matches of a split: to any row, to what stays or goes in the way back, all to one."""
+    """Draws matches of a split: to any row, to kept or merged rows of the second, all to one."""
     images = split.tokens[0]
     kept, gone, _, kept_back, gone_back, _ = split.rows
     generator = np.random.default_rng(0)

@@ -1,1 +1,1 @@
-"""What an ONNX graph is to the passes: neighbours, replacements, views, lines, roles."""
+"""Gives passes access to an ONNX graph: neighbours, replacements, views, lines, roles."""

@@ -1,4 +1,4 @@
-"""What follows a product with constant weights and can be computed along with it."""
+"""Finds the epilogue of a product with constant weights: a bias, a GELU or a residual."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 @dataclass(frozen=True)
 class Epilogue:
-    """product · scale + bias, and then a GELU or a residual.
+    """An epilogue: product · scale + bias, and then a GELU or a residual.
 
     Attributes:
         suffix: Of the function that computes it: '', ``_gelu`` or ``_add``.
@@ -36,7 +36,7 @@ class Epilogue:
 
 
 def epilogue(product: ir.Node, columns: int) -> Epilogue:
-    """Finds what follows a node that gives a product (…, columns)."""
+    """Finds the epilogue of a node that gives a product (…, columns)."""
     last, bias = product, np.zeros(columns, np.float32)
     bias_value = scale = None
     if (found := _follows(last, "Add", columns)) is not None:
@@ -83,7 +83,7 @@ def _is_exact(gelu: ir.Node) -> bool:
 
 
 def floats_of(value: ir.Value) -> Floats | None:
-    """Returns the constant of float32 that a value is; None where it is none."""
+    """Returns the float32 constant of a value; None for other values."""
     constant = ir.convenience.get_const_tensor(value)
     if constant is None or constant.dtype != ir.DataType.FLOAT:
         return None

@@ -27,7 +27,7 @@ class HeadsInRows:
 
 
 def heads_in_rows(value: ir.Value | None) -> HeadsInRows | None:
-    """Returns where heads (B, H, N, D) lie; None where they are not a view of such rows."""
+    """Returns the place of heads (B, H, N, D); None where they are not a view of rows."""
     view = view_of(value) if value is not None else None
     base = shape_of(view.base) if view is not None else None
     if view is None or base is None or len(base) != 3 or len(view.shape) != 4:

@@ -1,4 +1,4 @@
-"""A matrix in 8-bit integers, each column on a scale of its own."""
+"""Quantises a matrix to 8-bit integers, with a scale for each column."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The linears of an ONNX graph, and which of them the blocks are made of."""
+"""Finds the linears of an ONNX graph, and those that a reduced precision may touch."""
 
 from __future__ import annotations
 
@@ -124,12 +124,12 @@ def steps_of(graph: ir.Graph) -> list[Step]:
 
 
 def decides(value: ir.Value) -> bool:
-    """Tells whether a value is of whole numbers or truths."""
+    """Returns whether a value is of whole numbers or truths."""
     return value.dtype in _DECISIONS
 
 
 def _is_constant(value: ir.Value) -> bool:
-    """Tells whether a value is a constant, or rows and columns of one, or one turned."""
+    """Returns whether a value is a constant, or a slice or a transpose of one."""
     if ir.convenience.get_const_tensor(value) is not None:
         return True
     made = value.producer()

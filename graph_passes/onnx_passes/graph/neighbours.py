@@ -26,7 +26,7 @@ def only_reader(value: ir.Value) -> ir.Node | None:
 
 
 def comes_from(value: ir.Value, other: ir.Value) -> bool:
-    """Tells whether a value is computed from another, or is it."""
+    """Returns whether a value is another, or is computed from it."""
     seen: set[ir.Value] = set()
     waiting = [value]
     while waiting:

@@ -98,7 +98,7 @@ def roles_of(steps: Sequence[Step]) -> Roles:
 
 
 def is_marked(name: str | None) -> bool:
-    """Tells whether a constant of that name is marked: what reads it stays in float32."""
+    """Returns whether a constant of that name is marked: its readers stay in float32."""
     return (name or "").startswith(WIDE)
 
 

@@ -1,4 +1,4 @@
-"""Where a node of an ONNX graph came from in the person's code."""
+"""Finds the user's line that a node of an ONNX graph came from."""
 
 from __future__ import annotations
 

@@ -32,13 +32,13 @@ class View:
     offset: int = 0
 
     def is_whole(self, shape: tuple[int, ...]) -> bool:
-        """Tells whether it is all of the base in its order, in this shape."""
+        """Returns whether it is all of the base in its order, in this shape."""
         base = shape_of(self.base)
         everything = base is not None and prod(base) == prod(shape) and self.offset == 0
         return everything and self.shape == shape and self.steps_by(_in_order(shape))
 
     def steps_by(self, strides: tuple[int, ...]) -> bool:
-        """Tells whether its strides are these, those of axes of one element left out."""
+        """Returns whether its strides are these, apart from axes of one element."""
         axes = zip(self.shape, self.strides, strides, strict=True)
         return all(size == 1 or one == other for size, one, other in axes)
 

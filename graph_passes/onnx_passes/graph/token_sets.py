@@ -104,6 +104,6 @@ def merged(value: ir.Value) -> Merged | None:
 
 
 def _to_the_end(found: TokenSet) -> bool:
-    """Tells whether a set goes on to the last token."""
+    """Returns whether a set goes on to the last token."""
     shape = shape_of(found.tokens)
     return shape is not None and found.count == -(-(shape[1] - found.start) // found.step)

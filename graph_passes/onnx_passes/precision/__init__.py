@@ -1,1 +1,1 @@
-"""Brings a reduced precision into an ONNX graph."""
+"""Holds the passes that bring a reduced precision into an ONNX graph."""

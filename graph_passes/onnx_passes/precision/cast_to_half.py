@@ -1,4 +1,4 @@
-"""Types a graph in half precision, for a builder that takes the types of the graph as they stand.
+"""Types a graph in half precision, for a builder that follows the types of the graph.
 
 Before → after::
 
@@ -10,7 +10,7 @@ Before → after::
 
 Float32 stay: what selects and counts tokens and moves them by counts (``precision_roles``), sums
 over an axis, exponentials, logarithms, roots and quotients, which overflow or cancel in half, and
-what only passes rows of such a result on.
+what only passes rows of these results on.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class CastToHalf(OnnxPass):
 
 
 class _Caster:
-    """Casts what nodes read and give, each value once.
+    """Casts the inputs and results of nodes, each value once.
 
     Args:
         model: The model.
@@ -102,7 +102,7 @@ class _Caster:
         self.narrowed = 0
 
     def stays_wide(self, node: ir.Node) -> bool:
-        """Tells whether a node computes in float32 whatever it is for."""
+        """Returns whether a node computes in float32 whatever its role."""
         if node.domain != "" or node.op_type in _SENSITIVE | _OWN_TYPE:
             return True
         if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
@@ -114,7 +114,7 @@ class _Caster:
         )
 
     def feed(self, node: ir.Node, dtype: ir.DataType) -> None:
-        """Lets a node read every floating value in a type."""
+        """Makes a node read every floating value in a type."""
         for position, value in enumerate(node.inputs):
             if value is not None and value.dtype in (ir.DataType.FLOAT, self._half):
                 node.replace_input_with(position, self._as(value, dtype, node))
@@ -149,7 +149,7 @@ class _Caster:
         return self._casts[key]
 
     def _narrowed_constant(self, value: ir.Value, constant: ir.TensorProtocol) -> ir.Value:
-        """Adds a weight in half; a finite number beyond its range becomes the largest there is."""
+        """Adds a weight in half; a finite number beyond its range becomes the largest one."""
         dtype = self._half.numpy()
         largest = _LARGEST[self._half]
         array: np.ndarray[Any, Any] = constant.numpy()

@@ -1,4 +1,4 @@
-"""Multiplies the blocks' linears in 8-bit integers, on the range that each input turns out to have.
+"""Multiplies the blocks' linears in 8-bit integers, on the range of each input when it runs.
 
 Before → after::
 

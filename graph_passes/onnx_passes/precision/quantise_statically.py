@@ -106,7 +106,7 @@ def _scale_and_zero(
 def _bias(model: ir.Model, linear: Linear) -> tuple[ir.Node | None, ir.Value | None]:
     """Returns the vector (N,) that is added to a linear, and the Add that does, if any.
 
-    What else a Gemm adds, such as a table (M, N), is no such vector: it has to be added behind.
+    Other operands of a Gemm, such as a table (M, N), have to be added after it.
     """
     if linear.bias is not None:
         return None, _of_gemm(model, linear, linear.bias)
@@ -126,7 +126,7 @@ def _bias(model: ir.Model, linear: Linear) -> tuple[ir.Node | None, ir.Value | N
 
 
 def _of_gemm(model: ir.Model, linear: Linear, bias: ir.Value) -> ir.Value | None:
-    """Returns what a Gemm adds as a vector (N,); None where it is none in another shape."""
+    """Returns the bias of a Gemm as a vector (N,); None if it is no vector."""
     columns = linear.matrix().shape[1]
     if bias.shape == ir.Shape((columns,)):
         return bias

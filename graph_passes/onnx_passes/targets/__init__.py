@@ -1,1 +1,1 @@
-"""What one target needs, or gets wrong."""
+"""Holds the passes for what one target needs, or gets wrong."""

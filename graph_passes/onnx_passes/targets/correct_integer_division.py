@@ -10,7 +10,7 @@ Before → after, of int32 and int64::
 
 The CPU plugin of OpenVINO 2026.4 divides integers as float32, which has 24 bits, and multiplies and
 subtracts them exactly in 32. A quotient is off by a share of itself, so what is left of the
-dividend is small; its own quotient is off by one at most, which the sign of the rest tells.
+dividend is small; its own quotient is off by one at most, as the sign of the rest shows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WHOLE = {ir.DataType.INT32: np.int32, ir.DataType.INT64: np.int64}
 
 
 class CorrectIntegerDivision(NodePass):
-    """Puts what is exact in the place of Div and Mod of integers."""
+    """Replaces Div and Mod of integers by exact operators."""
 
     name = "correct integer division"
     op_types = ("Div", "Mod")

@@ -1,4 +1,4 @@
-"""Refuses, before any build, what TensorRT's parser or builder does not take.
+"""Refuses, before any build, operators that TensorRT's parser or builder does not take.
 
 Measured with TensorRT-RTX 1.7.1 and known of TensorRT 10 and 11. The parser's own messages name
 neither the node nor the line (``Unsupported reduction type``); here both are known.

@@ -22,7 +22,7 @@ from tokexport.graph_passes.pass_report import Reason
 
 
 class WidenVectors(NodePass):
-    """Lets operators along an axis work on matrices of one row instead of vectors."""
+    """Makes operators along an axis work on matrices of one row instead of vectors."""
 
     name = "widen vectors"
     op_types = ("ArgMax", "ArgMin", "Hardmax", "LogSoftmax", "Softmax", "TopK")

@@ -1,1 +1,1 @@
-"""Spells operators out in those that every target computes alike."""
+"""Holds passes that write operators with those that every target computes alike."""

@@ -6,8 +6,8 @@ Before → after, with w = -ln((1 - y) · (1 + y))::
                    y · q(√w - 3)     beyond; ±∞ at ±1, and NaN outside of them
 
 p and q are those of single precision in M. Giles, "Approximating the erfinv function", GPU
-Computing Gems Jade Edition, 2012, chapter 10. ONNX has no such operator, and the steps of Newton
-that PyTorch takes magnify what runtimes round in erf.
+Computing Gems Jade Edition, 2012, chapter 10. ONNX does not have the operator, and the steps of
+Newton that PyTorch takes magnify what runtimes round in erf.
 """
 
 from __future__ import annotations

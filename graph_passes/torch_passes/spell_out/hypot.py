@@ -4,7 +4,7 @@ Before → after, with m the larger and n the smaller of |x| and |y|::
 
     hypot(x, y)   →  m · √(1 + (n / m)²),  0 where m is 0, ∞ where a side is
 
-As in C, ∞ beside NaN is ∞. ONNX has no such operator.
+As in C, ∞ beside NaN is ∞. ONNX does not have the operator.
 """
 
 from __future__ import annotations

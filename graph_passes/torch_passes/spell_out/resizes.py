@@ -5,8 +5,8 @@ Before → after, for images (B, C, H, W)::
     interpolate(x, (h, w), antialias=True)   →  R x Cᵀ,  R (h, H) and C (w, W)
 
 R and C are what PyTorch gives for unit vectors in float64, whatever the filter, the corners and the
-scale. TensorRT has no such resize; OpenVINO's and ONNX's differ from it, the latter by the scale
-and where corners are aligned.
+scale. TensorRT does not have this resize; OpenVINO's and ONNX's differ from it, the latter by the
+scale and where corners are aligned.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def _product(edit: Editor, node: Node) -> Node:
 
 
 def running(edit: Editor, x: Node, along: int, joined: Callable[..., Node]) -> Node:
-    """Inserts what an operation of pairs makes of each position of an axis and all before it.
+    """Inserts a running operation: each position of an axis combined with all before it.
 
     Args:
         edit: The graph.

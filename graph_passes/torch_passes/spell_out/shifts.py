@@ -3,7 +3,7 @@
 Before → after, of whole numbers of w bits::
 
     x << k   →  x · 2ᵏ,         0 where k < 0 or k >= w; of w - 1 bits 2ᵏ is the least number
-    x >> k   →  floor(x / 2ᵏ),  -1 or 0, as the sign says, where k < 0 or no such power is left
+    x >> k   →  floor(x / 2ᵏ),  -1 or 0, as the sign says, where k < 0 or the power is too large
 
 A product leaves the upper bits out, as a shift does. ONNX shifts numbers without a sign alone, and
 few runtimes do.

@@ -1,4 +1,4 @@
-"""Reads the minus of a number, that of a zero too."""
+"""Reads the minus of a number, also of a zero."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 
 
 def has_minus(edit: Editor, part: Node) -> Node:
-    """Tells which numbers have a minus; that of -0 is in its reciprocal, and NaN has none."""
+    """Returns which numbers have a minus; that of -0 is in its reciprocal, and NaN has none."""
     if dtype_of(part) == torch.bool:
         return edit.call(aten.zeros_like.default, part)
     below = edit.call(aten.lt.Scalar, part, 0)

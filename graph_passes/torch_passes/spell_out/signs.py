@@ -1,4 +1,4 @@
-"""Writes the sign of one number on another, and whether a number has one, by comparisons.
+"""Writes ``copysign`` and ``signbit`` by comparisons.
 
 Before → after::
 

@@ -1,4 +1,4 @@
-"""Writes a slope that is drawn while training as the one that it has in evaluation.
+"""Writes a slope that is drawn in training as its constant of evaluation.
 
 Before → after::
 
