@@ -1,5 +1,6 @@
 # make demo    trains a small ViT on digits and compiles it with its token merging
 # make test    the test suite
+# make test-fast   the rooms' own tests that begin nothing long, in a minute or so
 # make thorough   those tests that say little more and take long
 # make lint    ruff, and its formatting
 # make types   mypy --strict
@@ -15,9 +16,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 WORKERS ?= 2
+ROOMS := tests/exporter tests/graph_passes tests/runtimes tests/helpers
 EXTRAS := compile,openvino,int8,trt-rtx,timm,transformers,plot,demo,test,lint,docs
 
-.PHONY: demo test thorough lint types sanitize docs clean
+.PHONY: demo test test-fast thorough lint types sanitize docs clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -26,6 +28,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	-@test -e /usr/include/onnxruntime/onnxruntime_c_api.h || ci/ort_headers.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --fast $(ROOMS)
 
 thorough: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m thorough

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from helpers.composite_operators import look_up_quickly
+from helpers.fast import FastRun
 from helpers.onnx_library import read_once
 from helpers.torchvision_ops import define_torchvision_operators
 
@@ -18,6 +19,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the other workers want their cores to
     torch.set_num_threads(1)
 #: A trace makes so many objects that Python's own 700 spend a fifth of the suite on collections.
 gc.set_threshold(100_000, 20, 20)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option of ``make test-fast``."""
+    parser.addoption("--fast", action="store_true", help="skip tests that begin something long")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets ``--fast`` skip."""
+    if config.getoption("--fast"):
+        config.pluginmanager.register(FastRun())
 
 
 @pytest.fixture
