@@ -118,7 +118,7 @@ def capture_without_draws(model: FlatModel, batches: Batches) -> ExportedProgram
     lines = random_lines(program)
     if lines:
         raise NotRepeatableError(
-            "The model draws random numbers at inference, so it has no one answer to be held to.",
+            "The model draws random numbers at inference, so its outputs differ from run to run.",
             where=_where(lines),
             fix=_way_out(program),
         )

@@ -235,9 +235,9 @@ def _none_fits(use: TokenCapReport) -> DataDependentError:
             fix=f"Pass --token-cap {use.needed}, or more: later choices may need more.",
         )
     return DataDependentError(
-        "No batch keeps to what the padded model takes for granted.",
+        "Every batch breaks an assumption of the padded model.",
         where="\n".join(use.broken()),
-        fix="Give samples of which it holds first, with --inputs.",
+        fix="Give samples that meet it first, with --inputs.",
     )
 
 

@@ -163,8 +163,8 @@ def refusal(error: BaseException) -> ModelNotSupportedError:
     where = f"At {line}" if line else ""
     if depends_on_data(error):
         return DataDependentError(
-            "A number of tokens or a branch depends on the values of the input, and a static graph "
-            "has no room for that.",
+            "A number of tokens or a branch depends on the values of the input, and a static "
+            "graph cannot hold that.",
             where=where,
             fix=FIXED_COUNTS,
         )

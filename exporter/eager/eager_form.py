@@ -73,8 +73,8 @@ def copy_around_tensors(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise ModelNotSupportedError(
             f"The model cannot be copied: {type(error).__name__}: {error}",
-            fix="A reduced model, and one without torch.compile, copies the modules around the "
-            "same weights: take what cannot be copied, such as locks and open files, out of them.",
+            fix="Reducing a model, or taking it out of torch.compile, copies its modules: "
+            "remove what cannot be copied, such as locks and open files.",
         ) from error
     for module in copied.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):

@@ -73,8 +73,8 @@ def prepare(
     if not examples or not all(tensor.numel() for tensor in examples):
         raise InputError(
             "The example inputs hold no tensor." if not examples else "An example input is empty.",
-            fix="Return (module, example_inputs) with torch tensors that hold numbers; of numpy "
-            "arrays torch.from_numpy makes them.",
+            fix="Return (module, example_inputs) with torch tensors that hold numbers: "
+            "torch.from_numpy converts numpy arrays.",
         )
     free = [one for name, one in zip(spec.names, examples, strict=True) if name not in asked]
     if config.batch is not None:

@@ -249,9 +249,8 @@ def check_constants(first: dict[str, Constant], found: dict[str, Constant], on: 
 def _check_repeats(first: Answer, again: _Again) -> None:
     if not same_answers(first, again.anew, REPEATS):
         raise NotRepeatableError(
-            "The model gives another answer when it runs again on the same input.",
-            fix="Take the random numbers out of eval mode, so that there is one answer to be held "
-            "to.",
+            "The model gives other outputs when it runs again on the same input.",
+            fix="Draw no random numbers in eval mode: the outputs are compared with one reference.",
         )
     if not same_answers(first, again.after, REPEATS) or _remembers(*again.others):
         kept = (

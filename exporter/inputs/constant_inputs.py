@@ -101,8 +101,8 @@ def require_known(asked: Iterable[str], inputs: Sequence[str], parameters: Itera
             raise UsageError(
                 f"--constant names '{name}', which is given no tensor.",
                 where=f"The inputs are {listed(inputs)}.",
-                fix="What is given and is no tensor is a constant already; what is not given needs "
-                f"a value: --constant {name}=VALUE.",
+                fix="An argument that is no tensor is a constant already; one that is not given "
+                f"needs a value: --constant {name}=VALUE.",
             )
         near = get_close_matches(name, inputs, 1)
         raise UsageError(

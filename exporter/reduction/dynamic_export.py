@@ -155,7 +155,7 @@ def _check(
         if one.shape == other.shape and answer.distance(place, other, TOLERANCE) <= TOLERANCE:
             continue
         raise GateError(
-            f"The exported program gives another answer than the reduced model at batch {batch}.",
+            f"The exported program gives other outputs than the reduced model at batch {batch}.",
             fix="The model computes something that depends on the batch it was traced with. "
             "Compile it at one batch instead.",
         )

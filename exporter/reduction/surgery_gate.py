@@ -98,8 +98,8 @@ def surgery_error(
     if not plain <= SURGERY_TOLERANCE:
         _require_one_answer(flat, inputs, wanted)
         raise GateError(
-            "The model's blocks, taken apart and put together with nothing reduced, give another "
-            "answer.",
+            "The model's blocks, taken apart and put together with nothing reduced, give other "
+            "outputs.",
             where=f"Off by {plain:.1e} of the scale of the values around; "
             f"{SURGERY_TOLERANCE:.0e} is allowed.",
             fix="The blocks hold something that depends on more than their tokens. Please report "
@@ -115,7 +115,7 @@ def surgery_error(
         raise SurgeryError(
             "The model uses the indices of its tokens, in its blocks or between them, "
             "and a reduction changes them.",
-            where=f"With the patches in another order its answer is off by {shuffled:.1e} of the "
+            where=f"With the patches in another order its outputs are off by {shuffled:.1e} of the "
             "scale of the values around.",
             fix="Reduce a model whose positions are added before the blocks, or enter each block "
             "as a tensor with a row for each token. Where it returns what it reads behind a block, "
@@ -190,6 +190,6 @@ def _require_one_answer(flat: FlatModel, inputs: Sequence[Tensor], first: Sequen
         second = flat(*inputs)
     if not all(torch.equal(one, other) for one, other in zip(first, second, strict=True)):
         raise NotRepeatableError(
-            "The model gives another answer when it runs again on the same input.",
+            "The model gives other outputs when it runs again on the same input.",
             fix="Take the random numbers out of eval mode: they hide what a reduction changes.",
         )

@@ -322,7 +322,8 @@ def _load(
                 "The folder cannot be loaded by transformers: "
                 f"{lines[0].strip() if lines else type(error).__name__}",
                 where=str(folder),
-                fix="Compare with what AutoModelForImageClassification.from_pretrained says of it.",
+                fix="Try AutoModelForImageClassification.from_pretrained on it to see the whole "
+                "error.",
             ) from error
     missing = sorted(info["missing_keys"])
     misshapen = sorted(

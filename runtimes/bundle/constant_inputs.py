@@ -83,7 +83,7 @@ class ConstantInput:
         raise InputMismatchError(
             what,
             where=f"The value of {self.name} was fixed when the model was compiled, and "
-            f"{int(np.count_nonzero(differs))} of {given.size} numbers are others.",
+            f"{int(np.count_nonzero(differs))} of {given.size} numbers differ.",
             fix=f"Leave {self.name} out or pass that value; or compile with --constant "
             f"{self.name}=VALUE for another.",
         )

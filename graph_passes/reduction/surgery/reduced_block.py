@@ -111,8 +111,8 @@ class Flow:
             raise SurgeryError(
                 "A block ran without the one before it.",
                 where=f"Block {layer.index}.",
-                fix="Run the whole model: blocks alone, and checkpointed ones that run again, have "
-                "no tokens handed on to them.",
+                fix="Run the whole model: blocks alone, and checkpointed ones that run again, "
+                "get no tokens from the block before.",
             )
         if x is shown:
             return tokens

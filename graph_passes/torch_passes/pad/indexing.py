@@ -80,7 +80,7 @@ def _by_mask(
 
     (x, mask), inner = padded.meet(node, (x, mask), place)
     if padded.valid(mask) != inner or any(a + first not in padded.valid(x) for a in inner):
-        raise refused(node, "its mask and what it is taken from are padded differently")
+        raise refused(node, "its mask and the indexed value are padded differently")
     shape = shape_of(mask)
     times = shape[0] if rank > 1 else 1
     rows, kept = chosen(padded, node, flat_once(padded, node, mask), constants, times)
@@ -113,7 +113,7 @@ def _positions(
         else:
             masks = padded.valid(part).items()
             if any(padded.valid(x).get(axis + a) is not one for a, one in masks):
-                raise refused(node, "its mask and what it is taken from are padded differently")
+                raise refused(node, "its mask and the indexed value are padded differently")
             found, kept = columns(padded, node, part, constants)
             for each in found:
                 padded.note(each, {0: kept} if kept else {})
@@ -190,7 +190,7 @@ def put(padded: Padded, node: Node, constants: Constants) -> None:
         if shape_of(place)[0] != shape_of(kept.mask)[0]:
             place = edit.call(aten.slice.Tensor, place, 0, 0, shape_of(kept.mask)[0])
     elif axis in rows:
-        raise refused(node, "what it writes was chosen otherwise than where it goes")
+        raise refused(node, "the rows that it writes and their places were chosen differently")
     if kept is not None:
         place = lost(padded, place, kept, 0, sizes[first])
         flat = with_a_row_to_lose(padded, flat, first)
@@ -241,7 +241,7 @@ def _by_ranks(
     (x, mask), inner = padded.meet(node, (x, mask), place)
     valid = padded.valid(x)
     if padded.valid(mask) != inner or any(a + first not in valid for a in inner):
-        raise refused(node, "its mask and what it writes into are padded differently")
+        raise refused(node, "its mask and the value that it changes are padded differently")
     sizes = shape_of(x)
     flat_mask = padded.first(flat_once(padded, node, mask))
     count = prod(shape_of(mask))
@@ -261,7 +261,7 @@ def _by_ranks(
             if a < first or a >= first + rank
         }
         if others != outside or (along in rows) is not (kept is not None):
-            raise refused(node, "what it writes was chosen otherwise than where it goes")
+            raise refused(node, "the rows that it writes and their places were chosen differently")
         if kept is not None and rows[along] is not kept:
             values = padded.narrowed(values, along, padded.agree(node, kept, rows[along]))
         order = edit.call(aten.sub.Tensor, edit.call(aten.cumsum.default, flat_mask, 0), 1)

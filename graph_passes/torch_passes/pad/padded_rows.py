@@ -180,7 +180,7 @@ class Padded:
         if self.caps is None:
             raise TokenCountError(
                 f"How many rows {node.target} gives depends on the values of the input, and a "
-                "static graph has no room for that.",
+                "static graph cannot hold that.",
                 where=origin(node),
             )
         room = self.caps[min(len(self.selections), len(self.caps) - 1)] * times

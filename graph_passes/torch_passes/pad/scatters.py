@@ -38,9 +38,9 @@ def scatter(padded: Padded, node: Node) -> None:
     wanted = {a: one for a, one in padded.valid(parts[0]).items() if a != dim}
     rows = padded.valid(parts[1])
     if {a: one for a, one in rows.items() if a != dim} != wanted:
-        raise refused(node, "it writes rows that were chosen otherwise than where they go")
+        raise refused(node, "the rows that it writes and their places were chosen differently")
     if len(parts) > 2 and padded.valid(parts[2]) != rows:
-        raise refused(node, "what it writes was chosen otherwise than where it goes")
+        raise refused(node, "the rows that it writes and their places were chosen differently")
     x, index = parts[:2]
     args[3:4] = [*parts[2:], *args[3:4]][:1]
     size, valid = shape_of(x)[dim], padded.valid(x)
@@ -72,10 +72,10 @@ def index_add(padded: Padded, node: Node) -> None:
     rows = found.get("rows")
     valids = [{a: one for a, one in padded.valid(part).items() if a != dim} for part in (x, source)]
     if valids[0] != valids[1]:
-        raise refused(node, "it writes rows that were chosen otherwise than where they go")
+        raise refused(node, "the rows that it writes and their places were chosen differently")
     both = padded.valid(index).get(0), padded.valid(source).get(dim)
     if both[0] is not both[1]:
-        raise refused(node, "what it writes was chosen otherwise than where it goes")
+        raise refused(node, "the rows that it writes and their places were chosen differently")
     size, valid = shape_of(x)[dim], padded.valid(x)
     wide = x
     if rows is not None:
@@ -102,7 +102,7 @@ def select_scatter(padded: Padded, node: Node) -> None:
     )
     others = {a: one for a, one in padded.valid(x).items() if a != dim}
     if {a + (a >= dim): one for a, one in padded.valid(source).items()} != others:
-        raise refused(node, "what it writes was chosen otherwise than where it goes")
+        raise refused(node, "the rows that it writes and their places were chosen differently")
     new = padded.edit.call(node.target, x, source, dim, index)
     padded.set(node, new, padded.valid(x))
 
@@ -115,7 +115,7 @@ def slice_scatter(padded: Padded, node: Node) -> None:
     (x, source), found = padded.meet(node, (x, source), lambda _, a: None if a == dim else a)
     others = [{a: e for a, e in padded.valid(p).items() if a != dim} for p in (x, source)]
     if others[0] != others[1]:
-        raise refused(node, "what it writes was chosen otherwise than where it goes")
+        raise refused(node, "the rows that it writes and their places were chosen differently")
     rows, own = padded.valid(source).get(dim), padded.valid(x).get(dim)
     if rows is None and own is None:
         new = padded.edit.call(node.target, x, source, dim, start, end, step)

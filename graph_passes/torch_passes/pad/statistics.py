@@ -139,7 +139,7 @@ def bincount(padded: Padded, node: Node) -> None:
         (x, weights), _ = padded.meet(node, (x, weights), lambda _, axis: axis)
         valid, size = padded.valid(x).get(0), shape_of(x)[0]
         if padded.valid(weights).get(0) is not valid:
-            raise refused(node, "its weights were chosen otherwise than its numbers")
+            raise refused(node, "its weights and its numbers were chosen differently")
     most = edit.call(aten.amax.default, padded.filled(x, 0, -1), [0])
     length = edit.call(aten._to_copy.default, most, dtype=torch.int64)
     length = edit.call(aten.clamp_min.default, edit.call(aten.add.Tensor, length, 1), least)

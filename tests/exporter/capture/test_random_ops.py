@@ -30,7 +30,7 @@ def line_of(model: str) -> str:
     ("model", "operator", "what"),
     [
         ("tie_breaking", "aten.rand.default", "draws random numbers at inf"),
-        ("gumbel", "aten.exponential.default", "another answer when it runs"),
+        ("gumbel", "aten.exponential.default", "other outputs when it runs"),
         ("flips", "aten.bernoulli.default", "draws random numbers at inference"),
     ],
 )

@@ -181,7 +181,7 @@ def test_choosing_none_is_proven_where_a_sample_does(samples: Path, tmp_path: Pa
 
 def test_noise_is_dropped_before_rows_are_counted(tmp_path: Path) -> None:
     arguments = ("models.token_dropping:gumbel_sampling", tmp_path / "out", "--token-cap", 5)
-    refusal(compile_model(*arguments), 3, tmp_path, "another answer when it runs", "--drop-noise")
+    refusal(compile_model(*arguments), 3, tmp_path, "other outputs when it runs", "--drop-noise")
     found = compile_model(*arguments, "--drop-noise", "--json")
     assert found.code == 0, found
     assert len(found.json["random_ops"]["draws"]) == 1

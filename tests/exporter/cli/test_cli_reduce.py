@@ -153,7 +153,7 @@ def test_an_earlier_file_stays_without_force(tmp_path: Path) -> None:
         ("with_inputs", "tome", 3, ("no repeated blocks",)),
         ("plain_without_class_token", "evit", 3, ("reads the attention of a class token",)),
         ("plain_of_one_batch", "tome", 3, ("cannot be exported for any batch",)),
-        ("plain_of_two_faces", "tome", 1, ("with nothing reduced, give another answer",)),
+        ("plain_of_two_faces", "tome", 1, ("with nothing reduced, give other outputs",)),
     ],
 )
 def test_what_cannot_be_reduced(

@@ -129,7 +129,7 @@ def _two_faced(tie_free: bool) -> nn.Module:
 
 
 def test_a_surgery_that_changes_the_answer_fails_its_gate() -> None:
-    with pytest.raises(GateError, match="nothing reduced, give another answer"):
+    with pytest.raises(GateError, match="nothing reduced, give other outputs"):
         tokexport.reduce(_two_faced(tie_free=True), "tome", image())
 
 
@@ -147,12 +147,12 @@ class _Masked(nn.Module):
 
 @pytest.mark.parametrize("loud", [torch.finfo(torch.float32).min, 1e8])
 def test_nothing_loud_beside_it_hides_what_a_surgery_changes(loud: float) -> None:
-    with pytest.raises(GateError, match="nothing reduced, give another answer"):
+    with pytest.raises(GateError, match="nothing reduced, give other outputs"):
         tokexport.reduce(_Masked(_two_faced(tie_free=True), loud).eval(), "tome", image())
 
 
 def test_a_model_without_one_answer_is_told_so() -> None:
-    with pytest.raises(NotRepeatableError, match="another answer when it runs again"):
+    with pytest.raises(NotRepeatableError, match="other outputs when it runs again"):
         tokexport.reduce(_two_faced(tie_free=False), "tome", image())
 
 
