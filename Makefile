@@ -66,7 +66,7 @@ clean:
 
 # torch goes first and by its exact version, so that no other package's wish chooses another build;
 # what builds the package is installed too, so that no build fetches its own: the backend, and the
-# openvino that the kernels are for.
+# openvino that kernels are asked for.
 $(INSTALLED): pyproject.toml constraints.txt $(wildcard runtimes/native/* runtimes/native/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "tokexport needs Python 3.11 or newer, and '$(PYTHON)' is not." >&2; \
@@ -76,5 +76,5 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard runtimes/native/* runtim
 	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@$(PIP) install -c constraints.txt scikit-build-core cmake ninja openvino \
 	  "$$(sed -n 's/^torch==/&/p' constraints.txt)"
-	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	@TOKEXPORT_OPENVINO=1 $(PIP) install -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	@touch $@

@@ -83,6 +83,7 @@ def compile(
         threads (default None): The most threads that eager and the runtime may use; None leaves
             it to them.
         require_run (default False): Whether an engine that cannot run on this machine is a failure.
+        require_kernels (default False): Whether native kernels that do not load are a failure.
         keep_stages (default False): Whether the graph of every stage stays in ``OUTPUT.stages``.
         force (default False): Whether an earlier bundle at ``output`` may be replaced.
 

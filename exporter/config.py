@@ -118,6 +118,7 @@ class CompileConfig(ReduceConfig):
         min_speedup: The least speed-up over eager, as a ratio of medians, or of a noisy pair the
             smaller of its two ratios; None does not gate.
         require_run: Whether an engine that could not run here is a failure.
+        require_kernels: Whether to fail where the target's native kernels do not load.
         keep_stages: Whether every stage leaves its artifact in ``OUTPUT.stages``.
         force: Whether an earlier bundle at ``output`` may be replaced.
         drop_noise: Whether random numbers drawn at inference become their means.
@@ -134,6 +135,7 @@ class CompileConfig(ReduceConfig):
     atol: float | None = None
     min_speedup: float | None = None
     require_run: bool = False
+    require_kernels: bool = False
     keep_stages: bool = False
     force: bool = False
     drop_noise: bool = False
@@ -290,6 +292,7 @@ class CompileOptions(TypedDict, total=False):
     atol: float | None
     min_speedup: float | None
     require_run: bool
+    require_kernels: bool
     keep_stages: bool
     force: bool
     drop_noise: bool

@@ -56,7 +56,8 @@ MEANINGS: Final[Mapping[ExitCode, str]] = {
         "truncated bundle, a failure inside the runtime, no device for the engine."
     ),
     ExitCode.RUNTIME_MISSING: (
-        "A runtime or a package is missing; the message has the command that installs it."
+        "A runtime or a package is missing, or with `--require-kernels` the native kernels are; "
+        "the message says how to install it."
     ),
     ExitCode.INTERNAL: "A bug in tokexport. The message names the file with the trace.",
     ExitCode.INTERRUPTED: "Interrupted. Nothing is left behind.",

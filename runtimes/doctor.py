@@ -20,7 +20,7 @@ from tokexport.runtimes.bundle.manifest import RuntimeInfo
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import RunError, RuntimesError
 from tokexport.runtimes.importing import install_command, is_installed
-from tokexport.runtimes.native_library import NO_KERNELS, VARIABLE
+from tokexport.runtimes.native_library import NO_KERNELS, PROBLEM, VARIABLE
 from tokexport.runtimes.openvino import runner as openvino
 from tokexport.runtimes.ort.runner import OrtRunner
 from tokexport.runtimes.trt.cuda_driver import CudaDriver, CudaDriverError, Gpu
@@ -87,7 +87,7 @@ _GPU_DRIVER = "On a machine with an NVIDIA GPU, install its driver, r580 or newe
 _KERNELS_BUILT = {
     "ort": "Where there is a C++ compiler: pip install --force-reinstall --no-deps .",
     "openvino": "Where there are a C++ compiler, scikit-build-core, cmake and ninja: "
-    "pip install --force-reinstall --no-deps --no-build-isolation .",
+    "TOKEXPORT_OPENVINO=1 pip install --force-reinstall --no-deps --no-build-isolation .",
 }
 
 
@@ -175,14 +175,16 @@ def _cpu_runtime(
     found = str(info.details["kernels"])
     if found != NO_KERNELS:
         return runtime, _kernels(target, found)
-    wanted = os.environ.get(VARIABLE)
+    wanted, problem = os.environ.get(VARIABLE), info.details.get(PROBLEM)
     if wanted == "off":
         said, remedy = f"{VARIABLE}=off leaves them out.", f"Unset the variable {VARIABLE}."
     elif wanted:
-        said = f"{VARIABLE} leads to no library for {name} {runtime.version}: {wanted}"
+        said = f"{VARIABLE} leads to no library for {name} {runtime.version}: {problem or wanted}"
         remedy = f"Unset the variable {VARIABLE}, or let it name one that loads."
+    elif problem:
+        said, remedy = str(problem), _KERNELS_BUILT[target]
     else:
-        said = f"No library of them for {name} {runtime.version} is installed that loads."
+        said = f"No library of them for {name} {runtime.version} is installed."
         remedy = _KERNELS_BUILT[target]
     return runtime, _kernels(target, None, said, remedy)
 

@@ -29,6 +29,10 @@ class RuntimeMissingError(RuntimesError):
     """A runtime, or a package it needs, is not installed; ``fix`` is the install command."""
 
 
+class KernelsError(RuntimeMissingError):
+    """The native kernels are required, and are not there or do not load."""
+
+
 class BundleError(RuntimesError):
     """The bundle is not whole: a file is missing, truncated or altered, or its schema unknown."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Final
 
+from tokexport.runtimes import native_library
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
 from tokexport.runtimes.bundle.manifest import (
     MANIFEST_NAME,
@@ -15,7 +17,7 @@ from tokexport.runtimes.bundle.manifest import (
     read_manifest,
 )
 from tokexport.runtimes.bundle.runner import Runner
-from tokexport.runtimes.errors import BundleError, ProcessorError
+from tokexport.runtimes.errors import BundleError, KernelsError, ProcessorError
 from tokexport.runtimes.files.ir_contents import check_ir
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
 from tokexport.runtimes.processor import sums_saturate
@@ -24,13 +26,17 @@ from tokexport.runtimes.processor import sums_saturate
 _SUFFIXES: Final = {"onnxruntime-cpu": ".onnx", "openvino-cpu": ".xml"}
 
 
-def load(bundle: str | os.PathLike[str], *, threads: int | None = None) -> Runner:
-    """Loads a bundle for running.
+def load(
+    bundle: str | os.PathLike[str], *, threads: int | None = None, require_kernels: bool = False
+) -> Runner:
+    """Loads a bundle for running, and warns where native kernels are there and do not load.
 
     Args:
         bundle: The folder that compile wrote.
         threads: Number of threads for a CPU runtime; None, the default, leaves the choice to the
             runtime.
+        require_kernels: Whether to refuse a bundle that would run without the native kernels of
+            its target; TensorRT has none.
 
     Returns:
         The runner; it frees what it holds at ``close`` or at the end of a ``with``.
@@ -38,6 +44,7 @@ def load(bundle: str | os.PathLike[str], *, threads: int | None = None) -> Runne
     Raises:
         BundleError: The bundle is not whole, or its manifest does not describe its artifact.
         RuntimeMissingError: The bundle's runtime is not installed.
+        KernelsError: The native kernels are required, and are not there or do not load.
         BuildError: The runtime cannot load the artifact.
         ProcessorError: This processor would answer wrongly.
         RunError: The artifact cannot run on this machine.
@@ -48,6 +55,14 @@ def load(bundle: str | os.PathLike[str], *, threads: int | None = None) -> Runne
     check_files(folder, manifest)
     check_contents(folder, manifest)
     runner = open_runner(folder, manifest, threads=threads)
+    try:
+        native_library.require_kernels(runner.runtime, asked=require_kernels)
+    except KernelsError:
+        runner.close()
+        raise
+    if problem := runner.runtime.details.get(native_library.PROBLEM):
+        said = f"{problem} The bundle runs without them, slower. {native_library.FIX}"
+        warnings.warn(said, native_library.KernelsWarning, stacklevel=2)
     runner.hold_to(manifest.checks)
     return runner
 

@@ -154,16 +154,21 @@ class VerifyResult:
         return [(output.name, f"{output.comparison.max_abs:.1e}") for output in self.outputs]
 
 
-def verify_bundle(bundle: str | os.PathLike[str], *, threads: int | None = None) -> VerifyResult:
+def verify_bundle(
+    bundle: str | os.PathLike[str], *, threads: int | None = None, require_kernels: bool = False
+) -> VerifyResult:
     """Runs a bundle on its reference inputs and compares with its reference outputs.
 
     Args:
         bundle: The folder that compile wrote.
         threads: Number of threads for a CPU runtime; None leaves the choice to the runtime.
+        require_kernels: Whether to refuse a bundle that would run without the native kernels of
+            its target.
 
     Raises:
         BundleError: The bundle is not whole, or has no reference data or no gate for an output.
         RuntimeMissingError: The bundle's runtime is not installed.
+        KernelsError: The native kernels are required, and are not there or do not load.
         BuildError: The runtime cannot load the artifact.
         RunError: The artifact cannot run on this machine.
     """
@@ -176,7 +181,7 @@ def verify_bundle(bundle: str | os.PathLike[str], *, threads: int | None = None)
                 where=str(folder / MANIFEST_NAME),
                 fix="Compile the model anew.",
             )
-    with load(folder, threads=threads) as runner:
+    with load(folder, threads=threads, require_kernels=require_kernels) as runner:
         reference = _read_reference(folder, manifest)
         candidate = _replay(runner, reference.inputs, reference.batches)
     results = tuple(

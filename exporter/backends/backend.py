@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tokexport.graph_passes.pipelines import Arithmetic
     from tokexport.runtimes.arrays import Array
     from tokexport.runtimes.bundle.manifest import RuntimeInfo
+    from tokexport.runtimes.native_library import Kernels
 
 
 class Backend(ABC):
@@ -96,6 +97,8 @@ class Backend(ABC):
         """Returns whether a native kernel can give a call of a token operator."""
         return False
 
-    def kernels(self) -> Path | None:
-        """Returns the library of native kernels that will run; None without one."""
-        return None
+    def kernels(self) -> Kernels:
+        """Returns the native kernels that will run, or why those that are there will not."""
+        from tokexport.runtimes.native_library import Kernels
+
+        return Kernels()

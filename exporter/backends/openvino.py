@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tokexport.graph_passes.onnx_passes.common.choose_forms import TokenCall
     from tokexport.runtimes.arrays import Array
     from tokexport.runtimes.bundle.manifest import RuntimeInfo
+    from tokexport.runtimes.native_library import Kernels
 
 
 class OpenVino(Backend):
@@ -80,8 +81,8 @@ class OpenVino(Backend):
         inputs = signatures()[call.operator].inputs
         return all(inputs[position][1] != "I" for position in call.constant)
 
-    def kernels(self) -> Path | None:
-        """Returns the extension for the installed version, where there is one that loads."""
-        from tokexport.runtimes.openvino.runner import kernels_here
+    def kernels(self) -> Kernels:
+        """Returns the kernels in the extension for the installed version."""
+        from tokexport.runtimes.openvino.runner import found_kernels
 
-        return kernels_here()
+        return found_kernels()

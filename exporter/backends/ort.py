@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tokexport.graph_passes.onnx_passes.common.choose_forms import TokenCall
     from tokexport.runtimes.arrays import Array
     from tokexport.runtimes.bundle.manifest import RuntimeInfo
+    from tokexport.runtimes.native_library import Kernels
 
 
 class OnnxRuntime(Backend):
@@ -54,8 +55,8 @@ class OnnxRuntime(Backend):
         """Returns True: each call of a token operator has a kernel."""
         return True
 
-    def kernels(self) -> Path | None:
-        """Returns the library of custom operators; None if it is missing or switched off."""
-        from tokexport.runtimes.native_library import native_library
+    def kernels(self) -> Kernels:
+        """Returns the kernels in the library of custom operators."""
+        from tokexport.runtimes.native_library import ort_kernels
 
-        return native_library()
+        return ort_kernels()

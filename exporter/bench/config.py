@@ -28,6 +28,7 @@ class BenchConfig(ReduceConfig):
             in any case.
         torch_compile: Whether ``torch.compile`` is a candidate.
         threads: The most threads that torch and the runtimes may use; None leaves it to them.
+        require_kernels: Whether to fail where native kernels of a target do not load.
     """
 
     targets: tuple[str, ...] = ("ort",)
@@ -37,6 +38,7 @@ class BenchConfig(ReduceConfig):
     time_limit_s: float = 300.0
     torch_compile: bool = False
     threads: int | None = None
+    require_kernels: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what cannot be timed."""

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from rich.console import Console
 
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.bench.candidate import Candidate, Entrant, Way
 from tokexport.exporter.bench.config import ENOUGH_ROUNDS, BenchConfig
 from tokexport.exporter.bench.entrants import Entrants
@@ -31,6 +32,8 @@ from tokexport.exporter.system.machine import describe_machine
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.graph_passes.ops import ops
+from tokexport.runtimes.native_library import FIX as KERNELS_FIX
+from tokexport.runtimes.native_library import require_loaded
 
 
 @process_unchanged()
@@ -70,6 +73,7 @@ def bench(
         parsed = parse_recipe(config.reduce)
         recipe = (restoring(parsed) if config.restore else parsed).text
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
+    lost = _lost_kernels(config)
     ops.register()
     with checklist:
         measurements = tuple(
@@ -85,7 +89,19 @@ def bench(
         precisions=config.precisions,
         measurements=measurements,
         machine=describe_machine({"torch": config.threads or torch.get_num_threads()}),
-        warnings=(*busy_warning(), *_few_rounds(measurements)),
+        warnings=(*lost, *busy_warning(), *_few_rounds(measurements)),
+    )
+
+
+def _lost_kernels(config: BenchConfig) -> tuple[str, ...]:
+    """Says which native kernels do not load, or refuses to time without them."""
+    found = [BACKENDS[target].kernels() for target in config.targets]
+    for kernels in found:
+        require_loaded(kernels, asked=config.require_kernels)
+    return tuple(
+        f"{kernels.problem} It was timed without them. {KERNELS_FIX}"
+        for kernels in found
+        if kernels.problem
     )
 
 

@@ -47,7 +47,13 @@ class RunResult:
 
 
 def run_bundle(
-    bundle: Path, inputs: Path, output: Path, force: bool = False, threads: int | None = None
+    bundle: Path,
+    inputs: Path,
+    output: Path,
+    force: bool = False,
+    threads: int | None = None,
+    *,
+    require_kernels: bool = False,
 ) -> RunResult:
     """Runs a bundle on every sample of a file.
 
@@ -58,6 +64,7 @@ def run_bundle(
             leading axis, (batches, …) per output that has not.
         force: Whether a file at ``output`` may be replaced.
         threads: The most threads for a CPU runtime; None leaves the choice to the runtime.
+        require_kernels: Whether to fail where the target's native kernels do not load.
 
     Raises:
         InputError: The inputs do not fit the bundle.
@@ -67,7 +74,7 @@ def run_bundle(
     """
     check_threads(threads)
     check_place(output, force)
-    with load(bundle, threads=threads) as runner:
+    with load(bundle, threads=threads, require_kernels=require_kernels) as runner:
         first = runner.inputs[0].shape
         batch = first[0] if first else 1
         batches = read_inputs(inputs, runner.inputs, batch, constants=runner.constants)

@@ -39,6 +39,7 @@ from tokexport.exporter.cli.options import (
     Precision,
     Quantization,
     Recipe,
+    RequireKernels,
     Restore,
     Samples,
     Seed,
@@ -98,6 +99,7 @@ def compile_command(
     require_run: Annotated[
         bool, typer.Option("--require-run", help="Fail when the engine cannot run here.")
     ] = False,
+    require_kernels: RequireKernels = False,
     drop_noise: Annotated[
         bool,
         typer.Option("--drop-noise", help="Put the mean in place of each random number."),
@@ -152,6 +154,7 @@ def compile_command(
                 seed=seed,
                 min_speedup=min_speedup,
                 require_run=require_run,
+                require_kernels=require_kernels,
                 keep_stages=keep_stages,
                 force=force,
                 drop_noise=drop_noise,
@@ -220,6 +223,7 @@ def run_command(
     inputs: Annotated[Path, typer.Option(help="An .npz of samples, as for compile.")],
     output: Annotated[Path, typer.Option(help="The .npz to write, an array per output.")],
     threads: Threads = None,
+    require_kernels: RequireKernels = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file at --output.")] = False,
     json: Json = False,
 ) -> None:
@@ -228,7 +232,9 @@ def run_command(
         from tokexport.exporter.bundle.run_bundle import run_bundle
 
         with redirect_user_output(json):
-            done = run_bundle(bundle, inputs, output, force, threads)
+            done = run_bundle(
+                bundle, inputs, output, force, threads, require_kernels=require_kernels
+            )
 
         def render(terminal: Console) -> None:
             terminal.print(done.sentence(), highlight=False, markup=False, soft_wrap=True)
@@ -237,7 +243,12 @@ def run_command(
 
 
 @app.command("verify")
-def verify_command(bundle: Bundle, threads: Threads = None, json: Json = False) -> None:
+def verify_command(
+    bundle: Bundle,
+    threads: Threads = None,
+    require_kernels: RequireKernels = False,
+    json: Json = False,
+) -> None:
     """Replay the reference data in a bundle and hold it to its gates; needs no torch."""
     with report_errors(json):
         from tokexport.exporter.config import check_threads
@@ -250,7 +261,7 @@ def verify_command(bundle: Bundle, threads: Threads = None, json: Json = False) 
 
         check_threads(threads)
         with redirect_user_output(json):
-            result = verify_bundle(bundle, threads=threads)
+            result = verify_bundle(bundle, threads=threads, require_kernels=require_kernels)
         failed = failed_gate(result)
         end = {} if failed is None else describe(failed)
         show(json, {**end, **verification_json(result)}, partial(render_verification, result))

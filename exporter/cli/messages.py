@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import typer
 
@@ -32,13 +32,44 @@ def report_errors(as_json: bool) -> Iterator[None]:
     """Turns whatever is raised inside into a message, without a traceback, and an exit code."""
     _import_what_shows_errors()
     try:
-        yield
+        with _kernel_warnings_shown():
+            yield
     except (typer.Exit, BrokenPipeError, SystemExit):  # the last two: nobody reads on, `| head`
         raise
     except BaseException as error:
         end = describe(error)
         _show_error(as_json, end, error)
         raise typer.Exit(end["exit_code"]) from None
+
+
+@contextmanager
+def _kernel_warnings_shown() -> Iterator[None]:
+    """Prints what Python warns of native kernels like the warnings of a report, on stderr."""
+    import warnings
+
+    from rich.text import Text
+
+    from tokexport.runtimes.native_library import KernelsWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", KernelsWarning)
+        others = warnings.showwarning
+
+        def shown(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, KernelsWarning):
+                return others(message, category, filename, lineno, file, line)
+            said = Text.assemble(("warning  ", "yellow"), str(message))
+            console(stderr=True).print(said, soft_wrap=True)
+
+        warnings.showwarning = shown
+        yield
 
 
 def _import_what_shows_errors() -> None:

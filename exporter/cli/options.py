@@ -76,6 +76,10 @@ Constant = Annotated[
 Threads = Annotated[
     int | None, typer.Option(help="The most threads for eager and the runtime; by default theirs.")
 ]
+RequireKernels = Annotated[
+    bool,
+    typer.Option("--require-kernels", help="Fail where the target's native kernels do not load."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of synthetic inputs.")]
 Precision = Annotated[
     str, typer.Option(help="fp32; ort int8; openvino bf16, fp16, int8; trt fp16, bf16.")

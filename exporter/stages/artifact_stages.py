@@ -40,6 +40,8 @@ from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import PASSED, Manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import NoDeviceError
+from tokexport.runtimes.native_library import FIX as KERNELS_FIX
+from tokexport.runtimes.native_library import PROBLEM, require_kernels
 from tokexport.runtimes.verification import REFERENCE_NAME
 
 REPORT_NAME = "report.json"
@@ -177,6 +179,9 @@ def _hold_artifact(
 ) -> Verified:
     """Compares the artifact with eager on the samples, also without its native kernels."""
     config, record, batches = run.config, run.record, answered.batches
+    require_kernels(runner.runtime, asked=config.require_kernels)
+    if problem := runner.runtime.details.get(PROBLEM):
+        record.warnings += (f"{problem} It was proven and timed without them. {KERNELS_FIX}",)
     replay = (
         None if config.precision == "int8" else partial(lowered.steps.replay.artifact, manifest)
     )

@@ -21,7 +21,7 @@ from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.common.choose_forms import Forms, TokenCall
 from tokexport.graph_passes.ops.token_forms import candidates
 from tokexport.graph_passes.pipelines import Arithmetic
-from tokexport.runtimes.native_library import NO_KERNELS, kernels_of
+from tokexport.runtimes.native_library import NO_KERNELS
 
 
 def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tuple[Tuning, Forms]:
@@ -42,7 +42,7 @@ def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tu
     backend = config.backend
     calls = pipelines.calls_to_choose(emitted.clone(), backend.lowering(arithmetic))
     cache = FormCache(environment(backend, config.precision, config.threads))
-    kernels = _kernels(backend) != NO_KERNELS
+    kernels = backend.kernels().isa != NO_KERNELS
     warnings: dict[str, None] = {}
     forms: dict[TokenCall, TunedForm] = {}
     timed = 0
@@ -85,16 +85,5 @@ def environment(
         "precision": precision,
         "runtime": f"{backend.package} {machine['packages'].get(backend.package, '')}",
         "tokexport": machine["packages"].get("tokexport", ""),
-        "kernels": _kernels(backend),
+        "kernels": backend.kernels().isa,
     }
-
-
-def _kernels(backend: Backend) -> str:
-    """Returns the instruction set of the native kernels that will run, or that none will."""
-    library = backend.kernels()
-    if library is None:
-        return NO_KERNELS
-    try:
-        return kernels_of(library)
-    except OSError:  # then the runtime cannot load it either
-        return NO_KERNELS

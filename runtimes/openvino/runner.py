@@ -25,7 +25,7 @@ from tokexport.runtimes.bundle.runner import Runner, forked_error
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RunError
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.memory import FIX, lacking, lacks_memory
-from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, openvino_library
+from tokexport.runtimes.native_library import PROBLEM, Kernels, openvino_kernels
 from tokexport.runtimes.openvino.folding import folds_too_far
 from tokexport.runtimes.openvino.kernels import put_kernels
 from tokexport.runtimes.openvino.layers import attentions, layer_precisions
@@ -174,7 +174,7 @@ class OpenVinoRunner(Runner):
             options["INFERENCE_NUM_THREADS"] = threads
         front_end = _front_end(openvino, "ir")
         # A processor that has fp16 turns the whole graph to it, and the kernels take float32.
-        library = kernels_here() if native and precision != "fp16" else None
+        kernels = found_kernels() if native and precision != "fp16" else Kernels()
         try:
             model = front_end.convert(front_end.load(str(path)))
             if large := folds_too_far(model, path):
@@ -183,6 +183,7 @@ class OpenVinoRunner(Runner):
                     where=str(path),
                     fix="Make it a buffer of the model. Do not use a foreign bundle that has one.",
                 )
+            library = kernels.library
             calls = 0 if library is None else put_kernels(openvino, model, library)
             compiled = openvino.Core().compile_model(model, "CPU", options)
         except BuildError:
@@ -204,9 +205,11 @@ class OpenVinoRunner(Runner):
             "fused_attentions": len(fused),
             "other_attentions": apart,
             "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
-            "kernels": NO_KERNELS if library is None else kernels_of(library),
+            "kernels": kernels.isa,
             "kernel_calls": calls,
         }
+        if kernels.problem:
+            details[PROBLEM] = kernels.problem
         runtime = RuntimeInfo("openvino", FLAVOUR, _version(openvino), details)
         return cls(compiled, str(path), runtime)
 
@@ -237,19 +240,18 @@ def import_openvino() -> ModuleType:
     return openvino
 
 
-def kernels_here() -> Path | None:
-    """Returns the native kernels for the installed OpenVINO; None if none load.
+def found_kernels() -> Kernels:
+    """Loads the native kernels for the installed OpenVINO.
 
     Raises:
         RuntimeMissingError: openvino is not installed.
     """
-    library = openvino_library(_version(import_openvino()))
-    try:
-        if library is not None:
-            kernels_of(library)
-    except OSError:
-        return None
-    return library
+    return openvino_kernels(_version(import_openvino()))
+
+
+def kernels_here() -> Path | None:
+    """Returns the library of kernels for the installed OpenVINO; None if none loads."""
+    return found_kernels().library
 
 
 @contextmanager

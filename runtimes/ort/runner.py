@@ -16,10 +16,10 @@ import numpy as np
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec
 from tokexport.runtimes.bundle.runner import Runner
-from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RunError
+from tokexport.runtimes.errors import BuildError, KernelsError, OperatorRefusedError, RunError
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.memory import FIX, lacking, lacks_memory
-from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, native_library
+from tokexport.runtimes.native_library import PROBLEM, Kernels, ort_kernels
 
 FLAVOUR = "onnxruntime-cpu"
 
@@ -29,6 +29,9 @@ _PROVIDERS = ["CPUExecutionProvider"]
 #: weights are transposed and cast so, or this number. Larger values are computed in a run.
 _FOLDED = "optimization.constant_folding_max_output_size_in_bytes"
 _SMALL = 1 << 26
+#: Says to the kernels how many threads the session has, which its C interface does not.
+_KERNEL_THREADS = "custom_op.tokexport.threads"
+_MOST_KERNEL_THREADS = 1024
 
 # ORT's own spelling of an element type, tensor(float), and numpy's.
 _DTYPES = {
@@ -135,24 +138,29 @@ class OrtRunner(Runner):
             if threads is not None:
                 options.intra_op_num_threads = threads
             if library is not None:
-                options.register_custom_ops_library(str(library))
+                count = min(threads or usable_cores(), _MOST_KERNEL_THREADS)
+                options.add_session_config_entry(_KERNEL_THREADS, str(count))
+                _register(options, library)
             return ort.InferenceSession(model, options, providers=_PROVIDERS)
 
-        library = native_library() if native else None
+        kernels = ort_kernels() if native else Kernels()
         try:
             try:
-                made = session(library)
-            except Exception:
+                made = session(kernels.library)
+            except Exception as error:
                 # The kernels take float32 only; the bodies take any type. They run everywhere.
-                if library is None:
+                if kernels.library is None:
                     raise
-                library, made = None, session(None)
+                problem = error.what if isinstance(error, KernelsError) else ""
+                kernels, made = Kernels(problem=problem), session(None)
         except Exception as error:  # ORT's errors share no base class but this
             raise _load_error(error, where) from error
         details: dict[str, str | int | list[str]] = {
             "providers": list(made.get_providers()),
-            "kernels": NO_KERNELS if library is None else kernels_of(library),
+            "kernels": kernels.isa,
         }
+        if kernels.problem:
+            details[PROBLEM] = kernels.problem
         details["threads"] = made.get_session_options().intra_op_num_threads or usable_cores()
         return cls(made, where, RuntimeInfo("ort", FLAVOUR, ort.__version__, details))
 
@@ -179,6 +187,15 @@ class OrtRunner(Runner):
 
     def _close_impl(self) -> None:
         self._session = None
+
+
+def _register(options: Any, library: Path) -> None:
+    """Adds the kernels of a library to a session."""
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:  # ORT's errors share no base class but this
+        said = f"ONNX Runtime does not take the native kernels in {library}: {_message(str(error))}"
+        raise KernelsError(said) from error
 
 
 def _bytes_of(model: str | bytes) -> int:

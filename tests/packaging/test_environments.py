@@ -125,10 +125,18 @@ def test_installing_brings_no_torch_and_no_onnx(installed: Environment) -> None:
 
 
 @pytest.mark.thorough
-def test_a_build_fetches_what_it_needs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_build_fetches_openvino_where_it_is_asked_for(
+    asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEXPORT_OPENVINO", "1" if asked else "0")
     environment = new_environment(tmp_path / "own")
     environment.install(".")
     assert environment.tokexport("--version").returncode == 0
+    assert not environment.has("openvino")
+    built = environment.folder.glob("lib/python*/site-packages/tokexport/runtimes/native/*.so")
+    names = {path.name.partition("-")[0].removesuffix(".so") for path in built}
+    assert names == {"tokexport_native", *(["tokexport_openvino"] if asked else [])}
 
 
 def test_run_without_torch(installed: Environment, compiled: Compiled, tmp_path: Path) -> None:

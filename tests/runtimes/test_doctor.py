@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from tokexport.runtimes.doctor import IDENTITY_MODEL, Component, diagnose, gpu_component, summary
-from tokexport.runtimes.native_library import kernels_of, native_library
+from tokexport.runtimes.native_library import Kernels, kernels_of, native_library
 from tokexport.runtimes.openvino.runner import kernels_here
 from tokexport.runtimes.trt.cuda_driver import Gpu
 
@@ -102,13 +102,13 @@ def test_kernels_that_are_not_there_have_their_remedy(
 def test_kernels_that_were_not_built_have_the_command_that_builds_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tokexport.runtimes.ort.runner.native_library", lambda: None)
-    monkeypatch.setattr("tokexport.runtimes.openvino.runner.kernels_here", lambda: None)
+    monkeypatch.setattr("tokexport.runtimes.ort.runner.ort_kernels", Kernels)
+    monkeypatch.setattr("tokexport.runtimes.openvino.runner.found_kernels", Kernels)
     found = {component.name: component for component in diagnose()}
     for target in ("ort", "openvino"):
         kernels = found[f"kernels for {target}"]
         assert not kernels.works
-        assert kernels.missing.endswith("is installed that loads.")
+        assert kernels.missing.endswith(" is installed.")
         assert "pip install --force-reinstall --no-deps" in kernels.install
 
 
