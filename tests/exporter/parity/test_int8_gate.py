@@ -217,7 +217,7 @@ def test_a_gate_of_few_values_says_by_how_much_more_rounding_counts() -> None:
     moved = {"y": np.full(values.shape, 1e-7)}
     few = local_rounding({"y": values}, Rounding((0, 1), moved, moved, moved, {}, {}), batches, 1)
     reason = set_gates({"y": values}, few, "fp32", None)["y"].reason
-    assert "4 × what rounding does there, and up to 1.4 times that where few values" in reason
+    assert "4 × what rounding does there, and up to 1.4 times that where it is estimated" in reason
 
 
 def gates_of(expected: Array, batch: int) -> dict[str, Gate]:

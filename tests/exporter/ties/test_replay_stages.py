@@ -291,7 +291,7 @@ def test_in_half_nothing_but_ties_is_held_over_all_samples(
     stage = result.report.stages[-1]
     assert stage.ties is not None
     assert stage.ties.batches == (0, 1)
-    assert any("In fp16 every sample holds a near-tie" in w for w in result.report.warnings)
+    assert any("In fp16 every sample crosses a near-tie" in w for w in result.report.warnings)
     (gate,) = json.loads((result.bundle / "manifest.json").read_text())["gates"].values()
     assert gate["least_cosine"] == LEAST_COSINE
     assert "steady" not in np.load(result.bundle / "reference.npz").files  # none is left out
