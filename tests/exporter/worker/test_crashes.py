@@ -31,7 +31,6 @@ from tokexport.exporter.build.artifact import build
 from tokexport.exporter.cli.messages import describe
 from tokexport.exporter.exit_codes import ExitCode, exit_code_of
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.worker import cuts
 from tokexport.exporter.worker.asking import Cause
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.process import VARIABLE, WORKER, WorkerDied
@@ -226,7 +225,7 @@ def test_a_worker_that_the_system_ends_lacks_memory(
         pid = WORKER._child._started.pid
         timer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
         timer.start()
-        monkeypatch.setattr(cuts, "SEARCH_SECONDS", 0.0)  # it would run what does not end
+        monkeypatch.setenv(VARIABLE, "1.5")  # the search runs what does not end
         with pytest.raises(RunError) as caught:
             runner.run({"x": X})
         timer.join()
