@@ -11,8 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Final, NoReturn
 
 import pytest
@@ -33,7 +32,6 @@ class FastRun:
     def __init__(self) -> None:
         self._test = ""
         self._left_out = ""
-        self._errors: list[BaseException] = []
         self._first_case: dict[str, str] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
 
@@ -44,27 +42,29 @@ class FastRun:
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_setup(self) -> Iterator[None]:
-        """Skips what fails because a step of its fixtures was left out."""
-        with self._skipping():
-            return (yield)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, Any, Any]:
+        """Skips all tests of a fixture that leaves a step out, also where it hid the skip."""
+        try:
+            made = yield
+        except BaseException:
+            if not self._left_out:
+                raise
+        else:
+            if not self._left_out:
+                return made
+        skipped = pytest.skip.Exception(self._left_out)
+        fixturedef.cached_result = (None, fixturedef.cache_key(request), (skipped, None))
+        raise skipped
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self) -> Iterator[None]:
         """Skips what fails because a step was left out: a command makes an exit code of a skip."""
-        with self._skipping():
-            return (yield)
-
-    @contextmanager
-    def _skipping(self) -> Iterator[None]:
         try:
-            yield
-        except BaseException as error:
-            # The error of a fixture comes again for each test that takes it.
-            if not self._left_out and not any(error is one for one in self._errors):
+            return (yield)
+        except BaseException:
+            if not self._left_out:
                 raise
-            self._errors.append(error)
-            pytest.skip(self._left_out or "takes what another test leaves out")
+        pytest.skip(self._left_out)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Iterator[None]:
