@@ -1,6 +1,7 @@
 # make demo    trains a small ViT on digits and compiles it with its token merging
 # make test    the test suite
 # make test-fast   the rooms' own tests that begin nothing long, in a minute or so
+# make coverage   lines and branches that the tests of TESTS reach, all of them without it
 # make thorough   those tests that say little more and take long
 # make lint    ruff, and its formatting
 # make types   mypy --strict
@@ -19,7 +20,7 @@ WORKERS ?= 2
 ROOMS := tests/exporter tests/graph_passes tests/runtimes tests/helpers
 EXTRAS := compile,openvino,int8,trt-rtx,timm,transformers,plot,demo,test,lint,docs
 
-.PHONY: demo test test-fast thorough lint types sanitize docs clean
+.PHONY: demo test test-fast coverage thorough lint types sanitize docs clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -31,6 +32,13 @@ test: $(INSTALLED)
 
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --fast $(ROOMS)
+
+coverage: $(INSTALLED)
+	@$(PIP) install -c constraints.txt coverage
+	@rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/python -m coverage run -m pytest -q -n $(WORKERS) --dist loadfile $(TESTS)
+	@$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
 
 thorough: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m thorough

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers import measured_worker
 from helpers.composite_operators import look_up_quickly
 from helpers.fast import FastRun
 from helpers.onnx_library import read_once
@@ -48,7 +49,10 @@ def _one_library() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         read_once(monkeypatch)
         look_up_quickly(monkeypatch)
+        if measured_worker.VARIABLE in os.environ:
+            measured_worker.end_by_terminating(monkeypatch)
         yield
+        WORKER.stop()
 
 
 @pytest.fixture(autouse=True, scope="module")
