@@ -422,7 +422,7 @@ def new_manifest(
         ),
         constant_outputs=reference.constants,
         token_schedule=schedule,
-        gates={},  # settled when every step has been held to its own
+        gates={},  # filled in when every stage has passed its own
         source={"kind": source.kind, "location": source.location, "sha256": source.sha256},
         preprocessing=source.preprocessing.to_json() if source.preprocessing else None,
         files={},

@@ -108,19 +108,19 @@ class EdgeProof:
     ) -> EdgeReport:
         """Compares the traced graph, and then the last stage, with eager at the edges.
 
-        A fault of the trace is in the float64 run that the gate of the last step is made from, so
-        that the traced graph has to pass at its own first. In int8 the last step in fp32 is held in
-        place of the artifact, which is held to less; see ``edge_int8``.
+        A fault of the trace is in the float64 run that the gate of the last stage is made from, so
+        that the traced graph has to pass at its own first. In int8 the last stage in fp32 is held
+        in place of the artifact, which is held to less; see ``edge_int8``.
 
         Args:
-            stage: The step: ``artifact``, or ``lowered`` where no device runs the artifact.
+            stage: The stage: ``artifact``, or ``lowered`` where no device runs the artifact.
             run: Runs it.
             replay_at: Returns the replay of a stage on some batches.
-            earlier: Runs the steps before it, by name and in order from ``captured`` on; asked
-                where it fails, for the first of them that does.
+            earlier: Runs the stages before it, by name and in order from ``captured`` on; used
+                where it fails, to find the first that does.
 
         Raises:
-            ParityError: It answers otherwise; the first step that does is named.
+            ParityError: It differs from eager; the first stage that does is named.
         """
         steps = {**earlier, stage: run}
         if self._precision == "int8":

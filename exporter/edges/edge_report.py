@@ -15,8 +15,9 @@ class EdgeReport:
     """The inputs beside the samples on which the artifact was compared.
 
     Attributes:
-        step: The step that was held to eager there: the artifact, or in int8 the last in fp32.
-        held: The kinds on which it was held to eager, and passed.
+        step: The stage that was compared with eager there: the artifact, or in int8 the last in
+            fp32.
+        held: The kinds on which it was compared with eager, and passed.
         tied: On how many samples of a kind a near-tie was crossed, and the stage was compared by a
             replay, by kind.
         weak: What makes the proof on a kind weaker than it looks, by kind.

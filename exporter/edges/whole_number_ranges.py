@@ -32,7 +32,7 @@ _INT8: Final = 1e-3, 0.5
 _INT8_FACTOR: Final = 4.0
 _OTHERWISE: Final = "the artifact answers otherwise than eager"
 
-#: Runs a step on some batches; gives (batches, …) by output.
+#: Runs a stage on some batches; gives (batches, …) by output.
 RunBatches = Callable[[Batches], Mapping[str, Array]]
 
 
@@ -57,8 +57,8 @@ class RangeSearch:
     Args:
         model: Takes and gives flat tensors.
         first: A batch that it takes.
-        run: Runs the step that is held to it.
-        precision: The precision of that step.
+        run: Runs the stage that is compared with it.
+        precision: The precision of that stage.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class RangeSearch:
 
         Args:
             spec: The input.
-            held: Values of it on which the step was held to eager already.
+            held: Values of it on which the stage was compared with eager already.
             free: Which of its numbers are in question; the others stay.
         """
         self._free[spec.name] = free

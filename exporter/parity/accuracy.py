@@ -81,7 +81,7 @@ class Accuracy:
 
     Attributes:
         before: By the model as the user gave it, 0 to 1.
-        after: By the artifact, or by the last step that could run here, 0 to 1.
+        after: By the artifact, or by the last stage that could run here, 0 to 1.
         samples: How many samples had labels.
         lost: How many of them only the model classifies right.
         won: How many only the artifact classifies right.
@@ -101,7 +101,7 @@ def accuracy_of(
 
     Args:
         reference: The outputs (batches, …) of the model in eager, by name.
-        found: Those of a step.
+        found: Those of a stage.
         batches: What both ran on.
     """
     if batches.labels is None:

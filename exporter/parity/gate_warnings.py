@@ -102,7 +102,7 @@ def half_warning(lines: Sequence[str]) -> tuple[str, ...]:
         return ()
     return (
         f"The model itself computes in {listed(lines, 4)}. The artifact computes that in float32, "
-        "and its outputs are held to what rounding to the half type explains.",
+        "and its outputs are compared within what rounding to the half type explains.",
     )
 
 

@@ -88,8 +88,8 @@ class Gate:
             share of ``scale``; None where the model has no float64 run.
         scale: The largest absolute value of the reference output.
         reason: One clause that says which rule gave the tolerance.
-        least_cosine: The smallest cosine allowed; None where none is asked for.
-        advice: What to do where a step leaves the gate; '' where nothing in particular.
+        least_cosine: The smallest cosine allowed; None without a limit.
+        advice: What to do where a stage fails the gate; '' for no advice.
         spread: How much the reference varies between samples, the root of a mean square; between
             its own values where it is the same for all samples. None where the gate does not ask.
         varies: Whether the spread is one between samples.
@@ -103,8 +103,8 @@ class Gate:
             ``allowed`` says so.
         top1_tolerance: The share of a scale that two entries may always be apart which change
             places; None where ``explained`` is.
-        rounding_error: What rounding explains, by neighbourhood; None where none is asked for.
-        computed_in: The precision that fills are held to.
+        rounding_error: The rounding error, by neighbourhood; None where the gate does not use it.
+        computed_in: The precision with which fills are compared.
         scale_of_numbers: The scale of each sample of an output of one number each; else None.
         columns: How far every value of an output of one row a sample may be off for its column,
             (samples, values); else None.
@@ -249,7 +249,7 @@ class Gate:
 
 
 def narrowed_stages(config: CompileConfig) -> tuple[str, ...]:
-    """Returns the steps that compute in the precision asked for; those before them are in fp32."""
+    """Returns the stages that compute in the precision asked for; those before them are in fp32."""
     if config.precision == "fp32":
         return ()
     if config.backend.narrows_lowered:

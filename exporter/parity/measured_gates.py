@@ -32,13 +32,13 @@ _NARROWED_PROVES_NOTHING: Final = 0.25
 
 @dataclass(frozen=True)
 class MeasuredGates:
-    """The gates of the steps of a compile, by output.
+    """The gates of the stages of a compile, by output.
 
     Attributes:
         captured: Those of the traced graph: a fault of the trace moves its distance from float64
             too, and must not widen its own gate, so that distance is left out.
-        fp32: Those of the steps in fp32 behind it.
-        narrowed: Those of the steps in the precision asked for.
+        fp32: Those of the stages in fp32 after it.
+        narrowed: Those of the stages in the precision asked for.
         scores: How far rounding moves what decisions are about, by its value and batch.
         narrowed_scores: The same in the precision asked for.
         rounding: What rounding does to the floating outputs, by their names.
@@ -65,7 +65,7 @@ def measured_gates(
     atol: float | None = None,
     advice: str = "",
 ) -> MeasuredGates:
-    """Returns the gates of every step.
+    """Returns the gates of every stage.
 
     Args:
         captured: The traced model, unlifted, before any pass.
@@ -74,7 +74,7 @@ def measured_gates(
         samples: How many samples a batch has.
         precision: The precision that the artifact computes in.
         atol: An absolute tolerance that the user asked for.
-        advice: What to do where a step in that precision leaves its gate.
+        advice: What to do where a stage in that precision fails its gate.
     """
     rows, half = rows_to_measure(batches), HALF_TYPES.get(precision)
     int8 = precision == "int8" and atol is None
@@ -103,7 +103,7 @@ def largest_rounding_move(half: bool, precision: str = "fp32") -> float:
 
     Args:
         half: Whether the model itself computes in a half type somewhere.
-        precision: The precision of the step that is held to it.
+        precision: The precision of the stage.
     """
     if precision in HALF_TYPES:
         return _NARROWED_PROVES_NOTHING
@@ -114,9 +114,9 @@ def require_stable_outputs(gates: Mapping[str, Gate], half: bool, precision: str
     """Refuses outputs that rounding moves by a large part of their size.
 
     Args:
-        gates: The gates of a step.
+        gates: The gates of a stage.
         half: Whether the model itself computes in a half type somewhere.
-        precision: The precision that the step computes in.
+        precision: The precision that the stage computes in.
 
     Raises:
         GateError: An output moves so far that nothing can be proven equal to it.

@@ -69,13 +69,13 @@ class StageResult:
     """One stage, compared with the reference.
 
     Attributes:
-        name: The step: ``rewritten``, ``onnx``, ``artifact``.
+        name: The stage: ``rewritten``, ``onnx``, ``artifact``.
         comparisons: The comparison of every output, by the output's name; on the batches of
             ``ties``, that of the replay.
         passed: Whether every output lies within its gate.
         detail: What failed and by how much; empty when the stage passed.
         ties: The near-ties that it crossed; None without any.
-        gates: The gate of every output at this step.
+        gates: The gate of every output at this stage.
         outside: The batches that lie outside a gate by themselves, where it holds over all.
         worst: The value of every output that uses most of what it is allowed, where values are
             held by themselves; its index begins with the batch.
@@ -105,7 +105,7 @@ _LOWERED_BY_ITSELF: Final = (
     "The artifact differs from the emitted ONNX: an ONNX pass, a kernel or the runtime is off."
 )
 _FIRST_NARROWED: Final = (
-    "The steps before it compute in fp32: the reduced precision costs too much, or what brings it "
+    "The stages before it compute in fp32: the reduced precision costs too much, or what brings it "
     "in is wrong."
 )
 
@@ -297,7 +297,7 @@ class Proof:
         return result
 
     def holds_over_all(self, stage: str) -> bool:
-        """Returns whether a stage is held to a gate over all samples together."""
+        """Returns whether a stage has a gate over all samples together."""
         return any(gate.holds_over_all for gate in self.gates_of(stage).values())
 
     def holds_on(self, stage: str, found: Mapping[str, Array], rows: Sequence[int]) -> bool:

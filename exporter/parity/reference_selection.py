@@ -34,7 +34,7 @@ def bundle_gates(
     near-tie: then no single sample is left to compare, and the gates are over all samples together.
 
     Args:
-        proof: What the stages were held to; it holds the last one to the gates returned.
+        proof: The comparison of the stages; it judges the last one by the gates returned.
         found: What the last stage gave, (batches, …) by name.
         gates: The gate of every output at that stage.
         config: What is compiled; with ``atol`` the gates stay as the user wants them.
@@ -87,7 +87,7 @@ def select_reference_batches(
     that: the choice grows until it holds.
 
     Args:
-        proof: What the stages were held to.
+        proof: The comparison of the stages.
         found: What the last stage gave, (batches, …) by name.
         own: Returns eager's outputs on some batches with the last stage's decisions as inputs.
 

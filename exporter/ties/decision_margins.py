@@ -1,10 +1,10 @@
 """Determines whether rounding explains a decision that fell differently.
 
-Eager decided on its scores s, a later step on its own s', which differ by rounding. A decision that
-fell differently is a tie if both of these hold, and an error otherwise:
+Eager decided on its scores s, a later stage on its own s', which differ by rounding. A decision
+that fell differently is a tie if both of these hold, and an error otherwise:
 
 * every score is eager's, within what its own neighbourhood allows (``held_scores``);
-* the step decided right on its own scores: of two that it put in order none is worse than the one
+* the stage decided right on its own scores: of two that it put in order none is worse than the one
 after it, and of two that are equal the lower index comes first where the decision says so;
   a number that it rounded lies on the step that came out.
 
@@ -40,14 +40,14 @@ class DecisionDiff:
 
     Attributes:
         flips: How many positions or truth values differ.
-        margin: How much worse the step's choice is by eager's scores, as a share of the scale
+        margin: How much worse the stage's choice is by eager's scores, as a share of the scale
             around them; infinite where it is no valid choice, for example a row taken twice.
-        score_error: The largest difference of the step's scores from eager's, as a share of that
+        score_error: The largest difference of the stage's scores from eager's, as a share of that
             scale.
         tie_gap: How far eager's choice is from the nearest other one, by its own scores, as a share
             of that scale; infinite without another one.
         is_near: Whether the score error could have made another choice.
-        why_not: Why rounding does not explain how the step decided, a clause; '' where it does.
+        why_not: Why rounding does not explain how the stage decided, a clause; '' where it does.
     """
 
     flips: int
@@ -75,7 +75,7 @@ def compare_decision(
         decision: The decision.
         scores: The values named in its ``scores``.
         eager: What eager decided: the values under the names in ``replayed``.
-        step: What the step would decide: under ``own``.
+        step: What the stage would decide: under ``own``.
     """
     own = {position: step[name] for position, name in decision.own.items()}
     flips = sum(_apart(eager[n], own[position]) for position, n in decision.replayed.items())
@@ -118,7 +118,7 @@ class _Ordering:
 
     Attributes:
         scores: The scores (rows, n).
-        chosen: The positions that the step chose, (rows, count).
+        chosen: The positions that the stage chose, (rows, count).
         stable: Whether of equal scores the lower index comes first.
         as_set: Whether eager could have chosen the same in any order.
         count: How many are chosen.
@@ -134,7 +134,7 @@ class _Ordering:
         return int(self.chosen.shape[1])
 
     def wrong(self) -> str:
-        """Returns why the choice is wrong by the step's own scores; '' if it is right."""
+        """Returns why the choice is wrong by the stage's own scores; '' if it is right."""
         step, rounding = self.scores.step, self.scores.rounding
         worse = self._worse(step + rounding, step - rounding)
         if worse.size and worse.max() > 0:
@@ -145,7 +145,7 @@ class _Ordering:
         return ""
 
     def margin(self) -> float:
-        """How much worse the step's choice is by eager's scores, as a share of their scale."""
+        """How much worse the stage's choice is by eager's scores, as a share of their scale."""
         eager = self.scores.eager
         return share(self._worse(eager, eager), self._behind(self.scores.scale))
 
@@ -189,7 +189,7 @@ class _Ordering:
         return _at(array, self._places())[:, 1:]
 
     def _places(self) -> Array:
-        """Returns what the step chose, then all others, the best first, (rows, n)."""
+        """Returns what the stage chose, then all others, the best first, (rows, n)."""
         left: Array = np.ones(self.scores.step.shape, bool)
         np.put_along_axis(left, self.chosen, False, axis=1)
         others: Array = np.lexsort((-self.scores.step, ~left))
@@ -212,7 +212,7 @@ def _parts(
     eager: Mapping[str, Array],
     own: Mapping[int, Array],
 ) -> Sequence[_Ordering | Comparison | Staircase] | str:
-    """Returns the parts of a decision, or why the step's is invalid."""
+    """Returns the parts of a decision, or why the stage's is invalid."""
     match decision.kind:
         case DecisionKind.COMPARISON:
             flipped = eager[decision.replayed[0]] != own[0]

@@ -22,7 +22,7 @@ class Comparison:
         rule: What compares: ``gt``.
         first: The numbers before the sign.
         second: Those behind it.
-        chosen: What the step says.
+        chosen: What the stage says.
         flipped: Where eager says otherwise.
     """
 
@@ -33,7 +33,7 @@ class Comparison:
     flipped: Array
 
     def wrong(self) -> str:
-        """Returns why the choice is wrong by the step's own numbers; '' if it is right."""
+        """Returns why the choice is wrong by the stage's own numbers; '' if it is right."""
         true, false = _may_be(self.rule, *self._seen(self.first), *self._seen(self.second))
         wrong = np.where(self.chosen, ~true, ~false)
         if not wrong.any():
@@ -162,7 +162,7 @@ def compared(
     Args:
         decision: The decision.
         scores: The numbers that it is about, one value or two.
-        chosen: What the step says.
+        chosen: What the stage says.
         flipped: Where eager says otherwise.
     """
     number = np.asarray(decision.beside)
@@ -181,7 +181,7 @@ def stepped(decision: Decision, scores: HeldScores, chosen: Array, eager: Array)
     Args:
         decision: The decision.
         scores: The numbers that it is about.
-        chosen: What the step makes of them.
+        chosen: What the stage makes of them.
         eager: What eager makes of its own.
     """
     unit = 10.0**decision.digits

@@ -21,8 +21,8 @@ class Allowance:
         measured: What rounding does to them, by batch.
         batch: The batch.
         samples: How many samples it has.
-        computed_in: The precision that the step computes in.
-        decides_on_shown: Whether the step decides on the very numbers that it shows. A kernel that
+        computed_in: The precision that the stage computes in.
+        decides_on_shown: Whether the stage decides on the very numbers that it shows. A kernel that
             computes scores and decides in one, or in more bits than it stores, does not.
     """
 
@@ -40,9 +40,9 @@ class HeldScores:
 
     Attributes:
         eager: Eager's numbers.
-        step: Those that the step shows.
+        step: Those that the stage shows.
         allowed: How far each may be off.
-        rounding: How far from what it shows the step may have decided on.
+        rounding: How far from what it shows the stage may have decided on.
         scale: The scale of what is around each; infinite for a fill.
     """
 
@@ -61,7 +61,7 @@ class HeldScores:
 
     @property
     def off(self) -> Array:
-        """How far from eager's the step may have decided on each; 0 for a fill."""
+        """How far from eager's the stage may have decided on each; 0 for a fill."""
         return np.where(np.isfinite(self.scale), self.error + self.rounding, 0.0)
 
     @property
@@ -94,11 +94,11 @@ class HeldScores:
 
 
 def hold_scores(eager: Array, step: Array, allowance: Allowance | None = None) -> HeldScores:
-    """Compares one value of a step with eager's.
+    """Compares one value of a stage with eager's.
 
     Args:
         eager: The numbers of eager, of a batch.
-        step: Those of the step, of that shape.
+        step: Those of the stage, of that shape.
         allowance: What they may be off by.
     """
     allowance = allowance or Allowance()

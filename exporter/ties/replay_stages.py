@@ -207,7 +207,7 @@ class StageReplay:
         """Returns eager's outputs of the rewritten graph with the last stage's own decisions.
 
         Args:
-            manifest: That of the artifact; None where the lowered ONNX is the last step.
+            manifest: That of the artifact; None where the lowered ONNX is the last stage.
             rows: The batches.
 
         Returns:

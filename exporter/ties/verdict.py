@@ -53,7 +53,7 @@ def tie_search(
     Args:
         captured: The traced model, unlifted, before any pass.
         batches: All batches that the proof is about.
-        proof: What the stage is held to.
+        proof: Compares the stage.
         stage: The stage.
         precision: The precision of the stages in a reduced one.
     """

@@ -173,7 +173,7 @@ def test_a_broken_quantisation_fails_and_says_what_to_do(
     with pytest.raises(ParityError, match=r"has a cosine of -?0\.\d+ to eager's") as caught:
         compiled(*broken, "ort", tmp_path / "out", "int8")
     assert "Parity failed at 'artifact'" in caught.value.what
-    assert "The steps before it compute in fp32" in caught.value.where
+    assert "The stages before it compute in fp32" in caught.value.where
     assert "--quantization" in caught.value.fix
     assert "--precision fp32" in caught.value.fix
     assert not (tmp_path / "out").exists()
