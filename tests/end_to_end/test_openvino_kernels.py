@@ -125,7 +125,7 @@ def test_a_library_that_does_not_load_is_left_out(
     ("given", "said"),
     [
         (("cosine_match", "no_such_match"), "There is no kernel no_such_match"),
-        (("&quot;heads&quot;", "&quot;tails&quot;"), "The attribute heads is not given"),
+        (("&quot;heads&quot;", "&quot;tails&quot;"), "cosine_match: attribute heads is not given"),
         (("&quot;shape&quot;: [1,", "&quot;shape&quot;: [-9,"), "OpenVINO cannot load the model"),
         (("[{&quot;operator", "{&quot;operator"), "OpenVINO cannot load the model"),
     ],

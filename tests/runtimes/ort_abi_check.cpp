@@ -16,6 +16,9 @@ namespace abi = tokexport::abi;
 
 HOLDS_THE_PLACE(CreateStatus, CreateStatus);
 HOLDS_THE_PLACE(CustomOpDomainAdd, CustomOpDomain_Add);
+HOLDS(GetErrorMessage, GetErrorMessage);
+HOLDS(HasSessionConfigEntry, HasSessionConfigEntry);
+HOLDS(GetSessionConfigEntry, GetSessionConfigEntry);
 HOLDS(CreateCustomOpDomain, CreateCustomOpDomain);
 HOLDS(AddCustomOpDomain, AddCustomOpDomain);
 HOLDS(GetTensorMutableData, GetTensorMutableData);

@@ -12,7 +12,8 @@ namespace {
 
 using tokexport::phase;
 using tokexport::Progress;
-using tokexport::work_off;
+using tokexport::run_phase;
+using tokexport::Worker;
 
 // Each phase reads what the one before wrote; a task that is left out, done twice or done too early
 // leaves another sum.
@@ -20,10 +21,12 @@ bool right(size_t threads, size_t shares, bool at_once, size_t wide, size_t narr
   std::vector<size_t> first(wide);
   std::vector<size_t> second(narrow);
   size_t total = 0;
-  std::atomic<size_t> began{0};  // threads that were told of a first task
-  const auto fill = [&](size_t i, bool is_first) {
+  std::atomic<size_t> began{0};  // threads that did a first task
+  std::vector<size_t> did(threads);  // tasks of each thread, which no other writes
+  const auto fill = [&](size_t i, Worker worker) {
     first[i] += i + 1;
-    began += is_first;
+    began += worker.is_first;
+    ++did[worker.thread];
   };
   const auto sum = [&](size_t i) {
     second[i] += std::accumulate(first.begin(), first.end(), i);
@@ -33,9 +36,9 @@ bool right(size_t threads, size_t shares, bool at_once, size_t wide, size_t narr
   std::latch all_here(static_cast<std::ptrdiff_t>(threads));
   const auto work = [&](size_t thread) {
     if (at_once) all_here.arrive_and_wait();
-    work_off(phase(wide, fill), thread * shares / threads, shares, &progress[0]);
-    work_off(phase(narrow, sum), thread * shares / threads, shares, &progress[1]);
-    work_off(phase(1, join), thread * shares / threads, shares, &progress[2]);
+    run_phase(phase(wide, fill), thread, thread * shares / threads, shares, &progress[0]);
+    run_phase(phase(narrow, sum), thread, thread * shares / threads, shares, &progress[1]);
+    run_phase(phase(1, join), thread, thread * shares / threads, shares, &progress[2]);
   };
   std::vector<std::thread> running;
   for (size_t thread = 0; thread < threads; ++thread) {
@@ -44,6 +47,7 @@ bool right(size_t threads, size_t shares, bool at_once, size_t wide, size_t narr
   }
   for (std::thread& one : running)
     if (one.joinable()) one.join();
+  if (std::accumulate(did.begin(), did.end(), 0ul) != wide) return false;
   if (began > threads || (began == 0) != (wide == 0)) return false;
   return total == narrow * (wide * (wide + 1) / 2) + narrow * (narrow - 1) / 2;
 }

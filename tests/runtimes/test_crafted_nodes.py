@@ -78,6 +78,6 @@ def test_an_empty_tensor_of_endless_images_is_refused() -> None:
     x = np.empty((2**31, 0, 8), np.float32)
     assert run(Node("linear", (np.broadcast_to(x, x.shape), *node.inputs[1:]), {})) == ""
     endless = np.empty((2**40, 0, 2**20), np.float32)
-    assert "more numbers than memory holds" in run(
+    assert "elements that are expected at most" in run(
         Node("layer_norm", (endless, *SOUND["layer_norm"].inputs[1:]), {"epsilon": 1e-5})
     )

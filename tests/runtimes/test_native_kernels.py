@@ -127,7 +127,7 @@ def test_what_is_not_finite_stays_so_in_integers(x: float) -> None:
 def test_integers_packed_for_another_depth_are_refused() -> None:
     x, bias = values(0, 1, 4, 8), values(1, 3)
     panels = packed_bytes(np.ones((9, 3), np.int8))
-    with pytest.raises(RunError, match="not packed for this input"):
+    with pytest.raises(RunError, match=r"panels has shape \(.*\), expected \("):
         run([Call("integer_linear", (x, panels, bias, bias), [(1, 4, 3)])], native=True)
 
 
@@ -145,7 +145,7 @@ def test_gelu_far_from_zero() -> None:
 def test_weights_packed_for_another_depth_are_refused() -> None:
     x, bias = values(0, 1, 4, 8), values(1, 3)
     panels = packed_panels(values(2, 9, 3))
-    with pytest.raises(RunError, match="not packed for this input"):
+    with pytest.raises(RunError, match=r"panels has shape \(.*\), expected \("):
         run([Call("linear", (x, panels, bias), [(1, 4, 3)])], native=True)
 
 
@@ -321,7 +321,7 @@ def test_merges(
 def test_an_index_outside_is_refused(name: str, runtime: str) -> None:
     x, far = values(0, 1, 4, 3), np.array([[0, 4]])
     inputs = (x, far) if name == "gather_tokens" else (x, x, far, far, far)
-    with pytest.raises(RunError, match="An index names a row that is not there"):
+    with pytest.raises(RunError, match=r"names row -?\d+, expected 0 to below \d+"):
         run([Call(name, inputs, [(1, 6 if len(inputs) > 2 else 2, 3)])], True, runtime)
 
 

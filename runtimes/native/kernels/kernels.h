@@ -1,6 +1,7 @@
-// What a kernel is given, plain pointers and sizes, and the table of the kernels of a processor.
+// The arguments of the kernels, plain pointers and sizes, and the table of an instruction set's kernels.
 //
-// A kernel does one task of a loop whose tasks are independent.
+// A kernel does one task of a loop whose tasks are independent. One that needs scratch memory gets as
+// much as the function beside its arguments says, from the caller: no kernel allocates.
 #pragma once
 
 #include <cstddef>
@@ -9,9 +10,18 @@
 namespace tokexport {
 
 // Columns of a panel of packed weights.
-inline constexpr size_t kPanel = 32;
+inline constexpr size_t kPackedN = 32;
+// Of all instruction sets: the most rows that a GEMM microkernel computes at once, and the most floats
+// of a vector.
+inline constexpr size_t kMaxMR = 14;
+inline constexpr size_t kMaxLanes = 16;
 
-static inline size_t panel_count(size_t columns) { return (columns + kPanel - 1) / kPanel; }
+// Functions here are static, so that each file which includes this one has its own copy of them.
+static inline size_t ceil_div(size_t count, size_t by) { return (count + by - 1) / by; }
+
+static inline size_t panel_count(size_t columns) { return ceil_div(columns, kPackedN); }
+
+static inline size_t padded_columns(size_t columns) { return panel_count(columns) * kPackedN; }
 
 // y (rows, columns) = activation(x (rows, depth) · w (depth, columns) + bias) + residual.
 struct LinearArgs {
@@ -28,11 +38,11 @@ struct LinearArgs {
 };
 
 static inline size_t linear_tasks(const LinearArgs& args) {
-  return (args.rows + args.rows_per_task - 1) / args.rows_per_task * panel_count(args.columns);
+  return ceil_div(args.rows, args.rows_per_task) * panel_count(args.columns);
 }
 
-// The patches of one image (channels, height, width) as rows, those of the grid one after another;
-// what is left of the image beside the grid belongs to none.
+// The patches of one image (channels, height, width) as rows, in the order of the grid; pixels beside
+// the grid are left out.
 struct PatchArgs {
   const float* image;
   float* rows;  // (down · across, channels · patch_height · patch_width)
@@ -45,16 +55,16 @@ struct PatchArgs {
   size_t across;
 };
 
-// The least and the largest of `count` numbers and 0, one of each for every task.
-struct RangeArgs {
+// The minimum and the maximum of `count` numbers and 0, one of each for every task.
+struct MinMaxArgs {
   const float* x;
-  float* least;
-  float* largest;
+  float* min;
+  float* max;
   size_t count;
   size_t per_task;
 };
 
-// q (rows, row_bytes) = x (rows, depth) / scale + zero, with zeros behind each row.
+// q (rows, row_bytes) = x (rows, depth) / scale + zero point, with zeros behind each row.
 struct QuantiseArgs {
   const float* x;
   uint8_t* q;
@@ -63,30 +73,33 @@ struct QuantiseArgs {
   size_t row_bytes;
   size_t rows_per_task;
   float scale;
-  int32_t zero;
+  int32_t zero_point;
 };
 
-// The product of (q - zero) · scale and w · scales, in place of that of x and panels in `to`.
-struct IntegerLinearArgs {
+// The product of (q - zero_point) · scale and w · scales, in place of that of x and panels in `to`.
+struct Int8LinearArgs {
   LinearArgs to;
   const uint8_t* q;      // (rows, row_bytes)
   const int8_t* panels;  // (⌈columns / 32⌉, row_bytes / 4, 32, 4), padded with zeros
   const float* scales;   // (columns)
   size_t row_bytes;
   float scale;
-  int32_t zero;
+  int32_t zero_point;
 };
 
 // A tensor of rows for every image and head; strides in floats, the channels side by side.
 template <typename Float>
 struct Rows {
   Float* data;
-  size_t image;
-  size_t head;
-  size_t row;
-
-  Float* at(size_t i, size_t h) const { return data + i * image + h * head; }
+  size_t image_stride;
+  size_t head_stride;
+  size_t row_stride;
 };
+
+template <typename Float>
+static inline Float* rows_of(const Rows<Float>& rows, size_t image, size_t head) {
+  return rows.data + image * rows.image_stride + head * rows.head_stride;
+}
 
 // y = softmax(q kᵀ scale + log_size) v.
 struct AttentionArgs {
@@ -108,24 +121,29 @@ struct AttentionArgs {
 };
 
 static inline size_t packed_k_floats(const AttentionArgs& args) {
-  return panel_count(args.keys) * kPanel * args.depth;
+  return padded_columns(args.keys) * args.depth;
 }
 
 static inline size_t packed_v_floats(const AttentionArgs& args) {
-  return panel_count(args.value_depth) * kPanel * args.keys;
+  return padded_columns(args.value_depth) * args.keys;
 }
 
-// y = softmax(q kᵀ scale + log_size) v of tokens that merged behind the softmax: each key takes the
-// value of the row that it became part of, and the rows of queries that merged are averaged.
-struct AheadArgs {
-  const float* weights;   // the softmax, (images, heads, count, count)
-  const float* share;     // of a query in its row, (images, count)
-  Rows<const float> v;    // (rows) of them
-  const int64_t* place;   // (images, count), the row of v that each key takes
-  const size_t* start;    // (images, rows + 1), where the queries of each row begin
-  const size_t* member;   // (images, count), the queries
-  Rows<float> y;          // (rows) of them
-  float* packed_v;        // packed_v_floats for every image and head
+// The logits of a block of queries, and what is added to them.
+static inline size_t attention_scratch_floats(const AttentionArgs& args) {
+  return (1 + kMaxMR) * padded_columns(args.keys);
+}
+
+// y = weights · v of tokens that merged behind the softmax: each key takes the value of the row that
+// it became part of, and the rows of queries that merged are averaged.
+struct MergedAttentionArgs {
+  const float* weights;      // the softmax, (images, heads, count, count)
+  const float* share;        // of a query in its row, (images, count)
+  Rows<const float> v;       // (rows) of them
+  const int64_t* value_row;  // (images, count), the row of v that each key takes
+  const size_t* row_start;   // (images, rows + 1), where the queries of each row begin
+  const size_t* members;     // (images, count), the queries
+  Rows<float> y;             // (rows) of them
+  float* packed_v;           // packed_v_floats for every image and head
   size_t images;
   size_t heads;
   size_t count;
@@ -134,16 +152,20 @@ struct AheadArgs {
   size_t rows_per_task;
 };
 
-static inline size_t packed_v_floats(const AheadArgs& args) {
-  return panel_count(args.value_depth) * kPanel * args.count;
+static inline size_t packed_v_floats(const MergedAttentionArgs& args) {
+  return padded_columns(args.value_depth) * args.count;
+}
+
+static inline size_t merged_attention_scratch_floats(const MergedAttentionArgs& args) {
+  return kMaxMR * args.count;
 }
 
 // Of each token the attention it receives, the mean of its column in all heads, and from that and
-// its size: how rare it is, and its share in what it merges into.
-struct CriteriaArgs {
+// its size: its rarity, and its share in what it merges into.
+struct FusionCriteriaArgs {
   const float* weights;  // (images, heads · queries, count)
   const float* size;     // (images, count)
-  float* rare;           // (images, count); the attention received, between the two tasks
+  float* rarity;         // (images, count); the attention received, between the two tasks
   float* share;          // (images, count)
   size_t images;
   size_t rows;  // heads · queries
@@ -152,11 +174,10 @@ struct CriteriaArgs {
   float size_power;
 };
 
-// Columns whose mean one task computes.
-inline constexpr size_t kMeanColumns = 64;
+inline constexpr size_t kMeanColumnsPerTask = 64;
 
 // Layer normalisation of x (rows, columns).
-struct NormArgs {
+struct LayerNormArgs {
   const float* x;
   const float* weight;
   const float* bias;  // or null
@@ -167,66 +188,78 @@ struct NormArgs {
   float epsilon;
 };
 
-// The best partner of each row of scores (images, rows, columns), and the `taken` best pairs.
+// The best partner of each row of scores (images, rows, columns), and the `pairs` best of these.
 struct MatchArgs {
   const float* scores;
-  int64_t* kept;  // (images, rows - taken)
-  int64_t* src;   // (images, taken)
-  int64_t* dst;   // (images, taken)
+  int64_t* kept;  // (images, rows - pairs)
+  int64_t* src;   // (images, pairs)
+  int64_t* dst;   // (images, pairs)
   size_t images;
   size_t rows;
   size_t columns;
-  size_t taken;
+  size_t pairs;
   bool by_score;
 };
 
+// Of each row a sort key, and whether it is among the best.
+static inline size_t select_scratch_bytes(size_t rows) {
+  return rows * (sizeof(uint64_t) + sizeof(bool));
+}
+
+// Of each row also its best score and partner.
+static inline size_t match_scratch_bytes(size_t rows) {
+  return select_scratch_bytes(rows) + rows * (sizeof(int64_t) + sizeof(float));
+}
+
 // How rows that meet at one destination are reduced.
-enum class Reduce { kNone, kSum, kMean, kProduct, kLargest, kSmallest };
+enum class Reduce { kNone, kSum, kMean, kProduct, kMax, kMin };
 
-// Channels that one task reduces.
-inline constexpr size_t kChannels = 256;
+inline constexpr size_t kScatterChannelsPerTask = 256;
 
-// y (images, taken, channels) = the rows of x that index names; strides of images in floats.
+// y (images, index_count, channels) = the rows of x that index names; strides of images in floats.
 struct GatherArgs {
   const float* x;
   const int64_t* index;
   float* y;
-  size_t x_image;
-  size_t y_image;
+  size_t x_image_stride;
+  size_t y_image_stride;
   size_t images;
-  size_t taken;
+  size_t index_count;
   size_t channels;
 };
 
 // y (images, rows, channels) = dst, with rows of src reduced into the rows that index names.
 struct ScatterArgs {
   const float* dst;
-  const int64_t* index;   // (images, taken)
+  const int64_t* index;    // (images, index_count)
   const float* src;
-  const int64_t* source;  // (images, taken), which row of src each is; null for one after another
+  const int64_t* src_row;  // (images, index_count), or null where the rows of src come in order
   float* y;
-  size_t src_image;
-  size_t y_image;
+  size_t src_image_stride;
+  size_t y_image_stride;
   size_t images;
   size_t rows;
-  size_t taken;
+  size_t index_count;
   size_t channels;
   Reduce mode;
   bool include_self;
 };
 
 static inline size_t scatter_tasks(const ScatterArgs& args) {
-  return args.images * ((args.channels + kChannels - 1) / kChannels);
+  return args.images * ceil_div(args.channels, kScatterChannelsPerTask);
 }
+
+// How many rows were reduced into each.
+static inline size_t scatter_scratch_floats(const ScatterArgs& args) { return args.rows; }
 
 // Every `step`-th token from `start`.
 struct TokenSet {
   size_t start;
   size_t step;
   size_t count;
-
-  size_t token(size_t i) const { return start + i * step; }
 };
+
+static inline size_t token_at(const TokenSet& set, size_t i) { return set.start + i * set.step; }
 
 // The match by the cosine between the tokens of a and b, of the mean of a token's heads.
 struct CosineArgs {
@@ -238,72 +271,78 @@ struct CosineArgs {
   size_t depth;
   TokenSet a;
   TokenSet b;
-  size_t blocked;    // so many of the first of a find no partner
-  float* panels;     // cosine_panel_floats for every image: the tokens of b, of length one
-  float* best;       // (images, a.count), the score of each token of a
-  int64_t* partner;  // (images, a.count), the token of b that gives it
-  MatchArgs match;   // its scores are not kept
+  size_t protected_rows;  // the first of a that find no partner
+  float* panels;          // cosine_panel_floats for every image: the tokens of b, of length one
+  float* best;            // (images, a.count), the score of each token of a
+  int64_t* partner;       // (images, a.count), the token of b that gives it
+  MatchArgs match;        // its scores are not kept
 };
 
-// Tokens of b, and of a, that one task takes.
-inline constexpr size_t kUnitTokens = 16;
-inline constexpr size_t kCosineRows = 14;
+// Tokens of b that one task brings to length one, and tokens of a whose partner one task finds.
+inline constexpr size_t kNormalizedPerTask = 16;
+inline constexpr size_t kCosineRowsPerTask = 14;
 
 static inline size_t cosine_panel_floats(const CosineArgs& args) {
-  return panel_count(args.b.count) * kPanel * args.depth;
+  return padded_columns(args.b.count) * args.depth;
 }
 
-static inline size_t cosine_units_tasks(const CosineArgs& args) {
-  return args.images * panel_count(args.b.count) * (kPanel / kUnitTokens);
+static inline size_t cosine_normalize_tasks(const CosineArgs& args) {
+  return args.images * panel_count(args.b.count) * (kPackedN / kNormalizedPerTask);
 }
 
-static inline size_t cosine_rows_tasks(const CosineArgs& args) {
-  return args.images * ((args.a.count + kCosineRows - 1) / kCosineRows);
+static inline size_t cosine_argmax_tasks(const CosineArgs& args) {
+  return args.images * ceil_div(args.a.count, kCosineRowsPerTask);
+}
+
+// For some tokens of a or b at length one, and the scores of those of a.
+static inline size_t cosine_scratch_bytes(const CosineArgs& args) {
+  const size_t floats = kMaxLanes * (args.depth + padded_columns(args.b.count));
+  const size_t bytes = floats * sizeof(float);
+  const size_t select = select_scratch_bytes(args.a.count);
+  return bytes > select ? bytes : select;
 }
 
 // The mean of the tokens that merge, weighted with their sizes, and the sums of the sizes.
-struct BySizeArgs {
+struct MergeBySizeArgs {
   const float* x;       // (images, count, channels)
   const float* size;    // (images, count)
   const int64_t* kept;  // (images, kept_count)
-  const int64_t* src;   // (images, taken)
-  const int64_t* dst;   // (images, taken)
+  const int64_t* src;   // (images, pairs)
+  const int64_t* dst;   // (images, pairs)
   int64_t* first;       // (images, b.count), the first of the pairs that merge into it, or -1
-  int64_t* next;        // (images, taken), the pair behind each that merges into the same, or -1
-  float* y;             // (images, by_size_rows, channels)
-  float* y_size;        // (images, by_size_rows)
+  int64_t* next;        // (images, pairs), the pair behind each that merges into the same, or -1
+  float* y;             // (images, merge_by_size_rows, channels)
+  float* y_size;        // (images, merge_by_size_rows)
   size_t images;
   size_t count;
   size_t channels;
   TokenSet a;
   TokenSet b;
-  size_t stay;  // so many of the first tokens come first, as they are
+  size_t protected_tokens;  // the first tokens, which come first as they are
   size_t kept_count;
-  size_t taken;
-  NormArgs norm;  // of y, where its own y is not null
+  size_t pairs;
+  LayerNormArgs norm;  // of y, where its own y is not null
 };
 
-static inline size_t by_size_rows(const BySizeArgs& args) {
-  return args.stay + args.kept_count + args.b.count;
+static inline size_t merge_by_size_rows(const MergeBySizeArgs& args) {
+  return args.protected_tokens + args.kept_count + args.b.count;
 }
 
-// Rows that one task writes.
-inline constexpr size_t kBySizeRows = 16;
+inline constexpr size_t kMergeRowsPerTask = 16;
 
-static inline size_t by_size_tasks(const BySizeArgs& args) {
-  return args.images * ((by_size_rows(args) + kBySizeRows - 1) / kBySizeRows);
+static inline size_t merge_by_size_tasks(const MergeBySizeArgs& args) {
+  return args.images * ceil_div(merge_by_size_rows(args), kMergeRowsPerTask);
 }
 
-// Channels that one task merges.
-inline constexpr size_t kMergedChannels = 96;
+inline constexpr size_t kMergeChannelsPerTask = 96;
 
 // The scores of pairs of the tokens of a and b, and the match by them. A score is half of one more
-// than the cosine of the tokens, times how rare each of the two is.
+// than the cosine of the tokens, times the rarity of each of the two.
 struct ScoredMatchArgs {
   const float* tokens;  // (images, count, channels)
-  const float* rare;    // (images, count)
+  const float* rarity;  // (images, count)
   float* scores;        // (images, a.count, b.count)
-  float* work;          // scored_match_floats for every image
+  float* unit_tokens;   // scored_match_floats for every image
   size_t images;
   size_t count;
   size_t channels;
@@ -313,15 +352,22 @@ struct ScoredMatchArgs {
 };
 
 // Rows of a whose scores one task computes.
-inline constexpr size_t kScoredRows = 28;
+inline constexpr size_t kScoreRowsPerTask = 28;
 
-static inline size_t scored_tasks(const ScoredMatchArgs& args) {
-  return args.images * ((args.a.count + kScoredRows - 1) / kScoredRows);
+static inline size_t scores_tasks(const ScoredMatchArgs& args) {
+  return args.images * ceil_div(args.a.count, kScoreRowsPerTask);
 }
 
-// The tokens of a, and panels of those of b, of length one.
+// Of length one: the tokens of a, those of b, and panels of those.
 static inline size_t scored_match_floats(const ScoredMatchArgs& args) {
-  return (args.a.count + panel_count(args.b.count) * kPanel) * args.channels;
+  return (args.a.count + args.b.count + padded_columns(args.b.count)) * args.channels;
+}
+
+// The rarity of each token of b, or what the match takes.
+static inline size_t scored_match_scratch_bytes(const ScoredMatchArgs& args) {
+  const size_t rarity = (padded_columns(args.b.count) + kPackedN) * sizeof(float);
+  const size_t match = match_scratch_bytes(args.a.count);
+  return rarity > match ? rarity : match;
 }
 
 // The match of the columns of scores to those of their rows that were kept.
@@ -329,17 +375,17 @@ struct MatchBackArgs {
   const float* scores;  // (images, rows, match.rows)
   const int64_t* kept;  // (images, match.columns)
   size_t rows;
-  MatchArgs match;  // its scores are those, turned
+  MatchArgs match;  // its scores are those, transposed
 };
 
 // The sums of the tokens that become one, or their means by weight.
-struct GroupArgs {
-  const float* x;        // (images, count, channels)
-  const float* weight;   // (images, count), or null for sums
-  const size_t* start;   // (images, rows + 1), where the tokens of each row begin
-  const size_t* member;  // (images, count), the tokens
-  float* y;              // (images, rows, channels)
-  float* y_weight;       // (images, rows), the sums of weights, or null
+struct MergeGroupsArgs {
+  const float* x;           // (images, count, channels)
+  const float* weight;      // (images, count), or null for sums
+  const size_t* row_start;  // (images, rows + 1), where the tokens of each row begin
+  const size_t* members;    // (images, count), the tokens
+  float* y;                 // (images, rows, channels)
+  float* y_weight;          // (images, rows), the sums of weights, or null
   size_t images;
   size_t count;
   size_t rows;
@@ -347,49 +393,50 @@ struct GroupArgs {
 };
 
 // The first chunk of an image's channels writes its weights, also where there is no channel.
-static inline size_t group_chunks(const GroupArgs& args) {
-  return args.channels == 0 ? 1 : (args.channels + kMergedChannels - 1) / kMergedChannels;
+static inline size_t merge_groups_chunks(const MergeGroupsArgs& args) {
+  return args.channels == 0 ? 1 : ceil_div(args.channels, kMergeChannelsPerTask);
 }
 
-static inline size_t group_tasks(const GroupArgs& args) {
-  return args.images * group_chunks(args);
+static inline size_t merge_groups_tasks(const MergeGroupsArgs& args) {
+  return args.images * merge_groups_chunks(args);
 }
 
-// The kernels of integers; null where the processor has no product of bytes.
-struct IntegerKernels {
-  void (*range_task)(const RangeArgs&, size_t);
-  void (*quantise_task)(const QuantiseArgs&, size_t);
-  void (*linear_task)(const IntegerLinearArgs&, size_t);
+// The kernels of 8-bit integers; null where the processor has no dot product of bytes.
+struct Int8Kernels {
+  void (*min_max_task)(const MinMaxArgs&, size_t task);
+  void (*quantise_task)(const QuantiseArgs&, size_t task);
+  void (*linear_task)(const Int8LinearArgs&, size_t task);
 };
 
+// The kernels of one instruction set. `scratch` is memory for the one task.
 struct Kernels {
   const char* name;
-  IntegerKernels integers;
-  void (*linear_task)(const LinearArgs&, size_t, bool);
-  void (*patches_task)(const PatchArgs&, size_t);
-  void (*attention_keys_task)(const AttentionArgs&, size_t);
-  void (*attention_values_task)(const AttentionArgs&, size_t);
-  void (*attention_task)(const AttentionArgs&, size_t);
-  void (*attention_weights_task)(const AttentionArgs&, size_t);
-  void (*received_task)(const CriteriaArgs&, size_t);
-  void (*criteria_task)(const CriteriaArgs&, size_t);
-  void (*ahead_values_task)(const AheadArgs&, size_t);
-  void (*ahead_task)(const AheadArgs&, size_t);
-  void (*norm_task)(const NormArgs&, size_t);
-  void (*match_task)(const MatchArgs&, size_t);
-  void (*cosine_units_task)(const CosineArgs&, size_t);
-  void (*cosine_rows_task)(const CosineArgs&, size_t);
-  void (*cosine_rank_task)(const CosineArgs&, size_t);
-  void (*merge_by_size_task)(const BySizeArgs&, size_t);
-  void (*scored_units_task)(const ScoredMatchArgs&, size_t);
-  void (*scored_rows_task)(const ScoredMatchArgs&, size_t);
-  void (*match_back_task)(const MatchBackArgs&, size_t);
-  void (*group_task)(const GroupArgs&, size_t);
-  void (*gather_task)(const GatherArgs&, size_t);
-  void (*scatter_task)(const ScatterArgs&, size_t);
+  Int8Kernels int8;
+  void (*linear_task)(const LinearArgs&, size_t task, bool cold);
+  void (*patches_task)(const PatchArgs&, size_t task);
+  void (*attention_keys_task)(const AttentionArgs&, size_t task);
+  void (*attention_values_task)(const AttentionArgs&, size_t task);
+  void (*attention_task)(const AttentionArgs&, size_t task, float* scratch);
+  void (*attention_weights_task)(const AttentionArgs&, size_t task, float* scratch);
+  void (*attention_received_task)(const FusionCriteriaArgs&, size_t task);
+  void (*fusion_criteria_task)(const FusionCriteriaArgs&, size_t image);
+  void (*merged_values_task)(const MergedAttentionArgs&, size_t task);
+  void (*merged_attention_task)(const MergedAttentionArgs&, size_t task, float* scratch);
+  void (*layer_norm_task)(const LayerNormArgs&, size_t task);
+  void (*match_task)(const MatchArgs&, size_t image, void* scratch);
+  void (*cosine_normalize_task)(const CosineArgs&, size_t task, void* scratch);
+  void (*cosine_argmax_task)(const CosineArgs&, size_t task, void* scratch);
+  void (*cosine_select_task)(const CosineArgs&, size_t image, void* scratch);
+  void (*merge_by_size_task)(const MergeBySizeArgs&, size_t task);
+  void (*scored_normalize_task)(const ScoredMatchArgs&, size_t task);
+  void (*scores_task)(const ScoredMatchArgs&, size_t task, void* scratch);
+  void (*match_back_task)(const MatchBackArgs&, size_t image, void* scratch);
+  void (*merge_groups_task)(const MergeGroupsArgs&, size_t task);
+  void (*gather_task)(const GatherArgs&, size_t image);
+  void (*scatter_task)(const ScatterArgs&, size_t task, float* scratch);
 };
 
-// The kernels for the processor at hand, its widest vectors used.
+// Returns the kernels for the processor at hand, those with its widest vectors.
 const Kernels& kernels();
 
 }  // namespace tokexport

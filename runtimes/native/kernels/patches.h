@@ -1,9 +1,7 @@
 // The patches of an image as rows.
 #pragma once
 
-#include <cstring>
-
-#include "kernels/kernels.h"
+#include "kernels/simd.h"
 
 namespace tokexport::TOKEXPORT_ISA {
 
@@ -18,8 +16,8 @@ inline void patches_task(const PatchArgs& args, size_t task) {
           args.image + (channel * args.height + task * args.patch_height + i) * args.width;
       float* to = rows + (channel * args.patch_height + i) * line;
       for (size_t patch = 0; patch < args.across; ++patch, from += line, to += depth) {
-        if (line % kWidth == 0)
-          for (size_t c = 0; c < line; c += kWidth) store(to + c, load(from + c));
+        if (line % kLanes == 0)
+          for (size_t c = 0; c < line; c += kLanes) store(to + c, load(from + c));
         else
           std::memcpy(to, from, line * sizeof(float));
       }

@@ -1,8 +1,9 @@
-// The operators that move tokens, as one operator of OpenVINO that is told which it is.
+// The operators that move tokens, as one operator of OpenVINO whose attribute names the kernel.
 //
-// A graph holds no such operator on disk: runtimes/openvino/kernels.py puts them in where it is
-// loaded, so that it runs without this library too. Indices are int32 here, as in the CPU plugin.
+// A graph on disk does not hold it: runtimes/openvino/kernels.py puts it in where a graph is loaded, so
+// that the graph runs without this library too. Indices are int32 here, as in the CPU plugin.
 #include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
 
 #include <algorithm>
 #include <map>
@@ -11,7 +12,6 @@
 #include <openvino/op/op.hpp>
 #include <utility>
 
-#include "kernels/kernels.h"
 #include "operators/operators.h"
 
 namespace tokexport {
@@ -23,13 +23,15 @@ class NamedAttributes final : public Attributes {
  public:
   explicit NamedAttributes(const Numbers& numbers) : numbers_(numbers) {}
 
-  float number(const char*) const override { throw Refusal("No attribute here is a fraction."); }
+  float real(const char* name) const override {
+    throw OperatorError(joined_text("attribute ", name, " is a real number, expected a count"));
+  }
+
  protected:
   void read(const char* name, int64_t* values, size_t size) const override {
-    require(size == 1, "No attribute here is a pair.");
+    require(size == 1, "attribute ", name, " has ", size, " elements, expected 1");
     const auto found = numbers_.find(name);
-    if (found == numbers_.end())
-      throw Refusal(std::string("The attribute ") + name + " is not given.");
+    require(found != numbers_.end(), "attribute ", name, " is not given");
     values[0] = found->second;
   }
 
@@ -43,11 +45,16 @@ class OpenVinoRun final : public Run {
   OpenVinoRun(ov::TensorVector& outputs, const ov::TensorVector& inputs)
       : outputs_(outputs), inputs_(inputs), read_(inputs.size()), written_(outputs.size()) {}
 
+  // The CPU plugin runs a graph in an arena of its threads, which the tasks stay in.
+  size_t threads() const override {
+    return static_cast<size_t>(std::max(tbb::this_task_arena::max_concurrency(), 1));
+  }
+
   // Puts the indices that the kernel gave into the tensors.
   void finish() const {
-    for (size_t place = 0; place < outputs_.size(); ++place)
-      std::transform(written_[place].begin(), written_[place].end(),
-                     narrow(outputs_[place], written_[place].size()),
+    for (size_t index = 0; index < outputs_.size(); ++index)
+      std::transform(written_[index].begin(), written_[index].end(),
+                     narrow(outputs_[index], written_[index].size()),
                      [](int64_t index) { return static_cast<int32_t>(index); });
   }
 
@@ -59,23 +66,23 @@ class OpenVinoRun final : public Run {
   const void* input_data(size_t input, Shape* shape) const override {
     const ov::Tensor& tensor = inputs_.at(input);
     const ov::Shape& sizes = tensor.get_shape();
-    shape->axes = sizes.size();
-    std::copy_n(sizes.begin(), std::min(sizes.size(), Shape::kMostAxes), shape->sizes);
+    shape->rank = sizes.size();
+    std::copy_n(sizes.begin(), std::min(sizes.size(), Shape::kMaxRank), shape->sizes);
     if (tensor.get_element_type() != ov::element::i32) return tensor.data();
     const auto* indices = tensor.data<const int32_t>();
     read_[input].assign(indices, indices + tensor.get_size());
     return read_[input].data();
   }
 
-  void* output_data(size_t place, std::initializer_list<size_t> shape) const override {
-    ov::Tensor& tensor = outputs_.at(place);
-    require(tensor.get_shape() == ov::Shape(shape), "An output has another shape than was said.");
+  void* output_data(size_t index, std::initializer_list<size_t> shape) const override {
+    ov::Tensor& tensor = outputs_.at(index);
+    require(tensor.get_shape() == ov::Shape(shape), "output ", index, " has shape ",
+            ov::Shape(shape), ", expected ", tensor.get_shape(), " as its node says");
     if (tensor.get_element_type() != ov::element::i32) return tensor.data();
-    written_[place].resize(tensor.get_size());
-    return written_[place].data();
+    written_[index].resize(tensor.get_size());
+    return written_[index].data();
   }
 
-  // The CPU plugin runs a graph in an arena of its threads, which these tasks stay in.
   void run_tasks(void (*call)(void*, size_t), size_t tasks, void* data) const override {
     tbb::parallel_for(size_t{0}, tasks, [=](size_t task) { call(data, task); });
   }
@@ -91,7 +98,7 @@ const Operator& operator_named(const std::string& name) {
     std::vector<Operator> found;
     add_token_operators(&found);
     add_tome_operators(&found);
-    add_both_ways_operators(&found);
+    add_mctf_operators(&found);
     return found;
   }();
   const auto found = std::find_if(all.begin(), all.end(),
@@ -118,26 +125,28 @@ class TokenOperator final : public ov::op::Op {
     const Operator& what = operator_named(name_);
     const std::string inputs = what.inputs;
     const std::string outputs = what.outputs;
-    NODE_VALIDATION_CHECK(this, get_input_size() == inputs.size(), name_, " takes ",
-                          inputs.size(), " inputs.");
+    NODE_VALIDATION_CHECK(this, get_input_size() == inputs.size(), name_, " has ",
+                          get_input_size(), " inputs, expected ", inputs.size(), ".");
     for (size_t i = 0; i < inputs.size(); ++i)
       NODE_VALIDATION_CHECK(this, get_input_element_type(i) == type_of(inputs[i]), "Input ", i,
-                            " of ", name_, " has another type than it takes.");
-    NODE_VALIDATION_CHECK(this, attributes_.size() == numbers_.size(),
-                          "There is no number for each attribute.");
+                            " of ", name_, " is ", get_input_element_type(i), ", expected ",
+                            type_of(inputs[i]), ".");
+    NODE_VALIDATION_CHECK(this, attributes_.size() == numbers_.size(), name_, " has ",
+                          numbers_.size(), " numbers, expected ", attributes_.size(),
+                          ", one for each attribute.");
     auto next = shapes_.begin();  // the rank of an output, and then its sizes
     for (size_t i = 0; i < outputs.size(); ++i) {
       NODE_VALIDATION_CHECK(this,
                             next != shapes_.end() && *next >= 0 && shapes_.end() - next > *next,
-                            "There is no shape for each output.");
-      const auto axes = static_cast<size_t>(*next);
-      require_bounded(&next[1], axes);
+                            "The shape of output ", i, " of ", name_, " is missing or cut off.");
+      const auto rank = static_cast<size_t>(*next);
+      require_bounded(&next[1], rank);
       set_output_type(i, type_of(outputs[i]), ov::Shape(next + 1, next + 1 + *next));
       next += 1 + *next;
     }
     Numbers numbers;
     for (size_t i = 0; i < attributes_.size(); ++i) numbers[attributes_[i]] = numbers_[i];
-    kernel_ = what.make(NamedAttributes(numbers));
+    named([&] { kernel_ = what.make(NamedAttributes(numbers)); });
   }
 
   std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
@@ -155,12 +164,22 @@ class TokenOperator final : public ov::op::Op {
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
     const OpenVinoRun run(outputs, inputs);
-    kernel_->run(run);
+    named([&] { kernel_->run(run); });
     run.finish();
     return true;
   }
 
  private:
+  // Calls the body; an error of an operator gets the operator's name.
+  template <typename Body>
+  void named(const Body& body) const {
+    try {
+      body();
+    } catch (const OperatorError& error) {
+      throw OperatorError(joined_text(name_, ": ", error.what()));
+    }
+  }
+
   static ov::element::Type type_of(char letter) {
     return letter == 'f' ? ov::element::f32 : ov::element::i32;
   }

@@ -3,25 +3,23 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/kernels.h"
 #include "operators/operators.h"
 
 namespace tokexport {
 namespace {
 
-// The product of so many rows with the weights in `panels` (P, depth, 32), whose columns are those of
-// `bias`.
-LinearArgs product(size_t rows, size_t depth, const Tensor<const float>& panels,
-                   const Tensor<const float>& bias) {
+// Reads the weights in panels (P, depth, 32), input 1, and the bias (C), input 2, of a product of so
+// many rows.
+LinearArgs linear_args(const Run& run, size_t rows, size_t depth) {
+  const auto panels = run.floats(1, 3);
+  const auto bias = run.floats(2, 1);
   LinearArgs args{};
   args.panels = panels.data;
   args.bias = bias.data;
   args.rows = rows;
   args.depth = depth;
   args.columns = bias.size(0);
-  require(panels.size(0) == panel_count(args.columns) && panels.size(1) == depth &&
-              panels.size(2) == kPanel,
-          "linear: the weights are not packed for this input and bias.");
+  require_shape("panels", panels, {panel_count(args.columns), depth, kPackedN});
   args.rows_per_task = rows_per_task(rows, depth * sizeof(float));
   return args;
 }
@@ -34,33 +32,30 @@ class Linear final : public Kernel {
 
   void run(const Run& run) const override {
     const auto x = run.floats(0, 3);
-    LinearArgs args =
-        product(x.size(0) * x.size(1), x.size(2), run.floats(1, 3), run.floats(2, 1));
+    LinearArgs args = linear_args(run, x.size(0) * x.size(1), x.size(2));
     args.x = x.data;
     args.gelu = Gelu;
     if constexpr (Residual) {
       const auto residual = run.floats(3, 3);
-      require(residual.size(0) == x.size(0) && residual.size(1) == x.size(1) &&
-                  residual.size(2) == args.columns,
-              "linear: what is added has another shape than the product.");
+      require_shape("residual", residual, {x.size(0), x.size(1), args.columns});
       args.residual = residual.data;
     }
     args.y = run.output<float>(0, {x.size(0), x.size(1), args.columns});
-    run.in_parallel(linear_tasks(args), [&](size_t task, bool first) {
-      kernels().linear_task(args, task, first);
+    run.in_parallel(linear_tasks(args), [&](size_t task, Worker worker) {
+      kernels().linear_task(args, task, worker.is_first);
     });
   }
 };
 
-// Numbers of patches that lie in memory at once, those of one image at least.
-constexpr size_t kPatchNumbers = 1 << 20;
+// Elements of patches that lie in memory at once, those of one image at least.
+constexpr size_t kPatchElements = 1 << 20;
 
 // patch_embed(images (B, Ch, H, W), panels (P, Ch · h · w, 32), bias (C), rows (1, K + N, C))
 // -> (B, K + N, C): the first rows as they are, and those of the patches with their embedding
 class PatchEmbed final : public Kernel {
  public:
   explicit PatchEmbed(const Attributes& attributes)
-      : patch_(attributes.both("patch")), first_(attributes.only("first")) {}
+      : patch_(attributes.count_pair("patch")), first_(attributes.count("first")) {}
 
   void run(const Run& run) const override {
     const auto images = run.floats(0, 4);
@@ -73,24 +68,26 @@ class PatchEmbed final : public Kernel {
     patches.patch_width = patch_.second;
     require(patch_.first > 0 && patch_.second > 0 && patch_.first <= patches.height &&
                 patch_.second <= patches.width,
-            "patch_embed: a patch is empty, or larger than the images.");
+            "attribute patch is ", patch_.first, " x ", patch_.second, ", expected 1 x 1 to the ",
+            patches.height, " x ", patches.width, " of an image");
     patches.down = patches.height / patch_.first;
     patches.across = patches.width / patch_.second;
     const size_t count = patches.down * patches.across;
     const size_t depth = patches.channels * patch_.first * patch_.second;
-    LinearArgs args = product(count, depth, run.floats(1, 3), run.floats(2, 1));
+    LinearArgs args = linear_args(run, count, depth);
     const size_t tokens = first_ + count;
-    require(rows.size(0) == 1 && rows.size(1) == tokens && rows.size(2) == args.columns,
-            "patch_embed: the rows are not one for each token.");
+    require_shape("rows", rows, {1, tokens, args.columns});
     float* y = run.output<float>(0, {images.size(0), tokens, args.columns});
     for (size_t image = 0; image < images.size(0); ++image)
       std::copy_n(rows.data, first_ * args.columns, y + image * tokens * args.columns);
     args.residual = rows.data + first_ * args.columns;
     const size_t pixels = patches.channels * patches.height * patches.width;
-    const size_t numbers = count * depth;
-    if (numbers * images.size(0) == 0) return;
-    const size_t at_once = std::clamp<size_t>(kPatchNumbers / numbers, 1, images.size(0));
-    patches.rows = static_cast<float*>(scratch(at_once * numbers * sizeof(float)));
+    const size_t elements = count * depth;
+    if (elements * images.size(0) == 0) return;
+    const size_t at_once = std::clamp<size_t>(kPatchElements / elements, 1, images.size(0));
+    Layout layout;
+    const auto patch_rows = layout.add<float>(at_once * elements);
+    patches.rows = patch_rows.in(thread_memory(layout.bytes()));
     for (size_t done = 0; done < images.size(0); done += at_once) {
       const size_t now = std::min(at_once, images.size(0) - done);
       run.in_phases(
@@ -99,15 +96,15 @@ class PatchEmbed final : public Kernel {
                   const size_t image = task / patches.down;
                   PatchArgs own = patches;
                   own.image = images.data + (done + image) * pixels;
-                  own.rows += image * numbers;
+                  own.rows += image * elements;
                   kernels().patches_task(own, task % patches.down);
                 }),
-          phase(now * linear_tasks(args), [&](size_t task, bool first) {
+          phase(now * linear_tasks(args), [&](size_t task, Worker worker) {
             const size_t image = task / linear_tasks(args);
             LinearArgs own = args;
-            own.x = patches.rows + image * numbers;
+            own.x = patches.rows + image * elements;
             own.y = y + ((done + image) * tokens + first_) * args.columns;
-            kernels().linear_task(own, task % linear_tasks(args), first);
+            kernels().linear_task(own, task % linear_tasks(args), worker.is_first);
           }));
     }
   }
@@ -126,59 +123,76 @@ enum class KeyBias {
   kLogOfSize,  // the logarithm of a size, (B, N, 1)
 };
 
-// Reads the bias, an input, and returns room for so many floats.
+// The memory of one attention.
+struct AttentionMemory {
+  Part<float> packed_k;
+  Part<float> packed_v;
+  Part<float> log_size;
+  PerThread scratch;
+};
+
+// Makes room for one attention, reads the bias, an input, and returns the memory.
 template <KeyBias Bias>
-float* room_beside_bias(const Run& run, AttentionArgs& args, size_t input, size_t floats) {
+std::byte* attention_memory(const Run& run, AttentionArgs& args, size_t bias_input,
+                            size_t packed_v, AttentionMemory* memory) {
+  const size_t heads = args.images * args.heads;
   const size_t logarithms = Bias == KeyBias::kLogOfSize ? args.images * args.keys : 0;
-  float* room = static_cast<float*>(scratch((floats + logarithms) * sizeof(float)));
+  Layout layout;
+  memory->packed_k = layout.add<float>(heads * packed_k_floats(args));
+  memory->packed_v = layout.add<float>(heads * packed_v);
+  memory->log_size = layout.add<float>(logarithms);
+  memory->scratch =
+      layout.add_per_thread(run.threads(), attention_scratch_floats(args) * sizeof(float));
+  std::byte* at = thread_memory(layout.bytes());
   if constexpr (Bias != KeyBias::kNone) {
-    const auto given = run.floats(input, Bias == KeyBias::kGiven ? 2 : 3);
-    require(given.size(0) == args.images && given.size(1) == args.keys &&
-                (Bias == KeyBias::kGiven || given.size(2) == 1),
-            "attention: the sizes are not one for each key.");
+    const auto given = run.floats(bias_input, Bias == KeyBias::kGiven ? 2 : 3);
+    if constexpr (Bias == KeyBias::kGiven)
+      require_shape("log_size", given, {args.images, args.keys});
+    else
+      require_shape("size", given, {args.images, args.keys, 1});
     args.log_size = given.data;
-    for (size_t i = 0; i < logarithms; ++i) room[floats + i] = std::log(given.data[i]);
-    if (Bias == KeyBias::kLogOfSize) args.log_size = room + floats;
+    float* log_size = memory->log_size.in(at);
+    for (size_t i = 0; i < logarithms; ++i) log_size[i] = std::log(given.data[i]);
+    if (Bias == KeyBias::kLogOfSize) args.log_size = log_size;
   }
-  return room;
+  args.packed_k = memory->packed_k.in(at);
+  args.packed_v = memory->packed_v.in(at);
+  return at;
 }
 
-// Packs, and then computes blocks of queries.
+// Packs keys and values, and then computes blocks of queries.
 template <KeyBias Bias>
 void attend(const Run& run, AttentionArgs& args) {
-  const size_t pairs = args.images * args.heads;
-  if (pairs * args.queries * args.value_depth == 0) return;
-  require(args.keys > 0, "attention: there is no key.");
-  const size_t floats = pairs * (packed_k_floats(args) + packed_v_floats(args));
-  args.packed_k = room_beside_bias<Bias>(run, args, 3, floats);
-  args.packed_v = args.packed_k + pairs * packed_k_floats(args);
-  args.queries_per_task = evenly(args.queries, kQueriesPerTask);
-  const size_t chunks = tasks_for(args.queries, args.queries_per_task);
-  run.in_phases(phase(2 * pairs,
+  const size_t heads = args.images * args.heads;
+  if (heads * args.queries * args.value_depth == 0) return;
+  require(args.keys > 0, "k has 0 rows, expected at least one");
+  AttentionMemory parts;
+  std::byte* memory = attention_memory<Bias>(run, args, 3, packed_v_floats(args), &parts);
+  args.queries_per_task = balanced(args.queries, kQueriesPerTask);
+  run.in_phases(phase(2 * heads,
                       [&](size_t task) {
                         if (task % 2 == 0)
                           kernels().attention_keys_task(args, task / 2);
                         else
                           kernels().attention_values_task(args, task / 2);
                       }),
-                phase(pairs * chunks, [&](size_t task) { kernels().attention_task(args, task); }));
+                phase(heads * ceil_div(args.queries, args.queries_per_task),
+                      [&](size_t task, Worker worker) {
+                        kernels().attention_task(args, task,
+                                                 parts.scratch.in<float>(memory, worker.thread));
+                      }));
 }
 
 // attention(q (B, H, Nq, D), k (B, H, N, D), v (B, H, N, Dv) [, log_size (B, N)]) -> (B, H, Nq, Dv)
 template <KeyBias Bias>
 class Attention final : public Kernel {
  public:
-  explicit Attention(const Attributes& attributes) : scale_(attributes.number("scale")) {}
+  explicit Attention(const Attributes& attributes) : scale_(attributes.real("scale")) {}
 
   void run(const Run& run) const override {
     const auto q = run.floats(0, 4);
     const auto k = run.floats(1, 4);
     const auto v = run.floats(2, 4);
-    for (size_t axis : {0, 1})
-      require(q.size(axis) == k.size(axis) && k.size(axis) == v.size(axis),
-              "attention: images or heads of q, k and v differ in number.");
-    require(q.size(3) == k.size(3) && k.size(2) == v.size(2),
-            "attention: q and k differ in depth, or k and v in number.");
     AttentionArgs args{};
     args.images = q.size(0);
     args.heads = q.size(1);
@@ -187,6 +201,8 @@ class Attention final : public Kernel {
     args.keys = k.size(2);
     args.value_depth = v.size(3);
     args.scale = scale_;
+    require_shape("k", k, {args.images, args.heads, args.keys, args.depth});
+    require_shape("v", v, {args.images, args.heads, args.keys, args.value_depth});
     float* y = run.output<float>(0, {args.images, args.heads, args.queries, args.value_depth});
     args.q = by_head(q.data, args.heads, args.queries, args.depth);
     args.k = by_head(k.data, args.heads, args.keys, args.depth);
@@ -208,17 +224,17 @@ class Attention final : public Kernel {
 class HeadsInRows {
  public:
   explicit HeadsInRows(const Attributes& attributes)
-      : scale_(attributes.number("scale")),
-        heads_(attributes.only("heads")),
-        depth_(attributes.only("depth")),
-        q_start_(attributes.only("q_start")),
-        k_start_(attributes.only("k_start")) {}
+      : scale_(attributes.real("scale")),
+        heads_(attributes.count("heads")),
+        depth_(attributes.count("depth")),
+        q_start_(attributes.count("q_start")),
+        k_start_(attributes.count("k_start")) {}
 
-  // What attention reads of q (B, Nq, ·) and k (B, N, ·), the first two inputs.
+  // Returns what attention reads of q (B, Nq, ·) and k (B, N, ·), the first two inputs.
   AttentionArgs args(const Run& run) const {
     const auto q = run.floats(0, 3);
     const auto k = run.floats(1, 3);
-    require(q.size(0) == k.size(0), "attention: images of q and k differ in number.");
+    require_shape("k", k, {q.size(0), k.size(1), k.size(2)});
     AttentionArgs args{};
     args.images = q.size(0);
     args.heads = heads_;
@@ -226,14 +242,14 @@ class HeadsInRows {
     args.keys = k.size(1);
     args.depth = depth_;
     args.scale = scale_;
-    args.q = in(q, q_start_);
-    args.k = in(k, k_start_);
+    args.q = in("q", q, q_start_);
+    args.k = in("k", k, k_start_);
     return args;
   }
 
-  // The heads in rows (B, N, ·) from a channel on.
-  Rows<const float> in(const Tensor<const float>& rows, size_t start) const {
-    require_heads(start, heads_, depth_, rows.size(2));
+  // Returns the heads in rows (B, N, ·) from a channel on.
+  Rows<const float> in(const char* name, const Tensor<const float>& rows, size_t start) const {
+    require_heads(name, start, heads_, depth_, rows.size(2));
     return {rows.data + start, rows.size(1) * rows.size(2), depth_, rows.size(2)};
   }
 
@@ -252,15 +268,14 @@ template <KeyBias Bias>
 class RowsAttention final : public Kernel {
  public:
   explicit RowsAttention(const Attributes& attributes)
-      : heads_(attributes), v_start_(attributes.only("v_start")) {}
+      : heads_(attributes), v_start_(attributes.count("v_start")) {}
 
   void run(const Run& run) const override {
     AttentionArgs args = heads_.args(run);
     const auto v = run.floats(2, 3);
-    require(v.size(0) == args.images && v.size(1) == args.keys,
-            "attention: images or keys of k and v differ in number.");
+    require_shape("v", v, {args.images, args.keys, v.size(2)});
     args.value_depth = args.depth;
-    args.v = heads_.in(v, v_start_);
+    args.v = heads_.in("v", v, v_start_);
     const size_t width = heads_.width();
     args.y = {run.output<float>(0, {args.images, args.queries, width}), args.queries * width,
               args.depth, width};
@@ -284,13 +299,18 @@ class AttentionWeights final : public Kernel {
     const size_t matrix = args.queries * args.keys;
     args.y = {run.output<float>(0, {args.images, args.heads, args.queries, args.keys}),
               args.heads * matrix, matrix, args.keys};
-    const size_t pairs = args.images * args.heads;
-    if (pairs * matrix == 0) return;
-    args.packed_k = room_beside_bias<Bias>(run, args, 2, pairs * packed_k_floats(args));
-    args.queries_per_task = evenly(args.queries, kQueriesPerTask);
-    run.in_phases(phase(pairs, [&](size_t task) { kernels().attention_keys_task(args, task); }),
-                  phase(pairs * tasks_for(args.queries, args.queries_per_task),
-                        [&](size_t task) { kernels().attention_weights_task(args, task); }));
+    const size_t heads = args.images * args.heads;
+    if (heads * matrix == 0) return;
+    AttentionMemory parts;
+    std::byte* memory = attention_memory<Bias>(run, args, 2, 0, &parts);
+    args.queries_per_task = balanced(args.queries, kQueriesPerTask);
+    run.in_phases(
+        phase(heads, [&](size_t task) { kernels().attention_keys_task(args, task); }),
+        phase(heads * ceil_div(args.queries, args.queries_per_task),
+              [&](size_t task, Worker worker) {
+                kernels().attention_weights_task(args, task,
+                                                 parts.scratch.in<float>(memory, worker.thread));
+              }));
   }
 
  private:
@@ -300,16 +320,16 @@ class AttentionWeights final : public Kernel {
 // layer_norm(x (B, N, C), weight (C), bias (C)) -> (B, N, C)
 class LayerNorm final : public Kernel {
  public:
-  explicit LayerNorm(const Attributes& attributes) : epsilon_(attributes.number("epsilon")) {}
+  explicit LayerNorm(const Attributes& attributes) : epsilon_(attributes.real("epsilon")) {}
 
   void run(const Run& run) const override {
     const auto x = run.floats(0, 3);
     const auto weight = run.floats(1, 1);
     const auto bias = run.floats(2, 1);
-    NormArgs args{};
+    LayerNormArgs args{};
     args.columns = x.size(2);
-    require(weight.size(0) == args.columns && bias.size(0) == args.columns,
-            "layer_norm: weight or bias has another size than the rows.");
+    require_shape("weight", weight, {args.columns});
+    require_shape("bias", bias, {args.columns});
     args.x = x.data;
     args.weight = weight.data;
     args.bias = bias.data;
@@ -317,8 +337,8 @@ class LayerNorm final : public Kernel {
     args.rows = x.size(0) * x.size(1);
     args.y = run.output<float>(0, {x.size(0), x.size(1), args.columns});
     args.rows_per_task = 16;
-    run.in_parallel(tasks_for(args.rows, args.rows_per_task),
-                    [&](size_t task) { kernels().norm_task(args, task); });
+    run.in_parallel(ceil_div(args.rows, args.rows_per_task),
+                    [&](size_t task) { kernels().layer_norm_task(args, task); });
   }
 
  private:
@@ -326,6 +346,11 @@ class LayerNorm final : public Kernel {
 };
 
 }  // namespace
+
+std::byte* thread_memory(size_t bytes) {
+  thread_local Buffer kept;
+  return kept.reserve(bytes);
+}
 
 void add_dense_operators(std::vector<Operator>* to) {
   to->push_back({"linear", "fff", "f", make<Linear<false, false>>});

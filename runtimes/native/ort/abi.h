@@ -21,6 +21,8 @@ namespace tokexport::abi {
 
 // The version of the interface that is asked for, and of the layout of CustomOp below.
 inline constexpr uint32_t kVersion = 17;
+// The oldest version, which every runtime has: enough to make a status of.
+inline constexpr uint32_t kOldestVersion = 1;
 
 inline constexpr int kFail = 1;             // OrtErrorCode
 inline constexpr int kFloat = 1;            // ONNXTensorElementDataType
@@ -42,6 +44,7 @@ struct Entry {
 };
 
 using CreateStatus = Entry<0, OrtStatus*(int, const char*)>;
+using GetErrorMessage = Entry<2, const char*(const OrtStatus*)>;
 using CreateCustomOpDomain = Entry<26, OrtStatus*(const char*, OrtCustomOpDomain**)>;
 using AddCustomOpDomain = Entry<28, OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)>;
 using GetTensorMutableData = Entry<51, OrtStatus*(OrtValue*, void**)>;
@@ -57,6 +60,10 @@ using ReleaseStatus = Entry<93, void(OrtStatus*)>;
 using ReleaseTensorTypeAndShapeInfo = Entry<99, void(OrtTensorTypeAndShapeInfo*)>;
 using KernelInfoGetAttributeArrayInt64 =
     Entry<163, OrtStatus*(const OrtKernelInfo*, const char*, int64_t*, size_t*)>;
+using HasSessionConfigEntry =
+    Entry<237, OrtStatus*(const OrtSessionOptions*, const char*, int*)>;
+using GetSessionConfigEntry =
+    Entry<238, OrtStatus*(const OrtSessionOptions*, const char*, char*, size_t*)>;
 using KernelInfoGetConstantInput =
     Entry<249, OrtStatus*(const OrtKernelInfo*, size_t, int*, const OrtValue**)>;
 using KernelContextParallelFor =

@@ -2,33 +2,37 @@
 
 #include <cstring>
 #include <exception>
+#include <string>
 
 namespace tokexport {
 
 namespace {
 
-// Turns a status of ONNX Runtime into a Refusal.
-void check(const abi::Api* api, OrtStatus* status, const char* what) {
+// Turns a failed call of ONNX Runtime into an error that says what was asked for and what it answered.
+template <typename... Parts>
+void check(const abi::Api* api, OrtStatus* status, const Parts&... parts) {
   if (status == nullptr) return;
+  const std::string answer = abi::GetErrorMessage::of(api)(status);
   abi::ReleaseStatus::of(api)(status);
-  throw Refusal(std::string("ONNX Runtime gave ") + what + ".");
+  throw OperatorError(joined_text(parts..., ": ONNX Runtime says: ", answer));
 }
 
 class OrtAttributes final : public Attributes {
  public:
   OrtAttributes(const abi::Api* api, const OrtKernelInfo* info) : api_(api), info_(info) {}
 
-  float number(const char* name) const override {
+  float real(const char* name) const override {
     float value = 0;
-    check(api_, abi::KernelInfoGetAttributeFloat::of(api_)(info_, name, &value), name);
+    check(api_, abi::KernelInfoGetAttributeFloat::of(api_)(info_, name, &value), "attribute ", name);
     return value;
   }
 
  protected:
   void read(const char* name, int64_t* values, size_t size) const override {
     size_t found = size;
-    check(api_, abi::KernelInfoGetAttributeArrayInt64::of(api_)(info_, name, values, &found), name);
-    require(found == size, "An attribute is a list of another length than the operator takes.");
+    check(api_, abi::KernelInfoGetAttributeArrayInt64::of(api_)(info_, name, values, &found),
+          "attribute ", name, " of ", size, " elements");
+    require(found == size, "attribute ", name, " has ", found, " elements, expected ", size);
   }
 
  private:
@@ -36,24 +40,25 @@ class OrtAttributes final : public Attributes {
   const OrtKernelInfo* info_;
 };
 
-// Where a tensor lies, and its sizes; of more axes than a shape has, none.
+// Where a tensor lies, and its sizes; of more axes than a shape has, their number alone.
 struct Located {
   const void* data = nullptr;
   Shape shape;
 };
 
-Located locate(const abi::Api* api, const OrtValue* value) {
+Located locate(const abi::Api* api, const OrtValue* value, size_t input) {
   Located found;
   OrtTensorTypeAndShapeInfo* info = nullptr;
-  check(api, abi::GetTensorTypeAndShape::of(api)(value, &info), "no shape");
+  check(api, abi::GetTensorTypeAndShape::of(api)(value, &info), "shape of input ", input);
   Shape& shape = found.shape;
-  OrtStatus* status = abi::GetDimensionsCount::of(api)(info, &shape.axes);
-  if (status == nullptr && shape.axes <= Shape::kMostAxes)
-    status = abi::GetDimensions::of(api)(info, shape.sizes, shape.axes);
+  OrtStatus* status = abi::GetDimensionsCount::of(api)(info, &shape.rank);
+  if (status == nullptr && shape.rank <= Shape::kMaxRank)
+    status = abi::GetDimensions::of(api)(info, shape.sizes, shape.rank);
   abi::ReleaseTensorTypeAndShapeInfo::of(api)(info);
-  check(api, status, "no sizes");
+  check(api, status, "sizes of input ", input);
   void* data = nullptr;
-  check(api, abi::GetTensorMutableData::of(api)(const_cast<OrtValue*>(value), &data), "no data");
+  check(api, abi::GetTensorMutableData::of(api)(const_cast<OrtValue*>(value), &data),
+        "data of input ", input);
   found.data = data;
   return found;
 }
@@ -69,8 +74,8 @@ class Constants {
       const OrtValue* value = nullptr;
       check(api,
             abi::KernelInfoGetConstantInput::of(api)(info, input, &is_constant, &value),
-            "no constant");
-      if (is_constant != 0 && value != nullptr) found_[input] = locate(api, value);
+            "constant of input ", input);
+      if (is_constant != 0 && value != nullptr) found_[input] = locate(api, value, input);
     }
   }
 
@@ -85,16 +90,19 @@ class Constants {
 
 class OrtRun final : public Run {
  public:
-  OrtRun(const abi::Api* api, OrtKernelContext* context, const Constants& constants)
-      : api_(api), context_(context), constants_(constants) {}
+  OrtRun(const abi::Api* api, OrtKernelContext* context, const Constants& constants,
+         size_t threads)
+      : api_(api), context_(context), constants_(constants), threads_(threads) {}
+
+  size_t threads() const override { return threads_; }
 
  private:
   const void* input_data(size_t input, Shape* shape) const override {
     const Located* constant = constants_.at(input);
     if (constant == nullptr) {
       const OrtValue* value = nullptr;
-      check(api_, abi::KernelContextGetInput::of(api_)(context_, input, &value), "no input");
-      const Located found = locate(api_, value);
+      check(api_, abi::KernelContextGetInput::of(api_)(context_, input, &value), "input ", input);
+      const Located found = locate(api_, value, input);
       *shape = found.shape;
       return found.data;
     }
@@ -102,43 +110,45 @@ class OrtRun final : public Run {
     return constant->data;
   }
 
-  void* output_data(size_t place, std::initializer_list<size_t> shape) const override {
+  void* output_data(size_t index, std::initializer_list<size_t> shape) const override {
     std::vector<int64_t> sizes(shape.begin(), shape.end());
     OrtValue* value = nullptr;
     check(api_,
-          abi::KernelContextGetOutput::of(api_)(context_, place, sizes.data(), sizes.size(),
+          abi::KernelContextGetOutput::of(api_)(context_, index, sizes.data(), sizes.size(),
                                                 &value),
-          "no output");
+          "output ", index);
     void* data = nullptr;
-    check(api_, abi::GetTensorMutableData::of(api_)(value, &data), "no data");
+    check(api_, abi::GetTensorMutableData::of(api_)(value, &data), "data of output ", index);
     return data;
   }
 
   void run_tasks(void (*call)(void*, size_t), size_t tasks, void* data) const override {
     check(api_, abi::KernelContextParallelFor::of(api_)(context_, call, tasks, 0, data),
-          "no threads");
+          "loop of ", tasks, " tasks");
   }
 
   const abi::Api* api_;
   OrtKernelContext* context_;
   const Constants& constants_;
+  size_t threads_;
 };
 
 // A node with the interface that it was made with.
 struct Node {
   const abi::Api* api;
+  const OrtOperator* op;
   Constants constants;
   std::unique_ptr<Kernel> kernel;
 };
 
-// Calls the body; what it throws becomes a status.
+// Calls the body; what it throws becomes a status that names the operator.
 template <typename Body>
-OrtStatus* guarded(const abi::Api* api, const Body& body) {
+OrtStatus* guarded(const abi::Api* api, const Operator& what, const Body& body) {
   try {
     body();
     return nullptr;
   } catch (const std::exception& error) {
-    return abi::CreateStatus::of(api)(abi::kFail, error.what());
+    return abi::CreateStatus::of(api)(abi::kFail, joined_text(what.name, ": ", error.what()).c_str());
   }
 }
 
@@ -146,34 +156,39 @@ int element_type(char letter) {
   return letter == 'f' ? abi::kFloat : letter == 'b' ? abi::kInt8 : abi::kInt64;
 }
 
-const Operator& cast(const abi::CustomOp* op) { return static_cast<const OrtOperator*>(op)->what; }
+const OrtOperator& cast(const abi::CustomOp* op) { return *static_cast<const OrtOperator*>(op); }
 
 }  // namespace
 
-OrtOperator::OrtOperator(const Operator& what) : abi::CustomOp{}, what(what) {
+OrtOperator::OrtOperator(const Operator& what, size_t threads)
+    : abi::CustomOp{}, what(what), threads(threads) {
   version = abi::kVersion;
-  GetName = [](const abi::CustomOp* op) { return cast(op).name; };
+  GetName = [](const abi::CustomOp* op) { return cast(op).what.name; };
   GetExecutionProviderType = [](const abi::CustomOp*) -> const char* { return nullptr; };
-  GetInputTypeCount = [](const abi::CustomOp* op) { return std::strlen(cast(op).inputs); };
-  GetInputType = [](const abi::CustomOp* op, size_t i) { return element_type(cast(op).inputs[i]); };
-  GetOutputTypeCount = [](const abi::CustomOp* op) { return std::strlen(cast(op).outputs); };
+  GetInputTypeCount = [](const abi::CustomOp* op) { return std::strlen(cast(op).what.inputs); };
+  GetInputType = [](const abi::CustomOp* op, size_t i) {
+    return element_type(cast(op).what.inputs[i]);
+  };
+  GetOutputTypeCount = [](const abi::CustomOp* op) { return std::strlen(cast(op).what.outputs); };
   GetOutputType = [](const abi::CustomOp* op, size_t i) {
-    return element_type(cast(op).outputs[i]);
+    return element_type(cast(op).what.outputs[i]);
   };
   GetInputCharacteristic = [](const abi::CustomOp*, size_t) { return abi::kRequired; };
   GetOutputCharacteristic = [](const abi::CustomOp*, size_t) { return abi::kRequired; };
   GetInputMemoryType = [](const abi::CustomOp*, size_t) { return 0; };  // OrtMemTypeDefault
   CreateKernelV2 = [](const abi::CustomOp* op, const abi::Api* api, const OrtKernelInfo* info,
                       void** kernel) {
-    return guarded(api, [&] {
-      const Operator& what = cast(op);
-      *kernel = new Node{api, Constants(api, info, std::strlen(what.inputs)),
+    const Operator& what = cast(op).what;
+    return guarded(api, what, [&] {
+      *kernel = new Node{api, &cast(op), Constants(api, info, std::strlen(what.inputs)),
                          what.make(OrtAttributes(api, info))};
     });
   };
   KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
     const Node& node = *static_cast<const Node*>(kernel);
-    return guarded(node.api, [&] { node.kernel->run(OrtRun(node.api, context, node.constants)); });
+    return guarded(node.api, node.op->what, [&] {
+      node.kernel->run(OrtRun(node.api, context, node.constants, node.op->threads));
+    });
   };
   KernelDestroy = [](void* kernel) { delete static_cast<Node*>(kernel); };
 }

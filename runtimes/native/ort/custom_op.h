@@ -6,10 +6,12 @@
 
 namespace tokexport {
 
+// For sessions that run an operator on so many threads.
 struct OrtOperator : abi::CustomOp {
-  explicit OrtOperator(const Operator& what);
+  OrtOperator(const Operator& what, size_t threads);
 
   Operator what;
+  size_t threads;
 };
 
 }  // namespace tokexport
