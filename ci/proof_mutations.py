@@ -256,7 +256,7 @@ def summary() -> str:
     return (
         f"{len(results)} faults of {len({one['kind'] for one in results})} kinds in "
         f"{len(COUNTS)} stages of {len({one['model'] for one in results})} models, of "
-        f"{len(lines(PLANTS))} on the list: {counts}. {len(runs)} runs of right steps on fresh "
+        f"{len(lines(PLANTS))} on the list: {counts}. {len(runs)} runs of right stages on fresh "
         f"inputs: {failed} false alarms, {tied} near-ties that were reported, and "
         f"{refused} refused where rounding to the half type decides."
     )

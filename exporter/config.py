@@ -200,7 +200,7 @@ class CompileConfig(ReduceConfig):
                 f"No weight has {self.weight_bits} bits.",
                 fix="Pass --weight-bits 8, or 7 for processors without VNNI.",
             )
-        if not self.backend.arithmetic_in_graph(self.precision) or self.precision != "int8":
+        if not self.backend.arithmetic_in_graph(self.precision):
             raise UsageError(
                 "--weight-bits is a choice of --target ort --precision int8.",
                 fix="Leave it out: another target, or precision, holds its weights in its own way.",

@@ -172,7 +172,7 @@ REWRITE: Final[tuple[TorchPass, ...]] = (
 #: Behind it, for every target: what nothing reads is not computed.
 TRIM: Final[tuple[TorchPass, ...]] = (DropUnreadRows(), DropUnreadColumns(), DropEmpty())
 
-#: What the exporter wrote, before there is a target: ``written`` runs it.
+#: What the exporter wrote, before there is a target: ``simplify_exported`` runs it.
 EMIT: Final[tuple[PassBase, ...]] = (Simplify(), AddFunctions())
 
 #: ONNX Runtime inlines the functions itself, where it has no kernel for them.

@@ -161,14 +161,6 @@ def stack_frames(trace: str) -> list[Frame]:
     return found
 
 
-def as_trace(frames: Iterable[Frame]) -> str:
-    """Writes frames as ``stack_frames`` reads them and torch keeps them at a node."""
-    return "\n".join(
-        f'File "{one.file}", line {one.line}, in {one.function}\n    {one.code}'.rstrip()
-        for one in frames
-    )
-
-
 def _trace_of(node: Node) -> str:
     trace = node.meta.get("stack_trace")
     return trace if isinstance(trace, str) else ""

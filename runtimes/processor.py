@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -23,3 +24,10 @@ def sums_saturate(processors: Path = Path("/proc/cpuinfo")) -> bool:
         return False
     flags = next((line for line in lines if line.startswith("flags")), "")
     return bool(flags) and not {"avx512_vnni", "avx_vnni"} & set(flags.split())
+
+
+def usable_cores() -> int:
+    """Returns how many cores this process may use: as many threads as ORT takes by itself."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

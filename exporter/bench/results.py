@@ -58,7 +58,7 @@ class Row:
     name: str
     candidate: Candidate
     timing: Timing | None
-    compare_decision: str | None
+    held_against: str | None
     over_plain: Ratio | None
     over_floor: float | None
     realisation: Realisation | None
@@ -185,7 +185,7 @@ def _row(entrant: Entrant, rounds: _Rounds, macs_ratio: float | None) -> Row:
         name=name,
         candidate=candidate,
         timing=rounds.timing(name),
-        compare_decision=None if over_plain is None else plain,
+        held_against=None if over_plain is None else plain,
         over_plain=over_plain,
         over_floor=None if floor is None else 1 / floor.of_medians,
         realisation=realised,

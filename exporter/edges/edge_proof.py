@@ -122,14 +122,14 @@ class EdgeProof:
         Raises:
             ParityError: It differs from eager; the first stage that does is named.
         """
-        steps = {**earlier, stage: run}
+        stages = {**earlier, stage: run}
         if self._precision == "int8":
             stage = list(earlier)[-1]
-        report = EdgeReport(step=stage, not_finite=self._not_finite, why_not=self._why_not)
+        report = EdgeReport(stage=stage, not_finite=self._not_finite, why_not=self._why_not)
         if self._outputs:
             measured = self._measured(self._outputs, self._batches)
             proof = self._proof(measured, self._outputs, self._batches)
-            self._check(proof, stage, steps, replay_at)
+            self._check(proof, stage, stages, replay_at)
             unstable, weak = self._weak(measured)
             held = tuple(kind for kind in self._batches.kinds if kind not in unstable)
             tied = _tied(proof, self._batches.kinds)
@@ -158,12 +158,12 @@ class EdgeProof:
         )
 
     def _check(
-        self, proof: Proof, stage: str, steps: Mapping[str, RunBatches], replay_at: ReplayAt
+        self, proof: Proof, stage: str, stages: Mapping[str, RunBatches], replay_at: ReplayAt
     ) -> None:
         """Compares the traced graph, then a stage, with eager; on failure all stages before it."""
 
         def check(name: str) -> None:
-            proof.check(name, steps[name](self._batches), replay_at(name, self._batches, proof))
+            proof.check(name, stages[name](self._batches), replay_at(name, self._batches, proof))
 
         with differences_named(self._captured, self._model, self._batches):
             check("captured")
@@ -171,7 +171,7 @@ class EdgeProof:
             check(stage)
         except ParityError:
             proof.stages.clear()
-            for name in list(steps)[: list(steps).index(stage)]:
+            for name in list(stages)[: list(stages).index(stage)]:
                 check(name)
             raise
 

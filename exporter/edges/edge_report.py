@@ -15,7 +15,7 @@ class EdgeReport:
     """The inputs beside the samples on which the artifact was compared.
 
     Attributes:
-        step: The stage that was compared with eager there: the artifact, or in int8 the last in
+        stage: The stage that was compared with eager there: the artifact, or in int8 the last in
             fp32.
         held: The kinds on which it was compared with eager, and passed.
         tied: On how many samples of a kind a near-tie was crossed, and the stage was compared by a
@@ -34,7 +34,7 @@ class EdgeReport:
         why_not: Why none were tried; '' where some were.
     """
 
-    step: str = "artifact"
+    stage: str = "artifact"
     held: tuple[str, ...] = ()
     tied: Mapping[str, int] = field(default_factory=dict)
     weak: Mapping[str, str] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class EdgeReport:
         elif not (self.held or self.ranges or self.unbounded):
             yield "none: its inputs have no others that it answers"
         if self.held:
-            in_fp32 = f", in fp32 ('{self.step}')" if self.int8 else ""
+            in_fp32 = f", in fp32 ('{self.stage}')" if self.int8 else ""
             yield f"held to {', '.join(self.held)}{in_fp32}"
         if self.tied:
             kinds = (f"{kind} ({n} sample{'s' * (n != 1)})" for kind, n in self.tied.items())

@@ -33,7 +33,7 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
-class ReferenceSelection:
+class FixedValue:
     """A value that stays as it is."""
 
     value: Any
@@ -54,7 +54,7 @@ class Nest:
     free: bool = False
 
 
-Template: TypeAlias = Place | ReferenceSelection | Nest
+Template: TypeAlias = Place | FixedValue | Nest
 
 
 def template(value: Any, name: str) -> Template:
@@ -90,7 +90,7 @@ def filled(one: Template, tensors: Mapping[str, Any]) -> Any:
     """Returns the value again with each place taken by what is there under its name."""
     if isinstance(one, Place):
         return tensors[one.name]
-    if isinstance(one, ReferenceSelection):
+    if isinstance(one, FixedValue):
         return one.value
     return one.build([filled(part, tensors) for part in one.parts])
 
@@ -122,12 +122,12 @@ class _Walk:
             return Place(name, value)
         if id(value) in self._open:
             self._looped.add(id(value))
-            return ReferenceSelection(value)
+            return FixedValue(value)
         if id(value) in self._bare:
-            return ReferenceSelection(value)
+            return FixedValue(value)
         found = _parts(value, name)
         if found is None:
-            return ReferenceSelection(value)
+            return FixedValue(value)
         self._open[id(value)] = value
         parts = tuple(self.template(part, own) for own, part in found.named)
         del self._open[id(value)]
@@ -136,7 +136,7 @@ class _Walk:
         if next(places(nest), None) is None:
             if looped or not isinstance(value, _BUILT_IN):
                 self._bare[id(value)] = value
-                return ReferenceSelection(value)
+                return FixedValue(value)
         elif looped:
             raise InputError(
                 f"The example input '{name}' holds tensors and itself.",

@@ -35,7 +35,7 @@ from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.analysis.blocks import Blocks, Tokens, find_blocks, tokens_through
+from tokexport.graph_passes.analysis.blocks import Blocks, Tokens, attention_blocks, tokens_through
 from tokexport.graph_passes.analysis.macs import NodeMacs, count_macs
 from tokexport.graph_passes.analysis.unrecognised import unrecognised
 from tokexport.graph_passes.analysis.unreduced import unreduced_macs
@@ -249,7 +249,7 @@ class _Count:
     def __init__(self, program: ExportedProgram, batch: int) -> None:
         nodes = count_macs(program)
         kinds = ProductKinds(program)
-        self._paths = find_blocks(program, nodes)
+        self._paths = attention_blocks(program, nodes)
         blocks = Blocks(program, self._paths)
         self._tokens: tuple[Tokens | None, ...] = tuple(
             tokens_through(blocks.members(i), nodes, kinds, batch) for i in range(len(self._paths))

@@ -16,9 +16,9 @@ from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.speed.interleaved import Speed, measure, over
 from tokexport.exporter.speed.time_limits import TimeLimits, time_limits
-from tokexport.exporter.system.machine import usable_cores
 from tokexport.exporter.worker.runner import here
 from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.processor import usable_cores
 
 #: The name of the unreduced eager model among the timings, before its threads.
 UNREDUCED = "unreduced eager"

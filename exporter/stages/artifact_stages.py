@@ -31,7 +31,7 @@ from tokexport.exporter.speed.against_eager import (
 )
 from tokexport.exporter.speed.interleaved import require_speedup
 from tokexport.exporter.stages.run import CompileResult, CompileRun
-from tokexport.exporter.stages.traced_stages import Answered, Captured, RewrittenGraph, Steps
+from tokexport.exporter.stages.traced_stages import Answered, Captured, RewrittenGraph, StageRuns
 from tokexport.exporter.tuning.tune import tune
 from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import pipelines
@@ -53,11 +53,11 @@ class Emitted:
 
     Attributes:
         model: The model; the next stage rewrites it in place.
-        steps: The stages so far.
+        stages: The stages so far.
     """
 
     model: ir.Model
-    steps: Steps
+    stages: StageRuns
 
 
 def emit(
@@ -67,8 +67,8 @@ def emit(
     with run.stage("emit"), run.kept.explain():
         model = onnx_of(rewritten.program, answered.model.spec.names, answered.names)
         run_onnx = partial(run_stage.run_onnx, run.kept.save_onnx("emitted", model))
-        captured.proof.check("onnx", run_onnx(answered.batches), rewritten.steps.replay.onnx)
-        return Emitted(model, rewritten.steps.then("onnx", run_onnx))
+        captured.proof.check("onnx", run_onnx(answered.batches), rewritten.stages.replay.onnx)
+        return Emitted(model, rewritten.stages.then("onnx", run_onnx))
 
 
 @dataclass(frozen=True)
@@ -79,36 +79,36 @@ class Lowered:
         path: The ONNX file.
         arithmetic: What it computes in.
         outputs: What it gives, (batches, …) by name; None where this very file is the artifact.
-        steps: The stages so far.
+        stages: The stages so far.
     """
 
     path: Path
     arithmetic: Arithmetic
     outputs: Mapping[str, Array] | None
-    steps: Steps
+    stages: StageRuns
 
 
 def lower(run: CompileRun, answered: Answered, captured: Captured, emitted: Emitted) -> Lowered:
     """Rewrites the emitted graph for the target, in the precision asked for."""
-    config, record, steps = run.config, run.record, emitted.steps
+    config, record, stages = run.config, run.record, emitted.stages
     with run.stage("lower"), run.kept.explain():
         arithmetic = arithmetic_of(config, emitted.model, answered.batches)
         if config.tune:
             with run.stage("tune"):
-                record.tuning, steps.artifacts.forms = tune(emitted.model, config, arithmetic)
+                record.tuning, stages.artifacts.forms = tune(emitted.model, config, arithmetic)
                 record.warnings += record.tuning.warnings
-        passes = config.backend.lowering(arithmetic, steps.artifacts.forms)
+        passes = config.backend.lowering(arithmetic, stages.artifacts.forms)
         lowered = pipelines.lowered(emitted.model, passes)
         run.record_passes(lowered.reports)
         path = run.kept.save_onnx("lowered", lowered.model)
         if config.backend.runs_lowered:
-            return Lowered(path, arithmetic, None, steps)
+            return Lowered(path, arithmetic, None, stages)
         run_lowered = partial(run_stage.run_lowered, path, arithmetic=arithmetic)
         found = run_lowered(answered.batches)
-        captured.proof.check("lowered", found, steps.replay.lowered)
+        captured.proof.check("lowered", found, stages.replay.lowered)
         record.accuracy = accuracy_of(answered.reference.outputs, found, answered.batches)
         require_accuracy(record.accuracy, config)
-        return Lowered(path, arithmetic, found, steps.then("lowered", run_lowered))
+        return Lowered(path, arithmetic, found, stages.then("lowered", run_lowered))
 
 
 def build(run: CompileRun, answered: Answered, lowered: Lowered) -> Manifest:
@@ -183,7 +183,7 @@ def _hold_artifact(
     if problem := runner.runtime.details.get(PROBLEM):
         record.warnings += (f"{problem} It was proven and timed without them. {KERNELS_FIX}",)
     replay = (
-        None if config.precision == "int8" else partial(lowered.steps.replay.artifact, manifest)
+        None if config.precision == "int8" else partial(lowered.stages.replay.artifact, manifest)
     )
     if runner.runtime.details.get("kernel_calls"):
         plain = open_in_worker(run.bundle.path, manifest, onnx=lowered.path, native=False)
@@ -202,7 +202,7 @@ def _hold_edges(
     run: CompileRun, captured: Captured, lowered: Lowered, manifest: Manifest, runner: Runner | None
 ) -> None:
     """Compares the artifact with eager at the edges, or its lowered graph without a runner."""
-    earlier, replay_at = dict(lowered.steps.runs), partial(lowered.steps.replay.at, manifest)
+    earlier, replay_at = dict(lowered.stages.runs), partial(lowered.stages.replay.at, manifest)
     with run.stage("edges"):
         if runner is None:
             found = captured.edges.hold("lowered", earlier.pop("lowered"), replay_at, earlier)
@@ -239,7 +239,7 @@ def bundle(
         )
         said += record.edges.warnings() + accuracy_warning(record.accuracy, config)
         ran = manifest if manifest.status == PASSED else None
-        own = partial(lowered.steps.replay.own_decisions, ran)
+        own = partial(lowered.stages.replay.own_decisions, ran)
         chosen = select_reference_batches(captured.proof, found, own)
         record.gates, record.warnings = gates, (*record.warnings, *said, *chosen.warnings)
         arrays = answered.batches.arrays

@@ -199,7 +199,7 @@ def _restoring_named(run: CompileRun) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Steps:
+class StageRuns:
     """The stages so far, to be run again on other batches.
 
     Attributes:
@@ -212,7 +212,7 @@ class Steps:
     artifacts: ReplayArtifacts
     runs: Mapping[str, RunBatches]
 
-    def then(self, name: str, run: RunBatches) -> Steps:
+    def then(self, name: str, run: RunBatches) -> StageRuns:
         """Returns these stages and one more."""
         return replace(self, runs={**self.runs, name: run})
 
@@ -223,11 +223,11 @@ class RewrittenGraph:
 
     Attributes:
         program: The graph.
-        steps: The stages so far.
+        stages: The stages so far.
     """
 
     program: ExportedProgram
-    steps: Steps
+    stages: StageRuns
 
 
 def rewrite(run: CompileRun, answered: Answered, captured: Captured) -> RewrittenGraph:
@@ -254,4 +254,4 @@ def rewrite(run: CompileRun, answered: Answered, captured: Captured) -> Rewritte
 
         captured.proof.check("rewritten", run_rewritten(batches), replay.rewritten)
         runs = {"captured": run_captured, "rewritten": run_rewritten}
-        return RewrittenGraph(program, Steps(replay, artifacts, runs))
+        return RewrittenGraph(program, StageRuns(replay, artifacts, runs))

@@ -145,14 +145,14 @@ class StageReplay:
             proof: Compares the stage.
         """
         replays = self.for_batches(batches, proof)
-        steps: dict[str, ReplayStage] = {
+        stages: dict[str, ReplayStage] = {
             "captured": replays.captured,
             "rewritten": replays.rewritten,
             "onnx": replays.onnx,
             "lowered": replays.lowered,
             "artifact": partial(replays.artifact, manifest),
         }
-        return steps[stage]
+        return stages[stage]
 
     def captured(self, failed: Sequence[int]) -> ReplayResult:
         """Replays the traced graph."""

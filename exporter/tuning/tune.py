@@ -2,7 +2,7 @@
 
 What is fastest depends on the shapes, so on the layer and the batch, and on runtime and processor:
 every distinct kind of call in the lowered graph is timed in all its forms, in the target's runtime
-on this machine (``tuning_trials``). The choice is remembered (``tuning_cache``) under all that it
+on this machine (``trials``). The choice is remembered (``cache``) under all that it
 depends on.
 """
 
@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.system.machine import describe_machine, usable_cores
+from tokexport.exporter.system.machine import describe_machine
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.tuning.cache import FormCache
 from tokexport.exporter.tuning.choices import TunedForm, Tuning
@@ -22,6 +22,7 @@ from tokexport.graph_passes.onnx_passes.common.choose_forms import Forms, TokenC
 from tokexport.graph_passes.ops.token_forms import candidates
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.native_library import NO_KERNELS
+from tokexport.runtimes.processor import usable_cores
 
 
 def tune(emitted: ir.Model, config: CompileConfig, arithmetic: Arithmetic) -> tuple[Tuning, Forms]:

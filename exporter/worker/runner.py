@@ -129,13 +129,13 @@ def build_in_worker(
 
 
 def convert_in_worker(model: Path, artifact: Path) -> None:
-    """Converts an ONNX file to OpenVINO's IR in the worker; see ``runtimes.openvino.convert``."""
+    """Converts ONNX to OpenVINO's IR in the worker; see ``runtimes.openvino.runner.convert``."""
     asked = {"model": str(model.absolute()), "artifact": str(artifact.absolute())}
     ask("convert", asked, Cause(BACKENDS["openvino"], BUILT, model))
 
 
 def optimise_in_worker(model: Path, output: Path, *, heads: int, hidden: int) -> None:
-    """Optimises an ONNX file in the worker; see ``runtimes.ort_optimizer.optimise_vit``."""
+    """Optimises an ONNX file in the worker; see ``runtimes.ort.optimizer.optimise_vit``."""
     with scratch_folder() as scratch:
         asked: dict[str, Any] = {"model": str(model.absolute()), "artifact": str(output.absolute())}
         asked |= {"heads": heads, "hidden": hidden, "scratch": str(scratch)}

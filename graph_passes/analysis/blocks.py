@@ -72,7 +72,7 @@ class Blocks:
         return {node for node, block in self._block_of.items() if block == position}
 
 
-def find_blocks(program: ExportedProgram, counted: Iterable[NodeMacs]) -> tuple[str, ...]:
+def attention_blocks(program: ExportedProgram, counted: Iterable[NodeMacs]) -> tuple[str, ...]:
     """Returns the paths of the blocks that hold attention, in the order in which they run.
 
     Args:

@@ -20,6 +20,7 @@ from tokexport.runtimes.errors import BuildError, KernelsError, OperatorRefusedE
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.memory import FIX, lacking, lacks_memory
 from tokexport.runtimes.native_library import PROBLEM, Kernels, ort_kernels
+from tokexport.runtimes.processor import usable_cores
 
 FLAVOUR = "onnxruntime-cpu"
 
@@ -61,13 +62,6 @@ _BLAMES = (
     ),
     re.compile(r'In Node, \("(?P<node>[^"]*)", (?P<operator>[^,]+),'),
 )
-
-
-def usable_cores() -> int:
-    """Returns how many cores this process may use: as many threads as ORT takes by itself."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class OrtRunner(Runner):

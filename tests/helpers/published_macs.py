@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from torch.export import ExportedProgram
 
-from tokexport.graph_passes.analysis.blocks import Blocks, find_blocks, tokens_through
+from tokexport.graph_passes.analysis.blocks import Blocks, attention_blocks, tokens_through
 from tokexport.graph_passes.analysis.macs import NodeMacs
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
 
@@ -70,7 +70,7 @@ def of_blocks_at_their_inputs(
     program: ExportedProgram, counted: Sequence[NodeMacs], depth: int
 ) -> int:
     """Counts as PiToMe's figures do: the blocks only, and the MLP at the tokens that enter."""
-    blocks = Blocks(program, find_blocks(program, counted))
+    blocks = Blocks(program, attention_blocks(program, counted))
     assert len(blocks.paths) == depth
     found = 0
     for position in range(depth):

@@ -34,10 +34,6 @@ def build() -> Tiny:
     return Tiny()
 
 
-def build_wide() -> Tiny:
-    return Tiny(classes=5)
-
-
 def with_tensor() -> tuple[nn.Module, Tensor]:
     return Tiny(), torch.ones(2, 4)
 

@@ -30,7 +30,7 @@ from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 class AttentionToRank4(TorchPass):
     """Joins the outer axes of fused attention, or adds the missing ones."""
 
-    name: ClassVar[str] = "flatten attention"
+    name: ClassVar[str] = "attention to rank 4"
     comes_before: ClassVar[tuple[str, ...]] = ("recognise attention",)
 
     def call(self, edit: Editor) -> int:

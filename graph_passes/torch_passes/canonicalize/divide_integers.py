@@ -33,7 +33,7 @@ _DIVISIONS: Final = (aten.div.Tensor_mode, aten.div.Scalar_mode)
 class DivideIntegers(TorchPass):
     """Spells out rounded quotients of integers."""
 
-    name: ClassVar[str] = "whole quotients"
+    name: ClassVar[str] = "divide integers"
 
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many quotients it changed."""

@@ -68,7 +68,7 @@ _STRAIGHT: Final = frozenset(
 class DropRandom(TorchPass):
     """Replaces every draw by the mean of what is drawn."""
 
-    name: ClassVar[str] = "drop noise"
+    name: ClassVar[str] = "drop random"
 
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many draws went.

@@ -30,7 +30,7 @@ _NEVER_BY_MATMUL: Final = 2
 class ExpandCdist(TorchPass):
     """Spells out cdist."""
 
-    name: ClassVar[str] = "distances"
+    name: ClassVar[str] = "expand cdist"
 
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many distances it changed."""

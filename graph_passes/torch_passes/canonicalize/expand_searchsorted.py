@@ -24,7 +24,7 @@ from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 class ExpandSearchsorted(TorchPass):
     """Turns searchsorted and bucketize into sums of comparisons."""
 
-    name: ClassVar[str] = "count for search"
+    name: ClassVar[str] = "expand searchsorted"
 
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many searches it changed."""

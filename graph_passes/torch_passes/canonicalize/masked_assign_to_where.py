@@ -33,7 +33,7 @@ from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 class MaskedAssignToWhere(TorchPass):
     """Turns index_put with one mask into where."""
 
-    name: ClassVar[str] = "write by where"
+    name: ClassVar[str] = "masked assign to where"
     comes_before: ClassVar[tuple[str, ...]] = ("scatter rows",)
 
     def call(self, edit: Editor) -> int:

@@ -52,7 +52,7 @@ class OneHot:
 class OneHotToGather(TorchPass):
     """Finds products with one-hot matrices."""
 
-    name: ClassVar[str] = "read one-hot products"
+    name: ClassVar[str] = "one-hot to gather"
     comes_before: ClassVar[tuple[str, ...]] = ("recognise merges",)
 
     def call(self, edit: Editor) -> int:

@@ -41,7 +41,7 @@ class ProductsAsMatmul(TorchPass):
     comes_before: ClassVar[tuple[str, ...]] = (
         "recognise attention",
         "recognise matches",
-        "read one-hot products",
+        "one-hot to gather",
     )
 
     def call(self, edit: Editor) -> int:

@@ -28,7 +28,7 @@ _RESHAPES = (aten.reshape.default, aten.view.default, aten.unsqueeze.default)
 class RecogniseMeans(TorchPass):
     """Finds divisions of scattered rows by their number."""
 
-    name: ClassVar[str] = "read means"
+    name: ClassVar[str] = "recognise means"
     comes_before: ClassVar[tuple[str, ...]] = ("recognise merges",)
 
     def call(self, edit: Editor) -> int:

@@ -27,7 +27,7 @@ from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
 class ScaleBeforeNorm(TorchPass):
     """Exchanges a division and a product with a gain of fewer numbers than channels."""
 
-    name: ClassVar[str] = "gains ahead"
+    name: ClassVar[str] = "scale before norm"
 
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many gains it moved."""

@@ -29,7 +29,7 @@ _NAMESPACES: Final = ("aten", "prims", NAMESPACE)
 class ShareCommonSubexpressions(TorchPass):
     """Merges nodes that call the same operator on the same arguments."""
 
-    name: ClassVar[str] = "share repeats"
+    name: ClassVar[str] = "share common subexpressions"
 
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many nodes went."""

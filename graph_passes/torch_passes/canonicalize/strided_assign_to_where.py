@@ -38,7 +38,7 @@ _RANGES = (aten.range.default, aten.range.step)
 class StridedAssignToWhere(TorchPass):
     """Rewrites reads and writes by strides and diagonals."""
 
-    name: ClassVar[str] = "write strided"
+    name: ClassVar[str] = "strided assign to where"
 
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many calls it changed."""

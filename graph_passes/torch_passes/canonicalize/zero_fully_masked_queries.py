@@ -26,7 +26,7 @@ from tokexport.graph_passes.torch_passes.match.constant_values import ConstantVa
 class ZeroFullyMaskedQueries(TorchPass):
     """Guards fused attention under a boolean mask."""
 
-    name: ClassVar[str] = "zero blind queries"
+    name: ClassVar[str] = "zero fully masked queries"
 
     def call(self, edit: Editor) -> int:
         """Rewrites the graph in place and returns how many attentions it guards."""

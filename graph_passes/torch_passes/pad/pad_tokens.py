@@ -83,7 +83,7 @@ class PadTokens(TorchPass):
             (checks,), where there are any.
     """
 
-    name: ClassVar[str] = "cap tokens"
+    name: ClassVar[str] = "pad tokens"
 
     def __init__(self, program: ExportedProgram, caps: Sequence[int] | None) -> None:
         self._caps = caps

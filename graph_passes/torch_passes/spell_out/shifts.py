@@ -36,7 +36,7 @@ class SpellOutShifts(NodePass):
     """Rewrites ``<<`` and ``>>`` of whole numbers."""
 
     name: ClassVar[str] = "spell out shifts"
-    comes_before: ClassVar[tuple[str, ...]] = ("promote types", "whole quotients")
+    comes_before: ClassVar[tuple[str, ...]] = ("promote types", "divide integers")
 
     targets = (*_LEFT, *_RIGHT)
 

@@ -71,9 +71,9 @@ def test_ratios_are_over_the_plain_export_and_the_floor() -> None:
     assert ratio is not None
     assert (ratio.of_medians, ratio.of_minima) == (1.5, 1.5)
     assert ratio.low <= 1.5 <= ratio.high
-    assert found[OURS].compare_decision == PLAIN.name
+    assert found[OURS].held_against == PLAIN.name
     assert found[OURS].over_floor == pytest.approx(1.25)
-    assert found[INT8].compare_decision == PLAIN.name
+    assert found[INT8].held_against == PLAIN.name
     assert found[PLAIN].over_plain is None
     assert found[FLOOR].over_floor is None
 
@@ -85,7 +85,7 @@ def test_an_export_is_held_against_the_one_of_its_runtime_and_precision() -> Non
     times |= {Candidate(Way.OURS, target, p): 6.0 for p in ("fp32", "bf16", "int8")}
     found = rows(times, None)
     ratios = {
-        row.candidate.precision: (row.compare_decision, row.over_plain.of_medians)
+        row.candidate.precision: (row.held_against, row.over_plain.of_medians)
         for row in found.values()
         if row.candidate.way is Way.OURS and row.over_plain is not None
     }
@@ -102,7 +102,7 @@ def test_what_cannot_run_has_its_reason_and_no_numbers() -> None:
     assert set(cells(found)) == {""}
     no_plain = rows({EAGER: 1.0, OURS: 1.0})
     assert no_plain[OURS].over_plain is None
-    assert no_plain[OURS].compare_decision is None
+    assert no_plain[OURS].held_against is None
 
 
 def test_eager_alone_is_not_timed() -> None:

@@ -80,11 +80,11 @@ from helpers.deadly_models import X, endless
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.process import WORKER
 from tokexport.exporter.worker.runner import WorkerRunner
-from tokexport.exporter.cli.messages import shown_to_the_person
+from tokexport.exporter.cli.messages import report_errors
 import typer, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
-    with shown_to_the_person(False), WorkerRunner(Opening(endless(Path({folder!r})))) as runner:
+    with report_errors(False), WorkerRunner(Opening(endless(Path({folder!r})))) as runner:
         print(WORKER._child._started.pid, flush=True)
         runner.run({{"x": X}})
 except typer.Exit as end:

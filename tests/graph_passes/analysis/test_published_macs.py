@@ -40,7 +40,7 @@ from models.zoo.vit import Vit, images, patch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tokexport.graph_passes.analysis.blocks import Blocks, find_blocks, tokens_through
+from tokexport.graph_passes.analysis.blocks import Blocks, attention_blocks, tokens_through
 from tokexport.graph_passes.analysis.macs import NodeMacs, count_macs
 from tokexport.graph_passes.analysis.unreduced import unreduced_macs
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
@@ -53,7 +53,7 @@ def captured(model: nn.Module, size: Size) -> ExportedProgram:
 
 def assert_unreduced(program: ExportedProgram, counted: Sequence[NodeMacs], size: Size) -> None:
     """Asserts that the reduced model's own graph tells what it would cost unreduced."""
-    blocks = Blocks(program, find_blocks(program, counted))
+    blocks = Blocks(program, attention_blocks(program, counted))
     kinds = ProductKinds(program)
     tokens = [tokens_through(blocks.members(i), counted, kinds, 1) for i in range(size.depth)]
     found = unreduced_macs(counted, blocks, tokens, batch=1)

@@ -59,7 +59,7 @@ CASES: dict[str, tuple[Attend, tuple[int, ...], tuple[int, ...]]] = {
 def test_it_has_four_axes_and_answers_the_same(name: str) -> None:
     function, outside, mask = CASES[name]
     rewritten = checked(function, *inputs(outside, mask), passes=FLATTEN, targets=TARGETS)
-    assert rewritten.changes == {"flatten attention": 1}
+    assert rewritten.changes == {"attention to rank 4": 1}
     (attention,) = (
         node
         for node in rewritten.program.graph.nodes
@@ -73,7 +73,7 @@ def test_causal_attention_stays_causal() -> None:
         return fused(q, k, v, is_causal=True)
 
     q, k, v, _ = inputs((2, 4, 3), ())
-    assert checked(function, q, k, v, passes=FLATTEN).changes == {"flatten attention": 1}
+    assert checked(function, q, k, v, passes=FLATTEN).changes == {"attention to rank 4": 1}
 
 
 def test_a_mask_that_is_one_for_all_is_not_spread() -> None:
@@ -91,10 +91,10 @@ def test_it_is_recognised_behind_it(name: str) -> None:
 
 def test_what_has_four_axes_stays() -> None:
     rewritten = rewrite(plain, *inputs((2, 3), (1,)), passes=FLATTEN)
-    assert rewritten.changes == {"flatten attention": 0}
+    assert rewritten.changes == {"attention to rank 4": 0}
 
 
 def test_what_spreads_over_windows_stays() -> None:
     q, k, v, mask = inputs((2, 4, 3), (1,))
     rewritten = rewrite(plain, q, k[:, :1], v[:, :1], mask, passes=FLATTEN)
-    assert rewritten.changes == {"flatten attention": 0}
+    assert rewritten.changes == {"attention to rank 4": 0}

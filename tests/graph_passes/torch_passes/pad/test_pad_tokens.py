@@ -117,7 +117,7 @@ EXACT: dict[str, Rows] = {
         torch.linspace(-1, 3, chosen(x).shape[1])[:, None] * chosen(x)
     ).sum(1),
     "the last row": lambda x: chosen(x)[:, -1],
-    "distances": lambda x: torch.cdist(chosen(x), chosen(x)).amax((1, 2)),
+    "expand cdist": lambda x: torch.cdist(chosen(x), chosen(x)).amax((1, 2)),
     "a triangle": lambda x: ((chosen(x) @ chosen(x).mT).tril() @ chosen(x)).sum(1),
     "repeated": lambda x: (chosen(x) + x[:, :1].repeat(1, chosen(x).shape[1], 1)).sum(1),
     "new_full": lambda x: (x.new_full((1, chosen(x).shape[1], 1), 2.0) * chosen(x)).sum(1),
