@@ -20,14 +20,19 @@ SHOWN = "tome:r=13", 1
 def write(lines: Lines) -> None:
     """Writes the pages, the plots and the table of the README."""
     found = list(figures(lines))
-    shown = [one for one in found if one.configuration.reduction == SHOWN[0]]
-    shown = [one for one in shown if one.configuration.batch == SHOWN[1]]
+    shown = shown_figures(found)
     IMAGES.mkdir(exist_ok=True)
     draw_speed(shown, IMAGES / "bench-speed.svg")
     draw_floor(found, IMAGES / "bench-floor.svg")
     PAGE.write_text(summary_page(lines, found), encoding="utf-8")
     TABLES.write_text(tables_page(lines), encoding="utf-8")
     put_part(ROOT / "README.md", "bench", readme_table(lines, shown))
+
+
+def shown_figures(found: list[Figures]) -> list[Figures]:
+    """Returns those of the reduction and the batch that the README shows."""
+    wanted = [(one, (one.configuration.reduction, one.configuration.batch)) for one in found]
+    return [one for one, key in wanted if key == SHOWN]
 
 
 def summary_page(lines: Lines, found: list[Figures]) -> str:

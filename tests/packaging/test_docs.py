@@ -134,6 +134,20 @@ def test_generated_pages_are_not_stale() -> None:
         assert written == text, f"{name} is stale: run python ci/reference_pages.py"
 
 
+def test_the_benchmark_pages_are_those_of_the_results() -> None:
+    import bench_figures
+    import bench_page
+    from marked_parts import with_part
+
+    lines = bench_figures.latest(bench_figures.RESULTS)
+    found = list(bench_figures.figures(lines))
+    assert bench_page.PAGE.read_text(encoding="utf-8") == bench_page.summary_page(lines, found)
+    assert bench_page.TABLES.read_text(encoding="utf-8") == bench_page.tables_page(lines)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = bench_page.readme_table(lines, bench_page.shown_figures(found))
+    assert readme == with_part(readme, "bench", table)
+
+
 def test_the_site_builds(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     built = subprocess.run(
