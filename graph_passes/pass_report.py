@@ -23,7 +23,7 @@ class NonMatch:
 
     Attributes:
         node: Its name in the graph that the pass ran over.
-        operator: Its operator: ``MatMul``, ``tokexport.bipartite_match`` or ``aten.gather``.
+        operator: Its operator: ``MatMul`` or ``aten.gather``.
         why: The precondition that failed, a clause.
         line: The line of the user's code it came from, ``file:line, in function: code``; '' where
             that is not known.
