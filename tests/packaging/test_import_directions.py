@@ -41,7 +41,17 @@ ORDER = {
         *("reduction/surgery", "pipelines.py"),
     ),
     "runtimes": (
-        *(".", "files", "tolerances", "bundle", "ort", "openvino", "trt", "loading.py"),
+        *(
+            ".",
+            "files",
+            "tolerances",
+            "bundle",
+            "native_library.py",
+            "ort",
+            "openvino",
+            "trt",
+            "loading.py",
+        ),
         *("verification.py", "doctor.py", "__init__.py"),
     ),
 }
