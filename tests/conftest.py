@@ -9,12 +9,16 @@ from helpers.composite_operators import look_up_quickly
 from helpers.fast import FastRun
 from helpers.onnx_library import read_once
 from helpers.torchvision_ops import define_torchvision_operators
+from hypothesis import HealthCheck, settings
 
 from tokexport.exporter.speed import time_limits
 from tokexport.exporter.worker.process import WORKER
 from tokexport.runtimes.trt import cuda_driver
 
 define_torchvision_operators()
+#: No test asserts a time, of an example neither.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 os.environ[time_limits.VARIABLE] = "0"  # as few rounds as count: no test reads a time
 if "PYTEST_XDIST_WORKER" in os.environ:  # the other workers want their cores too
     torch.set_num_threads(1)

@@ -27,7 +27,7 @@ from tokexport.runtimes.printable import printable
 BUNDLE = Path(__file__).parents[1] / "bundles" / "least_cosine"
 FIELDS = json.loads((BUNDLE / "manifest.json").read_text())
 MODEL = (BUNDLE / "model.onnx").read_bytes()
-FEW = settings(deadline=None, max_examples=60)
+FEW = settings(max_examples=60)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=9),
     lambda inner: (

@@ -21,7 +21,7 @@ from tokexport.runtimes.native_library import NO_KERNELS
 from tokexport.runtimes.openvino.runner import OpenVinoRunner, convert
 from tokexport.runtimes.ort.runner import OrtRunner
 
-FUZZ = settings(deadline=None, max_examples=int(os.environ.get("TOKEXPORT_FUZZ", "12")))
+FUZZ = settings(max_examples=int(os.environ.get("TOKEXPORT_FUZZ", "12")))
 BATCH = st.integers(1, 9)
 SEED = st.integers(0, 2**20)
 

@@ -181,7 +181,7 @@ def _with_tensors(value: Any, count: Iterator[int]) -> Any:
     return value
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.fixed_dictionaries(
         {"a": _structures(), "b": _structures(), "d": _structures()},

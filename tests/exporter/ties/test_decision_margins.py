@@ -412,7 +412,7 @@ def test_a_largest_of_nothing_but_minus_infinity_may_be_the_least_number(
     assert not diff(ORDER, least, np.array([[end / 2, 2.0, 1.0]]), [order], [order], FP32).is_tie
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     order=st.sampled_from(ops.ORDERS),

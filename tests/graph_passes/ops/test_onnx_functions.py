@@ -105,19 +105,19 @@ SIZES = {
 
 
 @given(**SIZES)
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 def test_gather_body(seed: int, batch: int, tokens: int, count: int, channels: int) -> None:
     check([gather_call(seed, batch, tokens, count, channels)])
 
 
 @given(**SIZES)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_scatter_bodies(seed: int, batch: int, tokens: int, count: int, channels: int) -> None:
     check([scatter_call(name, seed, batch, tokens, count, channels) for name in SCATTERS])
 
 
 @given(case=cases.matches())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_match_bodies(case: tuple[cases.Array, int]) -> None:
     check([match_call(name, *case) for name in MATCHES])
 
@@ -129,14 +129,14 @@ def test_match_bodies(case: tuple[cases.Array, int]) -> None:
     others=st.integers(1, 8),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_merge_bodies(seed: int, batch: int, rows: int, others: int, data: st.DataObject) -> None:
     r = data.draw(st.integers(1, rows - 1))
     check([merge_call(name, seed, batch, rows, others, r) for name in MERGES])
 
 
 @given(seed=cases.SEEDS, batch=st.integers(1, 3), queries=st.integers(1, 5), keys=st.integers(1, 7))
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 def test_attention_bodies(seed: int, batch: int, queries: int, keys: int) -> None:
     check([attention_call(name, seed, batch, queries, keys) for name in ATTENTIONS])
 

@@ -19,7 +19,7 @@ tensor = torch.from_numpy
 
 
 @given(seed=cases.SEEDS, batch=st.integers(1, 3), tokens=st.integers(1, 8), count=st.integers(1, 9))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_gather_tokens_copies_rows(seed: int, batch: int, tokens: int, count: int) -> None:
     x = cases.values(seed, batch, tokens, 3)
     index = cases.rows(seed, batch, count, tokens)
@@ -28,7 +28,7 @@ def test_gather_tokens_copies_rows(seed: int, batch: int, tokens: int, count: in
 
 
 @given(data=st.data(), mode=st.sampled_from(ops.MODES), include_self=st.booleans())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_scatter_tokens_reduces_duplicates(
     data: st.DataObject, mode: str, include_self: bool
 ) -> None:
@@ -50,7 +50,7 @@ def test_scatter_tokens_of_infinities_is_the_extreme() -> None:
 
 
 @given(case=cases.matches(), order=st.sampled_from(ops.ORDERS))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_bipartite_match_ranks_rows_by_their_best(
     case: tuple[cases.Array, int], order: str
 ) -> None:
@@ -61,7 +61,7 @@ def test_bipartite_match_ranks_rows_by_their_best(
 
 
 @given(case=cases.matches(), order=st.sampled_from(ops.ORDERS), mode=st.sampled_from(ops.MODES))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_merge_tokens_joins_kept_and_merged(
     case: tuple[cases.Array, int], order: str, mode: str
 ) -> None:
@@ -82,7 +82,7 @@ def test_merge_tokens_joins_kept_and_merged(
     keys=st.integers(1, 6),
     sized=st.booleans(),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_sized_attention_is_softmax_attention(
     seed: int, queries: int, keys: int, sized: bool
 ) -> None:

@@ -57,7 +57,7 @@ def check(call: Call, tolerance: float = 1e-5) -> None:
     count=st.integers(1, 12),
     channels=st.integers(1, 5),
 )
-@settings(deadline=None, max_examples=3)
+@settings(max_examples=3)
 def test_gathers_and_scatters(
     seed: int, batch: int, tokens: int, count: int, channels: int
 ) -> None:
@@ -78,7 +78,7 @@ def test_gathers_and_scatters(
     channels=st.integers(1, 5),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=3)
+@settings(max_examples=3)
 def test_merges(
     seed: int, batch: int, rows: int, others: int, channels: int, data: st.DataObject
 ) -> None:
@@ -94,7 +94,7 @@ def test_merges(
 
 
 @given(seed=cases.SEEDS, batch=st.integers(1, 3), tokens=st.integers(3, 12), data=st.data())
-@settings(deadline=None, max_examples=3)
+@settings(max_examples=3)
 def test_merges_by_size(seed: int, batch: int, tokens: int, data: st.DataObject) -> None:
     x = cases.values(seed, batch, tokens, 4)
     size = 1 + np.abs(cases.values(seed + 1, batch, tokens, 1, levels=4))

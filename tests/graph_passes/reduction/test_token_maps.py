@@ -25,7 +25,7 @@ def _positions(batch: int, tokens: int) -> torch.Tensor:
 
 
 @given(data=st.data(), sizes=SIZES)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_sources_and_places_agree_with_the_map(data: st.DataObject, sizes: tuple[int, int]) -> None:
     batch, tokens = sizes
     by: TokenMap = data.draw(maps(batch, tokens))
@@ -41,7 +41,7 @@ def test_sources_and_places_agree_with_the_map(data: st.DataObject, sizes: tuple
 
 
 @given(data=st.data(), sizes=SIZES)
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_without_a_sum_a_token_keeps_the_value_of_its_source(
     data: st.DataObject, sizes: tuple[int, int]
 ) -> None:
@@ -55,7 +55,7 @@ def test_without_a_sum_a_token_keeps_the_value_of_its_source(
     sizes=SIZES,
     mode=st.sampled_from(["sum", "mean", "amax", "amin", "prod"]),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_rows_that_meet_are_reduced(data: st.DataObject, sizes: tuple[int, int], mode: str) -> None:
     batch, tokens = sizes
     by: Matching = data.draw(matchings(batch, tokens))
@@ -76,7 +76,7 @@ def test_rows_that_meet_are_reduced(data: st.DataObject, sizes: tuple[int, int],
 
 
 @given(data=st.data(), sizes=SIZES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_matching_has_its_order(data: st.DataObject, sizes: tuple[int, int]) -> None:
     batch, tokens = sizes
     by: Matching = data.draw(matchings(batch, tokens))
@@ -121,7 +121,7 @@ def test_even_and_odd_are_counted_from_the_first_token(special: int, tokens: int
     ),
     descending=st.booleans(),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_of_equal_values_the_lower_index_is_ranked_first(
     rows: list[list[int]], descending: bool
 ) -> None:

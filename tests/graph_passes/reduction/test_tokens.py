@@ -61,7 +61,7 @@ class Diary:
     steps=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_tokens_are_put_back(
     data: st.DataObject, batch: int, count: int, steps: int, seed: int
 ) -> None:
@@ -89,7 +89,7 @@ def test_tokens_are_put_back(
 
 
 @given(data=st.data(), batch=st.sampled_from([1, 3]), count=st.integers(1, 9))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_sizes_count_what_was_merged(data: st.DataObject, batch: int, count: int) -> None:
     tokens = _first(batch, count, 0)
     groups = [[{n} for n in range(count)] for _ in range(batch)]
@@ -110,7 +110,7 @@ def test_sizes_count_what_was_merged(data: st.DataObject, batch: int, count: int
 
 
 @given(data=st.data(), batch=st.sampled_from([1, 3]), count=st.integers(1, 9))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_sizes_go_with_the_tokens_that_stay(data: st.DataObject, batch: int, count: int) -> None:
     tokens = _first(batch, count, 0)
     sizes = torch.arange(1.0, batch * count + 1, dtype=torch.float64).view(batch, count, 1)

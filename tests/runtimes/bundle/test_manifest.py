@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tokexport.runtimes.bundle.bundle_files import check_files
@@ -96,7 +96,6 @@ manifests = st.builds(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(manifest=manifests)
 def test_what_is_written_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, manifest: Manifest

@@ -272,7 +272,7 @@ def test_samples_run_over_the_axis_of_the_batch_where_an_output_has_it() -> None
     assert as_samples(outputs, 2).shape == (3, 4, 5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 12), min_size=0, max_size=3),
     st.integers(0, 2**31),

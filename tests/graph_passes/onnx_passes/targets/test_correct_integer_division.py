@@ -61,7 +61,7 @@ def test_quotients_and_rests_are_exact_in_openvino(
     np.testing.assert_array_equal(found, wanted(form, top, bottom))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_drawn_pairs_are_exact_in_openvino(seed: int, runners: dict[str, OpenVinoRunner]) -> None:
     random = np.random.default_rng(seed)

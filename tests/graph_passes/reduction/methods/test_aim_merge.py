@@ -15,7 +15,7 @@ from tokexport.graph_passes.reduction.methods.aim_merge import AimMerge
 
 
 @given(case=cases(sized=False), rounds=st.integers(1, 3))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_aim_merges_by_halves(case: Case, rounds: int) -> None:
     rounds = 1 if case.tied else rounds  # means of the first round are no exact numbers
     tokens = case.tokens()

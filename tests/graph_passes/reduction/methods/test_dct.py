@@ -42,7 +42,7 @@ def _shortened(column: list[float], kept: int) -> list[float]:
 
 
 @given(case=cases(tied=False), keep=st.sampled_from([1.0, 0.9, 0.7, 0.5, 0.01]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_it_keeps_the_low_frequencies(case: Case, keep: float) -> None:
     tokens = replace(case.tokens(), trace=None)
     found = DCT(keep=keep).after_mlp(LAYER, tokens, case.attention())

@@ -17,7 +17,7 @@ from tokexport.graph_passes.reduction.methods.diffrate import DiffRate
 
 
 @given(case=cases(special=(1, 2, 5)), prune=st.integers(1, 24), merge=st.integers(1, 24))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_it_sorts_prunes_and_merges(case: Case, prune: int, merge: int) -> None:
     tokens, attention = case.tokens(), case.attention()
     method = DiffRate(prune=(99, prune), merge=(99, merge))

@@ -13,7 +13,7 @@ from tokexport.graph_passes.reduction.methods.divprune import DivPrune
 
 
 @given(case=cases(), keep=st.sampled_from([1.0, 0.8, 0.5, 0.3, 0.098, 0.001]))
-@settings(deadline=None, max_examples=70)
+@settings(max_examples=70)
 def test_it_keeps_what_is_most_unlike(case: Case, keep: float) -> None:
     tokens = case.tokens()
     found = DivPrune(keep=keep).after_mlp(Layer(10, 12), tokens, case.attention())

@@ -17,7 +17,7 @@ from tokexport.graph_passes.reduction.methods.dpcknn import DPCKNN
     keep=st.sampled_from([1.0, 0.7, 0.5, 0.2, 0.01]),
     neighbours=st.sampled_from([5, 1, 3, 40]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_it_clusters_around_density_peaks(case: Case, keep: float, neighbours: int) -> None:
     tokens = case.tokens()
     if case.tied:  # points of a line, whose distances are exact numbers

@@ -53,7 +53,7 @@ def _through(layers: nn.Sequential, row: Array) -> Array:
     layer=st.integers(0, 3),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_it_keeps_what_the_predictor_picks(case: Case, keep: float, layer: int, seed: int) -> None:
     torch.manual_seed(seed)
     predictor = Predictor(WIDTH).double()

@@ -16,7 +16,7 @@ SHARES = st.sampled_from([1.0, 0.9, 0.7, 0.5, 0.25, 0.01])
 
 
 @given(case=cases(special=(1, 2, 5)), keep=SHARES, fuse=st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_evit_keeps_what_the_class_token_attends_to(case: Case, keep: float, fuse: bool) -> None:
     tokens, attention = case.tokens(), case.attention()
     found = EViT(keep=keep, fuse=fuse).after_attention(Layer(3, 12), tokens, attention)
@@ -29,7 +29,7 @@ def test_evit_keeps_what_the_class_token_attends_to(case: Case, keep: float, fus
 
 
 @given(case=cases(special=(1, 2, 5)), keep=SHARES)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_topk_keeps_the_same_without_a_fused_token(case: Case, keep: float) -> None:
     tokens, attention = case.tokens(), case.attention()
     found = TopK(keep=keep).after_attention(Layer(3, 12), tokens, attention)
@@ -42,7 +42,7 @@ def test_topk_keeps_the_same_without_a_fused_token(case: Case, keep: float) -> N
 
 
 @given(case=cases(special=(1,), tied=False))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_class_tokens_row_is_the_same_without_the_whole_matrix(case: Case) -> None:
     whole, row = case.attention(), case.attention()
     assert whole.probabilities.shape[-1] == case.count

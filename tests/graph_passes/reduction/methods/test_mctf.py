@@ -34,7 +34,7 @@ def _wanted_options(options: dict[str, Any]) -> reference.Options:
 
 
 @given(case=cases(tied=False), options=OPTIONS, ahead=st.sampled_from([AHEAD, PRECISE]))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_it_merges_one_step_ahead(case: Case, options: dict[str, Any], ahead: int) -> None:
     block, tokens = projections(case.seed), case.tokens()
     method = MCTF(one_step_ahead=ahead, **options)
@@ -57,7 +57,7 @@ def test_it_merges_one_step_ahead(case: Case, options: dict[str, Any], ahead: in
 
 
 @given(case=cases(tied=False), options=OPTIONS)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_it_merges_behind_the_mlp(case: Case, options: dict[str, Any]) -> None:
     block, tokens = projections(case.seed), case.tokens()
     method = MCTF(one_step_ahead=LATER, **options)
@@ -76,7 +76,7 @@ def test_it_merges_behind_the_mlp(case: Case, options: dict[str, Any]) -> None:
 
 
 @given(case=cases(), options=OPTIONS)
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_of_equal_scores_the_lower_index_comes_first(case: Case, options: dict[str, Any]) -> None:
     options = {**options, "tau_sim": 1.0, "tau_info": 1.0, "tau_size": 1.0}
     tokens, attention = case.tokens(), case.attention()

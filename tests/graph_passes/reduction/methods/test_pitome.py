@@ -45,7 +45,7 @@ def _compare(case: Case, keep: float, layer: int, depth: int, **options: Any) ->
     margin=st.sampled_from([0.75, 0.0, -0.5, 1.0]),
     alpha=st.sampled_from([1.0, 0.3]),
 )
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_it_merges_what_is_crowded(
     case: Case, keep: float, place: tuple[int, int], margin: float, alpha: float
 ) -> None:
@@ -54,7 +54,7 @@ def test_it_merges_what_is_crowded(
 
 
 @given(case=cases(), keep=SHARES, layer=st.sampled_from([0, 2]))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_of_equal_energies_the_lower_index_comes_first(case: Case, keep: float, layer: int) -> None:
     # Without its exponential and with such a margin an energy is an exact number.
     _compare(replace(case, tied=True), keep, layer, 4, margin=0.5, alpha=0.0)

@@ -15,7 +15,7 @@ from tokexport.graph_passes.reduction.methods.pyra import PYRA, Modulation
 
 
 @given(case=cases(), seed=st.integers(0, 99), data=st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_pyra_modulates_what_merges(case: Case, seed: int, data: st.DataObject) -> None:
     r = data.draw(st.integers(0, case.patches // 2))
     torch.manual_seed(seed)
@@ -40,7 +40,7 @@ def test_pyra_modulates_what_merges(case: Case, seed: int, data: st.DataObject) 
 
 
 @given(case=cases(), data=st.data())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_pyra_is_tome_before_it_is_trained(case: Case, data: st.DataObject) -> None:
     r = data.draw(st.integers(0, case.patches // 2))
     method, layer = PYRA(r=r), Layer(0, 4)

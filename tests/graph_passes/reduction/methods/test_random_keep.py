@@ -25,7 +25,7 @@ def _positions(method: RandomKeep, case: Case, layer: int = 3) -> list[list[int]
 
 
 @given(case=cases(), keep=SHARES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_strided_positions_are_evenly_spaced(case: Case, keep: float) -> None:
     tokens = case.tokens()
     method = RandomKeep(keep=keep, strided=True)
@@ -43,7 +43,7 @@ def test_strided_positions_are_evenly_spaced(case: Case, keep: float) -> None:
 
 
 @given(case=cases(), keep=SHARES, seed=st.integers(0, 9))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_random_positions_are_drawn_once(case: Case, keep: float, seed: int) -> None:
     tokens, method = case.tokens(), RandomKeep(keep=keep, seed=seed)
     stay = _positions(method, case)[0]

@@ -22,7 +22,7 @@ DEPTHS = st.integers(1, 6).flatmap(
     where=DEPTHS,
     norm=st.sampled_from(NORMS),
 )
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_tofu_prunes_early_and_merges_late(
     case: Case, keep: float, where: tuple[int, int], norm: str
 ) -> None:

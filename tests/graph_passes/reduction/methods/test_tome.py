@@ -14,7 +14,7 @@ from tokexport.graph_passes.reduction.methods.tome import ToMe
 
 
 @given(case=cases(), r=st.integers(0, 16))
-@settings(deadline=None, max_examples=70)
+@settings(max_examples=70)
 def test_tome_merges_the_best_pairs(case: Case, r: int) -> None:
     tokens, attention = case.tokens(), case.attention()
     found = ToMe(r=r).after_attention(Layer(0, 4), tokens, attention)
@@ -26,7 +26,7 @@ def test_tome_merges_the_best_pairs(case: Case, r: int) -> None:
 
 
 @given(case=cases(special=(0, 1)), depth=st.integers(1, 5))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_tome_takes_each_blocks_own_number(case: Case, depth: int) -> None:
     schedule = tuple(range(depth))
     tokens, attention = case.tokens(), case.attention()

@@ -16,7 +16,7 @@ from tokexport.graph_passes.reduction.methods.vtc_cls import VtcCls
 
 
 @given(case=cases(special=(1, 2, 5)), left=st.integers(1, 16), start=st.integers(0, 4))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_it_sums_attention_over_blocks(case: Case, left: int, start: int) -> None:
     depth, method = 6, VtcCls(tokens=left, start=start)
     tokens = case.tokens()

@@ -58,7 +58,7 @@ ADDS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     by_index=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 def test_any_merge(
     batch: int,
     tokens: int,
@@ -100,7 +100,7 @@ def test_any_merge(
     bias=st.sampled_from(["none", "sizes", "mask", "both"]),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 def test_any_attention(
     batch: int,
     heads: int,

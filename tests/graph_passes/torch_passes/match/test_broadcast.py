@@ -113,7 +113,7 @@ def test_a_chain_that_can_be_walked_back_inserts_nothing() -> None:
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_random_chains(data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3), label="sizes")
     steps = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=5), label="steps")

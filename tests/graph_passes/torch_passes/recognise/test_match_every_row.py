@@ -65,7 +65,7 @@ def test_every_mode_shares_one_match() -> None:
     own=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 def test_any_number_of_rows(
     batch: int, rows: int, others: int, mode: str, own: bool, seed: int
 ) -> None:

@@ -114,7 +114,7 @@ def test_every_spelling_is_one_match_and_one_merge(name: str) -> None:
     seed=st.integers(0, 2**31),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 def test_any_number_of_tokens_and_of_pairs(
     name: str, batch: int, tokens: int, seed: int, data: st.DataObject
 ) -> None:

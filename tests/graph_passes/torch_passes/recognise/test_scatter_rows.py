@@ -129,7 +129,7 @@ def scatters(draw: st.DrawFn) -> tuple[int, Tensor, Tensor, Tensor]:
 
 
 @given(case=scatters())
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 def test_every_reduction_of_every_shape(case: tuple[int, Tensor, Tensor, Tensor]) -> None:
     axis, data, index, source = case
     # The index enters without the axes it is spread over, and is spread in the graph.

@@ -301,7 +301,7 @@ UNARY: tuple[Callable[[Tensor], Tensor], ...] = (
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.data())
 def test_small_graphs_compute_what_eager_computes(data: st.DataObject) -> None:
     steps = data.draw(st.lists(st.sampled_from(UNARY), min_size=1, max_size=5))
