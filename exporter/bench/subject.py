@@ -24,7 +24,7 @@ from tokexport.exporter.parity.proof import StageResult, judge
 from tokexport.exporter.source import Source
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.analysis.macs import count_macs
-from tokexport.graph_passes.errors import GraphError
+from tokexport.graph_passes.errors import GraphError, PassError
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind
@@ -155,6 +155,8 @@ class Subject:
             facts = GraphFacts(_cost(program))
             program = pipelines.rewrite(program).program
             model = emit(program, self.flat.spec.names, tuple(self.expected))
+        except PassError:
+            raise
         except (ExporterError, GraphError) as error:
             return replace(facts, why_not=error.what)
         heads, hidden = _attention_sizes(model)

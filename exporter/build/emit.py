@@ -112,6 +112,8 @@ def emit(
                 optimize=False,
             )
             model = None if exported is None else simplify_exported(exported.model)
+        except PassError:
+            raise
         except Exception as error:
             raise _refusal(error) from error
     if model is None:
@@ -224,8 +226,6 @@ def _rename(values: Sequence[ir.Value], names: Sequence[str], model: ir.Model) -
 
 def _refusal(error: Exception) -> ModelNotSupportedError:
     """Returns the error that names the operator without an ONNX form, and its line."""
-    if isinstance(error, PassError):
-        return ModelNotSupportedError(error.what, where=error.where, fix=error.fix)
     node = _failed_node(error)
     if node is not None:
         return ModelNotSupportedError(

@@ -233,7 +233,7 @@ def _said(error: BaseException, is_bug: bool) -> dict[str, str]:
         "kind": kind,
         "what": f"This is a bug in tokexport: {parts['what'] or f'{kind}: {error}'}",
         "where": f"{parts['where']}\n{trace}" if parts["where"] else trace,
-        "fix": "Please report it with that file.",
+        "fix": f"{parts['fix']} Please report it with that file.".lstrip(),
     }
 
 

@@ -77,12 +77,14 @@ def run_onnx_passes(
             counted = found if isinstance(found, Counted) else Counted(model, found.modified)
             if counted.modified or not isinstance(onnx_pass, SharingNodePass):
                 _hold(onnx_pass, model, results)
-        except PassError as error:
-            raise error.behind(stage, [one.name for one in reports]) from error.__cause__
-        except (GraphError, MemoryError):
+        except MemoryError:
             raise
         except Exception as error:
-            failed = PassError.of(name, error)
+            # What a pass requires or ensures comes wrapped into an error of the library.
+            own = error if isinstance(error, GraphError) else error.__cause__
+            if isinstance(own, GraphError) and not isinstance(own, PassError):
+                raise own from own.__cause__
+            failed = own if isinstance(own, PassError) else PassError.of(name, error)
             raise failed.behind(stage, [one.name for one in reports]) from error
         fired = counted.fired or int(counted.modified)
         reports.append(PassReport(stage, name, fired, counted.non_matches))

@@ -65,5 +65,5 @@ def _put(edit: Editor, node: Node, new: Node | tuple[Node | None, ...]) -> None:
     for user in list(node.users):
         position = user.args[1] if user.target is operator.getitem else None
         result = new[position] if isinstance(position, int) else None
-        if result is not None:
-            edit.replace(user, result)
+        assert result is not None, f"{node} gives a result that is read, and its new form none"
+        edit.replace(user, result)

@@ -209,11 +209,34 @@ def test_what_another_pass_takes_is_not_left() -> None:
     assert (first.fired, first.non_matches, second.fired) == (1, (), 1)
 
 
+class TakesNothing(Negates):
+    name = "take nothing"
+
+    def match(self, node: ir.Node, shared: ir.Graph) -> Rewrite | Reason | None:
+        return None
+
+
 def test_a_match_that_raises_names_its_node_and_line() -> None:
     model = graph(body="a = Abs (x) y = Neg (a)")
     with pytest.raises(PassError, match="'negate' failed: ValueError: no such thing.") as caught:
         run_onnx_passes(model, (Negates(),), "lower")
     assert f"Node node_1 (Neg), from {LINE}" in caught.value.where
+
+
+@pytest.mark.parametrize("when", ["requires", "ensures"])
+def test_what_a_pass_requires_and_ensures_is_said_in_its_own_words(when: str) -> None:
+    class Holds(Negates):
+        name = "hold"
+
+    def refuse(self: Holds, model: ir.Model) -> None:
+        raise PassError("The pass 'hold' needs a graph without functions.", where="node_0 (Exp)")
+
+    setattr(Holds, when, refuse)
+    model = graph(body="a = Exp (x) y = Neg (a)")
+    with pytest.raises(PassError, match="needs a graph without functions") as caught:
+        run_onnx_passes(model, (TakesNothing(), Holds()), "lower")
+    assert caught.value.where.startswith("node_0 (Exp)")
+    assert caught.value.before == ("take nothing",)
 
 
 def test_an_operator_that_a_pass_promises_to_remove_is_found() -> None:
