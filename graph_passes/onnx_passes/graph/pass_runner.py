@@ -143,24 +143,22 @@ def _fault_of(model: ir.Model, results: list[_Result]) -> _Fault | None:
             return _Fault(f"the output '{output.name}' is of {dtype.name}, and was of {was.name}")
         if _is_static(shape) and _is_static(before) and shape != before:
             return _Fault(f"the output '{output.name}' has the shape {shape}, and had {before}")
-    return _fault_in(model.graph, set(), set(), {DOMAIN, *model.opset_imports})
+    return _fault_in(model.graph, set(), {"", DOMAIN, *model.opset_imports})
 
 
 def _is_static(shape: ir.Shape | None) -> bool:
     return shape is not None and shape.is_static()
 
 
-def _fault_in(
-    graph: ir.Graph, outer: set[ir.Value], names: set[str], domains: set[str]
-) -> _Fault | None:
+def _fault_in(graph: ir.Graph, outer: set[ir.Value], domains: set[str]) -> _Fault | None:
     """Returns the first fault of a graph, the branches and bodies of its nodes included.
 
     Args:
         graph: The graph.
         outer: The values around it.
-        names: The names that are given already, to which its own come.
         domains: The domains whose operators it may call.
     """
+    names: set[str] = set()  # two branches may use the same
     made = {*outer, *graph.inputs, *graph.initializers.values()}
     for value in {*graph.inputs, *graph.initializers.values()}:
         if fault := _named_twice(value, names):
@@ -173,7 +171,7 @@ def _fault_in(
             return _Fault(f"the domain '{node.domain}' is not imported", node_place(node))
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
-                inner = _fault_in(attribute.as_graph(), made, names, domains)
+                inner = _fault_in(attribute.as_graph(), made, domains)
                 if inner is not None:
                     return inner
         for value in node.outputs:

@@ -127,7 +127,7 @@ def test_a_pass_that_breaks_the_graph_is_named_with_those_before_it(
 
 def test_a_branch_that_reads_what_nothing_makes_is_found() -> None:
     body = "y = If (c) <then_branch = t () => (float[2,3] p) { p = Exp (x) }, "
-    body += "else_branch = e () => (float[2,3] q) { q = Neg (x) }>"
+    body += "else_branch = e () => (float[2,3] p) { p = Neg (x) }>"
     model = graph(f"bool c, {X}", body)
     run_onnx_passes(model, (Breaks(lambda model: None),), "lower")
 
