@@ -294,7 +294,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, os.environ["TESTS"])
-from test_bundle import MANIFEST
+from test_writer import MANIFEST
 from tokexport.exporter.bundle import writer as module
 output, moment = Path(sys.argv[1]), sys.argv[2]
 

@@ -269,8 +269,8 @@ def _teller(
     way: Way, planted: _Planted, checked: str, batches: Batches, proof: Proof
 ) -> ReplayStage:
     def replay_stage(failed: Any) -> Any:
-        assert planted.replayed is not None
-        ask = way.teller(checked, batches, proof, planted.graph(), planted.replayed)
+        assert planted.replay is not None
+        ask = way.teller(checked, batches, proof, planted.graph(), planted.replay)
         return ask(failed)
 
     return replay_stage

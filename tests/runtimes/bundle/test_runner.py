@@ -77,8 +77,8 @@ def test_strided_and_read_only_arrays_are_taken(
         ({"image": np.zeros((2, 2, 3), np.float32)}, r"shape \(2, 2, 3\), and", "fixed when"),
         ({"image": np.zeros((2, 3), np.float32)}, r"shape \(2, 3\), and the model", "array\\[None"),
         ({"gain": np.ones(1, np.float32)}, r"shape \(1,\), and the model takes \(\)", "fixed when"),
-        ({"image": np.full((1, 2, 3), np.nan, np.float32)}, r"NaN, first at \(0, 0, 0\)", "Look"),
-        ({"gain": np.array(np.nan, np.float32)}, r"gain holds NaN, first at \(\)", "Look"),
+        ({"image": np.full((1, 2, 3), np.nan, np.float32)}, r"NaN, first at \(0, 0, 0\)", "Check"),
+        ({"gain": np.array(np.nan, np.float32)}, r"gain holds NaN, first at \(\)", "Check"),
         ({"image": [[[1.0] * 3] * 2]}, "image is a list, not a numpy array", "numpy"),
     ],
 )
