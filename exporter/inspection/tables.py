@@ -158,8 +158,11 @@ def _pass_lines(found: Inspection) -> Iterator[Text]:
     for where, report in reports:
         left = len(report.non_matches) or ""
         yield Text(f"{where:<8}  {report.name:<{width}}  {report.fired:>5}  {left:>4}".rstrip())
+    printed = {one.why for part in (*found.blocks, found.outside) for one in part.generic}
     for where, report in reports:
         for (operator, why), places in _grouped(report).items():
+            if why in printed:  # under what stayed generic
+                continue
             line = Text.assemble((f"  {report.name} ", "yellow"), f"({where}) left {operator}")
             line.append(f" × {len(places)}: {why}" if len(places) > 1 else f": {why}")
             if place := next(filter(None, places), ""):
