@@ -40,7 +40,8 @@ class PassReport:
     """What one pass did in one stage.
 
     Attributes:
-        stage: ``rewrite`` or ``trim``, of the traced graph; ``lower``, of the ONNX graph.
+        stage: ``capture``, ``rewrite`` or ``trim``, of the traced graph; ``emit`` or ``lower``,
+            of the ONNX graph.
         name: What the pass is called: ``match by cosine``.
         fired: How many places it changed; of a pass that does not count them, 1 where it changed
             the graph.

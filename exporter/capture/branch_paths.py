@@ -68,7 +68,7 @@ def with_paths(
         return program, padding
     joined = SelectPaths(paths[0], paths[1:])
     try:
-        run_passes(program, (joined,))
+        run_passes(program, (joined,), "capture")
     except TokenCountError:
         return capture_padded(model, tensors_of(next(iter(batches))), caps)
     return program, Padding(joined.selections, joined.checks)

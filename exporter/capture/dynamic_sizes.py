@@ -88,7 +88,7 @@ def with_fixed_sizes(program: ExportedProgram, caps: Sequence[int] | None) -> Pa
         return Padding()
     padding = PadTokens(program, caps)
     try:
-        run_passes(program, (padding,))
+        run_passes(program, (padding,), "capture")
     except TokenCountError as error:
         raise DataDependentError(error.what, where=error.where, fix=FIXED_COUNTS) from error
     left = set(program.graph.nodes)

@@ -157,7 +157,7 @@ def without_random_ops(
     if not lines:
         return model, None
     given = run_reference(model, batches, twice=False)
-    program = run_passes(program, (DropRandom(),)).program
+    program = run_passes(program, (DropRandom(),), "capture").program
     free = WithoutDraws(model, program, tuple(given.outputs), given.constants)
     found = run_reference(free, batches).outputs
     # The report shows it and no gate applies: the figures are of whole outputs.
