@@ -1,9 +1,11 @@
-"""What passes report: how often each fired, and why it left what it is for as it was."""
+"""What passes report, how often each fired and what it left, and the order that they need."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+
+from tokexport.graph_passes.errors import PassError
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,20 @@ def joined(reports: Iterable[PassReport]) -> tuple[PassReport, ...]:
         before = found[key].fired if key in found else 0
         found[key] = PassReport(one.stage, one.name, before + one.fired, one.non_matches)
     return tuple(found.values())
+
+
+def check_order(order: Iterable[tuple[str, Collection[str]]]) -> None:
+    """Refuses an order in which a pass first runs after one that relies on it.
+
+    Args:
+        order: The names of the passes as they run, each with those that it must come before.
+
+    Raises:
+        PassError: A pass stands too late.
+    """
+    earlier: set[str] = set()
+    for name, comes_before in order:
+        late = sorted(earlier.intersection(comes_before))
+        if late and name not in earlier:
+            raise PassError(f"'{name}' must come before '{late[0]}'.")
+        earlier.add(name)

@@ -19,7 +19,7 @@ from tokexport.graph_passes.errors import GraphError, PassError
 from tokexport.graph_passes.onnx_passes.graph.node_pass import Counted, OnnxPass, SharingNodePass
 from tokexport.graph_passes.onnx_passes.graph.source_lines import node_name, node_place
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
-from tokexport.graph_passes.pass_report import PassReport
+from tokexport.graph_passes.pass_report import PassReport, check_order
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def run_onnx_passes(
         PassError: A pass raised, or left a graph that breaks a condition; names the passes before.
         GraphError: A pass refuses the model.
     """
-    check_order(passes)
+    check_order((pass_name(one), getattr(one, "comes_before", ())) for one in passes)
     results = _results(model)
     if fault := _fault_of(model, results):
         raise PassError(f"The graph is broken: {fault.what}.", where=fault.where).behind(stage, ())
@@ -98,16 +98,6 @@ def pass_name(onnx_pass: ir.passes.PassBase) -> str:
         return onnx_pass.name
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(onnx_pass).__name__)
     return words.removesuffix(" Pass").lower()
-
-
-def check_order(passes: Sequence[ir.passes.PassBase]) -> None:
-    """Raises PassError where a pass stands behind one that relies on it."""
-    earlier: set[str] = set()
-    for onnx_pass in passes:
-        late = earlier.intersection(getattr(onnx_pass, "comes_before", ()))
-        if late:
-            raise PassError(f"'{pass_name(onnx_pass)}' must come before '{min(late)}'.")
-        earlier.add(pass_name(onnx_pass))
 
 
 def _hold(onnx_pass: ir.passes.PassBase, model: ir.Model, results: list[_Result]) -> None:

@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 
 from tokexport.graph_passes.errors import GraphError, PassError
 from tokexport.graph_passes.ops.ops import NAMESPACE
-from tokexport.graph_passes.pass_report import PassReport, joined
+from tokexport.graph_passes.pass_report import PassReport, check_order, joined
 from tokexport.graph_passes.stack_traces import origin
 from tokexport.graph_passes.torch_passes.graph.calls import CONSTANT
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
@@ -60,16 +60,6 @@ class PassResult:
         return {one.name: one.fired for one in self.reports}
 
 
-def check_order(passes: Sequence[TorchPass]) -> None:
-    """Refuses an order in which a pass comes after one that relies on it."""
-    names = [torch_pass.name for torch_pass in passes]
-    for torch_pass in passes:
-        earlier = names[: names.index(torch_pass.name)]
-        late = [name for name in torch_pass.comes_before if name in earlier]
-        if late:
-            raise PassError(f"'{torch_pass.name}' must come before '{late[0]}'")
-
-
 def run_passes(
     program: ExportedProgram, passes: Sequence[TorchPass], stage: str = "rewrite"
 ) -> PassResult:
@@ -86,7 +76,7 @@ def run_passes(
         PassError: A pass raised, or broke a promise; names the passes before it.
         GraphError: A pass refuses the program.
     """
-    check_order(passes)
+    check_order((one.name, one.comes_before) for one in passes)
     graph = program.graph_module.graph
     _note_constants(program, graph)
     edit = Editor(graph)
