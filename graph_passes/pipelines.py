@@ -13,17 +13,19 @@ from onnx_ir.passes import PassBase
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 from torch.export import ExportedProgram
 
-from tokexport.graph_passes.onnx_passes.common.add_functions import AddFunctions
-from tokexport.graph_passes.onnx_passes.common.choose_forms import (
+from tokexport.graph_passes.onnx_passes.every_target.add_functions import AddFunctions
+from tokexport.graph_passes.onnx_passes.every_target.annotate_kernel_calls import (
+    AnnotateKernelCalls,
+)
+from tokexport.graph_passes.onnx_passes.every_target.choose_forms import (
     ChooseForms,
     Forms,
     TokenCall,
     token_calls,
 )
-from tokexport.graph_passes.onnx_passes.common.clear_traces import ClearTraces
-from tokexport.graph_passes.onnx_passes.common.fold_constants import FoldConstants
-from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import NameKernelCalls
-from tokexport.graph_passes.onnx_passes.common.simplify import Simplify
+from tokexport.graph_passes.onnx_passes.every_target.fold_constants import FoldConstants
+from tokexport.graph_passes.onnx_passes.every_target.simplify import Simplify
+from tokexport.graph_passes.onnx_passes.every_target.strip_metadata import StripMetadata
 from tokexport.graph_passes.onnx_passes.fuse.ahead_attention import AheadAttention
 from tokexport.graph_passes.onnx_passes.fuse.attention_by_size import AttentionBySize
 from tokexport.graph_passes.onnx_passes.fuse.attention_on_rows import AttentionOnRows
@@ -51,7 +53,7 @@ from tokexport.graph_passes.onnx_passes.targets.correct_integer_division import 
     CorrectIntegerDivision,
 )
 from tokexport.graph_passes.onnx_passes.targets.fold_by_deconvolution import FoldByDeconvolution
-from tokexport.graph_passes.onnx_passes.targets.part_square_transposes import PartSquareTransposes
+from tokexport.graph_passes.onnx_passes.targets.guard_square_transposes import GuardSquareTransposes
 from tokexport.graph_passes.onnx_passes.targets.refuse_for_tensorrt import RefuseForTensorRt
 from tokexport.graph_passes.onnx_passes.targets.widen_vectors import WidenVectors
 from tokexport.graph_passes.torch_passes.canonicalize.attention_to_rank4 import AttentionToRank4
@@ -83,7 +85,7 @@ from tokexport.graph_passes.torch_passes.canonicalize.widen_narrow import WidenN
 from tokexport.graph_passes.torch_passes.canonicalize.zero_fully_masked_queries import (
     ZeroFullyMaskedQueries,
 )
-from tokexport.graph_passes.torch_passes.graph.infrastructure import (
+from tokexport.graph_passes.torch_passes.graph.pass_runner import (
     PassResult,
     TorchPass,
     run_passes,
@@ -197,7 +199,7 @@ LOWER_FOR_ORT: Final[tuple[PassBase, ...]] = (
     ChooseForms(),
     CosineMergeNorm(),
     AddFunctions(),
-    ClearTraces(),
+    StripMetadata(),
 )
 
 #: OpenVINO's front end does not know model-local functions; where the model is loaded, kernels may
@@ -212,13 +214,13 @@ LOWER_FOR_OPENVINO: Final[tuple[PassBase, ...]] = (
     TokenDestinations(),
     RemoveUnusedNodesPass(),
     ChooseForms(),
-    NameKernelCalls(),
+    AnnotateKernelCalls(),
     AddFunctions(),
     InlinePass(),
     FoldConstants(),
     CorrectIntegerDivision(),
-    PartSquareTransposes(),
-    ClearTraces(),
+    GuardSquareTransposes(),
+    StripMetadata(),
 )
 
 #: TensorRT wants constant axes, and no operator that its parser refuses. What is refused is known
@@ -229,7 +231,7 @@ LOWER_FOR_TRT: Final[tuple[PassBase, ...]] = (
     FoldByDeconvolution(),
     WidenVectors(),
     RefuseForTensorRt(),
-    ClearTraces(),
+    StripMetadata(),
 )
 
 #: The lowering of each target, in order; ``lower`` runs it.

@@ -225,7 +225,7 @@ class EntryBench(Bench):
     def __init__(self, harness: Path) -> None:
         from helpers.crafted_nodes import sound_nodes
 
-        from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import OPERATORS
+        from tokexport.graph_passes.onnx_passes.every_target.annotate_kernel_calls import OPERATORS
 
         self._run_node = ctypes.CDLL(str(harness)).run_node
         self._run_node.restype = ctypes.c_char_p

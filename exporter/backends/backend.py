@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from onnx_ir.passes import PassBase
 
-    from tokexport.graph_passes.onnx_passes.common.choose_forms import Forms, TokenCall
+    from tokexport.graph_passes.onnx_passes.every_target.choose_forms import Forms, TokenCall
     from tokexport.graph_passes.pipelines import Arithmetic
     from tokexport.runtimes.arrays import Array
     from tokexport.runtimes.bundle.manifest import RuntimeInfo

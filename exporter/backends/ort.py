@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tokexport.exporter.backends.backend import Backend
 
 if TYPE_CHECKING:
-    from tokexport.graph_passes.onnx_passes.common.choose_forms import TokenCall
+    from tokexport.graph_passes.onnx_passes.every_target.choose_forms import TokenCall
     from tokexport.runtimes.arrays import Array
     from tokexport.runtimes.bundle.manifest import RuntimeInfo
     from tokexport.runtimes.native_library import Kernels

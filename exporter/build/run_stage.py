@@ -16,7 +16,7 @@ from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
-from tokexport.graph_passes.onnx_passes.precision.compute_half_wide import ComputeHalfWide
+from tokexport.graph_passes.onnx_passes.precision.emulate_half_in_fp32 import EmulateHalfInFp32
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.runner import Runner
@@ -51,7 +51,7 @@ def run_lowered(path: Path, batches: Batches, arithmetic: Arithmetic) -> dict[st
         return run_onnx(path, batches)
     with scratch_folder() as folder:
         widened = folder / path.name
-        save_onnx(ComputeHalfWide()(ir.load(path)).model, widened)
+        save_onnx(EmulateHalfInFp32()(ir.load(path)).model, widened)
         return run_onnx(widened, batches)
 
 

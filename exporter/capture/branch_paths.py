@@ -20,7 +20,7 @@ from tokexport.graph_passes.torch_passes.canonicalize.drop_random import DropRan
 from tokexport.graph_passes.torch_passes.canonicalize.select_paths import Path, SelectPaths
 from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module, expose_values
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
-from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
+from tokexport.graph_passes.torch_passes.graph.pass_runner import run_passes
 from tokexport.runtimes.arrays import Array
 
 #: The most paths through branches: every run of the artifact computes all of them.

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from tokexport.exporter.errors import FIXED_COUNTS, DataDependentError
 from tokexport.graph_passes.errors import TokenCountError
 from tokexport.graph_passes.torch_passes.graph.calls import is_call
-from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
+from tokexport.graph_passes.torch_passes.graph.pass_runner import run_passes
 from tokexport.graph_passes.torch_passes.pad.numbers_of_rows import ASSERTIONS
 from tokexport.graph_passes.torch_passes.pad.pad_tokens import PadTokens
 from tokexport.graph_passes.torch_passes.pad.padded_rows import Check, Selection

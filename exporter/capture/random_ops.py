@@ -23,7 +23,7 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.canonicalize.drop_random import DropRandom
 from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
-from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
+from tokexport.graph_passes.torch_passes.graph.pass_runner import run_passes
 from tokexport.graph_passes.torch_passes.graph.random_draws import (
     drop_unread_draws,
     find_draws,

@@ -26,7 +26,7 @@ from tokexport.exporter.parity.proof import Proof, ReplayResult, ReplayStage
 from tokexport.exporter.ties.verdict import RunReplay, TieSearch, selected, tie_search
 from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.common.choose_forms import Forms
+from tokexport.graph_passes.onnx_passes.every_target.choose_forms import Forms
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.graph_passes.torch_passes.graph.decisions import (
     ReplayGraph,

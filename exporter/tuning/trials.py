@@ -31,7 +31,7 @@ from tokexport.exporter.tuning.choices import TunedForm
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner, here
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.common.choose_forms import TokenCall
+from tokexport.graph_passes.onnx_passes.every_target.choose_forms import TokenCall
 from tokexport.graph_passes.ops import onnx_functions as functions
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.runner import Runner

@@ -18,7 +18,7 @@ from tokexport.exporter.tuning.cache import FormCache
 from tokexport.exporter.tuning.choices import TunedForm, Tuning
 from tokexport.exporter.tuning.trials import try_forms
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.common.choose_forms import Forms, TokenCall
+from tokexport.graph_passes.onnx_passes.every_target.choose_forms import Forms, TokenCall
 from tokexport.graph_passes.ops.token_forms import candidates
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.native_library import NO_KERNELS

@@ -1,9 +1,9 @@
 """Puts the project's native kernels into a model of OpenVINO when it is loaded.
 
 A bundle holds operators of OpenVINO alone. Beside them the model says, in its runtime information,
-which of its values a kernel can compute; the ONNX pass ``NameKernelCalls`` wrote it. If the library
-of kernels fits the installed OpenVINO, one operator of the library replaces those that compute
-these values; otherwise the model runs as it is, and is slower.
+which of its values a kernel can compute; the ONNX pass ``AnnotateKernelCalls`` wrote it. If the
+library of kernels fits the installed OpenVINO, one operator of the library replaces those that
+compute these values; otherwise the model runs as it is, and is slower.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ import tokexport.exporter.stages.artifact_stages as artifact_stages
 from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import KERNEL_CALLS
+from tokexport.graph_passes.onnx_passes.every_target.annotate_kernel_calls import KERNEL_CALLS
 from tokexport.graph_passes.ops import onnx_functions
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 
 aten = torch.ops.aten
 

@@ -23,7 +23,7 @@ from tokexport.exporter.capture.trace import capture
 from tokexport.exporter.eager.flat_model import FlatModel, call_spec
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.ops import ops
-from tokexport.graph_passes.torch_passes.graph.infrastructure import (
+from tokexport.graph_passes.torch_passes.graph.pass_runner import (
     PassResult,
     TorchPass,
     run_passes,

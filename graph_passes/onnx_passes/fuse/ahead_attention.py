@@ -15,13 +15,13 @@ from functools import partial
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_passes.graph.heads_in_rows import HeadsInRows, heads_in_rows
-from tokexport.graph_passes.onnx_passes.graph.neighbours import (
+from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
+from tokexport.graph_passes.onnx_passes.graph.producers import (
     made_by,
     maker_of,
     only_reader,
     turned,
 )
-from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import View, shape_of, view_of
 from tokexport.graph_passes.onnx_passes.graph.token_sets import SPLIT

@@ -19,8 +19,8 @@ from typing import Final
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_passes.graph.heads_in_rows import HeadsInRows, heads_in_rows
-from tokexport.graph_passes.onnx_passes.graph.neighbours import only_reader
 from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
+from tokexport.graph_passes.onnx_passes.graph.producers import only_reader
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN

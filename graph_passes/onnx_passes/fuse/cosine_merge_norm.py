@@ -17,8 +17,8 @@ from functools import partial
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, maker_of
 from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
+from tokexport.graph_passes.onnx_passes.graph.producers import made_by, maker_of
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN

@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 
 from tokexport.graph_passes.onnx_passes.graph.heads_in_rows import HeadsInRows, heads_in_rows
-from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, maker_of, turned
 from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
+from tokexport.graph_passes.onnx_passes.graph.producers import made_by, maker_of, turned
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import integers_of, shape_of
 from tokexport.graph_passes.onnx_passes.graph.token_sets import (

@@ -18,8 +18,8 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, maker_of
 from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
+from tokexport.graph_passes.onnx_passes.graph.producers import made_by, maker_of
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.onnx_passes.graph.token_sets import (

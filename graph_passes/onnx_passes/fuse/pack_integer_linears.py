@@ -22,8 +22,8 @@ import onnx_ir as ir
 from tokexport.graph_passes.onnx_passes.fuse.pack_linears import Panels
 from tokexport.graph_passes.onnx_passes.graph.epilogues import Floats, epilogue, floats_of
 from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
-from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, maker_of, only_reader
 from tokexport.graph_passes.onnx_passes.graph.node_pass import Rewrite, SharingNodePass
+from tokexport.graph_passes.onnx_passes.graph.producers import made_by, maker_of, only_reader
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.fused_functions import PANEL

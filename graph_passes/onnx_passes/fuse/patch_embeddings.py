@@ -23,8 +23,8 @@ import onnx_ir as ir
 from tokexport.graph_passes.onnx_passes.fuse.pack_linears import packed_panels
 from tokexport.graph_passes.onnx_passes.graph.epilogues import Floats, floats_of
 from tokexport.graph_passes.onnx_passes.graph.initializers import add_initializer
-from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by, only_reader
 from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
+from tokexport.graph_passes.onnx_passes.graph.producers import made_by, only_reader
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.graph.neighbours import only_reader
+from tokexport.graph_passes.onnx_passes.graph.producers import only_reader
 from tokexport.graph_passes.onnx_passes.graph.strided_views import shape_of
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]

@@ -10,7 +10,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by
+from tokexport.graph_passes.onnx_passes.graph.producers import made_by
 from tokexport.graph_passes.onnx_passes.graph.strided_views import integers_of, shape_of
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 

@@ -25,7 +25,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     value,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 
 _DIVISIONS: Final = (aten.div.Tensor_mode, aten.div.Scalar_mode)
 

@@ -39,7 +39,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     value,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 from tokexport.graph_passes.torch_passes.graph.random_draws import (
     DROPOUTS,
     PLACED,

@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.graph.calls import argument, is_call, operand, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 
 #: Rows above which torch takes squared distances by matmul.
 _FEW: Final = 25

@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.graph.calls import argument, is_call, operand, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 
 
 class ExpandSearchsorted(TorchPass):

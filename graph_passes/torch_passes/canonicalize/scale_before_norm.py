@@ -21,7 +21,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 
 
 class ScaleBeforeNorm(TorchPass):

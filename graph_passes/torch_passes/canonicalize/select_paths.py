@@ -21,7 +21,7 @@ from torch.fx import Node
 from tokexport.graph_passes.errors import TokenCountError
 from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 from tokexport.graph_passes.torch_passes.pad.padded_rows import Check, Selection
 
 #: Kinds of inputs of a graph that all paths share.

@@ -21,7 +21,7 @@ from torch.fx import Node
 
 from tokexport.graph_passes.ops.ops import NAMESPACE
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 
 _NAMESPACES: Final = ("aten", "prims", NAMESPACE)
 

@@ -23,7 +23,7 @@ from tokexport.graph_passes.torch_passes.canonicalize.complex_rules import Conte
 from tokexport.graph_passes.torch_passes.graph.calls import is_call, is_tensor, shape_of
 from tokexport.graph_passes.torch_passes.graph.complex_pairs import Pair, is_complex
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 from tokexport.graph_passes.torch_passes.match.constant_values import ConstantValues
 
 

@@ -28,7 +28,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     value,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 from tokexport.graph_passes.torch_passes.match.constant_values import ConstantValues
 
 _BY_STRIDES = (aten.as_strided.default, aten.as_strided_scatter.default)

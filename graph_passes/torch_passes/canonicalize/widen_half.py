@@ -19,7 +19,7 @@ from torch.fx import Graph, Node
 
 from tokexport.graph_passes.stack_traces import own_frames
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 
 _HALVES: Final = (torch.float16, torch.bfloat16)
 #: The most lines that are named; beyond it, their callers are named.

@@ -27,7 +27,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     value,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 
 _NARROW: Final = (torch.bool, torch.uint8, torch.int8, torch.int16)
 #: Operators whose results are some of the numbers that they take, or positions of them.

@@ -19,7 +19,7 @@ from torch.fx import Node
 from tokexport.graph_passes.pass_report import Reason
 from tokexport.graph_passes.torch_passes.graph.calls import is_call
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 
 #: Inserts what stands for a call: its result, or one for each of several, None of which nothing
 #: reads.

@@ -29,7 +29,7 @@ from tokexport.graph_passes.torch_errors import in_words
 from tokexport.graph_passes.torch_passes.graph.added_output import add_output
 from tokexport.graph_passes.torch_passes.graph.calls import is_call
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 from tokexport.graph_passes.torch_passes.graph.random_draws import draws
 from tokexport.graph_passes.torch_passes.pad import indexing, selections, unique
 from tokexport.graph_passes.torch_passes.pad.numbers_of_rows import (

@@ -34,7 +34,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 from tokexport.graph_passes.torch_passes.match.broadcast import varying_axes
 from tokexport.graph_passes.torch_passes.match.constant_values import ConstantValues
 from tokexport.graph_passes.torch_passes.match.token_indices import (

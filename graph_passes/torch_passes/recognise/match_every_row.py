@@ -32,7 +32,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import PARTNERS, STANDS_FOR, Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 from tokexport.graph_passes.torch_passes.match.constant_values import reads_only_shape
 from tokexport.graph_passes.torch_passes.match.index_expressions import IndexReader, Partner, Signed
 from tokexport.graph_passes.torch_passes.recognise.recognise_matches import make_match

@@ -32,7 +32,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 from tokexport.graph_passes.torch_passes.match.attention_logits import Bias, read_logits, unscaled
 from tokexport.graph_passes.torch_passes.match.broadcast import collapse, varying_axes
 

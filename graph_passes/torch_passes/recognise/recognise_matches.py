@@ -25,7 +25,7 @@ from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.graph.calls import dtype_of, shape_of
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 from tokexport.graph_passes.torch_passes.match.index_expressions import (
     Ascending,
     IndexReader,

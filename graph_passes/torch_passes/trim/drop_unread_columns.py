@@ -32,7 +32,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     value,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 
 _VIEWS: Final = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
 _SELECTIONS: Final = (

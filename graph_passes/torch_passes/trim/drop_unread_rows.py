@@ -29,7 +29,7 @@ from tokexport.graph_passes.torch_passes.graph.calls import (
     shape_of,
 )
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 from tokexport.graph_passes.torch_passes.trim.drop_unread_columns import own_projection
 from tokexport.graph_passes.torch_passes.trim.row_rules import bounds, rule_of
 

@@ -14,8 +14,8 @@ import tokexport
 from tokexport.exporter.backends.known import BACKENDS, backend_of
 from tokexport.exporter.backends.ort import OnnxRuntime
 from tokexport.exporter.errors import UsageError
-from tokexport.graph_passes.onnx_passes.common.choose_forms import Forms
-from tokexport.graph_passes.onnx_passes.common.fold_constants import FoldConstants
+from tokexport.graph_passes.onnx_passes.every_target.choose_forms import Forms
+from tokexport.graph_passes.onnx_passes.every_target.fold_constants import FoldConstants
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.verification import verify_bundle
 

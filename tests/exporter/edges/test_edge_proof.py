@@ -23,7 +23,7 @@ from tokexport.exporter.errors import ModelNotSupportedError
 from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import TorchPass
+from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
 from tokexport.runtimes.bundle.manifest import TensorSpec, read_manifest
 from tokexport.runtimes.errors import InputMismatchError
 

@@ -36,7 +36,7 @@ from tokexport.exporter.tuning.choices import TunedForm
 from tokexport.exporter.tuning.trials import choose, draw_arguments, fastest, try_forms, unchanged
 from tokexport.exporter.tuning.tune import environment
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.common.choose_forms import TokenCall
+from tokexport.graph_passes.onnx_passes.every_target.choose_forms import TokenCall
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.ops.token_forms import NATIVE, candidates, form_name
 from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module

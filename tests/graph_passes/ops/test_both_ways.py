@@ -21,7 +21,7 @@ import tokexport
 from tokexport.exporter.build.emit import emit
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.trace import capture
-from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import KERNEL_CALLS
+from tokexport.graph_passes.onnx_passes.every_target.annotate_kernel_calls import KERNEL_CALLS
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 from tokexport.graph_passes.ops.ops import bipartite_match, gather_tokens
 from tokexport.graph_passes.reduction.token_maps import (

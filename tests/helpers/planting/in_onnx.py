@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from helpers.planting.plants import How, Place, factors, faults_of_value
 
-from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import KERNEL_CALLS
+from tokexport.graph_passes.onnx_passes.every_target.annotate_kernel_calls import KERNEL_CALLS
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
 
 _SWAPS = {"Sub": (1, 0), "Div": (1, 0), "Where": (0, 2, 1), "Less": (1, 0), "Greater": (1, 0)}

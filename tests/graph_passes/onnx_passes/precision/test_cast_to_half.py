@@ -16,7 +16,7 @@ from helpers.onnx_graphs import answers, assert_tensorrt_builds, operators, pars
 
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.precision.cast_to_half import CastToHalf
-from tokexport.graph_passes.onnx_passes.precision.compute_half_wide import ComputeHalfWide
+from tokexport.graph_passes.onnx_passes.precision.emulate_half_in_fp32 import EmulateHalfInFp32
 from tokexport.graph_passes.pipelines import Arithmetic
 
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -73,7 +73,7 @@ def test_the_numbers_are_those_of_float32_rounded(
     model, image = merging
     (name,) = (str(value.name) for value in model.graph.inputs)
     wanted = answers(model, {name: image})[0]
-    result = ComputeHalfWide()(typed(model, precision)).model
+    result = EmulateHalfInFp32()(typed(model, precision)).model
     found = answers(result, {name: image})[0]
     error = np.abs(found - wanted).max() / np.abs(wanted).max()
     assert UNIT[precision] / 50 < error < 20 * UNIT[precision]
@@ -87,7 +87,7 @@ def test_sizes_and_ranks_beyond_what_half_can_count(precision: str) -> None:
     model = model_of([call])
     arrays = {f"in{i}": array for i, array in enumerate(all_inputs([call]))}
     wanted = answers(model, arrays)
-    found = answers(ComputeHalfWide()(typed(model, precision)).model, arrays)
+    found = answers(EmulateHalfInFp32()(typed(model, precision)).model, arrays)
     for one, other in zip(wanted, found, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -96,7 +96,7 @@ def test_a_mask_stays_infinite_and_large_weights_stay_finite() -> None:
     body = """low = Constant <value = float[3] {-3.4e38, 0.0, 1e30}> ()
         y = Add (x, low)"""
     result = CastToHalf(ir.DataType.FLOAT16)(parsed("float[2,3] x", "float[2,3] y", body)).model
-    found = answers(ComputeHalfWide()(result).model, {"x": np.zeros((2, 3), np.float32)})[0]
+    found = answers(EmulateHalfInFp32()(result).model, {"x": np.zeros((2, 3), np.float32)})[0]
     np.testing.assert_array_equal(found, [[-65504, 0, 65504]] * 2)
 
 
@@ -141,7 +141,7 @@ def test_each_result_is_rounded_in_onnx_runtime_too() -> None:
     model = parsed("float[1] x, float[1] x1", "float[1] y", body)
     arrays = {"x": np.array([2**-9], np.float32), "x1": np.array([1.0], np.float32)}
     for precision, half in HALVES.items():
-        wide = ComputeHalfWide()(CastToHalf(half)(model.clone()).model).model
+        wide = EmulateHalfInFp32()(CastToHalf(half)(model.clone()).model).model
         # 1 + 2⁻⁹ is 1 in bfloat16
         assert answers(wide, arrays)[0] == (2**-9 if precision == "fp16" else 0)
 

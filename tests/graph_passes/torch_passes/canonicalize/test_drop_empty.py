@@ -17,7 +17,7 @@ from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.canonicalize.drop_empty import DropEmpty
 from tokexport.graph_passes.torch_passes.canonicalize.drop_identities import DropIdentities
-from tokexport.graph_passes.torch_passes.graph.infrastructure import PassResult
+from tokexport.graph_passes.torch_passes.graph.pass_runner import PassResult
 
 Function = Callable[[Tensor], Outputs]
 

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from tokexport.graph_passes.torch_passes.graph.editor import Editor
-from tokexport.graph_passes.torch_passes.graph.infrastructure import run_passes
+from tokexport.graph_passes.torch_passes.graph.pass_runner import run_passes
 from tokexport.graph_passes.torch_passes.match.broadcast import collapse, varying_axes
 
 #: From rows (2, 3) to a value that varies along these axes only.

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokexport.graph_passes.torch_passes.graph.infrastructure import PassResult
+from tokexport.graph_passes.torch_passes.graph.pass_runner import PassResult
 
 REDUCTIONS = ("sum", "mean", "prod", "amax", "amin")
 Scatter = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import tokexport
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.ops import ops
-from tokexport.graph_passes.torch_passes.graph.infrastructure import PassResult
+from tokexport.graph_passes.torch_passes.graph.pass_runner import PassResult
 from tokexport.graph_passes.torch_passes.trim.drop_unread_rows import DropUnreadRows
 
 ops.register()

@@ -20,10 +20,10 @@ from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-class ComputeHalfWide(OnnxPass):
+class EmulateHalfInFp32(OnnxPass):
     """Puts casts around every operator that reads or gives half; the types have to be known."""
 
-    name = "compute half wide"
+    name = "emulate half in fp32"
 
     def call(self, model: ir.Model) -> Counted:
         """Rewrites in place."""

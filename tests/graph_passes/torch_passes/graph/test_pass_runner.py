@@ -17,11 +17,11 @@ from tokexport.graph_passes.pass_report import Reason, check_order
 from tokexport.graph_passes.stack_traces import innermost_line, source_line
 from tokexport.graph_passes.torch_passes.graph.calls import argument, is_call, operand, operands
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
-from tokexport.graph_passes.torch_passes.graph.infrastructure import (
+from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
+from tokexport.graph_passes.torch_passes.graph.pass_runner import (
     TorchPass,
     run_passes,
 )
-from tokexport.graph_passes.torch_passes.graph.node_pass import NodePass, Spelling
 
 
 class DoubleBySum(TorchPass):

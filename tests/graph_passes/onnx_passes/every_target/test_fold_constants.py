@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from tokexport.graph_passes.onnx_passes.common.fold_constants import FoldConstants
+from tokexport.graph_passes.onnx_passes.every_target.fold_constants import FoldConstants
 
 
 def of_constants() -> ir.Model:

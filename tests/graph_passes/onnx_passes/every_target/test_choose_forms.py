@@ -16,7 +16,7 @@ from models.tiny_vit import image, tiny_tome
 from torch import Tensor
 
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.onnx_passes.common.choose_forms import (
+from tokexport.graph_passes.onnx_passes.every_target.choose_forms import (
     ChooseForms,
     TokenCall,
     token_calls,

@@ -11,7 +11,7 @@ from helpers.graphs import emitted, rewrite
 from helpers.onnx_graphs import Arrays, answers, operators, parsed
 
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
-from tokexport.graph_passes.onnx_passes.common.simplify import Simplify
+from tokexport.graph_passes.onnx_passes.every_target.simplify import Simplify
 
 X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 

@@ -19,7 +19,7 @@ from typing import Final
 import onnx_ir as ir
 from onnxscript import optimizer
 
-from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import call_names_kept
+from tokexport.graph_passes.onnx_passes.every_target.annotate_kernel_calls import call_names_kept
 from tokexport.graph_passes.onnx_passes.graph.node_pass import OnnxPass
 
 #: Elements above which a constant is not folded.

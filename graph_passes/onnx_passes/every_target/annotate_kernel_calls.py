@@ -53,11 +53,11 @@ OPERATORS: Final = frozenset(
 )
 
 
-class NameKernelCalls(OnnxPass):
+class AnnotateKernelCalls(OnnxPass):
     """Records the calls of operators that have kernels outside ONNX Runtime."""
 
-    name = "name kernel calls"
-    comes_before = ("inline", "fold constants", "clear traces")
+    name = "annotate kernel calls"
+    comes_before = ("inline", "fold constants", "strip metadata")
 
     def call(self, model: ir.Model) -> Counted:
         """Adds the metadata."""

@@ -8,15 +8,15 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from tokexport.graph_passes.onnx_passes.common.name_kernel_calls import KERNEL_CALLS
+from tokexport.graph_passes.onnx_passes.every_target.annotate_kernel_calls import KERNEL_CALLS
 from tokexport.graph_passes.onnx_passes.graph.node_pass import OnnxPass
 from tokexport.graph_passes.onnx_passes.graph.source_lines import keep_lines
 
 
-class ClearTraces(OnnxPass):
+class StripMetadata(OnnxPass):
     """Removes traces of the user's machine from the artifact."""
 
-    name = "clear traces"
+    name = "strip metadata"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Clears in place; the lines stay in memory, where ``lines_by_node`` finds them."""

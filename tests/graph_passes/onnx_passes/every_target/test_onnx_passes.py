@@ -13,7 +13,10 @@ from torch import Tensor
 
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.errors import OperatorRefusedError
-from tokexport.graph_passes.onnx_passes.common.fold_constants import LARGEST_FOLDED, FoldConstants
+from tokexport.graph_passes.onnx_passes.every_target.fold_constants import (
+    LARGEST_FOLDED,
+    FoldConstants,
+)
 from tokexport.graph_passes.onnx_passes.graph.source_lines import STACK_TRACE, lines_by_node
 from tokexport.graph_passes.onnx_passes.targets.refuse_for_tensorrt import RefuseForTensorRt
 

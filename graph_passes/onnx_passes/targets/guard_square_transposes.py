@@ -17,18 +17,18 @@ from typing import Final
 
 import onnx_ir as ir
 
-from tokexport.graph_passes.onnx_passes.graph.neighbours import made_by
 from tokexport.graph_passes.onnx_passes.graph.node_pass import NodePass, Rewrite
+from tokexport.graph_passes.onnx_passes.graph.producers import made_by
 from tokexport.graph_passes.onnx_passes.graph.replacement import Replacement
 from tokexport.graph_passes.pass_report import Reason
 
 _ORDER: Final = (0, 2, 1, 3)
 
 
-class PartSquareTransposes(NodePass):
+class GuardSquareTransposes(NodePass):
     """Puts an axis of size one into the transposes of square products."""
 
-    name = "part square transposes"
+    name = "guard square transposes"
     op_types = ("Transpose",)
     in_subgraphs = True
 

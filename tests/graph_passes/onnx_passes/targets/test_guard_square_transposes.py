@@ -10,7 +10,7 @@ from helpers.graphs import TARGETS, checked
 from helpers.onnx_graphs import answers, operators, parsed
 from torch import Tensor
 
-from tokexport.graph_passes.onnx_passes.targets.part_square_transposes import PartSquareTransposes
+from tokexport.graph_passes.onnx_passes.targets.guard_square_transposes import GuardSquareTransposes
 
 BODY = """t = Transpose <perm = [0, 1, 3, 2]> (k) l = MatMul (q, t) p = Softmax (l)
     r = MatMul (p, v) y = Transpose <perm = [{order}]> (r)"""
@@ -36,7 +36,7 @@ def drawn(heads: int, tokens: int) -> dict[str, np.ndarray]:
 def test_a_square_transpose_is_parted_and_answers_the_same(size: int) -> None:
     model, arrays = attention(size, size), drawn(size, size)
     wanted = answers(model, arrays)
-    assert PartSquareTransposes()(model).modified
+    assert GuardSquareTransposes()(model).modified
     assert operators(model) == {
         "Transpose": 2,
         "MatMul": 2,
@@ -45,7 +45,7 @@ def test_a_square_transpose_is_parted_and_answers_the_same(size: int) -> None:
         "Squeeze": 1,
     }
     np.testing.assert_allclose(answers(model, arrays)[0], wanted[0], rtol=0, atol=1e-6)
-    assert not PartSquareTransposes()(model).modified
+    assert not GuardSquareTransposes()(model).modified
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_square_transpose_is_parted_and_answers_the_same(size: int) -> None:
 )
 def test_another_transpose_stays(model: ir.Model) -> None:
     before = operators(model)
-    assert not PartSquareTransposes()(model).modified
+    assert not GuardSquareTransposes()(model).modified
     assert operators(model) == before
 
 
@@ -63,7 +63,7 @@ def test_a_transpose_of_something_else_stays() -> None:
     model = parsed(
         "float[2,3,3,8] x", "float[2,3,3,8] y", "y = Transpose <perm = [0, 2, 1, 3]> (x)"
     )
-    assert not PartSquareTransposes()(model).modified
+    assert not GuardSquareTransposes()(model).modified
 
 
 @pytest.mark.parametrize(("heads", "tokens"), [(2, 2), (3, 3), (4, 4), (6, 6), (4, 5)])
