@@ -59,7 +59,7 @@ types: $(INSTALLED)
 sanitize: $(INSTALLED)
 	@$(BIN)/cmake -S runtimes/native -B build/sanitized -DTOKEXPORT_SANITIZE=ON \
 	  -DTOKEXPORT_OPENVINO=OFF > /dev/null
-	@$(BIN)/cmake --build build/sanitized > /dev/null
+	@$(BIN)/cmake --build build/sanitized --parallel $(WORKERS) > /dev/null
 	TOKEXPORT_NATIVE=build/sanitized/tokexport_native.so ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  $(BIN)/python -m pytest -q tests/runtimes/test_*_kernels.py \
