@@ -13,6 +13,7 @@ import linecache
 import re
 import shlex
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ def test_the_blocks_of_a_page_run(
 
 def run_page(page: Path, tmp_path: Path) -> None:
     """Runs the blocks of a page in order."""
-    names: dict[str, Any] = {"__name__": page.stem}
+    module = types.ModuleType(page.stem)
+    names: dict[str, Any] = vars(module)
+    sys.modules[page.stem] = module  # a dataclass asks for the module that it is in
     for block in blocks(page):
         if block.language not in RUN or NOT_RUN.fullmatch(block.first):
             continue
