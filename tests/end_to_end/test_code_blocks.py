@@ -59,9 +59,9 @@ def test_the_blocks_of_a_page_run(
 
 def run_page(page: Path, tmp_path: Path) -> None:
     """Runs the blocks of a page in order."""
-    module = types.ModuleType(page.stem)
+    module = types.ModuleType(f"page_{page.stem}")
     names: dict[str, Any] = vars(module)
-    sys.modules[page.stem] = module  # a dataclass asks for the module that it is in
+    sys.modules[module.__name__] = module  # a dataclass asks for the module that it is in
     for block in blocks(page):
         if block.language not in RUN or NOT_RUN.fullmatch(block.first):
             continue
