@@ -53,15 +53,17 @@ def test_the_blocks_of_a_page_run(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "path", list(sys.path))  # a block may add to it
     if page != FIRST and not (folder / "digits-ort").exists():  # this page is run alone
-        run_page(FIRST, tmp_path)
-    run_page(page, tmp_path)
+        run_page(FIRST, tmp_path, monkeypatch)
+    run_page(page, tmp_path, monkeypatch)
 
 
-def run_page(page: Path, tmp_path: Path) -> None:
+def run_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs the blocks of a page in order."""
     module = types.ModuleType(f"page_{page.stem}")
     names: dict[str, Any] = vars(module)
-    sys.modules[module.__name__] = module  # a dataclass asks for the module that it is in
+    monkeypatch.setitem(
+        sys.modules, module.__name__, module
+    )  # a dataclass asks for the module that it is in
     for block in blocks(page):
         if block.language not in RUN or NOT_RUN.fullmatch(block.first):
             continue
