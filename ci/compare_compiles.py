@@ -28,7 +28,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+import other_tree
+
+ROOT = other_tree.ROOT
 RENAMED = ROOT / "ci" / "renamed.json"
 MODELS = "models.cli_models"
 #: The command line of each case, behind ``tokexport``.
@@ -103,8 +105,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record", help="Runs the cases with a tree.")
     recording.add_argument("record", type=Path)
-    recording.add_argument("--tree", type=Path, default=ROOT)
-    recording.add_argument("--library", default="off", help="Its kernels for ONNX Runtime.")
+    other_tree.add_options(recording)
     recording.add_argument("--case", action="append", choices=CASES, help="Only this one.")
     comparing = commands.add_parser("compare", help="Names what two records differ in.")
     comparing.add_argument("before", type=Path)
@@ -131,9 +132,7 @@ def record(path: Path, tree: Path, library: str, names: list[str]) -> None:
     known = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join((str(tree / "ci/typing"), str(ROOT / "tests"))),
-            "TOKEXPORT_NATIVE": library if library == "off" else os.path.abspath(library),
+            **other_tree.environment(tree, library, "tests"),
             "TOKEXPORT_CACHE": folder,
             "COMPARED_ENTRY": known["project"]["scripts"]["tokexport"],
             "COLUMNS": "200",

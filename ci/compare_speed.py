@@ -25,10 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import other_tree
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-ROOT = Path(__file__).parents[1]
 TARGETS = ("ort", "openvino")
 MADE_BY = "made_by.json"
 SEED = 0
@@ -54,8 +55,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("compile", help="Makes a bundle for each target with a tree.")
     making.add_argument("folder", type=Path)
-    making.add_argument("--tree", type=Path, default=ROOT)
-    making.add_argument("--library", default="off", help="Its kernels for ONNX Runtime.")
+    other_tree.add_options(making)
     timing = commands.add_parser("time", help="Runs the bundles of two folders in turns.")
     timing.add_argument("before", type=Path)
     timing.add_argument("after", type=Path)
@@ -171,12 +171,7 @@ def _ask(runner: subprocess.Popen[str], seconds: float) -> dict[str, float]:
 def _environment(folder: Path) -> dict[str, str]:
     """Returns the variables under which the tree of a folder is what Python finds."""
     made_by = json.loads((folder / MADE_BY).read_text(encoding="utf-8"))
-    places = (f"{made_by['tree']}/ci/typing", str(ROOT / "tests"), str(ROOT / "ci"))
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(places),
-        "TOKEXPORT_NATIVE": made_by["library"],
-    }
+    return other_tree.environment(Path(made_by["tree"]), made_by["library"], "tests", "ci")
 
 
 if __name__ == "__main__":
