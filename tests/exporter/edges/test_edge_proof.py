@@ -274,7 +274,7 @@ def test_int8_is_held_to_the_edges_by_what_it_can_be_held_to(
     x = {"x": torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(3))}
     edges = compiled(Mlp(), x, tmp_path, target, precision="int8").report.edges
     assert edges is not None
-    assert edges.step == {"ort": "onnx", "openvino": "lowered"}[target]
+    assert edges.stage == {"ort": "onnx", "openvino": "lowered"}[target]
     assert {"another seed", "zeros", "large values", "duplicates"} <= {*edges.held}
     error = edges.int8["output"].error
     assert error is not None
