@@ -15,6 +15,7 @@ Random numbers have no value beside the trace, and large values are not kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import torch
@@ -27,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from tokexport.exporter.counts.followed_tensors import (
     FollowedTensors,
     changed_since,
+    tensors_in,
     version_of,
     versions_of,
 )
@@ -91,6 +93,7 @@ class KnownValues(TorchFunctionMode):
         super().__init__()
         self._model = model
         self._tensors = dict(_tensors(model))
+        self._firsts = [*_first_of_each_kind(model)]
         #: While it is traced, the model holds stand-ins of its tensors: their names and versions.
         self._stand_ins: dict[int, tuple[str, int | None]] = {}
         self._values: FollowedTensors[Tensor] = FollowedTensors()
@@ -113,7 +116,7 @@ class KnownValues(TorchFunctionMode):
             answer = self._answer(func, name, args, kwargs)
             if answer is not NotImplemented:
                 return answer
-            if name.endswith("_") or "inplace" in kwargs or "out" in kwargs:
+            if _may_change(name, kwargs):
                 given, valid = self._given((args, kwargs)), self._values.known()
         found = func(*args, **kwargs)
         changed = changed_since(versions, func, args, kwargs)
@@ -125,8 +128,7 @@ class KnownValues(TorchFunctionMode):
 
     def _find_stand_ins(self) -> None:
         """Records the model's stand-ins once it holds them: all of a kind are swapped at once."""
-        firsts = (next(kind(), None) for kind in (self._model.parameters, self._model.buffers))
-        if not any(isinstance(one, FakeTensor) for one in firsts):
+        if not any(isinstance(held.get(name), FakeTensor) for held, name in self._firsts):
             return
         own = [(name, one) for name, one in _tensors(self._model) if isinstance(one, FakeTensor)]
         self._stand_ins = {id(one): (name, version_of(one)) for name, one in own}
@@ -263,13 +265,13 @@ class KnownValues(TorchFunctionMode):
 
     def _given(self, tree: Any) -> Any:
         """Returns a call's arguments with known values for its tensors; None if one is unknown."""
+        if any(self._value(one) is None for one in tensors_in(tree)):
+            return None
         leaves, spec = pytree.tree_flatten(tree)
+        if any(isinstance(one, _SYMBOLS) for one in leaves):
+            return None
         known = [self._value(one) if isinstance(one, Tensor) else one for one in leaves]
-        lost = any(
-            (v is None and isinstance(one, Tensor)) or isinstance(one, _SYMBOLS)
-            for one, v in zip(leaves, known, strict=True)
-        )
-        return None if lost else pytree.tree_unflatten(known, spec)
+        return pytree.tree_unflatten(known, spec)
 
     def _note(self, found: Any, values: Any) -> None:
         own, other = pytree.tree_leaves(found), pytree.tree_leaves(values)
@@ -327,8 +329,15 @@ def _apart(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return func(*args, **kwargs)
 
 
+def _may_change(name: str, kwargs: Mapping[str, Any]) -> bool:
+    """Returns whether a call may change one of its tensors, by its name and options."""
+    special = name.startswith("__")
+    assigns = name.startswith(("__i", "__set")) if special else name.endswith("_")
+    return assigns or "inplace" in kwargs or "out" in kwargs
+
+
 def _has_stand_ins(found: Any) -> bool:
-    return any(isinstance(one, FakeTensor) for one in pytree.tree_leaves(found))
+    return any(isinstance(one, FakeTensor) for one in tensors_in(found))
 
 
 def _is_tensor(value: Any) -> bool:
@@ -344,6 +353,14 @@ def _only_read(array: Array) -> Array:
 
 def _columns(mask: Tensor) -> list[Tensor]:
     return list(mask.nonzero(as_tuple=True))
+
+
+def _first_of_each_kind(model: nn.Module) -> Iterator[tuple[dict[str, Tensor | None], str]]:
+    """Yields where a model holds its first parameter and its first buffer."""
+    modules = [*model.modules()]
+    for kind in ([one._parameters for one in modules], [one._buffers for one in modules]):
+        own = ((held, name) for held in kind for name, one in held.items() if one is not None)
+        yield from islice(own, 1)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,8 @@ it and of its views void. A tensor taken by ``.data`` has a count of its own and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from types import NoneType
+from typing import Any, Final, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from tokexport.graph_passes.torch_passes.graph.calls import base_name
 
 T = TypeVar("T")
+#: What holds no tensor.
+_PLAIN: Final = (str, int, float, NoneType, torch.dtype, torch.device)
 
 
 class FollowedTensors(Generic[T]):
@@ -70,7 +73,7 @@ def version_of(tensor: Tensor) -> int | None:
 
 def versions_of(tree: Any) -> list[tuple[Tensor, int | None]]:
     """Returns the tensors in what a call takes, and how often each was changed."""
-    return [(one, version_of(one)) for one in _tensors_in(tree)]
+    return [(one, version_of(one)) for one in tensors_in(tree)]
 
 
 def changed_since(
@@ -85,16 +88,28 @@ def changed_since(
         kwargs: What it took by name.
     """
     found = {id(one): one for one, version in versions if version_of(one) != version}
-    found |= {id(one): one for one in _tensors_in(kwargs.get("out"))}
+    found |= {id(one): one for one in tensors_in(kwargs.get("out"))}
     name = base_name(func)
     in_place = name.endswith("_") and not name.endswith("__")
     replaced = name == "__set__" and getattr(func.__self__, "__name__", "") == "data"
     if in_place or replaced:  # neither lists of tensors nor other data are counted
-        found |= {id(one): one for one in _tensors_in(args[:1])}
+        found |= {id(one): one for one in tensors_in(args[:1])}
     return list(found.values())
 
 
-def _tensors_in(tree: Any) -> list[Tensor]:
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Returns the tensors in what a call takes or gives, in the order of its leaves.
+
+    A tracer asks for each call of a model; most hold tensors, numbers and tuples alone.
+    """
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, _PLAIN):
+        return []
+    if isinstance(tree, tuple | list):
+        return [found for one in tree for found in tensors_in(one)]
+    if isinstance(tree, dict):
+        return [found for one in tree.values() for found in tensors_in(one)]
     return [one for one in pytree.tree_leaves(tree) if isinstance(one, Tensor)]
 
 
