@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -22,10 +24,21 @@ def environment(tree: Path, library: str, *beside: str) -> dict[str, str]:
         tree: The tree; its package comes first among the places of modules.
         library: The file of its kernels, or ``off``.
         beside: Folders of this tree whose modules are found too: ``tests``.
+
+    Raises:
+        SystemExit: This Python finds another tree's package first.
     """
     places = (str(tree / "ci/typing"), *(str(ROOT / folder) for folder in beside))
-    return {
+    variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(places),
         "TOKEXPORT_NATIVE": library if library == "off" else os.path.abspath(library),
     }
+    where = [sys.executable, "-c", "import tokexport.runtimes as room; print(room.__file__)"]
+    found = subprocess.run(where, env=variables, capture_output=True, text=True, check=True).stdout
+    if not Path(found.strip()).resolve().is_relative_to(tree.resolve()):
+        sys.exit(
+            f"{sys.executable} finds tokexport in {found.strip()}, and not in {tree}: an editable "
+            "installation comes before PYTHONPATH. Use an environment that has none."
+        )
+    return variables
