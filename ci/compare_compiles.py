@@ -280,9 +280,8 @@ def _renamed(value: Any, renamed: dict[str, Any], within: str = "") -> Any:
     A field that is called otherwise in one place only stands there with the field around it.
     """
     if isinstance(value, dict):
-        fields = renamed["fields"]
         return {
-            fields.get(f"{within}/{name}", fields.get(name, name)): _renamed(one, renamed, name)
+            _name(name, renamed, within): _renamed(one, renamed, name)
             for name, one in value.items()
             if name not in renamed["gone"]
         }
@@ -292,6 +291,14 @@ def _renamed(value: Any, renamed: dict[str, Any], within: str = "") -> Any:
         for old, new in renamed["texts"]:
             value = value.replace(old, new)
     return value
+
+
+def _name(name: str, renamed: dict[str, Any], within: str) -> str:
+    for old, new in renamed["folders"].items():
+        if name.startswith(old):
+            return f"{new}{name.removeprefix(old)}"
+    fields = renamed["fields"]
+    return str(fields.get(f"{within}/{name}", fields.get(name, name)))
 
 
 def _differences(

@@ -318,7 +318,7 @@ def _compiled(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lowered = folder / "model.onnx"
-        save_onnx(pipelines.lower(emitted.clone(), target), lowered)
+        save_onnx(pipelines.lower(emitted.clone(), pipelines.lowering(target)).model, lowered)
         (folder / "built").mkdir()
         build(BACKENDS[target], lowered, folder / "built")
         if target == "trt":

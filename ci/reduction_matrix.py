@@ -129,7 +129,9 @@ def cell(name: str, method: str, batch: int, seed: int) -> dict[str, Any]:
             for target in TARGETS[1:]:
                 lowered = path / f"{target}.onnx"
                 try:
-                    save_onnx(pipelines.lower(ir.load(emitted), target), lowered)
+                    save_onnx(
+                        pipelines.lower(ir.load(emitted), pipelines.lowering(target)).model, lowered
+                    )
                     (path / target).mkdir()
                     build(BACKENDS[target], lowered, path / target)
                     found[target] = "BUILT, NOT RUN"

@@ -337,13 +337,6 @@ def simplify_exported(model: ir.Model) -> ir.Model:
 
 
 def lower(
-    model: ir.Model, target: str, arithmetic: Arithmetic = FP32, forms: Forms | None = None
-) -> ir.Model:
-    """Runs a target's passes over an emitted model, in place where a pass can."""
-    return lowered(model, lowering(target, arithmetic, forms)).model
-
-
-def lowered(
     model: ir.Model,
     passes: Sequence[PassBase],
     look: Callable[[ir.Model], object] | None = None,
@@ -365,4 +358,4 @@ def lowered(
 def calls_to_choose(model: ir.Model, passes: Sequence[PassBase]) -> Counter[TokenCall]:
     """Counts what ``ChooseForms`` meets among the passes of a target, which change the model."""
     before = [*takewhile(lambda one: not isinstance(one, ChooseForms), passes)]
-    return token_calls(lowered(model, before).model)
+    return token_calls(lower(model, before).model)

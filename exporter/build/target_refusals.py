@@ -96,7 +96,7 @@ def ask(target: str, model: ir.Model | Refusal) -> Verdict:
     passes = BACKENDS[target].lowering(pipelines.FP32)
     ahead = [*takewhile(lambda one: not isinstance(one, RefuseForTensorRt), passes)]
     lines: dict[str, str] = {}
-    lowered = pipelines.lowered(model.clone(), ahead, lambda now: lines.update(lines_by_node(now)))
+    lowered = pipelines.lower(model.clone(), ahead, lambda now: lines.update(lines_by_node(now)))
     if len(ahead) < len(passes):
         found = tuple(_refusal(error) for error in refusals(lowered.model))
         note = "by the operators known to be refused; nothing was built"

@@ -98,7 +98,7 @@ def lower(run: CompileRun, answered: Answered, captured: Captured, emitted: Emit
                 record.tuning, stages.artifacts.forms = tune(emitted.model, config, arithmetic)
                 record.warnings += record.tuning.warnings
         passes = config.backend.lowering(arithmetic, stages.artifacts.forms)
-        lowered = pipelines.lowered(emitted.model, passes)
+        lowered = pipelines.lower(emitted.model, passes)
         run.record_passes(lowered.reports)
         path = run.kept.save_onnx("lowered", lowered.model)
         if config.backend.runs_lowered:

@@ -67,7 +67,7 @@ def compare_decision(
     decision: Decision,
     scores: Sequence[HeldScores],
     eager: Mapping[str, Array],
-    step: Mapping[str, Array],
+    stage: Mapping[str, Array],
 ) -> DecisionDiff:
     """Compares a stage's decision with its own scores, and these with eager's.
 
@@ -75,9 +75,9 @@ def compare_decision(
         decision: The decision.
         scores: The values named in its ``scores``.
         eager: What eager decided: the values under the names in ``replayed``.
-        step: What the stage would decide: under ``own``.
+        stage: What the stage would decide: under ``own``.
     """
-    own = {position: step[name] for position, name in decision.own.items()}
+    own = {position: stage[name] for position, name in decision.own.items()}
     flips = sum(_apart(eager[n], own[position]) for position, n in decision.replayed.items())
     score_error = max((one.score_error for one in scores), default=0.0)
     parts = _parts(decision, [_decided_on(decision, one) for one in scores], eager, own)
@@ -135,8 +135,8 @@ class _Ordering:
 
     def wrong(self) -> str:
         """Returns why the choice is wrong by the stage's own scores; '' if it is right."""
-        step, rounding = self.scores.step, self.scores.rounding
-        worse = self._worse(step + rounding, step - rounding)
+        shown, rounding = self.scores.shown, self.scores.rounding
+        worse = self._worse(shown + rounding, shown - rounding)
         if worse.size and worse.max() > 0:
             most = share(worse, self._behind(self.scores.scale))
             return f"it chooses what is worse by {most:.1e} of the scale of its own scores"
@@ -190,18 +190,20 @@ class _Ordering:
 
     def _places(self) -> Array:
         """Returns what the stage chose, then all others, the best first, (rows, n)."""
-        left: Array = np.ones(self.scores.step.shape, bool)
+        left: Array = np.ones(self.scores.shown.shape, bool)
         np.put_along_axis(left, self.chosen, False, axis=1)
-        others: Array = np.lexsort((-self.scores.step, ~left))
+        others: Array = np.lexsort((-self.scores.shown, ~left))
         return np.concatenate(
-            [self.chosen, others[:, : self.scores.step.shape[1] - self.count]], axis=1
+            [self.chosen, others[:, : self.scores.shown.shape[1] - self.count]], axis=1
         )
 
     def _is_unstable(self) -> bool:
         """Returns whether, of two equal scores that are exact, the higher index is first."""
         places = self._places()
-        step, rounding = (_at(array, places) for array in (self.scores.step, self.scores.rounding))
-        equal = (step[:, :-1] == step[:, 1:]) & (rounding[:, :-1] == 0) & (rounding[:, 1:] == 0)
+        shown, rounding = (
+            _at(array, places) for array in (self.scores.shown, self.scores.rounding)
+        )
+        equal = (shown[:, :-1] == shown[:, 1:]) & (rounding[:, :-1] == 0) & (rounding[:, 1:] == 0)
         turned = equal & (places[:, :-1] > places[:, 1:])
         return bool(turned[:, : self.count].any())
 
@@ -264,16 +266,16 @@ def _matched(
 
 def _best_of_rows(scores: HeldScores) -> HeldScores:
     """Returns the best score of every row (B, Na, Nb): (B, Na)."""
-    low, high = (scores.step + sign * scores.rounding for sign in (-1, 1))
-    step = scores.step.max(axis=2)
+    low, high = (scores.shown + sign * scores.rounding for sign in (-1, 1))
+    shown = scores.shown.max(axis=2)
     with np.errstate(invalid="ignore"):
-        rounding = np.maximum(high.max(axis=2) - step, step - low.max(axis=2))
+        rounding = np.maximum(high.max(axis=2) - shown, shown - low.max(axis=2))
     place = scores.eager.argmax(axis=2)[:, :, None]
     allowed, scale = (
         np.take_along_axis(array, place, axis=2)[:, :, 0]
         for array in (scores.allowed, scores.scale)
     )
-    return HeldScores(scores.eager.max(axis=2), step, allowed, np.nan_to_num(rounding), scale)
+    return HeldScores(scores.eager.max(axis=2), shown, allowed, np.nan_to_num(rounding), scale)
 
 
 def _as_rows(array: Array, dim: int) -> Array:

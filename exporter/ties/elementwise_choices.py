@@ -53,7 +53,7 @@ class Comparison:
         return bool((self._apart() < self.first.off + self.second.off).any())
 
     def _seen(self, scores: HeldScores) -> tuple[Array, Array]:
-        return scores.step - scores.rounding, scores.step + scores.rounding
+        return scores.shown - scores.rounding, scores.shown + scores.rounding
 
     def _apart(self) -> Array:
         with np.errstate(invalid="ignore"):
@@ -85,10 +85,10 @@ class Staircase:
 
     def wrong(self) -> str:
         """Returns why the steps are wrong by the stage's own numbers; '' if they are right."""
-        step, rounding = self.numbers.step, self.numbers.rounding
+        shown, rounding = self.numbers.shown, self.numbers.rounding
         low, high = _ends(self.rule, self.chosen)
-        beside = (step + rounding < low) | (step - rounding > high)
-        wrong = np.where(rounding == 0, _STAIRCASES[self.rule](step) != self.chosen, beside)
+        beside = (shown + rounding < low) | (shown - rounding > high)
+        wrong = np.where(rounding == 0, _STAIRCASES[self.rule](shown) != self.chosen, beside)
         count = int((wrong & self.determined).sum())
         return f"it gives {count} of its own numbers another {self.rule}" if count else ""
 
@@ -187,11 +187,11 @@ def stepped(decision: Decision, scores: HeldScores, chosen: Array, eager: Array)
     unit = 10.0**decision.digits
     numbers = scores.each(lambda array: array * unit)
     if decision.digits:  # the product with the unit is rounded, too
-        rounding = numbers.rounding + 2 * epsilon("float32") * np.abs(numbers.step)
+        rounding = numbers.rounding + 2 * epsilon("float32") * np.abs(numbers.shown)
         numbers = replace(numbers, rounding=rounding)
-    determined = np.isfinite(numbers.step)
+    determined = np.isfinite(numbers.shown)
     if chosen.dtype.kind in "iu":
         bounds = np.iinfo(chosen.dtype)
-        determined &= (numbers.step > bounds.min - 1.0) & (numbers.step < bounds.max + 1.0)
+        determined &= (numbers.shown > bounds.min - 1.0) & (numbers.shown < bounds.max + 1.0)
     chosen, eager = (np.rint(unit * array.astype(np.float64)) for array in (chosen, eager))
     return Staircase(decision.rule, numbers, chosen, eager, determined)

@@ -40,14 +40,14 @@ class HeldScores:
 
     Attributes:
         eager: Eager's numbers.
-        step: Those that the stage shows.
+        shown: Those that the stage shows.
         allowed: How far each may be off.
         rounding: How far from what it shows the stage may have decided on.
         scale: The scale of what is around each; infinite for a fill.
     """
 
     eager: Array
-    step: Array
+    shown: Array
     allowed: Array
     rounding: Array
     scale: Array
@@ -56,7 +56,7 @@ class HeldScores:
     def error(self) -> Array:
         """How far each is off; equal infinities are no distance apart."""
         with np.errstate(invalid="ignore"):
-            apart = np.where(self.eager == self.step, 0.0, np.abs(self.eager - self.step))
+            apart = np.where(self.eager == self.shown, 0.0, np.abs(self.eager - self.shown))
         return np.nan_to_num(apart, nan=np.inf, posinf=np.inf)
 
     @property
@@ -67,7 +67,7 @@ class HeldScores:
     @property
     def too_far(self) -> str:
         """Returns which score is off by more than the tolerance; '' for none."""
-        most = worst(self.eager, self.step, self.allowed)
+        most = worst(self.eager, self.shown, self.allowed)
         if most is None or most.share <= 1:
             return ""
         scale = self.scale[most.index]
@@ -90,15 +90,15 @@ class HeldScores:
 
     def negative(self) -> HeldScores:
         """Returns the scores with the other sign."""
-        return HeldScores(-self.eager, -self.step, self.allowed, self.rounding, self.scale)
+        return HeldScores(-self.eager, -self.shown, self.allowed, self.rounding, self.scale)
 
 
-def hold_scores(eager: Array, step: Array, allowance: Allowance | None = None) -> HeldScores:
+def hold_scores(eager: Array, stage: Array, allowance: Allowance | None = None) -> HeldScores:
     """Compares one value of a stage with eager's.
 
     Args:
         eager: The numbers of eager, of a batch.
-        step: Those of the stage, of that shape.
+        stage: Those of the stage, of that shape.
         allowance: What they may be off by.
     """
     allowance = allowance or Allowance()
@@ -115,22 +115,22 @@ def hold_scores(eager: Array, step: Array, allowance: Allowance | None = None) -
     scale = around.allowed(still, 1.0)
     scale = np.where(scale <= np.finfo(np.float32).tiny, 1.0, scale)
     scale = np.where(around.fills, np.inf, scale)
-    shown = _without_ends(eager.astype(np.float64), step.astype(np.float64), allowance.computed_in)
+    shown = _without_ends(eager.astype(np.float64), stage.astype(np.float64), allowance.computed_in)
     arrays = (flat, shown, allowed, rounding, scale)
     return HeldScores(*(array.reshape(eager.shape) for array in arrays))
 
 
-def _without_ends(eager: Array, step: Array, computed_in: str) -> Array:
+def _without_ends(eager: Array, stage: Array, computed_in: str) -> Array:
     """Replaces the last number of a type by infinity where eager has an infinity.
 
     A maximum of nothing but -inf is the least number of its type in OpenVINO, which starts there.
     This changes no decision.
     """
-    ends = np.zeros(step.shape, bool)
+    ends = np.zeros(stage.shape, bool)
     for dtype in {"float32", computed_in}:
-        ends |= np.abs(step) >= LARGEST[dtype] * (1 - epsilon(dtype))
-    ends &= np.isinf(eager) & (np.sign(eager) == np.sign(step))
-    return np.where(ends, eager, step)
+        ends |= np.abs(stage) >= LARGEST[dtype] * (1 - epsilon(dtype))
+    ends &= np.isinf(eager) & (np.sign(eager) == np.sign(stage))
+    return np.where(ends, eager, stage)
 
 
 def share(numbers: Array, scale: Array) -> float:

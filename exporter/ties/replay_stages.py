@@ -93,7 +93,7 @@ class ReplayArtifacts:
         """Its lowered ONNX file."""
         emitted = ir.load(self.emitted)
         passes = self.backend.lowering(self.arithmetic, self.forms)
-        return self._saved("lowered", pipelines.lowered(emitted, passes).model)
+        return self._saved("lowered", pipelines.lower(emitted, passes).model)
 
     def folder_for(self, stage: str) -> Path:
         """Makes a folder for an artifact: STAGE, or STAGE-2 where that is taken."""

@@ -194,7 +194,7 @@ class TieSearch:
         replay: ReplayGraph,
         decision: Decision,
         eager: Mapping[str, Array],
-        step: Mapping[str, Array],
+        stage: Mapping[str, Array],
         batch: int,
     ) -> Iterator[tuple[Sequence[int], DecisionDiff]]:
         """Yields how a decision fell, with the samples that it speaks for.
@@ -202,22 +202,22 @@ class TieSearch:
         One that is made for each sample by itself is judged for each; another speaks for all.
         """
         scores = [
-            hold_scores(eager[name], step[name], self._allowed(replay, decision, name, batch))
+            hold_scores(eager[name], stage[name], self._allowed(replay, decision, name, batch))
             for name in decision.scores
         ]
         count = self._allowance.samples
         names = {*decision.replayed.values(), *decision.own.values()}
-        values = [one[name] for one in (eager, step) for name in names if name in one]
+        values = [one[name] for one in (eager, stage) for name in names if name in one]
         shapes = [one.eager.shape for one in scores] + [value.shape for value in values]
         across = decision.kind is DecisionKind.ORDER and not decision.dim
         if count == 1 or across or any(shape[:1] != (count,) for shape in shapes):
-            yield range(count), compare_decision(decision, scores, eager, step)
+            yield range(count), compare_decision(decision, scores, eager, stage)
             return
         for sample in range(count):
             part = slice(sample, sample + 1)
             own = [each.part(part) for each in scores]
             cut = [
-                {name: one[name][part] for name in names if name in one} for one in (eager, step)
+                {name: one[name][part] for name in names if name in one} for one in (eager, stage)
             ]
             yield (sample,), compare_decision(decision, own, *cut)
 

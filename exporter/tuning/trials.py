@@ -290,7 +290,7 @@ def _runner(
     """Builds the model of a form as the target builds what it ships, and opens it."""
     folder.mkdir()
     passes = backend.lowering(pipelines.FP32, {call: form})
-    model = pipelines.lowered(trial_model(call, feeds), passes).model
+    model = pipelines.lower(trial_model(call, feeds), passes).model
     lowered = folder / REFERENCE.artifact
     save_onnx(model, lowered)
     if backend.runs_lowered:

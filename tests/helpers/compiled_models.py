@@ -159,7 +159,7 @@ def _agrees(wanted: Array, found: Array) -> bool:
 def assert_builds(model: Compiled, target: str, folder: Path) -> None:
     """Lowers and builds a model for another target; what can run here must agree with eager."""
     lowered = folder / "lowered.onnx"
-    save_onnx(pipelines.lower(ir.load(model.emitted), target), lowered)
+    save_onnx(pipelines.lower(ir.load(model.emitted), pipelines.lowering(target)).model, lowered)
     with OrtRunner.from_file(lowered) as runner:
         assert_agrees(runner, model, target, "lowered")
     build(BACKENDS[target], lowered, folder)

@@ -107,9 +107,11 @@ def emitted(rewritten: PassResult) -> ir.Model:
     )
 
 
-def lowered(model: ir.Model, target: str) -> ir.Model:
+def lowered(
+    model: ir.Model, target: str, arithmetic: pipelines.Arithmetic = pipelines.FP32
+) -> ir.Model:
     """Lowers a copy of a model for a target."""
-    return pipelines.lower(model.clone(), target)
+    return pipelines.lower(model.clone(), pipelines.lowering(target, arithmetic)).model
 
 
 def run_onnx(model: ir.Model, *inputs: Tensor, target: str = "ort") -> tuple[Tensor, ...]:

@@ -39,7 +39,7 @@ def opened(calls: list[Call], native: bool, runtime: str) -> Iterator[Runner]:
         return
     with TemporaryDirectory() as folder:
         lowered, converted = Path(folder, "model.onnx"), Path(folder, "model.xml")
-        ir.save(pipelines.lower(model_of(calls), "openvino"), lowered)
+        ir.save(pipelines.lower(model_of(calls), pipelines.lowering("openvino")).model, lowered)
         convert(lowered, converted)
         with OpenVinoRunner.from_file(converted, threads=2, native=native) as openvino_runner:
             assert openvino_runner.runtime.details["kernel_calls"] == (len(calls) if native else 0)

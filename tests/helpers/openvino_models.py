@@ -22,7 +22,7 @@ def save_merging_vit(path: Path) -> Path:
     torch.manual_seed(0)
     model = DigitsViT(merge=(3, 3, 0)).eval()
     onnx_model = emitted(rewrite(model, torch.rand(1, 1, 8, 8)))
-    save_onnx(pipelines.lower(onnx_model, "openvino"), path)
+    save_onnx(pipelines.lower(onnx_model, pipelines.lowering("openvino")).model, path)
     return path
 
 

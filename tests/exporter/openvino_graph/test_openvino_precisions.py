@@ -24,7 +24,7 @@ from tokexport.exporter.openvino_graph.int8 import left_out
 from tokexport.exporter.openvino_graph.roles import is_linear, operators_and_roles
 from tokexport.exporter.openvino_graph.rows import put_rows_first
 from tokexport.exporter.parity.gates import LEAST_COSINE
-from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.pipelines import lower, lowering
 from tokexport.runtimes.openvino.runner import OpenVinoRunner, convert, import_openvino
 from tokexport.runtimes.tolerances.comparison import compare
 
@@ -101,7 +101,7 @@ def test_ranks_beyond_what_half_can_count_stay_apart(precision: str, tmp_path: P
     generator = np.random.default_rng(0)
     scores = generator.standard_normal((1, 5000, 24)).astype(np.float32)
     call = Call("bipartite_match", [scores], [(1, 4990), (1, 10), (1, 10)], {"r": [10]})
-    save_onnx(pipelines.lower(model_of([call]), "openvino"), tmp_path / "in.onnx")
+    save_onnx(lower(model_of([call]), lowering("openvino")).model, tmp_path / "in.onnx")
     build(BACKENDS["openvino"], tmp_path / "in.onnx", tmp_path, precision)
     with OpenVinoRunner.from_file(tmp_path / "model.xml", precision=precision) as runner:
         kept, src, dst = runner.run({"in0": scores}).values()
@@ -114,7 +114,7 @@ def test_ranks_beyond_what_half_can_count_stay_apart(precision: str, tmp_path: P
 def test_a_model_that_selects_nothing_is_left_as_it_is(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = emitted(rewrite(torch.nn.Linear(8, 8), torch.rand(2, 8)))
-    save_onnx(pipelines.lower(model, "openvino"), tmp_path / "in.onnx")
+    save_onnx(lower(model, lowering("openvino")).model, tmp_path / "in.onnx")
     convert(tmp_path / "in.onnx", tmp_path / "plain.xml")
     build(BACKENDS["openvino"], tmp_path / "in.onnx", tmp_path, "bf16")
     assert (tmp_path / "model.bin").read_bytes() == (tmp_path / "plain.bin").read_bytes()

@@ -10,7 +10,7 @@ import numpy as np
 import openvino
 import pytest
 import torch
-from helpers.graphs import emitted, rewrite
+from helpers.graphs import emitted, lowered, rewrite
 from openvino import opset13
 from torch import nn
 
@@ -20,7 +20,6 @@ from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.openvino_graph.int8 import left_out
 from tokexport.exporter.openvino_graph.roles import is_fixed
 from tokexport.exporter.openvino_graph.rows import put_rows_first, scaled_by_fixed_row
-from tokexport.graph_passes import pipelines
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.openvino.runner import OpenVinoRunner
 
@@ -172,7 +171,7 @@ class MaskedAttention(nn.Module):
 def test_an_artifact_has_its_rows_first_and_answers_right(tmp_path: Path) -> None:
     model, x = MaskedAttention().eval(), torch.randn(1, 33, 64)
     onnx_model = emitted(rewrite(model, x))
-    save_onnx(pipelines.lower(onnx_model, "openvino"), tmp_path / "in.onnx")
+    save_onnx(lowered(onnx_model, "openvino"), tmp_path / "in.onnx")
     build(BACKENDS["openvino"], tmp_path / "in.onnx", tmp_path, "bf16")
     assert put_rows_first(openvino.Core().read_model(tmp_path / "model.xml")) == 0
     with OpenVinoRunner.from_file(tmp_path / "model.xml", precision="bf16") as runner:

@@ -128,7 +128,7 @@ class Way:
     def lowered(self, target: str) -> Path:
         """Returns the lowered ONNX file of a target."""
         if target not in self._lowered:
-            model = pipelines.lower(ir.load(self.emitted), target)
+            model = pipelines.lower(ir.load(self.emitted), pipelines.lowering(target)).model
             self._lowered[target] = self._saved(f"lowered-{target}", model)
         return self._lowered[target]
 

@@ -15,13 +15,13 @@ from helpers.token_cases import rows, values
 from models.tiny_vit import image, tiny_tome
 from torch import Tensor
 
-from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.every_target.choose_forms import (
     ChooseForms,
     TokenCall,
     token_calls,
 )
 from tokexport.graph_passes.ops.onnx_functions import DOMAIN
+from tokexport.graph_passes.pipelines import calls_to_choose, lower, lowering
 
 GATHER = TokenCall("gather_tokens", ((2, 7, 3), (2, 4)))
 
@@ -87,7 +87,7 @@ def constant_index(x: Tensor) -> Tensor:
 
 def test_a_constant_index_is_another_kind_of_call() -> None:
     model = emitted(rewrite(constant_index, torch.randn(2, 7, 3)))
-    (call,) = pipelines.calls_to_choose(model, pipelines.lowering("openvino"))
+    (call,) = calls_to_choose(model, lowering("openvino"))
     assert call.constant == (1,)
     assert str(call) == "gather_tokens(2×7×3, 2×2 constant)"
 
@@ -104,11 +104,11 @@ def test_a_merging_vit_in_another_form_answers_the_same(target: str, form: str) 
     onnx_model = emitted(rewrite(model, x))
     with torch.no_grad():
         wanted = (model(x),)
-    found = pipelines.calls_to_choose(onnx_model.clone(), pipelines.lowering(target))
+    found = calls_to_choose(onnx_model.clone(), lowering(target))
     merge = "merge_by_size"
     calls = {call: form for call in found if call.operator == merge}
     assert calls
-    lowered = pipelines.lower(onnx_model.clone(), target, forms=calls)
+    lowered = lower(onnx_model.clone(), lowering(target, forms=calls)).model
     left = Counter(node.op_type for node in lowered.graph if node.domain == DOMAIN)
     if target == "ort":
         assert left[f"{merge}__{form.replace('-', '_')}"] == sum(found[call] for call in calls)
@@ -124,7 +124,7 @@ def test_a_merging_vit_in_another_form_answers_the_same(target: str, form: str) 
 @pytest.mark.parametrize("target", ["ort", "openvino", "trt"])
 def test_without_forms_the_lowered_graph_holds_none(target: str) -> None:
     x = torch.randn(2, 3, 48, 48)
-    lowered = pipelines.lower(emitted(rewrite(tiny_tome(), x)), target)
+    lowered = lower(emitted(rewrite(tiny_tome(), x)), lowering(target)).model
     assert not [node for node in lowered.graph if "__" in node.op_type]
     assert not [name for _, name, _ in lowered.functions if "__" in name]
 
@@ -132,5 +132,5 @@ def test_without_forms_the_lowered_graph_holds_none(target: str) -> None:
 def test_the_model_stays_as_it_was_where_calls_are_asked_for() -> None:
     onnx_model = emitted(rewrite(tiny_tome(), image()))
     before = names(onnx_model)
-    assert pipelines.calls_to_choose(onnx_model.clone(), pipelines.lowering("ort"))
+    assert calls_to_choose(onnx_model.clone(), lowering("ort"))
     assert names(onnx_model) == before

@@ -16,13 +16,12 @@ from models.tome_patched import patched
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 
-from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.fuse.pack_integer_linears import (
     PackIntegerLinears,
     packed_bytes,
 )
 from tokexport.graph_passes.onnx_passes.precision.quantise_dynamically import QuantiseDynamically
-from tokexport.graph_passes.pipelines import Arithmetic
+from tokexport.graph_passes.pipelines import Arithmetic, lower, lowering
 from tokexport.runtimes.ort.runner import OrtRunner
 
 INT8 = Arithmetic("int8")
@@ -46,10 +45,10 @@ def lowered(model: nn.Module, x: Tensor) -> tuple[ir.Model, ir.Model]:
     """Returns a model in integers, lowered for ONNX Runtime and without the packing."""
     start = emitted(rewrite(model, x))
     apart = start.clone()
-    for one in pipelines.lowering("ort", INT8):
+    for one in lowering("ort", INT8):
         if not isinstance(one, PackIntegerLinears):
             apart = one(apart).model
-    return pipelines.lower(start, "ort", INT8), apart
+    return lower(start, lowering("ort", INT8)).model, apart
 
 
 def calls(model: ir.Model) -> Counter[str]:

@@ -11,10 +11,9 @@ import pytest
 import torch
 from digits_vit import DigitsViT
 from helpers.function_models import Call, all_inputs, model_of
-from helpers.graphs import emitted, rewrite
+from helpers.graphs import emitted, lowered, rewrite
 from helpers.onnx_graphs import answers, assert_tensorrt_builds, operators, parsed
 
-from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.precision.cast_to_half import CastToHalf
 from tokexport.graph_passes.onnx_passes.precision.emulate_half_in_fp32 import EmulateHalfInFp32
 from tokexport.graph_passes.pipelines import Arithmetic
@@ -24,7 +23,7 @@ UNIT = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 
 
 def typed(model: ir.Model, precision: str) -> ir.Model:
-    result = pipelines.lower(model.clone(), "trt", Arithmetic(precision))
+    result = lowered(model, "trt", Arithmetic(precision))
     # the operator set of the graph has no convolution of bfloat16, which TensorRT takes
     onnx.checker.check_model(ir.to_proto(result), full_check=precision == "fp16")
     return result

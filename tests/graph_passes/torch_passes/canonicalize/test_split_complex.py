@@ -8,10 +8,10 @@ from collections.abc import Callable
 import onnx_ir as ir
 import pytest
 import torch
-from helpers.graphs import TARGETS, calls, checked, emitted, rewrite, run_rewritten
+from helpers.graphs import TARGETS, calls, checked, emitted, lowered, rewrite, run_rewritten
 from torch import Tensor, fft, nn
 
-from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.graph_passes.torch_passes.canonicalize.fourier_products import LARGEST
 from tokexport.graph_passes.torch_passes.canonicalize.split_complex import SplitComplex
 
@@ -169,7 +169,7 @@ def test_a_matrix_that_is_too_large_is_not_made() -> None:
 
 def test_products_with_a_transform_stay_in_float32() -> None:
     model = emitted(rewrite(by_fourier_gates, drawn(2, 6, 8, 4), drawn(6, 5, 4, 2, seed=1)))
-    halves = pipelines.lower(model, "trt", pipelines.Arithmetic("fp16"))
+    halves = lowered(model, "trt", Arithmetic("fp16"))
     products = [node for node in halves.graph if node.op_type == "MatMul"]
     assert len(products) == 4
     assert {node.outputs[0].dtype for node in products} == {ir.DataType.FLOAT}
