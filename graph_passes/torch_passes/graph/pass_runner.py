@@ -65,7 +65,8 @@ def run_passes(
 ) -> PassResult:
     """Runs the passes in order over a functional program, in place.
 
-    After each pass dead nodes are removed, the graph and the pass's postcondition are checked.
+    Dead nodes are removed, and the graph is checked, before the first pass, after each that changed
+    something and behind the last. What a pass promises is checked after each.
 
     Args:
         program: The program.
@@ -79,6 +80,7 @@ def run_passes(
     check_order((one.name, one.comes_before) for one in passes)
     graph = program.graph_module.graph
     _note_constants(program, graph)
+    graph.eliminate_dead_code()
     edit = Editor(graph)
     reports: list[PassReport] = []
     for torch_pass in passes:
@@ -94,6 +96,7 @@ def run_passes(
             raise failed.behind(stage, [one.name for one in reports]) from error
     _add_constants(program, edit)
     _name_outputs(program, graph)
+    graph.lint()
     program.graph_module.recompile()
     left = {node.name for node in graph.nodes}
     taken = {one.node for report in reports for one in report.non_matches} - left
@@ -102,11 +105,13 @@ def run_passes(
 
 
 def _run(torch_pass: TorchPass, edit: Editor, stage: str) -> PassReport:
-    """Runs one pass, takes the dead nodes away and holds the graph and the pass's promise."""
+    """Runs one pass; where it changed the graph, takes dead nodes away and checks the rest."""
     edit.begin()
+    nodes = len(edit.graph.nodes)
     fired = torch_pass.call(edit)
-    edit.graph.eliminate_dead_code()
-    edit.graph.lint()
+    if fired or len(edit.graph.nodes) != nodes:
+        edit.graph.eliminate_dead_code()
+        edit.graph.lint()
     for node in edit.graph.nodes if torch_pass.forbidden else ():
         if node.op == "call_function" and node.target in torch_pass.forbidden:
             raise PassError(
