@@ -83,7 +83,7 @@ class Intermediates(nn.Module):
         self.model = build("timm DeiT")
 
     def forward(self, x: Tensor) -> Any:
-        return self.model.forward_intermediates(x, indices=[1, 3])
+        return self.model.forward_intermediates(x, indices=[0, 1])
 
 
 def _timm_features() -> tuple[nn.Module, Any]:
@@ -105,7 +105,7 @@ class HookedByTimm(nn.Module):
         from timm.models._features import FeatureHooks
 
         self.model = build("timm DeiT")
-        names = ("blocks.0", "blocks.2")
+        names = ("blocks.0", "blocks.1")
         self.caught = FeatureHooks(names, self.model.named_modules())
 
     def forward(self, x: Tensor) -> Any:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.compiled_models import assert_agrees, assert_builds, compile_for_ort
 from helpers.thorough import thorough_but
-from models.plain_vits import PLAIN, SPECIAL, build, image
+from models.plain_vits import DEEPER, DEPTH, PLAIN, SPECIAL, build, image
 from torch import Tensor, nn
 
 import tokexport
@@ -105,7 +105,7 @@ def test_special_tokens_are_found_and_the_surgery_changes_nothing(name: str) -> 
     )
     assert reduction.special == SPECIAL[name]
     assert reduction.error <= 2e-6
-    assert len(reduction.blocks) == 4
+    assert len(reduction.blocks) == DEPTH
     other = image() * 0.7
     with torch.no_grad():
         for found, wanted in zip(
@@ -136,7 +136,7 @@ def test_the_parameters_are_the_models_own_and_the_model_stays_as_it_was(name: s
 @functools.cache
 def _taken_apart(name: str) -> tuple[FlatModel, Tensor, tuple[FoundBlock, ...]]:
     """Finds the blocks of a model once for all methods: that takes most of a reduction."""
-    model, x = build(name), image()
+    model, x = build(name, depth=DEEPER), image()
     flat = FlatModel(model, call_spec(model, (x,), {}))
     return flat, x, find_blocks(flat, (x,), None)
 

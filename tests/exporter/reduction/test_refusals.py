@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.plain_vits import build, image
+from models.plain_vits import DEEPER, build, image
 from torch import Tensor, nn
 
 import tokexport
@@ -66,7 +66,7 @@ def test_windows_are_refused() -> None:
     ],
 )
 def test_a_wrong_recipe_is_told_what_there_is(recipe: str, said: str) -> None:
-    model, x = build("timm DeiT"), image()
+    model, x = build("timm DeiT", depth=DEEPER), image()
     with pytest.raises((ExporterError, SurgeryError)) as error:
         tokexport.reduce(model, recipe, x)(x)
     assert re.search(said, str(error.value), re.DOTALL), str(error.value)
@@ -160,7 +160,7 @@ def test_a_recipe_comes_from_a_file(tmp_path: Path) -> None:
     toml, json = tmp_path / "recipe.toml", tmp_path / "recipe.json"
     toml.write_text('method = "mctf"\nr = [0, 5, 3, 2]\nleast = 4\n')
     json.write_text('{"method": "mctf", "r": [0, 5, 3, 2], "least": 4}')
-    model, x = build("timm DeiT"), image()
+    model, x = build("timm DeiT", depth=DEEPER), image()
     marked = tmp_path / "marked.TOML"
     marked.write_text(toml.read_text(), encoding="utf-8-sig")
     with torch.no_grad():

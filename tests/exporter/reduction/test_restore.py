@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models.plain_vits import build, image
+from models.plain_vits import DEEPER, build, image
 from torch import Tensor, nn
 
 import tokexport
@@ -60,7 +60,7 @@ def test_every_reduced_token_is_somewhere_among_the_restored(recipe: str) -> Non
 
 
 def test_a_token_that_never_merged_is_exactly_what_the_reduced_model_has() -> None:
-    model, x = build("transformers DINOv2"), image()
+    model, x = build("transformers DINOv2", depth=DEEPER), image()
     reduced = tokexport.reduce(model, "tome:r=2,layers=[3]", x)
     whole = tokexport.reduce(model, "tome:r=2,layers=[3],restore=true", x)
     short, restored = _features(reduced, x), _features(whole, x)
@@ -74,7 +74,7 @@ def test_a_token_that_never_merged_is_exactly_what_the_reduced_model_has() -> No
 
 
 def test_blocks_in_between_show_all_tokens_and_go_on_with_the_few() -> None:
-    model, x = build("transformers DINOv2"), image()
+    model, x = build("transformers DINOv2", depth=DEEPER), image()
     ends = _outputs(tokexport.reduce(model, "tome:r=5,restore=true", x), x)
     both = _outputs(tokexport.reduce(model, "tome:r=5,restore=[1]", x), x)
     assert [one.shape[1] for one in ends] == [32, 27, 22, 37]
@@ -83,7 +83,7 @@ def test_blocks_in_between_show_all_tokens_and_go_on_with_the_few() -> None:
 
 
 def test_a_dropped_token_is_what_it_last_was() -> None:
-    model, x = build("transformers DINOv2"), image()
+    model, x = build("transformers DINOv2", depth=DEEPER), image()
     reduced = tokexport.reduce(model, "topk:keep=0.5,layers=[2],restore=[1]", x)
     _, before, _, end = _outputs(reduced, x)
     plain = tokexport.reduce(model, "tome:r=0", x)
@@ -94,7 +94,7 @@ def test_a_dropped_token_is_what_it_last_was() -> None:
 
 
 def test_image_features_of_timm_become_a_map_again() -> None:
-    model, x = build("timm DINOv2 with registers"), image()
+    model, x = build("timm DINOv2 with registers", depth=DEEPER), image()
     reduced: Any = tokexport.reduce(model, "pitome:keep=0.8,restore=[1]", x)
     with torch.no_grad():
         maps = reduced.forward_intermediates(x, indices=[1, 3], intermediates_only=True)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 import torch
-from models.plain_vits import build, image
+from models.plain_vits import DEEPER, build, image
 from torch import Tensor, nn
 
 import tokexport
@@ -62,7 +62,7 @@ def test_a_forward_put_into_the_attention_of_one_block_counts(louder: Tensor) ->
 
 
 def test_hooks_of_a_block_run_around_what_takes_its_place(plain: Tensor) -> None:
-    model: Any = build("timm DeiT")
+    model: Any = build("timm DeiT", depth=DEEPER)
     model.blocks[1].register_forward_hook(lambda module, inputs, output: output * 1.5)
     assert (reduced(model) - plain).abs().max() > 1e-3
 

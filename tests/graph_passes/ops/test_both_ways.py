@@ -14,7 +14,7 @@ import timm
 import torch
 from helpers.graphs import Outputs, assert_close, emitted, lowered, rewrite, run_eager, run_onnx
 from helpers.thorough import thorough_but
-from models.plain_vits import DEPTH, build, image
+from models.plain_vits import DEEPER, build, image
 from torch import Tensor, nn
 
 import tokexport
@@ -37,7 +37,7 @@ from tokexport.runtimes.ort.runner import OrtRunner
 
 #: 1 class token and 36 patches; each layer but the first merges.
 RECIPE = "mctf:r=7,least=5"
-MERGING = DEPTH - 1
+MERGING = DEEPER - 1
 SHALLOW = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 SPECIAL, COUNT, WIDTH, HEADS = 1, 21, 24, 3
 
@@ -76,7 +76,7 @@ def lowered_and_checked(function: Callable[..., Outputs], *inputs: Tensor) -> Co
 def mctf() -> Reduced:
     """A model that MCTF is put into."""
     x = image(2)
-    model = tokexport.reduce(build("timm DeiT"), RECIPE, x)
+    model = tokexport.reduce(build("timm DeiT", depth=DEEPER), RECIPE, x)
     return Reduced(model, x, emitted(rewrite(model, x)))
 
 

@@ -12,7 +12,7 @@ from helpers.graphs import TARGETS, assert_close, calls, checked, rewrite, run_e
 from helpers.thorough import thorough_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models.plain_vits import WIDTH, build, image
+from models.plain_vits import DEEPER, DEPTH, WIDTH, build, image
 from torch import Tensor, nn
 
 import tokexport
@@ -344,8 +344,8 @@ def test_a_class_token_is_all_that_the_last_block_computes() -> None:
         (2, 3, 37, WIDTH // 3),
         (2, 3, 1, WIDTH // 3),
     ]
-    assert rewritten.recognised == {"sized_attention": 4}
-    assert rewritten.token_schedule == (37, 37, 37, 37)
+    assert rewritten.recognised == {"sized_attention": DEPTH}
+    assert rewritten.token_schedule == (37,) * DEPTH
 
 
 def test_pooling_reads_all_tokens() -> None:
@@ -397,7 +397,7 @@ def test_the_mlp_of_other_libraries_too(name: str) -> None:
 
 
 def test_the_last_match_of_a_class_token_is_gone() -> None:
-    reduced = tokexport.reduce(build("timm DeiT"), "tome:r=4", image())
+    reduced = tokexport.reduce(build("timm DeiT", depth=DEEPER), "tome:r=4", image())
     rewritten = checked(reduced, image(), tolerance=1e-5, targets=TARGETS)
     assert last_linears(rewritten) == [25, 1, 1, 1, 1]
     assert rewritten.recognised["bipartite_match"] == 4
