@@ -1,6 +1,7 @@
 # make demo    trains a small ViT on digits and compiles it with its token merging
 # make test    the test suite
-# make test-fast   the rooms' own tests that begin nothing long, in a minute or so
+# make test-fast   the rooms' own tests that tests/slow_tests.txt does not name, in a minute or so
+# make slow-tests   the test suite, and tests/slow_tests.txt anew by how long each test took
 # make coverage   lines and branches that the tests of TESTS reach, all of them without it
 # make thorough   those tests that say little more and take long
 # make lint    ruff, and its formatting
@@ -20,7 +21,7 @@ WORKERS ?= 2
 ROOMS := tests/exporter tests/graph_passes tests/runtimes tests/helpers
 EXTRAS := compile,openvino,int8,trt-rtx,timm,transformers,plot,demo,test,lint,docs
 
-.PHONY: demo test test-fast coverage thorough lint types sanitize docs clean
+.PHONY: demo test test-fast slow-tests coverage thorough lint types sanitize docs clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -32,6 +33,9 @@ test: $(INSTALLED)
 
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --fast $(ROOMS)
+
+slow-tests: $(INSTALLED)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --time-tests
 
 coverage: $(INSTALLED)
 	@$(PIP) install -c constraints.txt coverage

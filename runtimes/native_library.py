@@ -29,7 +29,9 @@ NO_KERNELS: Final = "none"
 #: The entry in the details of a runtime that says why a library does not load.
 PROBLEM: Final = "kernels_problem"
 #: What to do about a library that does not load.
-FIX: Final = f"Install tokexport anew, or let {VARIABLE} name a library that loads."
+FIX: Final = (
+    f"Install tokexport anew, let {VARIABLE} name a library that loads, or compute in float32."
+)
 _PLACE: Final = "tokexport/runtimes/native/tokexport_native.so"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import measured_worker
 from helpers.composite_operators import look_up_quickly
-from helpers.fast import FastRun
+from helpers.fast import FastRun, Timing
 from helpers.onnx_library import read_once
 from helpers.torchvision_ops import define_torchvision_operators
 from hypothesis import HealthCheck, settings
@@ -27,14 +27,17 @@ gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the option of ``make test-fast``."""
-    parser.addoption("--fast", action="store_true", help="skip tests that begin something long")
+    """Adds the options of ``make test-fast`` and ``make slow-tests``."""
+    parser.addoption("--fast", action="store_true", help="leave out what slow_tests.txt names")
+    parser.addoption("--time-tests", action="store_true", help="write slow_tests.txt anew")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets ``--fast`` skip."""
+    """Lets ``--fast`` leave tests out, and ``--time-tests`` time them."""
     if config.getoption("--fast"):
         config.pluginmanager.register(FastRun())
+    if config.getoption("--time-tests"):
+        config.pluginmanager.register(Timing())
 
 
 @pytest.fixture

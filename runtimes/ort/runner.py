@@ -145,8 +145,7 @@ class OrtRunner(Runner):
                 # The kernels take float32 only; the bodies take any type. They run everywhere.
                 if kernels.library is None:
                     raise
-                problem = error.what if isinstance(error, KernelsError) else ""
-                kernels, made = Kernels(problem=problem), session(None)
+                kernels, made = Kernels(problem=_left_out(error)), session(None)
         except Exception as error:  # ORT's errors share no base class but this
             raise _load_error(error, where) from error
         details: dict[str, str | int | list[str]] = {
@@ -190,6 +189,14 @@ def _register(options: Any, library: Path) -> None:
     except Exception as error:  # ORT's errors share no base class but this
         said = f"ONNX Runtime does not take the native kernels in {library}: {_message(str(error))}"
         raise KernelsError(said) from error
+
+
+def _left_out(error: Exception) -> str:
+    """Returns why a model runs without the kernels that are there."""
+    if isinstance(error, KernelsError):
+        return error.what
+    said = _message(str(error))
+    return f"ONNX Runtime refuses the model with the native kernels, and runs it without: {said}"
 
 
 def _bytes_of(model: str | bytes) -> int:

@@ -1,121 +1,91 @@
-"""What ``make test-fast`` leaves out: a test is skipped as soon as it begins something long.
+"""What ``make test-fast`` leaves out: the tests that ``slow_tests.txt`` names, one a line.
 
-Long is the compile of a model, the trace of a whole one, a process of the test's own, and more than
-a few traces or questions to the worker. Of a test with many cases that trace a graph or ask the
-worker, the first one runs.
+A line is a test with all of its cases, or a fixture, with all tests that use it. ``make
+slow-tests`` times the whole suite and writes the file; a test that it does not name yet is run.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import threading
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, Final, NoReturn
+import time
+from collections import defaultdict
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
-import torch
-from torch import nn
 
-from tokexport.exporter.worker.process import Worker
-
-#: How often a test may do each: trace a graph, ask the worker.
-MOST: Final = {"trace a graph": 2, "ask the worker": 2}
-#: A model of more modules is a whole one.
-MOST_MODULES: Final = 20
+SLOW_TESTS: Final = Path(__file__).parents[1] / "slow_tests.txt"
+#: A test is slow whose cases take so many seconds each, or all together; and so is a fixture.
+SECONDS_EACH: Final = 0.15
+SECONDS_TOGETHER: Final = 2.0
+#: The property of a report that says how long fixtures took, by the test that first used them.
+FIXTURES: Final = "seconds of fixtures"
 
 
 class FastRun:
-    """A plugin that skips tests which begin something long."""
+    """A plugin that deselects slow tests."""
 
-    def __init__(self) -> None:
-        self._test = ""
-        self._left_out = ""
-        self._first_case: dict[str, str] = {}
-        self._counts: Counter[tuple[str, str]] = Counter()
+    def __init__(self, slow_tests: Path = SLOW_TESTS) -> None:
+        self._slow = frozenset(slow_tests.read_text(encoding="utf-8").splitlines())
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Notes which test runs."""
-        self._test, self._left_out = item.nodeid, ""
-        return (yield)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Leaves out what the file names."""
+        left_out = [item for item in items if not self._slow.isdisjoint(_names(item))]
+        config.hook.pytest_deselected(items=left_out)
+        left = set(left_out)
+        items[:] = [item for item in items if item not in left]
+
+
+class Timing:
+    """A plugin that times every test and fixture, and writes which are slow."""
+
+    def __init__(self, slow_tests: Path = SLOW_TESTS) -> None:
+        self._path = slow_tests
+        self._seconds: defaultdict[str, list[float]] = defaultdict(list)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, Any, Any]:
-        """Skips all tests of a fixture that leaves a step out, also where it hid the skip."""
-        try:
-            made = yield
-        except BaseException:
-            if not self._left_out:
-                raise
-        else:
-            if not self._left_out:
-                return made
-        skipped = pytest.skip.Exception(self._left_out)
-        fixturedef.cached_result = (None, fixturedef.cache_key(request), (skipped, None))
-        raise skipped
+        """Notes how long a fixture took, for the process that writes the file."""
+        begin = time.perf_counter()
+        made = yield
+        seconds = time.perf_counter() - begin
+        properties = request._pyfuncitem.user_properties
+        properties.append((FIXTURES, [_fixture(fixturedef), seconds]))
+        return made
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self) -> Iterator[None]:
-        """Skips what fails because a step was left out: a command makes an exit code of a skip."""
-        try:
-            return (yield)
-        except BaseException:
-            if not self._left_out:
-                raise
-        pytest.skip(self._left_out)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Gathers the seconds of a test's cases."""
+        if report.when == "call":
+            self._seconds[report.nodeid.partition("[")[0]].append(report.duration)
+        if report.when == "teardown":
+            for fixture, seconds in (one for key, one in report.user_properties if key == FIXTURES):
+                if "::" in fixture:  # those of a conftest.py serve all
+                    self._seconds[fixture].append(seconds)
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtestloop(self) -> Iterator[None]:
-        """Puts a skip in front of all that takes long."""
-        import tokexport.exporter.compile  # noqa: F401  # the package has a function of that name
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Writes the file, in the process that all reports come to."""
+        if hasattr(session.config, "workerinput"):
+            return
+        slow = [name for name, each in self._seconds.items() if _is_slow(each)]
+        self._path.write_text("".join(f"{name}\n" for name in sorted(slow)), encoding="utf-8")
 
-        compiling = sys.modules["tokexport.exporter.compile"]
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(compiling, "compile_run", self._compile)
-            monkeypatch.setattr(torch.export, "export", self._tracing(torch.export.export))
-            monkeypatch.setattr(Worker, "ask", self._asking(Worker.ask))
-            start = self._starting(subprocess.Popen.__init__)
-            monkeypatch.setattr(subprocess.Popen, "__init__", start)
-            return (yield)
 
-    def _compile(self, *given: Any, **named: Any) -> NoReturn:
-        self._leave_out("compiles a model")
+def _is_slow(each: list[float]) -> bool:
+    return sum(each) / len(each) >= SECONDS_EACH or sum(each) >= SECONDS_TOGETHER
 
-    def _tracing(self, export: Callable[..., Any]) -> Callable[..., Any]:
-        def traced(model: nn.Module, *given: Any, **named: Any) -> Any:
-            if sum(1 for _ in model.modules()) > MOST_MODULES:
-                self._leave_out("traces a whole model")
-            self._count("trace a graph")
-            return export(model, *given, **named)
 
-        return traced
+def _names(item: pytest.Item) -> set[str]:
+    """Returns the lines that would leave a test out."""
+    fixtures = getattr(item, "_fixtureinfo", None)
+    found = {} if fixtures is None else fixtures.name2fixturedefs
+    return {
+        item.nodeid.partition("[")[0],
+        *(_fixture(one) for definitions in found.values() for one in definitions),
+    }
 
-    def _asking(self, ask: Callable[..., Any]) -> Callable[..., Any]:
-        def asked(worker: Worker, *given: Any, **named: Any) -> Any:
-            self._count("ask the worker")
-            return ask(worker, *given, **named)
 
-        return asked
-
-    def _starting(self, popen: Callable[..., None]) -> Callable[..., None]:
-        def started(process: Any, *given: Any, **named: Any) -> None:
-            # The worker, which all tests share, is started by a thread of its own.
-            if threading.current_thread() is threading.main_thread():
-                self._leave_out("starts a process")
-            popen(process, *given, **named)
-
-        return started
-
-    def _count(self, step: str) -> None:
-        function = self._test.partition("[")[0]
-        if self._first_case.setdefault(function, self._test) != self._test:
-            self._leave_out(f"is a further case of a test whose cases {step}")
-        self._counts[self._test, step] += 1
-        if self._counts[self._test, step] > MOST[step]:
-            self._leave_out(f"would {step} more than {MOST[step]} times")
-
-    def _leave_out(self, reason: str) -> NoReturn:
-        self._left_out = reason
-        pytest.skip(reason)
+def _fixture(fixturedef: Any) -> str:
+    of = fixturedef.baseid
+    return f"{of}::fixture {fixturedef.argname}" if of.endswith(".py") else fixturedef.argname

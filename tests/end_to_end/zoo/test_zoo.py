@@ -43,7 +43,7 @@ BY_OPTION = {
 #: What another test compiles whole, or whose other spelling every run rewrites and holds to eager.
 ELSEWHERE = {
     *("tome", "diffrate", "dynamicvit", "divprune", "kth matching", "fixed positions"),
-    *("top-k class attention", "vtc-cls", "patch merger"),
+    *("top-k class attention", "vtc-cls", "patch merger", "tofu", "dpc-knn", "aim", "pitome"),
 }
 FIRST = thorough_but([name for name in METHODS if name not in BY_OPTION | ELSEWHERE], METHODS)
 
