@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from digits_vit import DigitsViT
+from digits_vit import DigitsViT, merge_alike
 from helpers.cli import tokexport as command
+from torch import Tensor, nn
 
 import tokexport
 from tokexport.exporter.bench.config import BenchConfig
@@ -116,3 +117,25 @@ def test_a_compile_warns_or_fails(wrong: str, tmp_path: Path) -> None:
         tokexport.compile(
             model, image, "ort", output=tmp_path / "none", timed=False, require_kernels=True
         )
+
+
+class InDouble(nn.Module):
+    """Merges tokens in float64, which the kernels do not compute in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes (B, N, C)."""
+        wide = x.double()
+        merged, _ = merge_alike(wide, torch.ones_like(wide[..., :1]), wide, 3)
+        return merged.float()
+
+
+def test_a_model_that_the_kernels_do_not_take_runs_without_them_and_says_so(tmp_path: Path) -> None:
+    x = torch.randn(1, 17, 8, generator=torch.Generator().manual_seed(0))
+    result = tokexport.compile(InDouble(), x, "ort", output=tmp_path / "bundle", timed=False)
+    assert result.report.recognised["merge_tokens"] == 2
+    refuses = "ONNX Runtime refuses the model with the native kernels, and runs it without: "
+    assert any(one.startswith(refuses) for one in result.report.warnings)
+    with pytest.warns(KernelsWarning, match=refuses):
+        load(tmp_path / "bundle").close()
+    with pytest.raises(KernelsError, match=refuses):
+        load(tmp_path / "bundle", require_kernels=True)
