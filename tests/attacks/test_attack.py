@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import attack
 import pytest
+from attack import Campaign
 from attacks.child import Child
 from attacks.kinds import FINE, Kind, drawn, kind_named
 from attacks.known_ends import ENDS
@@ -25,30 +25,31 @@ def test_every_end_of_a_case_is_noticed(tmp_path: Path) -> None:
     assert all(one.what == f"case {one.index} in []" for one in outcomes)
 
 
-def test_results_are_resumed_and_written_as_a_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attack, "RESULTS", tmp_path / "attack.jsonl")
-    monkeypatch.setattr(attack, "FOLDER", tmp_path)
+class Counted(Campaign):
+    """Notes the first case of every line that it runs."""
+
+    ran: ClassVar[list[int]] = []
+
+    def run_line(self, kind: Kind, seed: int, first: int, count: int) -> dict[str, Any]:
+        """Runs some cases, all of one target, and returns their line."""
+        self.ran.append(first)
+        return super().run_line(kind, seed, first, count)
+
+
+def test_results_are_resumed_and_written_as_a_page(tmp_path: Path) -> None:
+    campaign = Counted(tmp_path / "attack.jsonl", tmp_path)
     kind = kind_named("known_ends")
-    attack.run_kind(kind, 0, 3, float("inf"), again=False)
-    (line,) = attack.known()
+    campaign.run_kind(kind, 0, 3, float("inf"), again=False)
+    (line,) = campaign.known()
     assert line["verdicts"] == {"right": 1, "crashed": 1, "refused": 1}
     assert [one["index"] for one in line["found"]] == [1]
-    ran: list[int] = []
-    run_line = attack.run_line
-
-    def counted(kind: Kind, seed: int, first: int, count: int) -> dict[str, Any]:
-        ran.append(first)
-        return run_line(kind, seed, first, count)
-
-    monkeypatch.setattr(attack, "run_line", counted)
-    attack.run_kind(kind, 0, 3, float("inf"), again=False)
-    assert ran == []
-    attack.run_kind(kind, 0, 3, float("inf"), again=True)
-    assert ran == [0]
-    assert len(attack.known()) == 1
-    said = page(attack.known(), ["known_ends"])
+    assert campaign.ran == [0]
+    campaign.run_kind(kind, 0, 3, float("inf"), again=False)
+    assert campaign.ran == [0]
+    campaign.run_kind(kind, 0, 3, float("inf"), again=True)
+    assert campaign.ran == [0, 0]
+    assert len(campaign.known()) == 1
+    said = page(campaign.known(), ["known_ends"])
     assert "| known_ends | itself | 3 | 1 | 1 | 0 | 0 | 1 | 0 | 0 |" in said
     assert "- known_ends 1, itself: case 1 in []: **crashed** (alone: crashed)" in said
 
