@@ -11,12 +11,15 @@ from helpers.reduction import selections as reference
 from helpers.reduction.cases import WIDTH, Case, assert_comes_to, cases, image
 from helpers.reduction.outcome import Array
 from helpers.reduction.projections import projections
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from tokexport.graph_passes.reduction.method import Layer
 from tokexport.graph_passes.reduction.methods.dynamicvit import DynamicViT, Predictor
+
+#: Scores, of float64, that are no further apart may change places by rounding.
+NEAR_TIE = 1e-12
 
 
 def _scores(predictor: Predictor, patches: Array) -> list[float]:
@@ -68,6 +71,8 @@ def test_it_keeps_what_the_predictor_picks(case: Case, keep: float, layer: int, 
     for number in range(case.batch):
         x, size = image(tokens, number)
         scores = _scores(predictor, x[case.special :])
+        # A predictor that is sure of two patches rounds both scores to the same number, or nearly.
+        assume(len(scores) < 2 or float(np.diff(sorted(scores)).min()) > NEAR_TIE)
         wanted.append(reference.in_score_order(x, size, scores, case.special, left))
     assert_comes_to(found, wanted, tokens)
     torch.testing.assert_close(attention.q, block.attention(found).q, rtol=0, atol=0)
