@@ -34,8 +34,10 @@ def environment(tree: Path, library: str, *beside: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(places),
         "TOKEXPORT_NATIVE": library if library == "off" else os.path.abspath(library),
     }
-    where = [sys.executable, "-c", "import tokexport.runtimes as room; print(room.__file__)"]
-    found = subprocess.run(where, env=variables, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-c", "import tokexport.runtimes as room; print(room.__file__)"]
+    found = subprocess.run(
+        command, env=variables, capture_output=True, text=True, check=True
+    ).stdout
     if not Path(found.strip()).resolve().is_relative_to(tree.resolve()):
         sys.exit(
             f"{sys.executable} finds tokexport in {found.strip()}, and not in {tree}: an editable "

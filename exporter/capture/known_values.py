@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from tokexport.exporter.counts.followed_tensors import (
     FollowedTensors,
     changed_since,
+    in_place,
     tensors_in,
     version_of,
     versions_of,
@@ -331,8 +332,7 @@ def _apart(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def _may_change(name: str, kwargs: Mapping[str, Any]) -> bool:
     """Returns whether a call may change one of its tensors, by its name and options."""
-    special = name.startswith("__")
-    assigns = name.startswith(("__i", "__set")) if special else name.endswith("_")
+    assigns = in_place(name) or name.startswith(("__i", "__set"))
     return assigns or "inplace" in kwargs or "out" in kwargs
 
 

@@ -90,11 +90,15 @@ def changed_since(
     found = {id(one): one for one, version in versions if version_of(one) != version}
     found |= {id(one): one for one in tensors_in(kwargs.get("out"))}
     name = base_name(func)
-    in_place = name.endswith("_") and not name.endswith("__")
     replaced = name == "__set__" and getattr(func.__self__, "__name__", "") == "data"
-    if in_place or replaced:  # neither lists of tensors nor other data are counted
+    if in_place(name) or replaced:  # neither lists of tensors nor other data are counted
         found |= {id(one): one for one in tensors_in(args[:1])}
     return list(found.values())
+
+
+def in_place(name: str) -> bool:
+    """Returns whether a method of this name changes its tensor, as ``add_`` does."""
+    return name.endswith("_") and not name.endswith("__")
 
 
 def tensors_in(tree: Any) -> list[Tensor]:

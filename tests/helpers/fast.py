@@ -41,8 +41,8 @@ class FastRun:
 class Timing:
     """A plugin that times every test and fixture, and writes which are slow."""
 
-    def __init__(self, slow_tests: Path = SLOW_TESTS) -> None:
-        self._path = slow_tests
+    def __init__(self, slow_tests: Path = SLOW_TESTS, each: float = SECONDS_EACH) -> None:
+        self._path, self._each = slow_tests, each
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
 
     @pytest.hookimpl(wrapper=True)
@@ -68,12 +68,11 @@ class Timing:
         """Writes the file, in the process that all reports come to."""
         if hasattr(session.config, "workerinput"):
             return
-        slow = [name for name, each in self._seconds.items() if _is_slow(each)]
+        slow = [name for name, taken in self._seconds.items() if self._is_slow(taken)]
         self._path.write_text("".join(f"{name}\n" for name in sorted(slow)), encoding="utf-8")
 
-
-def _is_slow(each: list[float]) -> bool:
-    return sum(each) / len(each) >= SECONDS_EACH or sum(each) >= SECONDS_TOGETHER
+    def _is_slow(self, seconds: list[float]) -> bool:
+        return sum(seconds) / len(seconds) >= self._each or sum(seconds) >= SECONDS_TOGETHER
 
 
 def _names(item: pytest.Item) -> set[str]:

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from digits_vit import DigitsViT
-from helpers.graphs import emitted, rewrite
+from helpers.graphs import emitted, lowered, rewrite
 
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.graph_passes import pipelines
 
 #: How often it merges.
 MERGES = 2
@@ -22,7 +21,7 @@ def save_merging_vit(path: Path) -> Path:
     torch.manual_seed(0)
     model = DigitsViT(merge=(3, 3, 0)).eval()
     onnx_model = emitted(rewrite(model, torch.rand(1, 1, 8, 8)))
-    save_onnx(pipelines.lower(onnx_model, pipelines.lowering("openvino")).model, path)
+    save_onnx(lowered(onnx_model, "openvino"), path)
     return path
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.fast import SECONDS_EACH, FastRun, Timing
+from helpers.fast import FastRun, Timing
 
 pytest_plugins = ["pytester"]
+
+#: More than a busy machine adds to a test that does nothing.
+EACH = 0.6
 
 TESTS = f"""
 import time
@@ -15,10 +18,10 @@ import pytest
 
 @pytest.fixture(scope="module")
 def slow():
-    time.sleep({SECONDS_EACH})
+    time.sleep({EACH})
     return 1
 
-@pytest.mark.parametrize("seconds", [0, {2 * SECONDS_EACH}])
+@pytest.mark.parametrize("seconds", [0, {2 * EACH}])
 def test_a_slow_case(seconds):
     time.sleep(seconds)
 
@@ -36,7 +39,8 @@ def test_neither():
 def test_what_was_slow_is_left_out(pytester: pytest.Pytester, tmp_path: Path) -> None:
     pytester.makepyfile(test_some=TESTS)
     listed = tmp_path / "slow_tests.txt"
-    pytester.inline_run("-p", "no:cacheprovider", plugins=[Timing(listed)]).assertoutcome(passed=5)
+    timed = pytester.inline_run("-p", "no:cacheprovider", plugins=[Timing(listed, EACH)])
+    timed.assertoutcome(passed=5)
     assert listed.read_text() == "test_some.py::fixture slow\ntest_some.py::test_a_slow_case\n"
     fast = pytester.inline_run("-p", "no:cacheprovider", plugins=[FastRun(listed)])
     fast.assertoutcome(passed=1)

@@ -71,7 +71,7 @@ def test_the_formula_gives_the_published_figures_of_tome(name: str, r: int) -> N
     assert formula(size, tokens[:-1], tokens[1:]) == pytest.approx(published * 1e9, rel=WITHIN)
 
 
-@pytest.mark.parametrize(("name", "r"), thorough_but([], TOME_TRACED))  # the reduction's is counted
+@pytest.mark.parametrize(("name", "r"), thorough_but([], TOME_TRACED))  # --reduce's is counted
 def test_tome(name: str, r: int) -> None:
     size, _ = TOME[name, r]
     with torch.device("meta"):
