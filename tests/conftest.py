@@ -22,6 +22,7 @@ settings.load_profile("untimed")
 os.environ[time_limits.VARIABLE] = "0"  # as few rounds as count: no test reads a time
 if "PYTEST_XDIST_WORKER" in os.environ:  # the other workers want their cores too
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # and those of the processes that tests start
 #: A trace makes so many objects that Python's own 700 spend a fifth of the suite on collections.
 gc.set_threshold(100_000, 20, 20)
 

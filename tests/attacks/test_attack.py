@@ -12,6 +12,7 @@ from attacks.child import Child
 from attacks.kinds import FINE, Kind, drawn, kind_named
 from attacks.known_ends import ENDS
 from attacks.page import page
+from helpers.thorough import thorough_but
 
 
 def test_every_end_of_a_case_is_noticed(tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("target", ["ort fp32", "openvino fp32"])
+@pytest.mark.parametrize("target", thorough_but(["ort fp32"], ["ort fp32", "openvino fp32"]))
 def test_damaged_bundles_are_refused_or_run_rightly(target: str, bundles: Path) -> None:
     with Child(kind_named("bundles"), target, bundles, seed=1) as child:
         outcomes = [child.run(index) for index in range(40)]

@@ -68,6 +68,7 @@ def test_a_wrong_torch_pass_is_blamed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "Parity failed at 'rewritten'" in error.what
 
 
+@pytest.mark.thorough
 def test_a_wrong_function_body_is_blamed_on_the_onnx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

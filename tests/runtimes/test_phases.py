@@ -7,11 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from helpers.thorough import thorough_but
 
 NATIVE = Path(__file__).parents[2] / "runtimes" / "native"
 
 
-@pytest.mark.parametrize("sanitizer", ["thread", "undefined"])
+@pytest.mark.parametrize("sanitizer", thorough_but(["thread"], ["thread", "undefined"]))
 def test_every_task_is_done_once_and_in_its_phase(sanitizer: str, tmp_path: Path) -> None:
     if shutil.which("c++") is None:
         pytest.skip("no compiler here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from digits_vit import DigitsViT
 from helpers.function_models import Call, all_inputs
 from helpers.graphs import emitted, lowered, rewrite
 from helpers.native_kernels import RUNTIMES, opened
+from helpers.thorough import thorough_but
 from helpers.token_cases import Array, rows, values
 from onnx import TensorProto
 from onnx.helper import make_node, make_tensor_value_info
@@ -98,8 +100,10 @@ def assert_shared(runner: Runner, feeds: list[Feed], runs: int) -> None:
     in_threads(work)
 
 
-@pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("target", "native"),
+    thorough_but([(target, True) for target in TARGETS], itertools.product(TARGETS, (True, False))),
+)
 def test_threads_that_share_a_runner_get_their_own_answers(
     merging: Path, target: str, native: bool
 ) -> None:
@@ -182,7 +186,7 @@ def test_threads_that_share_kernels_get_their_own_answers(runtime: str) -> None:
         assert_shared(runner, feeds, RUNS // 4)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", thorough_but([*TARGETS][::2], TARGETS))
 def test_a_runner_that_is_closed_under_threads_answers_or_says_so(
     merging: Path, target: str
 ) -> None:

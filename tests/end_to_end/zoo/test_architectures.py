@@ -61,8 +61,8 @@ ATTENTIONS: Final[dict[str, int]] = {
 
 #: Those that say most: what is left are relatives of one of these.
 FIRST: Final = (
-    *("timm ViT, three images", "timm EVA-02", "timm Swin V2", "timm Hiera"),
-    *("transformers DINOv3", "vit-pytorch T2T", "torch MultiheadAttention"),
+    *("timm ViT, three images", "timm Swin V2", "timm Hiera"),
+    *("transformers DINOv3", "vit-pytorch T2T"),
 )
 SOME: Final = thorough_but(FIRST, MODELS)
 

@@ -145,7 +145,7 @@ def test_each_image_is_answered_as_alone(name: str) -> None:
 
 
 #: Those that say most of what tracing has to follow.
-TRACED = ("diverse pruner", "window merge", "rotary merger", "policy mask", "mask units")
+TRACED = ("diverse pruner", "rotary merger", "policy mask")
 
 
 @pytest.mark.parametrize("name", thorough_but(TRACED, MODELS))

@@ -189,6 +189,7 @@ def test_noise_is_dropped_before_rows_are_counted(tmp_path: Path) -> None:
     assert all(stage["passed"] for stage in found.json["stages"])
 
 
+@pytest.mark.thorough
 def test_inspect_says_the_counts_that_it_meets(samples: Path) -> None:
     arguments = (f"{MODELS}:sampled", "--inputs", samples, "--target", "trt")
     shown = tokexport("inspect", *arguments, "--token-cap", "5,4")

@@ -129,6 +129,7 @@ def test_a_reduction_is_counted_against_the_model_as_it_was() -> None:
     assert "counted on the model as it was given" in shown
 
 
+@pytest.mark.thorough
 def test_restored_tokens_leave_the_last_block() -> None:
     given = ("--reduce", "tome:r=4", "--restore", "--target", "trt", "--json")
     found = tokexport("inspect", f"{MODELS}:plain_vit", *given).json

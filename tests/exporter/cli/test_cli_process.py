@@ -74,7 +74,7 @@ def test_torch_says_nothing_beside_our_message(model: str, said: str, tmp_path: 
 @pytest.mark.parametrize(
     ("number", "moment"),
     thorough_but(
-        [(signal.SIGTERM, "eager"), (signal.SIGINT, "traced")],
+        [(signal.SIGINT, "traced")],
         [(signal.SIGINT, "eager"), (signal.SIGTERM, "eager"), (signal.SIGINT, "traced")],
     ),
 )
@@ -169,6 +169,7 @@ def small_disk(folder: Path, size: str) -> tuple[str, ...]:
     pytest.skip("this user may not mount a file system of its own")
 
 
+@pytest.mark.thorough
 def test_a_terminal_that_lacks_letters_is_no_bug(tmp_path: Path) -> None:
     answer = in_own_process(
         *("compile", f"{MODELS}:Heavy", "--target", "ort", "--output", tmp_path / "out"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.thorough import thorough_but
 from models.zoo.vit import IMAGE, Vit, seeded
 from torch import Tensor, nn
 
@@ -40,7 +41,9 @@ def _in_place(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("compiled", [_compiled, _inside, _blocks, _in_place])
+@pytest.mark.parametrize(
+    "compiled", thorough_but([_blocks, _in_place], [_compiled, _inside, _blocks, _in_place])
+)
 def test_a_compiled_model_is_reduced_as_the_one_in_it(compiled: Any) -> None:
     given = compiled(seeded(0))
     names = [type(module).__name__ for module in given.modules()]

@@ -189,8 +189,7 @@ WHOLE = {
 }
 #: One of each way to keep what is inside, by library; the others are its relatives.
 FIRST = {
-    *("timm features", "torchvision extractor", "vit-pytorch Recorder"),
-    *("timm hooks", "vit-pytorch Extractor", "closures"),
+    *("timm features", "torchvision extractor", "vit-pytorch Extractor", "closures"),
 }
 
 

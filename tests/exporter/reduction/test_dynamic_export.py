@@ -39,7 +39,7 @@ ALL: Final = (
     "tome:r=4,restore=true",
     "evit:restore=[1]",
 )
-FIRST: Final = ("tome:r=4,restore=true", "dpcknn")
+FIRST: Final = ("tome:r=4,restore=true",)
 
 
 @pytest.mark.parametrize("recipe", thorough_but(FIRST, ALL))

@@ -145,9 +145,11 @@ KEPT: dict[str, tuple[Head, list[tuple[int, ...]]]] = {
         [(2, 48, 6, 6), (2, 48)],
     ),
 }
+#: One that is of the image, one of the tokens, one of several layers, one of both.
+OF_EACH_KIND = ("the class", "attention", "the tokens", "tokens of a layer", "a map before")
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", thorough_but(OF_EACH_KIND, KEPT))
 def test_an_output_of_the_image_or_of_its_tokens_passes(name: str) -> None:
     head, shapes = KEPT[name]
     with torch.no_grad():

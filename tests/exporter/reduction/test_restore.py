@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.thorough import thorough_but
 from models.plain_vits import DEEPER, build, image
 from torch import Tensor, nn
 
 import tokexport
 from tokexport.graph_passes.reduction.surgery.reduced_block import ReducedBlock
 
+#: One that merges and one that selects; the others' tokens are put back by the same two.
+FIRST = ("mctf:r=5,least=4", "evit:keep=0.7")
 METHODS = ("tome:r=3", "mctf:r=5,least=4", "pitome:keep=0.9", "evit:keep=0.7", "dpcknn:keep=0.8")
 
 
@@ -40,14 +43,14 @@ def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("recipe", METHODS)
+@pytest.mark.parametrize("recipe", thorough_but(FIRST, METHODS))
 def test_as_many_tokens_come_back_as_went_in(recipe: str) -> None:
     model, x = build("transformers DINOv2"), image()
     restored = _features(tokexport.reduce(model, f"{recipe},restore=true", x), x)
     assert restored.shape == _features(model, x).shape == (2, 37, 48)
 
 
-@pytest.mark.parametrize("recipe", METHODS)
+@pytest.mark.parametrize("recipe", thorough_but(FIRST, METHODS))
 def test_every_reduced_token_is_somewhere_among_the_restored(recipe: str) -> None:
     model, x = build("transformers DINOv2"), image()
     short = _features(tokexport.reduce(model, recipe, x), x)

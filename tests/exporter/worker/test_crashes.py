@@ -76,6 +76,7 @@ def test_a_conversion_that_dies_names_node_and_line(tmp_path: Path, temporary: P
     assert build(BACKENDS["openvino"], good, built).flavour == "openvino-cpu"
 
 
+@pytest.mark.thorough
 def test_int8_that_dies_before_it_is_quantised_names_the_node(tmp_path: Path) -> None:
     built = tmp_path / "built"
     built.mkdir()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from helpers.thorough import thorough_but
 from onnx import TensorProto, helper
 
 from tokexport.exporter import errors as exporter_errors
@@ -93,7 +94,11 @@ except typer.Exit as end:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+    ("number", "code"),
+    thorough_but(
+        [(signal.SIGKILL, -signal.SIGKILL)],
+        [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
+    ),
 )
 def test_it_ends_with_its_parent_in_the_middle_of_native_code(
     number: signal.Signals, code: int, tmp_path: Path

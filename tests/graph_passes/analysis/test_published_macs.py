@@ -142,7 +142,7 @@ def mctf(size: Size, r: dict[int, float]) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("size", "r", "published"), thorough_but([MCTF[4]], MCTF))
+@pytest.mark.parametrize(("size", "r", "published"), thorough_but([], MCTF))
 def test_mctf(size: Size, r: dict[int, float], published: float) -> None:
     program = captured(mctf(size, r), size)
     counted = count_macs(program)
@@ -174,9 +174,7 @@ def dynamic_vit(keep: float) -> nn.Module:
         return DynamicVit((3, 6, 9), (keep, keep**2, keep**3), **SMALL.options)
 
 
-@pytest.mark.parametrize(
-    ("keep", "published"), thorough_but([(0.7, DYNAMIC_VIT[0.7])], DYNAMIC_VIT.items())
-)
+@pytest.mark.parametrize(("keep", "published"), thorough_but([], DYNAMIC_VIT.items()))
 def test_dynamic_vit_with_its_predictors(keep: float, published: float) -> None:
     program = captured(dynamic_vit(keep), SMALL)
     counted = count_macs(program)
@@ -197,9 +195,7 @@ def diffrate(size: Size, prune: list[int], merge: list[int]) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(
-    ("size", "prune", "merge", "published"), thorough_but(DIFFRATE[:1], DIFFRATE)
-)
+@pytest.mark.parametrize(("size", "prune", "merge", "published"), thorough_but([], DIFFRATE))
 def test_diffrate(size: Size, prune: list[int], merge: list[int], published: float) -> None:
     program = captured(diffrate(size, prune, merge), size)
     counted = count_macs(program)

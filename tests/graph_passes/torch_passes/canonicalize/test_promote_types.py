@@ -54,8 +54,8 @@ OF_ONE: dict[str, Callable[[Any], Any]] = {
 }
 
 #: One of each kind: what computes, compares, joins, chooses or divides; and what sums or rounds.
-FIRST_OF_TWO = ("add", "div", "maximum", "eq", "and", "where", "cat")
-FIRST_OF_ONE = ("sqrt", "sum", "cumsum", "softmax", "clamp", "square", "mean")
+FIRST_OF_TWO = ("div", "eq", "where", "cat")
+FIRST_OF_ONE = ("sqrt", "sum", "cumsum", "clamp", "mean")
 
 
 def runs(call: Callable[[], Any]) -> bool:
