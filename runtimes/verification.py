@@ -191,6 +191,18 @@ def verify_bundle(
     return VerifyResult(runner.runtime, reference.batches, results, left_out)
 
 
+def reference_inputs(bundle: Path) -> dict[str, Array]:
+    """Returns the inputs of a bundle's reference data, (batches, *the input's shape) by name.
+
+    Args:
+        bundle: The folder that compile wrote; its files are not checked here.
+
+    Raises:
+        BundleError: It is no bundle, or has no reference data that fits it.
+    """
+    return _read_reference(bundle, read_manifest(bundle)).inputs
+
+
 @dataclass(frozen=True, eq=False)
 class _Reference:
     inputs: dict[str, Array]

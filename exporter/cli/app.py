@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from tokexport.exporter.cli import bench as cli_bench
+from tokexport.exporter.cli import compare as cli_compare
 from tokexport.exporter.cli import reduce as cli_reduce
 from tokexport.exporter.cli.messages import (
     console,
-    describe,
     redirect_user_output,
     report_errors,
     show,
+    show_judged,
 )
 from tokexport.exporter.cli.options import (
     Batch,
@@ -262,13 +263,8 @@ def verify_command(
         check_threads(threads)
         with redirect_user_output(json):
             result = verify_bundle(bundle, threads=threads, require_kernels=require_kernels)
-        failed = failed_gate(result)
-        end = {} if failed is None else describe(failed)
-        show(json, {**end, **verification_json(result)}, partial(render_verification, result))
-        if json and failed is not None:
-            raise typer.Exit(end["exit_code"])
-        if failed is not None:
-            raise failed
+        render = partial(render_verification, result)
+        show_judged(json, verification_json(result), render, failed_gate(result))
 
 
 @app.command("doctor")
@@ -286,6 +282,7 @@ def doctor_command(json: Json = False) -> None:
 
 cli_reduce.add_commands(app)
 cli_bench.add_commands(app)
+cli_compare.add_commands(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -20,6 +20,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tokexport.exporter.errors import ExporterError
+
 #: The descriptors that native code prints to.
 _STDOUT: Final = 1
 _STDERR: Final = 2
@@ -172,6 +174,32 @@ def show(
         raise StandardOutputError(
             f"Standard output cannot be written: {error.strerror or error}.", fix=kept
         ) from error
+
+
+def show_judged(
+    as_json: bool,
+    data: Mapping[str, Any],
+    render: Callable[[Console], None],
+    failed: ExporterError | None,
+) -> None:
+    """Prints what a command measured, and ends with the error of a gate that it failed.
+
+    Args:
+        as_json: Whether it is printed as one JSON object.
+        data: What the object holds.
+        render: Prints the tables.
+        failed: The error; None where it passed.
+
+    Raises:
+        ExporterError: That error, where tables were printed.
+        typer.Exit: Its exit code, where the object has it already.
+    """
+    end = {} if failed is None else describe(failed)
+    show(as_json, {**end, **data}, render)
+    if as_json and failed is not None:
+        raise typer.Exit(end["exit_code"])
+    if failed is not None:
+        raise failed
 
 
 def _print_json(data: Mapping[str, Any]) -> None:

@@ -109,7 +109,7 @@ def read_inputs(
         values = _fit_dtype(named.pop(spec.name), spec)
         _check_finite(values, spec.name)
         if spec.name in per_sample:
-            arrays[spec.name] = _cut(values[taken], batch)
+            arrays[spec.name] = cut(values[taken], batch)
         else:
             arrays[spec.name] = np.stack([values] * -(-len(taken) // batch))
     whole = f"{len(taken)} of {count}" if len(taken) < count else f"{count}"
@@ -279,8 +279,13 @@ def evenly_spaced(count: int, wanted: int) -> list[int]:
     return [index * count // wanted for index in range(wanted)]
 
 
-def _cut(array: np.ndarray, batch: int) -> np.ndarray:
-    """Cuts (samples, …) into (⌈samples/N⌉, N, …), the last sample repeated to the end."""
+def cut(array: np.ndarray, batch: int) -> np.ndarray:
+    """Cuts (samples, …) into (⌈samples/N⌉, N, …), the last sample repeated to the end.
+
+    Args:
+        array: The samples.
+        batch: How many go into a batch, N.
+    """
     padding = -len(array) % batch
     if padding:
         array = np.concatenate([array, np.repeat(array[-1:], padding, axis=0)])

@@ -226,6 +226,16 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
     assert own == modules | {"tokexport/__init__.py", "tokexport/py.typed", *libraries}
 
 
+def test_compare_without_torch(installed: Environment, compiled: Compiled) -> None:
+    command = ("compare", compiled.bundle, compiled.bundle / "model.onnx")
+    result = installed.tokexport(*command, "--inputs", compiled.inputs, "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["verdict"] == "identical"
+    result = installed.tokexport("compare", compiled.bundle, "digits_vit:build")
+    assert result.returncode == 6
+    assert "pip install 'tokexport[compile]'" in result.stderr
+
+
 def test_warnings_are_errors_for_every_command(tmp_path: Path) -> None:
     """The commands of this very environment, torch included, under ``-W error``."""
     environment = {**child_environment(), "PYTHONWARNINGS": "error"}

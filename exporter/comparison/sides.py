@@ -1,0 +1,176 @@
+"""Opens what can be compared: a bundle, an ONNX file, an OpenVINO IR, or a source in eager.
+
+All but a source need numpy and their runtime alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from tokexport.exporter.config import ReduceConfig
+from tokexport.exporter.errors import UsageError
+from tokexport.exporter.inputs.batches import Batches
+from tokexport.exporter.requirements import require_compile_packages
+from tokexport.exporter.worker.openings import Opening
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.constant_inputs import ConstantInput
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, TensorSpec, read_manifest
+from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.loading import load
+from tokexport.runtimes.verification import reference_inputs
+
+if TYPE_CHECKING:
+    from tokexport.exporter.source import SourceOptions
+
+#: The kinds of sides.
+BUNDLE: Final = "bundle"
+ONNX: Final = "ONNX"
+IR: Final = "OpenVINO IR"
+SOURCE: Final = "source"
+#: Stands in a shape for a size that a file leaves open.
+ANY_SIZE: Final = -1
+_FILES: Final = {".onnx": ONNX, ".xml": IR}
+
+
+@dataclass(frozen=True)
+class SideInfo:
+    """What one side of a comparison is.
+
+    Attributes:
+        name: The file, folder or name that it was asked for by.
+        kind: ``bundle``, ``ONNX``, ``OpenVINO IR`` or ``source``.
+        runs_on: The runtime and its version.
+        precision: What it computes in.
+    """
+
+    name: str
+    kind: str
+    runs_on: str
+    precision: str
+
+    def __str__(self) -> str:
+        """Returns the name and what runs it: ``model.onnx (ONNX, onnxruntime-cpu 1.23, fp32)``."""
+        return f"{self.name} ({self.kind}, {self.runs_on}, {self.precision})"
+
+
+class Side(ABC):
+    """One of the two that are compared.
+
+    Attributes:
+        info: What it is.
+        inputs: What it takes; the first size of a shape is the batch.
+        constants: Inputs that it holds the value of.
+    """
+
+    info: SideInfo
+    inputs: tuple[TensorSpec, ...]
+    constants: tuple[ConstantInput, ...] = ()
+
+    @abstractmethod
+    def answers(self, batches: Batches) -> dict[str, Array]:
+        """Returns every output on every batch, (batches, …) by name."""
+
+    def own_inputs(self) -> dict[str, Array] | None:
+        """Returns inputs that came with it, (batches, …) by name; None without any."""
+        return None
+
+
+class RunnerSide(Side):
+    """A bundle, an ONNX file or an IR, run by its runtime.
+
+    Args:
+        path: The bundle's folder, or the file.
+        kind: Which of them.
+        precision: What OpenVINO computes an IR in; a bundle says its own.
+        threads: Number of threads; None leaves the choice to the runtime.
+
+    Raises:
+        tokexport.runtimes.errors.RuntimesError: It is damaged, or does not load here.
+    """
+
+    def __init__(
+        self, path: Path, kind: str, *, precision: str = "fp32", threads: int | None = None
+    ) -> None:
+        self._bundle = path if kind == BUNDLE else None
+        self._runner: Runner
+        if kind == BUNDLE:
+            precision = read_manifest(path).precision
+            self._runner = load(path, threads=threads)
+        else:
+            self._runner = Opening(path, precision=precision, threads=threads).open()
+        runtime = self._runner.runtime
+        self.info = SideInfo(str(path), kind, f"{runtime.flavour} {runtime.version}", precision)
+        self.inputs, self.constants = self._runner.inputs, self._runner.constants
+
+    def answers(self, batches: Batches) -> dict[str, Array]:
+        """Returns every output on every batch, (batches, …) by name."""
+        rows = [self._runner.run(batch) for batch in batches]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def own_inputs(self) -> dict[str, Array] | None:
+        """Returns the inputs of a bundle's reference data."""
+        return None if self._bundle is None else reference_inputs(self._bundle)
+
+    def close(self) -> None:
+        """Frees what the runtime holds."""
+        self._runner.close()
+
+
+class SourceSide(Side):
+    """A model in eager PyTorch, in fp32, with a reduction in it where one is given.
+
+    Args:
+        options: Names the model.
+        config: Its inputs, and its reduction.
+
+    Raises:
+        PackageMissingError: torch is not installed.
+        SourceError: The source is not found, or it is no model.
+        UsageError: Nothing says which inputs the model takes.
+    """
+
+    def __init__(self, options: SourceOptions, config: ReduceConfig) -> None:
+        require_compile_packages()
+        import torch
+
+        from tokexport.exporter.eager.example_inputs import constants_of, prepare
+        from tokexport.exporter.reduction.reduced_source import reduced_source
+        from tokexport.exporter.source import load_source
+
+        source = load_source(options)
+        if config.reduce is not None:
+            source = reduced_source(source, config).source
+        self._model, self.inputs, self.drawn = prepare(source, config)
+        self.constants = constants_of(self._model)
+        version = torch.__version__.partition("+")[0]
+        self.info = SideInfo(options.source, SOURCE, f"eager torch {version}", "fp32")
+
+    def answers(self, batches: Batches) -> dict[str, Array]:
+        """Returns every output on every batch, (batches, …) by name."""
+        from tokexport.exporter.eager.reference import run_reference
+
+        return run_reference(self._model, batches, twice=False).outputs
+
+
+def kind_of(name: str) -> str:
+    """Returns what a name stands for: a bundle's folder, a file by its suffix, else a source.
+
+    Raises:
+        UsageError: A file of that suffix does not exist.
+    """
+    path = Path(name)
+    if (path / MANIFEST_NAME).is_file():
+        return BUNDLE
+    kind = _FILES.get(path.suffix, SOURCE)
+    if kind != SOURCE and not path.is_file():
+        raise UsageError(
+            "The file does not exist.",
+            where=name,
+            fix="Pass a bundle, an .onnx file, the .xml of an IR, or a source as compile takes it.",
+        )
+    return kind
