@@ -33,6 +33,7 @@ from typing import Self
 import numpy as np
 
 import tokexport
+from tokexport.exporter.capture.fingerprint import Fingerprint
 from tokexport.exporter.capture.token_cap import checks_of
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.example_inputs import constants_of
@@ -383,6 +384,7 @@ def _size(count: int) -> str:
 def new_manifest(
     config: CompileConfig,
     source: Source,
+    traced: Fingerprint,
     model: FlatModel,
     inputs: tuple[TensorSpec, ...],
     reference: Reference,
@@ -396,6 +398,7 @@ def new_manifest(
     Args:
         config: What was asked for.
         source: The model, as it was read.
+        traced: The hashes of its trace.
         model: The same over flat tensors, with what its graph takes for granted.
         inputs: Its inputs.
         reference: What it answers.
@@ -430,4 +433,5 @@ def new_manifest(
         forms=None if tuning is None else tuning.for_manifest(),
         checks=checks,
         constant_inputs=constants_of(model),
+        fingerprint=dataclasses.asdict(traced),
     )

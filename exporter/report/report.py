@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tokexport.exporter.capture.fingerprint import Fingerprint
 from tokexport.exporter.capture.random_ops_report import RandomOpsReport
 from tokexport.exporter.capture.token_cap_report import TokenCapReport
 from tokexport.exporter.edges.edge_report import EdgeReport
@@ -42,6 +43,8 @@ class Report:
         status: ``PASSED``, ``BUILT, NOT RUN`` or ``FAILED``.
         precision: The precision asked for.
         source: Where the model came from: ``kind``, ``location``, ``sha256``, ``notes``.
+        fingerprint: The hashes of the traced model, its reduction in it; None where a compile ends
+            before the trace.
         inputs: Where the inputs came from, a clause.
         constant_inputs: The inputs that are fixed, with their values.
         samples: How many real samples were compared.
@@ -77,6 +80,7 @@ class Report:
     source: Mapping[str, Any]
     inputs: str
     samples: int
+    fingerprint: Fingerprint | None = None
     constant_inputs: tuple[ConstantInput, ...] = ()
     batches: int = 0
     stages: tuple[StageResult, ...] = ()

@@ -120,9 +120,11 @@ def build(run: CompileRun, answered: Answered, lowered: Lowered) -> Manifest:
         runtime = artifact_of(config.backend, lowered.path, folder, config.precision, batches)
         runtime = with_quantisation(runtime, config, lowered.arithmetic)
         record.runtime, record.artifact_bytes = runtime, _size(folder)
+        assert record.fingerprint is not None
         return new_manifest(
             config,
             answered.source,
+            record.fingerprint,
             answered.given,
             answered.inputs,
             answered.reference,

@@ -12,6 +12,7 @@ import torch
 
 from tokexport.exporter.build.stage_folder import StageFolder
 from tokexport.exporter.bundle.writer import BundleWriter
+from tokexport.exporter.capture.fingerprint import Fingerprint
 from tokexport.exporter.capture.random_ops_report import RandomOpsReport
 from tokexport.exporter.capture.token_cap_report import TokenCapReport
 from tokexport.exporter.config import CompileConfig
@@ -38,6 +39,7 @@ class CompileRecord:
 
     inputs: str = ""
     samples: int = 0
+    fingerprint: Fingerprint | None = None
     batches: int = 0
     constant_inputs: tuple[ConstantInput, ...] = ()
     random_ops: RandomOpsReport | None = None

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from tokexport.exporter.build import run_stage
 from tokexport.exporter.build.precision import precision_warnings
+from tokexport.exporter.capture.fingerprint import fingerprint
 from tokexport.exporter.capture.random_ops import (
     capture_without_draws,
     reference_of,
@@ -149,6 +150,7 @@ def capture(run: CompileRun, answered: Answered) -> Captured:
     with run.stage("capture"):
         with _restoring_named(run):
             program = capture_without_draws(model, batches)
+        run.record.fingerprint = fingerprint(program)
         run.kept.save_program("captured", program)
         module = as_graph_module(program)
         advice = advice_for(config)

@@ -122,6 +122,9 @@ class Manifest:
             the artifact's last one; None without conditions.
         constant_inputs: The inputs of the model that were fixed, with their values: the artifact
             does not take them, and a runner refuses other values.
+        fingerprint: The hashes of the model as it was traced, its reduction in it:
+            ``weights_sha256``, whatever source brought it; and ``structure_sha256``, under the
+            version of ``torch`` beside it. None in bundles made before.
     """
 
     schema_version: int
@@ -145,6 +148,7 @@ class Manifest:
     input_ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
     checks: InputChecks | None = None
     constant_inputs: tuple[ConstantInput, ...] = ()
+    fingerprint: dict[str, Any] | None = None
 
     @property
     def computed(self) -> tuple[TensorSpec, ...]:
@@ -269,6 +273,7 @@ class _Reader:
             input_ranges=self._ranges(data),
             checks=self._checks(data),
             constant_inputs=self._constant_inputs(data),
+            fingerprint=self._object_or_null(data, "fingerprint"),
         )
 
     def _wrong(self, key: str, wanted: str, found: object) -> BundleError:
