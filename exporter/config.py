@@ -212,6 +212,17 @@ class CompileConfig(ReduceConfig):
         return BACKENDS[self.target]
 
     @property
+    def for_manifest(self) -> dict[str, Any]:
+        """The options that shape the graph, by name; inputs and reduction are said elsewhere."""
+        caps = None if self.caps is None else list(self.caps)
+        return {
+            "token_cap": caps,
+            "drop_noise": self.drop_noise,
+            "quantization": self.quantization,
+            "weight_bits": self.weight_bits,
+        }
+
+    @property
     def quantization_used(self) -> str | None:
         """The quantization of int8; None in another precision."""
         if self.precision != "int8":

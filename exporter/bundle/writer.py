@@ -434,4 +434,5 @@ def new_manifest(
         checks=checks,
         constant_inputs=constants_of(model),
         fingerprint=dataclasses.asdict(traced),
+        options=config.for_manifest,
     )

@@ -20,16 +20,17 @@ import typer
 from tokexport.exporter.cli import bench as cli_bench
 from tokexport.exporter.cli import compare as cli_compare
 from tokexport.exporter.cli import reduce as cli_reduce
+from tokexport.exporter.cli import verify as cli_verify
 from tokexport.exporter.cli.messages import (
     console,
     redirect_user_output,
     report_errors,
     show,
-    show_judged,
 )
 from tokexport.exporter.cli.options import (
     Batch,
     Builder,
+    Bundle,
     Checkpoint,
     CodePath,
     Constant,
@@ -64,8 +65,6 @@ app = typer.Typer(
 
 #: Seconds in which a finalizer has ended.
 _MOMENT_S: Final = 0.02
-
-Bundle = Annotated[Path, typer.Argument(help="The folder that compile wrote.")]
 
 
 @app.command("compile")
@@ -243,28 +242,7 @@ def run_command(
         show(json, done.to_json(), render, f"The outputs are in {output}.")
 
 
-@app.command("verify")
-def verify_command(
-    bundle: Bundle,
-    threads: Threads = None,
-    require_kernels: RequireKernels = False,
-    json: Json = False,
-) -> None:
-    """Replay the reference data in a bundle and hold it to its gates; needs no torch."""
-    with report_errors(json):
-        from tokexport.exporter.config import check_threads
-        from tokexport.exporter.report.tables import (
-            failed_gate,
-            render_verification,
-            verification_json,
-        )
-        from tokexport.runtimes.verification import verify_bundle
-
-        check_threads(threads)
-        with redirect_user_output(json):
-            result = verify_bundle(bundle, threads=threads, require_kernels=require_kernels)
-        render = partial(render_verification, result)
-        show_judged(json, verification_json(result), render, failed_gate(result))
+cli_verify.add_commands(app)
 
 
 @app.command("doctor")

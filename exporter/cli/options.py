@@ -37,6 +37,7 @@ ModelSource = Annotated[
         "--builder), timm:NAME, or a transformers folder."
     ),
 ]
+Bundle = Annotated[Path, typer.Argument(help="The folder that compile wrote.")]
 CodePath = Annotated[
     list[Path] | None, typer.Option(help="Folders searched for your Python modules.")
 ]

@@ -28,7 +28,7 @@ def render_comparison(found: ComparedOutputs, console: Console) -> None:
     for heading in ("output", "max", "mean", *shares, "cosine", "SQNR dB", "top-1", "tolerance"):
         table.add_column(heading, justify="left" if heading == "output" else "right")
     for name, one in found.outputs.items():
-        table.add_row(name, *_cells(one))
+        table.add_row(name, *cells(one))
     for line in unbroken_lines(table, console):
         console.print(line, soft_wrap=True)
     for note in found.notes:
@@ -40,7 +40,8 @@ def render_comparison(found: ComparedOutputs, console: Console) -> None:
     console.print(Text.assemble(verdict, f"  {samples}{needs}"))
 
 
-def _cells(one: Figures) -> tuple[str, ...]:
+def cells(one: Figures) -> tuple[str, ...]:
+    """Returns the cells of one output behind its name, in the order of the headings."""
     far = one.comparison
     top1 = "–" if far.top1_agreement is None else f"{far.top1_agreement:.2%}"
     sqnr = "–" if one.sqnr_db is None else "∞" if math.isinf(one.sqnr_db) else f"{one.sqnr_db:.1f}"

@@ -125,6 +125,9 @@ class Manifest:
         fingerprint: The hashes of the model as it was traced, its reduction in it:
             ``weights_sha256``, whatever source brought it; and ``structure_sha256``, under the
             version of ``torch`` beside it. None in bundles made before.
+        options: The options of the compile that shape the graph beside inputs and reduction:
+            ``token_cap``, ``drop_noise``, ``quantization``, ``weight_bits``. None in bundles made
+            before.
     """
 
     schema_version: int
@@ -149,6 +152,7 @@ class Manifest:
     checks: InputChecks | None = None
     constant_inputs: tuple[ConstantInput, ...] = ()
     fingerprint: dict[str, Any] | None = None
+    options: dict[str, Any] | None = None
 
     @property
     def computed(self) -> tuple[TensorSpec, ...]:
@@ -274,6 +278,7 @@ class _Reader:
             checks=self._checks(data),
             constant_inputs=self._constant_inputs(data),
             fingerprint=self._object_or_null(data, "fingerprint"),
+            options=self._object_or_null(data, "options"),
         )
 
     def _wrong(self, key: str, wanted: str, found: object) -> BundleError:

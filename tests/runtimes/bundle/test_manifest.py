@@ -173,7 +173,7 @@ def test_a_wrong_type_names_the_field(
 
 
 #: What a bundle may lack, as one of an earlier version does.
-OPTIONAL = {"preprocessing", "reduction", "forms", "fingerprint", "checks"}
+OPTIONAL = {"preprocessing", "reduction", "forms", "fingerprint", "options", "checks"}
 WITHOUT = {**dict.fromkeys(OPTIONAL), "input_ranges": {}, "constant_inputs": ()}
 
 

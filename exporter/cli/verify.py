@@ -1,0 +1,113 @@
+"""The command that verifies a bundle, alone or against a source: it parses, calls and prints."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokexport.exporter.cli.messages import (
+    console,
+    redirect_user_output,
+    report_errors,
+    show_judged,
+)
+from tokexport.exporter.cli.options import (
+    Builder,
+    Bundle,
+    Checkpoint,
+    CodePath,
+    Inputs,
+    Json,
+    RequireKernels,
+    Samples,
+    Threads,
+    TrustPickle,
+)
+
+if TYPE_CHECKING:
+    from tokexport.exporter.source.options import SourceOptions
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds verify."""
+    app.command("verify")(verify_command)
+
+
+def verify_command(
+    bundle: Bundle,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Hold the bundle to this source; needs torch."),
+    ] = None,
+    inputs: Inputs = None,
+    samples: Samples = None,
+    code_path: CodePath = None,
+    checkpoint: Checkpoint = None,
+    builder: Builder = None,
+    trust_pickle: TrustPickle = False,
+    threads: Threads = None,
+    require_kernels: RequireKernels = False,
+    json: Json = False,
+) -> None:
+    """Replay the reference data in a bundle and hold it to its gates; needs no torch."""
+    with report_errors(json):
+        from tokexport.exporter.config import check_threads
+        from tokexport.exporter.errors import UsageError
+        from tokexport.exporter.report.tables import (
+            failed_gate,
+            render_verification,
+            verification_json,
+        )
+        from tokexport.exporter.source.options import SourceOptions
+        from tokexport.runtimes.verification import verify_bundle
+
+        check_threads(threads)
+        if against is not None:
+            folders = tuple(code_path or ())
+            options = SourceOptions(against, folders, checkpoint, builder, trust_pickle)
+            _verify_against(bundle, options, inputs, samples, threads, require_kernels, json)
+            return
+        if (inputs, samples, checkpoint, builder) != (None, None, None, None):
+            raise UsageError(
+                "A bundle alone is held to its own reference data.",
+                fix="Name the source too: --against SOURCE.",
+            )
+        with redirect_user_output(json):
+            result = verify_bundle(bundle, threads=threads, require_kernels=require_kernels)
+        render = partial(render_verification, result)
+        show_judged(json, verification_json(result), render, failed_gate(result))
+
+
+def _verify_against(
+    bundle: Path,
+    options: SourceOptions,
+    inputs: Path | None,
+    samples: int | None,
+    threads: int | None,
+    require_kernels: bool,
+    json: bool,
+) -> None:
+    """Compares a bundle with a source, and prints what was found."""
+    from tokexport.exporter.requirements import require_compile_packages
+
+    require_compile_packages()
+    from tokexport.exporter.comparison.against import verify_against
+    from tokexport.exporter.comparison.against_tables import render_against
+    from tokexport.exporter.progress import Checklist
+    from tokexport.exporter.source import load_source
+    from tokexport.exporter.source.code_path import on_code_path
+
+    with redirect_user_output(json), on_code_path(options.code_path):
+        found = verify_against(
+            bundle,
+            load_source(options),
+            inputs=inputs,
+            samples=samples,
+            threads=threads,
+            require_kernels=require_kernels,
+            progress=Checklist(console(stderr=True), enabled=not json),
+        )
+    show_judged(json, found.to_json(), partial(render_against, found), found.failed())

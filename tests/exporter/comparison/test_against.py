@@ -1,0 +1,141 @@
+"""A bundle is held to a source: the same model passes, and whatever moved is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.cli import MODELS, TESTS, Answer, compile_model, refusal, tokexport
+from models.cli_models import plain_vit
+from torch import Tensor
+
+SOURCE = f"{MODELS}:plain_vit"
+REDUCED = ("--reduce", "tome:r=4")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundles of one model by target and precision, and its weights."""
+    folder = tmp_path_factory.mktemp("made")
+    torch.save(plain_vit()[0].state_dict(), folder / "weights.pt")
+    x = np.random.default_rng(0).standard_normal((6, 3, 24, 24)).astype(np.float32)
+    np.savez(folder / "x.npz", x=x)
+    for target, precision, options in (
+        ("ort", "fp32", REDUCED),
+        ("openvino", "bf16", REDUCED),
+        ("ort", "int8", ()),  # random weights make near-ties of its steps
+    ):
+        answer = compile_model(
+            *(SOURCE, folder / f"{target}-{precision}", "--precision", precision),
+            *("--inputs", folder / "x.npz", *options),
+            target=target,
+        )
+        assert answer.code == 0, answer
+    return folder
+
+
+def against(bundle: Path, weights: Path, *arguments: object) -> Answer:
+    options = ("--builder", SOURCE, "--code-path", TESTS, *arguments)
+    return tokexport("verify", bundle, "--against", weights, *options, "--json")
+
+
+def moved(made: Path, tmp_path: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
+    """Saves the weights with a change in them."""
+    weights = torch.load(made / "weights.pt")
+    change(weights)
+    torch.save(weights, tmp_path / "moved.pt")
+    return tmp_path / "moved.pt"
+
+
+@pytest.mark.parametrize("name", ["ort-fp32", "openvino-bf16", "ort-int8"])
+def test_the_model_that_it_was_compiled_from_passes(made: Path, name: str) -> None:
+    answer = against(made / name, made / "weights.pt")
+    assert answer.code == 0, answer
+    found = answer.json
+    assert found["verdict"] in ("identical", "arithmetic", "ties only")
+    assert (found["weights"], found["structure"], found["why_not"]) == ("same", "same", "")
+    assert {*found["outputs"]} == {"logits", "tokens"}
+    assert found["inputs"].endswith("samples of reference.npz")
+    assert [stage["name"] for stage in found["stages"]][:3] == ["captured", "rewritten", "onnx"]
+
+
+def test_a_weight_that_moved_by_a_thousandth_is_named(made: Path, tmp_path: Path) -> None:
+    def change(weights: dict[str, Tensor]) -> None:
+        weights["head.weight"].view(-1)[0] += 1e-3
+
+    answer = against(made / "ort-fp32", moved(made, tmp_path, change))
+    assert answer.code == 1, answer
+    found = answer.json
+    assert (found["verdict"], found["weights"], found["structure"]) == ("wrong", "other", "same")
+    assert "the weights are others" in found["error"]["what"]
+    assert found["outputs"]["tokens"]["verdict"] in ("identical", "arithmetic")
+
+
+def test_two_outputs_of_the_head_that_changed_places_are_wrong(made: Path, tmp_path: Path) -> None:
+    def change(weights: dict[str, Tensor]) -> None:
+        weights["head.weight"][[0, 1]] = weights["head.weight"][[1, 0]].clone()
+
+    found = against(made / "ort-fp32", moved(made, tmp_path, change)).json
+    assert found["exit_code"] == 1
+    assert found["outputs"]["logits"]["verdict"] == "wrong"
+    assert found["outputs"]["tokens"]["verdict"] in ("identical", "arithmetic")
+
+
+def test_another_head_is_wrong_also_in_int8(made: Path, tmp_path: Path) -> None:
+    def change(weights: dict[str, Tensor]) -> None:
+        weights["head.weight"].neg_()
+
+    found = against(made / "ort-int8", moved(made, tmp_path, change)).json
+    assert (found["exit_code"], found["outputs"]["logits"]["verdict"]) == (1, "wrong")
+
+
+def test_samples_of_a_file_are_taken(made: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(9).standard_normal((4, 3, 24, 24)).astype(np.float32)
+    np.savez(tmp_path / "fresh.npz", x=x)
+    given = ("--inputs", tmp_path / "fresh.npz", "--samples", "2")
+    found = against(made / "ort-fp32", made / "weights.pt", *given).json
+    assert (found["exit_code"], found["inputs"]) == (0, "2 of 4 samples of fresh.npz")
+
+
+def test_another_preprocessing_is_named(tmp_path: Path) -> None:
+    source = "timm:test_vit.r160_in1k"
+    answer = compile_model(source, tmp_path / "out", "--batch", "1")
+    assert answer.code == 0, answer
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["preprocessing"]["mean"] = [0.0, 0.0, 0.0]
+    path.write_text(json.dumps(manifest))
+    answer = tokexport("verify", tmp_path / "out", "--against", source)
+    message = refusal(answer, 1, tmp_path, "the preprocessing is another: mean is [0.0, 0.0, 0.0]")
+    assert "in the source" in message
+    assert "verdict" in answer.stdout
+
+
+def test_a_bundle_made_before_is_compared_by_numbers(made: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(made / "ort-fp32", tmp_path / "old")
+    path = tmp_path / "old" / "manifest.json"
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    for key in ("fingerprint", "options"):
+        del manifest[key]
+    path.write_text(json.dumps(manifest))
+    found = against(tmp_path / "old", made / "weights.pt").json
+    assert (found["exit_code"], found["weights"], found["structure"]) == (0, "unknown", "unknown")
+
+
+def test_a_source_of_other_inputs_is_refused(made: Path, tmp_path: Path) -> None:
+    answer = tokexport(
+        "verify", made / "ort-fp32", "--against", f"{MODELS}:two_inputs", "--code-path", TESTS
+    )
+    assert answer.code == 2, answer
+
+
+def test_options_of_a_source_need_one(made: Path, tmp_path: Path) -> None:
+    answer = tokexport("verify", made / "ort-fp32", "--inputs", made / "x.npz")
+    refusal(answer, 2, tmp_path, "A bundle alone is held to its own reference data", "--against")
