@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -21,6 +21,7 @@ from tokexport.exporter.cli.options import (
     CodePath,
     Inputs,
     Json,
+    Recipe,
     RequireKernels,
     Samples,
     Threads,
@@ -29,6 +30,16 @@ from tokexport.exporter.cli.options import (
 
 if TYPE_CHECKING:
     from tokexport.exporter.source.options import SourceOptions
+
+
+class AgainstOptions(TypedDict):
+    """The options of ``verify_against`` that the command takes."""
+
+    recipe: str | None
+    inputs: Path | None
+    samples: int | None
+    threads: int | None
+    require_kernels: bool
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -42,6 +53,7 @@ def verify_command(
         str | None,
         typer.Option(metavar="SOURCE", help="Hold the bundle to this source; needs torch."),
     ] = None,
+    reduce: Recipe = None,
     inputs: Inputs = None,
     samples: Samples = None,
     code_path: CodePath = None,
@@ -68,9 +80,16 @@ def verify_command(
         if against is not None:
             folders = tuple(code_path or ())
             options = SourceOptions(against, folders, checkpoint, builder, trust_pickle)
-            _verify_against(bundle, options, inputs, samples, threads, require_kernels, json)
+            asked = AgainstOptions(
+                recipe=reduce,
+                inputs=inputs,
+                samples=samples,
+                threads=threads,
+                require_kernels=require_kernels,
+            )
+            _verify_against(bundle, options, asked, json)
             return
-        if (inputs, samples, checkpoint, builder) != (None, None, None, None):
+        if any(one is not None for one in (reduce, inputs, samples, checkpoint, builder)):
             raise UsageError(
                 "A bundle alone is held to its own reference data.",
                 fix="Name the source too: --against SOURCE.",
@@ -84,10 +103,7 @@ def verify_command(
 def _verify_against(
     bundle: Path,
     options: SourceOptions,
-    inputs: Path | None,
-    samples: int | None,
-    threads: int | None,
-    require_kernels: bool,
+    asked: AgainstOptions,
     json: bool,
 ) -> None:
     """Compares a bundle with a source, and prints what was found."""
@@ -104,10 +120,7 @@ def _verify_against(
         found = verify_against(
             bundle,
             load_source(options),
-            inputs=inputs,
-            samples=samples,
-            threads=threads,
-            require_kernels=require_kernels,
             progress=Checklist(console(stderr=True), enabled=not json),
+            **asked,
         )
     show_judged(json, found.to_json(), partial(render_against, found), found.failed())

@@ -157,6 +157,7 @@ def verify_against(
     bundle: Path,
     source: Source,
     *,
+    recipe: str | None = None,
     inputs: Path | None = None,
     samples: int | None = None,
     threads: int | None = None,
@@ -168,6 +169,7 @@ def verify_against(
     Args:
         bundle: The folder that compile wrote.
         source: The model, as it was read.
+        recipe: The reduction that is put into the source; None takes that of the manifest.
         inputs: A file of real samples; without it those of the bundle's reference data are taken.
         samples: How many of them are used, evenly spaced; None uses all.
         threads: The most threads of eager and the runtime; None leaves it to them.
@@ -187,7 +189,7 @@ def verify_against(
     with scratch_folder() as scratch:
         given = inputs or _saved_inputs(bundle, manifest, scratch / "reference.npz")
         config = _config(manifest, scratch / "unbuilt", given, samples, threads)
-        config = replace(config, require_kernels=require_kernels)
+        config = replace(config, require_kernels=require_kernels, reduce=recipe or config.reduce)
         with compile_run(source, config, checklist) as run:
             return _held(run, bundle, manifest)
 
@@ -211,6 +213,7 @@ def _held(run: CompileRun, bundle: Path, manifest: Manifest) -> AgainstSource:
             bundle, threads=run.config.threads, require_kernels=run.config.require_kernels
         ) as runner,
     ):
+        runner.hold_to(None)  # what its checks say is an output of the graph, and is compared too
         found = run_stage.run_artifact(runner, answered.batches)
         try:
             captured.proof.check("artifact", found, replay)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.cli import MODELS, TESTS, Answer, compile_model, refusal, tokexport
+from helpers.thorough import thorough_but
 from models.cli_models import plain_vit
 from torch import Tensor
 
@@ -52,7 +53,9 @@ def moved(made: Path, tmp_path: Path, change: Callable[[dict[str, Tensor]], None
     return tmp_path / "moved.pt"
 
 
-@pytest.mark.parametrize("name", ["ort-fp32", "openvino-bf16", "ort-int8"])
+@pytest.mark.parametrize(
+    "name", thorough_but(["ort-fp32", "openvino-bf16"], ["ort-fp32", "openvino-bf16", "ort-int8"])
+)
 def test_the_model_that_it_was_compiled_from_passes(made: Path, name: str) -> None:
     answer = against(made / name, made / "weights.pt")
     assert answer.code == 0, answer
@@ -127,6 +130,31 @@ def test_a_bundle_made_before_is_compared_by_numbers(made: Path, tmp_path: Path)
     path.write_text(json.dumps(manifest))
     found = against(tmp_path / "old", made / "weights.pt").json
     assert (found["exit_code"], found["weights"], found["structure"]) == (0, "unknown", "unknown")
+
+
+def test_a_count_under_a_cap_and_its_check_are_compared(tmp_path: Path) -> None:
+    source = "models.ragged:halting"
+    x = torch.randn(24, 12, 16, generator=torch.Generator().manual_seed(1)).numpy()
+    np.savez(tmp_path / "x.npz", x=x)
+    given = ("--inputs", tmp_path / "x.npz", "--token-cap", 12)
+    answer = compile_model(source, tmp_path / "out", *given)
+    assert answer.code == 0, answer
+    answer = tokexport("verify", tmp_path / "out", "--against", source, "--json")
+    assert answer.code == 0, answer
+    found = answer.json
+    assert (found["weights"], found["structure"]) == ("same", "same")
+    assert "input_checks" in found["outputs"]
+
+
+def test_fixed_inputs_and_a_reduction_of_ones_own_are_taken(made: Path, tmp_path: Path) -> None:
+    source = f"{MODELS}:two_inputs"
+    answer = compile_model(source, tmp_path / "out", "--constant", "mask")
+    assert answer.code == 0, answer
+    answer = tokexport("verify", tmp_path / "out", "--against", source, "--json")
+    assert answer.code == 0, answer
+    given = ("--reduce", "tome:r=3")
+    found = against(made / "ort-fp32", made / "weights.pt", *given)
+    assert found.code == 2, found  # other tokens than the bundle gives
 
 
 def test_a_source_of_other_inputs_is_refused(made: Path, tmp_path: Path) -> None:
