@@ -8,16 +8,16 @@ where it leaves its gate it is replayed with eager's decisions, as every stage o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from rich.console import Console
 
 from tokexport.exporter.backends.known import REFERENCE
 from tokexport.exporter.build import run_stage
+from tokexport.exporter.bundle.run_bundle import write_arrays
 from tokexport.exporter.comparison.figures import Figures, figures
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError, UsageError, listed
@@ -85,8 +85,10 @@ class AgainstSource:
         inputs: Where the inputs come from, a clause.
         samples: How many samples were compared.
         weights: Whether the source has the weights that the bundle was compiled from: ``same``,
-            ``other``, or ``unknown`` in bundles made before they were hashed.
-        structure: The same of the graph; ``unknown`` under another version of torch too.
+            ``other``; or ``unknown``, where the graph may use them in another order or the bundle
+            was made before they were hashed.
+        structure: The same of the graph; ``unknown`` under another version of torch too. Another
+            graph is no other model: the outputs say what it computes.
         preprocessing: What differs in the preprocessing: by step, of the bundle and of the source.
         outputs: The verdict of every output.
         ties: How many samples a near-tie excuses.
@@ -122,8 +124,6 @@ class AgainstSource:
         ]
         if self.weights == OTHER:
             reasons.append("the weights are others")
-        if self.structure == OTHER:
-            reasons.append("the graph is another")
         if self.preprocessing:
             reasons.append(f"the preprocessing is another: {listed(self.differences)}")
         return "; ".join(reasons)
@@ -294,7 +294,7 @@ def _saved_inputs(bundle: Path, manifest: Manifest, path: Path) -> Path:
         else own[spec.name][0]
         for spec in manifest.inputs
     }
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    write_arrays(path, arrays)
     return path
 
 
@@ -318,15 +318,12 @@ def _hashes(run: CompileRun, manifest: Manifest) -> tuple[str, str]:
     now, before = run.record.fingerprint, manifest.fingerprint
     if now is None or before is None:
         return UNKNOWN, UNKNOWN
-    asked = asdict(now)
-    weights, structure = (
-        SAME if before.get(key) == asked[key] else OTHER
-        for key in ("weights_sha256", "structure_sha256")
-    )
-    if before.get("torch") == now.torch:
-        return weights, structure
-    # another version may trace in another order: what is equal is equal, and else nothing is known
-    return tuple(SAME if one == SAME else UNKNOWN for one in (weights, structure))  # type: ignore[return-value]
+    structure = SAME if before.get("structure_sha256") == now.structure_sha256 else OTHER
+    if structure == OTHER and before.get("torch") != now.torch:
+        structure = UNKNOWN
+    if before.get("weights_sha256") == now.weights_sha256:
+        return SAME, structure
+    return OTHER if structure == SAME else UNKNOWN, structure
 
 
 def _differences(

@@ -79,6 +79,26 @@ def test_a_weight_that_moved_by_a_thousandth_is_named(made: Path, tmp_path: Path
     assert found["outputs"]["tokens"]["verdict"] in ("identical", "arithmetic")
 
 
+def test_another_spelling_of_the_model_is_decided_by_its_outputs(
+    made: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "spelled.py").write_text(
+        "from models.cli_models import PlainVit\n"
+        "class Spelled(PlainVit):\n"
+        "    def forward(self, x):\n"
+        "        found = super().forward(x * 1.0)\n"
+        "        return found\n"
+        "def build():\n"
+        "    return Spelled().eval()\n"
+    )
+    found = tokexport(
+        *("verify", made / "ort-fp32", "--against", made / "weights.pt", "--json"),
+        *("--builder", "spelled:build", "--code-path", tmp_path, "--code-path", TESTS),
+    ).json
+    assert (found["exit_code"], found["structure"]) == (0, "other")
+    assert found["weights"] == "same"
+
+
 def test_two_outputs_of_the_head_that_changed_places_are_wrong(made: Path, tmp_path: Path) -> None:
     def change(weights: dict[str, Tensor]) -> None:
         weights["head.weight"][[0, 1]] = weights["head.weight"][[1, 0]].clone()
