@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from helpers.graphs import Function
-from helpers.thorough import thorough_but
 from torch import Tensor
 
 from tokexport.exporter.capture.token_cap import CappedModel, under_cap
@@ -66,7 +65,7 @@ def capped(function: Answer, x: Tensor) -> tuple[CappedModel, Batches, TokenCapR
     return model, kept, use
 
 
-@pytest.mark.parametrize("name", thorough_but([*SELECTED][::2], SELECTED))
+@pytest.mark.parametrize("name", SELECTED)
 def test_each_input_takes_its_own_way(name: str) -> None:
     function = SELECTED[name]
     model, kept, use = capped(function, samples(24, 0))

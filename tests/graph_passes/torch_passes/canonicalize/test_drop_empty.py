@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.graphs import Outputs, calls, checked, emitted, lowered, rewrite
-from helpers.thorough import thorough_but
 from torch import Tensor
 from torch.nn import functional
 
@@ -170,7 +169,7 @@ def left(rewritten: PassResult) -> list[str]:
     return [node.name for node, value in values if isinstance(value, Tensor) and not value.numel()]
 
 
-@pytest.mark.parametrize("name", thorough_but([*OF_NONE][::2], OF_NONE))
+@pytest.mark.parametrize("name", OF_NONE)
 def test_nothing_that_is_empty_stays(name: str) -> None:
     rewritten = checked(OF_NONE[name], drawn(), passes=PASSES)
     assert left(rewritten) == []

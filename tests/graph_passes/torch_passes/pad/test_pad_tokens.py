@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers.graphs import Function
-from helpers.thorough import thorough_but
 from torch import Tensor
 from torch.nn import functional as f
 
@@ -217,7 +216,7 @@ OF_ENOUGH: dict[str, Rows] = {
 }
 
 
-@pytest.mark.parametrize("name", thorough_but([*OF_ENOUGH][::2], OF_ENOUGH))
+@pytest.mark.parametrize("name", OF_ENOUGH)
 def test_where_eager_has_no_answer_a_check_fails(name: str) -> None:
     module = Function(OF_ENOUGH[name])
     full = inputs()[0]
@@ -282,7 +281,7 @@ def inputs() -> list[Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:torch.range is deprecated")
-@pytest.mark.parametrize("name", thorough_but([*EXACT][::2], EXACT))
+@pytest.mark.parametrize("name", EXACT)
 def test_live_rows_are_exact(name: str) -> None:
     module = Function(EXACT[name])
     first, *others = inputs()

@@ -9,7 +9,6 @@ import pytest
 import torch
 from helpers.graphs import TARGETS, calls, checked, emitted, lowered, rewrite
 from helpers.onnx_graphs import assert_tensorrt_builds
-from helpers.thorough import thorough_but
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -68,7 +67,7 @@ READS: dict[str, tuple[Callable[[Tensor], Outputs], int]] = {
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("name", thorough_but([*READS][::2], READS))
+@pytest.mark.parametrize("name", READS)
 def test_a_layer_is_as_wide_as_what_is_read(name: str, bias: bool) -> None:
     read, width = READS[name]
     targets = TARGETS if bias else ()
