@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 import torch
 from helpers.cli import MODELS, TESTS, Answer, compile_model, refusal, tokexport
+from helpers.near_ties import CHANNELS, TOKENS, KeepsTheBest, Nudge, samples
 from helpers.thorough import thorough_but
 from models.cli_models import plain_vit
 from torch import Tensor
+
+import tokexport as package
+from tokexport.exporter.comparison.against import verify_against
+from tokexport.exporter.source.in_memory import source_in_memory
+from tokexport.graph_passes import pipelines
 
 SOURCE = f"{MODELS}:plain_vit"
 REDUCED = ("--reduce", "tome:r=4")
@@ -115,6 +121,33 @@ def test_another_head_is_wrong_also_in_int8(made: Path, tmp_path: Path) -> None:
 
     found = against(made / "ort-int8", moved(made, tmp_path, change)).json
     assert (found["exit_code"], found["outputs"]["logits"]["verdict"]) == (1, "wrong")
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.0, "ties only"), (1.001, "wrong")], ids=["a tie", "and an error"]
+)
+def test_a_tie_is_excused_and_no_error_behind_it(
+    factor: float, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle's runtime turns a decision that rounding can turn; the source may do more."""
+
+    class Scaled(KeepsTheBest):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * factor if factor != 1.0 else super().forward(x)
+
+    nudged = {**pipelines.LOWER, "openvino": (*pipelines.LOWER["openvino"], Nudge(1e-6))}
+    monkeypatch.setattr(pipelines, "LOWER", nudged)
+    zeros = torch.zeros(1, TOKENS, CHANNELS)
+    for name, apart in (("wide", 0.5), ("close", 2e-7)):
+        np.savez(tmp_path / f"{name}.npz", x=samples(apart))
+    bundle = package.compile(
+        *(KeepsTheBest(), zeros, "openvino"),
+        **{"output": tmp_path / "out", "inputs": tmp_path / "wide.npz", "timed": False},
+    ).bundle
+    found = verify_against(bundle, source_in_memory(Scaled(), zeros), inputs=tmp_path / "close.npz")
+    assert found.verdict == verdict, found.why_not
+    assert found.ties == (1 if verdict == "ties only" else 0)
+    assert found.outputs["output"].figures.comparison.max_abs > 0.1
 
 
 def test_samples_of_a_file_are_taken(made: Path, tmp_path: Path) -> None:
