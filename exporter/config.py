@@ -213,13 +213,14 @@ class CompileConfig(ReduceConfig):
 
     @property
     def for_manifest(self) -> dict[str, Any]:
-        """The options that shape the graph, by name; inputs and reduction are said elsewhere."""
+        """The options that shape graph and gates; inputs and reduction are said elsewhere."""
         caps = None if self.caps is None else list(self.caps)
         return {
             "token_cap": caps,
             "drop_noise": self.drop_noise,
             "quantization": self.quantization,
             "weight_bits": self.weight_bits,
+            "atol": self.atol,
         }
 
     @property

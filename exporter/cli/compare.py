@@ -39,7 +39,7 @@ def compare_command(
     samples: Samples = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Fail where a value is off by more than this share of its scale."),
+        typer.Option(help="Fail where more of a value's scale, or of whole numbers, differs."),
     ] = None,
     precision: Annotated[
         str, typer.Option(help="What OpenVINO computes an IR in: fp32, bf16, fp16.")

@@ -17,10 +17,12 @@ from rich.console import Console
 
 from tokexport.exporter.backends.known import REFERENCE
 from tokexport.exporter.build import run_stage
-from tokexport.exporter.bundle.run_bundle import write_arrays
 from tokexport.exporter.comparison.figures import Figures, figures
+from tokexport.exporter.comparison.reference_batches import reference_batches, values_of
+from tokexport.exporter.comparison.source_examples import with_examples
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError, UsageError, listed
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.parity.proof import ParityError, StageResult
 from tokexport.exporter.progress import Checklist
@@ -40,7 +42,7 @@ from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes.ops import ops
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, read_manifest
+from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, TensorSpec, read_manifest
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.tolerances.neighbourhoods import as_samples
 from tokexport.runtimes.verification import reference_inputs
@@ -85,11 +87,13 @@ class AgainstSource:
         inputs: Where the inputs come from, a clause.
         samples: How many samples were compared.
         weights: Whether the source has the weights that the bundle was compiled from: ``same``,
-            ``other``; or ``unknown``, where the graph may use them in another order or the bundle
-            was made before they were hashed.
+            ``other``; or ``unknown`` in bundles made before they were hashed. Another graph may use
+            the same ones in another order.
         structure: The same of the graph; ``unknown`` under another version of torch too. Another
             graph is no other model: the outputs say what it computes.
-        preprocessing: What differs in the preprocessing: by step, of the bundle and of the source.
+        preprocessing: What differs in the preprocessing: by step, of the bundle and of the source;
+            empty where one of them does not say it.
+        constants: What differs in the numbers and texts that the model returns beside tensors.
         outputs: The verdict of every output.
         ties: How many samples a near-tie excuses.
         stages: The stages of the source that were compared on the way, in order.
@@ -104,6 +108,7 @@ class AgainstSource:
     weights: str
     structure: str
     preprocessing: Mapping[str, tuple[Any, Any]]
+    constants: Mapping[str, tuple[Any, Any]]
     outputs: Mapping[str, OutputVerdict]
     ties: int
     stages: tuple[StageResult, ...]
@@ -125,16 +130,10 @@ class AgainstSource:
         if self.weights == OTHER:
             reasons.append("the weights are others")
         if self.preprocessing:
-            reasons.append(f"the preprocessing is another: {listed(self.differences)}")
+            reasons.append(f"the preprocessing is another: {listed(_clauses(self.preprocessing))}")
+        if self.constants:
+            reasons.append(f"what it returns is another: {listed(_clauses(self.constants))}")
         return "; ".join(reasons)
-
-    @property
-    def differences(self) -> list[str]:
-        """What differs in the preprocessing, a clause each."""
-        return [
-            f"{step} is {ours} in the bundle and {its} in the source"
-            for step, (ours, its) in self.preprocessing.items()
-        ]
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names, and the verdict."""
@@ -186,19 +185,41 @@ def verify_against(
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     ops.register()
     WORKER.start(REFERENCE.runtime, manifest.runtime.name)
+    own = reference_inputs(bundle)
+    firsts = {name: array[0] for name, array in own.items()}
+    source = with_examples(source, manifest.inputs, firsts)
     with scratch_folder() as scratch:
-        given = inputs or _saved_inputs(bundle, manifest, scratch / "reference.npz")
-        config = _config(manifest, scratch / "unbuilt", given, samples, threads)
+        config = _config(manifest, scratch / "unbuilt", inputs, samples, threads)
         config = replace(config, require_kernels=require_kernels, reduce=recipe or config.reduce)
         with compile_run(source, config, checklist) as run:
-            return _held(run, bundle, manifest)
+            try:
+                return _held(run, bundle, manifest, None if inputs else own)
+            except GateError as error:
+                error.fix = "The source alone leaves its gate: compile it, and see its stages."
+                raise
 
 
-def _held(run: CompileRun, bundle: Path, manifest: Manifest) -> AgainstSource:
-    """Runs the stages of the source, and the bundle in place of an artifact."""
+def _held(
+    run: CompileRun, bundle: Path, manifest: Manifest, own: Mapping[str, Array] | None
+) -> AgainstSource:
+    """Runs the stages of the source, and the bundle in place of an artifact.
+
+    Args:
+        run: The compile of the source.
+        bundle: The folder.
+        manifest: What it holds.
+        own: The inputs of its reference data; None where others are read.
+    """
+
+    def known(inputs: tuple[TensorSpec, ...]) -> Batches:
+        _require_same_inputs(inputs, manifest, bundle)
+        assert own is not None
+        return reference_batches(own, inputs, str(bundle))
+
     reduced = reduce(run)
-    answered = reference(run, reduced)
-    _require_same_form(answered, manifest, bundle)
+    answered = reference(run, reduced, None if own is None else known)
+    _require_same_inputs(answered.inputs, manifest, bundle)
+    _require_same_outputs(answered, manifest, bundle)
     captured = capture(run, answered)
     rewritten = rewrite(run, answered, captured)
     emitted = emit(run, answered, captured, rewritten)
@@ -233,7 +254,8 @@ def _held(run: CompileRun, bundle: Path, manifest: Manifest) -> AgainstSource:
         samples=answered.batches.samples,
         weights=weights,
         structure=structure,
-        preprocessing=_differences(manifest.preprocessing, steps),
+        preprocessing=_preprocessing(manifest.preprocessing, steps),
+        constants=_differences(manifest.constant_outputs, answered.reference.constants),
         outputs=_verdicts(result, answered, captured, found),
         ties=0 if result.ties is None else len(result.ties.samples),
         stages=stages,
@@ -259,21 +281,19 @@ def _verdicts(
 
 
 def _config(
-    manifest: Manifest, output: Path, inputs: Path, samples: int | None, threads: int | None
+    manifest: Manifest, output: Path, inputs: Path | None, samples: int | None, threads: int | None
 ) -> CompileConfig:
     """Returns the options that the bundle was compiled with, as far as they shape its graph."""
     options: dict[str, Any] = manifest.options or {}  # bundles made before have none
     first = manifest.inputs[0].shape if manifest.inputs else ()
-    one = len(manifest.inputs) == 1 and not manifest.constant_inputs
     return CompileConfig(
         target=manifest.target,
         output=output,
         precision=manifest.precision,
         inputs=inputs,
         samples=samples,
-        input_shape=first if one else None,
         batch=first[0] if first else None,
-        constants={each.name: each.array for each in manifest.constant_inputs} or None,
+        constants=values_of(manifest.constant_inputs) or None,
         reduce=None if manifest.reduction is None else manifest.reduction["recipe"],
         timed=False,
         threads=threads,
@@ -281,35 +301,33 @@ def _config(
         drop_noise=options.get("drop_noise", False),
         quantization=options.get("quantization"),
         weight_bits=options.get("weight_bits"),
+        atol=options.get("atol"),
     )
 
 
-def _saved_inputs(bundle: Path, manifest: Manifest, path: Path) -> Path:
-    """Writes the inputs of a bundle's reference data as a file of samples."""
-    own = reference_inputs(bundle)
-    batch = manifest.inputs[0].shape[:1]
-    arrays = {
-        spec.name: own[spec.name].reshape(-1, *spec.shape[1:])
-        if spec.shape[:1] == batch
-        else own[spec.name][0]
-        for spec in manifest.inputs
-    }
-    write_arrays(path, arrays)
-    return path
-
-
-def _require_same_form(answered: Answered, manifest: Manifest, bundle: Path) -> None:
-    """Refuses a source of other inputs or outputs than the bundle's."""
-    outputs = answered.reference.outputs
-    ours = {spec.name: (spec.shape, spec.dtype) for spec in manifest.computed}
-    its = {name: (array.shape[1:], str(array.dtype)) for name, array in outputs.items()}
-    if answered.inputs != manifest.inputs or ours != its:
+def _require_same_inputs(inputs: tuple[TensorSpec, ...], manifest: Manifest, bundle: Path) -> None:
+    """Refuses a source of other inputs than the bundle's."""
+    if inputs != manifest.inputs:
         raise UsageError(
-            "The source takes or gives something else than the bundle.",
-            where=f"{bundle}: {'; '.join(map(str, manifest.inputs))} → "
-            f"{'; '.join(map(str, manifest.outputs))}; the source: "
-            f"{'; '.join(map(str, answered.inputs))} → {listed([*its])}",
+            "The source takes something else than the bundle.",
+            where=f"{bundle}: {'; '.join(map(str, manifest.inputs))}; "
+            f"the source: {'; '.join(map(str, inputs))}",
             fix="Pass the source that the bundle was compiled from.",
+        )
+
+
+def _require_same_outputs(answered: Answered, manifest: Manifest, bundle: Path) -> None:
+    """Refuses a source of other outputs than the bundle's."""
+    its = {
+        TensorSpec(name, array.shape[1:], str(array.dtype))
+        for name, array in answered.reference.outputs.items()
+    }
+    if its != {*manifest.computed}:
+        raise UsageError(
+            "The source gives something else than the bundle.",
+            where=f"{bundle}: {'; '.join(map(str, manifest.computed))}; "
+            f"the source: {'; '.join(sorted(map(str, its)))}",
+            fix="Pass the source that the bundle was compiled from, with its reduction.",
         )
 
 
@@ -321,15 +339,28 @@ def _hashes(run: CompileRun, manifest: Manifest) -> tuple[str, str]:
     structure = SAME if before.get("structure_sha256") == now.structure_sha256 else OTHER
     if structure == OTHER and before.get("torch") != now.torch:
         structure = UNKNOWN
-    if before.get("weights_sha256") == now.weights_sha256:
-        return SAME, structure
-    return OTHER if structure == SAME else UNKNOWN, structure
+    # another graph may use the same weights in another order
+    key = "weights_sha256" if structure == SAME else "weights_set_sha256"
+    return SAME if before.get(key) == getattr(now, key) else OTHER, structure
 
 
-def _differences(
+def _preprocessing(
     ours: Mapping[str, Any] | None, its: Mapping[str, Any] | None
 ) -> dict[str, tuple[Any, Any]]:
-    """Returns the steps that differ; where they were found is none of them."""
-    keys = {*(ours or {}), *(its or {})} - {"origin"}
-    pairs = {key: ((ours or {}).get(key), (its or {}).get(key)) for key in sorted(keys)}
+    """Returns the steps that differ, where both sides say theirs; where each was found is none."""
+    if ours is None or its is None:
+        return {}
+    return _differences(*({**steps, "origin": None} for steps in (ours, its)))
+
+
+def _differences(ours: Mapping[str, Any], its: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    pairs = {key: (ours.get(key), its.get(key)) for key in sorted({*ours, *its})}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _clauses(pairs: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Returns a clause for each pair of values that differ."""
+    return [
+        f"{name} is {ours} in the bundle and {its} in the source"
+        for name, (ours, its) in pairs.items()
+    ]

@@ -30,7 +30,6 @@ def render_against(found: AgainstSource, console: Console) -> None:
         ("inputs", found.inputs),
         ("weights", _SAID[found.weights]),
         ("structure", _SAID[found.structure]),
-        *(("preprocessing", each) for each in found.differences),
     )
     for label, said in facts:
         console.print(Text(f"{label:<14} {said}"), soft_wrap=True)

@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from tokexport.exporter.comparison.figures import Figures, figures
+from tokexport.exporter.comparison.reference_batches import (
+    batch_of,
+    reference_batches,
+    values_of,
+)
 from tokexport.exporter.comparison.sides import (
     ANY_SIZE,
     SOURCE,
@@ -44,8 +51,8 @@ class ComparedOutputs:
         inputs: Where the inputs come from, a clause.
         samples: How many samples both ran.
         outputs: The figures of every output that both have, by the reference's name.
-        notes: What a reader has to know, a sentence each: outputs of one side alone, names that
-            differ.
+        alone: The outputs that one side alone has.
+        notes: What a reader has to know, a sentence each: names that differ, outputs of one side.
     """
 
     reference: SideInfo
@@ -53,12 +60,13 @@ class ComparedOutputs:
     inputs: str
     samples: int
     outputs: Mapping[str, Figures]
+    alone: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
         """``identical`` where all values of all outputs are equal, else ``different``."""
-        same = all(one.identical for one in self.outputs.values())
+        same = not self.alone and all(one.identical for one in self.outputs.values())
         return IDENTICAL if same else DIFFERENT
 
     @property
@@ -82,6 +90,7 @@ class ComparedOutputs:
             for name, one in self.outputs.items()
             if not one.tolerance <= tolerance
         ]
+        wide += [f"output '{name}' is on one side only" for name in self.alone]
         if not wide:
             return None
         return GateError(
@@ -122,13 +131,17 @@ def compare(
         batches = _inputs(one, other, specs, config)
         theirs, notes = _adapted(batches, specs, _concrete(other, one, config.batch))
         wanted, found = one.answers(batches), other.answers(theirs)
-        pairs, unlike = _paired(wanted, found)
+        pairs, alone, unlike = _paired(wanted, found)
         outputs = {
             name: _measured(name, _samples(wanted[name], batches), _samples(found[its], theirs))
             for name, its in pairs.items()
         }
         said = (*notes, *unlike)
-        return ComparedOutputs(one.info, other.info, batches.origin, batches.samples, outputs, said)
+        if alone:
+            said += (f"On one side only: {listed(alone)}.",)
+        return ComparedOutputs(
+            one.info, other.info, batches.origin, batches.samples, outputs, alone, said
+        )
 
 
 @contextmanager
@@ -151,23 +164,24 @@ def _opened(
                 stack.callback(runners[place].close)
         for runner in runners.values():
             config = _like(runner, config)
+        known = [one.inputs for one in runners.values() if all(map(_is_fixed, one.inputs))]
         yield [
-            runners[place] if place in runners else SourceSide(name, config)
+            runners[place] if place in runners else SourceSide(name, config, *known[:1])
             for place, name in enumerate(names)
         ]
 
 
+def _is_fixed(spec: TensorSpec) -> bool:
+    return ANY_SIZE not in spec.shape
+
+
 def _like(side: Side, config: ReduceConfig) -> ReduceConfig:
-    """Returns the configuration of a source that takes what a side takes."""
-    shape = side.inputs[0].shape if len(side.inputs) == 1 and not side.constants else ()
-    known = bool(shape) and ANY_SIZE not in shape
+    """Returns the configuration of a source with the batch and the fixed inputs of a side."""
     batch = side.inputs[0].shape[:1] if side.inputs else ()
-    fixed = {one.name: one.array for one in side.constants}
     return replace(
         config,
-        input_shape=config.input_shape or (shape if known else None),
         batch=config.batch or next((size for size in batch if size != ANY_SIZE), None),
-        constants=config.constants or fixed or None,
+        constants=config.constants or values_of(side.constants) or None,
     )
 
 
@@ -187,7 +201,7 @@ def _filled(spec: TensorSpec, other: TensorSpec | None, batch: int | None) -> Te
     if ANY_SIZE in sizes:
         raise UsageError(
             f"Input '{spec.name}' leaves sizes open, and the other side does not say them: {spec}.",
-            fix="Pass samples with --inputs, or compare with a side of fixed shapes.",
+            fix="Compare with a side of fixed shapes, as a bundle or a source is.",
         )
     return replace(spec, shape=tuple(sizes))
 
@@ -197,40 +211,26 @@ def _by_name_or_order(
 ) -> dict[str, TensorSpec]:
     """Returns what each of our inputs is on the other side."""
     named = {spec.name: spec for spec in theirs}
-    if {spec.name for spec in ours} == named.keys():
-        return named
     if len(ours) != len(theirs):
-        return {}
-    return {spec.name: its for spec, its in zip(ours, theirs, strict=True)}
+        return {spec.name: named[spec.name] for spec in ours if spec.name in named}
+    used = {spec.name for spec in ours}
+    others = iter([spec for spec in theirs if spec.name not in used])
+    return {spec.name: named.get(spec.name) or next(others) for spec in ours}
 
 
 def _inputs(one: Side, other: Side, specs: tuple[TensorSpec, ...], config: ReduceConfig) -> Batches:
     """Returns what the first side is run on."""
     if config.inputs is not None:
-        batch = _batch(specs)
+        batch = batch_of(specs)
         return read_inputs(Path(config.inputs), specs, batch, config.samples, one.constants)
     for side in (one, other):
         if (own := side.own_inputs()) is not None:
-            batches = _of_bundle(own, side)
+            batches = reference_batches(own, side.inputs, side.info.name)
             return batches if side is one else _adapted(batches, side.inputs, specs)[0]
     for side in (one, other):
         if isinstance(side, SourceSide):
             return side.drawn if side is one else _adapted(side.drawn, side.inputs, specs)[0]
     return synthetic_inputs(specs, DRAWN_BATCHES, config.seed)
-
-
-def _of_bundle(arrays: Mapping[str, Array], side: Side) -> Batches:
-    """Returns the inputs of a bundle's reference data as batches."""
-    names = tuple(spec.name for spec in side.inputs)
-    count = len(arrays[names[0]])
-    samples = count * _batch(side.inputs)
-    origin = f"{samples} samples of the reference data of {side.info.name}"
-    return Batches(names, dict(arrays), samples, None, origin)
-
-
-def _batch(specs: Sequence[TensorSpec]) -> int:
-    """Returns how many samples inputs hold at once."""
-    return specs[0].shape[0] if specs and specs[0].shape else 1
 
 
 def _adapted(
@@ -250,16 +250,16 @@ def _adapted(
         UsageError: The two sides take other inputs.
     """
     known = _by_name_or_order(specs, wanted)
-    unlike = [spec for spec in specs if not _fit(spec, known.get(spec.name))]
+    before, after = batch_of(specs), batch_of(wanted)
+    unlike = [spec for spec in specs if not _fit(spec, known.get(spec.name), before, after)]
     if unlike or len(specs) != len(wanted):
         raise UsageError(
             "The two sides take other inputs: "
             f"{'; '.join(map(str, specs))}, and {'; '.join(map(str, wanted))}.",
             fix="Compare models of the same inputs, or pass --batch for a source.",
         )
-    before, after = _batch(specs), _batch(wanted)
     arrays = {
-        known[spec.name].name: _recut(batches.arrays[spec.name], before, after, batches.samples)
+        known[spec.name].name: _recut(spec, batches, known[spec.name], before, after)
         for spec in specs
     }
     renamed = [f"{name} is {its.name}" for name, its in known.items() if name != its.name]
@@ -268,20 +268,32 @@ def _adapted(
     return replace(batches, names=names, arrays={name: arrays[name] for name in names}), notes
 
 
-def _fit(spec: TensorSpec, other: TensorSpec | None) -> bool:
-    """Returns whether two inputs take the same samples; the number at once may differ."""
-    return other is not None and (spec.dtype, spec.shape[1:], bool(spec.shape)) == (
-        other.dtype,
-        other.shape[1:],
-        bool(other.shape),
-    )
+def _fit(spec: TensorSpec, other: TensorSpec | None, before: int, after: int) -> bool:
+    """Returns whether two inputs take the same values; the number of samples at once may differ."""
+    if other is None or spec.dtype != other.dtype:
+        return False
+    return spec.shape == other.shape or _of_samples(spec, other, before, after)
 
 
-def _recut(array: Array, before: int, after: int, samples: int) -> Array:
-    """Cuts (batches, before, …) anew into batches of another size."""
-    if before == after or array.shape[1:2] != (before,):
+def _of_samples(spec: TensorSpec, other: TensorSpec, before: int, after: int) -> bool:
+    """Returns whether an input begins with the samples, on both sides."""
+    sizes = spec.shape[:1], other.shape[:1]
+    return sizes == ((before,), (after,)) and spec.shape[1:] == other.shape[1:]
+
+
+def _recut(spec: TensorSpec, batches: Batches, other: TensorSpec, before: int, after: int) -> Array:
+    """Cuts an input (batches, …) anew, where the other side takes more or fewer samples at once."""
+    array = batches.arrays[spec.name]
+    if before == after:
         return array
-    return cut(array.reshape(-1, *array.shape[2:])[:samples], after)
+    if _of_samples(spec, other, before, after):
+        return cut(array.reshape(-1, *array.shape[2:])[: batches.samples], after)
+    if any(not np.array_equal(one, array[0]) for one in array):
+        raise UsageError(
+            f"Input '{spec.name}' is none of samples, and differs between the batches.",
+            fix="Give both sides the same batch, or one value of it with --inputs.",
+        )
+    return np.stack([array[0]] * -(-batches.samples // after))
 
 
 def _samples(array: Array, batches: Batches) -> Array:
@@ -297,27 +309,20 @@ def _samples(array: Array, batches: Batches) -> Array:
 
 def _paired(
     wanted: Mapping[str, Array], found: Mapping[str, Array]
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Returns the candidate's output for each of the reference's, and what is left over."""
+) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
+    """Returns the candidate's output for each of the reference's, what is left over, and notes."""
     pairs = {name: name for name in wanted if name in found}
     if not pairs and len(wanted) == len(found):
         pairs = dict(zip(wanted, found, strict=True))
         said = [f"{name} is {its}" for name, its in pairs.items()]
-        return pairs, (f"The outputs are paired by their order: {listed(said)}.",)
+        return pairs, (), (f"The outputs are paired by their order: {listed(said)}.",)
     if not pairs:
         raise UsageError(
             f"The two sides have no output in common: {listed([*wanted])}, and {listed([*found])}.",
             fix="Compare models of the same outputs.",
         )
-    alone = [
-        f"Only {which} has output {listed(left)}."
-        for which, left in (
-            ("the reference", [name for name in wanted if name not in pairs]),
-            ("the candidate", [name for name in found if name not in pairs]),
-        )
-        if left
-    ]
-    return pairs, tuple(alone)
+    alone = [name for name in (*wanted, *found) if name not in pairs]
+    return pairs, tuple(alone), ()
 
 
 def _measured(name: str, one: Array, other: Array) -> Figures:

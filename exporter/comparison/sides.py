@@ -6,7 +6,7 @@ All but a source need numpy and their runtime alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -127,6 +127,8 @@ class SourceSide(Side):
     Args:
         options: Names the model.
         config: Its inputs, and its reduction.
+        like: The inputs of the other side, every size known; they are its examples where it has
+            none.
 
     Raises:
         PackageMissingError: torch is not installed.
@@ -134,15 +136,22 @@ class SourceSide(Side):
         UsageError: Nothing says which inputs the model takes.
     """
 
-    def __init__(self, options: SourceOptions, config: ReduceConfig) -> None:
+    def __init__(
+        self, options: SourceOptions, config: ReduceConfig, like: tuple[TensorSpec, ...] = ()
+    ) -> None:
         require_compile_packages()
         import torch
 
+        from tokexport.exporter.comparison.source_examples import with_examples
         from tokexport.exporter.eager.example_inputs import constants_of, prepare
         from tokexport.exporter.reduction.reduced_source import reduced_source
         from tokexport.exporter.source import load_source
 
         source = load_source(options)
+        if like and config.input_shape is None:
+            source = with_examples(source, like)
+            if len(like) == 1 and not (source.example_args or source.example_kwargs):
+                config = replace(config, input_shape=like[0].shape)
         if config.reduce is not None:
             source = reduced_source(source, config).source
         self._model, self.inputs, self.drawn = prepare(source, config)

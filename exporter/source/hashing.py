@@ -11,7 +11,7 @@ from tokexport.exporter.errors import UsageError
 from tokexport.runtimes.bundle.bundle_files import hash_file
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def hash_files(paths: Sequence[Path]) -> str:
@@ -42,7 +42,14 @@ def hash_model(model: nn.Module, name: str) -> str:
                 fix="Run the model once on an example input, and compile it then.",
             )
         whole.update(f"{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        if flat.numel():
-            whole.update(flat.view(torch.uint8).numpy().data)
+        whole.update(bytes_of(value))
     return whole.hexdigest()
+
+
+def bytes_of(value: Tensor) -> memoryview:
+    """Returns the values of a tensor, in their order, as bytes."""
+    import torch
+
+    # a conjugate or a negative may be a view that only says so
+    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return plain.view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")

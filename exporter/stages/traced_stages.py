@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -101,12 +101,23 @@ class Answered:
         return tuple(self.reference.outputs)
 
 
-def reference(run: CompileRun, reduced: ReducedSource | None) -> Answered:
-    """Reads the inputs and runs the model in eager."""
+def reference(
+    run: CompileRun,
+    reduced: ReducedSource | None,
+    known: Callable[[tuple[TensorSpec, ...]], Batches] | None = None,
+) -> Answered:
+    """Reads the inputs and runs the model in eager.
+
+    Args:
+        run: The compile.
+        reduced: The model with its reduction; None without one.
+        known: Returns the samples for the inputs of the model; None reads or draws them.
+    """
     config, record = run.config, run.record
     source = run.source if reduced is None else reduced.source
     with run.stage("reference"):
         given, inputs, batches = prepare(source, config)
+        batches = batches if known is None else known(inputs)
         batches = replace(batches, watch=run.checklist.counted)
         size = inputs[0].shape[0] if inputs[0].shape else 1
         drop = config.drop_noise

@@ -123,11 +123,12 @@ class Manifest:
         constant_inputs: The inputs of the model that were fixed, with their values: the artifact
             does not take them, and a runner refuses other values.
         fingerprint: The hashes of the model as it was traced, its reduction in it:
-            ``weights_sha256``, whatever source brought it; and ``structure_sha256``, under the
-            version of ``torch`` beside it. None in bundles made before.
+            ``weights_sha256``, whatever source brought it, and ``weights_set_sha256`` in whatever
+            order they are used; and ``structure_sha256``, under the version of ``torch`` beside it.
+            None in bundles made before.
         options: The options of the compile that shape the graph beside inputs and reduction:
-            ``token_cap``, ``drop_noise``, ``quantization``, ``weight_bits``. None in bundles made
-            before.
+            ``token_cap``, ``drop_noise``, ``quantization``, ``weight_bits``, and ``atol``. None in
+            bundles made before.
     """
 
     schema_version: int

@@ -120,7 +120,20 @@ def test_another_number_in_the_code_is_another_structure() -> None:
         assert other.structure_sha256 != one.structure_sha256
 
 
-def test_a_constant_of_the_code_is_a_weight() -> None:
+def test_a_weight_may_be_conjugated() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("f", torch.polar(torch.ones(3), torch.arange(3.0)).conj())
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert isinstance(self.f, Tensor)
+            return torch.view_as_real(x * self.f)
+
+    assert of(Turned(), torch.zeros(2, 3)) == of(Turned(), torch.zeros(2, 3))
+
+
+def test_a_constant_of_the_code_is_of_its_structure() -> None:
     class Scaled(nn.Module):
         def __init__(self, scale: list[float]) -> None:
             super().__init__()
@@ -131,7 +144,8 @@ def test_a_constant_of_the_code_is_a_weight() -> None:
 
     x = torch.zeros(2, 3)
     one, other = of(Scaled([1.0, 2.0, 3.0]), x), of(Scaled([1.0, 2.0, 4.0]), x)
-    assert one.weights_sha256 != other.weights_sha256
+    assert one.weights_sha256 == other.weights_sha256
+    assert one.structure_sha256 != other.structure_sha256
 
 
 def test_nothing_is_changed(wanted: Fingerprint) -> None:

@@ -69,7 +69,7 @@ def test_the_model_that_it_was_compiled_from_passes(made: Path, name: str) -> No
     assert found["verdict"] in ("identical", "arithmetic", "ties only")
     assert (found["weights"], found["structure"], found["why_not"]) == ("same", "same", "")
     assert {*found["outputs"]} == {"logits", "tokens"}
-    assert found["inputs"].endswith("samples of reference.npz")
+    assert found["inputs"].endswith(f"samples of the reference data of {made / name}")
     assert [stage["name"] for stage in found["stages"]][:3] == ["captured", "rewritten", "onnx"]
 
 
@@ -212,7 +212,7 @@ def test_fixed_inputs_and_a_reduction_of_ones_own_are_taken(made: Path, tmp_path
 
 def test_a_source_of_other_inputs_is_refused(made: Path, tmp_path: Path) -> None:
     answer = tokexport(
-        "verify", made / "ort-fp32", "--against", f"{MODELS}:two_inputs", "--code-path", TESTS
+        "verify", made / "ort-int8", "--against", f"{MODELS}:two_inputs", "--code-path", TESTS
     )
     assert answer.code == 2, answer
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from helpers.cli import MODELS, Answer, compile_model, refusal, tokexport
 from onnx import helper
+from torch import Tensor, nn
+
+import tokexport as package
 
 SOURCE = f"{MODELS}:plain_vit"
 REDUCED = ("--reduce", "tome:r=4")
@@ -117,7 +123,7 @@ def test_sizes_that_a_file_leaves_open_are_the_other_sides(tmp_path: Path) -> No
 def test_a_size_that_nobody_says_is_named(tmp_path: Path) -> None:
     path = _doubled(tmp_path / "a.onnx", "a", 2, "channels")
     answer = tokexport("compare", path, path)
-    refusal(answer, 2, tmp_path, "Input 'x_a' leaves sizes open", "--inputs")
+    refusal(answer, 2, tmp_path, "Input 'x_a' leaves sizes open", "fixed shapes")
 
 
 def test_a_reduction_without_a_source_is_refused(made: Path, tmp_path: Path) -> None:
@@ -137,6 +143,69 @@ def test_a_source_of_a_module_with_its_own_inputs(tmp_path: Path) -> None:
     found = compared(f"{MODELS}:two_inputs", tmp_path / "out").json
     assert {*found["outputs"]} == {"scores", "total"}
     assert found["tolerance"] < 1e-5
+
+
+class Embeds(nn.Module):
+    """Takes whole numbers, a table that is none of samples, and a switch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(9, 4)
+
+    def forward(self, ids: Tensor, shift: Tensor, twice: bool = False) -> dict[str, Any]:
+        x = self.table(ids) + shift
+        return {"rows": x * 2 if twice is True else x, "classes": 9}
+
+
+def embeds() -> nn.Module:
+    return Embeds().eval()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_whole_numbers_tables_and_switches_are_taken(
+    batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "embeds", sys.modules[__name__])
+    draw = np.random.default_rng(0)
+    ids, shift = draw.integers(0, 9, (4, 3)), draw.standard_normal((3, 4)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", ids=ids, shift=shift)
+    for count in (batch, 4):
+        examples = {"ids": torch.from_numpy(ids[:count]), "shift": torch.from_numpy(shift)}
+        package.compile(
+            embeds(),
+            examples,
+            output=tmp_path / str(count),
+            inputs=tmp_path / "in.npz",
+            constants={"twice": True},
+            timed=False,
+        )
+    one, four = tmp_path / str(batch), tmp_path / "4"
+    for pair in ((one, four), (four, one), ("embeds:embeds", one)):
+        assert compared(*pair).json["tolerance"] < 1e-5, pair
+    found = tokexport("verify", one, "--against", "embeds:embeds", "--json").json
+    assert found["exit_code"] == 0, found
+    monkeypatch.setattr(Embeds, "forward", _says_eight(Embeds.forward))
+    found = tokexport("verify", one, "--against", "embeds:embeds", "--json").json
+    assert found["exit_code"] == 1
+    assert "what it returns is another: classes is 9 in the bundle and 8" in found["why_not"]
+
+
+def _says_eight(forward: Any) -> Any:
+    def changed(self: Embeds, ids: Tensor, shift: Tensor, twice: bool = False) -> dict[str, Any]:
+        return {**forward(self, ids, shift, twice), "classes": 8}
+
+    return changed
+
+
+def test_an_output_of_one_side_alone_is_a_difference(made: Path, tmp_path: Path) -> None:
+    model = onnx.load(made / "ort" / "model.onnx")
+    del model.graph.output[1:]
+    onnx.save(model, tmp_path / "fewer.onnx")
+    found = compared(made / "ort", tmp_path / "fewer.onnx").json
+    assert (found["verdict"], found["alone"]) == ("different", ["tokens"])
+    answer = tokexport("compare", made / "ort", tmp_path / "fewer.onnx", "--tolerance", "1")
+    refusal(answer, 1, tmp_path, "output 'tokens' is on one side only")
 
 
 def test_the_table_says_both_sides_and_the_tolerance(made: Path) -> None:
