@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def run_bundle(
         batches = read_inputs(inputs, runner.inputs, batch, constants=runner.constants)
         rows = [runner.run(arrays) for arrays in batches]
     results = {name: _joined([row[name] for row in rows], batches, batch) for name in rows[0]}
-    write_arrays(output, results)
+    _write(output, results)
     shapes = {name: tuple(array.shape) for name, array in results.items()}
     return RunResult(bundle, output, batches.samples, shapes)
 
@@ -94,16 +93,7 @@ def _joined(rows: list[np.ndarray], batches: Batches, batch: int) -> np.ndarray:
     return np.stack(rows)
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as an ``.npz``, whatever they are called.
-
-    Args:
-        path: The file.
-        arrays: By name.
-
-    Raises:
-        WriteError: The file cannot be written.
-    """
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with written_whole(path, "outputs") as partial, zipfile.ZipFile(partial, "w") as file:
         for name, array in arrays.items():  # savez has no room for an output "file"
             with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
