@@ -77,6 +77,10 @@ class StandardOutputError(WriteError):
     """Standard output cannot be written, for example because its disk is full."""
 
 
+class OtherModelError(UsageError):
+    """A source takes or gives something else than the bundle that is held to it."""
+
+
 class OutputExistsError(UsageError):
     """The output folder exists and may not be replaced."""
 

@@ -1,10 +1,33 @@
-"""Finds whether sums of products of bytes saturate on this processor."""
+"""Says what this processor can do: its instruction set, its cores, how it sums bytes."""
 
 from __future__ import annotations
 
 import os
 import platform
 from pathlib import Path
+from typing import Final
+
+#: What a processor is called by: the widest of its instruction sets, by the flag that Linux has.
+_INSTRUCTION_SETS: Final = (
+    ("amx_int8", "amx"),
+    ("avx512_vnni", "avx512_vnni"),
+    ("avx512f", "avx512"),
+    ("avx_vnni", "avx_vnni"),
+    ("avx2", "avx2"),
+    ("sve", "sve"),
+    ("i8mm", "i8mm"),
+    ("asimddp", "dotprod"),
+)
+
+
+def instruction_set(processors: Path = Path("/proc/cpuinfo")) -> str:
+    """Returns the widest instruction set of this processor, or its architecture if none is known.
+
+    Args:
+        processors: The file in which Linux describes the processors.
+    """
+    flags = _flags(processors)
+    return next((name for flag, name in _INSTRUCTION_SETS if flag in flags), platform.machine())
 
 
 def sums_saturate(processors: Path = Path("/proc/cpuinfo")) -> bool:
@@ -18,12 +41,18 @@ def sums_saturate(processors: Path = Path("/proc/cpuinfo")) -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
+    flags = _flags(processors)
+    return bool(flags) and not {"avx512_vnni", "avx_vnni"} & flags
+
+
+def _flags(processors: Path) -> set[str]:
+    """Returns the names of what the first processor can do; empty where the system says none."""
     try:
         lines = processors.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return bool(flags) and not {"avx512_vnni", "avx_vnni"} & set(flags.split())
+        return set()
+    named = (line for line in lines if line.startswith(("flags", "Features")))
+    return set(next(named, "").split())
 
 
 def usable_cores() -> int:

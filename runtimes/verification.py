@@ -98,6 +98,8 @@ class OutputResult:
         spread_tolerance: The largest that the gate allows; None where it has none.
         passed: Whether it is within the gate.
         failure: What the figures over all samples leave unseen, a clause; '' where all is right.
+        allowance: How far a value may be off, the mean over all values; None where the gate has no
+            tolerance for each value.
     """
 
     name: str
@@ -110,6 +112,31 @@ class OutputResult:
     passed: bool
     worst: Worst | None = None
     failure: str = ""
+    allowance: float | None = None
+
+    @property
+    def why_not(self) -> str:
+        """Why it did not pass, a clause; '' where it did."""
+        if self.passed or self.failure:
+            return self.failure
+        if self.worst is not None and not self.worst.share <= 1:
+            place = ", ".join(map(str, self.worst.index))
+            return (
+                f"is off by {self.worst.error:.2e} at [{place}], and {self.worst.allowed:.2e} is "
+                "allowed there"
+            )
+        far, least = self.comparison, self.least_cosine
+        if least is not None and not far.cosine >= least:
+            return f"has a cosine of {far.cosine:.4f}, and {least:g} is the least"
+        if self.spread_error is not None and self.spread_tolerance is not None:
+            return (
+                f"is off by {self.spread_error:.2f} of its spread, and {self.spread_tolerance:g} "
+                "is allowed"
+            )
+        return (
+            f"is off by {self.relative_error:.2e} of its scale, and "
+            f"{self.relative_tolerance or 0:.2e} is allowed"
+        )
 
 
 @dataclass(frozen=True)
@@ -174,21 +201,42 @@ def verify_bundle(
     """
     folder = Path(bundle)
     manifest = read_manifest(folder)
+    require_gates(folder, manifest)
+    with load(folder, threads=threads, require_kernels=require_kernels) as runner:
+        return verify_runner(runner, manifest, read_reference(folder, manifest))
+
+
+def require_gates(bundle: Path, manifest: Manifest) -> None:
+    """Refuses a bundle without a gate for one of its outputs.
+
+    Raises:
+        BundleError: An output has none.
+    """
     for spec in manifest.outputs:
         if not _GATES & manifest.gates.get(spec.name, {}).keys():
             raise BundleError(
                 f"The manifest has no gate for output {spec.name}.",
-                where=str(folder / MANIFEST_NAME),
+                where=str(bundle / MANIFEST_NAME),
                 fix="Compile the model anew.",
             )
-    with load(folder, threads=threads, require_kernels=require_kernels) as runner:
-        reference = _read_reference(folder, manifest)
-        candidate = _replay(runner, reference.inputs, reference.batches)
+
+
+def verify_runner(runner: Runner, manifest: Manifest, reference: Reference) -> VerifyResult:
+    """Runs an open bundle on its reference inputs and compares with its reference outputs.
+
+    Args:
+        runner: The bundle, as ``load`` opens it.
+        manifest: Its manifest, with a gate for every output.
+        reference: Its reference data.
+
+    Raises:
+        RunError: The artifact cannot run on this machine.
+    """
+    candidate = _replay(runner, reference.inputs, reference.batches)
     results = tuple(
         _judge(spec.name, reference, candidate[spec.name], manifest) for spec in manifest.outputs
     )
-    left_out = 0 if reference.tie_free is None else int(np.count_nonzero(~reference.tie_free))
-    return VerifyResult(runner.runtime, reference.batches, results, left_out)
+    return VerifyResult(runner.runtime, reference.batches, results, reference.left_out)
 
 
 def reference_inputs(bundle: Path) -> dict[str, Array]:
@@ -200,11 +248,25 @@ def reference_inputs(bundle: Path) -> dict[str, Array]:
     Raises:
         BundleError: It is no bundle, or has no reference data that fits it.
     """
-    return _read_reference(bundle, read_manifest(bundle)).inputs
+    return read_reference(bundle, read_manifest(bundle)).inputs
 
 
 @dataclass(frozen=True, eq=False)
-class _Reference:
+class Reference:
+    """The reference data of a bundle.
+
+    Attributes:
+        inputs: The inputs, (batches, *the input's shape) by name.
+        outputs: What eager gives for them, (batches, *the output's shape) by name.
+        batches: How many batches there are.
+        tie_free: Which samples are compared, (batches, samples); None where all are.
+        rounding_error: What rounding explains, by output and neighbourhood.
+        scales: The scale of each sample of outputs with one number each.
+        columns: How far values may be off for their column, of outputs with one row a sample.
+        channels: How far channels may be off over all samples.
+        samples: How many samples a batch has.
+    """
+
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     batches: int
@@ -214,6 +276,11 @@ class _Reference:
     columns: dict[str, Array]
     channels: dict[str, Channels]
     samples: int
+
+    @property
+    def left_out(self) -> int:
+        """How many samples are not compared."""
+        return 0 if self.tie_free is None else int(np.count_nonzero(~self.tie_free))
 
     def compared(self, output: Array) -> Array:
         """Returns the samples of an output (batches, …) that are compared."""
@@ -234,7 +301,7 @@ class _Reference:
         return limits(self.outputs[name], rounding_error, floor, computed_in, samples, *known)
 
 
-def _judge(name: str, reference: _Reference, found: Array, manifest: Manifest) -> OutputResult:
+def _judge(name: str, reference: Reference, found: Array, manifest: Manifest) -> OutputResult:
     wanted = reference.outputs[name]
     one, other = reference.compared(wanted), reference.compared(found)
     comparison = compare(one, other)
@@ -246,11 +313,12 @@ def _judge(name: str, reference: _Reference, found: Array, manifest: Manifest) -
     spread_error, spread_tolerance = None, gate.get("spread_tolerance")
     if spread_tolerance is not None and "spread" in gate:
         spread_error = relative_error(comparison.rms, gate["spread"])
-    most, failure = None, ""
+    most, failure, allowance = None, "", None
     computed_in = _COMPUTED_IN.get(manifest.precision, "float32")
     if "local_tolerance" in gate:
         allowed = reference.allowed(name, gate["local_tolerance"], computed_in)
         most = worst(one, other, reference.compared(allowed))
+        allowance = float(np.mean(allowed))
     if "top1_tolerance" in gate:
         explained = reference.allowed(name, gate["top1_tolerance"], computed_in)
         failure = unexplained_top1(one, other, reference.compared(explained))
@@ -266,7 +334,7 @@ def _judge(name: str, reference: _Reference, found: Array, manifest: Manifest) -
         and (most is None or most.share <= 1)
     )
     figures = error, tolerance, cosine, spread_error, spread_tolerance
-    return OutputResult(name, comparison, *figures, passed, most, failure)
+    return OutputResult(name, comparison, *figures, passed, most, failure, allowance)
 
 
 def _replay(runner: Runner, inputs: dict[str, Array], batches: int) -> dict[str, Array]:
@@ -278,7 +346,16 @@ def _replay(runner: Runner, inputs: dict[str, Array], batches: int) -> dict[str,
     return {spec.name: np.stack([run[spec.name] for run in runs]) for spec in runner.outputs}
 
 
-def _read_reference(bundle: Path, manifest: Manifest) -> _Reference:
+def read_reference(bundle: Path, manifest: Manifest) -> Reference:
+    """Reads the reference data of a bundle.
+
+    Args:
+        bundle: The folder that compile wrote; its files are not checked here.
+        manifest: Its manifest.
+
+    Raises:
+        BundleError: It has no reference data, or none that fits its manifest.
+    """
     path = bundle / REFERENCE_NAME
     if REFERENCE_NAME not in manifest.files:
         raise BundleError(
@@ -326,7 +403,7 @@ def _read_reference(bundle: Path, manifest: Manifest) -> _Reference:
         for spec in manifest.outputs
         if f"channel/{spec.name}/{TOP1}" in arrays
     }
-    return _Reference(
+    return Reference(
         inputs, outputs, count, tie_free, rounding_error, scales, columns, channels, samples
     )
 

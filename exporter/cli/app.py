@@ -19,6 +19,7 @@ import typer
 
 from tokexport.exporter.cli import bench as cli_bench
 from tokexport.exporter.cli import compare as cli_compare
+from tokexport.exporter.cli import lock as cli_lock
 from tokexport.exporter.cli import reduce as cli_reduce
 from tokexport.exporter.cli import verify as cli_verify
 from tokexport.exporter.cli.messages import (
@@ -261,6 +262,7 @@ def doctor_command(json: Json = False) -> None:
 cli_reduce.add_commands(app)
 cli_bench.add_commands(app)
 cli_compare.add_commands(app)
+cli_lock.add_commands(app)
 
 
 @app.callback(invoke_without_command=True)

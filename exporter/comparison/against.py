@@ -21,7 +21,7 @@ from tokexport.exporter.comparison.figures import Figures, figures
 from tokexport.exporter.comparison.reference_batches import reference_batches, values_of
 from tokexport.exporter.comparison.source_examples import with_examples
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.errors import GateError, UsageError, listed
+from tokexport.exporter.errors import GateError, OtherModelError, listed
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.parity.proof import ParityError, StageResult
@@ -176,7 +176,8 @@ def verify_against(
         progress: Shows the stages; silent without one.
 
     Raises:
-        UsageError: The options or inputs do not fit, or the bundle takes other inputs.
+        UsageError: The options or inputs do not fit.
+        OtherModelError: The source takes or gives something else than the bundle.
         ModelNotSupportedError: The source cannot become a static graph.
         GateError: A stage of the source leaves its gate before the bundle is run.
         tokexport.runtimes.errors.RuntimesError: The bundle is altered, or cannot run here.
@@ -308,7 +309,7 @@ def _config(
 def _require_same_inputs(inputs: tuple[TensorSpec, ...], manifest: Manifest, bundle: Path) -> None:
     """Refuses a source of other inputs than the bundle's."""
     if inputs != manifest.inputs:
-        raise UsageError(
+        raise OtherModelError(
             "The source takes something else than the bundle.",
             where=f"{bundle}: {'; '.join(map(str, manifest.inputs))}; "
             f"the source: {'; '.join(map(str, inputs))}",
@@ -323,7 +324,7 @@ def _require_same_outputs(answered: Answered, manifest: Manifest, bundle: Path) 
         for name, array in answered.reference.outputs.items()
     }
     if its != {*manifest.computed}:
-        raise UsageError(
+        raise OtherModelError(
             "The source gives something else than the bundle.",
             where=f"{bundle}: {'; '.join(map(str, manifest.computed))}; "
             f"the source: {'; '.join(sorted(map(str, its)))}",

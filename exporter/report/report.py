@@ -30,6 +30,8 @@ from tokexport.runtimes.notebook import as_html, one_line
 from tokexport.runtimes.tolerances.neighbourhoods import Worst
 
 SCHEMA_VERSION = 2
+#: The report in a bundle.
+REPORT_NAME = "report.json"
 FAILED = "FAILED"
 _STYLES = {PASSED: "bold green", BUILT_NOT_RUN: "bold yellow", FAILED: "bold red"}
 

@@ -100,9 +100,7 @@ def _allowed(output: OutputResult) -> str:
 
 def failed_gate(result: VerifyResult) -> GateError | None:
     """Returns the error that names the outputs outside their gates; None where all passed."""
-    failed = [
-        f"{output.name} {output.failure}".rstrip() for output in result.outputs if not output.passed
-    ]
+    failed = [f"{one.name} {one.why_not}" for one in result.outputs if not one.passed]
     if not failed:
         return None
     return GateError(

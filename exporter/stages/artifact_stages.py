@@ -23,6 +23,7 @@ from tokexport.exporter.parity.reference_selection import (
     select_reference_batches,
     stored_gates,
 )
+from tokexport.exporter.report.report import REPORT_NAME
 from tokexport.exporter.speed.against_eager import (
     busy_warning,
     over_unreduced,
@@ -43,8 +44,6 @@ from tokexport.runtimes.errors import NoDeviceError
 from tokexport.runtimes.native_library import FIX as KERNELS_FIX
 from tokexport.runtimes.native_library import PROBLEM, require_kernels
 from tokexport.runtimes.verification import REFERENCE_NAME
-
-REPORT_NAME = "report.json"
 
 
 @dataclass(frozen=True)

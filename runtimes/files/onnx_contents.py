@@ -43,10 +43,13 @@ class OnnxContents:
     Attributes:
         operators: Every operator that is called, as ``domain:Type``, or ``Type`` of ONNX's own.
         files: The files that weights lie in, as the model names them.
+        function_calls: How many nodes of the graph call a function of the file: those that native
+            kernels may compute.
     """
 
     operators: set[str] = field(default_factory=set)
     files: set[str] = field(default_factory=set)
+    function_calls: int = 0
 
 
 def onnx_contents(path: Path) -> OnnxContents:
@@ -108,6 +111,8 @@ class _Walk:
                 self._function(begin, end)
         self._must(graphs == 1, f"it has {graphs} graphs")
         self._count(main)
+        calls = main.calls.items()
+        self._found.function_calls = sum(times for name, times in calls if name in self._bodies)
         return self._found
 
     def _function(self, begin: int, end: int) -> None:

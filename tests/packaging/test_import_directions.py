@@ -30,7 +30,17 @@ ORDER = {
         *("openvino_graph", "backends", "counts", ".", "system", "inputs", "source/files"),
         *("source", "eager", "capture", "worker", "build", "rounding", "parity"),
         *("reduction/blocks", "reduction", "edges", "speed", "tuning", "report", "bundle"),
-        *("ties", "stages", "compile.py", "bench", "inspection", "sweep", "comparison", "cli"),
+        *(
+            "ties",
+            "stages",
+            "compile.py",
+            "bench",
+            "inspection",
+            "sweep",
+            "comparison",
+            "lock",
+            "cli",
+        ),
     ),
     "graph_passes": (
         *(".", "ops", "onnx_passes/graph", "torch_passes/graph", "torch_passes/kinds"),

@@ -1,0 +1,153 @@
+"""The commands that lock bundles and check them: they parse, call and print."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokexport.exporter.cli.messages import (
+    console,
+    redirect_user_output,
+    report_errors,
+    show,
+    show_judged,
+)
+from tokexport.exporter.cli.options import (
+    Builder,
+    Checkpoint,
+    CodePath,
+    Json,
+    RequireKernels,
+    Samples,
+    Threads,
+    TrustPickle,
+)
+
+if TYPE_CHECKING:
+    from tokexport.exporter.lock.measure import MeasureOptions
+    from tokexport.exporter.source.options import SourceOptions
+
+Labelled = Annotated[
+    Path | None, typer.Option("--inputs", help="Labelled samples, whose accuracy is locked too.")
+]
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--source", metavar="SOURCE", help="Hold each to this source too; needs torch."),
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds lock and check."""
+    app.command("lock")(lock_command)
+    app.command("check")(check_command)
+
+
+def lock_command(
+    bundles: Annotated[list[Path], typer.Argument(help="The folders that compile wrote.")],
+    file: Annotated[Path, typer.Option(help="The lock; it is added to if it exists.")] = Path(
+        "parity.lock.json"
+    ),
+    inputs: Labelled = None,
+    samples: Samples = None,
+    source: SourceOption = None,
+    code_path: CodePath = None,
+    checkpoint: Checkpoint = None,
+    builder: Builder = None,
+    trust_pickle: TrustPickle = False,
+    threads: Threads = None,
+    require_kernels: RequireKernels = False,
+    json: Json = False,
+) -> None:
+    """Lock what bundles are and how they do here, for check to hold them to."""
+    with report_errors(json):
+        from tokexport.exporter.config import check_threads
+        from tokexport.exporter.lock.lock_file import Lock, read_lock
+        from tokexport.exporter.lock.tables import render_lock
+        from tokexport.exporter.lock.update import differences, with_bundles
+        from tokexport.exporter.source.options import SourceOptions
+
+        check_threads(threads)
+        folders = tuple(code_path or ())
+        held = source and SourceOptions(source, folders, checkpoint, builder, trust_pickle)
+        options = _options(inputs, samples, threads, require_kernels, held or None, json)
+        before = read_lock(file) if file.exists() else Lock()
+        with redirect_user_output(json):
+            after = with_bundles(before, file, bundles, options)
+        after.write(file)
+        changes = differences(before, after) if before.bundles else ()
+        data = {"file": str(file), "changes": list(changes), "lock": after.to_json()}
+        show(json, data, partial(render_lock, after, changes), f"The lock is at {file}.")
+
+
+def check_command(
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(help="The folders that compile wrote; by default those of the lock."),
+    ] = None,
+    lock: Annotated[Path, typer.Option(help="What they are held to.")] = Path("parity.lock.json"),
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where one drifts, too.")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Accept what changed; print it, and write the lock.")
+    ] = False,
+    inputs: Labelled = None,
+    samples: Samples = None,
+    source: SourceOption = None,
+    code_path: CodePath = None,
+    checkpoint: Checkpoint = None,
+    builder: Builder = None,
+    trust_pickle: TrustPickle = False,
+    threads: Threads = None,
+    require_kernels: RequireKernels = False,
+    json: Json = False,
+) -> None:
+    """Check bundles against a lock: unchanged, drift inside their tolerance, or break."""
+    with report_errors(json):
+        from tokexport.exporter.config import check_threads
+        from tokexport.exporter.lock.check import check_bundles
+        from tokexport.exporter.lock.lock_file import read_lock
+        from tokexport.exporter.lock.tables import render_check, render_lock
+        from tokexport.exporter.lock.update import differences, updated
+        from tokexport.exporter.source.options import SourceOptions
+
+        check_threads(threads)
+        folders = tuple(code_path or ())
+        held = source and SourceOptions(source, folders, checkpoint, builder, trust_pickle)
+        options = _options(inputs, samples, threads, require_kernels, held or None, json)
+        before = read_lock(lock)
+        with redirect_user_output(json):
+            found = check_bundles(before, lock, bundles or (), options, strict=strict)
+        if not update:
+            show_judged(json, found.to_json(), partial(render_check, found), found.failed())
+            return
+        after = updated(before, found)
+        after.write(lock)
+        changes = differences(before, after)
+        data = {"changes": list(changes), **found.to_json()}
+        show(json, data, partial(render_lock, after, changes), f"The lock is at {lock}.")
+
+
+def _options(
+    inputs: Path | None,
+    samples: int | None,
+    threads: int | None,
+    require_kernels: bool,
+    source: SourceOptions | None,
+    json: bool,
+) -> MeasureOptions:
+    """Returns what bundles are measured with; a source is held to through torch."""
+    from tokexport.exporter.lock.measure import MeasureOptions
+
+    hold = None
+    if source is not None:
+        from tokexport.exporter.requirements import require_compile_packages
+
+        require_compile_packages()
+        from tokexport.exporter.lock.source_check import hold_to_source
+        from tokexport.exporter.progress import Checklist
+
+        progress = Checklist(console(stderr=True), enabled=not json)
+        hold = partial(hold_to_source, source=source, threads=threads, progress=progress)
+    return MeasureOptions(inputs, samples, threads, require_kernels, hold)

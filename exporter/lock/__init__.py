@@ -1,0 +1,1 @@
+"""Locks what a bundle is and how far it is from its reference, and checks bundles against that."""

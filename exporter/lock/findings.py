@@ -1,0 +1,390 @@
+"""Compares what a bundle is and how it did with its lock, fact by fact.
+
+A finding is a ``break``, where the bundle answers otherwise than what was locked, or is held to
+less; or a ``drift``, where it is inside its tolerance and outside the lock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tokexport.exporter.json_values import plain
+from tokexport.exporter.lock.lock_file import (
+    BundleFacts,
+    LabelledInputs,
+    LockedBundle,
+    Measured,
+    OutputFigures,
+)
+from tokexport.exporter.lock.measure import WRONG, Measurement
+from tokexport.exporter.lock.projections import moved
+
+BREAK: Final = "break"
+DRIFT: Final = "drift"
+
+#: The facts that make it another bundle where they differ, and what they are called.
+_SAME_BUNDLE: Final = {
+    "target": "target",
+    "precision": "precision",
+    "options": "options of the compile",
+    "reduction": "token reduction",
+    "token_schedule": "token schedule",
+    "inputs": "inputs",
+    "outputs": "outputs",
+    "returned": "returned numbers",
+    "fixed_inputs": "fixed inputs",
+    "preprocessing": "preprocessing",
+}
+#: The fields of a gate that allow more where they are larger, and those where they are smaller.
+_WIDER_IF_LARGER: Final = (
+    "local_tolerance",
+    "relative_tolerance",
+    "top1_tolerance",
+    "spread_tolerance",
+)
+_WIDER_IF_SMALLER: Final = ("least_cosine",)
+#: How much more a value may be off on average before it is another tolerance: what rounding does
+#: is measured on the machine that compiles.
+_ALLOWANCE_FACTOR: Final = 2.0
+#: The error of an output drifts where it is so many times the locked one, and uses so much of its
+#: tolerance. Threads and instruction sets change the order of sums, and so the largest error.
+_ERROR_FACTOR: Final = 3.0
+_ERROR_SHARE: Final = 0.1
+#: Of two cosines, how many times the distance from 1 may grow, and what is rounding of it.
+_COSINE_FACTOR: Final = 2.0
+_COSINE_ROUNDING: Final = 1e-6
+#: The share of labelled samples that may be lost before it is a break.
+LOST_ACCURACY: Final = 0.005
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing in which a bundle differs from its lock.
+
+    Attributes:
+        kind: ``break`` or ``drift``.
+        what: What differs: ``precision``, ``output 'logits'``.
+        locked: What the lock says, a text.
+        found: What was found, a text.
+        sentence: What it means.
+    """
+
+    kind: str
+    what: str
+    locked: str
+    found: str
+    sentence: str
+
+
+def findings(locked: LockedBundle, found: Measurement) -> tuple[Finding, ...]:
+    """Returns in what a bundle differs from its lock, breaks first.
+
+    Args:
+        locked: What the lock has of it.
+        found: What was found here.
+    """
+    every = (*_of_facts(locked.facts, found.facts), *_of_run(locked, found))
+    return tuple(sorted(every, key=lambda one: one.kind != BREAK))
+
+
+def _of_facts(locked: BundleFacts, found: BundleFacts) -> Iterator[Finding]:
+    for field, name in _SAME_BUNDLE.items():
+        one, other = getattr(locked, field), getattr(found, field)
+        if plain(one) != plain(other):
+            yield Finding(
+                BREAK, name, text_of(one), text_of(other), f"The {name} changed: another bundle."
+            )
+    yield from _of_tolerances(locked.tolerances, found.tolerances)
+    yield from _of_model(locked, found)
+    if locked.artifact != found.artifact:
+        yield Finding(
+            DRIFT,
+            "artifact",
+            f"{locked.artifact.sha256[:12]}, {locked.artifact.bytes:,} bytes",
+            f"{found.artifact.sha256[:12]}, {found.artifact.bytes:,} bytes",
+            "The artifact was built anew.",
+        )
+    if found.flips is not None and locked.flips is not None and found.flips > locked.flips:
+        yield Finding(
+            DRIFT,
+            "near-ties",
+            f"{locked.flips} decisions",
+            f"{found.flips} decisions",
+            "When it was compiled, more decisions than before fell otherwise than eager's.",
+        )
+
+
+def _of_tolerances(
+    locked: Mapping[str, Mapping[str, float]], found: Mapping[str, Mapping[str, float]]
+) -> Iterator[Finding]:
+    for output in locked.keys() & found.keys():
+        one, other = locked[output], found[output]
+        wider = (
+            one.keys() != other.keys()
+            or any(other[key] > one[key] for key in _WIDER_IF_LARGER if key in one)
+            or any(other[key] < one[key] for key in _WIDER_IF_SMALLER if key in one)
+        )
+        tolerances = [
+            {key: gate[key] for key in (*_WIDER_IF_LARGER, *_WIDER_IF_SMALLER) if key in gate}
+            for gate in (one, other)
+        ]
+        if not wider and tolerances[0] == tolerances[1]:
+            continue
+        yield Finding(
+            BREAK if wider else DRIFT,
+            f"tolerance of '{output}'",
+            text_of(tolerances[0]),
+            text_of(tolerances[1]),
+            f"It is held to {'less' if wider else 'more'} than the lock says.",
+        )
+
+
+def _of_model(locked: BundleFacts, found: BundleFacts) -> Iterator[Finding]:
+    """Yields whether it is another model: by its hashes, and by what eager answered."""
+    moves = _moved_answers(locked, found)
+    one, other = locked.model, found.model
+    if one is not None and other is not None:
+        same_graph = one.structure_sha256 == other.structure_sha256
+        key = "weights_sha256" if same_graph else "weights_set_sha256"
+        weights = getattr(one, key), getattr(other, key)
+        if weights[0] != weights[1]:
+            yield Finding(
+                BREAK,
+                "weights",
+                weights[0][:12],
+                weights[1][:12],
+                "The bundle was compiled from other weights.",
+            )
+        elif not same_graph and one.torch == other.torch:
+            yield Finding(
+                BREAK if moves else DRIFT,
+                "structure",
+                one.structure_sha256[:12],
+                other.structure_sha256[:12],
+                "The model is written otherwise"
+                + (", and answers otherwise." if moves else "; its answers are the locked ones."),
+            )
+    if locked.reference.inputs_sha256 != found.reference.inputs_sha256:
+        yield Finding(
+            DRIFT,
+            "reference inputs",
+            locked.reference.inputs_sha256[:12],
+            found.reference.inputs_sha256[:12],
+            "The bundle brings other reference inputs, so eager's answers cannot be compared.",
+        )
+    yield from moves
+
+
+def _moved_answers(locked: BundleFacts, found: BundleFacts) -> list[Finding]:
+    """Returns the outputs whose reference is another than the locked one, on the same inputs."""
+    one, other = locked.reference, found.reference
+    if one.inputs_sha256 != other.inputs_sha256:
+        return []
+    moves = []
+    for name in one.projections.keys() & other.projections.keys():
+        samples, apart = moved(one.projections[name], other.projections[name])
+        if not samples:
+            continue
+        count = len(one.projections[name])
+        every = len(samples) == count
+        moves.append(
+            Finding(
+                BREAK if every else DRIFT,
+                f"reference of '{name}'",
+                f"{count} samples",
+                f"{len(samples)} of them moved by up to {apart:.1e} of their scale",
+                "Eager answered otherwise on the same inputs: another model."
+                if every
+                else "Eager answered otherwise on some of the same inputs, as near-ties let it.",
+            )
+        )
+    return moves
+
+
+def _of_run(locked: LockedBundle, found: Measurement) -> Iterator[Finding]:
+    if found.measured is None:
+        if locked.measured:
+            yield Finding(
+                DRIFT, "run", "ran", "did not run", f"It could not run here: {found.why_not_run}"
+            )
+        return
+    for name, why in found.failures.items():
+        yield Finding(
+            BREAK, f"output '{name}'", "inside its tolerance", "wrong", f"Output '{name}' {why}."
+        )
+    if not locked.measured:
+        yield Finding(
+            DRIFT,
+            "environment",
+            "not run",
+            str(found.measured.environment),
+            "The lock has no run of this bundle.",
+        )
+        return
+    near = nearest(locked.measured, found.measured)
+    if near.environment != found.measured.environment:
+        yield Finding(
+            DRIFT,
+            "environment",
+            "; ".join(str(one.environment) for one in locked.measured),
+            str(found.measured.environment),
+            "The lock has no run in this environment; it is compared with the nearest one.",
+        )
+    yield from _of_figures(near, found.measured)
+    yield from _of_labels(near.labelled, found.measured.labelled)
+    yield from _of_source(near, found.measured)
+
+
+def nearest(locked: tuple[Measured, ...], found: Measured) -> Measured:
+    """Returns the run of a lock in the environment that is most like another's."""
+    its = found.environment
+
+    def alike(one: Measured) -> tuple[bool, bool, bool, bool]:
+        own = one.environment
+        return (
+            own.runtime == its.runtime,
+            own.version == its.version,
+            own.instruction_set == its.instruction_set,
+            own.kernels == its.kernels,
+        )
+
+    return max(locked, key=alike)
+
+
+def _of_figures(locked: Measured, found: Measured) -> Iterator[Finding]:
+    for name in locked.outputs.keys() & found.outputs.keys():
+        one, other = locked.outputs[name], found.outputs[name]
+        if other.verdict == WRONG:
+            continue  # said by its failure
+        if _allows_more(one, other):
+            yield Finding(
+                BREAK,
+                f"tolerance of '{name}'",
+                f"{one.allowance:.1e} on average",
+                f"{other.allowance:.1e} on average",
+                "Its values may be off by more than the lock says.",
+            )
+        for what, before, now in _worse(one, other):
+            yield Finding(
+                DRIFT,
+                f"{what} of '{name}'",
+                f"{before:.3g}",
+                f"{now:.3g}",
+                "It is inside its tolerance, and farther off than when it was locked.",
+            )
+        if one.verdict != other.verdict and other.verdict == "ties only":
+            yield Finding(
+                DRIFT, f"verdict of '{name}'", one.verdict, other.verdict, "Near-ties are left out."
+            )
+    calls = locked.kernel_calls, found.kernel_calls
+    if calls[0] is not None and calls[1] is not None and calls[1] < calls[0]:
+        yield Finding(
+            DRIFT, "native kernels", f"{calls[0]} calls", f"{calls[1]} calls", "Fewer kernels ran."
+        )
+
+
+def _allows_more(one: OutputFigures, other: OutputFigures) -> bool:
+    if one.allowance is None or other.allowance is None:
+        return False
+    return other.allowance > _ALLOWANCE_FACTOR * one.allowance
+
+
+def _worse(one: OutputFigures, other: OutputFigures) -> Iterator[tuple[str, float, float]]:
+    """Yields the figures that are farther off than threads and processors move them."""
+    if other.share_of_allowed is not None and one.share_of_allowed is not None:
+        least = _ERROR_SHARE * (other.allowance or 0.0)
+        if other.share_of_allowed > max(_ERROR_FACTOR * one.share_of_allowed, 0.5):
+            yield "largest error, of what is allowed,", one.share_of_allowed, other.share_of_allowed
+        if other.rms > max(_ERROR_FACTOR * one.rms, least):
+            yield "error", one.rms, other.rms
+    elif 1 - other.cosine > _COSINE_FACTOR * (1 - one.cosine) + _COSINE_ROUNDING:
+        yield "cosine", one.cosine, other.cosine
+    before, now = one.top1_agreement, other.top1_agreement
+    if before is not None and now is not None and now < before:
+        yield "top-1 agreement", before, now
+
+
+def _of_labels(locked: LabelledInputs | None, found: LabelledInputs | None) -> Iterator[Finding]:
+    if locked is None:
+        return
+    if found is None:
+        yield Finding(
+            DRIFT,
+            "labelled samples",
+            f"{locked.samples} samples",
+            "none",
+            "The labelled samples of the lock were not given.",
+        )
+        return
+    if locked.inputs_sha256 != found.inputs_sha256:
+        yield Finding(
+            BREAK,
+            "labelled samples",
+            f"{locked.samples} samples, {locked.inputs_sha256[:12]}",
+            f"{found.samples} samples, {found.inputs_sha256[:12]}",
+            "The samples are others than the locked ones, or are preprocessed otherwise.",
+        )
+        return
+    lost = locked.accuracy - found.accuracy
+    if locked.labels_sha256 != found.labels_sha256:
+        yield Finding(
+            BREAK,
+            "labels",
+            locked.labels_sha256[:12],
+            found.labels_sha256[:12],
+            f"The labels are others than the locked ones; of them {found.accuracy:.2%} are met, "
+            f"and {locked.accuracy:.2%} of the locked ones were.",
+        )
+    elif lost > LOST_ACCURACY:
+        yield Finding(
+            BREAK,
+            "accuracy",
+            f"{locked.accuracy:.2%}",
+            f"{found.accuracy:.2%}",
+            f"It classifies {lost:.2%} fewer samples right.",
+        )
+    pairs = zip(locked.predictions.split(), found.predictions.split(), strict=True)
+    turned = sum(one != other for one, other in pairs)
+    if turned:
+        yield Finding(
+            DRIFT,
+            "predictions",
+            f"{locked.samples} samples",
+            f"{turned} classified otherwise",
+            "Some samples were classified otherwise than when it was locked.",
+        )
+
+
+def _of_source(locked: Measured, found: Measured) -> Iterator[Finding]:
+    one, other = locked.source, found.source
+    if other is None:
+        return
+    if other.verdict == WRONG:
+        yield Finding(
+            BREAK,
+            "source",
+            "not compared" if one is None else one.verdict,
+            WRONG,
+            f"The bundle is not the model of its source: {other.why_not}.",
+        )
+    elif one is not None and other.ties > one.ties:
+        yield Finding(
+            DRIFT,
+            "near-ties against the source",
+            f"{one.ties} samples",
+            f"{other.ties} samples",
+            "More samples than before are excused by a near-tie.",
+        )
+
+
+def text_of(value: Any) -> str:
+    """Returns a locked value as a text of one line."""
+    value = plain(value)
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return "none"
+    return json.dumps(value, ensure_ascii=False).replace('"', "")

@@ -1,0 +1,188 @@
+"""Runs a bundle for a lock: on its reference data, and on labelled samples where there are some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from os.path import relpath
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tokexport.exporter.errors import InputError
+from tokexport.exporter.inputs.batches import Batches, read_inputs
+from tokexport.exporter.lock.facts import facts_of, hash_of
+from tokexport.exporter.lock.lock_file import (
+    BundleFacts,
+    Environment,
+    HeldToSource,
+    LabelledInputs,
+    Measured,
+    OutputFigures,
+)
+from tokexport.exporter.parity.accuracy import hits
+from tokexport.runtimes.bundle.bundle_files import file_in
+from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, read_manifest
+from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.errors import NoDeviceError
+from tokexport.runtimes.files.onnx_contents import onnx_contents
+from tokexport.runtimes.loading import load
+from tokexport.runtimes.native_library import NO_KERNELS
+from tokexport.runtimes.processor import instruction_set
+from tokexport.runtimes.verification import (
+    OutputResult,
+    VerifyResult,
+    read_reference,
+    require_gates,
+    verify_runner,
+)
+
+IDENTICAL: Final = "identical"
+ARITHMETIC: Final = "arithmetic"
+TIES_ONLY: Final = "ties only"
+WRONG: Final = "wrong"
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What a bundle is measured with.
+
+    Attributes:
+        inputs: Labelled samples, a file or a folder as ``compile`` takes them; None without any.
+        samples: How many of them are used, evenly spaced; None uses all.
+        threads: The most threads of a runtime; None leaves it to the runtime.
+        require_kernels: Whether to refuse a bundle that would run without its native kernels.
+        hold_to_source: Holds a bundle to its source; None without one.
+    """
+
+    inputs: Path | None = None
+    samples: int | None = None
+    threads: int | None = None
+    require_kernels: bool = False
+    hold_to_source: Callable[[Path], HeldToSource] | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a bundle is, and how it did here.
+
+    Attributes:
+        facts: What it is.
+        measured: How it did; None where no device could run it.
+        failures: What is wrong with it, by output, a clause; empty where nothing is.
+        why_not_run: Why it was not run, a sentence; '' where it was.
+    """
+
+    facts: BundleFacts
+    measured: Measured | None
+    failures: dict[str, str]
+    why_not_run: str = ""
+
+
+def measure(bundle: Path, lock: Path, options: MeasureOptions) -> Measurement:
+    """Runs a bundle here, and says what it is.
+
+    Args:
+        bundle: The folder that compile wrote.
+        lock: The lock, whose folder the place of labelled samples is relative to.
+        options: What it is run on, and how.
+
+    Raises:
+        InputError: The labelled samples do not fit, or have no labels.
+        tokexport.runtimes.errors.RuntimesError: The bundle is altered, or cannot run here.
+    """
+    manifest = read_manifest(bundle)
+    require_gates(bundle, manifest)
+    try:
+        runner = load(bundle, threads=options.threads, require_kernels=options.require_kernels)
+    except NoDeviceError as error:
+        reference = read_reference(bundle, manifest)
+        return Measurement(facts_of(bundle, manifest, reference), None, {}, error.what)
+    with runner:
+        reference = read_reference(bundle, manifest)
+        found = verify_runner(runner, manifest, reference)
+        labelled = _labelled(runner, manifest, lock, options)
+    measured = Measured(
+        environment=environment_of(found.runtime),
+        outputs={one.name: _figures(one, found) for one in found.outputs},
+        kernel_calls=_kernel_calls(bundle, manifest, found.runtime),
+        labelled=labelled,
+        source=None if options.hold_to_source is None else options.hold_to_source(bundle),
+    )
+    failures = {one.name: one.why_not for one in found.outputs if not one.passed}
+    return Measurement(facts_of(bundle, manifest, reference), measured, failures)
+
+
+def environment_of(runtime: RuntimeInfo) -> Environment:
+    """Returns what runs a bundle here."""
+    kernels = str(runtime.details.get("kernels", NO_KERNELS))
+    return Environment(runtime.flavour, runtime.version, instruction_set(), kernels)
+
+
+def _kernel_calls(bundle: Path, manifest: Manifest, runtime: RuntimeInfo) -> int | None:
+    """Returns how many native kernels run: OpenVINO counts them, ONNX Runtime takes every call."""
+    artifact = file_in(bundle, manifest.artifact)
+    if artifact.suffix == ".onnx":
+        ran = runtime.details.get("kernels") != NO_KERNELS
+        return onnx_contents(artifact).function_calls if ran else 0
+    calls = runtime.details.get("kernel_calls")
+    return calls if isinstance(calls, int) else None
+
+
+def _figures(one: OutputResult, found: VerifyResult) -> OutputFigures:
+    far = one.comparison
+    if not one.passed:
+        verdict = WRONG
+    elif found.left_out:
+        verdict = TIES_ONLY
+    else:
+        verdict = IDENTICAL if far.max_abs == 0 else ARITHMETIC
+    return OutputFigures(
+        verdict=verdict,
+        max_abs=far.max_abs,
+        mean_abs=far.mean_abs,
+        rms=far.rms,
+        cosine=far.cosine,
+        top1_agreement=far.top1_agreement,
+        share_of_allowed=None if one.worst is None else one.worst.share,
+        allowance=one.allowance,
+    )
+
+
+def _labelled(
+    runner: Runner, manifest: Manifest, lock: Path, options: MeasureOptions
+) -> LabelledInputs | None:
+    """Classifies labelled samples; None without any."""
+    if options.inputs is None:
+        return None
+    first = runner.inputs[0].shape
+    size = first[0] if first else 1
+    batches = read_inputs(
+        options.inputs, runner.inputs, size, options.samples, constants=runner.constants
+    )
+    if batches.labels is None:
+        raise InputError(
+            "The samples have no labels, so there is no accuracy to lock.",
+            where=str(options.inputs),
+            fix="Add an array 'labels' with a class for each sample.",
+        )
+    output = manifest.outputs[0].name
+    logits = np.stack([runner.run(batch)[output] for batch in batches])
+    right = hits(logits, batches.labels)
+    chosen = logits.reshape(-1, logits.shape[-1])[: batches.samples].argmax(axis=-1)
+    return LabelledInputs(
+        path=Path(relpath(options.inputs, lock.parent)).as_posix(),
+        samples=batches.samples,
+        inputs_sha256=_hash_of_samples(batches),
+        labels_sha256=hash_of([batches.labels]),
+        accuracy=float(right.mean()),
+        predictions=" ".join(map(str, chosen.tolist())),
+    )
+
+
+def _hash_of_samples(batches: Batches) -> str:
+    """Returns the hash of the samples, whatever the batch they were cut into."""
+    return hash_of(
+        array.reshape(-1, *array.shape[2:])[: batches.samples] for array in batches.arrays.values()
+    )

@@ -1,0 +1,144 @@
+"""Writes what was measured into a lock, and says what changed in a way that can be reviewed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from tokexport.exporter.errors import GateError, UsageError, listed
+from tokexport.exporter.lock.check import CheckResult, name_of
+from tokexport.exporter.lock.findings import BREAK, Finding, findings, text_of
+from tokexport.exporter.lock.lock_file import Lock, LockedBundle, Measured
+from tokexport.exporter.lock.measure import Measurement, MeasureOptions, measure
+
+#: Characters of a value that a diff shows.
+_SHOWN: Final = 60
+
+
+def with_bundles(
+    lock: Lock, path: Path, bundles: Sequence[Path], options: MeasureOptions | None = None
+) -> Lock:
+    """Measures bundles and adds them to a lock, or another environment to those that it has.
+
+    Args:
+        lock: The lock so far.
+        path: Its file, which the names of bundles are relative to.
+        bundles: The folders.
+        options: What they are run on, and how.
+
+    Raises:
+        GateError: A bundle leaves its tolerance, or is not the model of its source.
+        UsageError: The lock has another bundle of that name.
+        tokexport.runtimes.errors.RuntimesError: A bundle is altered, or cannot run here.
+    """
+    for bundle in bundles:
+        found = measure(bundle, path, options or MeasureOptions())
+        _require_right(bundle, found)
+        name = name_of(bundle, path)
+        before = lock.bundles.get(name)
+        if before is not None:
+            breaks = [one for one in findings(before, found) if one.kind == BREAK]
+            if breaks:
+                raise _another(name, path, breaks)
+        lock = replace(lock, bundles={**lock.bundles, name: _merged(before, found)})
+    return lock
+
+
+def updated(lock: Lock, result: CheckResult) -> Lock:
+    """Returns the lock that a check's bundles are unchanged against.
+
+    Args:
+        lock: The lock that they were checked against.
+        result: The check; a bundle whose folder is gone leaves the lock.
+
+    Raises:
+        GateError: A bundle leaves its tolerance, cannot run, or is not the model of its source.
+    """
+    bundles = dict(lock.bundles)
+    for one in result.bundles:
+        if not one.bundle.exists():
+            del bundles[one.name]
+        elif one.measurement is None:
+            raise GateError(
+                f"The bundle {one.name} cannot be locked: {one.findings[0].sentence}",
+                where=str(one.bundle),
+                fix="Compile it anew, or remove its folder to take it out of the lock.",
+            )
+        elif one.findings:
+            _require_right(one.bundle, one.measurement)
+            bundles[one.name] = _merged(lock.bundles[one.name], one.measurement)
+    return replace(lock, bundles=bundles)
+
+
+def differences(before: Lock, after: Lock) -> tuple[str, ...]:
+    """Returns what changed between two locks, a line for each value."""
+    one, other = (dict(_leaves("", lock.to_json()["bundles"])) for lock in (before, after))
+    lines = []
+    for place in [*one, *(place for place in other if place not in one)]:
+        old, new = one.get(place), other.get(place)
+        if old == new:
+            continue
+        if new is None:
+            lines.append(f"- {place}: {old}")
+        elif old is None:
+            lines.append(f"+ {place}: {new}")
+        else:
+            lines.append(f"  {place}: {old} → {new}")
+    return tuple(lines)
+
+
+def _merged(before: LockedBundle | None, found: Measurement) -> LockedBundle:
+    """Returns a bundle with what was measured here; others' runs of the same artifact stay."""
+    runs: tuple[Measured, ...] = ()
+    if before is not None and before.facts.artifact == found.facts.artifact:
+        runs = before.measured
+    if found.measured is not None:
+        own = found.measured.environment
+        runs = (*(one for one in runs if one.environment != own), found.measured)
+    ordered = sorted(runs, key=lambda one: str(one.environment))
+    return LockedBundle(found.facts, tuple(ordered))
+
+
+def _require_right(bundle: Path, found: Measurement) -> None:
+    """Refuses to lock what is wrong."""
+    why = [f"output '{name}' {clause}" for name, clause in found.failures.items()]
+    ran = found.measured
+    if ran is not None and ran.source is not None and ran.source.why_not:
+        why.append(ran.source.why_not)
+    if why:
+        raise GateError(
+            f"A bundle that is wrong cannot be locked: {'; '.join(why)}.",
+            where=str(bundle),
+            fix="Compile it anew, and lock that.",
+        )
+
+
+def _another(name: str, path: Path, breaks: Sequence[Finding]) -> UsageError:
+    return UsageError(
+        f"The lock has another bundle {name}: {listed([one.what for one in breaks])} differ.",
+        where=str(path),
+        fix=f"Review it: tokexport check --lock {path} --update prints what changes.",
+    )
+
+
+def _leaves(place: str, data: Any) -> Iterator[tuple[str, str]]:
+    """Yields the values of parsed JSON with their places, in order."""
+    if isinstance(data, Mapping):
+        for name, value in data.items():
+            yield from _leaves(f"{place}.{name}" if place else name, value)
+    elif isinstance(data, list) and any(isinstance(one, Mapping) for one in data):
+        for at, value in enumerate(data):
+            yield from _leaves(f"{place}[{_key(value, at)}]", value)
+    else:
+        text = text_of(data)
+        yield place, text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _key(value: Any, at: int) -> str:
+    """Names an item of a list: a run by its environment, anything else by its place."""
+    environment = value.get("environment") if isinstance(value, Mapping) else None
+    if environment is None:
+        return str(at)
+    return " ".join(environment.values())

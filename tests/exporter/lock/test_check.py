@@ -1,0 +1,343 @@
+"""Bundles are held to a lock: what was planted is named, and an honest bundle is unchanged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers.cli import MODELS, TESTS, Answer, compile_model, refusal, tokexport
+from models.cli_models import plain_vit
+from onnx import numpy_helper
+
+from tokexport.runtimes.bundle.bundle_files import hash_file
+
+SOURCE = f"{MODELS}:plain_vit"
+REDUCED = ("--reduce", "tome:r=4")
+Plant = Callable[[onnx.ModelProto], None]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundles of one model with their lock, and samples whose labels it meets."""
+    folder = tmp_path_factory.mktemp("made")
+    for target, precision, options in (
+        ("ort", "fp32", (*REDUCED, "--batch", "8")),
+        ("openvino", "fp32", REDUCED),
+        ("openvino", "bf16", REDUCED),
+        ("ort", "int8", ()),  # random weights make near-ties of its steps
+    ):
+        output = folder / f"{target}-{precision}"
+        answer = compile_model(SOURCE, output, "--precision", precision, *options, target=target)
+        assert answer.code == 0, answer
+    x = np.random.default_rng(3).standard_normal((24, 3, 24, 24)).astype(np.float32)
+    with torch.no_grad():
+        labels = plain_vit()[0](torch.from_numpy(x))["logits"].argmax(-1).numpy()
+    np.savez(folder / "labelled.npz", x=x, labels=labels)
+    answer = lock(folder, "--inputs", folder / "labelled.npz", *sorted(folder.glob("*-*")))
+    assert answer.code == 0, answer
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """The same, to change."""
+    shutil.copytree(made, tmp_path / "made")
+    return tmp_path / "made"
+
+
+def lock(folder: Path, *arguments: object) -> Answer:
+    return tokexport("lock", *arguments, "--file", folder / "parity.lock.json", "--json")
+
+
+def check(folder: Path, *arguments: object) -> dict[str, Any]:
+    """What check finds, with its exit code held to the outcome."""
+    answer = tokexport("check", "--lock", folder / "parity.lock.json", *arguments, "--json")
+    found = answer.json
+    fails = found["outcome"] == "break" or ("--strict" in arguments and found["outcome"] == "drift")
+    assert answer.code == found["exit_code"] == int(fails), answer
+    return found
+
+
+def said(found: dict[str, Any], kind: str = "break") -> dict[str, str]:
+    """The sentences of all findings of a kind, by what differs."""
+    return {
+        one["what"]: one["sentence"]
+        for bundle in found["bundles"]
+        for one in bundle["findings"]
+        if one["kind"] == kind
+    }
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the manifest of a bundle."""
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def plant(bundle: Path, change: Plant) -> None:
+    """Changes the artifact of a bundle, as a wrong compiler would have written it."""
+    model = onnx.load(bundle / "model.onnx")
+    change(model)
+    onnx.save(model, bundle / "model.onnx")
+    digest = hash_file(bundle / "model.onnx")
+    edit(bundle, lambda manifest: manifest["files"].update({"model.onnx": digest}))
+
+
+def constant(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    (found,) = (one for one in model.graph.initializer if one.name == name)
+    return found
+
+
+def changed(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    tensor = constant(model, name)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), name))
+
+
+def test_bundles_are_what_was_locked(made: Path) -> None:
+    for threads in ("1", "2"):
+        found = check(made, "--threads", threads)
+        assert found["outcome"] == "unchanged", found
+        assert [one["name"] for one in found["bundles"]] == [
+            *("openvino-bf16", "openvino-fp32", "ort-fp32", "ort-int8")
+        ]
+    ran = found["bundles"][2]["measured"]
+    assert ran["outputs"]["logits"]["verdict"] in ("identical", "arithmetic")
+    assert ran["labelled"]["accuracy"] > 0.9
+    assert ran["kernel_calls"] > 10
+
+
+def test_locking_again_writes_the_same_file(copy: Path) -> None:
+    before = (copy / "parity.lock.json").read_bytes()
+    answer = lock(copy, "--inputs", copy / "labelled.npz", copy / "ort-fp32")
+    assert (answer.code, answer.json["changes"]) == (0, [])
+    assert (copy / "parity.lock.json").read_bytes() == before
+
+
+def shuffle(model: onnx.ModelProto) -> None:
+    """The class token of another place is read."""
+    (node,) = (one for one in model.graph.node if one.op_type == "Gather")
+    changed(model, node.input[1], lambda index: index + 1)
+
+
+def drop_bias(model: onnx.ModelProto) -> None:
+    changed(model, "model.blocks.1.mlp.2.bias", np.zeros_like)
+
+
+def move_mean(model: onnx.ModelProto) -> None:
+    changed(model, "model.patches.bias", lambda bias: bias + 0.01)
+
+
+def swap_classes(model: onnx.ModelProto) -> None:
+    changed(model, "model.head.weight", lambda weight: weight[[1, 0, 2, 3, 4]])
+
+
+def forget_sizes(model: onnx.ModelProto) -> None:
+    """The last attention takes every token for one patch."""
+    (node,) = (one for one in model.graph.node if one.name == "node_view_6/0/0")
+    ones = np.ones((8, 29, 1), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(ones, "ones"))
+    node.input[3] = "ones"
+
+
+def round_product(model: onnx.ModelProto) -> None:
+    """The keys that tokens are matched by are rounded to bf16 first, in every block."""
+    types = (onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT)
+    for node in [one for one in model.graph.node if one.op_type == "cosine_merge_norm"]:
+        for name, kind in zip(("half", "rounded"), types, strict=True):
+            made = f"{node.name}.{name}"
+            cast = onnx.helper.make_node("Cast", [node.input[0]], [made], to=kind)
+            model.graph.node.insert([*model.graph.node].index(node), cast)
+            node.input[0] = made
+
+
+@pytest.mark.parametrize(
+    ("fault", "output"),
+    [
+        (shuffle, "logits"),
+        (drop_bias, "tokens"),
+        (move_mean, "tokens"),
+        (swap_classes, "logits"),
+        (forget_sizes, "tokens"),
+        (round_product, "tokens"),
+    ],
+)
+def test_a_fault_in_an_artifact_breaks(copy: Path, fault: Plant, output: str) -> None:
+    plant(copy / "ort-fp32", fault)
+    found = check(copy, copy / "ort-fp32", "--inputs", copy / "labelled.npz")
+    breaks = said(found)
+    assert f"output '{output}'" in breaks, found
+    assert "is allowed there" in breaks[f"output '{output}'"]
+    assert "artifact" in said(found, "drift")
+
+
+def test_an_artifact_that_is_altered_by_hand_breaks(copy: Path) -> None:
+    with (copy / "ort-fp32" / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    assert "truncated or altered" in said(check(copy, copy / "ort-fp32"))["bundle"]
+
+
+def test_a_bundle_that_is_gone_breaks_and_leaves_the_lock_with_update(copy: Path) -> None:
+    shutil.rmtree(copy / "ort-int8")
+    assert said(check(copy))["bundle"].startswith("There is no bundle.")
+    answer = tokexport("check", "--lock", copy / "parity.lock.json", "--update", "--json")
+    assert answer.code == 0, answer
+    assert all(line.startswith("- ort-int8") for line in answer.json["changes"])
+    assert check(copy)["outcome"] == "unchanged"
+
+
+def test_a_stale_bundle_breaks(made: Path, tmp_path: Path) -> None:
+    """One weight of the source moved by a thousandth."""
+    model = plain_vit()[0]
+    weights = model.state_dict()
+    weights["blocks.1.proj.weight"].view(-1)[0] += 1e-3
+    torch.save(weights, tmp_path / "moved.pt")
+    bundle = tmp_path / "openvino-fp32"
+    answer = compile_model(
+        *(tmp_path / "moved.pt", bundle, "--builder", SOURCE, *REDUCED), target="openvino"
+    )
+    assert answer.code == 0, answer
+    shutil.copy(made / "parity.lock.json", tmp_path)
+    shutil.copy(made / "labelled.npz", tmp_path)
+    assert said(check(tmp_path, bundle))["weights"] == (
+        "The bundle was compiled from other weights."
+    )
+    refused = tokexport("lock", bundle, "--file", tmp_path / "parity.lock.json")
+    refusal(refused, 2, tmp_path, "The lock has another bundle openvino-fp32: weights differ")
+
+
+def test_a_bundle_is_held_to_its_source_too(made: Path) -> None:
+    for weights, outcome in ((SOURCE, "unchanged"), (f"{MODELS}:plain_of_two_faces", "break")):
+        found = check(
+            *(made, made / "openvino-bf16", "--source", weights, "--code-path", TESTS),
+        )
+        assert found["outcome"] == outcome, found
+
+
+def mean(manifest: dict[str, Any]) -> None:
+    manifest["preprocessing"] = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+
+
+def precision(manifest: dict[str, Any]) -> None:
+    manifest["precision"] = "bf16"
+
+
+def tolerance(manifest: dict[str, Any]) -> None:
+    manifest["gates"]["logits"]["local_tolerance"] = 5e-2
+
+
+def recipe(manifest: dict[str, Any]) -> None:
+    manifest["reduction"]["recipe"] = "tome:r=5"
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (mean, "preprocessing"),
+        (precision, "precision"),
+        (tolerance, "tolerance of 'logits'"),
+        (recipe, "token reduction"),
+    ],
+)
+def test_another_bundle_breaks(
+    copy: Path, change: Callable[[dict[str, Any]], None], what: str
+) -> None:
+    edit(copy / "openvino-fp32", change)
+    assert what in said(check(copy, copy / "openvino-fp32"))
+
+
+def test_two_outputs_that_changed_places_break(copy: Path) -> None:
+    def swap(manifest: dict[str, Any]) -> None:
+        manifest["outputs"].reverse()
+
+    edit(copy / "ort-int8", swap)
+    breaks = said(check(copy, copy / "ort-int8"))
+    assert "outputs" in breaks or "does not describe the artifact" in breaks["bundle"]
+
+
+def test_labels_shifted_by_one_break(copy: Path) -> None:
+    with np.load(copy / "labelled.npz") as arrays:
+        np.savez(copy / "labelled.npz", x=arrays["x"], labels=(arrays["labels"] + 1) % 5)
+    breaks = said(check(copy, copy / "ort-fp32"))
+    assert {*breaks} == {"labels"}
+    assert "of them 0.00% are met" in breaks["labels"]
+
+
+def test_other_samples_than_the_locked_ones_break(copy: Path) -> None:
+    with np.load(copy / "labelled.npz") as arrays:
+        np.savez(copy / "labelled.npz", x=arrays["x"] * 1.01, labels=arrays["labels"])
+    assert {*said(check(copy, copy / "ort-fp32"))} == {"labelled samples"}
+
+
+def test_another_runtime_drifts_and_is_locked_beside(copy: Path) -> None:
+    """The lock was made with an older runtime, in which the error was smaller."""
+    path = copy / "parity.lock.json"
+    data = json.loads(path.read_text())
+    (ran,) = data["bundles"]["ort-fp32"]["measured"]
+    ran["environment"]["version"] = "1.31.0"
+    for one in ran["outputs"].values():
+        one["share_of_allowed"], one["rms"] = 1e-4, 1e-9
+    path.write_text(json.dumps(data))
+    found = check(copy, copy / "ort-fp32")
+    drifts = said(found, "drift")
+    assert (found["outcome"], said(found)) == ("drift", {})
+    assert "nearest" in drifts["environment"]
+    assert check(copy, copy / "ort-fp32", "--strict")["exit_code"] == 1
+    answer = tokexport("check", "--lock", path, copy / "ort-fp32", "--update")
+    assert answer.code == 0, answer
+    assert "+ ort-fp32.measured[onnxruntime-cpu 1.32.0" in answer.stdout.replace("\n", "")
+    assert check(copy, copy / "ort-fp32")["outcome"] == "unchanged"
+    versions = json.loads(path.read_text())["bundles"]["ort-fp32"]["measured"]
+    assert [one["environment"]["version"] for one in versions] == ["1.31.0", "1.32.0"]
+
+
+def test_native_kernels_that_are_off_drift(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEXPORT_NATIVE", "off")
+    drifts = said(check(copy, copy / "ort-fp32"), "drift")
+    assert {"environment", "native kernels"} <= {*drifts}
+
+
+def test_a_wrong_bundle_cannot_be_locked(copy: Path) -> None:
+    plant(copy / "ort-fp32", drop_bias)
+    for arguments in (
+        ("lock", copy / "ort-fp32", "--file", copy / "new.lock.json"),
+        ("check", copy / "ort-fp32", "--lock", copy / "parity.lock.json", "--update"),
+    ):
+        answer = tokexport(*arguments)
+        assert answer.code == 1, answer
+        assert "A bundle that is wrong cannot be locked" in answer.stderr
+    assert not (copy / "new.lock.json").exists()
+    assert check(copy, copy / "openvino-fp32")["outcome"] == "unchanged"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "The lock does not exist."),
+        ("{", "The lock cannot be read"),
+        ("{}", "its kind is not 'tokexport parity lock'"),
+        ('{"kind": "tokexport parity lock", "schema_version": 2}', "has schema version 2"),
+        (
+            '{"kind": "tokexport parity lock", "schema_version": 1, "bundles": {"a": {}}}',
+            "bundles.a.facts is missing",
+        ),
+    ],
+)
+def test_a_file_that_is_no_lock_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "parity.lock.json"
+    if text is not None:
+        path.write_text(text)
+    refusal(tokexport("check", "--lock", path), 2, tmp_path, message)
+
+
+def test_a_bundle_that_the_lock_lacks_is_refused(made: Path, tmp_path: Path) -> None:
+    answer = tokexport("check", tmp_path / "else", "--lock", made / "parity.lock.json")
+    refusal(answer, 2, tmp_path, "The lock has no bundle of the name 'else'", "tokexport lock")
