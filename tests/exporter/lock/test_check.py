@@ -214,12 +214,21 @@ def test_a_stale_bundle_breaks(made: Path, tmp_path: Path) -> None:
     refusal(refused, 2, tmp_path, "The lock has another bundle openvino-fp32: weights differ")
 
 
-def test_a_bundle_is_held_to_its_source_too(made: Path) -> None:
-    for weights, outcome in ((SOURCE, "unchanged"), (f"{MODELS}:plain_of_two_faces", "break")):
-        found = check(
-            *(made, made / "openvino-bf16", "--source", weights, "--code-path", TESTS),
-        )
+def test_a_bundle_is_held_to_its_source_too(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.py").write_text(
+        "from models.cli_models import PlainVit, plain_vit\n"
+        "class GivesMore(PlainVit):\n"
+        "    def forward(self, x):\n"
+        "        found = super().forward(x)\n"
+        "        return {**found, 'twice': found['logits'] * 2}\n"
+        "def build():\n"
+        "    return GivesMore().eval(), plain_vit()[1]\n"
+    )
+    for source, outcome in ((SOURCE, "unchanged"), ("more:build", "break")):
+        folders = ("--code-path", TESTS, "--code-path", tmp_path)
+        found = check(made, made / "openvino-bf16", "--source", source, *folders)
         assert found["outcome"] == outcome, found
+    assert "gives something else than the bundle" in said(found)["source"]
 
 
 def mean(manifest: dict[str, Any]) -> None:
