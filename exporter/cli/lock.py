@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,7 @@ from tokexport.exporter.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from tokexport.exporter.lock.check import CheckResult
     from tokexport.exporter.lock.measure import MeasureOptions
     from tokexport.exporter.source.options import SourceOptions
 
@@ -64,6 +66,7 @@ def lock_command(
     """Lock what bundles are and how they do here, for check to hold them to."""
     with report_errors(json):
         from tokexport.exporter.config import check_threads
+        from tokexport.exporter.lock.check import name_of
         from tokexport.exporter.lock.lock_file import Lock, read_lock
         from tokexport.exporter.lock.tables import render_lock
         from tokexport.exporter.lock.update import differences, with_bundles
@@ -75,7 +78,8 @@ def lock_command(
         options = _options(inputs, samples, threads, require_kernels, held or None, json)
         before = read_lock(file) if file.exists() else Lock()
         with redirect_user_output(json):
-            after = with_bundles(before, file, bundles, options)
+            named = {name_of(bundle, file): bundle for bundle in bundles}
+            after = with_bundles(before, file, named, options)
         after.write(file)
         changes = differences(before, after) if before.bundles else ()
         data = {"file": str(file), "changes": list(changes), "lock": after.to_json()}
@@ -92,6 +96,13 @@ def check_command(
     update: Annotated[
         bool, typer.Option("--update", help="Accept what changed; print it, and write the lock.")
     ] = False,
+    summary: Annotated[
+        bool,
+        typer.Option("--summary", help="Write a summary and annotations for GitHub or GitLab."),
+    ] = False,
+    junit: Annotated[
+        Path | None, typer.Option(help="Write JUnit's XML here, a test case per bundle.")
+    ] = None,
     inputs: Labelled = None,
     samples: Samples = None,
     source: SourceOption = None,
@@ -107,6 +118,7 @@ def check_command(
     with report_errors(json):
         from tokexport.exporter.config import check_threads
         from tokexport.exporter.lock.check import check_bundles
+        from tokexport.exporter.lock.junit import write_junit
         from tokexport.exporter.lock.lock_file import read_lock
         from tokexport.exporter.lock.tables import render_check, render_lock
         from tokexport.exporter.lock.update import differences, updated
@@ -119,6 +131,10 @@ def check_command(
         before = read_lock(lock)
         with redirect_user_output(json):
             found = check_bundles(before, lock, bundles or (), options, strict=strict)
+        if junit is not None:
+            write_junit(found, junit)
+        if summary:
+            _summarise(found, json)
         if not update:
             show_judged(json, found.to_json(), partial(render_check, found), found.failed())
             return
@@ -127,6 +143,24 @@ def check_command(
         changes = differences(before, after)
         data = {"changes": list(changes), **found.to_json()}
         show(json, data, partial(render_lock, after, changes), f"The lock is at {lock}.")
+
+
+def _summarise(found: CheckResult, json: bool) -> None:
+    """Writes the summary where GitHub asks for it, else to the terminal; and the annotations."""
+    from tokexport.exporter.lock.summary import (
+        SUMMARY_VARIABLE,
+        annotations_of,
+        markdown,
+        write_summary,
+    )
+
+    file = os.environ.get(SUMMARY_VARIABLE)
+    if file:
+        write_summary(found, Path(file))
+        for each in annotations_of(found):
+            typer.echo(each.command(), err=json)
+    else:
+        typer.echo(markdown(found), err=json)
 
 
 def _options(

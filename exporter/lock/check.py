@@ -45,6 +45,19 @@ class BundleCheck:
         """``unchanged``, ``drift`` or ``break``."""
         return worst_of(one.kind for one in self.findings)
 
+    @property
+    def item_name(self) -> str:
+        """The name of its test: ``vit-ort[ort-fp32]``."""
+        return f"{self.name}[{self.target}-{self.precision}]"
+
+    def sentences(self) -> str:
+        """Returns the findings, a line each."""
+        return "\n".join(map(str, self.findings))
+
+    def fails(self, strict: bool) -> bool:
+        """Returns whether it fails: a break, and under ``strict`` a drift."""
+        return self.outcome == BREAK or (strict and self.outcome == DRIFT)
+
     def to_json(self) -> dict[str, Any]:
         """Returns plain values: the attributes, the outcome, and how it did here."""
         ran = None if self.measurement is None else self.measurement.measured

@@ -70,6 +70,7 @@ class Finding:
         locked: What the lock says, a text.
         found: What was found, a text.
         sentence: What it means.
+        source_line: The line of the model's code that it comes from, ``file:line``; '' if unknown.
     """
 
     kind: str
@@ -77,6 +78,11 @@ class Finding:
     locked: str
     found: str
     sentence: str
+    source_line: str = ""
+
+    def __str__(self) -> str:
+        """Returns it in a line."""
+        return f"{self.kind}: {self.what} {self.locked} → {self.found}. {self.sentence}"
 
 
 def findings(locked: LockedBundle, found: Measurement) -> tuple[Finding, ...]:

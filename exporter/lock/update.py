@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tokexport.exporter.errors import GateError, UsageError, listed
-from tokexport.exporter.lock.check import CheckResult, name_of
+from tokexport.exporter.lock.check import CheckResult
 from tokexport.exporter.lock.findings import BREAK, Finding, findings, text_of
 from tokexport.exporter.lock.lock_file import Lock, LockedBundle, Measured
 from tokexport.exporter.lock.measure import Measurement, MeasureOptions, measure
@@ -18,14 +18,14 @@ _SHOWN: Final = 60
 
 
 def with_bundles(
-    lock: Lock, path: Path, bundles: Sequence[Path], options: MeasureOptions | None = None
+    lock: Lock, path: Path, bundles: Mapping[str, Path], options: MeasureOptions | None = None
 ) -> Lock:
     """Measures bundles and adds them to a lock, or another environment to those that it has.
 
     Args:
         lock: The lock so far.
-        path: Its file, which the names of bundles are relative to.
-        bundles: The folders.
+        path: Its file, which the place of labelled samples is relative to.
+        bundles: The folders, by their names in the lock.
         options: What they are run on, and how.
 
     Raises:
@@ -33,10 +33,9 @@ def with_bundles(
         UsageError: The lock has another bundle of that name.
         tokexport.runtimes.errors.RuntimesError: A bundle is altered, or cannot run here.
     """
-    for bundle in bundles:
+    for name, bundle in bundles.items():
         found = measure(bundle, path, options or MeasureOptions())
         _require_right(bundle, found)
-        name = name_of(bundle, path)
         before = lock.bundles.get(name)
         if before is not None:
             breaks = [one for one in findings(before, found) if one.kind == BREAK]

@@ -39,6 +39,7 @@ ORDER = {
             "sweep",
             "comparison",
             "lock",
+            "pytest_plugin",
             "cli",
         ),
     ),
@@ -79,6 +80,7 @@ ALLOWED = {
         "onnx",
         "onnx_ir",
         "onnxscript",
+        "pytest",  # of its plugin
         "rich",
         "huggingface_hub",  # of transformers
         "safetensors",

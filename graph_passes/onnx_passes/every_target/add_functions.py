@@ -25,7 +25,7 @@ class AddFunctions(OnnxPass):
         before = {key for key in model.functions if key[0] == functions.DOMAIN}
         for key in before - set(wanted):
             del model.functions[key]
-        for key in set(wanted) - before:
+        for key in sorted(wanted.keys() - before):
             model.functions[key] = wanted[key]
         if called:
             model.opset_imports[functions.DOMAIN] = functions.DOMAIN_VERSION

@@ -1,0 +1,60 @@
+"""Writes how bundles stand to a lock as JUnit's XML, for those who do not use pytest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tokexport.exporter.lock.check import BundleCheck, CheckResult
+from tokexport.exporter.system.output_file import written_whole
+from tokexport.runtimes.printable import printable
+
+
+def write_junit(found: CheckResult, path: Path) -> None:
+    """Writes a test case per bundle.
+
+    Args:
+        found: The check; under its ``strict`` a drift is a failure.
+        path: The file; one that is there is replaced.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
+    failing = sum(one.fails(found.strict) for one in found.bundles)
+    suite = ElementTree.Element(
+        "testsuite",
+        name="tokexport check",
+        tests=str(len(found.bundles)),
+        failures=str(failing),
+        errors="0",
+        skipped="0",
+    )
+    for one in found.bundles:
+        suite.append(_case(one, found))
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    with written_whole(path, "JUnit report") as partial:
+        ElementTree.ElementTree(root).write(partial, encoding="utf-8", xml_declaration=True)
+
+
+def _case(one: BundleCheck, found: CheckResult) -> ElementTree.Element:
+    case = ElementTree.Element(
+        "testcase",
+        classname=_text(found.lock.name),
+        name=_text(one.item_name),
+        file=_text(str(found.lock)),
+    )
+    properties = ElementTree.SubElement(case, "properties")
+    ElementTree.SubElement(properties, "property", name="outcome", value=one.outcome)
+    said = _text(one.sentences())
+    if one.fails(found.strict):
+        message = _text(one.findings[0].sentence)
+        ElementTree.SubElement(case, "failure", message=message, type=one.outcome).text = said
+    elif said:
+        ElementTree.SubElement(case, "system-out").text = said
+    return case
+
+
+def _text(text: str) -> str:
+    """Returns a text without what XML has no character for."""
+    return "\n".join(printable(line) for line in text.split("\n"))

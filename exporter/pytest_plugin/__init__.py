@@ -1,0 +1,1 @@
+"""Makes locked bundles and parity of models items of a pytest run."""
