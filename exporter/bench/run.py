@@ -26,7 +26,7 @@ from tokexport.exporter.progress import Checklist
 from tokexport.exporter.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.source import Source
-from tokexport.exporter.speed.against_eager import busy_warning
+from tokexport.exporter.speed.busy_machine import busy_warning
 from tokexport.exporter.speed.interleaved import Speed, measure
 from tokexport.exporter.system.machine import describe_machine
 from tokexport.exporter.system.process_state import process_unchanged

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
@@ -18,7 +17,6 @@ from tokexport.exporter.speed.interleaved import Speed, measure, over
 from tokexport.exporter.speed.time_limits import TimeLimits, time_limits
 from tokexport.exporter.worker.runner import here
 from tokexport.runtimes.bundle.runner import Runner
-from tokexport.runtimes.processor import usable_cores
 
 #: The name of the unreduced eager model among the timings, before its threads.
 UNREDUCED = "unreduced eager"
@@ -138,11 +136,3 @@ def _eager_forms(
         return run
 
     return {f"{name}, {said_threads(count)}": on(count) for count in sorted({1, threads})}
-
-
-def busy_warning() -> tuple[str, ...]:
-    """Returns a warning if other programs used the processor during the timing."""
-    load, cores = os.getloadavg()[0], usable_cores()
-    if load <= 1.5 * cores:
-        return ()
-    return (f"The machine is busy (load {load:.1f} on {cores} cores): the speed says little.",)

@@ -13,6 +13,7 @@ rounds drawn, so a slow moment that hit every candidate of a round stays togethe
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -109,6 +110,7 @@ def measure(
     *,
     baseline: str,
     pairs: int = 40,
+    min_pairs: int = MIN_PAIRS,
     warm_up: int = 3,
     time_limit_s: float = 20.0,
     seed: int = 0,
@@ -117,13 +119,14 @@ def measure(
 ) -> Speed:
     """Times the candidates in interleaved rounds.
 
-    Every candidate is warmed up at least once and measured in at least 5 rounds, however long
-    that takes; beyond that the time limit counts, warm-ups included (they get a quarter of it).
+    Every candidate is warmed up at least once and measured in the fewest rounds, however long that
+    takes; beyond that the time limit counts, warm-ups included (they get a quarter of it).
 
     Args:
         candidates: What to run, by name; each call is one run over the same input.
         baseline: The name of the candidate to compare the others with.
         pairs: The most rounds to measure.
+        min_pairs: The fewest.
         warm_up: The most rounds to run before.
         time_limit_s: After how many seconds no further round is begun.
         seed: The seed of the bootstrap.
@@ -152,8 +155,8 @@ def measure(
                 candidates[name]()
             warm_ups += 1
         rounds: list[dict[str, int]] = []
-        wanted = max(pairs, MIN_PAIRS)
-        while len(rounds) < MIN_PAIRS or (len(rounds) < wanted and within(1.0)):
+        wanted = max(pairs, min_pairs)
+        while len(rounds) < min_pairs or (len(rounds) < wanted and within(1.0)):
             direction = order if len(rounds) % 2 == 0 else order[::-1]
             rounds.append(
                 {name: _time_settled(candidates[name], clock, pause_s) for name in direction}
@@ -168,6 +171,20 @@ def measure(
         warm_ups=warm_ups,
         time_limited=len(rounds) < wanted,
     )
+
+
+def repetitions(run: Callable[[], object], sample_s: float) -> int:
+    """Returns how often a model must run to take long enough to be timed, at most 100 times."""
+    run()
+    begin = time.perf_counter()
+    run()
+    seconds = max(time.perf_counter() - begin, 1e-6)
+    return max(1, min(100, math.ceil(sample_s / seconds)))
+
+
+def repeated(run: Callable[[], object], count: int) -> Callable[[], object]:
+    """Returns a candidate that runs so often."""
+    return lambda: [run() for _ in range(count)]
 
 
 def over(baseline: str, speed: Speed, seed: int = 0) -> Speed:

@@ -15,7 +15,7 @@ VARIABLE: Final = "TOKEXPORT_TIMING_SECONDS"
 
 @dataclass(frozen=True, kw_only=True)
 class TimeLimits:
-    """The longest time of each part of a timing, in seconds; five rounds are always timed.
+    """The longest time of each part of a timing, in seconds; some rounds are always timed.
 
     Attributes:
         rounds_s: The rounds of an artifact and eager; a slow model gets fewer of them.
@@ -24,6 +24,9 @@ class TimeLimits:
             run, not 30 ms. Where it is 0 the run that is not timed is left out too.
         trial_s: The rounds of the forms of one token operator.
         sample_s: The least time of one sample of a form; short runs are repeated.
+        bundles_s: All rounds of two bundles, until it is known whether one is slower.
+        block_s: The least time of a block of rounds of two bundles, for which both are loaded anew.
+        bundle_sample_s: The least time of one sample of a bundle; short runs are repeated.
     """
 
     rounds_s: float = 10.0
@@ -31,6 +34,9 @@ class TimeLimits:
     pause_s: float = 0.03
     trial_s: float = 6.0
     sample_s: float = 0.002
+    bundles_s: float = 180.0
+    block_s: float = 2.0
+    bundle_sample_s: float = 0.02
 
     def at_most(self, seconds: float) -> TimeLimits:
         """Returns limits of which none is longer than ``seconds``."""

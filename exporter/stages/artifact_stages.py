@@ -25,11 +25,11 @@ from tokexport.exporter.parity.reference_selection import (
 )
 from tokexport.exporter.report.report import REPORT_NAME
 from tokexport.exporter.speed.against_eager import (
-    busy_warning,
     over_unreduced,
     time_against_eager,
     timed_name,
 )
+from tokexport.exporter.speed.busy_machine import busy_warning
 from tokexport.exporter.speed.interleaved import require_speedup
 from tokexport.exporter.stages.run import CompileResult, CompileRun
 from tokexport.exporter.stages.traced_stages import Answered, Captured, RewrittenGraph, StageRuns

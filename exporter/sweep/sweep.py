@@ -30,7 +30,7 @@ from tokexport.exporter.reduction.agreement import Agreement
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.source import RANDOM_WEIGHTS, Source
-from tokexport.exporter.speed.against_eager import busy_warning
+from tokexport.exporter.speed.busy_machine import busy_warning
 from tokexport.exporter.speed.interleaved import Ratio, Speed, measure
 from tokexport.exporter.speed.time_limits import time_limits
 from tokexport.exporter.sweep.pareto import Standing, Trade, front

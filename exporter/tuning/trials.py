@@ -9,7 +9,6 @@ target's own lowering and builder, one model for each form.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.backends.known import REFERENCE
 from tokexport.exporter.build.artifact import build
 from tokexport.exporter.build.onnx_file import save_onnx
-from tokexport.exporter.speed.interleaved import Ratio, measure
+from tokexport.exporter.speed.interleaved import Ratio, measure, repeated, repetitions
 from tokexport.exporter.speed.time_limits import TimeLimits, time_limits
 from tokexport.exporter.tuning.choices import TunedForm
 from tokexport.exporter.worker.openings import Opening
@@ -129,7 +128,7 @@ def fastest(
     """
     if len(runs) == 1:
         return unchanged(standard, {})
-    count = _repetitions(runs[standard], limits.sample_s)
+    count = repetitions(runs[standard], limits.sample_s)
     found = _timed(runs, standard, count, limits)
     if found.form == standard:
         return found
@@ -142,12 +141,8 @@ def _timed(
     runs: Mapping[str, Callable[[], object]], standard: str, count: int, limits: TimeLimits
 ) -> TunedForm:
     """Times runs in interleaved rounds, each so often, and chooses."""
-
-    def repeated(run: Callable[[], object]) -> Callable[[], object]:
-        return lambda: [run() for _ in range(count)]
-
     speed = measure(
-        {form: repeated(run) for form, run in runs.items()},
+        {form: repeated(run, count) for form, run in runs.items()},
         baseline=standard,
         pairs=PAIRS,
         time_limit_s=limits.trial_s,
@@ -305,12 +300,3 @@ def _runner(
 def _agrees(found: Mapping[str, Array], wanted: Mapping[str, Array], tolerance: float) -> bool:
     """Returns whether two forms give the same numbers."""
     return all(within_local_floor(one, found[name], tolerance) for name, one in wanted.items())
-
-
-def _repetitions(run: Callable[[], object], sample_s: float) -> int:
-    """Returns how often a model must run to take long enough to be timed."""
-    run()
-    begin = time.perf_counter()
-    run()
-    seconds = max(time.perf_counter() - begin, 1e-6)
-    return max(1, min(100, math.ceil(sample_s / seconds)))

@@ -19,9 +19,9 @@ def test_nothing_is_shortened_where_the_variable_is_not_set(
 
 def test_no_limit_is_longer_than_the_variable_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "5.5")
-    assert time_limits() == TimeLimits(rounds_s=5.5, trial_s=5.5)
+    assert time_limits() == TimeLimits(rounds_s=5.5, trial_s=5.5, bundles_s=5.5)
     monkeypatch.setenv(VARIABLE, "0")
-    assert astuple(time_limits()) == (0.0,) * 5
+    assert astuple(time_limits()) == (0.0,) * 8
 
 
 @pytest.mark.parametrize("text", ["-1", "nan", "ten"])
