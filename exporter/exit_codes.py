@@ -75,6 +75,8 @@ _CODES: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
     (surgery_errors.SurgeryError, ExitCode.NOT_SUPPORTED),
     (runtime_errors.RuntimeMissingError, ExitCode.RUNTIME_MISSING),
     (runtime_errors.InputMismatchError, ExitCode.USAGE),
+    (runtime_errors.PictureError, ExitCode.USAGE),
+    (runtime_errors.PreprocessingError, ExitCode.USAGE),
     (runtime_errors.OperatorRefusedError, ExitCode.NOT_SUPPORTED),
     (runtime_errors.BuildError, ExitCode.BUILD_FAILED),
     (runtime_errors.BundleError, ExitCode.RUN_FAILED),

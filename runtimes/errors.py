@@ -41,6 +41,14 @@ class InputMismatchError(RuntimesError):
     """An input to a run does not fit the model: name, shape, dtype, or a NaN in it."""
 
 
+class PictureError(RuntimesError):
+    """A file is no picture that can be decoded, or is larger than is decoded."""
+
+
+class PreprocessingError(RuntimesError):
+    """The steps from a picture to an input are not known, or do not give what the model takes."""
+
+
 class NodeError(RuntimesError):
     """A runtime failed at a node, which it may have named.
 

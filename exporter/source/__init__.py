@@ -2,7 +2,7 @@
 
 from tokexport.exporter.source.load import RANDOM_WEIGHTS, load_source
 from tokexport.exporter.source.options import Source, SourceOptions, default_name
-from tokexport.exporter.source.preprocessing import Preprocessing
+from tokexport.runtimes.pictures.preprocessing import Preprocessing
 
 __all__ = [
     "RANDOM_WEIGHTS",

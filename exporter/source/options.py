@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from tokexport.exporter.source.preprocessing import Preprocessing
+    from tokexport.runtimes.pictures.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -4,55 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tokexport.exporter.errors import SourceError
+from tokexport.runtimes.pictures.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn
 
 # PIL's numbering, which preprocessor_config.json uses in "resample".
-_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-_BYTE = 1 / 255
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """The steps from an image of 8 bits a channel to the model's input, in this order.
-
-    Attributes:
-        size: Height and width of the input.
-        resize: What the image is resized to first: (height, width), or one number for the shorter
-            side; None when it is not resized.
-        crop: Height and width of the part cut from the middle after it; None when none is cut.
-        crop_pct: The side of the crop over that of the resized image, as timm gives it.
-        crop_mode: How timm resizes and crops: ``center``, ``squash`` or ``border``.
-        interpolation: ``bicubic``, ``bilinear`` and so on.
-        rescale_factor: What the bytes are multiplied by; None when they stay as they are.
-        mean: Subtracted from each channel after it; None when nothing is.
-        std: Each channel is divided by it; None when it is not.
-        origin: Where this was found.
-    """
-
-    size: tuple[int, int]
-    resize: tuple[int, int] | int | None
-    crop: tuple[int, int] | None
-    crop_pct: float | None
-    crop_mode: str | None
-    interpolation: str | None
-    rescale_factor: float | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    origin: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the steps as plain values, fit for JSON."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
+_RESAMPLE: Final = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+_BYTE: Final = 1 / 255
+#: The steps of transformers' image processors that are read, and what leaves an image as it is.
+_STEPS: Final = (
+    *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"),
+    "do_reduce_labels",
+)
+#: What changes one of these steps, in some classes.
+_CHANGE_OTHERS: Final = (
+    *("crop_to_patches", "ensure_multiple_of", "keep_aspect_ratio", "rescale_offset"),
+    *("include_top", "size_divisor"),
+)
+#: ConvNext: from this size on the image is squashed; below, the crop is this share of it.
+_SQUASHED_FROM: Final = 384
+_CONVNEXT_CROP: Final = 224 / 256
+#: LeViT: how much larger than asked for the shorter side becomes.
+_LEVIT_SCALE: Final = 256 / 224
 
 
 def timm_input_size(model: nn.Module) -> tuple[int, int, int] | None:
@@ -109,9 +87,7 @@ def transformers_preprocessing(config: Mapping[str, Any], path: Path) -> Preproc
         SourceError: It has no size, or other steps.
     """
     try:
-        resize = _size(config.get("size")) if config.get("do_resize", True) else None
-        crop = config.get("crop_size") if config.get("do_center_crop", False) else None
-        cut = _pair(_size(crop))
+        resize, cut = _resize_and_crop(config)
         size = cut or _pair(resize)
         if size is None:
             raise ValueError("it gives no size")
@@ -129,9 +105,42 @@ def transformers_preprocessing(config: Mapping[str, Any], path: Path) -> Preproc
             mean=_numbers(config.get("image_mean")) if normalize else None,
             std=_numbers(config.get("image_std")) if normalize else None,
             origin=path.name,
+            other_steps=_other_steps(config),
         )
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise unreadable_preprocessing(path, str(error)) from error
+
+
+def _resize_and_crop(
+    config: Mapping[str, Any],
+) -> tuple[tuple[int, int] | int | None, tuple[int, int] | None]:
+    """Returns what an image is resized to, and the part that is cut from its middle."""
+    resize = _size(config.get("size")) if config.get("do_resize", True) else None
+    crop = _pair(_size(config.get("crop_size") if config.get("do_center_crop", False) else None))
+    kind = str(config.get("image_processor_type", ""))
+    if isinstance(resize, int) and kind.startswith("ConvNext"):
+        if resize >= _SQUASHED_FROM:
+            return (resize, resize), crop
+        return int(resize / float(config.get("crop_pct") or _CONVNEXT_CROP)), (resize, resize)
+    if isinstance(resize, int) and kind.startswith("Levit"):
+        return int(_LEVIT_SCALE * resize), crop
+    return resize, crop
+
+
+def _other_steps(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the steps of an image processor beside resize, crop, scale and normalise."""
+    steps = [name for name in sorted(config) if name.startswith("do_") and config[name] is True]
+    found = [name for name in steps if name not in _STEPS]
+    found += [name for name in _CHANGE_OTHERS if config.get(name) is True or _over_1(config, name)]
+    size = config.get("size")
+    if isinstance(size, Mapping) and "height" not in size and "longest_edge" in size:
+        found.append("size.longest_edge")
+    return tuple(found)
+
+
+def _over_1(config: Mapping[str, Any], name: str) -> bool:
+    value = config.get(name)
+    return isinstance(value, int | float) and value > 1
 
 
 def unreadable_preprocessing(path: Path, why: str) -> SourceError:

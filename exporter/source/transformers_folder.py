@@ -30,11 +30,11 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.source.files.torch_file import damaged
 from tokexport.exporter.source.input_shapes import known_input_shapes
 from tokexport.exporter.source.preprocessing import (
-    Preprocessing,
     transformers_preprocessing,
     unreadable_preprocessing,
 )
 from tokexport.runtimes.files.regular_files import read_at_most
+from tokexport.runtimes.pictures.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn

@@ -55,6 +55,7 @@ ORDER = {
         *(
             ".",
             "files",
+            "pictures",
             "tolerances",
             "bundle",
             "native_library.py",
@@ -70,7 +71,7 @@ FOLDERS = [(room, folder) for room, folders in ORDER.items() for folder in folde
 
 #: What each room may import beside the standard library and itself.
 ALLOWED = {
-    "runtimes": {"numpy"},
+    "runtimes": {"numpy", "PIL"},
     "graph_passes": {"numpy", "torch", "onnx", "onnx_ir", "onnxscript"},
     "exporter": {
         "tokexport.graph_passes",

@@ -1,0 +1,185 @@
+"""Decodes a file of a picture into pixels of 8 bits a channel, red, green and blue.
+
+The colours are those of Pillow's ``convert("RGB")``, which the loaders of torchvision and timm
+call. Two things differ from it: the turn that EXIF asks for, as transformers applies it too; and
+grey of 16 bits, which Pillow cuts off at 255::
+
+    alpha, or a transparent colour    dropped: the colour beneath it stays, over no background
+    grey, one bit, a palette          repeated, looked up
+    grey of 16 bits, v                round(v / 257)
+    CMYK, CIELAB                      converted; no colour profile is applied
+    several frames or pages           the first
+    EXIF orientation                  applied
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+
+from tokexport.runtimes.errors import PictureError
+from tokexport.runtimes.files.regular_files import open_regular
+from tokexport.runtimes.pictures.pillow import pillow_image
+
+#: The most pixels that are decoded; they take three bytes each.
+MOST_PIXELS: Final = 1 << 27
+#: The notes: what a conversion lost or changed, a clause each.
+TRANSPARENT: Final = "transparency was dropped, and the colours beneath it stay"
+SIXTEEN_BITS: Final = "16 bits a channel became 8"
+OTHER_COLOURS: Final = "its colours were converted to RGB without their colour profile"
+FIRST_FRAME: Final = "the first of several frames was taken"
+TURNED: Final = "it was turned as its EXIF orientation says"
+EXIF_UNREADABLE: Final = "its EXIF data cannot be read, so it was not turned"
+#: The tag of the orientation, and Pillow's name of what undoes each.
+_ORIENTATION: Final = 0x0112
+_TURNS: Final = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+#: A photograph of some telephones, whose other frames are previews.
+_WITH_PREVIEWS: Final = "MPO"
+_WITH_ALPHA: Final = ("RGBA", "RGBa", "LA", "La", "PA")
+_OTHER_COLOURS: Final = ("CMYK", "LAB", "HSV")
+_ANEW: Final = "Copy the file again, save it anew as JPEG or PNG, or leave it out."
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded picture.
+
+    Attributes:
+        pixels: (H, W, 3) uint8: red, green, blue.
+        notes: What the conversion lost or changed, a clause each; empty where nothing was.
+    """
+
+    pixels: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def decode(path: str | Path, *, most_pixels: int = MOST_PIXELS) -> Picture:
+    """Decodes a file of a picture; its contents decide the format, not its suffix.
+
+    Args:
+        path: The file: JPEG, PNG, WebP, TIFF, BMP, GIF, or what else this Pillow reads.
+        most_pixels: The most pixels that it may have.
+
+    Raises:
+        PictureError: It is missing, no picture, damaged or cut off, or has more pixels.
+        RuntimeMissingError: Pillow is not installed.
+    """
+    path, pillow = Path(path), pillow_image()
+    try:
+        with open_regular(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes, metadata and transparency: said here
+            return _decoded(pillow, file, path, most_pixels)
+    except (PictureError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise PictureError(
+            "The picture does not exist.", where=str(path), fix="Check its name."
+        ) from error
+    except pillow.UnidentifiedImageError as error:
+        raise PictureError(
+            "The file is not a picture that Pillow reads.",
+            where=str(path),
+            fix="Save it as JPEG or PNG, or leave it out.",
+        ) from error
+    except pillow.DecompressionBombError as error:
+        raise _too_large(path, "more pixels than Pillow decodes", most_pixels) from error
+    except Exception as error:  # what its decoders raise of broken files has no common class
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise PictureError(
+            "The picture cannot be decoded: it is damaged, cut off, or not readable.",
+            where=f"{path} ({reason})",
+            fix=_ANEW,
+        ) from error
+
+
+def _decoded(pillow: ModuleType, file: BinaryIO, path: Path, most_pixels: int) -> Picture:
+    """Decodes an open file."""
+    with pillow.open(file) as image:
+        width, height = image.size
+        if width * height > most_pixels:
+            raise _too_large(path, f"{width:,} × {height:,} pixels", most_pixels)
+        notes = [SIXTEEN_BITS] if ";16" in str(getattr(image, "tile", "")) else []
+        image.load()
+        converted, said = _as_rgb(pillow, image, path)
+        turn, found = _turn(image)
+        if turn is not None:
+            converted = converted.transpose(getattr(pillow.Transpose, turn))
+        notes += [*said, *found]
+        if image.format != _WITH_PREVIEWS and _has_more_frames(image):
+            notes.append(FIRST_FRAME)
+    pixels = np.array(converted, dtype=np.uint8)
+    return Picture(pixels, tuple(dict.fromkeys(notes)))
+
+
+def _too_large(path: Path, size: str, most: int) -> PictureError:
+    return PictureError(
+        f"The picture has {size}, and at most {most:,} are decoded.",
+        where=str(path),
+        fix="Scale it down, or leave it out: a small file may unpack to fill the memory.",
+    )
+
+
+def _as_rgb(pillow: ModuleType, image: Any, path: Path) -> tuple[Any, list[str]]:
+    """Converts a loaded picture to RGB, and says what that loses."""
+    mode = str(image.mode)
+    if mode.startswith("I"):
+        return _grey_of_16_bits(pillow, image, path), [SIXTEEN_BITS]
+    if mode == "F":
+        raise PictureError(
+            "The picture holds floating-point numbers, and nothing says which is white.",
+            where=str(path),
+            fix="Save it with 8 bits a channel.",
+        )
+    notes = [TRANSPARENT] * _is_transparent(image) + [OTHER_COLOURS] * (mode in _OTHER_COLOURS)
+    return image.convert("RGB"), notes
+
+
+def _grey_of_16_bits(pillow: ModuleType, image: Any, path: Path) -> Any:
+    """Scales grey of 16 bits to 8: white, 65535, becomes 255."""
+    values = np.asarray(image).astype(np.int64)
+    lowest, highest = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    if lowest < 0 or highest > 65535:
+        raise PictureError(
+            f"The picture holds grey values from {lowest} to {highest}, and nothing says which is "
+            "white.",
+            where=str(path),
+            fix="Save it with 8 or 16 bits a channel.",
+        )
+    grey = ((values + 128) // 257).astype(np.uint8)
+    return pillow.fromarray(np.repeat(grey[..., None], 3, axis=-1))
+
+
+def _is_transparent(image: Any) -> bool:
+    """Returns whether a pixel is not opaque."""
+    if image.mode in _WITH_ALPHA:
+        return bool((np.asarray(image.getchannel(image.getbands()[-1])) < 255).any())
+    return "transparency" in image.info
+
+
+def _turn(image: Any) -> tuple[str | None, list[str]]:
+    """Returns how a loaded picture is to be turned, by Pillow's name, and a note of it."""
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # any damage of its metadata, which is no damage of its pixels
+        return None, [EXIF_UNREADABLE]
+    return turn, [] if turn is None else [TURNED]
+
+
+def _has_more_frames(image: Any) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a second frame that is damaged
+        return True
