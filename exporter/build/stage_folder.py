@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -122,6 +122,11 @@ class StageFolder:
         """The folder while it is open."""
         assert self._path is not None
         return self._path
+
+    @property
+    def lines(self) -> Mapping[str, str]:
+        """The user's line of every node of the stages so far, by its name and its values'."""
+        return self._lines
 
     def save_program(self, stage: str, program: ExportedProgram) -> None:
         """Writes a traced graph where the user asked for the stages."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from tokexport.exporter.cli import bench as cli_bench
+from tokexport.exporter.cli import bisect as cli_bisect
 from tokexport.exporter.cli import compare as cli_compare
 from tokexport.exporter.cli import lock as cli_lock
 from tokexport.exporter.cli import reduce as cli_reduce
@@ -28,6 +29,7 @@ from tokexport.exporter.cli.messages import (
     report_errors,
     show,
 )
+from tokexport.exporter.cli.next_command import bisect_named
 from tokexport.exporter.cli.options import (
     Batch,
     Builder,
@@ -70,6 +72,7 @@ _MOMENT_S: Final = 0.02
 
 @app.command("compile")
 def compile_command(
+    context: typer.Context,
     source: ModelSource,
     target: Annotated[str, target_option("What to build for.")],
     output: Annotated[
@@ -120,7 +123,7 @@ def compile_command(
     json: Json = False,
 ) -> None:
     """Compile a model, prove it against eager PyTorch, and write a bundle."""
-    with report_errors(json):
+    with report_errors(json), bisect_named(context):
         from tokexport.exporter.requirements import require_compile_packages
 
         require_compile_packages()
@@ -263,6 +266,7 @@ cli_reduce.add_commands(app)
 cli_bench.add_commands(app)
 cli_compare.add_commands(app)
 cli_lock.add_commands(app)
+cli_bisect.add_commands(app)
 
 
 @app.callback(invoke_without_command=True)

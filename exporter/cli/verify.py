@@ -14,6 +14,7 @@ from tokexport.exporter.cli.messages import (
     report_errors,
     show_judged,
 )
+from tokexport.exporter.cli.next_command import bisect_named, name_bisect
 from tokexport.exporter.cli.options import (
     Builder,
     Bundle,
@@ -48,6 +49,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def verify_command(
+    context: typer.Context,
     bundle: Bundle,
     against: Annotated[
         str | None,
@@ -65,7 +67,7 @@ def verify_command(
     json: Json = False,
 ) -> None:
     """Replay the reference data in a bundle and hold it to its gates; needs no torch."""
-    with report_errors(json):
+    with report_errors(json), bisect_named(context):
         from tokexport.exporter.config import check_threads
         from tokexport.exporter.errors import UsageError
         from tokexport.exporter.report.tables import (
@@ -87,7 +89,7 @@ def verify_command(
                 threads=threads,
                 require_kernels=require_kernels,
             )
-            _verify_against(bundle, options, asked, json)
+            _verify_against(bundle, options, asked, json, context)
             return
         if any(one is not None for one in (reduce, inputs, samples, checkpoint, builder)):
             raise UsageError(
@@ -105,6 +107,7 @@ def _verify_against(
     options: SourceOptions,
     asked: AgainstOptions,
     json: bool,
+    context: typer.Context,
 ) -> None:
     """Compares a bundle with a source, and prints what was found."""
     from tokexport.exporter.requirements import require_compile_packages
@@ -123,4 +126,7 @@ def _verify_against(
             progress=Checklist(console(stderr=True), enabled=not json),
             **asked,
         )
-    show_judged(json, found.to_json(), partial(render_against, found), found.failed())
+    failed = found.failed()
+    if failed is not None:
+        name_bisect(failed, context)
+    show_judged(json, found.to_json(), partial(render_against, found), failed)

@@ -17,11 +17,15 @@ from rich.console import Console
 
 from tokexport.exporter.backends.known import REFERENCE
 from tokexport.exporter.build import run_stage
+from tokexport.exporter.comparison.bundle_source import (
+    config_of,
+    require_same_inputs,
+    require_same_outputs,
+)
 from tokexport.exporter.comparison.figures import Figures, figures
-from tokexport.exporter.comparison.reference_batches import reference_batches, values_of
+from tokexport.exporter.comparison.reference_batches import reference_batches
 from tokexport.exporter.comparison.source_examples import with_examples
-from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.errors import GateError, OtherModelError, listed
+from tokexport.exporter.errors import GateError, listed
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.parity.proof import ParityError, StageResult
@@ -190,7 +194,7 @@ def verify_against(
     firsts = {name: array[0] for name, array in own.items()}
     source = with_examples(source, manifest.inputs, firsts)
     with scratch_folder() as scratch:
-        config = _config(manifest, scratch / "unbuilt", inputs, samples, threads)
+        config = config_of(manifest, scratch / "unbuilt", inputs, samples, threads)
         config = replace(config, require_kernels=require_kernels, reduce=recipe or config.reduce)
         with compile_run(source, config, checklist) as run:
             try:
@@ -213,14 +217,14 @@ def _held(
     """
 
     def known(inputs: tuple[TensorSpec, ...]) -> Batches:
-        _require_same_inputs(inputs, manifest, bundle)
+        require_same_inputs(inputs, manifest, bundle)
         assert own is not None
         return reference_batches(own, inputs, str(bundle))
 
     reduced = reduce(run)
     answered = reference(run, reduced, None if own is None else known)
-    _require_same_inputs(answered.inputs, manifest, bundle)
-    _require_same_outputs(answered, manifest, bundle)
+    require_same_inputs(answered.inputs, manifest, bundle)
+    require_same_outputs(answered, manifest, bundle)
     captured = capture(run, answered)
     rewritten = rewrite(run, answered, captured)
     emitted = emit(run, answered, captured, rewritten)
@@ -279,57 +283,6 @@ def _verdicts(
             verdict = TIES_ONLY if result.passed else WRONG
         verdicts[name] = OutputVerdict(verdict, measured, failure if verdict == WRONG else "")
     return verdicts
-
-
-def _config(
-    manifest: Manifest, output: Path, inputs: Path | None, samples: int | None, threads: int | None
-) -> CompileConfig:
-    """Returns the options that the bundle was compiled with, as far as they shape its graph."""
-    options: dict[str, Any] = manifest.options or {}  # bundles made before have none
-    first = manifest.inputs[0].shape if manifest.inputs else ()
-    return CompileConfig(
-        target=manifest.target,
-        output=output,
-        precision=manifest.precision,
-        inputs=inputs,
-        samples=samples,
-        batch=first[0] if first else None,
-        constants=values_of(manifest.constant_inputs) or None,
-        reduce=None if manifest.reduction is None else manifest.reduction["recipe"],
-        timed=False,
-        threads=threads,
-        token_cap=options.get("token_cap"),
-        drop_noise=options.get("drop_noise", False),
-        quantization=options.get("quantization"),
-        weight_bits=options.get("weight_bits"),
-        atol=options.get("atol"),
-    )
-
-
-def _require_same_inputs(inputs: tuple[TensorSpec, ...], manifest: Manifest, bundle: Path) -> None:
-    """Refuses a source of other inputs than the bundle's."""
-    if inputs != manifest.inputs:
-        raise OtherModelError(
-            "The source takes something else than the bundle.",
-            where=f"{bundle}: {'; '.join(map(str, manifest.inputs))}; "
-            f"the source: {'; '.join(map(str, inputs))}",
-            fix="Pass the source that the bundle was compiled from.",
-        )
-
-
-def _require_same_outputs(answered: Answered, manifest: Manifest, bundle: Path) -> None:
-    """Refuses a source of other outputs than the bundle's."""
-    its = {
-        TensorSpec(name, array.shape[1:], str(array.dtype))
-        for name, array in answered.reference.outputs.items()
-    }
-    if its != {*manifest.computed}:
-        raise OtherModelError(
-            "The source gives something else than the bundle.",
-            where=f"{bundle}: {'; '.join(map(str, manifest.computed))}; "
-            f"the source: {'; '.join(sorted(map(str, its)))}",
-            fix="Pass the source that the bundle was compiled from, with its reduction.",
-        )
 
 
 def _hashes(run: CompileRun, manifest: Manifest) -> tuple[str, str]:

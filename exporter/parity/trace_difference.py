@@ -117,8 +117,23 @@ class _Traced(Interpreter):
         return result
 
 
-def first_difference(captured: GraphModule, model: FlatModel, tensors: Sequence[Tensor]) -> str:
-    """Returns where a traced graph differs from eager on one input, and what it fixed, or ''.
+@dataclass(frozen=True)
+class TraceDifference:
+    """The first node of a traced graph that gives what eager computes nowhere.
+
+    Attributes:
+        node: It.
+        said: What it fixed, a clause.
+    """
+
+    node: Node
+    said: str
+
+
+def first_difference(
+    captured: GraphModule, model: FlatModel, tensors: Sequence[Tensor]
+) -> TraceDifference | None:
+    """Returns where a traced graph differs from eager on one input; None if nowhere.
 
     Args:
         captured: The traced graph, unlifted.
@@ -132,9 +147,10 @@ def first_difference(captured: GraphModule, model: FlatModel, tensors: Sequence[
         traced.run(*tensors)
     node = traced.found
     if node is None:
-        return ""
+        return None
     frame = own_frames(node)[-1]
-    return f"First at {frame}: {_fixed(node, eager.values.calls[f'{frame.file}:{frame.line}'])}."
+    calls = eager.values.calls[f"{frame.file}:{frame.line}"]
+    return TraceDifference(node, f"First at {frame}: {_fixed(node, calls)}.")
 
 
 @contextmanager
@@ -152,9 +168,9 @@ def differences_named(captured: GraphModule, model: FlatModel, batches: Batches)
             worst = [int(one.index[0]) for one in failed.worst.values()]
             order = dict.fromkeys([*worst, *failed.outside, 0])
             rows = {place: batch for place, batch in enumerate(batches) if place in order}
-            said = (first_difference(captured, model, tensors_of(rows[place])) for place in order)
-            if where := next(filter(None, said), ""):
-                error.where += f"\n{where}"
+            found = (first_difference(captured, model, tensors_of(rows[place])) for place in order)
+            if first := next(filter(None, found), None):
+                error.where += f"\n{first.said}"
         raise
 
 

@@ -103,7 +103,12 @@ def cut_behind(model: ir.Model, count: int) -> ir.Model:
     graph.remove(reversed(gone), safe=True)
     given = [value for node in kept for value in node.outputs] or [*graph.inputs]
     graph.outputs.extend(value for value in given if value.name and not value.uses())
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_input():
-            del graph.initializers[name]
+    drop_unread_weights(model)
     return model
+
+
+def drop_unread_weights(model: ir.Model) -> None:
+    """Removes the weights that no node reads, in place."""
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_input() and not value.is_graph_output():
+            del model.graph.initializers[name]

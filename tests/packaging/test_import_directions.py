@@ -28,20 +28,10 @@ CATALOGUES = {
 ORDER = {
     "exporter": (
         *("openvino_graph", "backends", "counts", ".", "system", "inputs", "source/files"),
-        *("source", "eager", "capture", "worker", "build", "rounding", "parity"),
+        *("source", "eager", "capture", "worker", "build", "graph_values", "rounding", "parity"),
         *("reduction/blocks", "reduction", "edges", "speed", "tuning", "report", "bundle"),
-        *(
-            "ties",
-            "stages",
-            "compile.py",
-            "bench",
-            "inspection",
-            "sweep",
-            "comparison",
-            "lock",
-            "pytest_plugin",
-            "cli",
-        ),
+        *("ties", "stages", "compile.py", "bench", "inspection", "sweep", "comparison"),
+        *("bisection", "lock", "pytest_plugin", "cli"),
     ),
     "graph_passes": (
         *(".", "ops", "onnx_passes/graph", "torch_passes/graph", "torch_passes/kinds"),

@@ -1,0 +1,1 @@
+"""Shows and gives single values of graphs, and says whether rounding explains their errors."""
