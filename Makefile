@@ -54,7 +54,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/mypy examples ci/measure_compile.py ci/results.py ci/digits_reduction.py ci/reduction_matrix.py ci/bench.py \
-	  ci/proof_mutations.py ci/operator_table.py ci/operator_families.py ci/docs_site.py ci/reference_pages.py \
+	  ci/proof_mutations.py ci/operator_table.py ci/operator_families.py ci/docs_site.py ci/reference_pages.py ci/json_schemas.py \
 	  ci/overview_picture.py ci/real_weights.py ci/compare_compiles.py ci/compare_speed.py ci/attack.py ci/attacks/*.py
 
 # The library is built anew with -fsanitize=address, and found by its variable; the leaks that it
@@ -70,6 +70,7 @@ sanitize: $(INSTALLED)
 	  tests/runtimes/test_crafted_nodes.py -k "not openvino"
 
 docs: $(INSTALLED)
+	$(BIN)/python ci/json_schemas.py
 	$(BIN)/python ci/reference_pages.py
 	$(BIN)/mkdocs build --strict
 

@@ -1,23 +1,25 @@
 """Writes the pages of reference that the code decides: ``python ci/reference_pages.py``.
 
-The command line comes from typer, exit codes from their table, and the fields of ``report.json``
-and ``manifest.json`` from the classes that they are written from, with their docstrings.
+The command line comes from typer, exit codes from their table, the JSON documents from theirs, and
+the fields of ``report.json`` and ``manifest.json`` from the classes that they are written from.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import re
 import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from marked_parts import with_part
+from result_classes import described, first_line, has_fields, hints, written
+
+if TYPE_CHECKING:
+    from json_documents import Result
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
@@ -34,14 +36,14 @@ def main() -> int:
 
 def pages() -> dict[str, str]:
     """Returns the text of every generated page, by its file."""
-    from tokexport.exporter.report.report import Report
-    from tokexport.runtimes.bundle.manifest import Manifest
+    from json_documents import FILES
 
     made = {
         "command-line.md": ("commands", command_line()),
         "exit-codes.md": ("codes", exit_codes()),
-        "report.md": ("fields", fields(Report)),
-        "bundle.md": ("fields", fields(Manifest)),
+        "report.md": ("fields", fields(FILES["report.json"].results[0])),
+        "bundle.md": ("fields", fields(FILES["manifest.json"].results[0])),
+        "json.md": ("schemas", schema_table()),
     }
     return {
         name: with_part((PAGES / name).read_text(encoding="utf-8"), part, text)
@@ -123,68 +125,44 @@ def exit_codes() -> str:
     return "\n".join(["| Code | Meaning |", "|---|---|", *rows])
 
 
-def fields(root: type) -> str:
-    """Returns a table of the fields of a class, and one for each class that they hold."""
-    waiting, seen, parts = [root], {root}, []
+def schema_table() -> str:
+    """Returns the table of the JSON Schemas: what each describes, its version, its file."""
+    from tokexport.exporter.schemas.stored import all_schemas
+
+    rows = []
+    for one in all_schemas().schemas:
+        is_file = one.name.endswith(".json")
+        written = f"`{one.name}`" if is_file else f"`tokexport {one.name} --json`"
+        stem = one.name.removesuffix(".json")
+        path = f"exporter/schemas/{'files' if is_file else 'commands'}/{stem}.schema.json"
+        rows.append(f"| {written} | {one.version} | [`{one.name}`](../../{path}) | {one.about} |")
+    return "\n".join(["| JSON | Version | Schema | Meaning |", "|---|---|---|---|", *rows])
+
+
+def fields(root: Result) -> str:
+    """Returns a table of the fields of a result, and one for each class that they hold."""
+    waiting, seen, parts = [root.kind], {root.kind}, []
     while waiting:
         kind = waiting.pop(0)
         types_of, meanings = hints(kind), described(kind)
+        if kind is root.kind:
+            types_of |= dict(root.held)
         rows = []
-        for one in reported(kind):
-            for held in classes(types_of[one.name]):
+        for name in written(kind):
+            for held in classes(types_of[name]):
                 if held not in seen:
                     seen.add(held)
                     waiting.append(held)
-            rows.append(f"| `{one.name}` | {shown(types_of[one.name])} | {meanings[one.name]} |")
-        title = [] if kind is root else [f"## {kind.__name__}", "", first_line(kind), ""]
+            meaning = meanings[name].replace("|", "\\|")
+            rows.append(f"| `{name}` | {shown(types_of[name])} | {meaning} |")
+        title = [] if kind is root.kind else [f"## {kind.__name__}", "", first_line(kind), ""]
         parts.append("\n".join([*title, "| Field | Type | Meaning |", "|---|---|---|", *rows]))
     return "\n\n".join(parts)
 
 
-def hints(kind: type) -> dict[str, Any]:
-    """Returns the types of a class's fields, those too that only type checkers import."""
-    names = dict(vars(sys.modules[kind.__module__]))
-    while True:
-        try:
-            return typing.get_type_hints(kind, names)
-        except NameError as error:
-            missing = error.name or ""
-            names[missing] = _typed_only(kind, missing)
-
-
-def _typed_only(kind: type, name: str) -> Any:
-    """Finds what a module imports under a name for type checkers alone."""
-    source = inspect.getsource(sys.modules[kind.__module__])
-    found = re.search(rf"^    from ([\w.]+) import .*\b{name}\b", source, re.MULTILINE)
-    assert found is not None, f"{kind.__module__} does not import {name}"
-    return getattr(importlib.import_module(found[1]), name)
-
-
-def reported(kind: type) -> Iterator[dataclasses.Field[Any]]:
-    """Yields the fields of a class that are written."""
-    assert dataclasses.is_dataclass(kind)
-    yield from (one for one in dataclasses.fields(kind) if one.metadata.get("report", True))
-
-
-def described(kind: type) -> dict[str, str]:
-    """Returns what the docstring of a class and of those it extends say of their attributes."""
-    found: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        text = inspect.getdoc(each) or ""
-        _, _, listed = text.partition("Attributes:\n")
-        for name, meaning in re.findall(r"^    (\w+): (.+(?:\n        .+)*)", listed, re.MULTILINE):
-            found[name] = " ".join(meaning.replace("``", "`").replace("|", "\\|").split())
-    return found
-
-
-def first_line(kind: type) -> str:
-    """Returns the first sentence of a class's docstring."""
-    return (inspect.getdoc(kind) or "").partition("\n")[0].replace("``", "`")
-
-
 def classes(of: Any) -> Iterator[type]:
-    """Yields the dataclasses in a type."""
-    if dataclasses.is_dataclass(of) and isinstance(of, type):
+    """Yields the classes with fields in a type."""
+    if has_fields(of):
         yield of
     for part in typing.get_args(of):
         yield from classes(part)
@@ -197,7 +175,7 @@ def shown(of: Any) -> str:
         return "null"
     if of in _NAMES:
         return _NAMES[of]
-    if dataclasses.is_dataclass(of) and isinstance(of, type):
+    if has_fields(of):
         return f"[{of.__name__}](#{of.__name__.lower()})"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(shown, parts)))

@@ -21,6 +21,24 @@ if TYPE_CHECKING:
 QUANTIZATIONS: Final = ("dynamic", "static")
 
 
+class BundledOptions(TypedDict):
+    """The options of a compile that shape the graph beside inputs and reduction.
+
+    Attributes:
+        token_cap: The caps on rows that the data choose; None without any.
+        drop_noise: Whether the mean stands in place of each random number.
+        quantization: How int8 was asked to find the ranges of activations; None by default.
+        weight_bits: The bits of a weight in int8 that were asked for; None by default.
+        atol: The absolute tolerance that was asked for; None by default.
+    """
+
+    token_cap: list[int] | None
+    drop_noise: bool
+    quantization: str | None
+    weight_bits: int | None
+    atol: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
     """The inputs that a model is run or traced on.
@@ -212,7 +230,7 @@ class CompileConfig(ReduceConfig):
         return BACKENDS[self.target]
 
     @property
-    def for_manifest(self) -> dict[str, Any]:
+    def for_manifest(self) -> BundledOptions:
         """The options that shape graph and gates; inputs and reduction are said elsewhere."""
         caps = None if self.caps is None else list(self.caps)
         return {

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from tokexport.exporter.backends.known import REFERENCE
 from tokexport.exporter.bench.candidate import Candidate, Entrant, Way
 from tokexport.exporter.bench.entrants import plain_precision
 from tokexport.exporter.speed.against_eager import said_threads
 from tokexport.exporter.speed.interleaved import Ratio, Speed, Timing, over
+from tokexport.exporter.system.machine import Machine
 
 #: The note on eager where nothing else can run.
 ALONE: Final = "not timed: nothing else can run"
@@ -106,7 +107,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Bench:
-    """A benchmark.
+    """The times of a model and of its alternatives.
 
     Attributes:
         source: The model.
@@ -125,7 +126,7 @@ class Bench:
     targets: tuple[str, ...]
     precisions: tuple[str, ...]
     measurements: tuple[Measurement, ...]
-    machine: Mapping[str, Any]
+    machine: Machine
     warnings: tuple[str, ...]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from tokexport.exporter.config import check_threads
 from tokexport.exporter.inputs.batches import Batches, read_inputs
+from tokexport.exporter.json_values import plain
 from tokexport.exporter.system.output_file import check_place, written_whole
 from tokexport.runtimes.loading import load
 
@@ -23,26 +24,22 @@ class RunResult:
         bundle: The bundle that was run.
         output: The file that was written.
         samples: The number of samples, padding left out.
-        shapes: The shape of every output array in the file.
+        outputs: The shape of every output array in the file, by name.
     """
 
     bundle: Path
     output: Path
     samples: int
-    shapes: dict[str, tuple[int, ...]]
+    outputs: dict[str, tuple[int, ...]]
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names."""
-        return {
-            "bundle": str(self.bundle),
-            "output": str(self.output),
-            "samples": self.samples,
-            "outputs": {name: list(shape) for name, shape in self.shapes.items()},
-        }
+        found: dict[str, Any] = plain(self)
+        return found
 
     def sentence(self) -> str:
         """Returns the summary of the run, one line."""
-        arrays = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
+        arrays = ", ".join(f"{name} {shape}" for name, shape in self.outputs.items())
         return f"{self.samples} samples → {self.output}: {arrays}"
 
 

@@ -429,10 +429,10 @@ def new_manifest(
         source={"kind": source.kind, "location": source.location, "sha256": source.sha256},
         preprocessing=source.preprocessing.to_json() if source.preprocessing else None,
         files={},
-        reduction=None if reduction is None else reduction.for_manifest(),
+        reduction=None if reduction is None else dict(reduction.for_manifest()),
         forms=None if tuning is None else tuning.for_manifest(),
         checks=checks,
         constant_inputs=constants_of(model),
         fingerprint=dataclasses.asdict(traced),
-        options=config.for_manifest,
+        options=dict(config.for_manifest),
     )

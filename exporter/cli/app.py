@@ -22,6 +22,7 @@ from tokexport.exporter.cli import bisect as cli_bisect
 from tokexport.exporter.cli import compare as cli_compare
 from tokexport.exporter.cli import lock as cli_lock
 from tokexport.exporter.cli import reduce as cli_reduce
+from tokexport.exporter.cli import schema as cli_schema
 from tokexport.exporter.cli import verify as cli_verify
 from tokexport.exporter.cli.messages import (
     console,
@@ -253,13 +254,12 @@ cli_verify.add_commands(app)
 def doctor_command(json: Json = False) -> None:
     """Say which runtimes are here, which versions, and what to install for the rest."""
     with report_errors(json):
-        from tokexport.exporter.report.tables import render_components
+        from tokexport.exporter.report.tables import Diagnosis, render_components
         from tokexport.runtimes.doctor import diagnose
 
         with redirect_user_output(json):
             components = diagnose()
-        found = [component.to_dict() for component in components]
-        show(json, {"components": found}, partial(render_components, components))
+        show(json, Diagnosis(components).to_json(), partial(render_components, components))
 
 
 cli_reduce.add_commands(app)
@@ -267,6 +267,7 @@ cli_bench.add_commands(app)
 cli_compare.add_commands(app)
 cli_lock.add_commands(app)
 cli_bisect.add_commands(app)
+cli_schema.add_commands(app)
 
 
 @app.callback(invoke_without_command=True)

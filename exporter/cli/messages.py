@@ -11,9 +11,10 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO, TypedDict
 
 import typer
 
@@ -27,6 +28,34 @@ _STDOUT: Final = 1
 _STDERR: Final = 2
 #: Characters of a part of a message.
 _MOST_SAID: Final = 6000
+
+
+class SaidError(TypedDict):
+    """What is said of an error.
+
+    Attributes:
+        kind: The class of the error; ``Interrupted`` where a signal ended the command.
+        what: What happened.
+        where: The file, node, input or source line it happened at; '' where that is not known.
+        fix: What the user can do now; '' where nothing can be done.
+    """
+
+    kind: str
+    what: str
+    where: str
+    fix: str
+
+
+class Failure(TypedDict):
+    """How a command that failed ended.
+
+    Attributes:
+        exit_code: Its exit code, which is not 0.
+        error: What is said of the error.
+    """
+
+    exit_code: int
+    error: SaidError
 
 
 @contextmanager
@@ -83,7 +112,7 @@ def _import_what_shows_errors() -> None:
     Console(file=io.StringIO()).print(Text("ready", "bold red"), soft_wrap=True)
 
 
-def _show_error(as_json: bool, end: Mapping[str, Any], error: BaseException) -> None:
+def _show_error(as_json: bool, end: Failure, error: BaseException) -> None:
     """Prints an error, on stderr where stdout takes nothing more."""
     from tokexport.exporter.errors import StandardOutputError
 
@@ -135,7 +164,7 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr)
 
 
-def describe(error: BaseException) -> dict[str, Any]:
+def describe(error: BaseException) -> Failure:
     """Returns the exit code of an error, and under ``error`` what to say of it."""
     from tokexport.exporter.exit_codes import ExitCode, exit_code_of
 
@@ -157,13 +186,27 @@ def show(
     Raises:
         StandardOutputError: Standard output takes nothing more, as where its disk is full.
     """
+    if as_json:
+        _show(partial(_print_json, {"exit_code": 0, "error": None, **data}), kept)
+    else:
+        _show(lambda: render(console()), kept)
+
+
+def show_text(text: str) -> None:
+    """Prints a text as it is.
+
+    Raises:
+        StandardOutputError: Standard output takes nothing more.
+    """
+    _show(partial(typer.echo, text, nl=False))
+
+
+def _show(print_all: Callable[[], None], kept: str = "") -> None:
+    """Prints what a command found, and says what was kept where stdout takes nothing more."""
     from tokexport.exporter.errors import StandardOutputError
 
     try:
-        if as_json:
-            _print_json({"exit_code": 0, "error": None, **data})
-        else:
-            render(console())
+        print_all()
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -194,12 +237,14 @@ def show_judged(
         ExporterError: That error, where tables were printed.
         typer.Exit: Its exit code, where the object has it already.
     """
-    end = {} if failed is None else describe(failed)
+    if failed is None:
+        show(as_json, data, render)
+        return
+    end = describe(failed)
     show(as_json, {**end, **data}, render)
-    if as_json and failed is not None:
+    if as_json:
         raise typer.Exit(end["exit_code"])
-    if failed is not None:
-        raise failed
+    raise failed
 
 
 def _print_json(data: Mapping[str, Any]) -> None:
@@ -230,7 +275,7 @@ def show_result(
     show(as_json, {**data, "files": paths}, render_all, f"It is in {', '.join(paths)}.")
 
 
-def _said(error: BaseException, is_bug: bool) -> dict[str, str]:
+def _said(error: BaseException, is_bug: bool) -> SaidError:
     """Returns what happened, where, and what to do."""
     if isinstance(error, KeyboardInterrupt):
         return {
@@ -251,17 +296,17 @@ def _said(error: BaseException, is_bug: bool) -> dict[str, str]:
             "where": str(error),
             "fix": FIX,
         }
-    parts = {
-        name: _cut(printable(str(getattr(error, name, "")))) for name in ("what", "where", "fix")
-    }
+    what, where, fix = (
+        _cut(printable(str(getattr(error, name, "")))) for name in ("what", "where", "fix")
+    )
     if not is_bug:
-        return {"kind": kind, **parts}
+        return {"kind": kind, "what": what, "where": where, "fix": fix}
     trace = f"The trace: {_write_trace(error)}"
     return {
         "kind": kind,
-        "what": f"This is a bug in tokexport: {parts['what'] or f'{kind}: {error}'}",
-        "where": f"{parts['where']}\n{trace}" if parts["where"] else trace,
-        "fix": f"{parts['fix']} Please report it with that file.".lstrip(),
+        "what": f"This is a bug in tokexport: {what or f'{kind}: {error}'}",
+        "where": f"{where}\n{trace}" if where else trace,
+        "fix": f"{fix} Please report it with that file.".lstrip(),
     }
 
 
@@ -283,7 +328,7 @@ def _write_trace(error: BaseException) -> str:
     return file.name
 
 
-def _print(said: Mapping[str, str], report: Any) -> None:
+def _print(said: SaidError, report: Any) -> None:
     from rich.text import Text
 
     if report is not None:
@@ -292,7 +337,7 @@ def _print(said: Mapping[str, str], report: Any) -> None:
         render(report, console())
     aside = console(stderr=True)
     aside.print(Text.assemble(("error: ", "bold red"), said["what"]), soft_wrap=True)
-    for part in ("where", "fix"):
-        if said[part]:
-            aside.print(Text(indent(said[part], "  ")), soft_wrap=True)
+    for part in (said["where"], said["fix"]):
+        if part:
+            aside.print(Text(indent(part, "  ")), soft_wrap=True)
     sys.stderr.flush()

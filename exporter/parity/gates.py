@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import numpy as np
 
@@ -58,6 +58,28 @@ UNSTABLE: Final = 1e-3
 HALF_FACTOR: Final = 2.0
 
 _KEPT_OUT: Final[Mapping[str, Any]] = {"report": False}
+
+
+class BundledGate(TypedDict, total=False):
+    """The gate of an output, as a bundle keeps it: only the numbers that it asks for.
+
+    Attributes:
+        local_tolerance: The share of a neighbourhood's scale that every value may always be off.
+        relative_tolerance: The largest difference that is allowed, as a share of ``scale``.
+        scale: The largest absolute value of the reference output.
+        top1_tolerance: The share of the scale that two entries may be apart which change places.
+        least_cosine: The smallest cosine allowed.
+        spread: How much the reference varies, the root of a mean square.
+        spread_tolerance: The largest root of the mean squared difference, as a share of ``spread``.
+    """
+
+    local_tolerance: float
+    relative_tolerance: float
+    scale: float
+    top1_tolerance: float
+    least_cosine: float
+    spread: float
+    spread_tolerance: float
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +16,57 @@ from tokexport.graph_passes.reduction.method import Method
 from tokexport.graph_passes.reduction.methods.known import METHODS
 
 
-def methods_json(methods: Sequence[type[Method]] = METHODS) -> dict[str, Any]:
+class MethodOption(TypedDict):
+    """An option of a reduction method.
+
+    Attributes:
+        name: As a recipe spells it.
+        type: The type of its value, as Python writes it.
+        default: Its value where a recipe does not give it.
+        help: What it does.
+    """
+
+    name: str
+    type: str
+    default: Any
+    help: str
+
+
+class ListedMethod(TypedDict):
+    """A reduction method.
+
+    Attributes:
+        name: As a recipe spells it.
+        summary: What it does.
+        source: The paper that it comes from.
+        strength: The option that ``sweep`` varies by default.
+        needs_class_token: Whether it needs a class token.
+        needs_training: Whether it has parameters of its own that only training gives.
+        options: Its options.
+    """
+
+    name: str
+    summary: str
+    source: str
+    strength: str
+    needs_class_token: bool
+    needs_training: bool
+    options: list[MethodOption]
+
+
+class MethodList(TypedDict):
+    """The reduction methods.
+
+    Attributes:
+        methods: Every method.
+        placement: What the options of all recipes do, by their names.
+    """
+
+    methods: list[ListedMethod]
+    placement: dict[str, str]
+
+
+def methods_json(methods: Sequence[type[Method]] = METHODS) -> MethodList:
     """Returns plain values: every method with its options, and the options of all recipes."""
     return {
         "methods": [
@@ -58,7 +108,7 @@ def render_methods(console: Console, methods: Sequence[type[Method]] = METHODS) 
     console.print(_table([(name, "", means) for name, means in PLACEMENT.items()]))
 
 
-def _notes(method: dict[str, Any]) -> Iterator[str]:
+def _notes(method: ListedMethod) -> Iterator[str]:
     if method["needs_class_token"]:
         yield "needs a class token"
     if method["needs_training"]:

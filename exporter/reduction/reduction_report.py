@@ -5,12 +5,32 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.accuracy import accuracy
 from tokexport.exporter.reduction.agreement import Agreement, agreements
 from tokexport.runtimes.arrays import Array
+
+
+class BundledReduction(TypedDict):
+    """The token reduction of a bundle.
+
+    Attributes:
+        recipe: What was asked for, in one line.
+        method: The method's name.
+        options: All its options, those left at their defaults too.
+        blocks: The names of the blocks it went into.
+        special_tokens: How many tokens at the front are no patches.
+        tokens: Tokens of an image that enter the first block, and that leave each.
+    """
+
+    recipe: str
+    method: str
+    options: dict[str, Any]
+    blocks: list[str]
+    special_tokens: int
+    tokens: list[int]
 
 
 @dataclass(frozen=True)
@@ -46,7 +66,7 @@ class ReductionReport:
     accuracy_unreduced: float | None = None
     accuracy_reduced: float | None = None
 
-    def for_manifest(self) -> dict[str, Any]:
+    def for_manifest(self) -> BundledReduction:
         """Returns the fields that a bundle keeps: those of the model, not the measurements."""
         return {
             "recipe": self.recipe,

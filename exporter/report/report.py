@@ -21,7 +21,9 @@ from tokexport.exporter.parity.accuracy import Accuracy
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import StageResult
 from tokexport.exporter.reduction.reduction_report import ReductionReport
+from tokexport.exporter.source.options import ReportedSource
 from tokexport.exporter.speed.interleaved import Speed
+from tokexport.exporter.system.machine import Machine
 from tokexport.exporter.tuning.choices import Tuning
 from tokexport.graph_passes.pass_report import PassReport
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
@@ -69,7 +71,7 @@ class Report:
             ``fired``, and in ``non_matches`` each node that it is for and left, with the reason and
             the line of the model's code.
         stage_seconds: What every stage took, in the order they ran.
-        machine: The description of the machine.
+        machine: The description of the machine; None where nothing was run.
         runtime: What the artifact was built by; None when it was not built.
         artifact_bytes: The size of the artifact with its weights; None when it was not built.
         bundle: The bundle's folder; None when none was written.
@@ -79,7 +81,7 @@ class Report:
     target: str
     status: str
     precision: str
-    source: Mapping[str, Any]
+    source: ReportedSource
     inputs: str
     samples: int
     fingerprint: Fingerprint | None = None
@@ -101,7 +103,7 @@ class Report:
     recognised: Mapping[str, int] = field(default_factory=dict)
     passes: tuple[PassReport, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
-    machine: Mapping[str, Any] = field(default_factory=dict)
+    machine: Machine | None = None
     runtime: RuntimeInfo | None = None
     artifact_bytes: int | None = None
     bundle: str | None = None
@@ -228,7 +230,7 @@ def _facts(report: Report) -> Table:
 
 def _fact_rows(report: Report) -> Iterator[tuple[str, str]]:
     if notes := report.source.get("notes"):
-        yield "source", notes if isinstance(notes, str) else "; ".join(map(str, notes))
+        yield "source", "; ".join(notes)
     yield "inputs", report.inputs
     if report.token_schedule:
         yield "tokens", " ".join(map(str, report.token_schedule))
@@ -248,7 +250,7 @@ def _fact_rows(report: Report) -> Iterator[tuple[str, str]]:
         )
     if report.runtime is not None:
         yield "runtime", f"{report.runtime.flavour} {report.runtime.version}"
-    if report.machine:
+    if report.machine is not None:
         yield "machine", _machine_line(report.machine)
     if report.stage_seconds:
         total = sum(report.stage_seconds.values())
@@ -257,13 +259,11 @@ def _fact_rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "time", f"{total:.1f} s, of which {slowest} {share:.1f} s"
 
 
-def _machine_line(machine: Mapping[str, Any]) -> str:
-    parts = [str(machine.get("processor", "unknown processor"))]
-    if cores := machine.get("cores"):
-        parts.append(f"{cores['usable']} of {cores['logical']} cores")
+def _machine_line(machine: Machine) -> str:
+    cores = machine["cores"]
+    parts = [machine["processor"], f"{cores['usable']} of {cores['logical']} cores"]
     parts += [
-        f"{name}: {count} thread{'s' * (count != 1)}"
-        for name, count in machine.get("threads", {}).items()
+        f"{name}: {count} thread{'s' * (count != 1)}" for name, count in machine["threads"].items()
     ]
     return ", ".join(parts)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, TypedDict
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -28,9 +29,92 @@ def unbroken_lines(table: Table, console: Console) -> Iterator[Text]:
         yield line
 
 
+class VerifiedOutput(TypedDict):
+    """How far one output of a bundle is off.
+
+    Attributes:
+        passed: Whether it is within its gate.
+        relative_error: The largest difference over the gate's scale, or the fraction of differing
+            elements of an output of whole numbers.
+        relative_tolerance: What the gate allows for that; None where it is one of the cosine, or of
+            every value.
+        share_of_allowed: The most that a value uses of what is allowed for it; above 1 it is
+            outside. None where the gate has no tolerance for each value.
+        least_cosine: The smallest cosine that the gate allows; None where it asks for none.
+        spread_error: The root of the mean squared difference, over the gate's spread; None where
+            the gate has none.
+        spread_tolerance: The largest that the gate allows; None where it has none.
+        failure: What the other figures leave unseen, a clause; '' where all is right.
+        max_abs: The largest absolute difference.
+        mean_abs: The mean absolute difference.
+        cosine: The cosine similarity of the flattened outputs, -1 to 1.
+        top1_agreement: The fraction of rows with the largest entry at the same place; None for
+            outputs of one class or of whole numbers.
+    """
+
+    passed: bool
+    relative_error: float
+    relative_tolerance: float | None
+    share_of_allowed: float | None
+    least_cosine: float | None
+    spread_error: float | None
+    spread_tolerance: float | None
+    failure: str
+    max_abs: float
+    mean_abs: float
+    cosine: float
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What of tokexport works on a machine.
+
+    Attributes:
+        components: What compiling, running and verifying need.
+    """
+
+    components: tuple[Component, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values under the attributes' names."""
+        found: dict[str, Any] = plain(self)
+        return found
+
+
+class RuntimeName(TypedDict):
+    """Which runtime ran a bundle.
+
+    Attributes:
+        flavour: Which build of it: ``onnxruntime-cpu``, ``openvino-cpu``.
+        version: Its exact version.
+    """
+
+    flavour: str
+    version: str
+
+
+class Verification(TypedDict):
+    """How far a bundle is off its reference data.
+
+    Attributes:
+        status: ``PASSED`` or ``FAILED``.
+        runtime: What ran the bundle.
+        batches: The number of batches replayed.
+        samples_left_out: How many samples in them were not compared, for a near-tie in each.
+        outputs: How far each output is off, by name.
+    """
+
+    status: str
+    runtime: RuntimeName
+    batches: int
+    samples_left_out: int
+    outputs: dict[str, VerifiedOutput]
+
+
 def verification_json(result: VerifyResult) -> dict[str, Any]:
     """Returns plain values: the status, the runtime, and how far each output is off."""
-    data = {
+    data: Verification = {
         "status": "PASSED" if result.passed else "FAILED",
         "runtime": {"flavour": result.runtime.flavour, "version": result.runtime.version},
         "batches": result.batches,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +29,38 @@ class SourceOptions:
     checkpoint: Path | None = None
     builder: str | None = None
     trust_pickle: bool = False
+
+
+class BundledSource(TypedDict):
+    """Where the model of a bundle came from.
+
+    Attributes:
+        kind: One of ``saved-module``, ``exported-program``, ``factory``, ``checkpoint``, ``timm``,
+            ``transformers``, and ``module`` for one that was in memory already.
+        location: The file or folder, or the name the model was asked for by.
+        sha256: The hash of what the model was read from, in hexadecimal.
+    """
+
+    kind: str
+    location: str
+    sha256: str
+
+
+class ReportedSource(TypedDict):
+    """Where a model came from.
+
+    Attributes:
+        kind: One of ``saved-module``, ``exported-program``, ``factory``, ``checkpoint``, ``timm``,
+            ``transformers``, and ``module`` for one that was in memory already.
+        location: The file or folder, or the name the model was asked for by.
+        sha256: The hash of what the model was read from, in hexadecimal.
+        notes: What the user should know about this reading, one sentence each.
+    """
+
+    kind: str
+    location: str
+    sha256: str
+    notes: list[str]
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,7 +25,7 @@ from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.report.report import FAILED, Report
 from tokexport.exporter.source import Source
 from tokexport.exporter.speed.interleaved import Speed
-from tokexport.exporter.system.machine import describe_machine
+from tokexport.exporter.system.machine import Machine, describe_machine
 from tokexport.exporter.tuning.choices import Tuning
 from tokexport.graph_passes.pass_report import PassReport
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
@@ -58,7 +57,7 @@ class CompileRecord:
     edges: EdgeReport | None = None
     speed: Speed | None = None
     speed_over_unreduced: Speed | None = None
-    machine: Mapping[str, Any] = field(default_factory=dict)
+    machine: Machine | None = None
     warnings: tuple[str, ...] = ()
 
     def report(

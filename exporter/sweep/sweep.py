@@ -34,7 +34,7 @@ from tokexport.exporter.speed.busy_machine import busy_warning
 from tokexport.exporter.speed.interleaved import Ratio, Speed, measure
 from tokexport.exporter.speed.time_limits import time_limits
 from tokexport.exporter.sweep.pareto import Standing, Trade, front
-from tokexport.exporter.system.machine import describe_machine
+from tokexport.exporter.system.machine import Machine, describe_machine
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.graph_passes.reduction.method import Method
@@ -81,7 +81,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A trade-off.
+    """The speed and the quality of a reduction at several values of one option.
 
     Attributes:
         source: The model.
@@ -117,7 +117,7 @@ class Sweep:
     random_weights: bool
     points: tuple[Point, ...]
     runtime: RuntimeInfo | None
-    machine: Mapping[str, Any]
+    machine: Machine
     warnings: tuple[str, ...]
 
 

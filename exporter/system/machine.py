@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from tokexport.runtimes.processor import usable_cores
 
@@ -23,16 +23,48 @@ PACKAGES = (
 )
 
 
-def describe_machine(threads: Mapping[str, int] | None = None) -> dict[str, Any]:
+class Cores(TypedDict):
+    """The cores of a machine.
+
+    Attributes:
+        logical: How many the machine has.
+        usable: How many of them this process may use.
+    """
+
+    logical: int
+    usable: int
+
+
+class Machine(TypedDict):
+    """A machine, and the software on it.
+
+    Attributes:
+        processor: The processor's model name, or the architecture where the system has no name.
+        cores: Its cores.
+        memory_bytes: Its memory; None where the system does not say.
+        system: The operating system and its version.
+        python: The version of Python.
+        packages: The versions of the packages that matter here, those that are installed, by name.
+        threads: The number of threads each runtime was given, by the runtime's name.
+    """
+
+    processor: str
+    cores: Cores
+    memory_bytes: int | None
+    system: str
+    python: str
+    packages: dict[str, str]
+    threads: dict[str, int]
+
+
+def describe_machine(threads: Mapping[str, int] | None = None) -> Machine:
     """Describes the processor, the memory, the system and the versions of what ran.
 
     Args:
         threads: The number of threads each runtime was given, by the runtime's name.
 
     Returns:
-        Plain values only, fit for JSON: ``processor``, ``cores`` (``logical`` ones of the machine,
-        ``usable`` by this process), ``memory_bytes`` (None where the system does not say),
-        ``system``, ``python``, ``packages`` (only those installed) and ``threads``.
+        Plain values only, fit for JSON.
     """
     return {
         "processor": _processor(),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.json_schemas import check_bundle, check_printed
 from helpers.torchvision_ops import child_environment
 from typer.testing import CliRunner
 
@@ -51,16 +52,20 @@ class Compiled:
 
 
 def tokexport(*arguments: object) -> Answer:
-    """Runs the command in this process; nothing it prints may be a traceback."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    """Runs the command in this process; it prints no traceback, and JSON as the schemas say."""
+    given = tuple(map(str, arguments))
+    result = CliRunner().invoke(app, given)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return _checked(Answer(result.exit_code, result.stdout, result.stderr))
+    return _checked(given, Answer(result.exit_code, result.stdout, result.stderr))
 
 
 def compile_model(source: object, output: Path, *arguments: object, target: str = "ort") -> Answer:
-    """Runs ``tokexport compile`` in this process."""
-    return tokexport("compile", source, "--target", target, "--output", output, *arguments)
+    """Runs ``tokexport compile`` in this process; what it writes is as the schemas say."""
+    answer = tokexport("compile", source, "--target", target, "--output", output, *arguments)
+    if answer.code == 0:
+        check_bundle(output)
+    return answer
 
 
 def in_own_process(
@@ -85,7 +90,8 @@ def in_own_process(
         timeout=300,
         check=False,
     )
-    return _checked(Answer(done.returncode, done.stdout, done.stderr))
+    given = tuple(map(str, arguments))
+    return _checked(given, Answer(done.returncode, done.stdout, done.stderr))
 
 
 def command(*arguments: object, prefix: tuple[str, ...] = (), before: str = "") -> list[str]:
@@ -118,6 +124,7 @@ def refusal(answer: Answer, code: int, folder: Path, *parts: str) -> str:
     return message
 
 
-def _checked(answer: Answer) -> Answer:
+def _checked(arguments: tuple[str, ...], answer: Answer) -> Answer:
     assert "Traceback" not in answer.stdout + answer.stderr, answer.stderr
+    check_printed(arguments, answer.stdout)
     return answer

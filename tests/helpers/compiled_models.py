@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
+from helpers.json_schemas import check_bundle
 from torch import Tensor, nn
 
 import tokexport
@@ -84,6 +85,7 @@ def compile_for_ort(
     result = tokexport.compile(
         model, example, output=folder / "bundle", keep_stages=True, timed=False
     )
+    check_bundle(result.bundle)
     args, kwargs = split_arguments(example)
     flat = FlatModel(model, call_spec(model, args or (), kwargs))
     drawn = [one.numpy() for one in draw(flat.spec.examples, 7)] if images is None else [images]

@@ -17,6 +17,7 @@ from digits_vit import DigitsViT
 from helpers.torchvision_ops import child_environment
 
 import tokexport
+from tokexport.exporter.schemas.stored import all_schemas, schema
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,6 +123,15 @@ def test_installing_brings_no_torch_and_no_onnx(installed: Environment) -> None:
         assert not installed.has(absent)
     for present in ("numpy", "typer", "rich", "onnxruntime", "tokexport"):
         assert installed.has(present)
+
+
+def test_the_schemas_are_in_the_wheel(installed: Environment) -> None:
+    listed = installed.tokexport("schema", "--json")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    names = {one["name"] for one in json.loads(listed.stdout)["schemas"]}
+    assert names == {one.name for one in all_schemas().schemas}
+    for name in ("report.json", "compile"):
+        assert installed.tokexport("schema", name).stdout == schema(name).text
 
 
 @pytest.mark.thorough

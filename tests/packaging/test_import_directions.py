@@ -27,8 +27,9 @@ CATALOGUES = {
 #: them, and a file in the list what has a place of its own.
 ORDER = {
     "exporter": (
-        *("openvino_graph", "backends", "counts", ".", "system", "inputs", "source/files"),
-        *("source", "eager", "capture", "worker", "build", "graph_values", "rounding", "parity"),
+        *("openvino_graph", "backends", "counts", ".", "schemas", "system", "inputs"),
+        *("source/files", "source", "eager", "capture", "worker", "build"),
+        *("graph_values", "rounding", "parity"),
         *("reduction/blocks", "reduction", "edges", "speed", "tuning", "report", "bundle"),
         *("ties", "stages", "compile.py", "bench", "inspection", "sweep", "comparison"),
         *("bisection", "lock", "pytest_plugin", "cli"),

@@ -65,6 +65,7 @@ def loaded(program: str) -> set[str]:
         ["methods", "--help"],
         ["sweep", "--help"],
         ["bench", "--help"],
+        ["schema", "--help"],
         ["--version"],
     ],
     ids=" ".join,
@@ -73,6 +74,11 @@ def test_help_loads_nothing_heavy(arguments: Sequence[str]) -> None:
     packages = loaded(AFTER_A_COMMAND.format(arguments=list(arguments)))
     assert "typer" in packages
     assert packages & HEAVY == set()
+
+
+@pytest.mark.parametrize("arguments", [["schema"], ["schema", "report.json"]], ids=" ".join)
+def test_schemas_are_printed_without_torch(arguments: Sequence[str]) -> None:
+    assert loaded(AFTER_A_COMMAND.format(arguments=list(arguments))) & HEAVY <= {"numpy"}
 
 
 def test_the_package_itself_loads_nothing() -> None:

@@ -1,0 +1,153 @@
+"""Names the class behind every JSON file and every command's ``--json``: two tables.
+
+A command that is added gets its schema by a line in ``COMMANDS``; ``python ci/json_schemas.py``
+writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tokexport.exporter.backends.known import BACKENDS
+from tokexport.exporter.bench.results import Bench
+from tokexport.exporter.bench.tables import SCHEMA_VERSION as BENCH_VERSION
+from tokexport.exporter.bundle.run_bundle import RunResult
+from tokexport.exporter.capture.fingerprint import Fingerprint
+from tokexport.exporter.cli.messages import Failure
+from tokexport.exporter.comparison import against, compare
+from tokexport.exporter.comparison.against import AgainstSource, OutputVerdict
+from tokexport.exporter.comparison.compare import ComparedOutputs
+from tokexport.exporter.config import BundledOptions
+from tokexport.exporter.exit_codes import ExitCode
+from tokexport.exporter.inspection.inspect import SCHEMA_VERSION as INSPECTION_VERSION
+from tokexport.exporter.inspection.inspect import Inspection
+from tokexport.exporter.parity.gates import BundledGate
+from tokexport.exporter.reduction.method_list import MethodList
+from tokexport.exporter.reduction.reduced_file import ReducedFile
+from tokexport.exporter.reduction.reduction_report import BundledReduction
+from tokexport.exporter.report.report import FAILED, Report
+from tokexport.exporter.report.report import SCHEMA_VERSION as REPORT_VERSION
+from tokexport.exporter.report.tables import Diagnosis, Verification
+from tokexport.exporter.schemas.stored import SchemaList
+from tokexport.exporter.source.options import BundledSource
+from tokexport.exporter.source.preprocessing import Preprocessing
+from tokexport.exporter.sweep.sweep import ACCURACY, COSINE, TOP1, Sweep
+from tokexport.exporter.sweep.tables import SCHEMA_VERSION as SWEEP_VERSION
+from tokexport.exporter.tuning.choices import BundledForm
+from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, Manifest
+from tokexport.runtimes.bundle.manifest import SCHEMA_VERSION as MANIFEST_VERSION
+
+
+@dataclass(frozen=True)
+class Result:
+    """One object that is written.
+
+    Attributes:
+        kind: The dataclass or ``TypedDict`` whose fields it has.
+        properties: The properties of that class that are written too, before the fields.
+        held: The types of the fields of which the class says less, by name.
+        judged: Whether it is printed where a gate failed too, with the error in it.
+        files: Whether the files that were written are listed in it.
+    """
+
+    kind: type
+    properties: tuple[str, ...] = ()
+    held: Mapping[str, Any] = field(default_factory=dict)
+    judged: bool = False
+    files: bool = False
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file, or what a command prints under ``--json``.
+
+    Attributes:
+        results: What it is, one of these.
+        version: Its version; a field that is renamed, dropped or means something else raises it.
+        numbered: Whether ``schema_version`` says the version, before the fields.
+        finite: Whether all numbers are finite; else those that are not are texts.
+        older: Whether files of the same version may lack the fields with a default.
+        reports: Whether a failed gate prints the report of a compile in place of the result.
+    """
+
+    results: tuple[Result, ...]
+    version: int = 1
+    numbered: bool = False
+    finite: bool = False
+    older: bool = False
+    reports: bool = False
+
+
+def one(kind: type, **more: Any) -> Document:
+    """Returns the document of a class whose fields are all that is written.
+
+    Args:
+        kind: The class.
+        more: What else there is to say, as in ``Document``.
+    """
+    return Document((Result(kind),), **more)
+
+
+#: What the fields of a manifest hold, of which runtimes know no more than that they are objects.
+_BUNDLED: Final[Mapping[str, Any]] = {
+    "source": BundledSource,
+    "gates": Mapping[str, BundledGate],
+    "preprocessing": Preprocessing | None,
+    "reduction": BundledReduction | None,
+    "forms": Mapping[str, BundledForm] | None,
+    "fingerprint": Fingerprint | None,
+    "options": BundledOptions | None,
+}
+
+#: The JSON files.
+FILES: Final[Mapping[str, Document]] = {
+    "report.json": one(Report, version=REPORT_VERSION, numbered=True),
+    "manifest.json": Document(
+        (Result(Manifest, held=_BUNDLED),), MANIFEST_VERSION, finite=True, older=True
+    ),
+    "sweep.json": one(Sweep, version=SWEEP_VERSION, numbered=True),
+    "bench.json": one(Bench, version=BENCH_VERSION, numbered=True),
+}
+
+#: What the commands print under ``--json``.
+COMMANDS: Final[Mapping[str, Document]] = {
+    "compile": Document((Result(Report, judged=True),), REPORT_VERSION, numbered=True),
+    "inspect": one(Inspection, version=INSPECTION_VERSION, numbered=True, finite=True),
+    "run": one(RunResult),
+    "verify": Document(
+        (
+            Result(Verification, judged=True),
+            Result(AgainstSource, ("verdict", "why_not"), judged=True),
+        ),
+        reports=True,
+    ),
+    "doctor": one(Diagnosis),
+    "reduce": one(ReducedFile),
+    "methods": one(MethodList),
+    "sweep": Document((Result(Sweep, files=True),), SWEEP_VERSION, numbered=True, reports=True),
+    "bench": Document((Result(Bench, files=True),), BENCH_VERSION, numbered=True),
+    "compare": Document((Result(ComparedOutputs, ("verdict", "tolerance"), judged=True),)),
+    "schema": one(SchemaList),
+}
+
+_TARGETS: Final = tuple(BACKENDS)
+_HASHES: Final = (against.SAME, against.OTHER, against.UNKNOWN)
+#: The values that fields may have where their type is a text or a number.
+VALUES: Final[Mapping[tuple[type, str], tuple[Any, ...]]] = {
+    (Failure, "exit_code"): tuple(int(code) for code in ExitCode if code),
+    (Report, "target"): _TARGETS,
+    (Report, "status"): (PASSED, BUILT_NOT_RUN, FAILED),
+    (Manifest, "target"): _TARGETS,
+    (Manifest, "status"): (PASSED, BUILT_NOT_RUN),
+    (Manifest, "schema_version"): (MANIFEST_VERSION,),
+    (Verification, "status"): (PASSED, FAILED),
+    (Sweep, "target"): _TARGETS,
+    (Sweep, "quality"): (ACCURACY, TOP1, COSINE),
+    (ComparedOutputs, "verdict"): (compare.IDENTICAL, compare.DIFFERENT),
+    (AgainstSource, "verdict"): against.VERDICTS,
+    (OutputVerdict, "verdict"): against.VERDICTS,
+    (AgainstSource, "weights"): _HASHES,
+    (AgainstSource, "structure"): _HASHES,
+}

@@ -1,0 +1,1 @@
+"""The JSON Schemas of what is written and printed: ``files``, ``commands``, and their reader."""
