@@ -14,6 +14,8 @@ from tokexport.exporter.progress import Checklist
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.stages.artifact_stages import build, bundle, emit, lower, verify
+from tokexport.exporter.stages.failure import failure_kept
+from tokexport.exporter.stages.page_record import PageRecord
 from tokexport.exporter.stages.run import CompileResult, compile_run
 from tokexport.exporter.stages.traced_stages import capture, reduce, reference, rewrite
 from tokexport.exporter.system.process_state import process_unchanged
@@ -94,7 +96,8 @@ def compile(
         UsageError: The options or inputs do not fit.
         ModelNotSupportedError: The model cannot become a static graph.
         tokexport.graph_passes.reduction.errors.SurgeryError: The reduction cannot go into it.
-        GateError: The surgery, parity, speed or a required run failed; there is no bundle then.
+        GateError: The surgery, parity, speed or a required run failed; there is no bundle then, and
+            what was found is in ``OUTPUT.failed``.
         WriteError: The bundle cannot be written.
         tokexport.runtimes.errors.RuntimesError: The target's runtime is missing or failed.
     """
@@ -105,7 +108,8 @@ def compile(
     WORKER.start(
         REFERENCE.runtime, config.backend.runtime
     )  # it gets ready while the model is traced
-    with compile_run(source, config, checklist) as run:
+    page = PageRecord(enabled=True)
+    with compile_run(source, config, checklist, page) as run, failure_kept(run):
         reduced = reduce(run)
         answered = reference(run, reduced)
         captured = capture(run, answered)

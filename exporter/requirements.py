@@ -9,6 +9,9 @@ from tokexport.exporter.errors import PackageMissingError
 #: The packages that compile a model; a device that runs bundles needs none of them.
 COMPILE_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
 
+#: The packages that write a page of HTML.
+PAGE_PACKAGES = ("jinja2", "matplotlib")
+
 
 def require_compile_packages() -> None:
     """Raises PackageMissingError, with the install command, if one is not installed."""
@@ -29,3 +32,22 @@ def require_matplotlib() -> None:
             f"Drawing the plot needs {error.name or 'matplotlib'}, which is not installed.",
             fix="pip install 'tokexport[plot]', or pass --no-plot.",
         ) from error
+
+
+def require_jinja2() -> None:
+    """Raises PackageMissingError, with the install command, if jinja2 is not installed."""
+    _require_for_page("jinja2")
+
+
+def require_page_packages() -> None:
+    """Raises PackageMissingError, with the install command, if a page cannot be written here."""
+    for name in PAGE_PACKAGES:
+        _require_for_page(name)
+
+
+def _require_for_page(name: str) -> None:
+    if find_spec(name) is None:
+        raise PackageMissingError(
+            f"Writing an HTML page needs {name}, which is not installed.",
+            fix="pip install 'tokexport[report]'",
+        )

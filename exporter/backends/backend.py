@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from onnx_ir.passes import PassBase
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from tokexport.runtimes.arrays import Array
     from tokexport.runtimes.bundle.manifest import RuntimeInfo
     from tokexport.runtimes.native_library import Kernels
+    from tokexport.runtimes.node_times import NodeTime
+
+#: How many runs the times of an artifact's nodes are medians of.
+PROFILED_RUNS: Final = 7
 
 
 class Backend(ABC):
@@ -88,6 +92,19 @@ class Backend(ABC):
             scratch: A folder for temporary files.
             calibration: The samples (batches, …) that ranges are measured on, by the input's name.
         """
+
+    def node_times(
+        self, artifact: Path, arrays: Mapping[str, Array], precision: str, threads: int | None
+    ) -> tuple[NodeTime, ...] | None:
+        """Returns what each node of an artifact takes here, in order; None where nothing says it.
+
+        Args:
+            artifact: The file that the runtime loads.
+            arrays: The inputs of a run, by name; it may hold more than the artifact takes.
+            precision: The precision that it computes in.
+            threads: The most threads; None leaves it to the runtime.
+        """
+        return None
 
     def import_runtime(self) -> None:
         """Imports the runtime ahead of the first question that needs it."""

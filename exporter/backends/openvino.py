@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokexport.exporter.backends.backend import Backend
+from tokexport.exporter.backends.backend import PROFILED_RUNS, Backend
 
 if TYPE_CHECKING:
     from tokexport.graph_passes.onnx_passes.every_target.choose_forms import TokenCall
     from tokexport.runtimes.arrays import Array
     from tokexport.runtimes.bundle.manifest import RuntimeInfo
     from tokexport.runtimes.native_library import Kernels
+    from tokexport.runtimes.node_times import NodeTime
 
 
 class OpenVino(Backend):
@@ -67,6 +68,18 @@ class OpenVino(Backend):
             quantise(scratch / artifact.name, converted, samples)
         keep_selection_wide(converted, artifact)
         return runtime
+
+    def node_times(
+        self, artifact: Path, arrays: Mapping[str, Array], precision: str, threads: int | None
+    ) -> tuple[NodeTime, ...] | None:
+        """Returns the medians of OpenVINO's performance counters; see ``Backend.node_times``."""
+        from tokexport.runtimes.openvino.runner import OpenVinoRunner
+
+        opened = OpenVinoRunner.from_file(
+            artifact, precision=precision, threads=threads, profile=True
+        )
+        with opened as runner:
+            return runner.node_times(dict(arrays), PROFILED_RUNS)
 
     def import_runtime(self) -> None:
         """Imports OpenVINO."""

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokexport.exporter.backends.backend import Backend
+from tokexport.exporter.backends.backend import PROFILED_RUNS, Backend
 
 if TYPE_CHECKING:
     from tokexport.graph_passes.onnx_passes.every_target.choose_forms import TokenCall
     from tokexport.runtimes.arrays import Array
     from tokexport.runtimes.bundle.manifest import RuntimeInfo
     from tokexport.runtimes.native_library import Kernels
+    from tokexport.runtimes.node_times import NodeTime
 
 
 class OnnxRuntime(Backend):
@@ -44,6 +45,14 @@ class OnnxRuntime(Backend):
 
         with OrtRunner.from_file(artifact) as runner:
             return runner.runtime
+
+    def node_times(
+        self, artifact: Path, arrays: Mapping[str, Array], precision: str, threads: int | None
+    ) -> tuple[NodeTime, ...] | None:
+        """Returns the medians of ONNX Runtime's own profile; see ``Backend.node_times``."""
+        from tokexport.runtimes.ort.node_times import node_times
+
+        return node_times(artifact, arrays, PROFILED_RUNS, threads)
 
     def import_runtime(self) -> None:
         """Imports ONNX Runtime."""

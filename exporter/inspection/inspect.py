@@ -8,14 +8,12 @@ and never run, but where a reduction is put into it first.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from rich.console import Console
 from torch import nn
-from torch.export import ExportedProgram
 
 from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build.target_refusals import Verdict, ask, emitted
@@ -30,19 +28,15 @@ from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
+from tokexport.exporter.report.block_parts import BlockCounts, Part, by_kind
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes import pipelines
-from tokexport.graph_passes.analysis.blocks import Blocks, Tokens, attention_blocks, tokens_through
-from tokexport.graph_passes.analysis.macs import NodeMacs, count_macs
-from tokexport.graph_passes.analysis.unrecognised import unrecognised
-from tokexport.graph_passes.analysis.unreduced import unreduced_macs
+from tokexport.graph_passes.analysis.macs import count_macs
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.pass_report import PassReport
-from tokexport.graph_passes.torch_passes.graph.calls import operator_name
-from tokexport.graph_passes.torch_passes.kinds.product_kinds import Kind, ProductKinds
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 
 SCHEMA_VERSION: Final = 2
@@ -53,44 +47,6 @@ UNREDUCED_MEANS: Final = (
 )
 #: The same where the reduction was put in here.
 GIVEN_MEANS: Final = "the model as it was given"
-
-
-@dataclass(frozen=True)
-class Generic:
-    """An operator that no pass recognised.
-
-    Attributes:
-        what: ``attention``, ``selection``, ``merge``, ``gather``, ``scatter`` or ``sort``.
-        operator: The operator: ``aten.matmul``.
-        why: Why it was not recognised, a clause.
-        line: The line of the user's code, or ''.
-    """
-
-    what: str
-    operator: str
-    why: str
-    line: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """One block, or everything outside the blocks.
-
-    Attributes:
-        path: The module: ``blocks.3``; '' for what lies outside.
-        tokens_in: Tokens of an image that enter; None where nothing looks like tokens.
-        tokens_out: Tokens that leave.
-        macs: Multiply-accumulates by kind, of the whole batch.
-        recognised: How many operators of the domain, by name.
-        generic: What stayed generic.
-    """
-
-    path: str
-    tokens_in: int | None
-    tokens_out: int | None
-    macs: Mapping[str, int]
-    recognised: Mapping[str, int]
-    generic: tuple[Generic, ...]
 
 
 @dataclass(frozen=True)
@@ -185,7 +141,7 @@ def inspect(
             program = capture_any(flat, batches)
             random_ops = random_lines(program)
         with checklist.stage("count"):
-            counted = _Count(program, batch)
+            counted = BlockCounts(program, batch)
             unreduced = counted.unreduced
             if reduced is not None:
                 unreduced = macs_by_kind(reduced.unreduced, batches)
@@ -223,85 +179,4 @@ def macs_by_kind(model: FlatModel, batches: Batches) -> dict[str, int]:
     Raises:
         ModelNotSupportedError: The model cannot become a static graph.
     """
-    return _by_kind(_summed(count_macs(capture(model, tensors_of(next(iter(batches)))))))
-
-
-def cost(macs: Mapping[str, int]) -> int:
-    """Returns the cost without normalisations, which papers mostly leave out."""
-    return sum(macs.values()) - macs[Kind.NORMALISATION]
-
-
-class _Count:
-    """The counts of a captured program; taken before its graph is rewritten in place.
-
-    Args:
-        program: The captured program.
-        batch: Images in a run.
-
-    Attributes:
-        total: Multiply-accumulates of the whole, by kind.
-        unreduced: Those without the reduction.
-        parts: A part per block, and last what lies outside all; there once ``look`` was called.
-    """
-
-    parts: tuple[Part, ...]
-
-    def __init__(self, program: ExportedProgram, batch: int) -> None:
-        nodes = count_macs(program)
-        kinds = ProductKinds(program)
-        self._paths = attention_blocks(program, nodes)
-        blocks = Blocks(program, self._paths)
-        self._tokens: tuple[Tokens | None, ...] = tuple(
-            tokens_through(blocks.members(i), nodes, kinds, batch) for i in range(len(self._paths))
-        )
-        self._macs: dict[int | None, Counter[str]] = {}
-        for node in nodes:
-            self._macs.setdefault(blocks.block_of(node.node), Counter())[node.kind] += node.macs
-        self.total = _by_kind(_summed(nodes))
-        self.unreduced = _by_kind(unreduced_macs(nodes, blocks, self._tokens, batch))
-
-    def look(self, rewritten: ExportedProgram) -> None:
-        """Finds the parts in the rewritten program before what nothing reads is dropped."""
-        blocks = Blocks(rewritten, self._paths)
-        recognised: dict[int | None, Counter[str]] = {}
-        for node in rewritten.graph.nodes:
-            name = operator_name(node) if node.op == "call_function" else ""
-            if name.startswith(f"{ops.NAMESPACE}."):
-                found = recognised.setdefault(blocks.block_of(node), Counter())
-                found[name.removeprefix(f"{ops.NAMESPACE}.")] += 1
-        generic: dict[int | None, list[Generic]] = {}
-        for left in unrecognised(rewritten):
-            generic.setdefault(blocks.block_of(left.node), []).append(
-                Generic(left.what, left.operator, left.why, left.line)
-            )
-        parts = []
-        for position in (*range(len(self._paths)), None):
-            tokens = None if position is None else self._tokens[position]
-            parts.append(
-                Part(
-                    path="" if position is None else _shown(self._paths[position]),
-                    tokens_in=tokens.entering if tokens else None,
-                    tokens_out=tokens.leaving if tokens else None,
-                    macs=_by_kind(self._macs.get(position, {})),
-                    recognised=dict(sorted(recognised.get(position, {}).items())),
-                    generic=tuple(generic.get(position, ())),
-                )
-            )
-        self.parts = tuple(parts)
-
-
-def _summed(nodes: Sequence[NodeMacs]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for node in nodes:
-        total[node.kind] += node.macs
-    return total
-
-
-def _by_kind(counts: Mapping[Any, int]) -> dict[str, int]:
-    """Returns a count for every kind, in their order, 0 for a missing one."""
-    return {str(kind): counts.get(kind, 0) for kind in Kind}
-
-
-def _shown(path: str) -> str:
-    """Returns a module's path as the user's model has it, without the wrapper of the capture."""
-    return path.removeprefix("model.")
+    return by_kind(count_macs(capture(model, tensors_of(next(iter(batches))))))

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tokexport.exporter.build.target_refusals import Verdict
-from tokexport.exporter.inspection.inspect import Generic, Inspection, Part, cost
+from tokexport.exporter.inspection.inspect import Inspection
+from tokexport.exporter.report.block_parts import Generic, Part, cost
 from tokexport.graph_passes.pass_report import PassReport
 
 #: Counted apart from all other kinds: papers mostly leave it out.

@@ -19,7 +19,7 @@ from tokexport.exporter.lock.lock_file import (
 )
 from tokexport.exporter.lock.projections import projections
 from tokexport.exporter.lock.typed_json import typed
-from tokexport.exporter.report.report import REPORT_NAME
+from tokexport.exporter.report.file_names import PAGE_DATA_NAME, PAGE_NAME, REPORT_NAME
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import file_in
 from tokexport.runtimes.bundle.manifest import Manifest
@@ -27,7 +27,7 @@ from tokexport.runtimes.tolerances.neighbourhoods import as_samples
 from tokexport.runtimes.verification import REFERENCE_NAME, Reference
 
 #: The files of a bundle that no runtime loads: they say how it was made.
-_NOT_LOADED: Final = frozenset({REFERENCE_NAME, REPORT_NAME, "report.html"})
+_NOT_LOADED: Final = frozenset({REFERENCE_NAME, REPORT_NAME, PAGE_DATA_NAME, PAGE_NAME})
 #: The keys of a preprocessing that say where it was found.
 _FOUND_AT: Final = frozenset({"origin"})
 

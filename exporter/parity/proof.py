@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from tokexport.exporter.errors import GateError, listed
+from tokexport.exporter.parity.distribution import Distribution, distributions
 from tokexport.exporter.parity.gates import Gate
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.tolerances.comparison import Comparison
@@ -191,6 +192,8 @@ class Proof:
 
     Attributes:
         stages: The stages compared so far.
+        distributions: How the errors of each of them are distributed, by output, near-ties counted
+            in.
         tie_free: The samples (batches, samples) on which no stage decided a near-tie so that an
             output left its gate.
     """
@@ -207,6 +210,7 @@ class Proof:
     ) -> None:
         self.expected = expected
         self.stages: list[StageResult] = []
+        self.distributions: dict[str, dict[str, Distribution]] = {}
         (count,) = {len(array) for array in expected.values()}
         self.tie_free = np.ones((count, samples), bool)
         self._flipped_samples: dict[str, Array] = {}
@@ -247,6 +251,7 @@ class Proof:
             ParityError: An output lies outside its gate, and no near-tie explains it.
         """
         gates = self.gates_of(stage)
+        self.distributions[stage] = distributions(self.expected, found)
         result = judge(stage, self.expected, found, gates)
         compared = len(result.comparisons) == len(gates)
         if self.holds_over_all(stage) and compared:

@@ -33,7 +33,6 @@ from tokexport.runtimes.tolerances.neighbourhoods import Worst
 
 SCHEMA_VERSION = 2
 #: The report in a bundle.
-REPORT_NAME = "report.json"
 FAILED = "FAILED"
 _STYLES = {PASSED: "bold green", BUILT_NOT_RUN: "bold yellow", FAILED: "bold red"}
 

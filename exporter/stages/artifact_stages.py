@@ -23,7 +23,7 @@ from tokexport.exporter.parity.reference_selection import (
     select_reference_batches,
     stored_gates,
 )
-from tokexport.exporter.report.report import REPORT_NAME
+from tokexport.exporter.report_page.bundle_page import missing_packages, write_results
 from tokexport.exporter.speed.against_eager import (
     over_unreduced,
     time_against_eager,
@@ -65,6 +65,7 @@ def emit(
     """Writes the rewritten graph as ONNX."""
     with run.stage("emit"), run.kept.explain():
         model = onnx_of(rewritten.program, answered.model.spec.names, answered.names)
+        run.page.emitted(model)
         run_onnx = partial(run_stage.run_onnx, run.kept.save_onnx("emitted", model))
         captured.proof.check("onnx", run_onnx(answered.batches), rewritten.stages.replay.onnx)
         return Emitted(model, rewritten.stages.then("onnx", run_onnx))
@@ -221,6 +222,7 @@ def _time(run: CompileRun, answered: Answered, runner: Runner) -> None:
     record.speed = speed
     record.speed_over_unreduced = over_unreduced(speed, config.seed)
     record.warnings += busy_warning()
+    run.page.timed(config, run.bundle.path, next(iter(answered.batches)))
     if config.min_speedup is not None:
         require_speedup(speed, timed_name(config, runner), config.min_speedup)
 
@@ -251,8 +253,10 @@ def bundle(
             chosen.tie_free,
             stored_gates(gates, chosen.rows),
         )
+        if left_out := missing_packages():
+            record.warnings += (left_out,)
         report = run.report(manifest.status, str(config.output))
-        report.write(run.bundle.path / REPORT_NAME)
+        write_results(run.bundle.path, report, run.page.data(), manifest)
         return CompileResult(manifest.status, report, run.bundle.commit(manifest))
 
 

@@ -25,6 +25,7 @@ from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.report.report import FAILED, Report
 from tokexport.exporter.source import Source
 from tokexport.exporter.speed.interleaved import Speed
+from tokexport.exporter.stages.page_record import PageRecord
 from tokexport.exporter.system.machine import Machine, describe_machine
 from tokexport.exporter.tuning.choices import Tuning
 from tokexport.graph_passes.pass_report import PassReport
@@ -130,6 +131,7 @@ class CompileRun:
         record: The results so far.
         bundle: The folder that becomes the bundle.
         kept: The folder of kept stages.
+        page: What a page shows beside the report.
     """
 
     source: Source
@@ -138,6 +140,7 @@ class CompileRun:
     record: CompileRecord
     bundle: BundleWriter
     kept: StageFolder
+    page: PageRecord = field(default_factory=PageRecord)
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Shows a stage while it runs."""
@@ -156,9 +159,19 @@ class CompileRun:
 
 @contextmanager
 def compile_run(
-    source: Source, config: CompileConfig, checklist: Checklist
+    source: Source,
+    config: CompileConfig,
+    checklist: Checklist,
+    page: PageRecord | None = None,
 ) -> Iterator[CompileRun]:
-    """Opens the shared state; attaches the report so far to the error of a failed gate."""
+    """Opens the shared state; attaches the report so far to the error of a failed gate.
+
+    Args:
+        source: The model as it was read.
+        config: What was asked for.
+        checklist: Shows the stages.
+        page: Gathers what a page shows; None gathers nothing.
+    """
     machine = describe_machine({"torch": config.threads or torch.get_num_threads()})
     record = CompileRecord(machine=machine)
     with (
@@ -166,7 +179,7 @@ def compile_run(
         BundleWriter(config.output, config.force) as bundle,
         StageFolder(config) as kept,
     ):
-        run = CompileRun(source, config, checklist, record, bundle, kept)
+        run = CompileRun(source, config, checklist, record, bundle, kept, page or PageRecord())
         try:
             yield run
         except GateError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from torch.export import ExportedProgram
@@ -163,6 +164,7 @@ def capture(run: CompileRun, answered: Answered) -> Captured:
             program = capture_without_draws(model, batches)
         run.record.fingerprint = fingerprint(program)
         run.kept.save_program("captured", program)
+        run.page.captured(program, size)
         module = as_graph_module(program)
         advice = advice_for(config)
         gates = measured_gates(
@@ -180,6 +182,7 @@ def capture(run: CompileRun, answered: Answered) -> Captured:
             scores=gates.scores_by_stage(narrowed),
         )
         run.record.gates, run.record.stages = gates.narrowed, proof.stages
+        run.page.errors = proof.distributions
         run.record.warnings = (
             *gate_warnings(gates.fp32, answered.cap),
             *half_warning(half),
@@ -247,7 +250,7 @@ def rewrite(run: CompileRun, answered: Answered, captured: Captured) -> Rewritte
     """Rewrites the traced graph, in place, with operators for token reduction."""
     config, batches, names = run.config, answered.batches, answered.names
     with run.stage("rewrite"):
-        rewritten = pipelines.rewrite(captured.program)
+        rewritten = pipelines.rewrite(captured.program, partial(run.page.rewritten, batches))
         run.record.token_schedule = rewritten.token_schedule
         run.record.recognised = rewritten.recognised
         run.record_passes(rewritten.reports)

@@ -22,13 +22,14 @@ from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.inspection.inspect import cost, macs_by_kind
+from tokexport.exporter.inspection.inspect import macs_by_kind
 from tokexport.exporter.parity.accuracy import accuracy
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.recipe import Recipe, parse_recipe, with_option
 from tokexport.exporter.reduction.agreement import Agreement
 from tokexport.exporter.reduction.reduced_source import ReducedSource, reduced_source
 from tokexport.exporter.reduction.reduction_report import ReductionReport
+from tokexport.exporter.report.block_parts import cost
 from tokexport.exporter.source import RANDOM_WEIGHTS, Source
 from tokexport.exporter.speed.busy_machine import busy_warning
 from tokexport.exporter.speed.interleaved import Ratio, Speed, measure

@@ -54,7 +54,7 @@ class Blocks:
         self.paths = tuple(paths)
         calls = [node for node in program.graph.nodes if node.op == "call_function"]
         where = _module_paths(program)
-        own = [_position(where[node], self.paths) for node in calls]
+        own = [position_of(where[node], self.paths) for node in calls]
         last = max((i for i, block in enumerate(own) if block is not None), default=-1)
         self._block_of: dict[Node, int] = {}
         current = None
@@ -166,8 +166,13 @@ def _elements(path: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i, part in enumerate(parts) if i and part.isdigit()]
 
 
-def _position(path: str, blocks: Sequence[str]) -> int | None:
-    """Returns which block a path lies in."""
+def position_of(path: str, blocks: Sequence[str]) -> int | None:
+    """Returns the position of the block that a module lies in; None where it lies in none.
+
+    Args:
+        path: The module: ``layers.1.blocks.0.attn``.
+        blocks: The paths of the blocks.
+    """
     for i, block in enumerate(blocks):
         if path == block or path.startswith(f"{block}."):
             return i

@@ -26,6 +26,7 @@ from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RunError
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.memory import FIX, lacking, lacks_memory
 from tokexport.runtimes.native_library import PROBLEM, Kernels, openvino_kernels
+from tokexport.runtimes.node_times import NodeTime, medians
 from tokexport.runtimes.openvino.folding import folds_too_far
 from tokexport.runtimes.openvino.kernels import put_kernels
 from tokexport.runtimes.openvino.layers import attentions, layer_precisions
@@ -137,6 +138,7 @@ class OpenVinoRunner(Runner):
         precision: str = "fp32",
         threads: int | None = None,
         native: bool = True,
+        profile: bool = False,
     ) -> Self:
         """Compiles a model for this CPU, for the least latency of one request.
 
@@ -148,6 +150,7 @@ class OpenVinoRunner(Runner):
             threads: Number of threads; None leaves the choice to OpenVINO (one a core).
             native: Whether the project's kernels run, where they are installed for this version
                 of OpenVINO.
+            profile: Whether every node is timed, for ``node_times``.
 
         Raises:
             RuntimeMissingError: openvino is not installed.
@@ -172,6 +175,8 @@ class OpenVinoRunner(Runner):
         }
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
+        if profile:
+            options["PERF_COUNT"] = "YES"
         front_end = _front_end(openvino, "ir")
         # A processor that has fp16 turns the whole graph to it, and the kernels take float32.
         kernels = found_kernels() if native and precision != "fp16" else Kernels()
@@ -227,6 +232,19 @@ class OpenVinoRunner(Runner):
                 f"OpenVINO failed: {_last_lines(str(error))}", where=self._where
             ) from error
         return {spec.name: results[index] for index, spec in enumerate(self.computed)}
+
+    def node_times(self, arrays: dict[str, Array], runs: int) -> tuple[NodeTime, ...]:
+        """Runs the model some times, and returns the median of each node; needs ``profile``.
+
+        Args:
+            arrays: An array for each input, by name.
+            runs: How many runs count; one before them does not.
+        """
+        requests = self._requests
+        if requests is None:
+            raise self._closed_error()
+        given = [arrays[spec.name] for spec in self.inputs]
+        return medians([requests.profiled(given) for _ in range(runs + 1)][1:])
 
     def _close_impl(self) -> None:
         self._requests = None

@@ -87,7 +87,14 @@ class OrtRunner(Runner):
         self._names = [spec.name for spec in self.outputs]
 
     @classmethod
-    def from_file(cls, path: Path, *, threads: int | None = None, native: bool = True) -> Self:
+    def from_file(
+        cls,
+        path: Path,
+        *,
+        threads: int | None = None,
+        native: bool = True,
+        profile: Path | None = None,
+    ) -> Self:
         """Loads an ONNX file; its external data is looked for beside it.
 
         Args:
@@ -95,6 +102,8 @@ class OrtRunner(Runner):
             threads: Threads within an operator; None leaves the choice to ORT (one a core).
             native: Whether the project's kernels run, where they are installed; without them the
                 bodies of the functions do.
+            profile: The beginning of the path of a trace of every node, which ``end_profile``
+                ends; None writes none.
 
         Raises:
             RuntimeMissingError: onnxruntime is not installed.
@@ -103,7 +112,7 @@ class OrtRunner(Runner):
         """
         if not path.is_file():
             raise BuildError("The model file does not exist.", where=str(path))
-        return cls._load(str(path), str(path), threads, native)
+        return cls._load(str(path), str(path), threads, native, profile)
 
     @classmethod
     def from_bytes(cls, model: bytes, *, threads: int | None = None, native: bool = True) -> Self:
@@ -122,12 +131,22 @@ class OrtRunner(Runner):
         return cls._load(model, "a model in memory", threads, native)
 
     @classmethod
-    def _load(cls, model: str | bytes, where: str, threads: int | None, native: bool) -> Self:
+    def _load(
+        cls,
+        model: str | bytes,
+        where: str,
+        threads: int | None,
+        native: bool,
+        profile: Path | None = None,
+    ) -> Self:
         ort = import_runtime("onnxruntime", extra="ort")
 
         def session(library: Path | None) -> Any:
             options = ort.SessionOptions()
             options.log_severity_level = _FATAL
+            if profile is not None:
+                options.enable_profiling = True
+                options.profile_file_prefix = str(profile)
             options.add_session_config_entry(_FOLDED, str(max(_SMALL, _bytes_of(model))))
             if threads is not None:
                 options.intra_op_num_threads = threads
@@ -177,6 +196,10 @@ class OrtRunner(Runner):
                 operator=operator,
             ) from error
         return dict(zip(self._names, results, strict=True))
+
+    def end_profile(self) -> Path:
+        """Ends the trace that ``profile`` of ``from_file`` began, and returns its file."""
+        return Path(self._session.end_profiling())
 
     def _close_impl(self) -> None:
         self._session = None

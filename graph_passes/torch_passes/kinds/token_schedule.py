@@ -11,7 +11,10 @@ attention (Lee et al., CVPR 2024, section 3.3); then those that are left are cou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from tokexport.graph_passes.ops.ops import NAMESPACE
 from tokexport.graph_passes.torch_passes.graph.calls import (
@@ -29,19 +32,22 @@ _BY_HEADS = 4  # axes: batch, heads, queries, keys
 
 def token_schedule(program: ExportedProgram) -> tuple[int, ...]:
     """Returns the number of keys of each attention, in the order of the graph."""
+    return tuple(shape_of(values)[-2] for _, values in attentions(program))
+
+
+def attentions(program: ExportedProgram) -> Iterator[tuple[Node, Node]]:
+    """Yields each attention in the order of the graph, with the values that it weighs."""
     kinds, images = ProductKinds(program), _images(program)
-    counts = []
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
         if operator_name(node) == f"{NAMESPACE}.sized_attention":
-            counts.append(shape_of(operand(node, "k"))[2])
+            yield node, operand(node, "v")
         elif is_call(node, aten.matmul.default, aten.bmm.default):
-            weights, values = (shape_of(factor) for factor in factors(node))
-            by_heads = _is_by_heads(weights, images) and _is_by_heads(values, images)
+            weights, values = factors(node)
+            by_heads = all(_is_by_heads(shape_of(one), images) for one in (weights, values))
             if by_heads and kinds.reads_softmax(node):
-                counts.append(weights[-1])
-    return tuple(counts)
+                yield node, values
 
 
 def _images(program: ExportedProgram) -> int:

@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 import tokexport
 from tokexport.exporter.errors import ModelNotSupportedError, UsageError
-from tokexport.exporter.inspection.inspect import Inspection, Part, inspect
+from tokexport.exporter.inspection.inspect import Inspection, inspect
 from tokexport.exporter.inspection.tables import render_inspection
+from tokexport.exporter.report.block_parts import Part
 from tokexport.runtimes.native_library import VARIABLE
 
 MERGING = {"bipartite_match": 1, "merge_tokens": 2, "sized_attention": 1}

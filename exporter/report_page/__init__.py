@@ -1,0 +1,1 @@
+"""Writes pages that a person reads alone, from the results of commands."""

@@ -1,0 +1,111 @@
+"""Reads what a page of a bundle is made of, and writes it; needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tokexport.exporter.errors import InputError, PackageMissingError
+from tokexport.exporter.report.file_names import PAGE_DATA_NAME, PAGE_NAME, REPORT_NAME
+from tokexport.exporter.report_page.compile_page import compile_page
+from tokexport.exporter.report_page.page import Page, write_page
+from tokexport.exporter.requirements import require_page_packages
+from tokexport.runtimes.bundle.bundle_files import hash_file
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
+from tokexport.runtimes.errors import BundleError
+from tokexport.runtimes.files.regular_files import read_at_most
+from tokexport.runtimes.printable import printable
+
+if TYPE_CHECKING:
+    from tokexport.exporter.report.report import Report
+    from tokexport.exporter.report_page.page_data import PageData
+
+_PICTURE: Final = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
+#: Bytes of a report; those of large models have a few million.
+_LARGEST: Final = 1 << 27
+
+
+def page_of(folder: Path) -> Page:
+    """Returns the page of a bundle, or of what a failed compile left.
+
+    Args:
+        folder: The folder, with ``report.json``; it may lack ``page.json`` and the manifest.
+
+    Raises:
+        InputError: There is no report in it, or it is not what a compile writes.
+        BundleError: The manifest is broken, or does not have the hash of the report.
+    """
+    manifest = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    report = _read(folder / REPORT_NAME, manifest)
+    data = _read(folder / PAGE_DATA_NAME, manifest) if (folder / PAGE_DATA_NAME).exists() else {}
+    pictures = data.get("pictures") or []
+    if not all(isinstance(one, str) and _PICTURE.fullmatch(one) for one in pictures):
+        raise _not_ours(folder / PAGE_DATA_NAME, "a picture is no PNG")
+    described = None if manifest is None else dataclasses.asdict(manifest)
+    try:
+        return compile_page(report, data, described)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise _not_ours(folder / REPORT_NAME, f"{type(error).__name__}: {error}") from error
+
+
+def _read(path: Path, manifest: Manifest | None) -> dict[str, Any]:
+    """Reads a JSON object, which has the hash that the manifest says."""
+    try:
+        text = read_at_most(path, _LARGEST)
+        data = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"There is no {path.name} that can be read.",
+            where=f"{path}: {error}",
+            fix="Name the folder of a bundle, or OUTPUT.failed of a compile that failed.",
+        ) from error
+    if manifest is not None and manifest.files.get(path.name) != hash_file(path):
+        raise BundleError(
+            f"{path.name} is not the one that the compile wrote.",
+            where=str(path),
+            fix="Take an unaltered copy of the bundle, or compile the model anew.",
+        )
+    if not isinstance(data, dict):
+        raise _not_ours(path, "it holds no object")
+    return data
+
+
+def _not_ours(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path.name} does not hold what a compile of this version writes.",
+        where=f"{path}: {printable(why)}",
+        fix="Compile the model anew, or use the version of tokexport that wrote it.",
+    )
+
+
+def missing_packages() -> str:
+    """Returns what to install for pages to be written, a sentence; '' where nothing is missing."""
+    try:
+        require_page_packages()
+    except PackageMissingError as error:
+        return f"{PAGE_NAME} was left out. {error.what} {error.fix}"
+    return ""
+
+
+def write_results(folder: Path, report: Report, data: PageData, manifest: Manifest | None) -> str:
+    """Writes ``report.json``, ``page.json`` and ``report.html``; the last where it can be.
+
+    Args:
+        folder: The folder.
+        report: The report.
+        data: What the page shows beside it.
+        manifest: The manifest; None where no bundle is written.
+
+    Returns:
+        The name of the file that a person opens: the page, or ``report.json`` without it.
+    """
+    report.write(folder / REPORT_NAME)
+    data.write(folder / PAGE_DATA_NAME)
+    if missing_packages():
+        return REPORT_NAME
+    described = None if manifest is None else dataclasses.asdict(manifest)
+    write_page(compile_page(report.to_json(), data.to_json(), described), folder / PAGE_NAME)
+    return PAGE_NAME
