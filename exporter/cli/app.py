@@ -22,6 +22,7 @@ from tokexport.exporter.cli import bisect as cli_bisect
 from tokexport.exporter.cli import compare as cli_compare
 from tokexport.exporter.cli import lock as cli_lock
 from tokexport.exporter.cli import reduce as cli_reduce
+from tokexport.exporter.cli import report as cli_report
 from tokexport.exporter.cli import schema as cli_schema
 from tokexport.exporter.cli import verify as cli_verify
 from tokexport.exporter.cli.messages import (
@@ -248,6 +249,7 @@ def run_command(
 
 
 cli_verify.add_commands(app)
+cli_report.add_commands(app)
 
 
 @app.command("doctor")

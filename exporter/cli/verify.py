@@ -64,6 +64,10 @@ def verify_command(
     trust_pickle: TrustPickle = False,
     threads: Threads = None,
     require_kernels: RequireKernels = False,
+    html: Annotated[
+        Path | None, typer.Option(help="With --against, also write a page for a person to read.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file at --html.")] = False,
     json: Json = False,
 ) -> None:
     """Replay the reference data in a bundle and hold it to its gates; needs no torch."""
@@ -89,9 +93,9 @@ def verify_command(
                 threads=threads,
                 require_kernels=require_kernels,
             )
-            _verify_against(bundle, options, asked, json, context)
+            _verify_against(bundle, options, asked, html, force, json, context)
             return
-        if any(one is not None for one in (reduce, inputs, samples, checkpoint, builder)):
+        if any(one is not None for one in (reduce, inputs, samples, checkpoint, builder, html)):
             raise UsageError(
                 "A bundle alone is held to its own reference data.",
                 fix="Name the source too: --against SOURCE.",
@@ -106,10 +110,12 @@ def _verify_against(
     bundle: Path,
     options: SourceOptions,
     asked: AgainstOptions,
+    html: Path | None,
+    force: bool,
     json: bool,
     context: typer.Context,
 ) -> None:
-    """Compares a bundle with a source, and prints what was found."""
+    """Compares a bundle with a source, and prints what was found; writes it as a page too."""
     from tokexport.exporter.requirements import require_compile_packages
 
     require_compile_packages()
@@ -119,6 +125,12 @@ def _verify_against(
     from tokexport.exporter.source import load_source
     from tokexport.exporter.source.code_path import on_code_path
 
+    if html is not None:
+        from tokexport.exporter.requirements import require_page_packages
+        from tokexport.exporter.system.output_file import check_place
+
+        require_page_packages()
+        check_place(html, force)
     with redirect_user_output(json), on_code_path(options.code_path):
         found = verify_against(
             bundle,
@@ -129,4 +141,10 @@ def _verify_against(
     failed = found.failed()
     if failed is not None:
         name_bisect(failed, context)
+    if html is not None:
+        from tokexport.exporter.report_page.against_page import against_page
+        from tokexport.exporter.report_page.page import write_page_whole
+
+        fix = "" if failed is None else failed.fix
+        write_page_whole(against_page(found.to_json(), fix), html)
     show_judged(json, found.to_json(), partial(render_against, found), failed)

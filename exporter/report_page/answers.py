@@ -19,7 +19,7 @@ from tokexport.exporter.report_page.page import (
     Text,
 )
 from tokexport.exporter.report_page.plots import error_histogram
-from tokexport.exporter.report_page.verdicts import STAGES, plural
+from tokexport.exporter.report_page.verdicts import STAGES, plural, times_allowed
 
 #: More outputs than this have no plot of their own.
 _MOST_PLOTS: Final = 3
@@ -78,7 +78,7 @@ def stage_table(stages: list[Mapping[str, Any]]) -> Table:
                     output,
                     f"{float(found['max_abs']):.1e}",
                     f"{float(found['relative']):.1e}",
-                    "" if most is None else f"{float(most['share']):.0%}",
+                    "" if most is None else times_allowed(float(most["share"])),
                     "" if top1 is None else f"{top1:.1%}",
                     verdict,
                 )

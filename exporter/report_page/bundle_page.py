@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tokexport.exporter.errors import InputError, PackageMissingError
+from tokexport.exporter.errors import InputError, PackageMissingError, UsageError
 from tokexport.exporter.report.file_names import PAGE_DATA_NAME, PAGE_NAME, REPORT_NAME
 from tokexport.exporter.report_page.compile_page import compile_page
-from tokexport.exporter.report_page.page import Page, write_page
+from tokexport.exporter.report_page.page import Page, write_page, write_page_whole
 from tokexport.exporter.requirements import require_page_packages
+from tokexport.exporter.system.output_file import check_place
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
 from tokexport.runtimes.errors import BundleError
@@ -109,3 +110,35 @@ def write_results(folder: Path, report: Report, data: PageData, manifest: Manife
     described = None if manifest is None else dataclasses.asdict(manifest)
     write_page(compile_page(report.to_json(), data.to_json(), described), folder / PAGE_NAME)
     return PAGE_NAME
+
+
+def write_bundle_page(folder: Path, output: Path, force: bool = False) -> Page:
+    """Writes the page of a bundle, or of a compile that failed, into a file; needs no torch.
+
+    Args:
+        folder: The bundle, or ``OUTPUT.failed``.
+        output: The HTML file.
+        force: Whether a file that is there is replaced.
+
+    Returns:
+        The page.
+
+    Raises:
+        PackageMissingError: jinja2 or matplotlib is not installed.
+        OutputExistsError: There is something at the output already.
+        UsageError: The output lies in the bundle, whose files have hashes.
+        InputError: The folder holds no report, or one that no compile of this version wrote.
+        BundleError: The report is not the one that the manifest has the hash of.
+        WriteError: The file cannot be written.
+    """
+    require_page_packages()
+    check_place(output, force)
+    if (folder / MANIFEST_NAME).exists() and output.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            "The page would go into the bundle, whose files have hashes in the manifest.",
+            where=str(output),
+            fix="Pass --output in another folder.",
+        )
+    page = page_of(folder)
+    write_page_whole(page, output)
+    return page

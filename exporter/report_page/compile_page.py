@@ -15,6 +15,7 @@ from tokexport.exporter.report_page.verdicts import (
     artifact_ratio,
     compile_verdict,
     failure_notes,
+    times_allowed,
     title_of,
 )
 
@@ -89,7 +90,8 @@ def _cards(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         last = report["stages"][-1]
         worst = max(last["comparisons"].values(), key=lambda one: _number(one["relative"]))
         used = [most["share"] for most in last["worst"].values()]
-        share = f"{_number(max(used, key=_number)):.0%} of what is allowed" if used else ""
+        most = max(map(_number, used), default=0.0)
+        share = f"{times_allowed(most)} {'of ' * (most <= 10)}what is allowed" if used else ""
         yield f"{_number(worst['relative']):.1e}", "largest error, of the output's scale", share
     if schedule := report["token_schedule"]:
         yield (

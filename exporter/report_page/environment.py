@@ -45,9 +45,8 @@ def environment_section(
         )
     if seconds := report["stage_seconds"]:
         taken = tuple((name, f"{float(one):.2f} s") for name, one in seconds.items())
-        parts.append(
-            Details(f"Time of the compile, {sum(seconds.values()):.1f} s", (Facts(taken),))
-        )
+        whole = f"Time of the compile, {sum(seconds.values()):.1f} s"
+        parts.append(Details(whole, (Facts(taken),)))
     return Section("What was used", tuple(parts))
 
 

@@ -10,7 +10,7 @@ command is a function that returns a ``Page``::
         verdict=Verdict(BAD, "BREAK", "The outputs of vit-ort changed.", ("Compile it anew.",)),
         sections=(Section("Outputs", (Table(("output", "change"), (("logits", "2e-3"),)),)),),
     )
-    write_page(page, Path("check.html"))
+    write_page_whole(page, Path("check.html"))
 
 The file needs no network and no script: its style, plots and pictures are in it.
 """
@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Final
 
 from tokexport import __version__
 from tokexport.exporter.requirements import require_jinja2
+from tokexport.exporter.system.output_file import written_whole
 
 #: The tones of a verdict and of a note.
 GOOD: Final = "good"
@@ -236,6 +237,21 @@ def write_page(page: Page, path: Path) -> None:
         PackageMissingError: jinja2 is not installed.
     """
     path.write_text(render_page(page), encoding="utf-8", errors="backslashreplace")
+
+
+def write_page_whole(page: Page, output: Path) -> None:
+    """Writes a page into a file whole or not at all, as a command does.
+
+    Args:
+        page: The page.
+        output: The file; ``system.output_file.check_place`` was asked before.
+
+    Raises:
+        PackageMissingError: jinja2 is not installed.
+        WriteError: It cannot be written.
+    """
+    with written_whole(output, "page") as partial:
+        write_page(page, partial)
 
 
 def bars(

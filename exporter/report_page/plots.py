@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tokexport.exporter.parity.distribution import edges
+from tokexport.exporter.parity.distribution import HIGHEST, LOWEST, edges
 from tokexport.exporter.requirements import require_matplotlib
 
 #: The colours of a plot, and the variables of the page that they stand for.
@@ -35,7 +35,7 @@ _SETTINGS: Final = {
     "text.parse_math": False,
 }
 #: Narrow enough to be read on a telephone, in inches.
-_WIDTH: Final = 4.4
+_WIDTH: Final = 3.9
 _RESAMPLES: Final = 2000
 _MOST_DRAWN: Final = 400
 
@@ -84,6 +84,8 @@ def error_histogram(counts: Sequence[int], equal: int, allowed: float | None) ->
     last = max(first, last)
     axes.bar(ends[:-1], shares, width=np.diff(ends), align="edge", color=_FIRST, edgecolor=_LINE)
     left, right = ends[max(first - 1, 0)], ends[min(last + 2, len(ends) - 1)]
+    if allowed is not None and allowed > 0:
+        left = min(left, float(np.log10(allowed)) - 1.0)
     if equal:
         left -= 1.2
         axes.bar([left + 0.1], [equal / total * 100], width=0.6, align="edge", color=_SECOND)
@@ -113,11 +115,9 @@ def error_histogram(counts: Sequence[int], equal: int, allowed: float | None) ->
             fontsize=8.5,
         )
     axes.set_xlim(left, right)
-    ticks = [
-        tick
-        for tick in range(int(np.ceil(ends[first])) - 1, int(right) + 1)
-        if tick >= left + (1.0 if equal else 0)
-    ]
+    numbered = left + 1.0 if equal else left
+    step = 2 if right - left > 9 else 1
+    ticks = [tick for tick in range(LOWEST - 10, HIGHEST + 1, step) if numbered <= tick <= right]
     axes.set_xticks(ticks, [f"1e{tick:d}" for tick in ticks])
     axes.set_xlabel("error, as a share of the largest output")
     axes.set_ylabel("% of values")

@@ -44,6 +44,18 @@ _NEXT: Final = {
     ),
 }
 
+_LOOSER: Final = (
+    "Leave --atol out: tokexport then measures how far rounding alone moves each output, and "
+    "allows for that. Or pass a larger tolerance, in the units of the output."
+)
+
+
+def times_allowed(share: float) -> str:
+    """Returns a share of what is allowed: ``14 %``, or beyond ten times it ``310,000 times``."""
+    if share != share or share in (float("inf"), float("-inf")):
+        return "no number"
+    return f"{share:.0%}" if share <= 10 else f"{share:,.0f} times"
+
 
 def plural(count: int, noun: str) -> str:
     """Returns a number with its noun: ``1 sample``, ``3 samples``."""
@@ -55,7 +67,8 @@ def title_of(report: Mapping[str, Any]) -> str:
     runtime = RUNTIMES.get(str(report["target"]), str(report["target"]))
     reduction = report["reduction"]
     recipe = f" with {reduction['recipe']}" if reduction else ""
-    return f"{report['source'].get('location', 'the model')}{recipe} for {runtime}, {report['precision']}"
+    model = report["source"].get("location", "the model")
+    return f"{model}{recipe} for {runtime}, {report['precision']}"
 
 
 def compile_verdict(report: Mapping[str, Any], failure: Mapping[str, Any] | None) -> Verdict:
@@ -98,10 +111,10 @@ def failure_notes(report: Mapping[str, Any], failure: Mapping[str, Any] | None) 
     """Returns what failed, what it means and what to do, for the top of the page."""
     if failure is None:
         return []
-    stage = report["first_failure"]
+    stage = str(report["first_failure"])
+    advice = _LOOSER if _asked_too_much(report) else _NEXT.get(stage, "")
     notes = [Note(BAD, failure["what"], failure["where"], remedy=failure["fix"])]
-    advice = _NEXT.get(str(stage), "")
-    if advice and not _asked_too_much(report):
+    if advice:
         notes.append(Note(WARN, f"Where to look: {stage_words(stage)}", advice))
     return notes
 
@@ -122,9 +135,9 @@ def _failed(report: Mapping[str, Any], failure: Mapping[str, Any] | None) -> Ver
         return Verdict(
             BAD,
             "FAILED",
-            f"No bundle was written: the tolerance that was asked for is below what float32 can "
-            f"meet, so not even {STAGES.get(stage, stage)} of {model} passes it.",
-            ("Nothing is known to be wrong with the model.",),
+            "No bundle was written: the tolerance that was asked for is smaller than what rounding "
+            "alone does in float32, so nothing can meet it.",
+            (f"Nothing is known to be wrong with {model}, or with the compile.",),
         )
     before = [one["name"] for one in report["stages"] if one["passed"]]
     passed = f"Up to there it did: {', '.join(map(stage_words, before))}." if before else ""
