@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokexport.exporter.report_page.page import BAD, GOOD, PLAIN, WARN, Figure, Note, Section, Table
+from tokexport.exporter.report_page.page import (
+    BAD,
+    GOOD,
+    PLAIN,
+    WARN,
+    Figure,
+    Note,
+    Part,
+    Section,
+    Table,
+)
 from tokexport.exporter.report_page.plots import latencies
 from tokexport.exporter.report_page.verdicts import plural
 
@@ -29,7 +39,7 @@ def speed_section(report: Mapping[str, Any]) -> Section | None:
         latencies(samples),
         "Each point is one run. The thick bar is the 95 % interval of the median.",
     )
-    parts = [figure, _ratios(report)]
+    parts: list[Part] = [figure, _ratios(report)]
     noisy = sorted(
         {name for one in _speeds(report) for name, r in one["ratios"].items() if r["noisy"]}
     )
@@ -77,4 +87,4 @@ def _ratios(report: Mapping[str, Any]) -> Table:
 
 def _last(speed: Mapping[str, Any]) -> str:
     """Returns the artifact, which is the last candidate timed."""
-    return list(speed["timings"])[-1]
+    return str(list(speed["timings"])[-1])

@@ -178,7 +178,7 @@ class FollowTokens(Interpreter):
         except RuntimeError:
             return None
 
-    def _joined_rows(self, one: Tensor, other: Tensor) -> Tensor:
+    def _joined_rows(self, one: Tensor, other: Tensor) -> Tensor | None:
         """Joins two values row by row where both are by rows; keeps the first elsewhere."""
         if not (_is_by_rows(one) and _is_by_rows(other)):
             return one
@@ -293,6 +293,7 @@ class FollowTokens(Interpreter):
             rows = [one for one in known if _is_by_rows(one)]
             return _as_rows(rows[0][..., 0], result.shape) if rows else None
         found = []
+        part: Any
         for part in parts:
             shape = self.env[part].shape
             if part in self._of:
@@ -305,25 +306,27 @@ class FollowTokens(Interpreter):
 
     def _merged(self, node: Node, result: Tensor) -> Tensor | None:
         """Follows ``merge_tokens``: the kept rows of a, then b with its sources joined in."""
-        a, b, kept, src, dst, mode = node.args
+        arguments: Any = node.args
+        a, b, kept, src, dst, mode = arguments
         if a not in self._of or b not in self._of:
             return None
-        own, into = self._of[a][..., 0], self._of[b][..., 0].tolist()  # type: ignore[index]
-        rest = own.gather(1, self.env[kept])  # type: ignore[index]
+        own, into = self._of[a][..., 0], self._of[b][..., 0].tolist()
+        rest = own.gather(1, self.env[kept])
         if mode != "none":
-            moved = own.gather(1, self.env[src]).tolist()  # type: ignore[index]
-            self._put(into, self.env[dst].tolist(), moved, keep=True)  # type: ignore[index]
+            moved = own.gather(1, self.env[src]).tolist()
+            self._put(into, self.env[dst].tolist(), moved, keep=True)
         return _as_rows(torch.cat([rest, torch.tensor(into)], dim=1), result.shape)
 
     def _scattered(self, node: Node, result: Tensor) -> Tensor | None:
         """Follows ``scatter_tokens``: rows that meet are joined, and ``none`` overwrites."""
-        onto, index, moved, mode, include_self = node.args
+        arguments: Any = node.args
+        onto, index, moved, mode, include_self = arguments
         if moved not in self._of:
             return None
         nothing = torch.full(result.shape[:2], NOTHING)
-        into = self._of[onto][..., 0] if onto in self._of else nothing  # type: ignore[index]
+        into = self._of[onto][..., 0] if onto in self._of else nothing
         rows = into.tolist()
-        places, sources = self.env[index].tolist(), self._of[moved][..., 0].tolist()  # type: ignore[index]
+        places, sources = self.env[index].tolist(), self._of[moved][..., 0].tolist()
         self._put(rows, places, sources, keep=bool(include_self) and mode != "none")
         return _as_rows(torch.tensor(rows), result.shape)
 
@@ -344,10 +347,11 @@ class FollowTokens(Interpreter):
 
     def _chosen(self, node: Node, result: Tensor) -> Tensor | None:
         """Follows ``where``, number by number where both sides have tokens."""
-        condition, one, other = node.args
+        arguments: Any = node.args
+        condition, one, other = arguments
         if one in self._of and other in self._of:
-            both = self._of[one], self._of[other]  # type: ignore[index]
-            return torch.where(self.env[condition], *both)  # type: ignore[index]
+            both = self._of[one], self._of[other]
+            return torch.where(self.env[condition], *both)
         return self._elementwise(node, result)
 
 

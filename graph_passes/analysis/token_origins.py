@@ -101,7 +101,7 @@ def token_origins(
 
 def _places(program: ExportedProgram, blocks: Blocks) -> list[tuple[str, str]]:
     """Returns the block of each attention, and the name of the values that it weighs."""
-    found = []
+    found: list[tuple[str, str]] = []
     for node, values in attentions(program):
         position = blocks.block_of(node)
         path = "" if position is None else blocks.paths[position].removeprefix("model.")
