@@ -23,6 +23,12 @@ from tokexport.exporter.config import BundledOptions
 from tokexport.exporter.exit_codes import ExitCode
 from tokexport.exporter.inspection.inspect import SCHEMA_VERSION as INSPECTION_VERSION
 from tokexport.exporter.inspection.inspect import Inspection
+from tokexport.exporter.lock.check import OUTCOMES, BundleCheck, CheckResult
+from tokexport.exporter.lock.findings import BREAK, DRIFT, Finding
+from tokexport.exporter.lock.lock_file import KIND as LOCK_KIND
+from tokexport.exporter.lock.lock_file import SCHEMA_VERSION as LOCK_VERSION
+from tokexport.exporter.lock.lock_file import Lock
+from tokexport.exporter.lock.update import WrittenLock
 from tokexport.exporter.parity.gates import BundledGate
 from tokexport.exporter.reduction.method_list import MethodList
 from tokexport.exporter.reduction.reduced_file import ReducedFile
@@ -109,6 +115,7 @@ FILES: Final[Mapping[str, Document]] = {
     ),
     "sweep.json": one(Sweep, version=SWEEP_VERSION, numbered=True),
     "bench.json": one(Bench, version=BENCH_VERSION, numbered=True),
+    "parity.lock.json": one(Lock, version=LOCK_VERSION),
 }
 
 #: What the commands print under ``--json``.
@@ -129,6 +136,8 @@ COMMANDS: Final[Mapping[str, Document]] = {
     "sweep": Document((Result(Sweep, files=True),), SWEEP_VERSION, numbered=True, reports=True),
     "bench": Document((Result(Bench, files=True),), BENCH_VERSION, numbered=True),
     "compare": Document((Result(ComparedOutputs, ("verdict", "tolerance"), judged=True),)),
+    "lock": one(WrittenLock),
+    "check": Document((Result(CheckResult, ("outcome",), judged=True),)),
     "schema": one(SchemaList),
 }
 
@@ -150,4 +159,9 @@ VALUES: Final[Mapping[tuple[type, str], tuple[Any, ...]]] = {
     (OutputVerdict, "verdict"): against.VERDICTS,
     (AgainstSource, "weights"): _HASHES,
     (AgainstSource, "structure"): _HASHES,
+    (Lock, "kind"): (LOCK_KIND,),
+    (Lock, "schema_version"): (LOCK_VERSION,),
+    (BundleCheck, "outcome"): OUTCOMES,
+    (CheckResult, "outcome"): OUTCOMES,
+    (Finding, "kind"): (BREAK, DRIFT),
 }

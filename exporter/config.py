@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -290,6 +291,25 @@ def parse_caps(text: str) -> tuple[int, ...]:
             f"--token-cap is {text}.",
             fix="Pass a cap of 1 or more, or one for each choice: 197,150,120.",
         ) from error
+
+
+def parse_share(text: str) -> float:
+    """Reads a share such as ``3%`` or ``0.03``.
+
+    Args:
+        text: A number, with a percent sign or without.
+
+    Raises:
+        UsageError: The text is no number above 0.
+    """
+    number, percent, rest = text.strip().partition("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = 0.0
+    if rest or not 0 < share < math.inf:
+        raise UsageError(f"The share {text!r} is no number above 0.", fix="Write 3%, or 0.03.")
+    return share
 
 
 def check_caps(caps: Sequence[int] | None) -> None:

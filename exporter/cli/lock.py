@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,7 +71,7 @@ def lock_command(
         from tokexport.exporter.lock.check import name_of
         from tokexport.exporter.lock.lock_file import Lock, read_lock
         from tokexport.exporter.lock.tables import render_lock
-        from tokexport.exporter.lock.update import differences, with_bundles
+        from tokexport.exporter.lock.update import WrittenLock, differences, with_bundles
         from tokexport.exporter.source.options import SourceOptions
 
         check_threads(threads)
@@ -81,9 +83,8 @@ def lock_command(
             named = {name_of(bundle, file): bundle for bundle in bundles}
             after = with_bundles(before, file, named, options)
         after.write(file)
-        changes = differences(before, after) if before.bundles else ()
-        data = {"file": str(file), "changes": list(changes), "lock": after.to_json()}
-        show(json, data, partial(render_lock, after, changes), f"The lock is at {file}.")
+        done = WrittenLock(file, differences(before, after) if before.bundles else (), after)
+        show(json, done.to_json(), partial(render_lock, done), f"The lock is at {file}.")
 
 
 def check_command(
@@ -91,7 +92,17 @@ def check_command(
         list[Path] | None,
         typer.Argument(help="The folders that compile wrote; by default those of the lock."),
     ] = None,
-    lock: Annotated[Path, typer.Option(help="What they are held to.")] = Path("parity.lock.json"),
+    lock: Annotated[
+        Path | None,
+        typer.Option(help="What they are held to; parity.lock.json, or none with --against."),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Time a bundle in turns with this older one, too."),
+    ] = None,
+    slower: Annotated[
+        str, typer.Option(help="How much slower than --against it may be: 3%, or 0.03.")
+    ] = "3%",
     strict: Annotated[bool, typer.Option("--strict", help="Fail where one drifts, too.")] = False,
     update: Annotated[
         bool, typer.Option("--update", help="Accept what changed; print it, and write the lock.")
@@ -116,33 +127,60 @@ def check_command(
 ) -> None:
     """Check bundles against a lock: unchanged, drift inside their tolerance, or break."""
     with report_errors(json):
-        from tokexport.exporter.config import check_threads
-        from tokexport.exporter.lock.check import check_bundles
+        from tokexport.exporter.config import check_threads, parse_share
+        from tokexport.exporter.errors import UsageError
+        from tokexport.exporter.lock.check import CheckResult, check_bundles
         from tokexport.exporter.lock.junit import write_junit
-        from tokexport.exporter.lock.lock_file import read_lock
+        from tokexport.exporter.lock.lock_file import DEFAULT_NAME, Lock, read_lock
         from tokexport.exporter.lock.tables import render_check, render_lock
-        from tokexport.exporter.lock.update import differences, updated
+        from tokexport.exporter.lock.update import WrittenLock, differences, updated
         from tokexport.exporter.source.options import SourceOptions
+        from tokexport.exporter.speed.paired_bundles import compare_speed
 
         check_threads(threads)
         folders = tuple(code_path or ())
         held = source and SourceOptions(source, folders, checkpoint, builder, trust_pickle)
         options = _options(inputs, samples, threads, require_kernels, held or None, json)
-        before = read_lock(lock)
+        path = lock or (None if against is not None else Path(DEFAULT_NAME))
+        if path is None and update:
+            raise UsageError("There is no lock to update.", fix="Name it: --lock FILE.")
+        before = Lock() if path is None else read_lock(path)
         with redirect_user_output(json):
-            found = check_bundles(before, lock, bundles or (), options, strict=strict)
+            found = CheckResult(None, ())
+            if path is not None:
+                found = check_bundles(before, path, bundles or (), options, strict=strict)
+            if against is not None:
+                new = _only(bundles or ())
+                speed = compare_speed(against, new, slower=parse_share(slower), threads=threads)
+                found = replace(found, speed=speed)
         if junit is not None:
             write_junit(found, junit)
         if summary:
             _summarise(found, json)
-        if not update:
+        if path is None or not update:
             show_judged(json, found.to_json(), partial(render_check, found), found.failed())
             return
         after = updated(before, found)
-        after.write(lock)
-        changes = differences(before, after)
-        data = {"changes": list(changes), **found.to_json()}
-        show(json, data, partial(render_lock, after, changes), f"The lock is at {lock}.")
+        after.write(path)
+        done = WrittenLock(path, differences(before, after), after)
+        data = replace(found, changes=done.changes).to_json()
+        show(json, data, partial(render_lock, done), f"The lock is at {path}.")
+
+
+def _only(bundles: Sequence[Path]) -> Path:
+    """Returns the bundle that is timed.
+
+    Raises:
+        UsageError: There is none, or several.
+    """
+    from tokexport.exporter.errors import UsageError
+
+    if len(bundles) != 1:
+        raise UsageError(
+            f"--against times one bundle, and {len(bundles) or 'none'} were named.",
+            fix="Name the new bundle: tokexport check NEW --against OLD.",
+        )
+    return bundles[0]
 
 
 def _summarise(found: CheckResult, json: bool) -> None:

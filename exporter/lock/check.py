@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import relpath
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from tokexport.exporter.errors import GateError, UsageError, listed
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.lock.findings import BREAK, DRIFT, Finding, findings
-from tokexport.exporter.lock.lock_file import Lock, LockedBundle
+from tokexport.exporter.lock.lock_file import Lock, LockedBundle, Measured
 from tokexport.exporter.lock.measure import Measurement, MeasureOptions, measure
+from tokexport.exporter.speed.paired_bundles import PairedSpeed
 from tokexport.runtimes.errors import BuildError, BundleError, RunError
 
 UNCHANGED: Final = "unchanged"
@@ -29,21 +30,36 @@ class BundleCheck:
         bundle: The folder that was checked.
         target: What the lock says it was compiled for.
         precision: What the lock says it computes in.
+        outcome: ``unchanged``, ``drift`` or ``break``.
         findings: In what it differs, breaks first; empty where it is unchanged.
-        measurement: What it is and how it did here; None where it could not be read or run.
+        measured: How it did here; None where it did not run.
+        measurement: What it is, and how it did; None where it could not be read or run.
     """
 
     name: str
     bundle: Path
     target: str
     precision: str
+    outcome: str
     findings: tuple[Finding, ...]
+    measured: Measured | None
     measurement: Measurement | None = field(default=None, metadata={"report": False})
 
-    @property
-    def outcome(self) -> str:
-        """``unchanged``, ``drift`` or ``break``."""
-        return worst_of(one.kind for one in self.findings)
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        bundle: Path,
+        locked: LockedBundle,
+        findings: tuple[Finding, ...],
+        measurement: Measurement | None = None,
+    ) -> Self:
+        """Returns the check of a bundle in which so much was found."""
+        facts = locked.facts
+        outcome = worst_of(one.kind for one in findings)
+        ran = None if measurement is None else measurement.measured
+        found = (outcome, findings, ran, measurement)
+        return cls(name, bundle, facts.target, facts.precision, *found)
 
     @property
     def item_name(self) -> str:
@@ -58,42 +74,41 @@ class BundleCheck:
         """Returns whether it fails: a break, and under ``strict`` a drift."""
         return self.outcome == BREAK or (strict and self.outcome == DRIFT)
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values: the attributes, the outcome, and how it did here."""
-        ran = None if self.measurement is None else self.measurement.measured
-        return {"outcome": self.outcome, **plain(self), "measured": plain(ran)}
-
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How bundles stand to a lock.
+    """How bundles stand to a lock, and one of them to the speed of an old one.
 
     Attributes:
-        lock: The file.
+        lock: The file; None where only the speed was asked for.
         bundles: The bundles, in the order of the lock.
         strict: Whether a drift fails too.
+        changes: What ``--update`` changed in the lock, a line for each value.
+        speed: Whether a bundle is slower than an old one; None where none was named.
     """
 
-    lock: Path
+    lock: Path | None
     bundles: tuple[BundleCheck, ...]
     strict: bool = False
+    changes: tuple[str, ...] = ()
+    speed: PairedSpeed | None = None
 
     @property
     def outcome(self) -> str:
-        """The worst outcome of a bundle."""
-        return worst_of(one.outcome for one in self.bundles)
+        """The worst outcome of a bundle; ``break`` where one is slower."""
+        slower = self.speed is not None and self.speed.failed() is not None
+        return BREAK if slower else worst_of(one.outcome for one in self.bundles)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain values: the outcome, the lock and every bundle."""
-        return {
-            "outcome": self.outcome,
-            "lock": str(self.lock),
-            "strict": self.strict,
-            "bundles": [one.to_json() for one in self.bundles],
-        }
+        """Returns plain values under the attributes' names, and the outcome."""
+        data: dict[str, Any] = plain(self)
+        return {"outcome": self.outcome, **data}
 
     def failed(self) -> GateError | None:
-        """Returns the error that names what broke, or under ``strict`` drifted; None otherwise."""
+        """Returns the error that names what broke or is slower; None otherwise.
+
+        Under ``strict`` it names what drifted, too.
+        """
         kinds = {BREAK, DRIFT} if self.strict else {BREAK}
         found = [
             f"{one.name}: {finding.sentence}"
@@ -102,7 +117,7 @@ class CheckResult:
             if finding.kind in kinds
         ]
         if not found:
-            return None
+            return None if self.speed is None else self.speed.failed()
         return GateError(
             f"The bundles are not what was locked. {listed(found, 4)}",
             where=str(self.lock),
@@ -158,15 +173,13 @@ def check_bundle(
         path: The file of the lock.
         options: What it is run on, and how.
     """
-    facts = locked.facts
-    checked = BundleCheck(name, bundle, facts.target, facts.precision, ())
     try:
         found = measure(bundle, path, _with_labelled(locked, path, options))
     except (BundleError, BuildError, RunError) as error:
         said = " ".join(part for part in (error.what, error.where) if part)
         broken = Finding(BREAK, "bundle", "whole, and runs", type(error).__name__, said)
-        return replace(checked, findings=(broken,))
-    return replace(checked, findings=findings(locked, found), measurement=found)
+        return BundleCheck.of(name, bundle, locked, (broken,))
+    return BundleCheck.of(name, bundle, locked, findings(locked, found), found)
 
 
 def _with_labelled(locked: LockedBundle, path: Path, options: MeasureOptions) -> MeasureOptions:

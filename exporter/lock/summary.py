@@ -16,6 +16,7 @@ from tokexport.exporter.errors import WriteError
 from tokexport.exporter.lock.check import UNCHANGED, BundleCheck, CheckResult
 from tokexport.exporter.lock.findings import BREAK, DRIFT, Finding
 from tokexport.exporter.lock.tables import errors_of
+from tokexport.exporter.speed.paired_bundles import PairedSpeed
 
 #: The variable that names the file of a step's summary.
 SUMMARY_VARIABLE: Final = "GITHUB_STEP_SUMMARY"
@@ -26,7 +27,7 @@ MOST_ANNOTATIONS: Final = 10
 _MARKS: Final = {UNCHANGED: "✅", DRIFT: "⚠️", BREAK: "❌"}
 _LEVELS: Final = {DRIFT: "warning", BREAK: "error"}
 #: Characters of a value in a table.
-_MOST_SHOWN: Final = 120
+_MOST_SHOWN: Final = 200
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def markdown(found: CheckResult) -> str:
             *_headline(found),
             *_parity(found.bundles),
             *_accuracy(found.bundles),
+            *_speed(found.speed),
             *_findings(found.bundles),
         ]
     )
@@ -85,6 +87,8 @@ def write_summary(found: CheckResult, path: Path) -> None:
 
 def annotations_of(found: CheckResult) -> tuple[Annotation, ...]:
     """Returns what is noted beside the lines of the lock: breaks first, ten notes at most."""
+    if found.lock is None:
+        return ()
     lines = _lines_of(found.lock)
     every = [
         Annotation(
@@ -101,23 +105,26 @@ def annotations_of(found: CheckResult) -> tuple[Annotation, ...]:
 
 
 def _headline(found: CheckResult) -> Iterator[str]:
-    count = len(found.bundles)
-    noun = "bundle" if count == 1 else "bundles"
     yield f"## {_MARKS[found.outcome]} Parity: {found.outcome}"
     yield ""
-    yield f"{count} {noun} held to `{_cell(str(found.lock))}`."
-    yield ""
+    if found.lock is not None:
+        count = len(found.bundles)
+        noun = "bundle" if count == 1 else "bundles"
+        yield f"{count} {noun} held to {_cell(str(found.lock))}."
+        yield ""
 
 
 def _parity(bundles: Sequence[BundleCheck]) -> Iterator[str]:
+    if not bundles:
+        return
     yield "### Parity"
     yield ""
     yield "| | bundle | target | precision | runs on | largest error | of allowed | outcome |"
     yield "| --- | --- | --- | --- | --- | ---: | ---: | --- |"
     for one in bundles:
-        ran = None if one.measurement is None else one.measurement.measured
-        where = "–" if ran is None else str(ran.environment)
-        cells = (one.name, one.target, one.precision, where, *errors_of(ran), one.outcome)
+        where = "–" if one.measured is None else str(one.measured.environment)
+        errors = errors_of(one.measured)
+        cells = (one.name, one.target, one.precision, where, *errors, one.outcome)
         yield f"| {_MARKS[one.outcome]} | {' | '.join(map(_cell, cells))} |"
     yield ""
 
@@ -125,11 +132,9 @@ def _parity(bundles: Sequence[BundleCheck]) -> Iterator[str]:
 def _accuracy(bundles: Sequence[BundleCheck]) -> Iterator[str]:
     """Yields the task's own measure, apart from parity; nothing without labelled samples."""
     measured = [
-        (one.name, one.measurement.measured.labelled)
+        (one.name, one.measured.labelled)
         for one in bundles
-        if one.measurement is not None
-        and one.measurement.measured is not None
-        and one.measurement.measured.labelled is not None
+        if one.measured is not None and one.measured.labelled is not None
     ]
     if not measured:
         return
@@ -139,6 +144,23 @@ def _accuracy(bundles: Sequence[BundleCheck]) -> Iterator[str]:
     yield "| --- | ---: | ---: |"
     for name, labelled in measured:
         yield f"| {_cell(name)} | {labelled.samples} | {labelled.accuracy:.2%} |"
+    yield ""
+
+
+def _speed(speed: PairedSpeed | None) -> Iterator[str]:
+    if speed is None:
+        return
+    yield "### Speed"
+    yield ""
+    yield "| new | old | new ÷ old | 95 % interval | verdict |"
+    yield "| --- | --- | ---: | --- | --- |"
+    known = speed.low is not None and speed.high is not None
+    interval = f"{speed.low:.3f} to {speed.high:.3f}" if known else "–"
+    cells = (speed.new.bundle, speed.old.bundle, f"{speed.ratio:.3f}", interval, speed.verdict)
+    yield f"| {' | '.join(map(_cell, cells))} |"
+    yield ""
+    for note in speed.notes:
+        yield f"- {_cell(note)}"
     yield ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
@@ -10,16 +9,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokexport.exporter.lock.check import UNCHANGED, BundleCheck, CheckResult
+from tokexport.exporter.lock.check import UNCHANGED, BundleCheck, CheckResult, worst_of
 from tokexport.exporter.lock.findings import BREAK, DRIFT
-from tokexport.exporter.lock.lock_file import Lock, Measured
+from tokexport.exporter.lock.lock_file import Measured
+from tokexport.exporter.lock.update import WrittenLock
 from tokexport.exporter.report.tables import unbroken_lines
+from tokexport.exporter.speed.paired_text import render_paired_speed
 
 STYLES: Final = {UNCHANGED: "bold green", DRIFT: "bold yellow", BREAK: "bold red"}
 
 
 def render_check(found: CheckResult, console: Console) -> None:
-    """Prints a row per bundle, every finding below, and the outcome."""
+    """Prints a row per bundle, every finding below, the speed, and the outcome."""
+    if found.lock is not None:
+        _render_bundles(found, console)
+    if found.speed is not None:
+        render_paired_speed(found.speed, console)
+
+
+def _render_bundles(found: CheckResult, console: Console) -> None:
     table = Table(box=SIMPLE_HEAD)
     for heading in ("bundle", "target", "precision", "largest error", "of allowed", "outcome"):
         table.add_column(heading)
@@ -32,18 +40,17 @@ def render_check(found: CheckResult, console: Console) -> None:
             said = Text.assemble((finding.kind, STYLES[finding.kind]), f"  {one.name}: ")
             said.append(f"{finding.what} {finding.locked} → {finding.found}. {finding.sentence}")
             console.print(said, soft_wrap=True)
+    outcome = worst_of(one.outcome for one in found.bundles)
     count = len(found.bundles)
     noun = "bundle" if count == 1 else "bundles"
     console.print(
-        Text.assemble((found.outcome, STYLES[found.outcome]), f"  {count} {noun}, {found.lock}"),
-        soft_wrap=True,
+        Text.assemble((outcome, STYLES[outcome]), f"  {count} {noun}, {found.lock}"), soft_wrap=True
     )
 
 
 def cells(one: BundleCheck) -> tuple[str, ...]:
     """Returns the cells of a bundle before its outcome: what it is, and how far it is off."""
-    ran = None if one.measurement is None else one.measurement.measured
-    return one.name, one.target, one.precision, *errors_of(ran)
+    return one.name, one.target, one.precision, *errors_of(one.measured)
 
 
 def errors_of(ran: Measured | None) -> tuple[str, str]:
@@ -56,14 +63,14 @@ def errors_of(ran: Measured | None) -> tuple[str, str]:
     return f"{most:.1e}", f"{max(known):.0%}" if known else "–"
 
 
-def render_lock(lock: Lock, changes: Sequence[str], console: Console) -> None:
+def render_lock(done: WrittenLock, console: Console) -> None:
     """Prints what changed in a lock, and a row for each run of a bundle."""
-    for change in changes:
+    for change in done.changes:
         console.print(Text(change), soft_wrap=True)
     table = Table(box=SIMPLE_HEAD)
     for heading in ("bundle", "target", "precision", "environment", "largest error", "of allowed"):
         table.add_column(heading)
-    for name, one in lock.bundles.items():
+    for name, one in done.lock.bundles.items():
         for ran in one.measured or (None,):
             where = "not run" if ran is None else str(ran.environment)
             facts = one.facts

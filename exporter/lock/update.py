@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from tokexport.exporter.errors import GateError, UsageError, listed
+from tokexport.exporter.json_values import plain
 from tokexport.exporter.lock.check import CheckResult
 from tokexport.exporter.lock.findings import BREAK, Finding, findings, text_of
 from tokexport.exporter.lock.lock_file import Lock, LockedBundle, Measured
 from tokexport.exporter.lock.measure import Measurement, MeasureOptions, measure
+
+
+@dataclass(frozen=True)
+class WrittenLock:
+    """A lock that was written.
+
+    Attributes:
+        file: Where it is.
+        changes: What changed in it, a line for each value; empty where it is new.
+        lock: What it holds.
+    """
+
+    file: Path
+    changes: tuple[str, ...]
+    lock: Lock
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values under the attributes' names."""
+        data: dict[str, Any] = plain(self)
+        return data
+
 
 #: Characters of a value that a diff shows.
 _SHOWN: Final = 60

@@ -70,8 +70,8 @@ class LockItem(pytest.Item):
         folder = self.path.parent / self._bundle
         found = check_bundle(self._bundle, self._locked, folder, self.path, MeasureOptions())
         self.user_properties.append(("tokexport_outcome", found.outcome))
-        if found.measurement is not None and found.measurement.measured is not None:
-            where = str(found.measurement.measured.environment)
+        if found.measured is not None:
+            where = str(found.measured.environment)
             self.user_properties.append(("tokexport_environment", where))
         if self.config.getoption("--tokexport-update"):
             lock = read_lock(self.path)
