@@ -29,6 +29,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	-@test -e /usr/include/onnxruntime/onnxruntime_c_api.h || ci/ort_headers.sh
+	-@ci/chromium.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(INSTALLED)

@@ -65,7 +65,7 @@ def verify_command(
     threads: Threads = None,
     require_kernels: RequireKernels = False,
     html: Annotated[
-        Path | None, typer.Option(help="With --against, also write a page for a person to read.")
+        Path | None, typer.Option(help="With --against, also write what was found as a page.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file at --html.")] = False,
     json: Json = False,

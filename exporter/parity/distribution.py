@@ -10,7 +10,7 @@ import numpy as np
 
 from tokexport.runtimes.arrays import Array
 
-#: The decades that are told apart; what is smaller or larger goes to the ends.
+#: The decades that are counted apart; what is smaller or larger goes to the ends.
 LOWEST: Final = -10
 HIGHEST: Final = 1
 _BINS_A_DECADE: Final = 2

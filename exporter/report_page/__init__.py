@@ -1,1 +1,1 @@
-"""Writes pages that a person reads alone, from the results of commands."""
+"""Writes pages of HTML, which are read alone, from the results of commands."""

@@ -168,9 +168,13 @@ def _reduction(reduction: Mapping[str, Any]) -> Iterator[Part]:
     """Yields what the reduction itself changes, which no stage is to blame for."""
     rows = []
     for output, one in reduction["agreement"].items():
+        if one is None:
+            continue
         top1 = "" if one.get("top1") is None else f"{one['top1']:.1%}"
         cosine = "" if one.get("cosine") is None else f"{float(one['cosine']):.4f}"
         rows.append((output, top1, cosine))
+    if not rows:
+        return
     yield Text(
         f"What the reduction {reduction['recipe']} itself changes is no error of the compile. Held "
         "against your model without it, on the same inputs:"

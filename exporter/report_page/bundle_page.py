@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -101,14 +102,23 @@ def write_results(folder: Path, report: Report, data: PageData, manifest: Manife
         manifest: The manifest; None where no bundle is written.
 
     Returns:
-        The name of the file that a person opens: the page, or ``report.json`` without it.
+        The name of the file to open: the page, or ``report.json`` without it.
     """
     report.write(folder / REPORT_NAME)
     data.write(folder / PAGE_DATA_NAME)
     if missing_packages():
         return REPORT_NAME
     described = None if manifest is None else dataclasses.asdict(manifest)
-    write_page(compile_page(report.to_json(), data.to_json(), described), folder / PAGE_NAME)
+    try:
+        page = compile_page(report.to_json(), data.to_json(), described)
+        write_page(page, folder / PAGE_NAME)
+    except OSError:
+        raise
+    except Exception as error:  # a bug of the page, for which no compile is thrown away
+        said = f"{PAGE_NAME} was left out, by a bug in tokexport: {type(error).__name__}: {error}"
+        warnings.warn(said, RuntimeWarning, stacklevel=2)
+        (folder / PAGE_NAME).unlink(missing_ok=True)
+        return REPORT_NAME
     return PAGE_NAME
 
 

@@ -101,7 +101,7 @@ def _cards(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         )
     if report["reduction"]:
         for name, one in report["reduction"]["agreement"].items():
-            if one.get("top1") is not None:
+            if one is not None and one["top1"] is not None:
                 yield (
                     f"{one['top1']:.0%}",
                     "same best class as your model without the reduction",

@@ -3,7 +3,7 @@
 ::
 
     OUTPUT.failed/      replaced by the next failure
-        report.html     what a person reads; not there where its packages are missing
+        report.html     to be read; not there where its packages are missing
         report.json     the report so far
         page.json       what the page shows beside it
 """

@@ -211,7 +211,8 @@ class FollowTokens(Interpreter):
         corner = one.min(dim=-1).values
         tops, lefts = corner // self._width, corner % self._width
         rows, columns = tops.unique(), lefts.unique()
-        if len(rows) * len(columns) != len(corner) or len(corner.unique()) != len(corner):
+        cells = len(rows) * len(columns)
+        if cells < 2 or not cells == len(corner) == len(corner.unique()):
             return None
         ids = self.ids.start(len(rows), len(columns))
         cell = torch.searchsorted(rows, tops) * len(columns) + torch.searchsorted(columns, lefts)

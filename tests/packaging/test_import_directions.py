@@ -75,6 +75,7 @@ ALLOWED = {
         "pytest",  # of its plugin
         "rich",
         "huggingface_hub",  # of transformers
+        "jinja2",
         "safetensors",
         "timm",
         "torch",
