@@ -30,8 +30,8 @@ ORDER = {
         *("openvino_graph", "backends", "counts", ".", "schemas", "system", "inputs"),
         *("source/files", "source", "eager", "capture", "worker", "build"),
         *("graph_values", "rounding", "parity"),
-        *("reduction/blocks", "reduction", "edges", "speed", "tuning", "report", "bundle"),
-        *("ties", "stages", "compile.py", "bench", "inspection", "sweep", "comparison"),
+        *("reduction/blocks", "reduction", "edges", "speed", "tuning", "report", "report_page"),
+        *("bundle", "ties", "stages", "compile.py", "bench", "inspection", "sweep", "comparison"),
         *("bisection", "lock", "pytest_plugin", "cli"),
     ),
     "graph_passes": (
