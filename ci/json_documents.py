@@ -36,6 +36,9 @@ from tokexport.exporter.reduction.reduction_report import BundledReduction
 from tokexport.exporter.report.report import FAILED, Report
 from tokexport.exporter.report.report import SCHEMA_VERSION as REPORT_VERSION
 from tokexport.exporter.report.tables import Diagnosis, Verification
+from tokexport.exporter.report_page.bundle_page import WrittenPage
+from tokexport.exporter.report_page.page_data import SCHEMA_VERSION as PAGE_VERSION
+from tokexport.exporter.report_page.page_data import PageData
 from tokexport.exporter.schemas.stored import SchemaList
 from tokexport.exporter.source.options import BundledSource
 from tokexport.exporter.source.preprocessing import Preprocessing
@@ -110,6 +113,7 @@ _BUNDLED: Final[Mapping[str, Any]] = {
 #: The JSON files.
 FILES: Final[Mapping[str, Document]] = {
     "report.json": one(Report, version=REPORT_VERSION, numbered=True),
+    "page.json": one(PageData, version=PAGE_VERSION, numbered=True),
     "manifest.json": Document(
         (Result(Manifest, held=_BUNDLED),), MANIFEST_VERSION, finite=True, older=True
     ),
@@ -130,6 +134,7 @@ COMMANDS: Final[Mapping[str, Document]] = {
         ),
         reports=True,
     ),
+    "report": one(WrittenPage),
     "doctor": one(Diagnosis),
     "reduce": one(ReducedFile),
     "methods": one(MethodList),
@@ -152,6 +157,7 @@ VALUES: Final[Mapping[tuple[type, str], tuple[Any, ...]]] = {
     (Manifest, "status"): (PASSED, BUILT_NOT_RUN),
     (Manifest, "schema_version"): (MANIFEST_VERSION,),
     (Verification, "status"): (PASSED, FAILED),
+    (WrittenPage, "verdict"): (PASSED, BUILT_NOT_RUN, FAILED),
     (Sweep, "target"): _TARGETS,
     (Sweep, "quality"): (ACCURACY, TOP1, COSINE),
     (ComparedOutputs, "verdict"): (compare.IDENTICAL, compare.DIFFERENT),

@@ -34,23 +34,17 @@ def report_command(
     with report_errors(json):
         from tokexport.exporter.report_page.bundle_page import write_bundle_page
 
-        page = write_bundle_page(bundle, output, force)
+        written = write_bundle_page(bundle, output, force)
 
         def render(terminal: Console) -> None:
             terminal.print(
-                f"{page.verdict.word}  {page.verdict.sentence}\nThe page is {output}.",
+                f"{written.verdict}  {written.sentence}\nThe page is {output}.",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
             )
 
-        data = {
-            "verdict": page.verdict.word,
-            "sentence": page.verdict.sentence,
-            "title": page.title,
-            "output": str(output),
-        }
-        show(json, data, render, f"The page is {output}.")
+        show(json, written.to_json(), render, f"The page is {output}.")
         if open_page:
             import webbrowser
 

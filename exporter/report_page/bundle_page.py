@@ -6,10 +6,12 @@ import dataclasses
 import json
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tokexport.exporter.errors import InputError, PackageMissingError, UsageError
+from tokexport.exporter.json_values import plain
 from tokexport.exporter.report.file_names import PAGE_DATA_NAME, PAGE_NAME, REPORT_NAME
 from tokexport.exporter.report_page.compile_page import compile_page
 from tokexport.exporter.report_page.page import Page, write_page, write_page_whole
@@ -28,6 +30,28 @@ if TYPE_CHECKING:
 _PICTURE: Final = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
 #: Bytes of a report; those of large models have a few million.
 _LARGEST: Final = 1 << 27
+
+
+@dataclass(frozen=True)
+class WrittenPage:
+    """A page that was written.
+
+    Attributes:
+        verdict: The verdict on it: ``PASSED``, ``BUILT, NOT RUN`` or ``FAILED``.
+        sentence: What that means, a sentence.
+        title: What was compiled, and for what.
+        output: The file.
+    """
+
+    verdict: str
+    sentence: str
+    title: str
+    output: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values under the attributes' names."""
+        found: dict[str, Any] = plain(self)
+        return found
 
 
 def page_of(folder: Path) -> Page:
@@ -122,7 +146,7 @@ def write_results(folder: Path, report: Report, data: PageData, manifest: Manife
     return PAGE_NAME
 
 
-def write_bundle_page(folder: Path, output: Path, force: bool = False) -> Page:
+def write_bundle_page(folder: Path, output: Path, force: bool = False) -> WrittenPage:
     """Writes the page of a bundle, or of a compile that failed, into a file; needs no torch.
 
     Args:
@@ -131,7 +155,7 @@ def write_bundle_page(folder: Path, output: Path, force: bool = False) -> Page:
         force: Whether a file that is there is replaced.
 
     Returns:
-        The page.
+        What the page says, and where it is.
 
     Raises:
         PackageMissingError: jinja2 or matplotlib is not installed.
@@ -151,4 +175,4 @@ def write_bundle_page(folder: Path, output: Path, force: bool = False) -> Page:
         )
     page = page_of(folder)
     write_page_whole(page, output)
-    return page
+    return WrittenPage(page.verdict.word, page.verdict.sentence, page.title, output)
