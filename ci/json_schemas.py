@@ -41,8 +41,40 @@ def main() -> int:
         if path.relative_to(FOLDER).as_posix() not in texts:
             path.unlink()
     for name, text in texts.items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
+        path = FOLDER / name
+        if path.exists():
+            for one in lost(json.loads(path.read_text(encoding="utf-8")), json.loads(text)):
+                print(f"{name}: {one}; where a reader notices, raise the version", file=sys.stderr)
+        path.write_text(text, encoding="utf-8")
     return 0
+
+
+def lost(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns what readers of an old schema no longer find in a new one of the same version.
+
+    Args:
+        old: The schema as it was.
+        new: The schema as it is.
+    """
+    if old["$id"] != new["$id"]:
+        return []
+    before, after = _fields(old), _fields(new)
+    gone = [f"{key} is gone" for key in before if key not in after]
+    return gone + [
+        f"{key} has another type"
+        for key, shape in before.items()
+        if key in after and after[key] != shape
+    ]
+
+
+def _fields(schema: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the schema of every key without its texts, by the class and the key."""
+    found = {}
+    for called, one in {"": schema, **schema.get("$defs", {})}.items():
+        for key, field in one.get("properties", {}).items():
+            shape = {part: value for part, value in field.items() if part != "description"}
+            found[f"{called}.{key}".lstrip(".")] = json.dumps(shape, sort_keys=True)
+    return found
 
 
 def schemas() -> dict[str, str]:

@@ -142,6 +142,21 @@ def test_every_command_may_end_with_an_error_alone(name: str) -> None:
         assert fault(name, wrong), wrong
 
 
+def test_what_needs_another_version_is_said() -> None:
+    old = json.loads(schema("report.json").text)
+    new = json.loads(schema("report.json").text)
+    new["properties"]["added"] = {"type": "string"}
+    new["properties"]["target"]["description"] = "Another text."
+    assert json_schemas.lost(old, new) == []
+    new["$defs"]["Timings"] = new["$defs"].pop("Timing")
+    new["properties"]["samples"]["type"] = "string"
+    del new["properties"]["status"]
+    said = ["Timing.median_ms is gone", "samples has another type", "status is gone"]
+    assert {*said} < {*json_schemas.lost(old, new)}
+    new["$id"] = new["$id"].replace(":2", ":3")
+    assert json_schemas.lost(old, new) == []
+
+
 class Colour(StrEnum):
     RED = "red"
     BLUE = "blue"
