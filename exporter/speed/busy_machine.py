@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from tokexport.exporter.system.processor_use import ProcessorReading, ProcessorUse
+from tokexport.exporter.system.processor_use import ProcessorUse
 from tokexport.runtimes.processor import usable_cores
 
 #: The share of the cores' time from which on it is said who took it.
@@ -28,6 +28,11 @@ def use_notes(use: ProcessorUse) -> tuple[str, ...]:
     notes = []
     if use.others >= _SAID_SHARE:
         notes.append(f"Other programs took {use.others:.0%} of the cores' time.")
+    if use.waiting is not None and use.waiting >= _SAID_SHARE:
+        notes.append(
+            f"Its threads waited for a core in {use.waiting:.0%} of the time in which they were "
+            "ready to run."
+        )
     if use.stolen >= _SAID_SHARE:
         notes.append(f"The hypervisor gave {use.stolen:.0%} of the cores' time to other machines.")
     if use.throttles:
@@ -40,12 +45,12 @@ def use_notes(use: ProcessorUse) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def clock_note(readings: Sequence[ProcessorReading]) -> tuple[str, ...]:
+def clock_note(clocks_mhz: Sequence[float]) -> tuple[str, ...]:
     """Returns a sentence where the clock of the cores changed between readings."""
-    clocks = [one.megahertz for one in readings if one.megahertz]
-    if not clocks or max(clocks) < _SAID_CHANGE * min(clocks):
+    if not clocks_mhz or max(clocks_mhz) < _SAID_CHANGE * min(clocks_mhz):
         return ()
-    return (f"The clock of the cores went from {min(clocks):.0f} to {max(clocks):.0f} MHz.",)
+    low, high = min(clocks_mhz), max(clocks_mhz)
+    return (f"The clock of the cores went from {low:.0f} to {high:.0f} MHz.",)
 
 
 def drift_note(times_ms: Sequence[float]) -> tuple[str, ...]:

@@ -32,7 +32,12 @@ from tokexport.exporter.speed.paired_decision import (
 )
 from tokexport.exporter.speed.time_limits import TimeLimits, time_limits
 from tokexport.exporter.system.machine import describe_machine
-from tokexport.exporter.system.processor_use import ProcessorReading, read_processor, use_between
+from tokexport.exporter.system.processor_use import (
+    ProcessorUse,
+    mean_use,
+    read_processor,
+    use_between,
+)
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec, read_manifest
 from tokexport.runtimes.bundle.runner import Runner
@@ -171,12 +176,15 @@ def compare_speed(
         seconds=rounds.seconds,
         sets=decision.sets,
         machine=describe_machine(),
-        notes=_notes(decision, blocks, rounds.readings),
+        notes=_notes(decision, blocks, rounds.uses, rounds.clocks_mhz),
     )
 
 
 def _notes(
-    decision: Decision, blocks: Sequence[Block], readings: Sequence[ProcessorReading]
+    decision: Decision,
+    blocks: Sequence[Block],
+    uses: Sequence[ProcessorUse],
+    clocks_mhz: Sequence[float],
 ) -> tuple[str, ...]:
     """Returns what disturbed the rounds, and why they decided nothing."""
     widest = max(one.widened for one in decision.sets)
@@ -184,9 +192,9 @@ def _notes(
         f"The interval is {widest - 1:.1%} wider on both sides for what was taken of the cores."
     )
     return (
-        *use_notes(use_between(readings[0], readings[-1])),
+        *use_notes(mean_use(uses)),
         *busy_warning(),
-        *clock_note(readings),
+        *clock_note(clocks_mhz),
         *drift_note([block.old_ms for block in blocks]),
         *[widened] * (widest >= _SAID_WIDENING),
         *[decision.why] * bool(decision.why),
@@ -207,7 +215,8 @@ class _Rounds:
         count: How often each runs for one sample.
         blocks: How many blocks were run.
         longest_s: How long the longest of them took.
-        readings: What the processor's counters were, before and behind the rounds of each block.
+        uses: What used the cores during the rounds of each block.
+        clocks_mhz: The clock of the cores before and behind them, where the system says it.
     """
 
     bundles: Mapping[str, Path]
@@ -219,7 +228,8 @@ class _Rounds:
     count: int = 0
     blocks: int = 0
     longest_s: float = 0.0
-    readings: list[ProcessorReading] = field(default_factory=list)
+    uses: list[ProcessorUse] = field(default_factory=list)
+    clocks_mhz: list[float] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -244,7 +254,7 @@ class _Rounds:
             self.count = self.count or max(
                 repetitions(run, self.limits.bundle_sample_s) for run in runs.values()
             )
-            self.readings.append(read_processor())
+            before = read_processor()
             speed = measure(
                 {name: repeated(run, self.count) for name, run in runs.items()},
                 baseline=_OLD,
@@ -253,7 +263,9 @@ class _Rounds:
                 time_limit_s=max(self.limits.block_s, min(loaded_s, self.limits.bundles_s)),
                 settle_s=self.limits.pause_s,
             )
-            self.readings.append(read_processor())
+            after = read_processor()
+        self.uses.append(use_between(before, after))
+        self.clocks_mhz += [one.megahertz for one in (before, after) if one.megahertz]
         self.blocks += 1
         self.longest_s = max(self.longest_s, time.monotonic() - begin)
         times = {name: np.array(speed.timings[name].samples_ms) / self.count for name in order}
@@ -262,7 +274,7 @@ class _Rounds:
             old_ms=float(np.median(times[_OLD])),
             new_ms=float(np.median(times[_NEW])),
             pairs=speed.pairs,
-            withheld=use_between(*self.readings[-2:]).withheld,
+            withheld=self.uses[-1].withheld,
         )
 
     def described(self, name: str, times_ms: Sequence[float]) -> TimedBundle:

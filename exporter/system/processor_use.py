@@ -28,6 +28,8 @@ class ProcessorReading:
     Attributes:
         at_s: When, in seconds.
         own_s: The processor time of this process, in seconds of a core.
+        ran_s: That of its present threads; 0 where the system does not say.
+        waited_s: How long they were ready to run, and waited for a core.
         busy_s: The time that the cores ran anything, in seconds of a core.
         steal_s: The time that a hypervisor gave to other machines.
         total_s: All of their time; 0 where the system does not say.
@@ -39,6 +41,8 @@ class ProcessorReading:
 
     at_s: float
     own_s: float
+    ran_s: float
+    waited_s: float
     busy_s: float
     steal_s: float
     total_s: float
@@ -53,6 +57,9 @@ class ProcessorUse:
     """What happened between two readings, as shares of the time of the usable cores, 0 to 1.
 
     Attributes:
+        waiting: How much of the time in which its threads were ready to run they waited for a core;
+            on a machine with free cores that is little, however much others take. None where the
+            system does not say.
         others: What other processes took.
         stolen: What a hypervisor gave to other machines.
         throttled: What the quota of this process's group withheld.
@@ -60,6 +67,7 @@ class ProcessorUse:
         overheated: How often a core was slowed down for its heat.
     """
 
+    waiting: float | None
     others: float
     stolen: float
     throttled: float
@@ -69,7 +77,8 @@ class ProcessorUse:
     @property
     def withheld(self) -> float:
         """The share that this process could not have had."""
-        return min(1.0, self.others + self.stolen + self.throttled)
+        waiting = self.others if self.waiting is None else self.waiting
+        return min(1.0, waiting + self.stolen + self.throttled)
 
 
 def read_processor(root: Path = _ROOT) -> ProcessorReading:
@@ -80,6 +89,7 @@ def read_processor(root: Path = _ROOT) -> ProcessorReading:
     """
     cores = _cores()
     ticks = _ticks(root, cores)
+    ran_s, waited_s = _scheduling(root)
     throttled_s, throttles = _throttling(root)
     cpu = root / "sys/devices/system/cpu"
     clocks = [_number(cpu / f"cpu{core}/cpufreq/scaling_cur_freq") for core in cores]
@@ -88,6 +98,8 @@ def read_processor(root: Path = _ROOT) -> ProcessorReading:
     return ProcessorReading(
         at_s=time.monotonic(),
         own_s=time.process_time(),
+        ran_s=ran_s,
+        waited_s=waited_s,
         busy_s=sum(ticks.get(name, 0.0) for name in _BUSY),
         steal_s=ticks.get("steal", 0.0),
         total_s=sum(ticks.values()),
@@ -107,7 +119,10 @@ def use_between(before: ProcessorReading, after: ProcessorReading) -> ProcessorU
     def share(used_s: float) -> float:
         return min(1.0, max(0.0, used_s / total)) if total > 0 else 0.0
 
+    # threads that ended between the readings took their counters with them
+    ran, waited = max(0.0, after.ran_s - before.ran_s), max(0.0, after.waited_s - before.waited_s)
     return ProcessorUse(
+        waiting=waited / (ran + waited) if ran > 0 else None,
         others=share(after.busy_s - before.busy_s - own),
         stolen=share(after.steal_s - before.steal_s),
         throttled=min(
@@ -115,6 +130,23 @@ def use_between(before: ProcessorReading, after: ProcessorReading) -> ProcessorU
         ),
         throttles=max(0, after.throttles - before.throttles),
         overheated=max(0, after.overheated - before.overheated),
+    )
+
+
+def mean_use(uses: Sequence[ProcessorUse]) -> ProcessorUse:
+    """Returns what happened in several spans of like length, at least one."""
+
+    def mean(shares: Sequence[float]) -> float:
+        return sum(shares) / len(shares)
+
+    waiting = [one.waiting for one in uses if one.waiting is not None]
+    return ProcessorUse(
+        waiting=mean(waiting) if waiting else None,
+        others=mean([one.others for one in uses]),
+        stolen=mean([one.stolen for one in uses]),
+        throttled=mean([one.throttled for one in uses]),
+        throttles=sum(one.throttles for one in uses),
+        overheated=sum(one.overheated for one in uses),
     )
 
 
@@ -135,6 +167,17 @@ def _ticks(root: Path, cores: Sequence[int]) -> dict[str, float]:
             for name, ticks in zip(_COLUMNS, row[1:], strict=False):
                 found[name] += int(ticks) / second
     return found
+
+
+def _scheduling(root: Path) -> tuple[float, float]:
+    """Returns how long the threads of this process ran, and waited for a core, in seconds."""
+    ran = waited = 0.0
+    for path in (root / "proc/self/task").glob("*/schedstat"):
+        row = " ".join(_lines(path)).split()
+        if len(row) >= 2:
+            ran += int(row[0]) / 1e9
+            waited += int(row[1]) / 1e9
+    return ran, waited
 
 
 def _throttling(root: Path) -> tuple[float, int]:

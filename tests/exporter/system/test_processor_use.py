@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tokexport.exporter.system.processor_use import (
     ProcessorReading,
     ProcessorUse,
+    mean_use,
     read_processor,
     use_between,
 )
@@ -41,7 +43,7 @@ def test_this_machine_is_read() -> None:
 def test_a_system_that_says_nothing_gives_no_share(tmp_path: Path) -> None:
     found = read_processor(tmp_path)
     assert (found.total_s, found.throttles, found.megahertz, found.overheated) == (0, 0, None, 0)
-    assert use_between(found, read_processor(tmp_path)) == ProcessorUse(0, 0, 0, 0, 0)
+    assert use_between(found, read_processor(tmp_path)) == ProcessorUse(None, 0, 0, 0, 0, 0)
 
 
 def test_the_ticks_of_usable_cores_are_counted(tmp_path: Path) -> None:
@@ -53,10 +55,12 @@ def test_the_ticks_of_usable_cores_are_counted(tmp_path: Path) -> None:
 
 
 def test_the_shares_are_of_all_of_the_cores_time() -> None:
-    before = ProcessorReading(0, 0, 0, 0, 0, 0, 0, None, 0)
+    before = ProcessorReading(0, 0, 0, 0, 0, 0, 0, 0, 0, None, 0)
     after = ProcessorReading(
         10,
         own_s=4,
+        ran_s=4,
+        waited_s=1,
         busy_s=9,
         steal_s=1,
         total_s=20,
@@ -66,9 +70,25 @@ def test_the_shares_are_of_all_of_the_cores_time() -> None:
         overheated=2,
     )
     used = use_between(before, after)
-    assert used == ProcessorUse(0.25, 0.05, 0.5, 3, 2)
-    assert used.withheld == pytest.approx(0.8)
+    assert used == ProcessorUse(0.2, 0.25, 0.05, 0.5, 3, 2)
+    assert used.withheld == pytest.approx(0.2 + 0.05 + 0.5)
+    assert replace(used, waiting=None).withheld == pytest.approx(0.25 + 0.05 + 0.5)
     assert use_between(after, before).withheld == 0
+
+
+def test_several_spans_are_taken_together() -> None:
+    one = ProcessorUse(0.2, 0.1, 0.0, 0.0, 1, 0)
+    other = ProcessorUse(None, 0.3, 0.2, 0.1, 2, 1)
+    assert mean_use([one, other]) == ProcessorUse(0.2, 0.2, 0.1, 0.05, 3, 1)
+    assert mean_use([other]) == other
+
+
+def test_all_threads_are_asked_how_long_they_waited(tmp_path: Path) -> None:
+    put(tmp_path, "proc/self/task/7/schedstat", "3000000000 500000000 12\n")
+    put(tmp_path, "proc/self/task/8/schedstat", "1000000000 0 4\n")
+    put(tmp_path, "proc/self/task/9/schedstat", "")
+    found = read_processor(tmp_path)
+    assert (found.ran_s, found.waited_s) == (4.0, 0.5)
 
 
 @pytest.mark.parametrize(
