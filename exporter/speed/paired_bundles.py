@@ -43,7 +43,7 @@ from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec, read_man
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import BundleError, InputMismatchError
 from tokexport.runtimes.loading import load
-from tokexport.runtimes.native_library import KernelsWarning
+from tokexport.runtimes.native_library import PROBLEM, KernelsWarning
 from tokexport.runtimes.verification import reference_inputs
 
 _OLD: Final = "old"
@@ -176,7 +176,10 @@ def compare_speed(
         seconds=rounds.seconds,
         sets=decision.sets,
         machine=describe_machine(),
-        notes=_notes(decision, blocks, rounds.uses, rounds.clocks_mhz),
+        notes=(
+            *[f"The {name} bundle ran without its kernels. {why}" for name, why in rounds.slowed],
+            *_notes(decision, blocks, rounds.uses, rounds.clocks_mhz),
+        ),
     )
 
 
@@ -236,6 +239,12 @@ class _Rounds:
     def seconds(self) -> float:
         """How long all took until now."""
         return time.monotonic() - self.began_s
+
+    @property
+    def slowed(self) -> list[tuple[str, str]]:
+        """The bundles whose native kernels are there and do not load, and why."""
+        problems = [(name, one.details.get(PROBLEM)) for name, one in self.runtimes.items()]
+        return [(name, str(problem)) for name, problem in problems if problem]
 
     def has_time(self) -> bool:
         """Returns whether a block as long as the longest would end in time."""

@@ -21,6 +21,7 @@ from tokexport.exporter.speed.paired_bundles import PairedSpeed, compare_speed
 from tokexport.exporter.speed.paired_decision import Verdict
 from tokexport.exporter.speed.paired_text import render_paired_speed
 from tokexport.exporter.speed.time_limits import TimeLimits
+from tokexport.runtimes.native_library import VARIABLE, KernelsWarning
 
 #: Small blocks, so that six are run in a moment; a busy machine may take more of them.
 QUICK = TimeLimits(bundles_s=90, block_s=0.05, pause_s=0, bundle_sample_s=0.001)
@@ -167,6 +168,20 @@ def test_a_number_of_threads_below_one_is_refused() -> None:
 
 def test_notes_are_shown(slower: PairedSpeed) -> None:
     assert "\nA neighbour was loud.\n" in shown(replace(slower, notes=("A neighbour was loud.",)))
+
+
+def test_kernels_that_do_not_load_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "nothing.so"))
+    bundle = Path(__file__).parents[2] / "bundles" / "kernels_ort"
+    with pytest.warns(KernelsWarning, match="cannot be loaded") as warned:
+        found = compare_speed(bundle, bundle, limits=QUICK.at_most(1))
+    assert len(warned) == 2
+    assert [note.split(".")[0] for note in found.notes[:2]] == [
+        "The old bundle ran without its kernels",
+        "The new bundle ran without its kernels",
+    ]
 
 
 def test_no_torch_is_imported(bundles: Bundles) -> None:
