@@ -50,8 +50,14 @@ def compile(
 
     Options:
         inputs (default None): An ``.npz`` of real samples along the leading axis of each array,
-            under the inputs' names; ``labels`` holds their classes. None draws inputs from
-            ``seed``.
+            under the inputs' names; ``labels`` holds their classes. Or a folder of pictures, whose
+            subfolders are their classes; a ``.csv`` of files and labels; or one picture. None draws
+            inputs from ``seed``.
+        preprocess (default None): The steps from a picture to the input, for example
+            ``"size=224,crop=0.9,mean=imagenet,interpolation=bicubic"``; None takes those that the
+            source says. The manifest holds them.
+        labels (default None): A file with the names of the classes, one a line, by which the
+            subfolders or the ``.csv`` name them; None takes those that the source knows.
         samples (default None): How many samples of ``inputs`` are used, evenly spaced; None uses
             all.
         input_shape (default None): The sizes of the only input, batch first, where there are no

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.errors import UsageError
+from tokexport.runtimes.pictures.steps_text import parse_preprocessing
 
 if TYPE_CHECKING:
     from tokexport.exporter.recipe import Recipe
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: How int8 finds the ranges of activations: anew for each input, or once on the samples.
 QUANTIZATIONS: Final = ("dynamic", "static")
+#: Stands for the size of an input that is not known yet.
+_ANY_SIZE: Final = (224, 224)
 
 
 class BundledOptions(TypedDict):
@@ -47,13 +50,18 @@ class InputConfig:
     Paths may be given as texts.
 
     Attributes:
-        inputs: A file of real samples; without it inputs are drawn from ``seed``.
+        inputs: A file of real samples, or a folder of pictures; without it inputs are drawn from
+            ``seed``.
         samples: How many of them are used, evenly spaced; None uses all.
         input_shape: The shape of the only input, batch first, where the source does not say it.
         batch: The number of samples the model takes at once; replaces what the source says.
         seed: The seed of synthetic inputs.
         constants: The inputs that are fixed: their values by name, None for that of the example; or
             names alone.
+        preprocess: The steps from a picture to the input, ``size=224,crop=0.9,mean=imagenet``; None
+            takes those of the source. The manifest holds them.
+        labels: A file with the names of the classes, one a line, by which subfolders or a list
+            name them; None takes those that the source knows.
     """
 
     inputs: str | Path | None = None
@@ -62,11 +70,14 @@ class InputConfig:
     batch: int | None = None
     seed: int = 0
     constants: Mapping[str, Any] | Collection[str] | None = None
+    preprocess: str | None = None
+    labels: str | Path | None = None
 
     def __post_init__(self) -> None:
         """Refuses numbers below the smallest."""
-        if isinstance(self.inputs, str):
-            object.__setattr__(self, "inputs", Path(self.inputs))
+        for name in ("inputs", "labels"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
         if not isinstance(self.inputs, Path | None):
             raise UsageError(
                 f"The inputs are a {type(self.inputs).__name__}.", fix="Pass the path of a file."
@@ -78,6 +89,13 @@ class InputConfig:
                 "--samples says how many samples of --inputs are used, and there is no --inputs.",
                 fix="Pass --inputs too, or leave --samples out.",
             )
+        if self.labels is not None and self.inputs is None:
+            raise UsageError(
+                "--labels names the classes of the pictures of --inputs, and there is no --inputs.",
+                fix="Pass --inputs too, or leave --labels out.",
+            )
+        if self.preprocess is not None:
+            parse_preprocessing(self.preprocess, _ANY_SIZE)
         if self.batch is not None and not _is_count(self.batch):
             raise UsageError(f"The batch is {self.batch}.", fix="Pass a batch of 1 or more.")
         if self.input_shape is not None and not all(map(_is_count, self.input_shape)):
@@ -351,6 +369,8 @@ class CompileOptions(TypedDict, total=False):
     tune: bool
     threads: int | None
     constants: Mapping[str, Any] | Collection[str] | None
+    preprocess: str | None
+    labels: str | Path | None
 
 
 def compile_config(

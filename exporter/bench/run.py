@@ -111,13 +111,13 @@ def _measured(
     """Measures one batch size."""
     if config.reduce is not None:
         with checklist.stage("reduce"):
-            source, unreduced = reduced_source(source, config).source, source
+            source, unreduced = reduced_source(source, config, checklist.counted).source, source
     with checklist.stage("reference"):
-        model = Subject(source, config)
+        model = Subject(source, config, checklist.counted)
         facts = model.read_graph()
         without, unreduced_macs = None, None
         if unreduced is not None:
-            without = Subject(unreduced, config)
+            without = Subject(unreduced, config, checklist.counted)
             _same_inputs(model, without)
             unreduced_macs = without.count()
     measurement = Measurement(

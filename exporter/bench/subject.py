@@ -18,6 +18,7 @@ from tokexport.exporter.config import InputConfig
 from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.eager.reference import run_reference, tensors_of
 from tokexport.exporter.errors import ExporterError
+from tokexport.exporter.inputs.samples import Watch, unwatched
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.measured_gates import measured_gates
 from tokexport.exporter.parity.proof import StageResult, judge
@@ -76,6 +77,7 @@ class Subject:
     Args:
         source: The model, as it was read.
         config: What it is prepared with; its ``batch`` is the one measured.
+        watch: Is called for the pictures that are decoded, to show progress.
 
     Attributes:
         source: The model.
@@ -90,9 +92,9 @@ class Subject:
         ModelNotSupportedError: It fails in eager, or has no one answer to be held to.
     """
 
-    def __init__(self, source: Source, config: InputConfig) -> None:
+    def __init__(self, source: Source, config: InputConfig, watch: Watch = unwatched) -> None:
         self.source, self.config = source, config
-        self.flat, self.specs, self.batches = prepare(source, config)
+        self.flat, self.specs, self.batches = prepare(source, config, watch)
         self.expected = run_reference(self.flat, self.batches).outputs
         self._gates: dict[str, Mapping[str, Gate]] = {}
 

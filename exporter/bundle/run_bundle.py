@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
-from tokexport.exporter.config import check_threads
+from tokexport.exporter.config import InputConfig, check_threads
+from tokexport.exporter.errors import InputError
 from tokexport.exporter.inputs.batches import Batches, read_inputs
+from tokexport.exporter.inputs.kinds import kind_of_inputs
+from tokexport.exporter.inputs.pictures import PictureOptions
 from tokexport.exporter.json_values import plain
+from tokexport.exporter.parity.hits import accuracy, class_warnings
+from tokexport.exporter.progress import Checklist
 from tokexport.exporter.system.output_file import check_place, written_whole
+from tokexport.runtimes.bundle.manifest import read_manifest
 from tokexport.runtimes.loading import load
+from tokexport.runtimes.pictures.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -25,12 +33,21 @@ class RunResult:
         output: The file that was written.
         samples: The number of samples, padding left out.
         outputs: The shape of every output array in the file, by name.
+        inputs: Where the samples come from, a clause.
+        accuracy: The share of labelled samples whose largest value in the first output is the
+            label's, 0 to 1; None without labels, or where that output has no classes.
+        files: The file of every sample, where they are pictures.
+        warnings: What a reader has to know, a sentence each.
     """
 
     bundle: Path
     output: Path
     samples: int
     outputs: dict[str, tuple[int, ...]]
+    inputs: str = ""
+    accuracy: float | None = None
+    files: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names."""
@@ -38,9 +55,11 @@ class RunResult:
         return found
 
     def sentence(self) -> str:
-        """Returns the summary of the run, one line."""
+        """Returns the summary of the run: a line, and one for each warning."""
         arrays = ", ".join(f"{name} {shape}" for name, shape in self.outputs.items())
-        return f"{self.samples} samples → {self.output}: {arrays}"
+        right = "" if self.accuracy is None else f"; {self.accuracy:.2%} of the labels are right"
+        said = f"{self.samples} samples → {self.output}: {arrays}{right}"
+        return "\n".join((said, *(f"warning: {one}" for one in self.warnings)))
 
 
 def run_bundle(
@@ -51,35 +70,77 @@ def run_bundle(
     threads: int | None = None,
     *,
     require_kernels: bool = False,
+    samples: int | None = None,
+    preprocess: str | None = None,
+    labels: Path | None = None,
+    progress: Checklist | None = None,
 ) -> RunResult:
-    """Runs a bundle on every sample of a file.
+    """Runs a bundle on every sample of a file, or on the pictures of a folder.
 
     Args:
         bundle: The folder that compile wrote.
-        inputs: An ``.npz`` with the samples along the leading axis of each array.
+        inputs: An ``.npz`` with the samples along the leading axis of each array; or pictures: a
+            folder, a ``.csv`` of files and labels, or one.
         output: The ``.npz`` to write: an array (samples, …) per output that has the batch as its
             leading axis, (batches, …) per output that has not.
         force: Whether a file at ``output`` may be replaced.
         threads: The most threads for a CPU runtime; None leaves the choice to the runtime.
         require_kernels: Whether to fail where the target's native kernels do not load.
+        samples: How many samples are used, evenly spaced; None uses all.
+        preprocess: The steps from a picture to the input; None takes those of the manifest.
+        labels: A file with the names of the classes, one a line; None knows no names.
+        progress: Shows what is done; silent without one.
 
     Raises:
+        UsageError: A number is below 1.
         InputError: The inputs do not fit the bundle.
         OutputExistsError: There is a file at ``output``.
         WriteError: The file cannot be written.
         tokexport.runtimes.errors.RuntimesError: The bundle is altered, or cannot run here.
     """
     check_threads(threads)
+    asked = InputConfig(inputs=inputs, samples=samples, preprocess=preprocess, labels=labels)
     check_place(output, force)
-    with load(bundle, threads=threads, require_kernels=require_kernels) as runner:
+    checklist = progress or Checklist(Console(stderr=True), enabled=False)
+    with checklist, load(bundle, threads=threads, require_kernels=require_kernels) as runner:
         first = runner.inputs[0].shape
         batch = first[0] if first else 1
-        batches = read_inputs(inputs, runner.inputs, batch, constants=runner.constants)
-        rows = [runner.run(arrays) for arrays in batches]
+        with checklist.stage("read"):
+            pictures = _picture_options(bundle, asked, checklist)
+            constants = runner.constants
+            batches = read_inputs(inputs, runner.inputs, batch, samples, constants, pictures)
+        with checklist.stage("run"):
+            rows = [runner.run(arrays) for arrays in replace(batches, watch=checklist.counted)]
     results = {name: _joined([row[name] for row in rows], batches, batch) for name in rows[0]}
     _write(output, results)
     shapes = {name: tuple(array.shape) for name, array in results.items()}
-    return RunResult(bundle, output, batches.samples, shapes)
+    accuracy, warnings = _accuracy(next(iter(results.values())), batches)
+    warnings = (*batches.warnings, *warnings)
+    return RunResult(
+        *(bundle, output, batches.samples, shapes),
+        *(batches.origin, accuracy, batches.files, warnings),
+    )
+
+
+def _picture_options(bundle: Path, asked: InputConfig, checklist: Checklist) -> PictureOptions:
+    """Returns how pictures become the input of a bundle; its manifest may hold any steps."""
+    labels = None if asked.labels is None else Path(asked.labels)
+    own = None
+    if asked.preprocess is None and kind_of_inputs(Path(str(asked.inputs))).of_pictures:
+        data = read_manifest(bundle).preprocessing
+        own = None if data is None else Preprocessing.from_json(data)
+    return PictureOptions(asked.preprocess, own, labels, watch=checklist.counted)
+
+
+def _accuracy(logits: np.ndarray, batches: Batches) -> tuple[float | None, tuple[str, ...]]:
+    """Returns the share of labels that the first output meets, and what a reader has to know."""
+    if batches.labels is None:
+        return None, ()
+    try:
+        found = accuracy(logits[None], batches.labels)
+    except InputError as error:  # its outputs are as wanted without labels too
+        return None, (f"The labels were not compared. {error.what}",)
+    return found, class_warnings(batches, logits)
 
 
 def _joined(rows: list[np.ndarray], batches: Batches, batch: int) -> np.ndarray:

@@ -36,7 +36,7 @@ import tokexport
 from tokexport.exporter.capture.fingerprint import Fingerprint
 from tokexport.exporter.capture.token_cap import checks_of
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.eager.example_inputs import constants_of
+from tokexport.exporter.eager.example_inputs import constants_of, picture_options
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import Reference
 from tokexport.exporter.errors import (
@@ -407,7 +407,7 @@ def new_manifest(
         schedule: The number of tokens at each attention.
         runtime: What built the artifact.
     """
-    checks = checks_of(model)
+    checks, steps = checks_of(model), picture_options(source, config).steps(inputs)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         tokexport_version=tokexport.__version__,
@@ -427,7 +427,7 @@ def new_manifest(
         token_schedule=schedule,
         gates={},  # filled in when every stage has passed its own
         source={"kind": source.kind, "location": source.location, "sha256": source.sha256},
-        preprocessing=source.preprocessing.to_json() if source.preprocessing else None,
+        preprocessing=None if steps is None else steps.to_json(),
         files={},
         reduction=None if reduction is None else dict(reduction.for_manifest()),
         forms=None if tuning is None else tuning.for_manifest(),

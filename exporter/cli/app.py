@@ -42,8 +42,10 @@ from tokexport.exporter.cli.options import (
     Inputs,
     InputShape,
     Json,
+    Labels,
     ModelSource,
     Precision,
+    Preprocess,
     Quantization,
     Recipe,
     RequireKernels,
@@ -82,6 +84,8 @@ def compile_command(
     ] = None,
     code_path: CodePath = None,
     inputs: Inputs = None,
+    preprocess: Preprocess = None,
+    labels: Labels = None,
     samples: Samples = None,
     input_shape: InputShape = None,
     batch: Annotated[
@@ -148,6 +152,8 @@ def compile_command(
                 output=output or Path(default_name(source, target)),
                 progress=checklist,
                 inputs=inputs,
+                preprocess=preprocess,
+                labels=labels,
                 samples=samples,
                 input_shape=None if input_shape is None else parse_shape(input_shape, batch),
                 batch=batch,
@@ -179,6 +185,8 @@ def inspect_command(
     target: Annotated[str | None, target_option("Ask this target only.")] = None,
     code_path: CodePath = None,
     inputs: Inputs = None,
+    preprocess: Preprocess = None,
+    samples: Samples = None,
     input_shape: InputShape = None,
     batch: Batch = None,
     reduce: Recipe = None,
@@ -213,6 +221,8 @@ def inspect_command(
                 targets=(target,) if target else tuple(BACKENDS),
                 progress=Checklist(console(stderr=True), enabled=not json),
                 inputs=inputs,
+                preprocess=preprocess,
+                samples=samples,
                 input_shape=None if input_shape is None else parse_shape(input_shape, batch),
                 batch=batch,
                 reduce=reduce,
@@ -226,20 +236,33 @@ def inspect_command(
 @app.command("run")
 def run_command(
     bundle: Bundle,
-    inputs: Annotated[Path, typer.Option(help="An .npz of samples, as for compile.")],
+    inputs: Annotated[Path, typer.Option(help="Samples, as for compile: an .npz, or pictures.")],
     output: Annotated[Path, typer.Option(help="The .npz to write, an array per output.")],
+    preprocess: Preprocess = None,
+    labels: Labels = None,
+    samples: Samples = None,
     threads: Threads = None,
     require_kernels: RequireKernels = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file at --output.")] = False,
     json: Json = False,
 ) -> None:
-    """Run a bundle on the samples of a file."""
+    """Run a bundle on the samples of a file, or on the pictures of a folder."""
     with report_errors(json):
         from tokexport.exporter.bundle.run_bundle import run_bundle
+        from tokexport.exporter.progress import Checklist
 
         with redirect_user_output(json):
             done = run_bundle(
-                bundle, inputs, output, force, threads, require_kernels=require_kernels
+                bundle,
+                inputs,
+                output,
+                force,
+                threads,
+                require_kernels=require_kernels,
+                samples=samples,
+                preprocess=preprocess,
+                labels=labels,
+                progress=Checklist(console(stderr=True), enabled=not json),
             )
 
         def render(terminal: Console) -> None:

@@ -16,6 +16,7 @@ from tokexport.exporter.cli.options import (
     Inputs,
     InputShape,
     Json,
+    Preprocess,
     Recipe,
     Restore,
     Samples,
@@ -36,6 +37,7 @@ def compare_command(
     reference: Annotated[str, typer.Argument(help=f"What the other is held to: {_KINDS}")],
     candidate: Annotated[str, typer.Argument(help=f"The other: {_KINDS}")],
     inputs: Inputs = None,
+    preprocess: Preprocess = None,
     samples: Samples = None,
     tolerance: Annotated[
         float | None,
@@ -67,6 +69,7 @@ def compare_command(
 
         config = ReduceConfig(
             inputs=inputs,
+            preprocess=preprocess,
             samples=samples,
             input_shape=None if input_shape is None else parse_shape(input_shape, batch),
             batch=batch,

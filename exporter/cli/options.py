@@ -44,9 +44,21 @@ CodePath = Annotated[
 Inputs = Annotated[
     Path | None,
     typer.Option(
-        help="An .npz of real samples along the leading axis of each array; the key 'labels' "
-        "holds their classes."
+        help="Real samples: an .npz along the leading axis of each array, with 'labels' as "
+        "their classes; a folder of pictures, its subfolders their classes; a .csv of files and "
+        "labels; or a picture."
     ),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        help="From a picture to the input, in place of what the source says: "
+        "size=224,crop=0.9,mean=imagenet,interpolation=bicubic."
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(help="Names of the model's classes, one a line, as subfolders or the .csv have."),
 ]
 Samples = Annotated[
     int | None, typer.Option(help="Use this many samples of --inputs, evenly spaced.")

@@ -22,6 +22,7 @@ from tokexport.exporter.cli.options import (
     CodePath,
     Inputs,
     Json,
+    Preprocess,
     Recipe,
     RequireKernels,
     Samples,
@@ -38,6 +39,7 @@ class AgainstOptions(TypedDict):
 
     recipe: str | None
     inputs: Path | None
+    preprocess: str | None
     samples: int | None
     threads: int | None
     require_kernels: bool
@@ -57,6 +59,7 @@ def verify_command(
     ] = None,
     reduce: Recipe = None,
     inputs: Inputs = None,
+    preprocess: Preprocess = None,
     samples: Samples = None,
     code_path: CodePath = None,
     checkpoint: Checkpoint = None,
@@ -89,13 +92,15 @@ def verify_command(
             asked = AgainstOptions(
                 recipe=reduce,
                 inputs=inputs,
+                preprocess=preprocess,
                 samples=samples,
                 threads=threads,
                 require_kernels=require_kernels,
             )
             _verify_against(bundle, options, asked, html, force, json, context)
             return
-        if any(one is not None for one in (reduce, inputs, samples, checkpoint, builder, html)):
+        of_source = (reduce, inputs, preprocess, samples, checkpoint, builder, html)
+        if any(one is not None for one in of_source):
             raise UsageError(
                 "A bundle alone is held to its own reference data.",
                 fix="Name the source too: --against SOURCE.",

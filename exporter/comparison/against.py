@@ -25,8 +25,10 @@ from tokexport.exporter.comparison.bundle_source import (
 from tokexport.exporter.comparison.figures import Figures, figures
 from tokexport.exporter.comparison.reference_batches import reference_batches
 from tokexport.exporter.comparison.source_examples import with_examples
+from tokexport.exporter.eager.example_inputs import picture_options
 from tokexport.exporter.errors import GateError, listed
 from tokexport.exporter.inputs.batches import Batches
+from tokexport.exporter.inputs.kinds import kind_of_inputs
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.parity.proof import ParityError, StageResult
 from tokexport.exporter.progress import Checklist
@@ -48,6 +50,7 @@ from tokexport.graph_passes.ops import ops
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, TensorSpec, read_manifest
 from tokexport.runtimes.loading import load
+from tokexport.runtimes.pictures.preprocessing import Preprocessing
 from tokexport.runtimes.tolerances.neighbourhoods import as_samples
 from tokexport.runtimes.verification import reference_inputs
 
@@ -162,6 +165,7 @@ def verify_against(
     *,
     recipe: str | None = None,
     inputs: Path | None = None,
+    preprocess: str | None = None,
     samples: int | None = None,
     threads: int | None = None,
     require_kernels: bool = False,
@@ -173,7 +177,10 @@ def verify_against(
         bundle: The folder that compile wrote.
         source: The model, as it was read.
         recipe: The reduction that is put into the source; None takes that of the manifest.
-        inputs: A file of real samples; without it those of the bundle's reference data are taken.
+        inputs: A file of real samples, or a folder of pictures; without it those of the bundle's
+            reference data are taken.
+        preprocess: The steps from a picture to the input; None takes those of the source, else of
+            the bundle.
         samples: How many of them are used, evenly spaced; None uses all.
         threads: The most threads of eager and the runtime; None leaves it to them.
         require_kernels: Whether to refuse a bundle that would run without its native kernels.
@@ -193,9 +200,18 @@ def verify_against(
     own = reference_inputs(bundle)
     firsts = {name: array[0] for name, array in own.items()}
     source = with_examples(source, manifest.inputs, firsts)
+    if source.preprocessing is None and inputs is not None and kind_of_inputs(inputs).of_pictures:
+        steps = manifest.preprocessing
+        known = None if steps is None else Preprocessing.from_json(steps)
+        source = replace(source, preprocessing=known)
     with scratch_folder() as scratch:
         config = config_of(manifest, scratch / "unbuilt", inputs, samples, threads)
-        config = replace(config, require_kernels=require_kernels, reduce=recipe or config.reduce)
+        config = replace(
+            config,
+            require_kernels=require_kernels,
+            reduce=recipe or config.reduce,
+            preprocess=preprocess,
+        )
         with compile_run(source, config, checklist) as run:
             try:
                 return _held(run, bundle, manifest, None if inputs else own)
@@ -248,7 +264,7 @@ def _held(
         else:
             result = captured.proof.stages[-1]
     weights, structure = _hashes(run, manifest)
-    its = run.source.preprocessing
+    its = picture_options(run.source, run.config).steps(answered.inputs)
     steps = None if its is None else its.to_json()
     return AgainstSource(
         bundle=bundle,

@@ -27,7 +27,10 @@ from tokexport.exporter.comparison.sides import (
 )
 from tokexport.exporter.config import ReduceConfig, check_threads
 from tokexport.exporter.errors import GateError, UsageError, listed
-from tokexport.exporter.inputs.batches import Batches, cut, read_inputs, synthetic_inputs
+from tokexport.exporter.inputs.batches import Batches, read_inputs, synthetic_inputs
+from tokexport.exporter.inputs.kinds import kind_of_inputs
+from tokexport.exporter.inputs.pictures import PictureOptions
+from tokexport.exporter.inputs.samples import cut
 from tokexport.exporter.json_values import plain
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import TensorSpec
@@ -160,15 +163,27 @@ def _opened(
         for place, (name, kind) in enumerate(zip(names, kinds, strict=True)):
             if kind != SOURCE:
                 path = Path(name.source)
-                runners[place] = RunnerSide(path, kind, precision=precision, threads=threads)
+                runners[place] = RunnerSide(
+                    path,
+                    kind,
+                    precision=precision,
+                    threads=threads,
+                    of_pictures=_of_pictures(config),
+                )
                 stack.callback(runners[place].close)
         for runner in runners.values():
             config = _like(runner, config)
         known = [one.inputs for one in runners.values() if all(map(_is_fixed, one.inputs))]
+        shape = known[0] if known else ()
+        steps = next((one.preprocessing for one in runners.values() if one.preprocessing), None)
         yield [
-            runners[place] if place in runners else SourceSide(name, config, *known[:1])
+            runners[place] if place in runners else SourceSide(name, config, shape, steps)
             for place, name in enumerate(names)
         ]
+
+
+def _of_pictures(config: ReduceConfig) -> bool:
+    return config.inputs is not None and kind_of_inputs(Path(config.inputs)).of_pictures
 
 
 def _is_fixed(spec: TensorSpec) -> bool:
@@ -222,7 +237,9 @@ def _inputs(one: Side, other: Side, specs: tuple[TensorSpec, ...], config: Reduc
     """Returns what the first side is run on."""
     if config.inputs is not None:
         batch = batch_of(specs)
-        return read_inputs(Path(config.inputs), specs, batch, config.samples, one.constants)
+        pictures = PictureOptions(config.preprocess, one.preprocessing or other.preprocessing)
+        path, samples = Path(config.inputs), config.samples
+        return read_inputs(path, specs, batch, samples, one.constants, pictures)
     for side in (one, other):
         if (own := side.own_inputs()) is not None:
             batches = reference_batches(own, side.inputs, side.info.name)

@@ -22,6 +22,7 @@ from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, TensorSpec, read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.loading import load
+from tokexport.runtimes.pictures.preprocessing import Preprocessing
 from tokexport.runtimes.verification import reference_inputs
 
 if TYPE_CHECKING:
@@ -65,11 +66,13 @@ class Side(ABC):
         info: What it is.
         inputs: What it takes; the first size of a shape is the batch.
         constants: Inputs that it holds the value of.
+        preprocessing: How a picture becomes its input; None where it does not say so.
     """
 
     info: SideInfo
     inputs: tuple[TensorSpec, ...]
     constants: tuple[ConstantInput, ...] = ()
+    preprocessing: Preprocessing | None = None
 
     @abstractmethod
     def answers(self, batches: Batches) -> dict[str, Array]:
@@ -88,18 +91,28 @@ class RunnerSide(Side):
         kind: Which of them.
         precision: What OpenVINO computes an IR in; a bundle says its own.
         threads: Number of threads; None leaves the choice to the runtime.
+        of_pictures: Whether it is run on pictures, and a bundle's preprocessing is read.
 
     Raises:
         tokexport.runtimes.errors.RuntimesError: It is damaged, or does not load here.
     """
 
     def __init__(
-        self, path: Path, kind: str, *, precision: str = "fp32", threads: int | None = None
+        self,
+        path: Path,
+        kind: str,
+        *,
+        precision: str = "fp32",
+        threads: int | None = None,
+        of_pictures: bool = False,
     ) -> None:
         self._bundle = path if kind == BUNDLE else None
         self._runner: Runner
         if kind == BUNDLE:
-            precision = read_manifest(path).precision
+            manifest = read_manifest(path)
+            precision = manifest.precision
+            if of_pictures and manifest.preprocessing is not None:
+                self.preprocessing = Preprocessing.from_json(manifest.preprocessing)
             self._runner = load(path, threads=threads)
         else:
             self._runner = Opening(path, precision=precision, threads=threads).open()
@@ -129,6 +142,7 @@ class SourceSide(Side):
         config: Its inputs, and its reduction.
         like: The inputs of the other side, every size known; they are its examples where it has
             none.
+        preprocessing: How a picture becomes its input, where the source does not say it.
 
     Raises:
         PackageMissingError: torch is not installed.
@@ -137,7 +151,11 @@ class SourceSide(Side):
     """
 
     def __init__(
-        self, options: SourceOptions, config: ReduceConfig, like: tuple[TensorSpec, ...] = ()
+        self,
+        options: SourceOptions,
+        config: ReduceConfig,
+        like: tuple[TensorSpec, ...] = (),
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         require_compile_packages()
         import torch
@@ -148,6 +166,7 @@ class SourceSide(Side):
         from tokexport.exporter.source import load_source
 
         source = load_source(options)
+        source = replace(source, preprocessing=source.preprocessing or preprocessing)
         if like and config.input_shape is None:
             source = with_examples(source, like)
             if len(like) == 1 and not (source.example_args or source.example_kwargs):
@@ -155,7 +174,7 @@ class SourceSide(Side):
         if config.reduce is not None:
             source = reduced_source(source, config).source
         self._model, self.inputs, self.drawn = prepare(source, config)
-        self.constants = constants_of(self._model)
+        self.constants, self.preprocessing = constants_of(self._model), source.preprocessing
         version = torch.__version__.partition("+")[0]
         self.info = SideInfo(options.source, SOURCE, f"eager torch {version}", "fp32")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,15 @@ from tokexport.exporter.inputs.constant_inputs import (
     fitting,
     require_known,
 )
+from tokexport.exporter.inputs.kinds import kind_of_inputs
 from tokexport.exporter.inputs.named_arrays import LABELS, check_names, read_arrays
+from tokexport.exporter.inputs.pictures import PictureOptions
+from tokexport.exporter.inputs.samples import Watch, unwatched
 from tokexport.exporter.source import Source
+from tokexport.exporter.source.class_names import class_names
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import TensorSpec
+from tokexport.runtimes.pictures.steps_text import parse_preprocessing
 
 #: How many batches are drawn where no data is given: more than one, so that a value baked in from
 #: the first shows in the second.
@@ -50,12 +56,17 @@ _BY_NAME = ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY")
 
 
 def prepare(
-    source: Source, config: InputConfig
+    source: Source, config: InputConfig, watch: Watch = unwatched
 ) -> tuple[FlatModel, tuple[TensorSpec, ...], Batches]:
     """Returns the model over named tensors, its inputs, and the batches to prove it on.
 
     Shapes come from ``--input-shape``, else from the source's example inputs, else from what the
     source knows of itself, else from the file of inputs; ``--batch`` replaces the leading number.
+
+    Args:
+        source: The model, as it was read.
+        config: Its inputs.
+        watch: Is called for the pictures that are decoded, to show progress.
 
     Raises:
         UsageError: Nothing says which inputs the model takes.
@@ -88,7 +99,7 @@ def prepare(
         for name, tensor in zip(spec.names, examples, strict=True)
     )
     model = FlatModel(source.model, spec)
-    batches = _batches(source, config, model, specs, fixed)
+    batches = _batches(source, config, model, specs, fixed, watch)
     said = f"; fixed: {', '.join(map(str, fixed))}" if fixed else ""
     return model, specs, dataclasses.replace(batches, origin=batches.origin + said)
 
@@ -99,17 +110,35 @@ def constants_of(model: FlatModel) -> tuple[ConstantInput, ...]:
     return tuple(described(name, value.numpy()) for name, value in given)
 
 
+def picture_options(
+    source: Source, config: InputConfig, watch: Watch = unwatched
+) -> PictureOptions:
+    """Returns how pictures become the input of a source's model.
+
+    Args:
+        source: The model, as it was read.
+        config: The steps and names of classes that the user asks for.
+        watch: Is called for the files, to show progress.
+    """
+    labels = None if config.labels is None else Path(config.labels)
+    known = partial(class_names, source.model)
+    return PictureOptions(config.preprocess, source.preprocessing, labels, known, watch)
+
+
 def _batches(
     source: Source,
     config: InputConfig,
     model: FlatModel,
     specs: tuple[TensorSpec, ...],
     fixed: tuple[ConstantInput, ...],
+    watch: Watch,
 ) -> Batches:
     """Reads or draws what the model is proven on."""
+    pictures = picture_options(source, config, watch)
+    pictures.steps(specs)  # refuses steps that are asked for and do not fit
     batch = specs[0].shape[0] if specs[0].shape else 1
     if config.inputs is not None:
-        return read_inputs(Path(config.inputs), specs, batch, config.samples, fixed)
+        return read_inputs(Path(config.inputs), specs, batch, config.samples, fixed, pictures)
     drawn = synthetic_inputs(specs, SYNTHETIC_BATCHES, config.seed)
     if source.example_args is None and not source.example_kwargs:
         return drawn
@@ -205,6 +234,9 @@ def _example_call(
         ):
             return (torch.zeros(next(iter(source.input_shapes.values()))),), {}
         return (), {name: torch.zeros(shape) for name, shape in source.input_shapes.items()}
+    if config.inputs is not None and kind_of_inputs(Path(config.inputs)).of_pictures:
+        height, width = _picture_size(source, config)
+        return _only_input(source.model, torch.zeros(1, 3, height, width), asked)
     if config.inputs is not None:
         return _call_of_file(source.model, Path(config.inputs), asked)
     raise UsageError(
@@ -212,6 +244,19 @@ def _example_call(
         where=f"Its forward takes {listed(_required(source.model)) or 'anything'}.",
         fix="Pass --input-shape 1,3,224,224 or --inputs data.npz, or let a factory return "
         "(module, example_inputs).",
+    )
+
+
+def _picture_size(source: Source, config: InputConfig) -> tuple[int, int]:
+    """Returns height and width of the input for pictures, where nothing but their steps says it."""
+    if config.preprocess is not None:
+        return parse_preprocessing(config.preprocess).size
+    if source.preprocessing is not None:
+        return source.preprocessing.size
+    raise UsageError(
+        "Nothing says which size the pictures are to have for this model, nor how they become its "
+        "input.",
+        fix="Pass both: --preprocess size=224,crop=0.9,mean=imagenet,interpolation=bicubic",
     )
 
 

@@ -6,13 +6,14 @@ A file of S samples, batch N::
               labels (S,)        →  Batches.labels (S,)
 
 The last batch is filled up by repeating the last sample; the repeats never count in an accuracy.
+Pictures become the same, by the steps that the source or the user says.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from tokexport.exporter.errors import InputError, UsageError, listed
+from tokexport.exporter.inputs.kinds import kind_of_inputs
 from tokexport.exporter.inputs.named_arrays import LABELS, named_arrays, require_constants
+from tokexport.exporter.inputs.pictures import PictureOptions, read_pictures
+from tokexport.exporter.inputs.samples import Watch, cut, evenly_spaced, unwatched
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import TensorSpec
-
-#: Passes items on, one by one, and may show how many are done.
-Watch = Callable[[Iterable[int], int], Iterator[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,10 @@ class Batches:
         origin: Where the values come from, a clause for the report.
         kinds: What kind of inputs every batch is: ``samples``, ``zeros``; empty where all are one.
         watch: Is called for every batch, to show progress.
+        files: The file of every real sample, where they are pictures.
+        warnings: What a reader has to know of how they were read, a sentence each.
+        classes_by_place: How many classes are numbered only by their place in sorted order, which
+            fits a model of exactly so many; 0 where something else says their numbers.
     """
 
     names: tuple[str, ...]
@@ -48,7 +53,10 @@ class Batches:
     labels: np.ndarray | None
     origin: str
     kinds: tuple[str, ...] = ()
-    watch: Watch = lambda many, count: iter(many)
+    watch: Watch = unwatched
+    files: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    classes_by_place: int = 0
 
     def __len__(self) -> int:
         """Returns the number of batches."""
@@ -73,28 +81,48 @@ def read_inputs(
     batch: int,
     samples: int | None = None,
     constants: Sequence[ConstantInput] = (),
+    pictures: PictureOptions | None = None,
 ) -> Batches:
-    """Reads the samples of a file and cuts them into batches of ``batch``.
+    """Reads the samples of a file or folder and cuts them into batches of ``batch``.
 
-    The file is an ``.npz`` with one array per input, by the input's name and in any order, and
-    optionally ``labels``; a model with one input takes a plain ``.npy``, which has no names. The
-    leading axis of an array is the samples. An input that has no leading axis of ``batch``
+    A file of arrays is an ``.npz`` with one array per input, by the input's name and in any order,
+    and optionally ``labels``; a model with one input takes a plain ``.npy``, which has no names.
+    The leading axis of an array is the samples. An input that has no leading axis of ``batch``
     in the model (a scalar, a table) is given once, in its full shape, and goes into every batch.
 
+    Pictures are a folder of them, whose subfolders are their classes; a ``.csv`` of files and
+    labels; or one file.
+
     Args:
-        path: The file.
+        path: The file or folder.
         specs: The model's inputs; the shapes include the batch.
         batch: The number of samples the model takes at once, N.
         samples: How many samples of the file to take, evenly spaced from the first on; all without
             it, or where there are no more.
         constants: Inputs that are fixed: the file may leave them out, or hold that value.
+        pictures: How pictures become the input; None knows no steps of theirs.
 
     Returns:
         The batches, in the order of the file.
 
     Raises:
-        InputError: The file cannot be read as arrays, or an array does not fit its input.
+        InputError: The file cannot be read, or does not fit the inputs.
+        tokexport.runtimes.errors.PictureError: A picture cannot be decoded.
+        tokexport.runtimes.errors.PreprocessingError: The steps of pictures are not known.
     """
+    kind = kind_of_inputs(path)
+    if kind.of_pictures:
+        found = read_pictures(path, kind, specs, samples, pictures or PictureOptions())
+        return Batches(
+            names=(specs[0].name,),
+            arrays={specs[0].name: cut(found.values, batch)},
+            samples=len(found.values),
+            labels=found.labels,
+            origin=found.origin,
+            files=found.files,
+            warnings=found.warnings,
+            classes_by_place=found.classes_by_place,
+        )
     named, labels, fixed = named_arrays(path, specs, constants)
     per_sample = {spec.name for spec in specs if spec.shape[:1] == (batch,)}
     for spec in specs:
@@ -271,25 +299,6 @@ def _check_finite(array: np.ndarray, name: str) -> None:
         where=f"First at {name}[{', '.join(map(str, index))}]",
         fix="Clean the data (numpy.nan_to_num), or leave the sample out.",
     )
-
-
-def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """Returns the positions of evenly spaced samples, from the first on; all if there are fewer."""
-    wanted = min(count, wanted)
-    return [index * count // wanted for index in range(wanted)]
-
-
-def cut(array: np.ndarray, batch: int) -> np.ndarray:
-    """Cuts (samples, …) into (⌈samples/N⌉, N, …), the last sample repeated to the end.
-
-    Args:
-        array: The samples.
-        batch: How many go into a batch, N.
-    """
-    padding = -len(array) % batch
-    if padding:
-        array = np.concatenate([array, np.repeat(array[-1:], padding, axis=0)])
-    return array.reshape(-1, batch, *array.shape[1:])
 
 
 def _draw(spec: TensorSpec, batches: int, seed: int) -> np.ndarray:

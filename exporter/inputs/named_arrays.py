@@ -12,13 +12,12 @@ from typing import Final
 import numpy as np
 
 from tokexport.exporter.errors import InputError, listed
+from tokexport.exporter.inputs.kinds import Kind, kind_of_inputs
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput, shown
 from tokexport.runtimes.bundle.manifest import TensorSpec
 from tokexport.runtimes.files.array_archive import Archive, ArchiveError, read_npy
 from tokexport.runtimes.files.regular_files import open_regular
 
-_NPY = b"\x93NUMPY"
-_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _HOW = "Save the arrays with numpy.savez(path, name=array)"
 
 
@@ -36,27 +35,21 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | np.ndarray:
             holds pickled objects.
     """
     try:
-        if path.is_dir() or not path.exists():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise InputError(f"The inputs file {what}.", where=str(path), fix="Pass an .npz file.")
+        kind = kind_of_inputs(path)
+        if kind.of_pictures:
+            raise InputError(
+                f"The inputs are {kind.value}, and arrays are needed here.",
+                where=str(path),
+                fix="Pass an .npz file.",
+            )
         with open_regular(path) as file:
-            start = file.read(8)
-            if not start.startswith((_NPY, *_ZIP)):
-                raise InputError(
-                    "The inputs file is not an .npz or .npy.", where=str(path), fix=_HOW
-                )
-            file.seek(0)
-            if start.startswith(_NPY):
+            if kind is Kind.NPY:
                 return read_npy(file)
             archive = Archive(file)
             return {name: archive.read(name) for name in archive.names}
     except MemoryError as error:
         raise InputError(
             "The inputs do not fit into memory.", where=str(path), fix="Pass fewer samples."
-        ) from error
-    except PermissionError as error:
-        raise InputError(
-            "The inputs file may not be read.", where=str(path), fix="Check its permissions."
         ) from error
     except OSError as error:
         raise InputError(

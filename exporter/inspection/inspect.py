@@ -131,10 +131,10 @@ def inspect(
         reduced = None
         if config.reduce is not None:
             with checklist.stage("reduce"):
-                reduced = reduced_source(source, config)
+                reduced = reduced_source(source, config, checklist.counted)
                 source = reduced.source
         with checklist.stage("capture"):
-            flat, specs, batches = prepare(source, config)
+            flat, specs, batches = prepare(source, config, checklist.counted)
             shape = specs[0].shape
             batch = shape[0] if shape else 1
             flat, batches, cap = under_cap(flat, batches, batch, config.caps)

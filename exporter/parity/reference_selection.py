@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from tokexport.exporter.errors import GateError
-from tokexport.exporter.inputs.batches import evenly_spaced
+from tokexport.exporter.inputs.samples import evenly_spaced
 from tokexport.exporter.parity.default_gates import over_all_gates
 from tokexport.exporter.parity.gate_warnings import spread_warnings
 from tokexport.exporter.parity.gates import Gate

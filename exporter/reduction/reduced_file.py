@@ -82,10 +82,10 @@ def reduce_to_file(
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     with checklist:
         with checklist.stage("reduce"):
-            reduced = reduced_source(source, config)
+            reduced = reduced_source(source, config, checklist.counted)
         flat = FlatModel(reduced.source.model, reduced.unreduced.spec)
         with checklist.stage("compare"):
-            _, _, batches = prepare(reduced.source, config)
+            _, _, batches = prepare(reduced.source, config, checklist.counted)
             use = reduced.compared(run_reference(flat, batches).outputs, batches)
         with checklist.stage("export"):
             program = export_any_batch(flat, tensors_of(next(iter(batches))))

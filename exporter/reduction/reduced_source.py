@@ -12,6 +12,7 @@ from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import run_reference, tensors_of
 from tokexport.exporter.errors import InternalError, UsageError
 from tokexport.exporter.inputs.batches import Batches
+from tokexport.exporter.inputs.samples import Watch, unwatched
 from tokexport.exporter.recipe import parse_recipe, restoring
 from tokexport.exporter.reduction.reduce import Reduction, reduce_flat
 from tokexport.exporter.reduction.reduction_report import ReductionReport
@@ -39,8 +40,13 @@ class ReducedSource:
         return self.use.compared(unreduced, reduced, batches)
 
 
-def reduced_source(source: Source, config: ReduceConfig) -> ReducedSource:
+def reduced_source(source: Source, config: ReduceConfig, watch: Watch = unwatched) -> ReducedSource:
     """Puts the recipe of a configuration into a copy of a source's model.
+
+    Args:
+        source: The model, as it was read.
+        config: The recipe, and the inputs.
+        watch: Is called for the pictures that are decoded, to show progress.
 
     Raises:
         UsageError: The recipe or the inputs do not fit.
@@ -60,7 +66,7 @@ def reduced_source(source: Source, config: ReduceConfig) -> ReducedSource:
             fix="Pass weights=FILE with them: train tokexport.reduce(model, …) in Python, and save "
             "its state dict.",
         )
-    flat, _, batches = prepare(source, config)
+    flat, _, batches = prepare(source, config, watch)
     reduction = reduce_flat(flat, tensors_of(next(iter(batches))), recipe)
     return ReducedSource(dataclasses.replace(source, model=reduction.model), flat, _use(reduction))
 

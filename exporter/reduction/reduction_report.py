@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.parity.accuracy import accuracy
+from tokexport.exporter.parity.hits import accuracy
 from tokexport.exporter.reduction.agreement import Agreement, agreements
 from tokexport.runtimes.arrays import Array
 

@@ -37,6 +37,7 @@ from tokexport.exporter.parity.gate_warnings import (
     spread_warnings,
 )
 from tokexport.exporter.parity.gates import narrowed_stages
+from tokexport.exporter.parity.hits import class_warnings
 from tokexport.exporter.parity.measured_gates import (
     MeasuredGates,
     measured_gates,
@@ -65,7 +66,7 @@ def reduce(run: CompileRun) -> ReducedSource | None:
     if run.config.reduce is None:
         return None
     with run.stage("reduce"):
-        reduced = reduced_source(run.source, run.config)
+        reduced = reduced_source(run.source, run.config, run.checklist.counted)
         run.record.reduction = reduced.use
         return reduced
 
@@ -117,7 +118,7 @@ def reference(
     config, record = run.config, run.record
     source = run.source if reduced is None else reduced.source
     with run.stage("reference"):
-        given, inputs, batches = prepare(source, config)
+        given, inputs, batches = prepare(source, config, run.checklist.counted)
         batches = batches if known is None else known(inputs)
         batches = replace(batches, watch=run.checklist.counted)
         size = inputs[0].shape[0] if inputs[0].shape else 1
@@ -184,6 +185,8 @@ def capture(run: CompileRun, answered: Answered) -> Captured:
         run.record.gates, run.record.stages = gates.narrowed, proof.stages
         run.page.errors = proof.distributions
         run.record.warnings = (
+            *batches.warnings,
+            *class_warnings(batches, next(iter(outputs.values()))),
             *gate_warnings(gates.fp32, answered.cap),
             *half_warning(half),
             *settled_warning(model),

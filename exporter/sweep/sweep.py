@@ -23,7 +23,7 @@ from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.inspection.inspect import macs_by_kind
-from tokexport.exporter.parity.accuracy import accuracy
+from tokexport.exporter.parity.hits import accuracy
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.recipe import Recipe, parse_recipe, with_option
 from tokexport.exporter.reduction.agreement import Agreement
@@ -210,7 +210,8 @@ class _Sweeping:
         )
 
     def _reduced(self, recipe: Recipe) -> ReducedSource:
-        return reduced_source(self._source, replace(self._config, reduce=recipe))
+        config = replace(self._config, reduce=recipe)
+        return reduced_source(self._source, config, self._checklist.counted)
 
     def _point(
         self,
@@ -246,6 +247,8 @@ class _Sweeping:
             target=config.target,
             output=self._folder / name,
             inputs=config.inputs,
+            preprocess=config.preprocess,
+            labels=config.labels,
             samples=config.samples,
             input_shape=config.input_shape,
             batch=config.batch,

@@ -31,10 +31,10 @@ MOST_PIXELS: Final = 1 << 27
 #: The notes: what a conversion lost or changed, a clause each.
 TRANSPARENT: Final = "transparency was dropped, and the colours beneath it stay"
 SIXTEEN_BITS: Final = "16 bits a channel became 8"
-OTHER_COLOURS: Final = "its colours were converted to RGB without their colour profile"
+OTHER_COLOURS: Final = "colours were converted to RGB without a colour profile"
 FIRST_FRAME: Final = "the first of several frames was taken"
-TURNED: Final = "it was turned as its EXIF orientation says"
-EXIF_UNREADABLE: Final = "its EXIF data cannot be read, so it was not turned"
+TURNED: Final = "the EXIF orientation was applied"
+EXIF_UNREADABLE: Final = "the EXIF data cannot be read, so nothing was turned"
 #: The tag of the orientation, and Pillow's name of what undoes each.
 _ORIENTATION: Final = 0x0112
 _TURNS: Final = {

@@ -59,7 +59,7 @@ def test_files_that_hold_no_arrays(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
     for name, said in {
         "no.npz": "The inputs file does not exist.",
-        "text.npz": "The inputs file is not an .npz or .npy.",
+        "text.npz": "The inputs file is not an .npz or .npy, a .csv, or a picture.",
         "cut.npz": "cut.npz",
         "objects.npy": "objects",
     }.items():

@@ -28,11 +28,19 @@ def rewrite(bundle: Path, name: str, content: bytes) -> None:
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
+def share_right(compiled: Compiled, output: Path) -> float:
+    """The share of labels that the outputs meet."""
+    with np.load(compiled.inputs) as given, np.load(output) as found:
+        return float((found["output"].argmax(-1) == given["labels"]).mean())
+
+
 def test_run_writes_every_sample_and_no_padding(compiled: Compiled, tmp_path: Path) -> None:
     output = tmp_path / "y.npz"
     answer = tokexport("run", compiled.bundle, "--inputs", compiled.inputs, "--output", output)
     assert answer.code == 0
-    assert answer.stdout == f"5 samples → {output}: output (5, 5)\n"
+    right = share_right(compiled, output)
+    said = f"5 samples → {output}: output (5, 5); {right:.2%} of the labels are right\n"
+    assert answer.stdout == said
     x = np.load(compiled.inputs)["x"]
     padded = np.concatenate([x, x[-1:]])
     with load(compiled.bundle) as runner:
@@ -46,13 +54,18 @@ def test_run_writes_every_sample_and_no_padding(compiled: Compiled, tmp_path: Pa
 def test_run_in_json(compiled: Compiled, tmp_path: Path) -> None:
     output = tmp_path / "[bold]y.npz"
     given = ("run", compiled.bundle, "--inputs", compiled.inputs, "--output", output)
-    assert tokexport(*given, "--json").json == {
+    found = tokexport(*given, "--json").json
+    assert found == {
         "exit_code": 0,
         "error": None,
         "bundle": str(compiled.bundle),
         "output": str(output),
         "samples": 5,
         "outputs": {"output": [5, 5]},
+        "inputs": f"5 samples of {compiled.inputs.name}",
+        "accuracy": share_right(compiled, output),
+        "files": [],
+        "warnings": [],
     }
     assert f"→ {output}: " in tokexport(*given, "--force").stdout
 

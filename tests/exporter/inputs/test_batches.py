@@ -12,7 +12,7 @@ import pytest
 
 from tokexport.exporter.errors import InputError, UsageError
 from tokexport.exporter.inputs.batches import parse_shape, read_inputs, synthetic_inputs
-from tokexport.exporter.parity.accuracy import accuracy
+from tokexport.exporter.parity.hits import accuracy
 from tokexport.runtimes.bundle.manifest import TensorSpec
 
 IMAGE = TensorSpec("x", (4, 3, 2, 2), "float32")
@@ -239,9 +239,9 @@ def test_a_pickled_array_is_refused_and_never_run(tmp_path: Path) -> None:
 
 def test_refuses_what_is_no_file_of_arrays(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "nowhere.npz")
-    assert "is a folder" in refusal(tmp_path)
+    assert "The folder holds no pictures." in refusal(tmp_path)
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0 and so on")
-    assert "not an .npz or .npy" in refusal(tmp_path / "photo.jpg")
+    assert "Nothing says how a picture becomes the input" in refusal(tmp_path / "photo.jpg")
     (tmp_path / "empty.npz").write_bytes(b"")
     assert "not an .npz or .npy" in refusal(tmp_path / "empty.npz")
     with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:

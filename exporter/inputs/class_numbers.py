@@ -1,0 +1,167 @@
+"""Gives the names of classes their numbers: the places of a model's outputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tokexport.exporter.errors import InputError, listed
+from tokexport.runtimes.files.regular_files import read_at_most
+
+#: Bytes of a file of class names; that of ImageNet has some thirty thousand.
+_LARGEST: Final = 1 << 24
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The names of a model's classes.
+
+    Attributes:
+        numbers: The number of the class that each name stands for; a class may have several names.
+        origin: Where they were found.
+        asked: Whether the user gave them, so that a name which is not among them is a mistake.
+    """
+
+    numbers: Mapping[str, int]
+    origin: str
+    asked: bool = False
+
+    @classmethod
+    def of(cls, names: Mapping[str, int | None], origin: str, asked: bool = False) -> ClassNames:
+        """Returns class names; one that stands for several classes (None) is left out."""
+        found = {simplified(name): number for name, number in names.items()}
+        return cls({name: one for name, one in found.items() if one is not None}, origin, asked)
+
+
+@dataclass(frozen=True)
+class NumberedClasses:
+    """The number of every class by its name, as the user's files spell it.
+
+    Attributes:
+        numbers: The numbers.
+        how: How they were found, a clause.
+        warnings: What a reader has to know, a sentence each.
+        by_place: Whether they are only the places in sorted order, which fits a model of exactly
+            so many classes.
+    """
+
+    numbers: Mapping[str, int]
+    how: str
+    warnings: tuple[str, ...] = ()
+    by_place: bool = False
+
+
+def numbered(names: Sequence[str], known: ClassNames | None, where: Path) -> NumberedClasses:
+    """Returns the number of each class.
+
+    Names of the model's classes have the numbers of those; where only some are among them, no class
+    has a number. Whole numbers are the numbers themselves. Other names are numbered by their place
+    in sorted order, as ``ImageFolder`` of torchvision numbers its subfolders.
+
+    Args:
+        names: The names, each once.
+        known: The names of the model's classes; None where nothing says them.
+        where: What holds the names, for an error.
+
+    Raises:
+        InputError: Some names are none of the classes whose names the user gave.
+    """
+    ordered = sorted(names)
+    found = {} if known is None else _by_name(ordered, known)
+    if known is not None and len(found) == len(ordered):
+        return NumberedClasses(found, f"numbered as {known.origin} names them")
+    if all(name.isascii() and name.isdigit() for name in ordered):
+        return _whole_numbers(ordered)
+    unknown = listed([repr(name) for name in ordered if name not in found])
+    if known is not None and found and not known.asked:
+        said = f"Some classes of the pictures are none of the model's: {unknown}. "
+        return NumberedClasses({}, "not numbered", (f"{said}Their labels are not used.",))
+    if known is not None and known.asked:
+        raise InputError(
+            f"Some classes are none of the model's: {unknown}.",
+            where=f"{where}; the model's are those of {known.origin}",
+            fix="Name the subfolders, or the labels of the .csv, as that file names the classes.",
+        )
+    places = {name: place for place, name in enumerate(ordered)}
+    said = listed([f"{name} is {place}" for name, place in places.items()], 3)
+    return NumberedClasses(places, f"numbered in sorted order: {said}", by_place=True)
+
+
+def simplified(name: str) -> str:
+    """Returns a name without what spellings differ in: case, and underscores for spaces."""
+    return " ".join(name.casefold().replace("_", " ").split())
+
+
+def _by_name(names: Sequence[str], known: ClassNames) -> dict[str, int]:
+    spelled = {name: simplified(name) for name in names}
+    return {name: known.numbers[its] for name, its in spelled.items() if its in known.numbers}
+
+
+def _whole_numbers(ordered: Sequence[str]) -> NumberedClasses:
+    """Takes names that are whole numbers as the numbers of the classes."""
+    numbers = {name: int(name) for name in ordered}
+    other = [(name, place) for place, name in enumerate(ordered) if int(name) != place]
+    warnings: tuple[str, ...] = ()
+    if other:
+        name, place = other[0]
+        warnings = (
+            f"The classes are named by whole numbers, which are taken as their numbers: {name} is "
+            f"class {int(name)}. In sorted order, as torchvision's ImageFolder numbers subfolders, "
+            f"it would be {place}: if the model was trained so, write a .csv of files and labels.",
+        )
+    return NumberedClasses(numbers, "numbered by their names", warnings)
+
+
+def read_class_names(path: Path) -> ClassNames:
+    """Reads the names of a model's classes from a file, in the order of its outputs.
+
+    Args:
+        path: A text with a name a line; or JSON: a list, or an object of names by number.
+
+    Raises:
+        InputError: It cannot be read, or is neither.
+    """
+    try:
+        text = read_at_most(path, _LARGEST).decode("utf-8-sig")
+        names = _parsed(text)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            "The names of the classes cannot be read.",
+            where=f"{path} ({reason})",
+            fix="Write a name a line, in the order of the model's outputs.",
+        ) from error
+    return ClassNames.of(names, path.name, asked=True)
+
+
+def _parsed(text: str) -> dict[str, int | None]:
+    stripped = text.strip()
+    if not stripped.startswith(("[", "{")):
+        lines = stripped.splitlines()
+        if not stripped:
+            raise ValueError("it holds no names")
+        return once([(line.strip(), place) for place, line in enumerate(lines) if line.strip()])
+    data: Any = json.loads(stripped)
+    pairs = enumerate(data) if isinstance(data, list) else data.items()
+    found = []
+    for number, name in pairs:
+        if not isinstance(name, str):
+            raise ValueError(f"{name!r:.40} is no name")
+        found.append((name, int(number)))
+    return once(found)
+
+
+def once(pairs: Sequence[tuple[str, int]]) -> dict[str, int | None]:
+    """Returns the number of each name; None of a name that stands for several classes.
+
+    Args:
+        pairs: Names with the numbers of their classes.
+    """
+    found: dict[str, int | None] = {}
+    for name, number in pairs:
+        key = simplified(name)
+        found[key] = number if found.get(key, number) == number else None
+    return found
