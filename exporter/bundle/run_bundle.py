@@ -13,7 +13,6 @@ from rich.console import Console
 from tokexport.exporter.config import InputConfig, check_threads
 from tokexport.exporter.errors import InputError
 from tokexport.exporter.inputs.batches import Batches, read_inputs
-from tokexport.exporter.inputs.kinds import kind_of_inputs
 from tokexport.exporter.inputs.pictures import PictureOptions
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.parity.hits import accuracy, class_warnings
@@ -21,7 +20,6 @@ from tokexport.exporter.progress import Checklist
 from tokexport.exporter.system.output_file import check_place, written_whole
 from tokexport.runtimes.bundle.manifest import read_manifest
 from tokexport.runtimes.loading import load
-from tokexport.runtimes.pictures.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -99,14 +97,15 @@ def run_bundle(
         tokexport.runtimes.errors.RuntimesError: The bundle is altered, or cannot run here.
     """
     check_threads(threads)
-    asked = InputConfig(inputs=inputs, samples=samples, preprocess=preprocess, labels=labels)
+    InputConfig(inputs=inputs, samples=samples, preprocess=preprocess, labels=labels)  # checks them
     check_place(output, force)
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     with checklist, load(bundle, threads=threads, require_kernels=require_kernels) as runner:
         first = runner.inputs[0].shape
         batch = first[0] if first else 1
         with checklist.stage("read"):
-            pictures = _picture_options(bundle, asked, checklist)
+            own = read_manifest(bundle).preprocessing
+            pictures = PictureOptions(preprocess, own, labels, watch=checklist.counted)
             constants = runner.constants
             batches = read_inputs(inputs, runner.inputs, batch, samples, constants, pictures)
         with checklist.stage("run"):
@@ -120,16 +119,6 @@ def run_bundle(
         *(bundle, output, batches.samples, shapes),
         *(batches.origin, accuracy, batches.files, warnings),
     )
-
-
-def _picture_options(bundle: Path, asked: InputConfig, checklist: Checklist) -> PictureOptions:
-    """Returns how pictures become the input of a bundle; its manifest may hold any steps."""
-    labels = None if asked.labels is None else Path(asked.labels)
-    own = None
-    if asked.preprocess is None and kind_of_inputs(Path(str(asked.inputs))).of_pictures:
-        data = read_manifest(bundle).preprocessing
-        own = None if data is None else Preprocessing.from_json(data)
-    return PictureOptions(asked.preprocess, own, labels, watch=checklist.counted)
 
 
 def _accuracy(logits: np.ndarray, batches: Batches) -> tuple[float | None, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from tokexport.exporter.inputs.samples import cut
 from tokexport.exporter.json_values import plain
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import TensorSpec
+from tokexport.runtimes.pictures.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from tokexport.exporter.source import SourceOptions
@@ -163,23 +164,23 @@ def _opened(
         for place, (name, kind) in enumerate(zip(names, kinds, strict=True)):
             if kind != SOURCE:
                 path = Path(name.source)
-                runners[place] = RunnerSide(
-                    path,
-                    kind,
-                    precision=precision,
-                    threads=threads,
-                    of_pictures=_of_pictures(config),
-                )
+                runners[place] = RunnerSide(path, kind, precision=precision, threads=threads)
                 stack.callback(runners[place].close)
         for runner in runners.values():
             config = _like(runner, config)
         known = [one.inputs for one in runners.values() if all(map(_is_fixed, one.inputs))]
         shape = known[0] if known else ()
-        steps = next((one.preprocessing for one in runners.values() if one.preprocessing), None)
+        steps = _steps(runners.values()) if _of_pictures(config) else None
         yield [
             runners[place] if place in runners else SourceSide(name, config, shape, steps)
             for place, name in enumerate(names)
         ]
+
+
+def _steps(sides: Iterable[Side]) -> Preprocessing | None:
+    """Returns the steps that a side says; the first that says some."""
+    pictures = [PictureOptions(own=side.preprocessing) for side in sides if side.preprocessing]
+    return pictures[0].steps(()) if pictures else None
 
 
 def _of_pictures(config: ReduceConfig) -> bool:

@@ -6,9 +6,10 @@ All but a source need numpy and their runtime alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -66,13 +67,14 @@ class Side(ABC):
         info: What it is.
         inputs: What it takes; the first size of a shape is the batch.
         constants: Inputs that it holds the value of.
-        preprocessing: How a picture becomes its input; None where it does not say so.
+        preprocessing: How a picture becomes its input, as a source says it or as a manifest holds
+            it; None where it does not.
     """
 
     info: SideInfo
     inputs: tuple[TensorSpec, ...]
     constants: tuple[ConstantInput, ...] = ()
-    preprocessing: Preprocessing | None = None
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None
 
     @abstractmethod
     def answers(self, batches: Batches) -> dict[str, Array]:
@@ -91,28 +93,19 @@ class RunnerSide(Side):
         kind: Which of them.
         precision: What OpenVINO computes an IR in; a bundle says its own.
         threads: Number of threads; None leaves the choice to the runtime.
-        of_pictures: Whether it is run on pictures, and a bundle's preprocessing is read.
 
     Raises:
         tokexport.runtimes.errors.RuntimesError: It is damaged, or does not load here.
     """
 
     def __init__(
-        self,
-        path: Path,
-        kind: str,
-        *,
-        precision: str = "fp32",
-        threads: int | None = None,
-        of_pictures: bool = False,
+        self, path: Path, kind: str, *, precision: str = "fp32", threads: int | None = None
     ) -> None:
         self._bundle = path if kind == BUNDLE else None
         self._runner: Runner
         if kind == BUNDLE:
             manifest = read_manifest(path)
-            precision = manifest.precision
-            if of_pictures and manifest.preprocessing is not None:
-                self.preprocessing = Preprocessing.from_json(manifest.preprocessing)
+            precision, self.preprocessing = manifest.precision, manifest.preprocessing
             self._runner = load(path, threads=threads)
         else:
             self._runner = Opening(path, precision=precision, threads=threads).open()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,14 +32,15 @@ class PictureOptions:
 
     Attributes:
         preprocess: The steps that the user asks for, as a text; None takes ``own``.
-        own: The steps that the source or the bundle says; None where it says none.
+        own: The steps that the source says, or those of a bundle as its manifest holds them; None
+            where it says none.
         labels: A file with the names of the classes, one a line; None takes ``known``.
         known: Returns the names that the source has for its classes, None where it has none.
         watch: Is called for the files, to show progress.
     """
 
     preprocess: str | None = None
-    own: Preprocessing | None = None
+    own: Preprocessing | Mapping[str, Any] | None = None
     labels: Path | None = None
     known: Callable[[], ClassNames | None] = lambda: None
     watch: Watch = unwatched
@@ -52,10 +54,11 @@ class PictureOptions:
         Raises:
             InputError: Steps are asked for, and the model has no input for a picture, or one of
                 another size.
-            PreprocessingError: The text says no steps.
+            PreprocessingError: The text, or the manifest, says no steps.
         """
         if self.preprocess is None:
-            return self.own
+            own = self.own
+            return Preprocessing.from_json(own) if isinstance(own, Mapping) else own
         spec = picture_input(specs)
         found = parse_preprocessing(self.preprocess, (spec.shape[2], spec.shape[3]))
         _require_size(found, spec)

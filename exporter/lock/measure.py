@@ -12,6 +12,7 @@ import numpy as np
 
 from tokexport.exporter.errors import InputError
 from tokexport.exporter.inputs.batches import Batches, read_inputs
+from tokexport.exporter.inputs.pictures import PictureOptions
 from tokexport.exporter.lock.facts import facts_of, hash_of
 from tokexport.exporter.lock.lock_file import (
     BundleFacts,
@@ -21,7 +22,7 @@ from tokexport.exporter.lock.lock_file import (
     Measured,
     OutputFigures,
 )
-from tokexport.exporter.parity.accuracy import hits
+from tokexport.exporter.parity.hits import hits
 from tokexport.runtimes.bundle.bundle_files import file_in
 from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, read_manifest
 from tokexport.runtimes.bundle.runner import Runner
@@ -158,14 +159,16 @@ def _labelled(
         return None
     first = runner.inputs[0].shape
     size = first[0] if first else 1
+    pictures = PictureOptions(own=manifest.preprocessing)
     batches = read_inputs(
-        options.inputs, runner.inputs, size, options.samples, constants=runner.constants
+        options.inputs, runner.inputs, size, options.samples, runner.constants, pictures
     )
     if batches.labels is None:
         raise InputError(
             "The samples have no labels, so there is no accuracy to lock.",
             where=str(options.inputs),
-            fix="Add an array 'labels' with a class for each sample.",
+            fix="Add an array 'labels' with a class for each sample, or put pictures into a "
+            "subfolder for each class.",
         )
     output = manifest.outputs[0].name
     logits = np.stack([runner.run(batch)[output] for batch in batches])
