@@ -114,6 +114,7 @@ def check_command(
     junit: Annotated[
         Path | None, typer.Option(help="Write JUnit's XML here, a test case per bundle.")
     ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page that says it all here.")] = None,
     inputs: Labelled = None,
     samples: Samples = None,
     source: SourceOption = None,
@@ -132,8 +133,11 @@ def check_command(
         from tokexport.exporter.lock.check import CheckResult, check_bundles
         from tokexport.exporter.lock.junit import write_junit
         from tokexport.exporter.lock.lock_file import DEFAULT_NAME, Lock, read_lock
+        from tokexport.exporter.lock.page import check_page
         from tokexport.exporter.lock.tables import render_check, render_lock
         from tokexport.exporter.lock.update import WrittenLock, differences, updated
+        from tokexport.exporter.report_page.page import write_page_whole
+        from tokexport.exporter.requirements import require_page_packages
         from tokexport.exporter.source.options import SourceOptions
         from tokexport.exporter.speed.paired_bundles import compare_speed
 
@@ -141,6 +145,8 @@ def check_command(
         folders = tuple(code_path or ())
         held = source and SourceOptions(source, folders, checkpoint, builder, trust_pickle)
         options = _options(inputs, samples, threads, require_kernels, held or None, json)
+        if html is not None:
+            require_page_packages()
         path = lock or (None if against is not None else Path(DEFAULT_NAME))
         if path is None and update:
             raise UsageError("There is no lock to update.", fix="Name it: --lock FILE.")
@@ -155,6 +161,8 @@ def check_command(
                 found = replace(found, speed=speed)
         if junit is not None:
             write_junit(found, junit)
+        if html is not None:
+            write_page_whole(check_page(found), html)
         if summary:
             _summarise(found, json)
         if path is None or not update:

@@ -13,6 +13,7 @@ from tokexport.exporter.json_values import plain
 from tokexport.exporter.lock.findings import BREAK, DRIFT, Finding, findings
 from tokexport.exporter.lock.lock_file import Lock, LockedBundle, Measured
 from tokexport.exporter.lock.measure import Measurement, MeasureOptions, measure
+from tokexport.exporter.lock.remedies import remedy
 from tokexport.exporter.speed.paired_bundles import PairedSpeed
 from tokexport.runtimes.errors import BuildError, BundleError, RunError
 
@@ -111,18 +112,18 @@ class CheckResult:
         """
         kinds = {BREAK, DRIFT} if self.strict else {BREAK}
         found = [
-            f"{one.name}: {finding.sentence}"
+            (one.name, finding)
             for one in self.bundles
             for finding in one.findings
             if finding.kind in kinds
         ]
         if not found:
             return None if self.speed is None else self.speed.failed()
+        said = [f"{name}: {finding.sentence}" for name, finding in found]
         return GateError(
-            f"The bundles are not what was locked. {listed(found, 4)}",
+            f"The bundles are not what was locked. {listed(said, 4)}",
             where=str(self.lock),
-            fix="Compile the model that was locked; or accept the change: tokexport check "
-            f"--lock {self.lock} --update, and review the diff.",
+            fix=remedy(found[0][1]),
         )
 
 

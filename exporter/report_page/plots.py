@@ -84,7 +84,7 @@ def error_histogram(counts: Sequence[int], equal: int, allowed: float | None) ->
     last = max(first, last)
     axes.bar(ends[:-1], shares, width=np.diff(ends), align="edge", color=_FIRST, edgecolor=_LINE)
     left, right = ends[max(first - 1, 0)], ends[min(last + 2, len(ends) - 1)]
-    if allowed is not None and allowed > 0:
+    if allowed is not None and 0 < allowed < np.inf:
         left = min(left, float(np.log10(allowed)) - 1.0)
     if equal:
         left -= 1.2
@@ -99,7 +99,7 @@ def error_histogram(counts: Sequence[int], equal: int, allowed: float | None) ->
             color=_SOFT,
             fontsize=8.5,
         )
-    if allowed is not None and allowed > 0:
+    if allowed is not None and 0 < allowed < np.inf:
         place = float(np.log10(allowed))
         right = max(right, place + 0.5)
         axes.axvline(place, color=_BAD, linewidth=1.4, linestyle="--")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
+import yaml
 from digits_vit import DigitsViT, build, merge_alike
 from helpers.torchvision_ops import child_environment
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -94,10 +99,71 @@ def test_the_weights_compile_through_the_builder(demo: tuple[Path, str]) -> None
     assert found["accuracy"] == of_the_module["accuracy"]
 
 
-def test_parity_in_ci(tmp_path: Path) -> None:
-    options = ("-p", "no:cacheprovider", "-q", "--rootdir", tmp_path, "-c", ROOT / "pyproject.toml")
-    printed = run("-m", "pytest", EXAMPLES / "parity_in_ci.py", *options, cwd=tmp_path)
-    assert "3 passed" in printed
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of the example that is a repository of its own, its model compiled."""
+    folder = tmp_path_factory.mktemp("repository")
+    origin = shutil.copytree(
+        EXAMPLES / "parity_in_ci",
+        folder / "origin",
+        ignore=shutil.ignore_patterns("bundles", "__pycache__"),
+    )
+    who = ("-c", "user.name=nobody", "-c", "user.email=nobody@localhost")
+    for arguments in (("init", "-q"), ("add", "-A"), (*who, "commit", "-qm", "A model")):
+        subprocess.run(["git", *arguments], cwd=origin, check=True)
+    subprocess.run(["git", "clone", "-q", "origin", "clone"], cwd=folder, check=True)
+    shell("./compile.sh", folder / "clone", TOKEXPORT_TIMING_SECONDS="0")
+    return folder / "clone"
+
+
+def shell(step: str, folder: Path, code: int = 0, **variables: str) -> str:
+    """Runs a step of a pipeline, with the command on its path; returns what it prints."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step],
+        cwd=folder,
+        env={**child_environment(), "PATH": path, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_pipelines_of_the_repository_pass(repository: Path) -> None:
+    """Their steps but the installation: what is tested is this checkout."""
+    workflow = yaml.safe_load((repository / ".github/workflows/parity.yml").read_text())
+    steps = [one["run"] for one in workflow["jobs"]["parity"]["steps"] if "run" in one]
+    job = yaml.safe_load((repository / ".gitlab-ci.yml").read_text())["parity"]
+    assert steps == job["script"]
+    assert steps[0].endswith("&& ./compile.sh")
+    summary = repository / "summary.md"
+    for step in steps[1:]:
+        shell(step, repository, GITHUB_STEP_SUMMARY=str(summary), PYTEST_ADDOPTS="-q")
+    assert "### Accuracy" in summary.read_text()
+    assert ElementTree.parse(repository / job["artifacts"]["reports"]["junit"]) is not None
+
+
+def test_the_lock_of_the_repository_is_collected(repository: Path) -> None:
+    printed = shell("pytest -v parity.lock.json", repository)
+    assert "bundles/vit-ort[ort-fp32] PASSED" in printed
+    assert "bundles/vit-openvino[openvino-fp32] PASSED" in printed
+
+
+def test_other_weights_break_the_lock_of_the_repository(repository: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(repository, tmp_path / "changed")
+    weights = load_file(changed / "weights.safetensors")
+    weights["head.weight"][0, 0] += 1e-3
+    save_file(weights, changed / "weights.safetensors")
+    shell(
+        "tokexport compile weights.safetensors --builder model:build --code-path . --target ort "
+        "--reduce tome:r=3 --inputs digits.npz --samples 64 --batch 8 --output bundles/vit-ort "
+        "--force",
+        changed,
+        TOKEXPORT_TIMING_SECONDS="0",
+    )
+    assert "other weights" in shell("tokexport check bundles/vit-ort", changed, code=1)
 
 
 @pytest.mark.thorough

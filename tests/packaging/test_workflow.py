@@ -18,6 +18,8 @@ FORMS = sorted(path for path in (GITHUB / "ISSUE_TEMPLATE").iterdir() if path.st
 CHECK = ".ci/run"
 INSTALL = 'python -m pip install "cibuildwheel>=3,<4"'
 WHEELS = "python -m cibuildwheel --output-dir dist"
+INSTALL_FOR_PARITY = "python -m pip install '.[compile,ort,openvino,test]'"
+PARITY = "cd examples/parity_in_ci && ./compile.sh && pytest -c /dev/null --rootdir ."
 
 
 def read(path: Path) -> Any:
@@ -44,8 +46,22 @@ def run(step: str, environment: Mapping[str, str]) -> str:
     return done.stdout
 
 
-def test_every_step_is_run_below() -> None:
-    assert steps() == [CHECK, INSTALL, WHEELS]
+def test_every_step_is_run_here_or_with_the_example() -> None:
+    """``tests/examples`` runs the example's pipeline, and ``tests/exporter/lock`` the action."""
+    assert steps() == [CHECK, INSTALL, WHEELS, INSTALL_FOR_PARITY, PARITY]
+
+
+def test_the_parity_of_the_example_goes_through_the_action() -> None:
+    (used,) = (
+        step
+        for path in WORKFLOWS
+        for job in read(path)["jobs"].values()
+        for step in job["steps"]
+        if step.get("uses", "").startswith("./")
+    )
+    action = read(ROOT / used["uses"] / "action.yml")
+    assert {*used["with"]} <= {*action["inputs"]}
+    assert (ROOT / used["with"]["lock"]).is_file()
 
 
 def test_the_check_makes_all_that_has_to_pass() -> None:
