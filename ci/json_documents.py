@@ -13,6 +13,7 @@ from typing import Any, Final
 from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.bench.results import Bench
 from tokexport.exporter.bench.tables import SCHEMA_VERSION as BENCH_VERSION
+from tokexport.exporter.bisection.result import Bisection
 from tokexport.exporter.bundle.run_bundle import RunResult
 from tokexport.exporter.capture.fingerprint import Fingerprint
 from tokexport.exporter.cli.messages import Failure
@@ -143,6 +144,7 @@ COMMANDS: Final[Mapping[str, Document]] = {
     "compare": Document((Result(ComparedOutputs, ("verdict", "tolerance"), judged=True),)),
     "lock": one(WrittenLock),
     "check": Document((Result(CheckResult, ("outcome",), judged=True),)),
+    "bisect": Document((Result(Bisection, judged=True),), reports=True),
     "schema": one(SchemaList),
 }
 
@@ -156,6 +158,7 @@ VALUES: Final[Mapping[tuple[type, str], tuple[Any, ...]]] = {
     (Manifest, "target"): _TARGETS,
     (Manifest, "status"): (PASSED, BUILT_NOT_RUN),
     (Manifest, "schema_version"): (MANIFEST_VERSION,),
+    (Bisection, "target"): _TARGETS,
     (Verification, "status"): (PASSED, FAILED),
     (WrittenPage, "verdict"): (PASSED, BUILT_NOT_RUN, FAILED),
     (Sweep, "target"): _TARGETS,
