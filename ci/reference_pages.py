@@ -94,10 +94,12 @@ class Parameter:
 
 def parameters(callback: Any) -> Iterator[Parameter]:
     """Yields the parameters of the function behind a command, in order."""
-    from typer.models import ArgumentInfo
+    from typer.models import ArgumentInfo, Context
 
     hints = typing.get_type_hints(callback, include_extras=True)
     for name, one in inspect.signature(callback).parameters.items():
+        if hints[name] is Context:  # what typer itself passes
+            continue
         kind, info = typing.get_args(hints[name])[:2]
         default = ... if one.default is one.empty else one.default
         if isinstance(info, ArgumentInfo):
