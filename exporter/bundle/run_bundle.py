@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from tokexport.exporter.config import InputConfig, check_threads
 from tokexport.exporter.errors import InputError
 from tokexport.exporter.inputs.batches import Batches, read_inputs
+from tokexport.exporter.inputs.class_numbers import classes_of_bundle
 from tokexport.exporter.inputs.pictures import PictureOptions
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.parity.hits import accuracy, class_warnings
@@ -86,7 +88,8 @@ def run_bundle(
         require_kernels: Whether to fail where the target's native kernels do not load.
         samples: How many samples are used, evenly spaced; None uses all.
         preprocess: The steps from a picture to the input; None takes those of the manifest.
-        labels: A file with the names of the classes, one a line; None knows no names.
+        labels: A file with the names of the classes, one a line; None takes those of the
+            manifest.
         progress: Shows what is done; silent without one.
 
     Raises:
@@ -104,8 +107,9 @@ def run_bundle(
         first = runner.inputs[0].shape
         batch = first[0] if first else 1
         with checklist.stage("read"):
-            own = read_manifest(bundle).preprocessing
-            pictures = PictureOptions(preprocess, own, labels, watch=checklist.counted)
+            manifest = read_manifest(bundle)
+            own, known = manifest.preprocessing, partial(classes_of_bundle, manifest)
+            pictures = PictureOptions(preprocess, own, labels, known, checklist.counted)
             constants = runner.constants
             batches = read_inputs(inputs, runner.inputs, batch, samples, constants, pictures)
         with checklist.stage("run"):

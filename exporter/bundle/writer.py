@@ -46,6 +46,8 @@ from tokexport.exporter.errors import (
     WriteError,
     listed,
 )
+from tokexport.exporter.inputs.batches import Batches
+from tokexport.exporter.parity.hits import class_warnings
 from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.source import Source
 from tokexport.exporter.system.exchange import exchange
@@ -387,6 +389,7 @@ def new_manifest(
     traced: Fingerprint,
     model: FlatModel,
     inputs: tuple[TensorSpec, ...],
+    batches: Batches,
     reference: Reference,
     reduction: ReductionReport | None,
     tuning: Tuning | None,
@@ -401,6 +404,7 @@ def new_manifest(
         traced: The hashes of its trace.
         model: The same over flat tensors, with what its graph takes for granted.
         inputs: Its inputs.
+        batches: The samples.
         reference: What it answers.
         reduction: What was put into it; None where nothing was.
         tuning: Which forms were chosen by measurement; None without tuning.
@@ -433,6 +437,14 @@ def new_manifest(
         forms=None if tuning is None else tuning.for_manifest(),
         checks=checks,
         constant_inputs=constants_of(model),
+        classes=_classes(batches, reference),
         fingerprint=dataclasses.asdict(traced),
         options=dict(config.for_manifest),
     )
+
+
+def _classes(batches: Batches, reference: Reference) -> dict[str, int] | None:
+    """Returns the numbers of the samples' classes; None where they may not be the model's."""
+    if class_warnings(batches, next(iter(reference.outputs.values()))):
+        return None
+    return dict(batches.classes) or None

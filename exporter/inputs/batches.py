@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Batches:
         watch: Is called for every batch, to show progress.
         files: The file of every real sample, where they are pictures.
         warnings: What a reader has to know of how they were read, a sentence each.
+        classes: The number of each class by its name, where pictures name theirs.
         classes_by_place: How many classes are numbered only by their place in sorted order, which
             fits a model of exactly so many; 0 where something else says their numbers.
     """
@@ -56,6 +57,7 @@ class Batches:
     watch: Watch = unwatched
     files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    classes: Mapping[str, int] = field(default_factory=dict)
     classes_by_place: int = 0
 
     def __len__(self) -> int:
@@ -121,6 +123,7 @@ def read_inputs(
             origin=found.origin,
             files=found.files,
             warnings=found.warnings,
+            classes=found.classes,
             classes_by_place=found.classes_by_place,
         )
     named, labels, fixed = named_arrays(path, specs, constants)

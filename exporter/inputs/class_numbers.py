@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tokexport.exporter.errors import InputError, listed
+from tokexport.runtimes.bundle.manifest import Manifest
 from tokexport.runtimes.files.regular_files import read_at_most
 
 #: Bytes of a file of class names; that of ImageNet has some thirty thousand.
@@ -34,6 +35,12 @@ class ClassNames:
         """Returns class names; one that stands for several classes (None) is left out."""
         found = {simplified(name): number for name, number in names.items()}
         return cls({name: one for name, one in found.items() if one is not None}, origin, asked)
+
+
+def classes_of_bundle(manifest: Manifest) -> ClassNames | None:
+    """Returns the classes that a bundle was compiled with; None where its manifest names none."""
+    found = manifest.classes
+    return ClassNames.of({**found}, "the bundle's manifest") if found else None
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ class PictureSamples:
         files: What a report calls each file.
         origin: Where they come from, a clause.
         warnings: What a reader has to know, a sentence each.
+        classes: The number of each class by its name; empty where nothing says it.
         classes_by_place: How many classes are numbered only by their place in sorted order.
     """
 
@@ -83,6 +84,7 @@ class PictureSamples:
     files: tuple[str, ...]
     origin: str
     warnings: tuple[str, ...]
+    classes: Mapping[str, int]
     classes_by_place: int
 
 
@@ -158,6 +160,7 @@ def read_pictures(
         files=tuple(files.names[place] for place in taken),
         origin=_origin(path, len(taken), files, classes),
         warnings=(*_warnings(notes, len(taken), files), *(classes.warnings if classes else ())),
+        classes=classes.numbers if classes is not None else {},
         classes_by_place=len(classes.numbers) if classes is not None and classes.by_place else 0,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from os.path import relpath
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,7 @@ import numpy as np
 
 from tokexport.exporter.errors import InputError
 from tokexport.exporter.inputs.batches import Batches, read_inputs
+from tokexport.exporter.inputs.class_numbers import classes_of_bundle
 from tokexport.exporter.inputs.pictures import PictureOptions
 from tokexport.exporter.lock.facts import facts_of, hash_of
 from tokexport.exporter.lock.lock_file import (
@@ -159,7 +161,8 @@ def _labelled(
         return None
     first = runner.inputs[0].shape
     size = first[0] if first else 1
-    pictures = PictureOptions(own=manifest.preprocessing)
+    known = partial(classes_of_bundle, manifest)
+    pictures = PictureOptions(own=manifest.preprocessing, known=known)
     batches = read_inputs(
         options.inputs, runner.inputs, size, options.samples, runner.constants, pictures
     )

@@ -127,6 +127,7 @@ def build(run: CompileRun, answered: Answered, lowered: Lowered) -> Manifest:
             record.fingerprint,
             answered.given,
             answered.inputs,
+            answered.batches,
             answered.reference,
             record.reduction,
             record.tuning,

@@ -129,6 +129,8 @@ class Manifest:
         options: The options of the compile that shape the graph beside inputs and reduction:
             ``token_cap``, ``drop_noise``, ``quantization``, ``weight_bits``, and ``atol``. None in
             bundles made before.
+        classes: The number of each class by its name, as the pictures of ``--inputs`` named them;
+            None without any.
     """
 
     schema_version: int
@@ -154,6 +156,7 @@ class Manifest:
     constant_inputs: tuple[ConstantInput, ...] = ()
     fingerprint: dict[str, Any] | None = None
     options: dict[str, Any] | None = None
+    classes: dict[str, int] | None = None
 
     @property
     def computed(self) -> tuple[TensorSpec, ...]:
@@ -280,6 +283,7 @@ class _Reader:
             constant_inputs=self._constant_inputs(data),
             fingerprint=self._object_or_null(data, "fingerprint"),
             options=self._object_or_null(data, "options"),
+            classes=self._classes(data),
         )
 
     def _wrong(self, key: str, wanted: str, found: object) -> BundleError:
@@ -365,6 +369,13 @@ class _Reader:
             if len(ends) != 2 or not whole or ends[0] > ends[1]:
                 raise self._wrong(f"input_ranges.{name}", "a lowest and a highest number", ends)
             found[name] = ends[0], ends[1]
+        return found
+
+    def _classes(self, data: Mapping[str, Any]) -> dict[str, int] | None:
+        found = self._object_or_null(data, "classes")
+        for name, number in (found or {}).items():
+            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+                raise self._wrong(f"classes.{name}", "a whole number of 0 or more", number)
         return found
 
     def _checks(self, data: Mapping[str, Any]) -> InputChecks | None:

@@ -134,6 +134,7 @@ def test_the_manifest_holds_the_steps(compiled: Compiled) -> None:
     manifest = json.loads((compiled.bundle / "manifest.json").read_text())
     assert Preprocessing.from_json(manifest["preprocessing"]) == compiled.steps
     assert manifest["inputs"][0]["shape"] == [1, 3, 32, 32]
+    assert manifest["classes"] == {str(label): label for label in compiled.classes.values()}
 
 
 def test_run_takes_the_steps_of_the_manifest(compiled: Compiled, tmp_path: Path) -> None:
@@ -168,11 +169,29 @@ def test_run_on_some_of_a_list_by_names(asked: Compiled, tmp_path: Path) -> None
     assert tokexport(*given).json["accuracy"] == pytest.approx(5 / 6)
     some = tokexport(*given, "--force", "--samples", "2").json
     assert (some["samples"], some["accuracy"]) == (2, 0.5)
-    # by place in sorted order: five, four, one, three, two, and one of them without a picture
-    given = [*given[:6], "--force", "--json"]
-    warnings = tokexport(*given).json["warnings"]
-    used = len({row.rpartition(",")[2] for row in rows})
-    assert any("--labels" in one for one in warnings) == (used < 5)
+
+
+def test_run_takes_the_classes_of_the_manifest(asked: Compiled, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(asked.bundle, tmp_path / "bundle"))
+    names = ["one", "two", "three", "four", "five"]
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["classes"] = {name: number for number, name in enumerate(names)}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    rows = [f"{asked.photos / path},{names[label]}" for path, label in asked.classes.items()]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    given = ["run", bundle, "--inputs", tmp_path / "list.csv", "--output", tmp_path / "y.npz"]
+    found = tokexport(*given, "--json").json
+    assert found["accuracy"] == 1.0
+    assert "numbered as the bundle's manifest names them" in found["inputs"]
+
+
+def test_classes_in_sorted_order_that_are_not_the_models_are_warned_of(
+    asked: Compiled, tmp_path: Path
+) -> None:
+    shutil.copytree(asked.photos, tmp_path / "photos" / "cat")
+    given = ["run", asked.bundle, "--inputs", tmp_path / "photos", "--output", tmp_path / "y.npz"]
+    warnings = tokexport(*given, "--json").json["warnings"]
+    assert any("and the model has 5" in one and "--labels" in one for one in warnings)
 
 
 def test_other_steps_may_be_asked_for(of_timm: Compiled, tmp_path: Path) -> None:

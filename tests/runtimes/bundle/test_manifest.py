@@ -85,6 +85,7 @@ manifests = st.builds(
     | st.dictionaries(
         texts, st.dictionaries(texts, texts | st.integers(0, 99) | st.floats(0.01, 1e3))
     ),
+    classes=st.none() | st.dictionaries(texts, st.integers(0, 999)),
     files=st.dictionaries(texts, st.text("0123456789abcdef", min_size=64, max_size=64)),
     constant_inputs=st.sampled_from(
         [
@@ -160,6 +161,8 @@ def test_no_schema_version_is_refused(make_bundle: BundleMaker, version: object)
         (("preprocessing",), "crop", "preprocessing should be"),
         (("reduction",), "tome:r=8", "reduction should be"),
         (("forms",), ["one-hot"], "forms should be"),
+        (("classes",), {"cat": -1}, r"classes\.cat should be a whole number"),
+        (("classes",), ["cat"], "classes should be"),
         (("files", "model.onnx"), "abc", r"files\.model\.onnx should be a SHA-256"),
     ],
 )
@@ -173,7 +176,7 @@ def test_a_wrong_type_names_the_field(
 
 
 #: What a bundle may lack, as one of an earlier version does.
-OPTIONAL = {"preprocessing", "reduction", "forms", "fingerprint", "options", "checks"}
+OPTIONAL = {"preprocessing", "reduction", "forms", "fingerprint", "options", "checks", "classes"}
 WITHOUT = {**dict.fromkeys(OPTIONAL), "input_ranges": {}, "constant_inputs": ()}
 
 
