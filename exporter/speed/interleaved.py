@@ -115,6 +115,7 @@ def measure(
     time_limit_s: float = 20.0,
     seed: int = 0,
     clock: Callable[[], int] = time.perf_counter_ns,
+    stopwatch: Callable[[], int] | None = None,
     settle_s: float | None = None,
 ) -> Speed:
     """Times the candidates in interleaved rounds.
@@ -131,6 +132,7 @@ def measure(
         time_limit_s: After how many seconds no further round is begun.
         seed: The seed of the bootstrap.
         clock: Returns the time in nanoseconds.
+        stopwatch: Returns what the runs are timed by, in nanoseconds; None takes the clock.
         settle_s: The pause before each timed run, that of ``time_limits`` where it is None; 0
             leaves out the pause and the run that is not timed.
 
@@ -159,7 +161,10 @@ def measure(
         while len(rounds) < min_pairs or (len(rounds) < wanted and within(1.0)):
             direction = order if len(rounds) % 2 == 0 else order[::-1]
             rounds.append(
-                {name: _time_settled(candidates[name], clock, pause_s) for name in direction}
+                {
+                    name: _time_settled(candidates[name], stopwatch or clock, pause_s)
+                    for name in direction
+                }
             )
 
     times_ms = {name: np.array([each[name] for each in rounds]) / 1e6 for name in order}

@@ -2,6 +2,10 @@
 
 No time is kept in a file: both run in one job, so the machine is the same for both. What the rounds
 say, and how sure that is, decides ``paired_decision``.
+
+On one thread the rounds are timed by the processor time of the process, which leaves out how long
+it waited for a core; on more they are timed by the clock, since threads that wait for one another
+may spin, and then use the processor without any work.
 """
 
 from __future__ import annotations
@@ -46,6 +50,9 @@ from tokexport.runtimes.loading import load
 from tokexport.runtimes.native_library import PROBLEM, KernelsWarning
 from tokexport.runtimes.verification import reference_inputs
 
+#: What rounds are timed by.
+PROCESSOR_TIME: Final = "processor time"
+CLOCK: Final = "clock"
 _OLD: Final = "old"
 _NEW: Final = "new"
 #: More rounds than any block has time for.
@@ -86,6 +93,7 @@ class PairedSpeed:
         old: The old bundle.
         new: The new bundle.
         inputs: Where the inputs come from, a clause.
+        timed_by: ``processor time`` on one thread, ``clock`` on more.
         pairs: How many rounds were timed.
         seconds: How long it took, loading included.
         sets: The sets of rounds: one, or two where the first said ``slower``.
@@ -102,6 +110,7 @@ class PairedSpeed:
     old: TimedBundle
     new: TimedBundle
     inputs: str
+    timed_by: str
     pairs: int
     seconds: float
     sets: tuple[RoundSet, ...]
@@ -146,7 +155,8 @@ def compare_speed(
         old: The folder of the bundle to compare with.
         new: The folder of the bundle that may be slower.
         slower: How much slower it may be, as a share of the old bundle's time.
-        threads: The most threads of a runtime; None leaves it to the runtime.
+        threads: The most threads of a runtime; None leaves it to the runtime. With 1 processor time
+            is compared, which neighbours hardly touch: fit for shared machines.
         limits: How long it may take (``bundles_s``); None asks the environment.
 
     Raises:
@@ -172,13 +182,14 @@ def compare_speed(
         old=rounds.described(_OLD, [block.old_ms for block in blocks]),
         new=rounds.described(_NEW, [block.new_ms for block in blocks]),
         inputs=rounds.origin,
+        timed_by=PROCESSOR_TIME if threads == 1 else CLOCK,
         pairs=sum(block.pairs for block in blocks),
         seconds=rounds.seconds,
         sets=decision.sets,
         machine=describe_machine(),
         notes=(
             *[f"The {name} bundle ran without its kernels. {why}" for name, why in rounds.slowed],
-            *_notes(decision, blocks, rounds.uses, rounds.clocks_mhz),
+            *_notes(decision, blocks, rounds.uses, rounds.clocks_mhz, threads != 1),
         ),
     )
 
@@ -188,6 +199,7 @@ def _notes(
     blocks: Sequence[Block],
     uses: Sequence[ProcessorUse],
     clocks_mhz: Sequence[float],
+    is_by_clock: bool,
 ) -> tuple[str, ...]:
     """Returns what disturbed the rounds, and why they decided nothing."""
     widest = max(one.widened for one in decision.sets)
@@ -196,7 +208,7 @@ def _notes(
     )
     return (
         *use_notes(mean_use(uses)),
-        *busy_warning(),
+        *busy_warning() * is_by_clock,
         *clock_note(clocks_mhz),
         *drift_note([block.old_ms for block in blocks]),
         *[widened] * (widest >= _SAID_WIDENING),
@@ -270,6 +282,7 @@ class _Rounds:
                 pairs=_MOST_PAIRS,
                 min_pairs=2,
                 time_limit_s=max(self.limits.block_s, min(loaded_s, self.limits.bundles_s)),
+                stopwatch=time.process_time_ns if self.threads == 1 else None,
                 settle_s=self.limits.pause_s,
             )
             after = read_processor()
@@ -283,7 +296,7 @@ class _Rounds:
             old_ms=float(np.median(times[_OLD])),
             new_ms=float(np.median(times[_NEW])),
             pairs=speed.pairs,
-            withheld=self.uses[-1].withheld,
+            withheld=self.uses[-1].stolen if self.threads == 1 else self.uses[-1].withheld,
         )
 
     def described(self, name: str, times_ms: Sequence[float]) -> TimedBundle:

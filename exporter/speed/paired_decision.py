@@ -49,8 +49,8 @@ class Block:
         old_ms: The median time of a run of the old program.
         new_ms: That of the new one.
         pairs: How many rounds it has.
-        withheld: The share of its time that the process waited for a core, or was kept from it by
-            a hypervisor or a quota, 0 to 1.
+        withheld: The share of the rounds' time in which the process waited for a core, or was kept
+            from it by a hypervisor or a quota, 0 to 1.
     """
 
     log_ratio: float

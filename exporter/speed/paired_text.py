@@ -25,7 +25,7 @@ def render_paired_speed(found: PairedSpeed, console: Console) -> None:
         ("new", _said(found.new)),
         ("inputs", found.inputs),
         ("new ÷ old", f"{found.ratio:.3f}{_interval(found)}"),
-        ("rounds", f"{found.pairs} in {blocks} blocks, {found.seconds:.0f} s"),
+        ("rounds", f"{found.pairs} in {blocks} blocks, {found.seconds:.0f} s, by {found.timed_by}"),
     )
     for label, said in facts:
         console.print(Text(f"{label:<10} {said}"), soft_wrap=True)

@@ -76,7 +76,7 @@ class ProcessorUse:
 
     @property
     def withheld(self) -> float:
-        """The share that this process could not have had."""
+        """The share that this process could not have had, though it was ready to run."""
         waiting = self.others if self.waiting is None else self.waiting
         return min(1.0, waiting + self.stolen + self.throttled)
 

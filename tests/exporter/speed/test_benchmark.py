@@ -244,6 +244,24 @@ def test_the_machine_is_described_in_plain_values() -> None:
     assert machine["threads"] == {"torch": 2}
 
 
+def test_runs_are_timed_by_a_stopwatch_where_there_is_one() -> None:
+    clock, stopwatch = Clock(), Clock()
+
+    def both(name: str, lasts_ms: float, works_ms: float) -> Callable[[], None]:
+        lasts, works = clock.taking(name, lasts_ms), stopwatch.taking(name, works_ms)
+
+        def run() -> None:
+            lasts()
+            works()
+
+        return run
+
+    candidates = {"a": both("a", 900, 2), "b": both("b", 100, 4)}
+    speed = measure(candidates, baseline="a", time_limit_s=10, clock=clock, stopwatch=stopwatch)
+    assert (speed.timings["a"].median_ms, speed.timings["b"].median_ms) == (2, 4)
+    assert speed.time_limited  # by the clock
+
+
 def test_each_timed_run_follows_one_that_is_not_timed() -> None:
     clock = Clock()
     candidates = {"a": clock.taking("a", 1, 7, 2), "b": clock.taking("b", 1, 9, 3)}

@@ -100,6 +100,7 @@ def test_what_was_found_is_json_and_text(slower: PairedSpeed, bundles: Bundles) 
     data = json.loads(json.dumps(slower.to_json(), allow_nan=False))
     assert data["verdict"] == "slower"
     assert data["old"]["runtime"]["details"]["threads"] == 1
+    assert data["timed_by"] == "processor time"
     assert len(data["sets"][0]["blocks"]) >= 6
     text = shown(slower)
     assert f"old        {bundles.little} (onnxruntime-cpu" in text
@@ -120,6 +121,7 @@ def test_a_bundle_beside_itself_without_time_is_undecided(bundles: Bundles) -> N
     assert found.failed() is None
     assert found.notes[-1] == "The time was enough for 1 block of rounds, too few."
     assert found.pairs == 2
+    assert found.timed_by == "clock"
     assert "undecided  whether it is slower by more than 3 %: this is no failure" in shown(found)
 
 
