@@ -182,14 +182,14 @@ def compare_speed(
         old=rounds.described(_OLD, [block.old_ms for block in blocks]),
         new=rounds.described(_NEW, [block.new_ms for block in blocks]),
         inputs=rounds.origin,
-        timed_by=PROCESSOR_TIME if threads == 1 else CLOCK,
+        timed_by=PROCESSOR_TIME if rounds.on_one_thread else CLOCK,
         pairs=sum(block.pairs for block in blocks),
         seconds=rounds.seconds,
         sets=decision.sets,
         machine=describe_machine(),
         notes=(
             *[f"The {name} bundle ran without its kernels. {why}" for name, why in rounds.slowed],
-            *_notes(decision, blocks, rounds.uses, rounds.clocks_mhz, threads != 1),
+            *_notes(decision, blocks, rounds.uses, rounds.clocks_mhz, not rounds.on_one_thread),
         ),
     )
 
@@ -253,6 +253,11 @@ class _Rounds:
         return time.monotonic() - self.began_s
 
     @property
+    def on_one_thread(self) -> bool:
+        """Whether the runtimes of both say that they run on one thread; an engine on a GPU none."""
+        return all(one.details.get("threads") == 1 for one in self.runtimes.values())
+
+    @property
     def slowed(self) -> list[tuple[str, str]]:
         """The bundles whose native kernels are there and do not load, and why."""
         problems = [(name, one.details.get(PROBLEM)) for name, one in self.runtimes.items()]
@@ -282,11 +287,12 @@ class _Rounds:
                 pairs=_MOST_PAIRS,
                 min_pairs=2,
                 time_limit_s=max(self.limits.block_s, min(loaded_s, self.limits.bundles_s)),
-                stopwatch=time.process_time_ns if self.threads == 1 else None,
+                stopwatch=time.process_time_ns if self.on_one_thread else None,
                 settle_s=self.limits.pause_s,
             )
             after = read_processor()
-        self.uses.append(use_between(before, after))
+        use = use_between(before, after)
+        self.uses.append(use)
         self.clocks_mhz += [one.megahertz for one in (before, after) if one.megahertz]
         self.blocks += 1
         self.longest_s = max(self.longest_s, time.monotonic() - begin)
@@ -296,7 +302,7 @@ class _Rounds:
             old_ms=float(np.median(times[_OLD])),
             new_ms=float(np.median(times[_NEW])),
             pairs=speed.pairs,
-            withheld=self.uses[-1].stolen if self.threads == 1 else self.uses[-1].withheld,
+            withheld=use.stolen if self.on_one_thread else use.withheld,
         )
 
     def described(self, name: str, times_ms: Sequence[float]) -> TimedBundle:
