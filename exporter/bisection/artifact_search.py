@@ -71,7 +71,7 @@ class ArtifactSearch:
     ) -> None:
         self._artifact, self._lowered = artifact, lowered
         self._inputs, self._known = inputs, known
-        names, visible = ir.load(lowered), {*artifact.names}
+        names, visible = ir.load(lowered), {*artifact.shapes}
         computed = computed_values(names)
         self._order = [name for name in computed if name in visible and name in known[0]]
         self._results = [str(value.name) for value in names.graph.outputs]

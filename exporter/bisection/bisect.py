@@ -155,14 +155,19 @@ def _bisected(
             folder = Reproduction(output, _runtime(walk), config.precision, kernels)
             named = replace(result, output=output)
             text = readme(named)
-            written = folder.write(found.suspect, walk.artifact, named.to_json(), text)
+            artifact = walk.artifact if _is_built(walk) else None
+            written = folder.write(found.suspect, artifact, named.to_json(), text)
         return replace(named, reproduces=written.reproduces, seconds=dict(checklist.seconds))
 
 
 def _runtime(walk: Walk) -> str:
     """Returns what runs the node of a reproduction: the runtime of the stage."""
-    behind = walk.stage in ("artifact", "without kernels")
-    return walk.run.config.backend.runtime if behind else REFERENCE.runtime
+    return walk.run.config.backend.runtime if _is_built(walk) else REFERENCE.runtime
+
+
+def _is_built(walk: Walk) -> bool:
+    """Returns whether the stage is one of the artifact itself."""
+    return walk.stage in ("artifact", "without kernels")
 
 
 def _result(walk: Walk, bundle: GivenBundle | None, found: Found | None) -> Bisection:

@@ -39,18 +39,6 @@ NEARER: Final = 0.95
 _TRIED: Final = 12
 
 
-def exposed_values(path: Path, inputs: Sequence[Values]) -> list[Values]:
-    """Returns what every node of an ONNX file gives, without native kernels, by batch."""
-    model = ir.load(path)
-    expose(model, [name for name, value in computed_values(model).items() if _is_shown(value)])
-    return run_each(model, inputs)
-
-
-def _is_shown(value: ir.Value) -> bool:
-    node = value.producer()
-    return node is not None and node.op_type != "Constant"
-
-
 class OnnxSearch:
     """Looks for the node of an ONNX file that is off.
 

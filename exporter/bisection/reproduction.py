@@ -172,7 +172,7 @@ class Reproduction:
         """Puts the whole artifact with one more output into the folder; returns its inputs."""
         for one in folder.iterdir():
             one.unlink()
-        artifact.write(suspect.value, folder)
+        artifact.write(folder, [suspect.value])
         return suspect.fed
 
 

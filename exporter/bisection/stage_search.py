@@ -20,7 +20,7 @@ from tokexport.exporter.bisection.made_by import (
     rewriting_names,
     rewritten_by,
 )
-from tokexport.exporter.bisection.onnx_search import OnnxSearch, exposed_values
+from tokexport.exporter.bisection.onnx_search import OnnxSearch
 from tokexport.exporter.bisection.places import Place, Places
 from tokexport.exporter.bisection.stage_walk import Walk, batches_of, rows_of
 from tokexport.exporter.bisection.torch_search import TorchSearch, as_arrays, graph_values
@@ -29,7 +29,7 @@ from tokexport.exporter.build.precision import arithmetic_of
 from tokexport.exporter.capture.random_ops import capture_without_draws
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.graph_values.local_errors import Difference
-from tokexport.exporter.graph_values.run_model import run_each
+from tokexport.exporter.graph_values.run_model import exposed_values, run_each
 from tokexport.exporter.graph_values.shown_values import OnnxArtifact
 from tokexport.exporter.graph_values.suspect import Suspect, Values
 from tokexport.exporter.parity.proof import judge

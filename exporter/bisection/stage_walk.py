@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -123,7 +123,7 @@ def _walk(walk: Walk, bundle: GivenBundle | None) -> None:
     walk.module, walk.program = captured.module, captured.program
     rewritten = rewrite(run, answered, captured)
     emitted = emit(run, answered, captured, rewritten)
-    walk.emitted = _kept(run, "emitted")
+    walk.emitted = emitted.path
     lowered = lower(run, answered, captured, emitted)
     walk.lowered = lowered.path
     with _named(walk, "lowered"):
@@ -178,7 +178,31 @@ def _hold_artifact(
                 name = "artifact" if native else _NARROW
                 given = replay and partial(replay, native=native)
                 captured.proof.check(name, found, given)
+        if bundle is None:
+            _hold_edges(walk, answered, captured, lowered, manifest)
     walk.artifact = None
+
+
+def _hold_edges(
+    walk: Walk, answered: Answered, captured: Captured, lowered: Lowered, manifest: Manifest
+) -> None:
+    """Compares the artifact of a compile at the edges; what fails there is searched there."""
+    run, edges = walk.run, captured.edges
+    earlier = {**lowered.stages.runs}
+    if run.config.backend.runs_lowered and run.config.precision == "fp32":
+        arithmetic = lowered.arithmetic
+        earlier["lowered"] = partial(run_stage.run_lowered, lowered.path, arithmetic=arithmetic)
+    opening = Opening(run.bundle.path, manifest, threads=run.config.threads)
+    with WorkerRunner(opening, lowered.path) as runner:
+        run_artifact = partial(run_stage.run_artifact, runner)
+        try:
+            edges.hold(
+                "artifact", run_artifact, partial(lowered.stages.replay.at, manifest), earlier
+            )
+        except ParityError:
+            given = replace(answered.reference, outputs={**edges.outputs})
+            walk.answered = replace(answered, batches=edges.batches, reference=given)
+            raise
 
 
 @contextmanager

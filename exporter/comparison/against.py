@@ -7,6 +7,7 @@ where it leaves its gate it is replayed with eager's decisions, as every stage o
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,18 @@ from tokexport.exporter.comparison.bundle_source import (
     require_same_inputs,
     require_same_outputs,
 )
+from tokexport.exporter.comparison.decision_agreement import (
+    DecisionAgreement,
+    agreement_over_all,
+    agreements,
+)
 from tokexport.exporter.comparison.figures import Figures, figures
+from tokexport.exporter.comparison.own_replay import (
+    CannotReplayError,
+    DecidedGraph,
+    own_replay,
+    renamed,
+)
 from tokexport.exporter.comparison.reference_batches import reference_batches
 from tokexport.exporter.comparison.source_examples import with_examples
 from tokexport.exporter.eager.example_inputs import picture_options
@@ -30,10 +42,10 @@ from tokexport.exporter.errors import GateError, listed
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.inputs.kinds import kind_of_inputs
 from tokexport.exporter.json_values import plain
-from tokexport.exporter.parity.proof import ParityError, StageResult
+from tokexport.exporter.parity.proof import ParityError, ReplayStage, StageResult
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.source import Source
-from tokexport.exporter.stages.artifact_stages import emit, lower
+from tokexport.exporter.stages.artifact_stages import Lowered, emit, lower
 from tokexport.exporter.stages.run import CompileRun, compile_run
 from tokexport.exporter.stages.traced_stages import (
     Answered,
@@ -45,6 +57,7 @@ from tokexport.exporter.stages.traced_stages import (
 )
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.system.scratch import scratch_folder
+from tokexport.exporter.ties.verdict import selected
 from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes.ops import ops
 from tokexport.runtimes.arrays import Array
@@ -104,6 +117,10 @@ class AgainstSource:
         outputs: The verdict of every output.
         ties: How many samples a near-tie excuses.
         stages: The stages of the source that were compared on the way, in order.
+        decisions: How every decision of the model falls in the bundle, in order; empty where the
+            model decides nothing, or the artifact does not show it.
+        replayed_anew: Why an artifact that was built anew was replayed in place of the bundle's, a
+            clause; '' where the bundle's own was, or none had to be.
     """
 
     bundle: Path
@@ -119,6 +136,13 @@ class AgainstSource:
     outputs: Mapping[str, OutputVerdict]
     ties: int
     stages: tuple[StageResult, ...]
+    decisions: tuple[DecisionAgreement, ...] = ()
+    replayed_anew: str = ""
+
+    @property
+    def decision_agreement(self) -> float | None:
+        """The share of all positions and truth values that are eager's; None without any."""
+        return agreement_over_all(self.decisions)
 
     @property
     def verdict(self) -> str:
@@ -145,7 +169,8 @@ class AgainstSource:
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names, and the verdict."""
         data: dict[str, Any] = plain(self)
-        return {"verdict": self.verdict, "why_not": self.why_not, **data}
+        said = {"verdict": self.verdict, "why_not": self.why_not}
+        return {**said, "decision_agreement": self.decision_agreement, **data}
 
     def failed(self) -> GateError | None:
         """Returns the error that says why the bundle is not that model; None where it is."""
@@ -246,9 +271,10 @@ def _held(
     emitted = emit(run, answered, captured, rewritten)
     lowered = lower(run, answered, captured, emitted)
     stages = tuple(run.record.stages)
+    replayed = _replayed(run, bundle, manifest, answered, captured, lowered)
     # int8 has no replay: its gate is one over all samples
     replays = run.config.precision != "int8"
-    replay = partial(lowered.stages.replay.artifact, manifest) if replays else None
+    replay = replayed.replay if replays else None
     with (
         run.stage("verify"),
         load(
@@ -280,7 +306,55 @@ def _held(
         outputs=_verdicts(result, answered, captured, found),
         ties=0 if result.ties is None else len(result.ties.samples),
         stages=stages,
+        decisions=replayed.decisions,
+        replayed_anew=replayed.why_not,
     )
+
+
+@dataclass(frozen=True)
+class _Replayed:
+    """How the artifact of a bundle decides.
+
+    Attributes:
+        replay: Replays it where it leaves its gate.
+        decisions: How each decision falls in it.
+        why_not: Why an artifact that is built anew is replayed; '' where its own is.
+    """
+
+    replay: ReplayStage
+    decisions: tuple[DecisionAgreement, ...] = ()
+    why_not: str = ""
+
+
+def _replayed(
+    run: CompileRun,
+    bundle: Path,
+    manifest: Manifest,
+    answered: Answered,
+    captured: Captured,
+    lowered: Lowered,
+) -> _Replayed:
+    """Runs the bundle's own artifact by itself and with eager's decisions as inputs."""
+    stages, batches = lowered.stages.replay, answered.batches
+    anew = _Replayed(partial(stages.artifact, manifest))
+    if not stages.graph.decisions:
+        return anew
+    graph = DecidedGraph(stages.graph, renamed(captured.program, answered.names))
+    folder, threads = Path(tempfile.mkdtemp(dir=run.kept.path)), run.config.threads
+    try:
+        with run.stage("decisions"):
+            own = own_replay(bundle, manifest, graph, batches, folder, threads)
+            search, rows = stages.search("artifact"), range(len(batches))
+            eager = search.eager_values(stages.graph, rows)
+            decided = {name: eager[name] for name in stages.graph.decision_inputs}
+            found = own.run(selected(batches, rows, decided))
+            differences = search.differences(stages.graph, eager, found, rows)
+            quantised = manifest.precision == "int8"
+            free = own.free()
+            decisions = agreements(stages.graph, eager, free, differences, quantised=quantised)
+    except CannotReplayError as error:
+        return replace(anew, why_not=str(error))
+    return _Replayed(partial(stages.given, own.run), decisions)
 
 
 def _verdicts(

@@ -42,7 +42,36 @@ def render_against(found: AgainstSource, console: Console) -> None:
         table.add_row(name, most, mean, cosine, sqnr, top1, Text(one.verdict, style))
     for line in unbroken_lines(table, console):
         console.print(line, soft_wrap=True)
+    if found.decisions:
+        _render_decisions(found, console)
+    if found.replayed_anew:
+        said = f"the bundle's artifact was not replayed: {found.replayed_anew}"
+        console.print(Text(said, "yellow"), soft_wrap=True)
     tied = f", {found.ties} with a near-tie" if found.ties else ""
     samples = "1 sample" if found.samples == 1 else f"{found.samples} samples"
     style = "bold red" if found.verdict == WRONG else "bold green"
     console.print(Text.assemble(Text(found.verdict, style), f"  {samples}{tied}"))
+
+
+def _render_decisions(found: AgainstSource, console: Console) -> None:
+    """Prints a row for each decision of the model."""
+    table = Table(box=SIMPLE_HEAD)
+    headings = ("decision", "positions", "agree", "flips", "margin", "score error", "explained")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "decision" else "right")
+    for one in found.decisions:
+        place = one.line.partition(", in ")[0].rpartition("/")[2]
+        table.add_row(
+            f"{one.operator} at {place}" if place else one.operator,
+            str(one.positions),
+            f"{one.agreeing:.2%}",
+            str(one.flips),
+            f"{one.margin:.1e}",
+            f"{one.score_error:.1e}",
+            Text("yes", "green") if one.explained else Text("no", "bold red"),
+        )
+    for line in unbroken_lines(table, console):
+        console.print(line, soft_wrap=True)
+    share = found.decision_agreement
+    assert share is not None
+    console.print(Text(f"decisions      {share:.2%} as in eager"), soft_wrap=True)

@@ -57,6 +57,9 @@ class ComparedOutputs:
         outputs: The figures of every output that both have, by the reference's name.
         alone: The outputs that one side alone has.
         notes: What a reader has to know, a sentence each: names that differ, outputs of one side.
+        decision_agreement: The share of positions and truth values that a bundle decides as the
+            source in eager does; None where the sides are no bundle and a source, or nothing is
+            decided.
     """
 
     reference: SideInfo
@@ -66,6 +69,7 @@ class ComparedOutputs:
     outputs: Mapping[str, Figures]
     alone: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    decision_agreement: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -143,9 +147,20 @@ def compare(
         said = (*notes, *unlike)
         if alone:
             said += (f"On one side only: {listed(alone)}.",)
+        sides = ((one, batches), (other, theirs))
+        agreement = _agreement(sides, threads)
         return ComparedOutputs(
-            one.info, other.info, batches.origin, batches.samples, outputs, alone, said
+            one.info, other.info, batches.origin, batches.samples, outputs, alone, said, agreement
         )
+
+
+def _agreement(sides: Sequence[tuple[Side, Batches]], threads: int | None) -> float | None:
+    """Returns how far a bundle decides as a source does, where the sides are these two."""
+    bundles = [one.bundle for one, _ in sides if isinstance(one, RunnerSide) and one.bundle]
+    for side, batches in sides:
+        if isinstance(side, SourceSide) and bundles:
+            return side.decision_agreement(bundles[0], batches, threads)
+    return None
 
 
 @contextmanager

@@ -94,6 +94,9 @@ class RunnerSide(Side):
         precision: What OpenVINO computes an IR in; a bundle says its own.
         threads: Number of threads; None leaves the choice to the runtime.
 
+    Attributes:
+        bundle: The bundle's folder; None of a file.
+
     Raises:
         tokexport.runtimes.errors.RuntimesError: It is damaged, or does not load here.
     """
@@ -101,7 +104,7 @@ class RunnerSide(Side):
     def __init__(
         self, path: Path, kind: str, *, precision: str = "fp32", threads: int | None = None
     ) -> None:
-        self._bundle = path if kind == BUNDLE else None
+        self.bundle = path if kind == BUNDLE else None
         self._runner: Runner
         if kind == BUNDLE:
             manifest = read_manifest(path)
@@ -120,7 +123,7 @@ class RunnerSide(Side):
 
     def own_inputs(self) -> dict[str, Array] | None:
         """Returns the inputs of a bundle's reference data."""
-        return None if self._bundle is None else reference_inputs(self._bundle)
+        return None if self.bundle is None else reference_inputs(self.bundle)
 
     def close(self) -> None:
         """Frees what the runtime holds."""
@@ -170,6 +173,14 @@ class SourceSide(Side):
         self.constants, self.preprocessing = constants_of(self._model), source.preprocessing
         version = torch.__version__.partition("+")[0]
         self.info = SideInfo(options.source, SOURCE, f"eager torch {version}", "fp32")
+
+    def decision_agreement(
+        self, bundle: Path, batches: Batches, threads: int | None
+    ) -> float | None:
+        """Returns the share of what it decides that a bundle decides too; None if not known."""
+        from tokexport.exporter.comparison.source_agreement import decision_agreement
+
+        return decision_agreement(bundle, self._model, batches, threads)
 
     def answers(self, batches: Batches) -> dict[str, Array]:
         """Returns every output on every batch, (batches, …) by name."""

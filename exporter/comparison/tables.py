@@ -31,6 +31,9 @@ def render_comparison(found: ComparedOutputs, console: Console) -> None:
         table.add_row(name, *cells(one))
     for line in unbroken_lines(table, console):
         console.print(line, soft_wrap=True)
+    if found.decision_agreement is not None:
+        said = f"decisions  {found.decision_agreement:.2%} as in eager"
+        console.print(Text(said), soft_wrap=True)
     for note in found.notes:
         console.print(Text(note), soft_wrap=True)
     same = found.verdict == IDENTICAL

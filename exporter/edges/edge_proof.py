@@ -86,6 +86,16 @@ class EdgeProof:
         self._outputs = answers
         self._batches = joined(batches.names, kinds)
 
+    @property
+    def batches(self) -> Batches:
+        """The inputs at the edges; their kinds say which are which."""
+        return self._batches
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """Eager's outputs on them, (batches, …) by name; empty where there are none."""
+        return self._outputs
+
     def _answers(self, batches: Batches) -> dict[str, Array] | None:
         """Runs inputs in eager; None where eager fails, with a note if they are of one kind."""
         if not len(batches):

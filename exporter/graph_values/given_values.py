@@ -21,6 +21,7 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPa
 from tokexport.exporter.worker.cuts import drop_unread_weights
 from tokexport.graph_passes.onnx_passes.graph.source_lines import node_name
 from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import TensorSpec
 
 #: What the name of an input ends with that gives a known value to its readers.
 _GIVEN: Final = ".given"
@@ -51,21 +52,35 @@ def give(model: ir.Model, known: Mapping[str, Array]) -> dict[str, str]:
     Returns:
         The names of the new inputs, by those of the values.
     """
-    named = {}
+    values = computed_values(model)
+    specs = {
+        name: TensorSpec(f"{name}{_GIVEN}", array.shape, str(array.dtype))
+        for name, array in known.items()
+        if name in values and _fits(values[name], array)
+    }
+    give_as(model, specs)
+    return {name: spec.name for name, spec in specs.items()}
+
+
+def give_as(model: ir.Model, specs: Mapping[str, TensorSpec]) -> None:
+    """Makes the readers of values read new inputs, in place.
+
+    Args:
+        model: The model.
+        specs: The new input of each value, by the name of the value.
+    """
     for name, value in computed_values(model).items():
-        if name not in known or not _fits(value, known[name]):
+        if name not in specs:
             continue
-        array = known[name]
+        spec = specs[name]
         given = ir.Value(
-            name=f"{name}{_GIVEN}",
-            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            shape=ir.Shape(array.shape),
+            name=spec.name,
+            type=ir.TensorType(ir.DataType.from_numpy(np.dtype(spec.dtype))),
+            shape=ir.Shape(spec.shape),
         )
         for use in list(value.uses()):
             use.node.replace_input_with(use.idx, given)
         model.graph.inputs.append(given)
-        named[name] = str(given.name)
-    return named
 
 
 def _fits(value: ir.Value, array: Array) -> bool:

@@ -52,10 +52,12 @@ class Emitted:
 
     Attributes:
         model: The model; the next stage rewrites it in place.
+        path: The file of it, as it was emitted.
         stages: The stages so far.
     """
 
     model: ir.Model
+    path: Path
     stages: StageRuns
 
 
@@ -66,9 +68,10 @@ def emit(
     with run.stage("emit"), run.kept.explain():
         model = onnx_of(rewritten.program, answered.model.spec.names, answered.names)
         run.page.emitted(model)
-        run_onnx = partial(run_stage.run_onnx, run.kept.save_onnx("emitted", model))
+        path = run.kept.save_onnx("emitted", model)
+        run_onnx = partial(run_stage.run_onnx, path)
         captured.proof.check("onnx", run_onnx(answered.batches), rewritten.stages.replay.onnx)
-        return Emitted(model, rewritten.stages.then("onnx", run_onnx))
+        return Emitted(model, path, rewritten.stages.then("onnx", run_onnx))
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ class StageReplay:
         replay = make_replay_graph(
             self._captured, self._batches.names, self._artifacts.graph.outputs
         )
-        return self._search("captured").judge(
+        return self.search("captured").judge(
             replay,
             lambda batches: run_stage.run_graph(
                 replay.module, batches, (*replay.outputs, *replay.exposed)
@@ -203,6 +203,22 @@ class StageReplay:
         with self._replay_artifact(manifest, stage) as runner:
             return self._replay_stage(stage, partial(run_stage.run_artifact, runner), failed)
 
+    @property
+    def graph(self) -> ReplayGraph:
+        """The rewritten graph whose decisions are inputs."""
+        return self._artifacts.graph
+
+    def given(self, run: RunReplay, failed: Sequence[int]) -> ReplayResult:
+        """Replays an artifact that takes decisions already.
+
+        Args:
+            run: Runs it.
+            failed: The batches it failed on.
+        """
+        if not self._artifacts.graph.decisions:
+            return ReplayResult({}, None)
+        return self._replay_stage("artifact", run, failed)
+
     def own_decisions(self, manifest: Manifest | None, rows: Sequence[int]) -> Mapping[str, Array]:
         """Returns eager's outputs of the rewritten graph with the last stage's own decisions.
 
@@ -225,7 +241,7 @@ class StageReplay:
         settles the first decision, and each further run one more.
         """
         replay = self._artifacts.graph
-        eager = self._search(stage).eager_values(replay, rows)
+        eager = self.search(stage).eager_values(replay, rows)
         given = {name: eager[name] for name in replay.decision_inputs}
         for _ in range(len(replay.decisions) + 2):
             found = run(selected(self._batches, rows, given))
@@ -263,7 +279,7 @@ class StageReplay:
         with open_in_worker(folder, replay, onnx=artifacts.lowered, native=is_native) as runner:
             yield runner
 
-    def _search(self, stage: str) -> TieSearch:
+    def search(self, stage: str) -> TieSearch:
         """Returns the search for ties of a stage."""
         precision = self._artifacts.arithmetic.precision
         return tie_search(self._captured, self._batches, self._proof, stage, precision)
@@ -274,7 +290,7 @@ class StageReplay:
         In a half precision a replay rounds other numbers than the first run, and may decide
         differently.
         """
-        search = self._search(stage)
+        search = self.search(stage)
         answer = search.judge(self._artifacts.graph, run, failed)
         if answer.ties is None or search.half:
             return answer

@@ -145,6 +145,38 @@ class TieSearch:
             return ReplayResult(outputs, None, "with eager's decisions as inputs it is off as well")
         return replace(self._judge(replay, eager, found, failed), outputs=outputs)
 
+    def differences(
+        self,
+        replay: ReplayGraph,
+        eager: Mapping[str, Array],
+        found: Mapping[str, Array],
+        rows: Sequence[int],
+    ) -> Iterator[tuple[Decision, DecisionDiff]]:
+        """Yields how each decision of each batch falls with eager's decisions before it.
+
+        Args:
+            replay: The rewritten graph whose decisions are inputs.
+            eager: Scores and decisions of eager, (rows, …) by name in the replay graph.
+            found: What the replay gave, (rows, …).
+            rows: The batches.
+        """
+        for row, batch in enumerate(rows):
+            one, other = self._of_batch(eager, found, row, batch)
+            for decision in replay.decisions:
+                for _, diff in self._diffs(replay, decision, one, other, batch):
+                    yield decision, diff
+
+    def _of_batch(
+        self, eager: Mapping[str, Array], found: Mapping[str, Array], row: int, batch: int
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Returns the inputs of a batch with what eager, and what the replay, gave on it."""
+        inputs = {name: self._batches.arrays[name][batch] for name in self._batches.names}
+        pair = [
+            inputs | {name: array[row] for name, array in arrays.items()}
+            for arrays in (eager, found)
+        ]
+        return pair[0], pair[1]
+
     def _judge(
         self,
         replay: ReplayGraph,
@@ -156,9 +188,7 @@ class TieSearch:
         ties: list[tuple[Decision, DecisionDiff]] = []
         samples: list[tuple[int, int]] = []
         for row, batch in enumerate(failed):
-            inputs = {name: self._batches.arrays[name][batch] for name in self._batches.names}
-            one = inputs | {name: array[row] for name, array in eager.items()}
-            other = inputs | {name: array[row] for name, array in found.items()}
+            one, other = self._of_batch(eager, found, row, batch)
             diffs = [
                 (decision, places, diff)
                 for decision in replay.decisions

@@ -334,3 +334,25 @@ def test_what_agrees_has_no_fault(made: Path, tmp_path: Path) -> None:
     assert (found.fault, found.altered) == (None, False)
     assert found.passed[:3] == ("captured", "rewritten", "onnx")
     json.dumps(found.to_json(), allow_nan=False)
+
+
+class CutsWhatIsTraced(nn.Module):
+    """Answers otherwise while it is traced, where its input is larger than any sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes x (B, 6)."""
+        y: Tensor = self.layer(x)
+        return y.clamp(-20, 20) if torch.compiler.is_compiling() else y
+
+
+def test_a_fault_that_only_the_edges_show(tmp_path: Path) -> None:
+    config = CompileConfig("ort", tmp_path / "out")
+    source = source_in_memory(CutsWhatIsTraced(), torch.zeros(2, 6))
+    fault = fault_of(bisect_compile(source, config, tmp_path / "found"))
+    assert (fault.stage, fault.operator) == ("captured", "aten.clamp")
+    assert "y.clamp(-20, 20)" in fault.line
