@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import torch
-from torch.fx import Interpreter
 
 from tokexport.exporter.bisection.artifact_search import ArtifactSearch
 from tokexport.exporter.bisection.made_by import (
@@ -25,15 +23,20 @@ from tokexport.exporter.bisection.places import Place, Places
 from tokexport.exporter.bisection.stage_walk import Walk, batches_of, rows_of
 from tokexport.exporter.bisection.torch_search import TorchSearch, as_arrays, graph_values
 from tokexport.exporter.build import run_stage
+from tokexport.exporter.build.emit import emit
 from tokexport.exporter.build.precision import arithmetic_of
 from tokexport.exporter.capture.random_ops import capture_without_draws
 from tokexport.exporter.eager.reference import tensors_of
+from tokexport.exporter.errors import ExporterError
+from tokexport.exporter.graph_values.given_values import Part
 from tokexport.exporter.graph_values.local_errors import Difference
 from tokexport.exporter.graph_values.run_model import exposed_values, run_each
 from tokexport.exporter.graph_values.shown_values import OnnxArtifact
 from tokexport.exporter.graph_values.suspect import Suspect, Values
 from tokexport.exporter.parity.proof import judge
 from tokexport.exporter.parity.trace_difference import first_difference
+from tokexport.graph_passes import pipelines
+from tokexport.graph_passes.errors import GraphError
 from tokexport.graph_passes.onnx_passes.graph.pass_runner import pass_name
 from tokexport.graph_passes.stack_traces import source_line
 from tokexport.graph_passes.torch_passes.graph.calls import operator_name
@@ -95,31 +98,47 @@ class StageSearch:
     def _captured(self) -> Found | None:
         module = self._walk.module
         assert module is not None
-        for inputs in self._inputs:
+        for place, inputs in enumerate(self._inputs):
             tensors = tensors_of(dict(inputs))
             found = first_difference(module, self._answered.model, tensors)
             if found is None:
                 continue
             node = found.node
-            noting = _Inputs(module, node.name)
-            with torch.no_grad():
-                noting.run(*tensors)
             suspect = Suspect(
                 value=node.name,
                 node=node.name,
                 operator=operator_name(node),
                 nodes=(node.name,),
-                difference=Difference(np.inf, 0.0, "gives what eager computes nowhere"),
-                part=None,
-                inputs=noting.inputs,
-                expected={},
-                found=as_arrays(noting.found),
+                difference=self._off_by("gives what eager computes nowhere"),
+                part=self._whole_trace(),
+                inputs=inputs,
+                expected=self._right[place],
+                found={},
                 why=found.said,
                 fed=inputs,
             )
-            place = self._places.of(node.name)
-            return Found(suspect, Place(place.block, source_line(node)), "tracing")
+            block = self._places.of(node.name).block
+            return Found(suspect, Place(block, source_line(node)), "tracing")
         return None
+
+    def _off_by(self, said: str) -> Difference:
+        """Returns how far the outputs of the stage are off, with a clause on its node."""
+        assert self._walk.result is not None
+        worst = max(self._walk.result.worst.values(), key=lambda one: one.share, default=None)
+        if worst is None:
+            return Difference(np.inf, 0.0, said)
+        return Difference(worst.error, worst.allowed, said)
+
+    def _whole_trace(self) -> Part | None:
+        """Returns the traced graph as ONNX: what eager computes at a node of it is not known."""
+        answered = self._answered
+        try:
+            program = capture_without_draws(answered.model, answered.batches)
+            program = pipelines.rewrite(program).program
+            model = emit(program, answered.batches.names, answered.names)
+        except (ExporterError, GraphError):
+            return None
+        return Part(model, {name: name for name in answered.batches.names})
 
     def _rewritten(self) -> Found | None:
         walk, answered = self._walk, self._answered
@@ -218,24 +237,3 @@ class StageSearch:
         """Returns whether outputs leave the gates of the stage."""
         expected = self._answered.reference.outputs
         return not judge(self._walk.stage, expected, found, self._walk.gates).passed
-
-
-class _Inputs(Interpreter):
-    """Notes what one node of a graph takes and gives."""
-
-    def __init__(self, module: torch.fx.GraphModule, name: str) -> None:
-        super().__init__(module)
-        self._name = name
-        self.inputs: dict[str, Array] = {}
-        self.found: dict[str, torch.Tensor] = {}
-
-    def run_node(self, n: torch.fx.Node) -> object:
-        """Runs a node."""
-        result: object = super().run_node(n)
-        if n.name == self._name and isinstance(result, torch.Tensor):
-            self.found[n.name] = result.detach().clone()
-            for part in n.all_input_nodes:
-                value = self.env.get(part)
-                if isinstance(value, torch.Tensor):
-                    self.inputs |= as_arrays({part.name: value.detach().clone()})
-        return result

@@ -271,10 +271,6 @@ def _held(
     emitted = emit(run, answered, captured, rewritten)
     lowered = lower(run, answered, captured, emitted)
     stages = tuple(run.record.stages)
-    replayed = _replayed(run, bundle, manifest, answered, captured, lowered)
-    # int8 has no replay: its gate is one over all samples
-    replays = run.config.precision != "int8"
-    replay = replayed.replay if replays else None
     with (
         run.stage("verify"),
         load(
@@ -283,6 +279,9 @@ def _held(
     ):
         runner.hold_to(None)  # what its checks say is an output of the graph, and is compared too
         found = run_stage.run_artifact(runner, answered.batches)
+        replayed = _replayed(run, bundle, manifest, answered, captured, lowered)
+        # int8 has no replay: its gate is one over all samples
+        replay = replayed.replay if run.config.precision != "int8" else None
         try:
             captured.proof.check("artifact", found, replay)
         except ParityError as error:
@@ -345,6 +344,8 @@ def _replayed(
         with run.stage("decisions"):
             own = own_replay(bundle, manifest, graph, batches, folder, threads)
             search, rows = stages.search("artifact"), range(len(batches))
+            if lost := search.lost(stages.graph):
+                raise CannotReplayError(lost)
             eager = search.eager_values(stages.graph, rows)
             decided = {name: eager[name] for name in stages.graph.decision_inputs}
             found = own.run(selected(batches, rows, decided))

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 
+from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.graph_values.given_values import computed_values
 from tokexport.exporter.graph_values.local_errors import FLOOR, distance
@@ -221,7 +222,14 @@ class OwnReplay:
     def _run(self, rows: Sequence[Values], given: Mapping[str, TensorSpec]) -> list[Values]:
         """Runs the artifact on some rows; returns outputs and further values by their names."""
         folder = Path(tempfile.mkdtemp(dir=self._folder))
-        with self._artifact.opened(self._artifact.write(folder, self._shown, given)) as runner:
+        try:
+            return self._run_from(self._artifact.write(folder, self._shown, given), rows)
+        except RuntimesError as error:
+            raise CannotReplayError(f"its runtime does not take it so: {error.what}") from error
+
+    def _run_from(self, path: Path, rows: Sequence[Values]) -> list[Values]:
+        """Runs a file that was written from the artifact."""
+        with self._artifact.opened(path) as runner:
             taken = [spec.name for spec in runner.inputs]
             last = [spec.name for spec in runner.outputs][-len(self._shown) :]
             further = dict(zip(self._shown, last, strict=True)) if self._shown else {}
@@ -320,6 +328,8 @@ def own_replay(
     Raises:
         CannotReplayError: The artifact does not show its decisions.
     """
+    if not BACKENDS[manifest.target].runs_on_cpu:
+        raise CannotReplayError("an engine shows none of its values")
     artifact = artifact_at(bundle / manifest.artifact, manifest.precision, threads=threads)
     try:
         return OwnReplay(artifact, graph, batches, folder)

@@ -49,6 +49,8 @@ def decision_agreement(
         if not replay.decisions:
             return None
         search = TieSearch(captured, batches, lambda found, rows: [True] * len(rows), 0.0)
+        if search.lost(replay):
+            return None
         eager = search.eager_values(replay, range(len(batches)))
         with scratch_folder() as folder:
             graph = DecidedGraph(replay, renamed(rewritten, names))

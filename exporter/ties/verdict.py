@@ -128,12 +128,8 @@ class TieSearch:
         """
         if not replay.decisions:
             return ReplayResult({}, None)
-        unknown = [name for name in replay.sources if self._source(replay, name) is None]
-        if unknown:
-            lines = [d.line or d.operator for d in replay.decisions if {*d.scores} & {*unknown}]
-            return ReplayResult(
-                {}, None, f"what eager decides at {lines[0] if lines else 'it'} is lost"
-            )
+        if lost := self.lost(replay):
+            return ReplayResult({}, None, lost)
         eager = self.eager_values(replay, failed)
         batches = selected(
             self._batches, failed, {name: eager[name] for name in replay.decision_inputs}
@@ -144,6 +140,14 @@ class TieSearch:
         if not all(inside):
             return ReplayResult(outputs, None, "with eager's decisions as inputs it is off as well")
         return replace(self._judge(replay, eager, found, failed), outputs=outputs)
+
+    def lost(self, replay: ReplayGraph) -> str:
+        """Returns which scores or decisions are nowhere in the traced graph; '' for none."""
+        unknown = [name for name in replay.sources if self._source(replay, name) is None]
+        if not unknown:
+            return ""
+        lines = [d.line or d.operator for d in replay.decisions if {*d.scores} & {*unknown}]
+        return f"what eager decides at {lines[0] if lines else 'it'} is lost"
 
     def differences(
         self,

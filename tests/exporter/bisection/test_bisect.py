@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +19,22 @@ from models.cli_models import PLAIN_WIDTH, PlainVit
 from torch import Tensor, nn
 
 import tokexport
+from tokexport.exporter.bisection.artifact_search import ArtifactSearch
 from tokexport.exporter.bisection.bisect import bisect_bundle, bisect_compile
 from tokexport.exporter.bisection.result import Bisection, Fault
 from tokexport.exporter.build.emit import emit
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.config import CompileConfig
+from tokexport.exporter.graph_values.run_model import exposed_values
+from tokexport.exporter.graph_values.shown_values import Artifact, OnnxArtifact
+from tokexport.exporter.graph_values.suspect import Suspect
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.stages import artifact_stages
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.onnx_passes.graph.node_pass import OnnxPass
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
+from tokexport.runtimes.bundle.manifest import TensorSpec
 
 Change = Callable[[ir.Model], None]
 
@@ -249,7 +254,10 @@ class AsTraced(TwoHeads):
 
 def test_a_fault_of_the_trace(made: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    fault = fault_of(of_compile(made, tmp_path, one=AsTraced().eval()))
+    found = of_compile(made, tmp_path, one=AsTraced().eval())
+    fault = fault_of(found)
+    assert found.reproduces
+    assert reproduced(tmp_path / "found").returncode == 1
     assert (fault.stage, fault.operator) == ("captured", "aten.mul"), fault
     assert "* by for name" in fault.line
     assert "the trace has fixed 0.5 there, where eager has 1" in fault.why
@@ -356,3 +364,52 @@ def test_a_fault_that_only_the_edges_show(tmp_path: Path) -> None:
     fault = fault_of(bisect_compile(source, config, tmp_path / "found"))
     assert (fault.stage, fault.operator) == ("captured", "aten.clamp")
     assert "y.clamp(-20, 20)" in fault.line
+
+
+def searched(made: Path, artifact: Artifact) -> tuple[Suspect, ArtifactSearch]:
+    """Searches an artifact for what it does otherwise than the file of the bundle."""
+    honest = made / "ort" / "model.onnx"
+    inputs = [{"x": np.load(made / "x.npz")["x"][:1]}]
+    search = ArtifactSearch(artifact, honest, inputs, exposed_values(honest, inputs))
+    found = search.first()
+    assert found is not None
+    return found, search
+
+
+def changed_file(made: Path, tmp_path: Path, change: Change) -> Path:
+    graph = ir.load(made / "ort" / "model.onnx")
+    change(graph)
+    save_onnx(graph, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def test_an_artifact_is_searched_with_one_more_output_at_a_time(made: Path, tmp_path: Path) -> None:
+    path = changed_file(made, tmp_path, weight_of("linear_4", 1, lambda w: np.roll(w, 1)))
+    found, search = searched(made, OnnxArtifact(path, "fp32"))
+    assert (found.value, found.operator, found.native) == ("linear_4", "tokexport:linear", True)
+    assert found.difference.is_fault
+    assert search.tried < 12  # of some thirty values
+
+
+class FusesWrongly(OnnxArtifact):
+    """Is off as long as one value is not read, as what a runtime fuses across it would be."""
+
+    def write(
+        self, folder: Path, shown: Sequence[str], given: Mapping[str, TensorSpec] | None = None
+    ) -> Path:
+        """Writes the right file where that value is shown."""
+        if "gelu_1" not in shown:
+            return super().write(folder, shown, given)
+        right = OnnxArtifact(self.right, self.precision, native=self.native)
+        return right.write(folder, shown, given)
+
+    right: Path
+
+
+def test_a_fusion_that_is_off_is_named_by_the_value_in_it(made: Path, tmp_path: Path) -> None:
+    path = changed_file(made, tmp_path, weight_of("add_4", 1, lambda w: np.roll(w, 1)))
+    artifact = FusesWrongly(path, "fp32")
+    artifact.right = made / "ort" / "model.onnx"
+    found, _ = searched(made, artifact)
+    assert found.value in ("gelu_1", "add_4")
+    assert "add_4" in (found.value, *found.nodes) or "'gelu_1' is read" in found.why
