@@ -196,6 +196,13 @@ def inspect_command(
     checkpoint: Checkpoint = None,
     builder: Builder = None,
     trust_pickle: TrustPickle = False,
+    image: Annotated[
+        Path | None, typer.Option(help="A picture whose merged tokens are drawn, on a page.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The page of --image, an HTML file.")] = Path(
+        "tokens.html"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file at --output.")] = False,
     json: Json = False,
 ) -> None:
     """Show a model block by block: tokens, what is recognised, cost, and what targets refuse."""
@@ -214,13 +221,16 @@ def inspect_command(
         from tokexport.exporter.source.code_path import on_code_path
 
         options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
+        if image is not None:
+            cli_report.check_page_options(image, inputs, output, force)
         # Under --json the user's own prints go to stderr; forward may import their modules.
         with redirect_user_output(json), on_code_path(options.code_path):
             found = inspect(
                 load_source(options),
                 targets=(target,) if target else tuple(BACKENDS),
+                draw=image is not None,
                 progress=Checklist(console(stderr=True), enabled=not json),
-                inputs=inputs,
+                inputs=inputs or image,
                 preprocess=preprocess,
                 samples=samples,
                 input_shape=None if input_shape is None else parse_shape(input_shape, batch),
@@ -230,7 +240,20 @@ def inspect_command(
                 token_cap=None if token_cap is None else parse_caps(token_cap),
                 constants=parse_constants(constant or ()),
             )
-        show(json, found.to_json(), partial(render_inspection, found))
+        if image is None:
+            show(json, found.to_json(), partial(render_inspection, found))
+            return
+        from tokexport.exporter.report_page.inspection_page import inspection_page
+        from tokexport.exporter.report_page.page import write_page_whole
+
+        write_page_whole(inspection_page(found.to_json(), image.name), output)
+        kept = f"The page is {output}."
+
+        def render(terminal: Console) -> None:
+            render_inspection(found, terminal)
+            terminal.print(f"\n{kept}", highlight=False, markup=False, soft_wrap=True)
+
+        show(json, found.to_json(), render, kept)
 
 
 @app.command("run")

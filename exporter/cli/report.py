@@ -49,3 +49,26 @@ def report_command(
             import webbrowser
 
             webbrowser.open(output.absolute().as_uri())
+
+
+def check_page_options(image: Path, inputs: Path | None, output: Path, force: bool) -> None:
+    """Refuses, before anything runs, a page of a picture that could not be written at the end.
+
+    Args:
+        image: The picture.
+        inputs: The samples that were named beside it.
+        output: The page.
+        force: Whether a page that is there is replaced.
+    """
+    from tokexport.exporter.errors import UsageError
+    from tokexport.exporter.requirements import require_page_packages
+    from tokexport.exporter.system.output_file import check_place
+
+    if inputs is not None:
+        raise UsageError(
+            "A picture is the sample by itself, and --inputs names others.",
+            where=f"--image {image}, --inputs {inputs}",
+            fix="Leave one of them out.",
+        )
+    require_page_packages()
+    check_place(output, force)

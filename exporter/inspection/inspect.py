@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from rich.console import Console
 from torch import nn
+from torch.export import ExportedProgram
 
 from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build.target_refusals import Verdict, ask, emitted
@@ -29,6 +30,7 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.report.block_parts import BlockCounts, Part, by_kind
+from tokexport.exporter.report_page.drawn_tokens import DrawnTokens, drawn_tokens
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.system.process_state import process_unchanged
@@ -71,6 +73,7 @@ class Inspection:
             where none was needed.
         constant_inputs: The inputs that are fixed, with their values.
         passes: What each pass over the traced graph did; those of a lowering are in ``targets``.
+        drawn: What becomes of the patches of the samples; None where it was not asked for.
     """
 
     source: str
@@ -88,6 +91,7 @@ class Inspection:
     token_cap: TokenCapReport | None = None
     constant_inputs: tuple[ConstantInput, ...] = ()
     passes: tuple[PassReport, ...] = ()
+    drawn: DrawnTokens | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names, with ``schema_version`` before them."""
@@ -101,6 +105,7 @@ def inspect(
     *,
     targets: Sequence[str] = tuple(BACKENDS),
     progress: Checklist | None = None,
+    draw: bool = False,
     **options: Any,
 ) -> Inspection:
     """Traces a model and reports its blocks, cost and refusals; leaves the model as it was.
@@ -110,6 +115,7 @@ def inspect(
         example_inputs: A tensor, a tuple of them, or a dict by the names of ``forward``.
         targets: Which targets to ask what they would refuse.
         progress: Shows the stages; silent without one.
+        draw: Whether the first samples are run, and their patches followed into the tokens.
         options: Further fields of ``ReduceConfig``: inputs, input_shape, batch, seed, reduce,
             restore, token_cap, constants.
 
@@ -146,7 +152,14 @@ def inspect(
             if reduced is not None:
                 unreduced = macs_by_kind(reduced.unreduced, batches)
         with checklist.stage("rewrite"):
-            rewritten = pipelines.rewrite(program, counted.look)
+            drawn: list[DrawnTokens] = []
+
+            def look(recognised: ExportedProgram) -> None:
+                counted.look(recognised)
+                if draw:
+                    drawn.append(drawn_tokens(recognised, batches, large=True))
+
+            rewritten = pipelines.rewrite(program, look)
         verdicts = []
         if targets:
             with checklist.stage("emit"):
@@ -170,6 +183,7 @@ def inspect(
         token_cap=cap,
         constant_inputs=constants_of(flat),
         passes=rewritten.reports,
+        drawn=drawn[0] if drawn else None,
     )
 
 

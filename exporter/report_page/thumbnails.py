@@ -11,7 +11,7 @@ import numpy as np
 
 from tokexport.runtimes.arrays import Array
 
-#: Pixels along the longer side.
+#: Pixels along the longer side of a small picture.
 _SIDE: Final = 112
 _GREYS: Final = 1
 
@@ -25,11 +25,12 @@ def image_axes(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
     return (3, 1, 2) if shape[3] in (1, 3) else None
 
 
-def thumbnail(sample: Array) -> str:
+def thumbnail(sample: Array, side: int = _SIDE) -> str:
     """Returns a sample as a small picture, its numbers spread from black to white.
 
     Args:
         sample: A picture (1, C, H, W) or (1, H, W, C) of 1 or 3 channels.
+        side: The most pixels along a side.
 
     Returns:
         A data URI.
@@ -37,17 +38,17 @@ def thumbnail(sample: Array) -> str:
     axes = image_axes(sample.shape)
     assert axes is not None
     pixels = np.transpose(sample[0], [axis - 1 for axis in (axes[1], axes[2], axes[0])])
-    pixels = _smaller(pixels.astype(np.float64))
+    pixels = _smaller(pixels.astype(np.float64), side)
     finite = pixels[np.isfinite(pixels)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     spread = np.nan_to_num((pixels - low) / ((high - low) or 1.0), nan=0.0)
     return png_uri((np.clip(spread, 0, 1) * 255).round().astype(np.uint8))
 
 
-def _smaller(pixels: Array) -> Array:
-    """Averages squares of pixels (H, W, C) until no side is longer than a thumbnail's."""
-    step = -(-max(pixels.shape[:2]) // _SIDE)
-    rows, columns = (max(side // step, 1) for side in pixels.shape[:2])
+def _smaller(pixels: Array, side: int) -> Array:
+    """Averages squares of pixels (H, W, C) until no side is longer."""
+    step = -(-max(pixels.shape[:2]) // side)
+    rows, columns = (max(size // step, 1) for size in pixels.shape[:2])
     cut = pixels[: rows * step, : columns * step]
     down, across = cut.shape[0] // rows, cut.shape[1] // columns
     found: Array = cut.reshape(rows, down, columns, across, -1).mean(axis=(1, 3))

@@ -17,21 +17,14 @@ from torch.export import ExportedProgram
 
 from tokexport.exporter.backends.backend import PROFILED_RUNS
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.distribution import Distribution
 from tokexport.exporter.report.block_parts import BlockCounts
+from tokexport.exporter.report_page.drawn_tokens import DrawnTokens, drawn_tokens
 from tokexport.exporter.report_page.page_data import BlockTimes, Failure, PageData
-from tokexport.exporter.report_page.thumbnails import image_axes, thumbnail
-from tokexport.exporter.torch_warnings import torch_warnings_silenced
-from tokexport.graph_passes.analysis.token_origins import TokenOrigins, token_origins
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.node_times import NodeTime
 
-#: Pictures that the tokens are drawn on.
-_MOST_PICTURES: Final = 4
-#: More tokens than this, over all steps and pictures, are drawn on fewer pictures.
-_MOST_PLACES: Final = 60_000
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
 #: What runtimes and passes add to the name of a node.
 _ADDED: Final = re.compile(r"(_nchwc|/.*)$")
@@ -52,8 +45,7 @@ class PageRecord:
         self._counts: BlockCounts | None = None
         self._blocks: dict[str, int | None] = {}
         self._times: BlockTimes | None = None
-        self._tokens: TokenOrigins | None = None
-        self._pictures: tuple[str, ...] = ()
+        self._drawn = DrawnTokens(None)
         self._why_not: dict[str, str] = {}
         self.errors: Mapping[str, Mapping[str, Distribution]] = {}
 
@@ -70,7 +62,7 @@ class PageRecord:
                 self._counts.look(program)
         with self._noted("tokens"):
             if self._enabled:
-                self._follow(batches, program)
+                self._drawn = drawn_tokens(program, batches)
 
     def emitted(self, model: ir.Model) -> None:
         """Remembers which block each node of the emitted graph belongs to."""
@@ -111,9 +103,9 @@ class PageRecord:
             outside=parts[-1] if parts else None,
             times=self._times,
             times_why_not=self._why_not.get("times", ""),
-            tokens=self._tokens,
-            tokens_why_not=self._why_not.get("tokens", ""),
-            pictures=self._pictures,
+            tokens=self._drawn.tokens,
+            tokens_why_not=self._why_not.get("tokens", self._drawn.why_not),
+            pictures=self._drawn.pictures,
             errors={stage: dict(outputs) for stage, outputs in self.errors.items()},
             failure=failure,
         )
@@ -128,31 +120,6 @@ class PageRecord:
             self._why_not[part] = f"finding it failed ({type(error).__name__}: {said})"
             if part == "blocks":
                 self._counts = None
-
-    def _follow(self, batches: Batches, program: ExportedProgram) -> None:
-        shapes = [batches.arrays[name].shape[1:] for name in batches.names]
-        if not shapes or image_axes(shapes[0]) is None:
-            self._why_not["tokens"] = (
-                "the model's first input is no picture: (batch, 1 or 3 channels, rows, columns)"
-            )
-            return
-        pictures = batches.arrays[batches.names[0]]
-        wanted = min(batches.samples, _MOST_PICTURES)
-        given = (
-            tensors_of({name: batches.arrays[name][row, ...] for name in batches.names})
-            for row in range(len(batches))
-        )
-        with torch_warnings_silenced():
-            found = token_origins(program, given, wanted)
-        if found.why_not:
-            self._why_not["tokens"] = found.why_not
-        samples = pictures[: -(-wanted // pictures.shape[1])]
-        samples = samples.reshape(-1, *pictures.shape[2:])
-        places = sum(len(one) for step in found.steps for one in step.holders[:1])
-        shown = max(1, min(wanted, _MOST_PLACES // max(places, 1)))
-        self._tokens = found.of_first(shown)
-        if found.steps:
-            self._pictures = tuple(thumbnail(samples[[row]]) for row in range(shown))
 
     def _by_block(self, nodes: Sequence[NodeTime], count: int) -> BlockTimes:
         """Adds up nodes by block; what runs between two blocks counts with the one before it."""
