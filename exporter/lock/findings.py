@@ -375,8 +375,21 @@ def _of_source(locked: Measured, found: Measured) -> Iterator[Finding]:
             "not compared" if one is None else one.verdict,
             WRONG,
             f"The bundle is not the model of its source: {other.why_not}.",
+            other.line,
         )
-    elif one is not None and other.ties > one.ties:
+        return
+    if one is None:
+        return
+    before, now = one.decision_agreement, other.decision_agreement
+    if before is not None and now is not None and now < before:
+        yield Finding(
+            DRIFT,
+            "decision agreement",
+            f"{before:.4%}",
+            f"{now:.4%}",
+            "Fewer of its decisions are eager's, and near-ties explain them.",
+        )
+    if other.ties > one.ties:
         yield Finding(
             DRIFT,
             "near-ties against the source",

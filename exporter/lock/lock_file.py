@@ -109,13 +109,18 @@ class HeldToSource:
         verdict: The farthest verdict of an output.
         outputs: The verdict of every output.
         ties: How many samples a near-tie excuses.
+        decision_agreement: The share of all positions and truth values, of every decision, that are
+            eager's; None where the model decides nothing, or its artifact does not show it.
         why_not: Why it is not the model of its source, a clause; '' where it is.
+        line: The line of the first decision that its scores do not explain, ``file:line``; or ''.
     """
 
     verdict: str
     outputs: Mapping[str, str]
     ties: int
+    decision_agreement: float | None = None
     why_not: str = ""
+    line: str = ""
 
 
 @dataclass(frozen=True)

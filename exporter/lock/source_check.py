@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tokexport.exporter.comparison.against import WRONG, verify_against
@@ -33,10 +34,18 @@ def hold_to_source(
             found = verify_against(bundle, model, threads=threads, progress=progress)
         except OtherModelError as error:
             why_not = f"{error.what} {error.where}".rstrip(".")
-            return HeldToSource(WRONG, {}, 0, why_not)
+            return HeldToSource(WRONG, {}, 0, why_not=why_not)
     return HeldToSource(
         verdict=found.verdict,
         outputs={name: one.verdict for name, one in found.outputs.items()},
         ties=found.ties,
+        decision_agreement=found.decision_agreement,
         why_not=found.why_not,
+        line=_place(next((one.line for one in found.decisions if not one.explained), "")),
     )
+
+
+def _place(line: str) -> str:
+    """Returns ``file:line`` of a user's line, which says the function behind it."""
+    match = re.match(r"(.+:\d+)", line)
+    return match[1] if match else ""

@@ -290,7 +290,8 @@ class FollowTokens(Interpreter):
         if any(part in self._in_pixels for part in parts if isinstance(part, Node)):
             return None
         if dim == result.ndim - 1:
-            known = [self._of[part] for part in parts if part in self._of]
+            nodes = (part for part in parts if isinstance(part, Node))
+            known = [self._of[part] for part in nodes if part in self._of]
             rows = [one for one in known if _is_by_rows(one)]
             return _as_rows(rows[0][..., 0], result.shape) if rows else None
         found = []
