@@ -42,12 +42,12 @@ from tokexport.exporter.report_page.page_data import SCHEMA_VERSION as PAGE_VERS
 from tokexport.exporter.report_page.page_data import PageData
 from tokexport.exporter.schemas.stored import SchemaList
 from tokexport.exporter.source.options import BundledSource
-from tokexport.exporter.source.preprocessing import Preprocessing
 from tokexport.exporter.sweep.sweep import ACCURACY, COSINE, TOP1, Sweep
 from tokexport.exporter.sweep.tables import SCHEMA_VERSION as SWEEP_VERSION
 from tokexport.exporter.tuning.choices import BundledForm
 from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, Manifest
 from tokexport.runtimes.bundle.manifest import SCHEMA_VERSION as MANIFEST_VERSION
+from tokexport.runtimes.pictures.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
