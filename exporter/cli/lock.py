@@ -179,7 +179,7 @@ def _only(bundles: Sequence[Path]) -> Path:
     """Returns the bundle that is timed.
 
     Raises:
-        UsageError: There is none, or several.
+        UsageError: No bundle was named, or several were.
     """
     from tokexport.exporter.errors import UsageError
 

@@ -225,7 +225,8 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
     modules = {
         f"tokexport/{path.relative_to(ROOT)}"
         for room in ("exporter", "graph_passes", "runtimes")
-        for path in (ROOT / room).rglob("*.py")
+        for suffix in ("py", "json", "html", "css", "py.txt")
+        for path in (ROOT / room).rglob(f"*.{suffix}")
     }
     own = {name for name in names if name.startswith("tokexport/")}
     version = importlib.metadata.version("openvino")
@@ -234,6 +235,21 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
         for name in ("tokexport_native", f"tokexport_openvino-{version}")
     }
     assert own == modules | {"tokexport/__init__.py", "tokexport/py.typed", *libraries}
+
+
+def test_lock_and_check_without_torch(
+    installed: Environment, compiled: Compiled, tmp_path: Path
+) -> None:
+    lock = tmp_path / "parity.lock.json"
+    for command in (("lock", compiled.bundle, "--file", lock), ("check", "--lock", lock)):
+        result = installed.tokexport(*command, "--json")
+        assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["outcome"] == "unchanged"
+    page = installed.tokexport("check", "--lock", lock, "--html", tmp_path / "check.html")
+    assert page.returncode == 6
+    assert "tokexport[report]" in page.stderr
+    source = installed.tokexport("check", "--lock", lock, "--source", "digits_vit:build")
+    assert source.returncode == 6
 
 
 def test_compare_without_torch(installed: Environment, compiled: Compiled) -> None:

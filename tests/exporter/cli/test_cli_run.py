@@ -137,7 +137,7 @@ def test_verify_fails_where_the_answers_differ(copy: Path, tmp_path: Path) -> No
     rewrite(copy, "reference.npz", (tmp_path / "reference.npz").read_bytes())
     answer = tokexport("verify", copy)
     assert "FAILED" in answer.stdout
-    refusal(answer, 1, tmp_path, "The bundle differs from its reference: output.", "anew")
+    refusal(answer, 1, tmp_path, "The bundle differs from its reference: output is off by", "anew")
     failed = tokexport("verify", copy, "--json")
     assert failed.code == failed.json["exit_code"] == 1
     assert failed.json["status"] == "FAILED"
