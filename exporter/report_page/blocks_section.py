@@ -92,7 +92,7 @@ def cost_section(data: Mapping[str, Any]) -> Section | None:
         )
     elif why_not := data.get("times_why_not"):
         parts.append(Note(PLAIN, f"The time of each block is not known: {why_not}."))
-    else:
+    elif "times" in data:
         parts.append(Note(PLAIN, "The time of each block is not known: nothing was timed."))
     return Section("What does each block cost?", tuple(parts), lead)
 

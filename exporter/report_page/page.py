@@ -161,10 +161,12 @@ class Gallery:
     Attributes:
         title: What they show together, or ''.
         pictures: Each an ``<svg>`` element, its title, and what it shows.
+        large: Whether they are large.
     """
 
     title: str
     pictures: tuple[tuple[str, str, str], ...]
+    large: bool = False
     part: ClassVar[str] = "gallery"
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from xml.sax.saxutils import escape
 
-#: The turn of the colour wheel between two tokens, which keeps neighbours apart.
+#: The turn of the colour wheel from a patch to the next. The colour of a token is that of its first
+#: patch, so that it keeps it while others are merged into it.
 _TURN = 137.5
 _DROPPED = -1
 
@@ -44,10 +45,11 @@ def token_map(title: str, picture: int, grid: tuple[int, int], holders: Sequence
     rows, columns = grid
     sizes = Counter(holders)
     cells = _cells(holders, rows, columns)
-    together = [token for token, size in sizes.items() if size > 1 and token != _DROPPED]
     fills = [
-        f'<path class="together" fill="hsl({(i * _TURN) % 360:.0f} 85% 55%)" d="{cells[token]}"/>'
-        for i, token in enumerate(together)
+        f'<path class="together" fill="hsl({holders.index(token) * _TURN % 360:.0f} 85% 55%)" '
+        f'd="{cells[token]}"/>'
+        for token, size in sizes.items()
+        if size > 1 and token != _DROPPED
     ]
     if sizes[_DROPPED]:
         fills.append(f'<path class="gone" d="{cells[_DROPPED]}"/>')

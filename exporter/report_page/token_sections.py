@@ -76,7 +76,8 @@ def map_sections(data: Mapping[str, Any]) -> list[Section]:
         text = "Every patch keeps a token of its own through all blocks: nothing is merged."
         return [Section(title, (Note(PLAIN, text),))]
     parts: list[Part] = [Drawn(picture_defs(data["pictures"], tuple(tokens["grid"])))]
-    first, *others = (picture_gallery(tokens, i) for i in range(len(data["pictures"])))
+    alone = len(data["pictures"]) == 1
+    first, *others = (picture_gallery(tokens, i, alone) for i in range(len(data["pictures"])))
     parts.append(first)
     if others:
         parts.append(Details(f"{len(others)} more of the samples", tuple(others)))
@@ -96,12 +97,13 @@ def _changes(steps: list[Mapping[str, Any]]) -> bool:
     return any(len(set(one)) < len(one) or _DROPPED in one for one in holders)
 
 
-def picture_gallery(tokens: Mapping[str, Any], picture: int) -> Gallery:
+def picture_gallery(tokens: Mapping[str, Any], picture: int, alone: bool = False) -> Gallery:
     """Returns one picture at each step.
 
     Args:
         tokens: The ``tokens`` of ``page.json``.
         picture: Which of the pictures.
+        alone: Whether it is the only one, and is large then.
     """
     grid = tuple(tokens["grid"])
     shown = []
@@ -116,6 +118,6 @@ def picture_gallery(tokens: Mapping[str, Any], picture: int) -> Gallery:
         name = f"into {step['block']}" if step["block"] else "at the end"
         special = f" + {step['special']} without a patch" if step["special"] else ""
         text = f"{len(sizes)} tokens{special}" + (f", {dropped} patches dropped" if dropped else "")
-        title = f"sample {picture + 1}, {name}: {text}"
+        title = f"{'' if alone else f'sample {picture + 1}, '}{name}: {text}"
         shown.append((token_map(title, picture, (grid[0], grid[1]), holders), name, text))
-    return Gallery(f"Sample {picture + 1}", tuple(shown))
+    return Gallery("" if alone else f"Sample {picture + 1}", tuple(shown), alone)

@@ -304,7 +304,8 @@ class FollowTokens(Interpreter):
             size = [1] * len(shape)
             size[dim] = shape[dim]
             found.append(self.ids.special(shape[dim]).view(size).expand(shape))
-        return torch.cat(found, dim)
+        joined = torch.cat(found, dim)
+        return _as_rows(joined[..., 0], joined.shape) if _is_by_rows(joined) else joined
 
     def _merged(self, node: Node, result: Tensor) -> Tensor | None:
         """Follows ``merge_tokens``: the kept rows of a, then b with its sources joined in."""
@@ -377,6 +378,8 @@ _RULES: Final[dict[str, _Rule]] = {
 
 def _is_by_rows(tokens: Tensor) -> bool:
     """Returns whether all numbers along the last axis belong to one token."""
+    if tokens.stride(-1) == 0:  # it was spread along the axis
+        return True
     return bool((tokens == tokens[..., :1]).all())
 
 
