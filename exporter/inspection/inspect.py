@@ -30,7 +30,7 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduced_source import reduced_source
 from tokexport.exporter.report.block_parts import BlockCounts, Part, by_kind
-from tokexport.exporter.report_page.drawn_tokens import DrawnTokens, drawn_tokens
+from tokexport.exporter.report_page.drawing.drawn_tokens import DrawnTokens, drawn_tokens
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.exporter.system.process_state import process_unchanged

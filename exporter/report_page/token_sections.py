@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from tokexport.exporter.report_page.drawing.token_maps import picture_defs, token_map
 from tokexport.exporter.report_page.page import (
     PLAIN,
     Bars,
@@ -17,7 +18,6 @@ from tokexport.exporter.report_page.page import (
     Section,
     bars,
 )
-from tokexport.exporter.report_page.token_maps import picture_defs, token_map
 
 _DROPPED = -1
 

@@ -20,7 +20,7 @@ from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.distribution import Distribution
 from tokexport.exporter.report.block_parts import BlockCounts
-from tokexport.exporter.report_page.drawn_tokens import DrawnTokens, drawn_tokens
+from tokexport.exporter.report_page.drawing.drawn_tokens import DrawnTokens, drawn_tokens
 from tokexport.exporter.report_page.page_data import BlockTimes, Failure, PageData
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.node_times import NodeTime

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 
 from tokexport.exporter.eager.reference import tensors_of
 from tokexport.exporter.inputs.batches import Batches
-from tokexport.exporter.report_page.thumbnails import image_axes, thumbnail
+from tokexport.exporter.report_page.drawing.thumbnails import image_axes, thumbnail
 from tokexport.exporter.torch_warnings import torch_warnings_silenced
 from tokexport.graph_passes.analysis.token_origins import TokenOrigins, token_origins
 
