@@ -150,10 +150,16 @@ def _of_tolerances(
 
 def _of_model(locked: BundleFacts, found: BundleFacts) -> Iterator[Finding]:
     """Yields whether it is another model: by its hashes, and by what eager answered."""
-    moves = _moved_answers(locked, found)
     one, other = locked.model, found.model
+    same_inputs = locked.reference.inputs_sha256 == found.reference.inputs_sha256
+    moves = _moved_answers(locked, found) if same_inputs else []
+    known = one is not None and other is not None
+    same_graph = (
+        one is not None
+        and other is not None
+        and (one.structure_sha256, one.torch) == (other.structure_sha256, other.torch)
+    )
     if one is not None and other is not None:
-        same_graph = one.structure_sha256 == other.structure_sha256
         key = "weights_sha256" if same_graph else "weights_set_sha256"
         weights = getattr(one, key), getattr(other, key)
         if weights[0] != weights[1]:
@@ -164,22 +170,29 @@ def _of_model(locked: BundleFacts, found: BundleFacts) -> Iterator[Finding]:
                 weights[1][:12],
                 "The bundle was compiled from other weights.",
             )
-        elif not same_graph and one.torch == other.torch:
-            yield Finding(
-                BREAK if moves else DRIFT,
-                "structure",
-                one.structure_sha256[:12],
-                other.structure_sha256[:12],
-                "The model is written otherwise"
-                + (", and answers otherwise." if moves else "; its answers are the locked ones."),
-            )
-    if locked.reference.inputs_sha256 != found.reference.inputs_sha256:
+            yield from moves
+            return
+    if not same_inputs:
         yield Finding(
-            DRIFT,
+            DRIFT if same_graph else BREAK,
             "reference inputs",
             locked.reference.inputs_sha256[:12],
             found.reference.inputs_sha256[:12],
-            "The bundle brings other reference inputs, so eager's answers cannot be compared.",
+            "The bundle brings other reference inputs"
+            + (
+                "; it is the same model by its hashes."
+                if same_graph
+                else ", so nothing says that it is the same model."
+            ),
+        )
+    elif known and not same_graph:
+        yield Finding(
+            BREAK if moves else DRIFT,
+            "structure",
+            text_of(one and one.structure),
+            text_of(other and other.structure),
+            "The graph is another"
+            + (", and answers otherwise." if moves else "; its answers are the locked ones."),
         )
     yield from moves
 
@@ -187,8 +200,6 @@ def _of_model(locked: BundleFacts, found: BundleFacts) -> Iterator[Finding]:
 def _moved_answers(locked: BundleFacts, found: BundleFacts) -> list[Finding]:
     """Returns the outputs whose reference is another than the locked one, on the same inputs."""
     one, other = locked.reference, found.reference
-    if one.inputs_sha256 != other.inputs_sha256:
-        return []
     moves = []
     for name in one.projections.keys() & other.projections.keys():
         samples, apart = moved(one.projections[name], other.projections[name])
@@ -235,7 +246,7 @@ def _of_run(locked: LockedBundle, found: Measurement) -> Iterator[Finding]:
         yield Finding(
             DRIFT,
             "environment",
-            "; ".join(str(one.environment) for one in locked.measured),
+            text_of("; ".join(str(one.environment) for one in locked.measured)),
             str(found.measured.environment),
             "The lock has no run in this environment; it is compared with the nearest one.",
         )
@@ -285,6 +296,16 @@ def _of_figures(locked: Measured, found: Measured) -> Iterator[Finding]:
             yield Finding(
                 DRIFT, f"verdict of '{name}'", one.verdict, other.verdict, "Near-ties are left out."
             )
+    lower = set(found.layer_precisions) - set(locked.layer_precisions)
+    if locked.layer_precisions and lower:
+        same = locked.environment == found.environment
+        yield Finding(
+            BREAK if same else DRIFT,
+            "precision of layers",
+            ", ".join(locked.layer_precisions),
+            ", ".join(found.layer_precisions),
+            "The runtime computes some layers in another precision than when it was locked.",
+        )
     calls = locked.kernel_calls, found.kernel_calls
     if calls[0] is not None and calls[1] is not None and calls[1] < calls[0]:
         yield Finding(
@@ -403,7 +424,7 @@ def text_of(value: Any) -> str:
     """Returns a locked value as a text of one line."""
     value = plain(value)
     if isinstance(value, str):
-        return value
+        return " ".join(value.split())
     if value is None:
         return "none"
     return json.dumps(value, ensure_ascii=False).replace('"', "")

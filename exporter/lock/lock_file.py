@@ -20,7 +20,7 @@ from tokexport.exporter.json_values import plain
 from tokexport.exporter.lock.typed_json import typed
 from tokexport.exporter.system.output_file import written_whole
 from tokexport.runtimes.files.regular_files import read_at_most
-from tokexport.runtimes.printable import printable
+from tokexport.runtimes.printable import all_printable, printable
 
 SCHEMA_VERSION: Final = 1
 DEFAULT_NAME: Final = "parity.lock.json"
@@ -130,6 +130,7 @@ class Measured:
     Attributes:
         environment: What ran it.
         outputs: The figures of every output.
+        layer_precisions: What the runtime's layers compute in; empty where it does not say.
         kernel_calls: How many native kernels the runtime calls; None where it does not say.
         labelled: How labelled samples were classified; None without any.
         source: How it stood to its source; None where none was given.
@@ -137,6 +138,7 @@ class Measured:
 
     environment: Environment
     outputs: Mapping[str, OutputFigures]
+    layer_precisions: tuple[str, ...] = ()
     kernel_calls: int | None = None
     labelled: LabelledInputs | None = None
     source: HeldToSource | None = None
@@ -157,6 +159,11 @@ class ModelHashes:
     weights_set_sha256: str
     structure_sha256: str
     torch: str
+
+    @property
+    def structure(self) -> str:
+        """The traced graph's hash with the version that it is of."""
+        return f"{self.structure_sha256[:12]} of torch {self.torch}"
 
 
 @dataclass(frozen=True)
@@ -283,7 +290,7 @@ def read_lock(path: Path) -> Lock:
         UsageError: It is missing, no lock, or of a version that is not known.
     """
     try:
-        data = json.loads(read_at_most(path, _LARGEST).decode("utf-8"))
+        data = all_printable(json.loads(read_at_most(path, _LARGEST).decode("utf-8")))
     except FileNotFoundError as error:
         raise UsageError(
             "The lock does not exist.",
@@ -302,9 +309,13 @@ def read_lock(path: Path) -> Lock:
             fix="Update tokexport, or write the lock anew.",
         )
     try:
-        return typed(Lock, data)
+        lock = typed(Lock, data)
     except ValueError as error:
         raise _not_read(path, printable(str(error))) from error
+    for name in lock.bundles:
+        if name != " ".join(name.split()):
+            raise _not_read(path, f"the name of a bundle is {name!r:.80}")
+    return lock
 
 
 def is_lock(data: Any) -> bool:

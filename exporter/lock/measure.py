@@ -109,6 +109,7 @@ def measure(bundle: Path, lock: Path, options: MeasureOptions) -> Measurement:
     measured = Measured(
         environment=environment_of(found.runtime),
         outputs={one.name: _figures(one, found) for one in found.outputs},
+        layer_precisions=_layer_precisions(found.runtime),
         kernel_calls=_kernel_calls(bundle, manifest, found.runtime),
         labelled=labelled,
         source=None if options.hold_to_source is None else options.hold_to_source(bundle),
@@ -121,6 +122,12 @@ def environment_of(runtime: RuntimeInfo) -> Environment:
     """Returns what runs a bundle here."""
     kernels = str(runtime.details.get("kernels", NO_KERNELS))
     return Environment(runtime.flavour, runtime.version, instruction_set(), kernels)
+
+
+def _layer_precisions(runtime: RuntimeInfo) -> tuple[str, ...]:
+    """Returns the precisions of the layers, in order; OpenVINO alone says them."""
+    found = runtime.details.get("layer_precisions", [])
+    return tuple(found) if isinstance(found, list) else ()
 
 
 def _kernel_calls(bundle: Path, manifest: Manifest, runtime: RuntimeInfo) -> int | None:

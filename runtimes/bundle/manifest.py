@@ -22,7 +22,7 @@ from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.input_checks import InputChecks
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.regular_files import read_at_most
-from tokexport.runtimes.printable import printable
+from tokexport.runtimes.printable import all_printable
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -31,8 +31,6 @@ BUILT_NOT_RUN = "BUILT, NOT RUN"
 
 Constant = float | int | str | bool | None
 _RETURNED = "constant_outputs"
-#: The deepest nesting of lists and objects; the axes of a constant input count.
-_DEEPEST = 64
 _LARGEST = 1e300
 #: Bytes of a manifest; one of a few hundred kilobytes is large.
 _LARGEST_MANIFEST = 1 << 24
@@ -204,7 +202,7 @@ def read_manifest(bundle: Path) -> Manifest:
         raise broken_manifest(path, f"it cannot be read: {error}") from error
     try:
         parsed = json.loads(text)
-        data = _all_printable(parsed)
+        data = all_printable(parsed)
     except (ValueError, RecursionError) as error:
         raise broken_manifest(path, f"it is not JSON: {error}") from error
     if not isinstance(data, dict):
@@ -213,23 +211,6 @@ def read_manifest(bundle: Path) -> Manifest:
         data[_RETURNED] = parsed[_RETURNED]
     _check_version(data.get("schema_version"), path)
     return _Reader(path).manifest(data)
-
-
-def _all_printable(data: Any, depth: int = _DEEPEST) -> Any:
-    """Returns parsed JSON whose texts a terminal can show, keys too; any may be printed.
-
-    Raises:
-        ValueError: Its lists and objects nest deeper than so many.
-    """
-    if isinstance(data, str):
-        return printable(data)
-    if isinstance(data, list | dict) and depth == 0:
-        raise ValueError(f"it nests deeper than {_DEEPEST} levels")
-    if isinstance(data, list):
-        return [_all_printable(part, depth - 1) for part in data]
-    if isinstance(data, dict):
-        return {printable(key): _all_printable(value, depth - 1) for key, value in data.items()}
-    return data
 
 
 #: What to do about a bundle that is not whole.

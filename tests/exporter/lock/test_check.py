@@ -350,3 +350,78 @@ def test_a_file_that_is_no_lock_is_refused(text: str | None, message: str, tmp_p
 def test_a_bundle_that_the_lock_lacks_is_refused(made: Path, tmp_path: Path) -> None:
     answer = tokexport("check", tmp_path / "else", "--lock", made / "parity.lock.json")
     refusal(answer, 2, tmp_path, "The lock has no bundle of the name 'else'", "tokexport lock")
+
+
+def facts(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes what the lock says that a bundle is."""
+    path = folder / "parity.lock.json"
+    data = json.loads(path.read_text())
+    change(data["bundles"][name])
+    path.write_text(json.dumps(data))
+
+
+def moved_inputs(locked: dict[str, Any]) -> None:
+    locked["facts"]["reference"]["inputs_sha256"] = "0" * 64
+
+
+def older_torch(locked: dict[str, Any]) -> None:
+    locked["facts"]["model"].update(torch="2.9.0", structure_sha256="0" * 64)
+
+
+def moved_answers(locked: dict[str, Any]) -> None:
+    rows = locked["facts"]["reference"]["projections"]["logits"]
+    rows[:] = [" ".join(str(float(one) + 1) for one in row.split()) for row in rows]
+
+
+def one_moved(locked: dict[str, Any]) -> None:
+    rows = locked["facts"]["reference"]["projections"]["logits"]
+    rows[0] = " ".join(str(float(one) + 1) for one in rows[0].split())
+
+
+def no_model(locked: dict[str, Any]) -> None:
+    locked["facts"]["model"] = None
+
+
+def wide_layers(locked: dict[str, Any]) -> None:
+    (ran,) = locked["measured"]
+    ran["layer_precisions"] = ["u8"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome", "sentence"),
+    [
+        ((moved_inputs,), "drift", "it is the same model by its hashes"),
+        ((moved_inputs, older_torch), "break", "nothing says that it is the same model"),
+        ((moved_inputs, no_model), "break", "nothing says that it is the same model"),
+        ((older_torch,), "drift", "its answers are the locked ones"),
+        ((older_torch, moved_answers), "break", "and answers otherwise"),
+        ((no_model,), "unchanged", ""),
+        ((no_model, moved_answers), "break", "Eager answered otherwise on the same inputs"),
+        ((one_moved,), "drift", "on some of the same inputs"),
+        ((wide_layers,), "break", "computes some layers in another precision"),
+    ],
+)
+def test_what_is_not_known_to_be_the_same_model_breaks(
+    copy: Path,
+    changes: tuple[Callable[[dict[str, Any]], None], ...],
+    outcome: str,
+    sentence: str,
+) -> None:
+    for change in changes:
+        facts(copy, "openvino-fp32", change)
+    found = check(copy, copy / "openvino-fp32")
+    assert found["outcome"] == outcome, found
+    sentences = " ".join([*said(found).values(), *said(found, "drift").values()])
+    assert sentence in sentences
+
+
+def test_a_lock_prints_no_line_of_its_own(copy: Path) -> None:
+    """Texts of a lock come from whoever proposes a change, and a pipeline reads what is printed."""
+    facts(copy, "openvino-fp32", lambda one: one["facts"].update(precision="x\n::error::\x1b[2J"))
+    answer = tokexport("check", copy / "openvino-fp32", "--lock", copy / "parity.lock.json")
+    assert answer.code == 1
+    assert "\n::" not in answer.stdout + answer.stderr
+    assert "\x1b[2J" not in answer.stdout + answer.stderr
+    path = copy / "parity.lock.json"
+    path.write_text(path.read_text().replace('"openvino-fp32"', '"a\\nb"'))
+    assert "the name of a bundle is" in tokexport("check", "--lock", path).stderr
