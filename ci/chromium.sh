@@ -23,9 +23,11 @@ options=(
 apt-get "${options[@]}" update
 apt-get "${options[@]}" -y --download-only install chromium
 for package in "$place"/apt/archives/*.deb; do dpkg -x "$package" "$place/root"; done
+libraries=$(find "$place/root" -path "*/lib/*" -name "*.so*" -printf "%h:" | tr ":" "\n" | sort -u | tr "\n" ":")
 cat > "$place/chromium" <<EOF
 #!/usr/bin/env bash
-export LD_LIBRARY_PATH="$place/root/usr/lib/x86_64-linux-gnu:$place/root/usr/lib/aarch64-linux-gnu"
+export LD_LIBRARY_PATH="$libraries"
+test -e /etc/fonts/fonts.conf || export FONTCONFIG_SYSROOT="$place/root"
 exec "$place/root/usr/lib/chromium/chromium" "\$@"
 EOF
 chmod +x "$place/chromium"
