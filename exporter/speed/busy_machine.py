@@ -30,8 +30,8 @@ def use_notes(use: ProcessorUse) -> tuple[str, ...]:
         notes.append(f"Other programs took {use.others:.0%} of the cores' time.")
     if use.waiting is not None and use.waiting >= _SAID_SHARE:
         notes.append(
-            f"Its threads waited for a core in {use.waiting:.0%} of the time in which they were "
-            "ready to run."
+            f"The timed threads waited for a core in {use.waiting:.0%} of the time in which they "
+            "were ready to run."
         )
     if use.stolen >= _SAID_SHARE:
         notes.append(f"The hypervisor gave {use.stolen:.0%} of the cores' time to other machines.")

@@ -13,7 +13,7 @@ def test_a_machine_that_gave_all_of_its_cores_is_not_noted() -> None:
 def test_each_disturbance_is_a_sentence() -> None:
     assert use_notes(ProcessorUse(0.3, 0.25, 0.05, 0.1, 3, 2)) == (
         "Other programs took 25% of the cores' time.",
-        "Its threads waited for a core in 30% of the time in which they were ready to run.",
+        "The timed threads waited for a core in 30% of the time in which they were ready to run.",
         "The hypervisor gave 5% of the cores' time to other machines.",
         "The processor quota of the container stopped it 3 times, for 10% of the cores' time.",
         "The cores were slowed down for their heat 2 times.",
