@@ -90,7 +90,8 @@ class _Bench(Bench):
         if error is None:
             return Outcome("right")
         end = describe(error)
-        said = "\n".join(part for part in list(end["error"].values())[1:] if part)
+        parts = end["error"]
+        said = "\n".join(part for part in (parts["what"], parts["where"], parts["fix"]) if part)
         if end["exit_code"] == ExitCode.INTERNAL or not said:
             return Outcome("raw", clipped(f"{type(error).__name__}: {said or error}"))
         if printable(said) != said or len(said) > 20_000:

@@ -29,7 +29,8 @@ class Attention(nn.Module):
         batch, tokens, width = x.shape
         parts = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
         mixed = functional.scaled_dot_product_attention(*parts.permute(2, 0, 3, 1, 4))
-        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        attended: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return attended
 
 
 class Block(nn.Module):
@@ -46,7 +47,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Takes and returns tokens, (B, N, C)."""
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.mlp(self.norm2(x))
+        return x
 
 
 class SmallViT(nn.Module):
