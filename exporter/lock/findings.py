@@ -206,15 +206,16 @@ def _moved_answers(locked: BundleFacts, found: BundleFacts) -> list[Finding]:
         if not samples:
             continue
         count = len(one.projections[name])
-        every = len(samples) == count
+        # a near-tie of eager turns few of them; another model may leave few as they were
+        most = 2 * len(samples) > count
         moves.append(
             Finding(
-                BREAK if every else DRIFT,
+                BREAK if most else DRIFT,
                 f"reference of '{name}'",
                 f"{count} samples",
                 f"{len(samples)} of them moved by up to {apart:.1e} of their scale",
                 "Eager answered otherwise on the same inputs: another model."
-                if every
+                if most
                 else "Eager answered otherwise on some of the same inputs, as near-ties let it.",
             )
         )

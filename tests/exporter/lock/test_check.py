@@ -425,3 +425,37 @@ def test_a_lock_prints_no_line_of_its_own(copy: Path) -> None:
     path = copy / "parity.lock.json"
     path.write_text(path.read_text().replace('"openvino-fp32"', '"a\\nb"'))
     assert "the name of a bundle is" in tokexport("check", "--lock", path).stderr
+
+
+def test_a_page_says_to_a_stranger_what_broke_and_what_to_do(copy: Path) -> None:
+    plant(copy / "ort-fp32", drop_bias)
+    edit(copy / "openvino-fp32", mean)
+    page = copy / "check.html"
+    check(copy, "--html", page)
+    text = page.read_text()
+    for said_there in (
+        "BREAK",
+        "Of 4 bundles, openvino-fp32, ort-fp32 are no longer what the team locked.",
+        "What broke, and what to do",
+        "ort-fp32: output &#39;tokens&#39;",
+        "is allowed there.",
+        "Do not ship it. Find the node that does it: tokexport bisect SOURCE BUNDLE.",
+        "openvino-fp32: preprocessing",
+        "Give the model the preprocessing that it was trained with.",
+        "How accurate?",
+    ):
+        assert said_there in text, said_there
+    assert "http" not in text
+    check(copy, copy / "ort-int8", "--html", page)
+    assert "1 bundle checked, and each is what the team locked." in page.read_text()
+
+
+@pytest.mark.thorough
+def test_an_engine_without_its_device_is_locked_by_what_it_is(tmp_path: Path) -> None:
+    answer = compile_model(SOURCE, tmp_path / "engine", *REDUCED, target="trt")
+    assert answer.code == 0, answer
+    locked = lock(tmp_path, tmp_path / "engine").json["lock"]["bundles"]["engine"]
+    assert locked["measured"] == []
+    assert check(tmp_path)["outcome"] == "unchanged"
+    edit(tmp_path / "engine", precision)
+    assert {*said(check(tmp_path))} == {"precision"}
