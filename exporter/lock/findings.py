@@ -295,7 +295,11 @@ def _of_figures(locked: Measured, found: Measured) -> Iterator[Finding]:
             )
         if one.verdict != other.verdict and other.verdict == "ties only":
             yield Finding(
-                DRIFT, f"verdict of '{name}'", one.verdict, other.verdict, "Near-ties are left out."
+                DRIFT,
+                f"verdict of '{name}'",
+                one.verdict,
+                other.verdict,
+                "Near-ties alone bring it out.",
             )
     lower = set(found.layer_precisions) - set(locked.layer_precisions)
     if locked.layer_precisions and lower:
