@@ -136,8 +136,9 @@ def check(seed: int, threads: int | None, others: bool) -> Iterator[dict[str, An
     for one in command(arguments, others)["bundles"]:
         held = others and one["outcome"] == "break"
         if held:
-            source = [one["bundle"], "--source", f"model_{seed}:build"]
-            places = ["--code-path", str(FOLDER / str(seed)), "--code-path", str(ROOT / "tests")]
+            folder = FOLDER / str(seed)
+            source = [str(folder / one["name"]), "--source", f"model_{seed}:build"]
+            places = ["--code-path", str(folder), "--code-path", str(ROOT / "tests")]
             (one,) = command([*arguments, *source, *places], others)["bundles"]
         environment = one["measured"] and one["measured"]["environment"]
         yield {

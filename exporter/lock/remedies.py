@@ -10,8 +10,8 @@ _UPDATE: Final = "Where the change is meant, accept it with tokexport check --up
 #: What to do, by what differs.
 _REMEDIES: Final = {
     "bundle": "Copy the bundle again from where it was made, or compile the model anew.",
-    "output": "Do not ship it. Find the node that does it: tokexport bisect SOURCE BUNDLE. In another "
-    "environment a near-tie may turn, in half precisions above all: check --source says whether it "
+    "output": "Do not ship it. Find the node that does it: tokexport bisect SOURCE BUNDLE. Another "
+    "environment may turn a near-tie, in half precisions above all: check --source says whether it "
     "is that alone.",
     "tolerance": "Compile with the tolerance that was locked: a wider one proves less. " + _UPDATE,
     "weights": "Compile the weights that were locked. A new training has to be locked anew: "
