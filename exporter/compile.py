@@ -33,6 +33,7 @@ def compile(
     *,
     output: str | Path | None = None,
     progress: Checklist | None = None,
+    page: bool = True,
     **options: Unpack[CompileOptions],
 ) -> CompileResult:
     """Compiles a model for a target, proves it against eager PyTorch and writes a bundle.
@@ -46,6 +47,7 @@ def compile(
         target: ``ort``, ``openvino`` or ``trt``.
         output: The folder that becomes the bundle; it has to be given.
         progress: Shows the stages; silent without one.
+        page: Whether ``report.html`` is written, into the bundle or into ``OUTPUT.failed``.
         options: Keywords, each with a default; see below.
 
     Options:
@@ -114,8 +116,8 @@ def compile(
     WORKER.start(
         REFERENCE.runtime, config.backend.runtime
     )  # it gets ready while the model is traced
-    page = PageRecord(enabled=True)
-    with compile_run(source, config, checklist, page) as run, failure_kept(run):
+    record = PageRecord(enabled=page)
+    with compile_run(source, config, checklist, record) as run, failure_kept(run):
         reduced = reduce(run)
         answered = reference(run, reduced)
         captured = capture(run, answered)

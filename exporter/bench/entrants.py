@@ -177,6 +177,7 @@ class Entrants:
                 threads=self._config.threads,
                 require_run=True,
                 timed=False,
+                page=False,
             )
         except Exception as error:
             if exit_code_of(error) is ExitCode.INTERNAL:

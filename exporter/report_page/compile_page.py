@@ -105,7 +105,7 @@ def _cards(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
                 yield (
                     f"{one['top1']:.0%}",
                     "same best class as your model without the reduction",
-                    f"output {name}: what the reduction itself changes",
+                    f"what the reduction itself changes in {name}",
                 )
     if report["artifact_bytes"]:
         yield f"{report['artifact_bytes'] / _MB:.1f} MB", "artifact with its weights", ""

@@ -87,7 +87,7 @@ def error_histogram(counts: Sequence[int], equal: int, allowed: float | None) ->
     if allowed is not None and 0 < allowed < np.inf:
         left = min(left, float(np.log10(allowed)) - 1.0)
     if equal:
-        left -= 1.2
+        left -= 1.6
         axes.bar([left + 0.1], [equal / total * 100], width=0.6, align="edge", color=_SECOND)
         axes.annotate(
             "equal",
@@ -115,7 +115,7 @@ def error_histogram(counts: Sequence[int], equal: int, allowed: float | None) ->
             fontsize=8.5,
         )
     axes.set_xlim(left, right)
-    numbered = left + 1.0 if equal else left
+    numbered = left + 1.4 if equal else left
     step = 2 if right - left > 9 else 1
     ticks = [tick for tick in range(LOWEST - 10, HIGHEST + 1, step) if numbered <= tick <= right]
     axes.set_xticks(ticks, [f"1e{tick:d}" for tick in ticks])

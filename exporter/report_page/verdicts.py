@@ -112,9 +112,10 @@ def failure_notes(report: Mapping[str, Any], failure: Mapping[str, Any] | None) 
     if failure is None:
         return []
     stage = str(report["first_failure"])
-    advice = _LOOSER if _asked_too_much(report) else _NEXT.get(stage, "")
+    if _asked_too_much(report):
+        return [Note(BAD, failure["what"], failure["where"], remedy=_LOOSER)]
     notes = [Note(BAD, failure["what"], failure["where"], remedy=failure["fix"])]
-    if advice:
+    if advice := _NEXT.get(stage, ""):
         notes.append(Note(WARN, f"Where to look: {stage_words(stage)}", advice))
     return notes
 

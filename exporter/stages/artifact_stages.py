@@ -23,6 +23,7 @@ from tokexport.exporter.parity.reference_selection import (
     select_reference_batches,
     stored_gates,
 )
+from tokexport.exporter.report.file_names import REPORT_NAME
 from tokexport.exporter.report_page.bundle_page import missing_packages, write_results
 from tokexport.exporter.speed.against_eager import (
     over_unreduced,
@@ -226,7 +227,6 @@ def _time(run: CompileRun, answered: Answered, runner: Runner) -> None:
     record.speed = speed
     record.speed_over_unreduced = over_unreduced(speed, config.seed)
     record.warnings += busy_warning()
-    run.page.timed(config, run.bundle.path, next(iter(answered.batches)))
     if config.min_speedup is not None:
         require_speedup(speed, timed_name(config, runner), config.min_speedup)
 
@@ -238,6 +238,8 @@ def bundle(
     config, record, found = run.config, run.record, verified.outputs
     with run.stage("bundle"):
         assert record.edges is not None
+        if record.speed is not None:  # its runner is closed, and leaves its memory
+            run.page.timed(config, run.bundle.path, next(iter(answered.batches)))
         gates, said = bundle_gates(captured.proof, found, captured.gates.narrowed, config)
         manifest = replace(
             verified.manifest,
@@ -257,10 +259,13 @@ def bundle(
             chosen.tie_free,
             stored_gates(gates, chosen.rows),
         )
-        if left_out := missing_packages():
+        if run.page.enabled and (left_out := missing_packages()):
             record.warnings += (left_out,)
         report = run.report(manifest.status, str(config.output))
-        write_results(run.bundle.path, report, run.page.data(), manifest)
+        if run.page.enabled:
+            write_results(run.bundle.path, report, run.page.data(), manifest)
+        else:
+            report.write(run.bundle.path / REPORT_NAME)
         return CompileResult(manifest.status, report, run.bundle.commit(manifest))
 
 

@@ -26,6 +26,8 @@ from tokexport.runtimes.printable import printable
 def failure_kept(run: CompileRun) -> Iterator[None]:
     """Writes what was found until a gate failed, and names the file in the error.
 
+    Nothing is written for a compile that gathers no page.
+
     Args:
         run: The compile.
     """
@@ -33,6 +35,8 @@ def failure_kept(run: CompileRun) -> Iterator[None]:
         yield
     except GateError as error:
         error.report = run.report()
+        if not run.page.enabled:
+            raise
         folder = failed_folder(run.config.output)
         parts = (printable(one) for one in (error.what, error.where, error.fix))
         data = run.page.data(Failure(type(error).__name__, *parts))

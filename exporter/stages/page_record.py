@@ -37,11 +37,12 @@ class PageRecord:
         enabled: Whether anything is gathered at all.
 
     Attributes:
+        enabled: Whether anything is gathered, and a page is written.
         errors: How the errors are distributed, by stage and output.
     """
 
     def __init__(self, enabled: bool = False) -> None:
-        self._enabled = enabled
+        self.enabled = enabled
         self._counts: BlockCounts | None = None
         self._blocks: dict[str, int | None] = {}
         self._times: BlockTimes | None = None
@@ -52,7 +53,7 @@ class PageRecord:
     def captured(self, program: ExportedProgram, images: int) -> None:
         """Counts what each block costs, before the program is rewritten in place."""
         with self._noted("blocks"):
-            if self._enabled:
+            if self.enabled:
                 self._counts = BlockCounts(program, images)
 
     def rewritten(self, batches: Batches, program: ExportedProgram) -> None:
@@ -61,7 +62,7 @@ class PageRecord:
             if self._counts is not None:
                 self._counts.look(program)
         with self._noted("tokens"):
-            if self._enabled:
+            if self.enabled:
                 self._drawn = drawn_tokens(program, batches)
 
     def emitted(self, model: ir.Model) -> None:

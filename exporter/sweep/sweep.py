@@ -260,6 +260,7 @@ class _Sweeping:
             weight_bits=config.weight_bits,
             require_run=True,
             timed=False,
+            page=False,
         ).bundle
 
 

@@ -51,7 +51,8 @@ class Requests:
         The model has to be compiled to be timed.
         """
         request = self._compiled.create_infer_request()
-        request.infer(arrays, share_outputs=False)
+        request.start_async(arrays)
+        request.wait()
         return [
             (node.node_name, node.real_time.total_seconds() * 1e3)
             for node in request.profiling_info

@@ -172,6 +172,18 @@ def test_the_next_failure_replaces_the_page(tmp_path: Path) -> None:
     assert sorted(one.name for one in left.iterdir()) == ["page.json", "report.html", "report.json"]
 
 
+def test_a_compile_without_a_page_leaves_none(tmp_path: Path) -> None:
+    given = {"timed": False, "page": False}
+    x = torch.zeros(1, 4)
+    bundle = tokexport.compile(nn.Linear(4, 4), x, output=tmp_path / "out", **given).bundle
+    assert not {"page.json", "report.html"} & {one.name for one in bundle.iterdir()}
+    with pytest.raises(GateError):
+        tokexport.compile(
+            nn.Linear(4, 4), x, output=tmp_path / "bad", min_speedup=1000.0, page=False
+        )
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
 def test_what_was_not_recognised_has_its_line_and_a_remedy(pages: Pages) -> None:
     text = pages.text("unusual")
     assert "Not recognised: gather by aten.take" in text
