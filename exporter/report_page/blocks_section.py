@@ -149,12 +149,14 @@ def unrecognised_notes(data: Mapping[str, Any]) -> Iterator[Part]:
     for part in (*(data.get("blocks") or ()), *filter(None, [data.get("outside")])):
         for one in part["generic"]:
             key = (one["what"], one["operator"], one["why"], one["line"])
-            places.setdefault(key, []).append(part["path"] or "outside the blocks")
+            places.setdefault(key, []).append(part["path"])
     for (what, operator, why, line), where in places.items():
+        blocks = ", ".join(path for path in dict.fromkeys(where) if path)
+        place = f"In {blocks}" if blocks else "Outside the blocks"
         yield Note(
             WARN,
             f"Not recognised: {what} by {operator}",
-            f"In {', '.join(dict.fromkeys(where))}: {why}.",
+            f"{place}: {why}.",
             code=line,
             remedy=REMEDIES.get(what, ""),
         )

@@ -19,7 +19,7 @@ from tokexport.exporter.report_page.verdicts import (
     title_of,
 )
 
-_MB = 1e6
+_MB, _KB = 1e6, 1e3
 
 
 def compile_page(
@@ -108,7 +108,9 @@ def _cards(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
                     f"what the reduction itself changes in {name}",
                 )
     if report["artifact_bytes"]:
-        yield f"{report['artifact_bytes'] / _MB:.1f} MB", "artifact with its weights", ""
+        size = report["artifact_bytes"]
+        large = f"{size / _MB:.1f} MB" if size >= _MB / 10 else f"{size / _KB:.1f} kB"
+        yield large, "artifact with its weights", ""
 
 
 def _number(value: Any) -> float:

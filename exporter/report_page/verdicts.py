@@ -16,7 +16,7 @@ STAGES: Final = {
     "onnx": "the ONNX file",
     "lowered": "the ONNX file rewritten for the target",
     "without kernels": "the artifact without the native kernels",
-    "artifact": "the artifact that ships",
+    "artifact": "the finished artifact",
 }
 #: Whose fault a first failure mostly is, and what helps.
 _NEXT: Final = {
@@ -38,12 +38,24 @@ _NEXT: Final = {
         "report.json. Meanwhile, compile for another target."
     ),
     "without kernels": "Compile for another target, or with another version of OpenVINO.",
-    "artifact": (
-        "In a reduced precision: try another one, or fp32 first. In fp32: give real samples with "
-        "--inputs, for which the tolerance is measured anew."
-    ),
 }
 
+#: The same of the artifact, by what is known of it.
+_NARROWED: Final = (
+    "A reduced precision costs more here than its gate allows. Try another precision, or fp32 "
+    "first: if that passes, nothing else is wrong."
+)
+_NEAR: Final = (
+    "The error is little more than what rounding does. Give real samples with --inputs: the "
+    "tolerance is then measured on them."
+)
+_FAR: Final = (
+    "The error is far more than rounding does, so this is most likely a fault of tokexport or of "
+    "the runtime, and not of your model: please report it with report.json. tokexport bisect finds "
+    "the node where it comes in. Meanwhile, compile for another target."
+)
+#: An error of so many times what is allowed is no rounding.
+_FAR_SHARE: Final = 10.0
 _LOOSER: Final = (
     "Leave --atol out: tokexport then measures how far rounding alone moves each output, and "
     "allows for that. Or pass a larger tolerance, in the units of the output."
@@ -54,7 +66,7 @@ def times_allowed(share: float) -> str:
     """Returns a share of what is allowed: ``14 %``, or beyond ten times it ``310,000 times``."""
     if share != share or share in (float("inf"), float("-inf")):
         return "no number"
-    return f"{share:.0%}" if share <= 10 else f"{share:,.0f} times"
+    return f"{share:.0%}" if share <= _FAR_SHARE else f"{share:,.0f} times"
 
 
 def plural(count: int, noun: str) -> str:
@@ -115,9 +127,17 @@ def failure_notes(report: Mapping[str, Any], failure: Mapping[str, Any] | None) 
     if _asked_too_much(report):
         return [Note(BAD, failure["what"], failure["where"], remedy=_LOOSER)]
     notes = [Note(BAD, failure["what"], failure["where"], remedy=failure["fix"])]
-    if advice := _NEXT.get(stage, ""):
+    if advice := _NEXT.get(stage) or (_about_artifact(report) if stage == "artifact" else ""):
         notes.append(Note(WARN, f"Where to look: {stage_words(stage)}", advice))
     return notes
+
+
+def _about_artifact(report: Mapping[str, Any]) -> str:
+    """Returns where to look where the artifact is the first that is off."""
+    if report["precision"] != "fp32":
+        return _NARROWED
+    shares = [float(most["share"]) for most in report["stages"][-1]["worst"].values()]
+    return _NEAR if shares and max(shares) <= _FAR_SHARE else _FAR
 
 
 def stage_words(stage: str) -> str:

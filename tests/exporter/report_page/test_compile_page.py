@@ -138,7 +138,7 @@ def test_near_ties_are_explained(pages: Pages) -> None:
     text = pages.text("ties")
     assert "PASSED The compiled model gives the same answers as your PyTorch model" in text
     assert "On 1 batch two choices were equally good, and it took the other one" in text
-    assert "artifact: near-ties, which are no error" in text
+    assert "lowered, without kernels, artifact: near-ties, which are no error" in text
     assert "1 choice in 1 of 3 batches fell differently" in text
     assert "topk(KEPT, dim=1)" in text
     assert "passed, but for ties" in text
@@ -147,13 +147,16 @@ def test_near_ties_are_explained(pages: Pages) -> None:
 def test_a_failure_says_where_and_what_to_do(pages: Pages) -> None:
     text = pages.text("failed")
     assert (
-        "FAILED No bundle was written: the artifact that ships does not give the answers of your "
+        "FAILED No bundle was written: the finished artifact does not give the answers of your "
         "PyTorch model with its token reduction."
     ) in text
     assert "Up to there it did: captured (the traced graph), rewritten" in text
     assert "Parity failed at 'artifact': output 'logits' is off by" in text
     assert "What to do:" in text
-    assert "give real samples with --inputs" in text
+    assert "tokexport bisect finds the node where it comes in" in text
+    rows = text[text.index("stage: artifact: the finished artifact") :]
+    assert re.search(r"output: logits [^:]*: .* same best class: \S+ verdict: FAILED", rows)
+    assert re.search(r"output: tokens [^:]*: .* same best class: \S+ verdict: passed", rows)
     assert not (pages.folder / "failed").exists()
     assert str(pages.path("failed")) in pages.error.fix
     report = json.loads(pages.path("failed").with_name("report.json").read_text())
