@@ -284,8 +284,7 @@ class FollowTokens(Interpreter):
 
     def _joined(self, node: Node, result: Tensor) -> Tensor | None:
         """Follows a concatenation: what has no tokens becomes rows that hold no patch."""
-        parts = node.args[0]
-        assert isinstance(parts, list | tuple)
+        parts: Any = node.args[0]
         dim = int(argument(node, "dim")) % result.ndim
         if any(part in self._in_pixels for part in parts if isinstance(part, Node)):
             return None
@@ -295,7 +294,6 @@ class FollowTokens(Interpreter):
             rows = [one for one in known if _is_by_rows(one)]
             return _as_rows(rows[0][..., 0], result.shape) if rows else None
         found = []
-        part: Any
         for part in parts:
             shape = self.env[part].shape
             if part in self._of:
