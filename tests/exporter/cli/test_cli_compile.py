@@ -152,17 +152,18 @@ def test_an_absolute_tolerance_is_the_gate(tmp_path: Path) -> None:
     assert failed["first_failure"] == off[0]["name"]
     assert failed["error"]["what"].startswith(f"Parity failed at '{off[0]['name']}'")
     assert failed["bundle"] is None
-    assert [path.name for path in tmp_path.iterdir()] == ["wide"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["narrow.failed", "wide"]
+    assert str(tmp_path / "narrow.failed" / "report.html") in failed["error"]["fix"]
 
 
-def test_a_speed_gate_that_fails_shows_the_speed_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_speed_gate_that_fails_shows_the_speed_and_leaves_a_page(tmp_path: Path) -> None:
     answer = compile_model(SOURCE, tmp_path / "out", "--min-speedup", "1e9", "--threads", "1")
     assert answer.code == 1
     assert answer.stdout.startswith("FAILED")
     assert "interleaved pairs" in answer.stdout
     assert answer.stderr.startswith("error: The speed-up of ort fp32, 1 thread over eager, 1 th")
     assert "lower --min-speedup" in answer.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
 
 
 def test_another_precision_has_a_gate_of_its_own(tmp_path: Path) -> None:
@@ -218,4 +219,4 @@ def test_surgery_that_changes_the_model_fails_its_gate(tmp_path: Path) -> None:
     assert answer.json["error"]["kind"] == "GateError"
     assert "with nothing reduced" in answer.json["error"]["what"]
     assert answer.json["status"] == "FAILED"
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
