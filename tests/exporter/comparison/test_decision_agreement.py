@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from helpers.cli import MODELS, tokexport
 from helpers.near_ties import CHANNELS, TOKENS, KeepsTheBest, Nudge, samples
 from models.cli_models import plain_vit
 
@@ -61,6 +62,16 @@ def test_every_decision_of_the_own_artifact_is_shown(made: Path, name: str) -> N
     else:  # what a reduced precision decides otherwise is counted
         assert 0.5 < share <= 1.0
         assert max(one.score_error for one in found.decisions) > 1e-3
+
+
+def test_compare_says_how_far_a_bundle_decides_as_its_source(made: Path) -> None:
+    options = ("--reduce", "tome:r=4", "--json")
+    found = tokexport("compare", f"{MODELS}:plain_vit", made / "ort-fp32", *options).json
+    assert found["decision_agreement"] == 1.0
+    narrow = tokexport("compare", made / "ort-int8", f"{MODELS}:plain_vit", *options).json
+    assert 0.5 < narrow["decision_agreement"] <= 1.0
+    alike = tokexport("compare", made / "ort-int8", made / "ort-fp32", "--json").json
+    assert alike["decision_agreement"] is None
 
 
 def test_a_match_on_other_channels_is_not_explained(made: Path, tmp_path: Path) -> None:
