@@ -82,6 +82,9 @@ def test_a_weight_that_moved_by_a_thousandth_is_named(made: Path, tmp_path: Path
     found = answer.json
     assert (found["verdict"], found["weights"], found["structure"]) == ("wrong", "other", "same")
     assert "the weights are others" in found["error"]["what"]
+    command = f"tokexport bisect {tmp_path / 'moved.pt'} {made / 'ort-fp32'} "
+    assert command in found["error"]["fix"]
+    assert f"--code-path {TESTS}" in found["error"]["fix"]
     assert found["outputs"]["tokens"]["verdict"] in ("identical", "arithmetic")
 
 
