@@ -179,12 +179,12 @@ PLANTED: dict[str, tuple[Change, str, str, str]] = {
     ),
     "another index": (*(another_row, "slice_tensor_10", "blocks.2", "the translation to ONNX"),),
     "swapped operands": (
-        *(swapped("layer_norm_3", 3, 4), "layer_norm_3", "blocks.1", "merge by cosine"),
+        *(swapped("layer_norm_3", 3, 4), "layer_norm_3", "blocks.1", "cosine merge norm"),
     ),
     "a wrong attribute": (
         *(times("view_4", "scale", 1.1), "view_4", "blocks.1", "attention by size"),
     ),
-    "outputs swapped": (outputs_swapped, "first", "", ""),
+    "outputs swapped": (outputs_swapped, "second", "", "the translation to ONNX"),
 }
 
 
