@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,10 +14,11 @@ from torch.fx import GraphModule
 
 from tokexport.exporter.build import run_stage
 from tokexport.exporter.capture.random_ops import capture_without_draws
+from tokexport.exporter.comparison.bundle_replay import bundle_replay
 from tokexport.exporter.graph_values.shown_values import Artifact, artifact_at
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.gates import Gate
-from tokexport.exporter.parity.proof import ParityError, StageResult, Ties
+from tokexport.exporter.parity.proof import ParityError, ReplayResult, StageResult, Ties
 from tokexport.exporter.stages.artifact_stages import Lowered, build, emit, lower
 from tokexport.exporter.stages.run import CompileRun
 from tokexport.exporter.stages.traced_stages import (
@@ -161,7 +162,13 @@ def _hold_artifact(
     else:
         folder, manifest = bundle.folder, bundle.manifest
     precision, threads = run.config.precision, run.config.threads
-    replay = None if precision == "int8" else partial(lowered.stages.replay.artifact, manifest)
+
+    def replay(native: bool, failed: Sequence[int]) -> ReplayResult:
+        if bundle is None:
+            return lowered.stages.replay.artifact(manifest, failed, native=native)
+        own = bundle_replay(run, folder, manifest, answered, captured, lowered, native=native)
+        return own.replay(failed)
+
     is_lowered = bundle is None and run.config.backend.runs_lowered
     with run.stage("verify"):
         for native in (False, True):
@@ -176,7 +183,7 @@ def _hold_artifact(
             shown = "without kernels" if not run.config.backend.runs_lowered else "artifact"
             with _named(walk, "artifact" if native else shown):
                 name = "artifact" if native else _NARROW
-                given = replay and partial(replay, native=native)
+                given = None if precision == "int8" else partial(replay, native)
                 captured.proof.check(name, found, given)
         if bundle is None:
             _hold_edges(walk, answered, captured, lowered, manifest)

@@ -7,10 +7,8 @@ where it leaves its gate it is replayed with eager's decisions, as every stage o
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +16,7 @@ from rich.console import Console
 
 from tokexport.exporter.backends.known import REFERENCE
 from tokexport.exporter.build import run_stage
+from tokexport.exporter.comparison.bundle_replay import bundle_replay
 from tokexport.exporter.comparison.bundle_source import (
     config_of,
     require_same_inputs,
@@ -26,15 +25,8 @@ from tokexport.exporter.comparison.bundle_source import (
 from tokexport.exporter.comparison.decision_agreement import (
     DecisionAgreement,
     agreement_over_all,
-    agreements,
 )
 from tokexport.exporter.comparison.figures import Figures, figures
-from tokexport.exporter.comparison.own_replay import (
-    CannotReplayError,
-    DecidedGraph,
-    own_replay,
-    renamed,
-)
 from tokexport.exporter.comparison.reference_batches import reference_batches
 from tokexport.exporter.comparison.source_examples import with_examples
 from tokexport.exporter.eager.example_inputs import picture_options
@@ -42,10 +34,10 @@ from tokexport.exporter.errors import GateError, listed
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.inputs.kinds import kind_of_inputs
 from tokexport.exporter.json_values import plain
-from tokexport.exporter.parity.proof import ParityError, ReplayStage, StageResult
+from tokexport.exporter.parity.proof import ParityError, StageResult
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.source import Source
-from tokexport.exporter.stages.artifact_stages import Lowered, emit, lower
+from tokexport.exporter.stages.artifact_stages import emit, lower
 from tokexport.exporter.stages.run import CompileRun, compile_run
 from tokexport.exporter.stages.traced_stages import (
     Answered,
@@ -57,7 +49,6 @@ from tokexport.exporter.stages.traced_stages import (
 )
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.system.scratch import scratch_folder
-from tokexport.exporter.ties.verdict import selected
 from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes.ops import ops
 from tokexport.runtimes.arrays import Array
@@ -279,7 +270,7 @@ def _held(
     ):
         runner.hold_to(None)  # what its checks say is an output of the graph, and is compared too
         found = run_stage.run_artifact(runner, answered.batches)
-        replayed = _replayed(run, bundle, manifest, answered, captured, lowered)
+        replayed = bundle_replay(run, bundle, manifest, answered, captured, lowered)
         # int8 has no replay: its gate is one over all samples
         replay = replayed.replay if run.config.precision != "int8" else None
         try:
@@ -308,54 +299,6 @@ def _held(
         decisions=replayed.decisions,
         replayed_anew=replayed.why_not,
     )
-
-
-@dataclass(frozen=True)
-class _Replayed:
-    """How the artifact of a bundle decides.
-
-    Attributes:
-        replay: Replays it where it leaves its gate.
-        decisions: How each decision falls in it.
-        why_not: Why an artifact that is built anew is replayed; '' where its own is.
-    """
-
-    replay: ReplayStage
-    decisions: tuple[DecisionAgreement, ...] = ()
-    why_not: str = ""
-
-
-def _replayed(
-    run: CompileRun,
-    bundle: Path,
-    manifest: Manifest,
-    answered: Answered,
-    captured: Captured,
-    lowered: Lowered,
-) -> _Replayed:
-    """Runs the bundle's own artifact by itself and with eager's decisions as inputs."""
-    stages, batches = lowered.stages.replay, answered.batches
-    anew = _Replayed(partial(stages.artifact, manifest))
-    if not stages.graph.decisions:
-        return anew
-    graph = DecidedGraph(stages.graph, renamed(captured.program, answered.names))
-    folder, threads = Path(tempfile.mkdtemp(dir=run.kept.path)), run.config.threads
-    try:
-        with run.stage("decisions"):
-            own = own_replay(bundle, manifest, graph, batches, folder, threads)
-            search, rows = stages.search("artifact"), range(len(batches))
-            if lost := search.lost(stages.graph):
-                raise CannotReplayError(lost)
-            eager = search.eager_values(stages.graph, rows)
-            decided = {name: eager[name] for name in stages.graph.decision_inputs}
-            found = own.run(selected(batches, rows, decided))
-            differences = search.differences(stages.graph, eager, found, rows)
-            quantised = manifest.precision == "int8"
-            free = own.free()
-            decisions = agreements(stages.graph, eager, free, differences, quantised=quantised)
-    except CannotReplayError as error:
-        return replace(anew, why_not=str(error))
-    return _Replayed(partial(stages.given, own.run), decisions)
 
 
 def _verdicts(

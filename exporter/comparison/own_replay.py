@@ -314,6 +314,8 @@ def own_replay(
     batches: Batches,
     folder: Path,
     threads: int | None = None,
+    *,
+    native: bool = True,
 ) -> OwnReplay:
     """Returns the replay of the artifact in a bundle.
 
@@ -324,13 +326,15 @@ def own_replay(
         batches: The batches.
         folder: Where files go.
         threads: The most threads; None leaves it to the runtime.
+        native: Whether the native kernels run.
 
     Raises:
         CannotReplayError: The artifact does not show its decisions.
     """
     if not BACKENDS[manifest.target].runs_on_cpu:
         raise CannotReplayError("an engine shows none of its values")
-    artifact = artifact_at(bundle / manifest.artifact, manifest.precision, threads=threads)
+    path, precision = bundle / manifest.artifact, manifest.precision
+    artifact = artifact_at(path, precision, native=native, threads=threads)
     try:
         return OwnReplay(artifact, graph, batches, folder)
     except RuntimesError as error:

@@ -169,10 +169,10 @@ def test_a_product_in_bf16_before_the_choice_is_not_excused(tmp_path: Path) -> N
 def test_an_artifact_that_shows_no_decision_is_replayed_anew(
     nudged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*given: object) -> None:
+    def refuse(*given: object, **options: object) -> None:
         raise CannotReplayError("it does not show 'getitem_1', a decision")
 
-    monkeypatch.setattr("tokexport.exporter.comparison.against.own_replay", refuse)
+    monkeypatch.setattr("tokexport.exporter.comparison.bundle_replay.own_replay", refuse)
     source = source_in_memory(KeepsTheBest(), ZEROS)
     found = verify_against(nudged / "out", source, inputs=nudged / "close.npz")
     assert (found.decisions, found.decision_agreement) == ((), None)
