@@ -413,3 +413,14 @@ def test_a_fusion_that_is_off_is_named_by_the_value_in_it(made: Path, tmp_path: 
     found, _ = searched(made, artifact)
     assert found.value in ("gelu_1", "add_4")
     assert "add_4" in (found.value, *found.nodes) or "'gelu_1' is read" in found.why
+
+
+@pytest.mark.thorough
+def test_no_near_tie_excuses_a_wrong_weight_in_bf16(made: Path, tmp_path: Path) -> None:
+    """A replay of an artifact that is built anew would be right, and excuse the bundle's."""
+    options = {"reduce": "tome:r=4", "inputs": made / "x.npz", "precision": "bf16"}
+    tokexport.compile(
+        model(), EXAMPLE, "openvino", output=tmp_path / "openvino", timed=False, **options
+    )
+    fault = fault_of(of_bundle(tmp_path, tmp_path, "openvino", wrong_weight_in_ir))
+    assert (fault.stage, fault.operator, fault.block) == ("without kernels", "MatMul", "blocks.1")
