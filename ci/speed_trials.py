@@ -272,7 +272,7 @@ def answer(old: Path, new: Path, threads: str) -> dict[str, Any]:
         "median_ms": found.old.median_ms,
         "seconds": round(found.seconds, 1),
         "machine": f"{machine['processor']}, {machine['cores']['usable']} cores, "
-        f"{machine['system']}, {found.new.runtime.flavour} {version}",
+        f"{machine['system'].partition('-')[0]}, {found.new.runtime.flavour} {version}",
         "notes": found.notes,
     }
 
@@ -286,7 +286,8 @@ def page(trials: Sequence[dict[str, Any]]) -> str:
         "",
         "Written by `python ci/speed_trials.py write`, from `speed_trials.jsonl`. A trial is one "
         f"`compare_speed` with {GATE:.0%} allowed and three minutes, of {MODEL} with {RECIPE} "
-        "beside itself (A/A) or beside the same with a product planted into it.",
+        "beside itself (A/A) or beside the same with a product planted into it. "
+        f"{len(trials)} of {len([*wanted()])} have been run.",
         "",
         "- slower: an A/A trial that says so is a false alarm, a planted one found it",
         "- undecided: the time ended before the interval lay on one side, which is no failure",
@@ -301,7 +302,7 @@ def page(trials: Sequence[dict[str, Any]]) -> str:
     lines += [f"- Planted: {one}" for one in costs]
     for machine in sorted({one["machine"] for one in trials}):
         lines.append(f"- Machine: {machine}")
-    lines += ["", "## Quiet trials", "", f"At most {QUIET:.0%} of the time was withheld.", ""]
+    lines += ["", "## Undisturbed trials", "", f"At most {QUIET:.0%} of the time was withheld.", ""]
     lines += table(quiet)
     lines += ["", "## All trials", "", *table(trials)]
     return "\n".join(lines) + "\n"
