@@ -74,10 +74,12 @@ def main() -> int:
             if time.monotonic() > end:
                 return 0
             make(seed)
-            for found in check(seed, threads, others):
-                line = {"seed": seed, "round": number, "threads": threads, **found}
-                with RESULTS.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            lines = [
+                {"seed": seed, "round": number, "threads": threads, **found}
+                for found in check(seed, threads, others)
+            ]
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     return 0
 
 
@@ -236,7 +238,9 @@ def verdict(one: dict[str, Any]) -> str:
     subjects = {each.partition(": ")[2] for each in one["findings"]}
     other = one["round"] >= len(THREADS)
     explained = all(text.startswith(EXPLAINED) for text in subjects)
-    return "explained" if other and one["outcome"] == "drift" and explained else "false alarm"
+    named = any(text.startswith("environment") for text in subjects)
+    drifted = one["outcome"] == "drift" and named and explained
+    return "explained" if other and drifted else "false alarm"
 
 
 if __name__ == "__main__":

@@ -98,8 +98,8 @@ class OutputResult:
         spread_tolerance: The largest that the gate allows; None where it has none.
         passed: Whether it is within the gate.
         failure: What the figures over all samples leave unseen, a clause; '' where all is right.
-        allowance: How far a value may be off, the mean over all values; None where the gate has no
-            tolerance for each value.
+        allowance: How far a value, a channel or a largest entry may be off, the mean over all;
+            None where the gate has one number.
     """
 
     name: str
@@ -322,10 +322,11 @@ def _judge(name: str, reference: Reference, found: Array, manifest: Manifest) ->
     if "top1_tolerance" in gate:
         explained = reference.allowed(name, gate["top1_tolerance"], computed_in)
         failure = unexplained_top1(one, other, reference.compared(explained))
+        allowance = float(np.mean(explained))
     if name in reference.channels and spread_tolerance is not None:
-        failure = reference.channels[name].failure(
-            reference.by_sample(wanted), reference.by_sample(found)
-        )
+        channels = reference.channels[name]
+        failure = channels.failure(reference.by_sample(wanted), reference.by_sample(found))
+        allowance = float(np.mean([np.mean(each) for each in channels.allowed.values()]))
     passed = (
         not failure
         and (tolerance is None or error <= tolerance)

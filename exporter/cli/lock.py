@@ -107,6 +107,9 @@ def check_command(
     update: Annotated[
         bool, typer.Option("--update", help="Accept what changed; print it, and write the lock.")
     ] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Let --update drop bundles whose folders are gone.")
+    ] = False,
     summary: Annotated[
         bool,
         typer.Option("--summary", help="Write a summary and annotations for GitHub or GitLab."),
@@ -148,15 +151,17 @@ def check_command(
         if html is not None:
             require_page_packages()
         path = lock or (None if against is not None else Path(DEFAULT_NAME))
-        if path is None and update:
-            raise UsageError("There is no lock to update.", fix="Name it: --lock FILE.")
+        if update and against is not None:
+            raise UsageError(
+                "--update writes a lock, and --against has none.", fix="Run the two by themselves."
+            )
+        new = None if against is None else _only(bundles or ())
         before = Lock() if path is None else read_lock(path)
         with redirect_user_output(json):
             found = CheckResult(None, ())
             if path is not None:
                 found = check_bundles(before, path, bundles or (), options, strict=strict)
-            if against is not None:
-                new = _only(bundles or ())
+            if against is not None and new is not None:
                 speed = compare_speed(against, new, slower=parse_share(slower), threads=threads)
                 found = replace(found, speed=speed)
         if junit is not None:
@@ -168,7 +173,7 @@ def check_command(
         if path is None or not update:
             show_judged(json, found.to_json(), partial(render_check, found), found.failed())
             return
-        after = updated(before, found)
+        after = updated(before, found, remove=remove)
         after.write(path)
         done = WrittenLock(path, differences(before, after), after)
         data = replace(found, changes=done.changes).to_json()

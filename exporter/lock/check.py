@@ -150,14 +150,21 @@ def check_bundles(
         strict: Whether a drift fails too.
 
     Raises:
-        UsageError: The lock has no bundle of a folder's name.
+        UsageError: The lock has no bundle, or none of a folder's name.
         InputError: The labelled samples do not fit.
         tokexport.runtimes.errors.RuntimeMissingError: A runtime is not installed.
     """
     asked = options or MeasureOptions()
     named = {locked_name(lock, path, bundle): bundle for bundle in bundles}
     if not bundles:
-        named = {name: path.parent / name for name in lock.bundles}
+        folders = (name for name, one in lock.bundles.items() if not one.of_a_test)
+        named = {name: path.parent / name for name in folders}
+    if not named:
+        raise UsageError(
+            "The lock has no bundle in a folder, so there is nothing to check.",
+            where=str(path),
+            fix=f"Add bundles: tokexport lock BUNDLE --file {path}",
+        )
     checks = (check_bundle(name, lock.bundles[name], named[name], path, asked) for name in named)
     return CheckResult(path, tuple(checks), strict)
 
@@ -175,7 +182,7 @@ def check_bundle(
         options: What it is run on, and how.
     """
     try:
-        found = measure(bundle, path, _with_labelled(locked, path, options))
+        found = measure(bundle, path, with_labelled(locked, path, options))
     except (BundleError, BuildError, RunError) as error:
         said = " ".join(part for part in (error.what, error.where) if part)
         broken = Finding(BREAK, "bundle", "whole, and runs", type(error).__name__, said)
@@ -183,8 +190,17 @@ def check_bundle(
     return BundleCheck.of(name, bundle, locked, findings(locked, found), found)
 
 
-def _with_labelled(locked: LockedBundle, path: Path, options: MeasureOptions) -> MeasureOptions:
-    """Adds the labelled samples that the lock names, where no others are given."""
+def with_labelled(locked: LockedBundle, path: Path, options: MeasureOptions) -> MeasureOptions:
+    """Adds the labelled samples that the lock names, where no others are given.
+
+    Args:
+        locked: What the lock has of a bundle.
+        path: The file of the lock.
+        options: What was asked for.
+
+    Raises:
+        UsageError: They are not there.
+    """
     named = next((one.labelled for one in locked.measured if one.labelled is not None), None)
     if options.inputs is not None or named is None:
         return options
@@ -207,14 +223,16 @@ def locked_name(lock: Lock, path: Path, bundle: Path) -> str:
     name = name_of(bundle, path)
     if name in lock.bundles:
         return name
-    alike = [one for one in lock.bundles if Path(one).name == bundle.resolve().name]
+    last = bundle.resolve().name
+    alike = [one for one in lock.bundles if Path(one).name == last]
     if len(alike) == 1:
         return alike[0]
-    what = "has several bundles" if alike else "has no bundle"
     raise UsageError(
-        f"The lock {what} of the name {bundle.resolve().name!r}.",
-        where=f"{path}: {listed(sorted(lock.bundles))}",
-        fix=f"Add it: tokexport lock {bundle} --file {path}",
+        f"The lock has {'several bundles' if alike else 'no bundle'} of the name {last!r}.",
+        where=f"{path}: {listed(sorted(alike or lock.bundles))}",
+        fix="Check it where the lock has it."
+        if alike
+        else f"Add it: tokexport lock {bundle} --file {path}",
     )
 
 

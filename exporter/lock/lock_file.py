@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.json_values import plain
+from tokexport.exporter.lock.projections import numbers
 from tokexport.exporter.lock.typed_json import typed
 from tokexport.exporter.system.output_file import written_whole
 from tokexport.runtimes.files.regular_files import read_at_most
@@ -67,7 +68,9 @@ class OutputFigures:
             output of one class or of whole numbers.
         share_of_allowed: What the value that is nearest to its tolerance uses of it, 0 to 1; None
             where the tolerance is one over all samples.
-        allowance: How far a value may be off, the mean over all values; None in the same case.
+        allowance: How far a value, a channel or a largest entry may be off, the mean over all; None
+            where the tolerance is one number.
+        scale: The largest magnitude of the reference.
     """
 
     verdict: str
@@ -78,6 +81,7 @@ class OutputFigures:
     top1_agreement: float | None
     share_of_allowed: float | None
     allowance: float | None
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -244,10 +248,12 @@ class LockedBundle:
     Attributes:
         facts: What it is.
         measured: How it did, an entry per environment; empty where no device could run it.
+        of_a_test: Whether a test compiles it, under its own name, so that it has no folder.
     """
 
     facts: BundleFacts
     measured: tuple[Measured, ...] = ()
+    of_a_test: bool = False
 
 
 @dataclass(frozen=True)
@@ -273,8 +279,16 @@ class Lock:
         """Writes the lock, whole or not at all.
 
         Raises:
+            UsageError: The name of a bundle cannot be read back.
             WriteError: The file cannot be written.
         """
+        for name in self.bundles:
+            if why := _bad_name(name):
+                raise UsageError(
+                    f"The lock cannot hold the bundle: {why}.",
+                    where=str(path),
+                    fix="Rename its folder.",
+                )
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
         with written_whole(path, "lock") as partial:
             partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
@@ -310,12 +324,39 @@ def read_lock(path: Path) -> Lock:
         )
     try:
         lock = typed(Lock, data)
-    except ValueError as error:
+        for name, locked in lock.bundles.items():
+            _require_sound(name, locked)
+    except (ValueError, OverflowError) as error:
         raise _not_read(path, printable(str(error))) from error
-    for name in lock.bundles:
-        if name != " ".join(name.split()):
-            raise _not_read(path, f"the name of a bundle is {name!r:.80}")
     return lock
+
+
+def _require_sound(name: str, locked: LockedBundle) -> None:
+    """Refuses a bundle whose texts are not what they stand for.
+
+    Raises:
+        ValueError: A name, a projection or a list of predictions is damaged.
+    """
+    if why := _bad_name(name):
+        raise ValueError(why)
+    for output, rows in locked.facts.reference.projections.items():
+        if not rows:
+            raise ValueError(f"{name} has no projections of {output}")
+        for row in rows:
+            numbers(row)
+    for ran in locked.measured:
+        if not ran.outputs:
+            raise ValueError(f"a run of {name} has no outputs")
+        found = ran.labelled
+        if found is not None and len(found.predictions.split()) != found.samples:
+            raise ValueError(f"a run of {name} has not as many predictions as samples")
+
+
+def _bad_name(name: str) -> str:
+    """Returns why a name cannot stand in a lock, a clause; '' where it can."""
+    if name and name == " ".join(name.split()) and name == printable(name):
+        return ""
+    return f"the name {name!r:.80} has blanks or characters that a terminal does not show"
 
 
 def is_lock(data: Any) -> bool:

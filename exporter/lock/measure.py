@@ -169,6 +169,7 @@ def _figures(one: OutputResult, found: VerifyResult) -> OutputFigures:
         top1_agreement=far.top1_agreement,
         share_of_allowed=None if one.worst is None else one.worst.share,
         allowance=one.allowance,
+        scale=far.scale,
     )
 
 

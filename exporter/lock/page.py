@@ -63,9 +63,8 @@ def _sentence(found: CheckResult) -> str:
     if found.outcome == BREAK:
         return f"The {count} answer as locked, and one is slower than it was."
     if drifted:
-        return (
-            f"Of {count}, {_named(drifted)} inside the tolerance, and not quite what was locked. "
-            + ("Under --strict that fails." if found.strict else "That does not fail.")
+        return f"Of {count}, {_named(drifted)} not quite what was locked, and none is wrong. " + (
+            "Under --strict that fails." if found.strict else "That does not fail."
         )
     return f"{count} checked, and each is what the team locked."
 
@@ -107,7 +106,7 @@ def _bundles(bundles: Sequence[BundleCheck]) -> Section:
         tones.append(_TONES[one.outcome])
     headings = ("bundle", "target", "precision", "runs on", "outcome")
     table = Table(headings, tuple(rows), tones=tuple(tones))
-    lead = "Every bundle was run here on its reference data, and compared with what was locked."
+    lead = "Each was run on its reference data where it can run here, and compared with the lock."
     return Section("Which bundles?", (table,), lead)
 
 

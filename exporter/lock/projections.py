@@ -32,21 +32,31 @@ MOVED: Final = 1e-3
 
 
 def projections(output: Array) -> tuple[str, ...]:
-    """Returns the projections of the first samples of an output, a text of numbers for each.
+    """Returns the projections of an output, a text of numbers for each of its first samples.
+
+    All samples behind them are one more, as a long one.
 
     Args:
         output: Its values, (samples, …); what is no finite number, or a fill, counts as 0.
     """
-    own = output[:MOST_SAMPLES]
-    flat = np.where(np.isfinite(own), own, 0).astype(np.float64)
-    if own.dtype.kind == "f":
-        flat = np.where(fills(own), 0.0, flat)
+    flat = np.where(np.isfinite(output), output, 0).astype(np.float64)
+    if output.dtype.kind == "f":
+        flat = np.where(fills(output), 0.0, flat)
     flat = flat.reshape(len(flat), -1)
-    size = flat.shape[1]
-    if size > VECTORS:
-        signs = np.stack([_signs(number, size) for number in range(VECTORS)])
-        flat = flat @ signs.T / np.sqrt(size)
-    return tuple(" ".join(f"{one:.{_DIGITS}g}" for one in row) for row in flat)
+    rows = [*flat[:MOST_SAMPLES]]
+    if len(flat) > MOST_SAMPLES:
+        rows.append(flat[MOST_SAMPLES:].reshape(-1))
+    return tuple(" ".join(f"{one:.{_DIGITS}g}" for one in _projected(row)) for row in rows)
+
+
+def _projected(sample: Array) -> Array:
+    """Returns the projections of a sample, (values,); the values themselves where they are few."""
+    size = len(sample)
+    if size <= VECTORS:
+        return sample
+    signs = np.stack([_signs(number, size) for number in range(VECTORS)])
+    found: Array = signs @ sample / np.sqrt(size)
+    return found
 
 
 def moved(before: Sequence[str], now: Sequence[str]) -> tuple[tuple[int, ...], float]:
@@ -60,15 +70,25 @@ def moved(before: Sequence[str], now: Sequence[str]) -> tuple[tuple[int, ...], f
         The samples, and the largest estimated root of the mean squared difference of one, as a
         share of the largest projection.
     """
-    one, other = (
-        np.array([[float(number) for number in row.split()] for row in rows])
-        for rows in (before, now)
-    )
-    if one.shape != other.shape:
+    one, other = ([numbers(row) for row in rows] for rows in (before, now))
+    if [len(row) for row in one] != [len(row) for row in other]:
         return tuple(range(len(one))), float("inf")
-    scale = float(np.abs(one).max(initial=0.0)) or 1.0
-    apart = np.sqrt(np.square(one - other).mean(axis=1)) / scale
-    return tuple(int(at) for at in np.flatnonzero(apart > MOVED)), float(apart.max(initial=0.0))
+    scale = max((float(np.abs(row).max(initial=0.0)) for row in one), default=0.0) or 1.0
+    pairs = zip(one, other, strict=True)
+    apart = [float(np.sqrt(np.square(a - b).mean())) / scale for a, b in pairs]
+    return tuple(at for at, far in enumerate(apart) if far > MOVED), max(apart, default=0.0)
+
+
+def numbers(row: str) -> Array:
+    """Returns the projections of a sample, of their text.
+
+    Raises:
+        ValueError: One of them is no number.
+    """
+    found = np.array([float(number) for number in row.split()], np.float64)
+    if not found.size or not np.isfinite(found).all():
+        raise ValueError(f"projections are finite numbers, and these are {row!r:.40}")
+    return found
 
 
 def _signs(number: int, size: int) -> Array:

@@ -30,7 +30,7 @@ _REMEDIES: Final = {
     "SOURCE says whether it is still the model.",
     "source": "Compile the source anew, or name the source that the bundle was compiled from: "
     "tokexport bisect SOURCE BUNDLE finds the node.",
-    "environment": "Lock this environment beside the others: tokexport check --update.",
+    "environment": "Lock the same bundle here beside its other runs: tokexport check --update.",
     "artifact": _UPDATE,
     "native kernels": "Run tokexport doctor: it says whether the kernels load.",
     "run": "Check it on a machine that has the device.",

@@ -196,7 +196,7 @@ def _cut(lines: Sequence[str]) -> str:
 def _cell(text: str) -> str:
     """Returns a text that a cell of a table shows as it is."""
     shown = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
-    for sign in "\\|`*_<>[]#~":
+    for sign in "\\|`*_<>[]#~$&@":
         shown = shown.replace(sign, f"\\{sign}")
     return " ".join(shown.split())
 
@@ -205,8 +205,8 @@ def _lines_of(lock: Path) -> dict[str, int]:
     """Returns the line at which each bundle begins in a lock."""
     found: dict[str, int] = {}
     for number, line in enumerate(lock.read_text(encoding="utf-8").splitlines(), start=1):
-        key, separator, _ = line.strip().partition('": {')
-        if separator and line.startswith('    "'):
+        key, separator, rest = line.strip().rpartition('": {')
+        if separator and not rest and line.startswith('    "'):
             found[json.loads(f'{key}"')] = number
     return found
 

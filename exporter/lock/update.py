@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tokexport.exporter.errors import GateError, UsageError, listed
 from tokexport.exporter.json_values import plain
-from tokexport.exporter.lock.check import CheckResult
+from tokexport.exporter.lock.check import CheckResult, name_of, with_labelled
 from tokexport.exporter.lock.findings import BREAK, Finding, findings, text_of
 from tokexport.exporter.lock.lock_file import Lock, LockedBundle, Measured
 from tokexport.exporter.lock.measure import Measurement, MeasureOptions, measure
@@ -40,7 +40,12 @@ _SHOWN: Final = 60
 
 
 def with_bundles(
-    lock: Lock, path: Path, bundles: Mapping[str, Path], options: MeasureOptions | None = None
+    lock: Lock,
+    path: Path,
+    bundles: Mapping[str, Path],
+    options: MeasureOptions | None = None,
+    *,
+    of_a_test: bool = False,
 ) -> Lock:
     """Measures bundles and adds them to a lock, or another environment to those that it has.
 
@@ -49,6 +54,7 @@ def with_bundles(
         path: Its file, which the place of labelled samples is relative to.
         bundles: The folders, by their names in the lock.
         options: What they are run on, and how.
+        of_a_test: Whether a test compiled them, so that they have no folder.
 
     Raises:
         GateError: A bundle leaves its tolerance, or is not the model of its source.
@@ -56,41 +62,61 @@ def with_bundles(
         tokexport.runtimes.errors.RuntimesError: A bundle is altered, or cannot run here.
     """
     for name, bundle in bundles.items():
-        found = measure(bundle, path, options or MeasureOptions())
+        before, asked = lock.bundles.get(name), options or MeasureOptions()
+        if before is not None:
+            asked = with_labelled(before, path, asked)
+        found = measure(bundle, path, asked)
         _require_right(bundle, found)
-        before = lock.bundles.get(name)
         if before is not None:
             breaks = [one for one in findings(before, found) if one.kind == BREAK]
             if breaks:
                 raise _another(name, path, breaks)
-        lock = replace(lock, bundles={**lock.bundles, name: _merged(before, found)})
+        merged = replace(_merged(before, found), of_a_test=of_a_test)
+        lock = replace(lock, bundles={**lock.bundles, name: merged})
     return lock
 
 
-def updated(lock: Lock, result: CheckResult) -> Lock:
+def updated(lock: Lock, result: CheckResult, *, remove: bool = False) -> Lock:
     """Returns the lock that a check's bundles are unchanged against.
 
     Args:
         lock: The lock that they were checked against.
-        result: The check; a bundle whose folder is gone leaves the lock.
+        result: The check.
+        remove: Whether bundles leave the lock whose folders are gone.
 
     Raises:
-        GateError: A bundle leaves its tolerance, cannot run, or is not the model of its source.
+        GateError: A bundle leaves its tolerance, cannot run, or is not the model of its source; or
+            its folder is gone, and may not leave.
     """
     bundles = dict(lock.bundles)
+    assert result.lock is not None
     for one in result.bundles:
-        if not one.bundle.exists():
+        if remove and not one.bundle.exists() and name_of(one.bundle, result.lock) == one.name:
             del bundles[one.name]
         elif one.measurement is None:
             raise GateError(
                 f"The bundle {one.name} cannot be locked: {one.findings[0].sentence}",
                 where=str(one.bundle),
-                fix="Compile it anew, or remove its folder to take it out of the lock.",
+                fix="Compile it anew; or take bundles whose folders are gone out of the lock: "
+                "--update --remove.",
             )
-        elif one.findings:
+        elif one.findings or _says_more(lock.bundles[one.name], one.measurement):
             _require_right(one.bundle, one.measurement)
-            bundles[one.name] = _merged(lock.bundles[one.name], one.measurement)
+            before = lock.bundles[one.name]
+            merged = _merged(before, one.measurement)
+            bundles[one.name] = replace(merged, of_a_test=before.of_a_test)
     return replace(lock, bundles=bundles)
+
+
+def _says_more(locked: LockedBundle, found: Measurement) -> bool:
+    """Returns whether a run has labelled samples or a source that the lock has not."""
+    ran = found.measured
+    if ran is None:
+        return False
+    own = [one for one in locked.measured if one.environment == ran.environment]
+    before = own[0] if own else None
+    new_labels = ran.labelled is not None and (before is None or before.labelled is None)
+    return new_labels or (ran.source is not None and (before is None or before.source is None))
 
 
 def differences(before: Lock, after: Lock) -> tuple[str, ...]:
@@ -116,8 +142,12 @@ def _merged(before: LockedBundle | None, found: Measurement) -> LockedBundle:
     if before is not None and before.facts.artifact == found.facts.artifact:
         runs = before.measured
     if found.measured is not None:
-        own = found.measured.environment
-        runs = (*(one for one in runs if one.environment != own), found.measured)
+        own = found.measured
+        for one in runs:
+            if one.environment == own.environment:  # what was not measured anew stays
+                labelled = own.labelled or one.labelled
+                own = replace(own, labelled=labelled, source=own.source or one.source)
+        runs = (*(one for one in runs if one.environment != own.environment), own)
     ordered = sorted(runs, key=lambda one: str(one.environment))
     return LockedBundle(found.facts, tuple(ordered))
 
@@ -140,7 +170,7 @@ def _another(name: str, path: Path, breaks: Sequence[Finding]) -> UsageError:
     return UsageError(
         f"The lock has another bundle {name}: {listed([one.what for one in breaks])} differ.",
         where=str(path),
-        fix=f"Review it: tokexport check --lock {path} --update prints what changes.",
+        fix=f"See what differs: tokexport check --lock {path}; accept it with --update.",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,10 @@ class Parity:
         folder: Where bundles go.
         options: The options of ``tokexport.compile``, the target among them.
         lock: The lock that the bundle is held to; None without one.
-        name: The bundle's name in it: that of the test.
+        name: The bundle's name in it: that of the test; a second one of the test has a number.
         update: Whether the lock is written in place of being held to.
         strict: Whether a drift fails too.
+        made: The bundles so far.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class Parity:
     name: str
     update: bool
     strict: bool
+    made: list[Path] = field(default_factory=list)
 
     def __call__(
         self, model: nn.Module, example_inputs: Any = None, **options: Any
@@ -57,8 +59,10 @@ class Parity:
         """
         import tokexport
 
-        asked = {"timed": False, "output": self.folder / "bundle", **self.options, **options}
+        output = self.folder / f"bundle-{len(self.made)}"
+        asked = {"timed": False, "output": output, **self.options, **options}
         result = tokexport.compile(model, example_inputs, **asked)
+        self.made.append(result.bundle)
         if self.lock is not None:
             self._hold(self.lock, result.bundle)
         return result
@@ -66,17 +70,18 @@ class Parity:
     def _hold(self, path: Path, bundle: Path) -> None:
         """Holds a bundle to the lock, or writes it there."""
         lock = read_lock(path) if path.exists() or not self.update else Lock()
-        options = MeasureOptions()
-        if self.name not in lock.bundles:
+        options, count = MeasureOptions(), len(self.made)
+        name = self.name if count == 1 else f"{self.name}#{count}"
+        if name not in lock.bundles:
             if not self.update:
                 raise UsageError(
-                    f"The lock has no bundle of the name {self.name!r}.",
+                    f"The lock has no bundle of the name {name!r}.",
                     where=str(path),
                     fix="Write it there: pytest --tokexport-update, and review the diff.",
                 )
-            with_bundles(lock, path, {self.name: bundle}, options).write(path)
+            with_bundles(lock, path, {name: bundle}, options, of_a_test=True).write(path)
             return
-        found = check_bundle(self.name, lock.bundles[self.name], bundle, path, options)
+        found = check_bundle(name, lock.bundles[name], bundle, path, options)
         if self.update:
             updated(lock, CheckResult(path, (found,))).write(path)
         else:

@@ -117,8 +117,9 @@ def test_bundles_are_what_was_locked(made: Path) -> None:
 
 def test_locking_again_writes_the_same_file(copy: Path) -> None:
     before = (copy / "parity.lock.json").read_bytes()
-    answer = lock(copy, "--inputs", copy / "labelled.npz", copy / "ort-fp32")
-    assert (answer.code, answer.json["changes"]) == (0, [])
+    for given in ((), ("--inputs", copy / "labelled.npz")):  # those of the lock without any
+        answer = lock(copy, *given, copy / "ort-fp32")
+        assert (answer.code, answer.json["changes"]) == (0, [])
     assert (copy / "parity.lock.json").read_bytes() == before
 
 
@@ -188,7 +189,11 @@ def test_an_artifact_that_is_altered_by_hand_breaks(copy: Path) -> None:
 def test_a_bundle_that_is_gone_breaks_and_leaves_the_lock_with_update(copy: Path) -> None:
     shutil.rmtree(copy / "ort-int8")
     assert said(check(copy))["bundle"].startswith("There is no bundle.")
-    answer = tokexport("check", "--lock", copy / "parity.lock.json", "--update", "--json")
+    update = ("check", "--lock", copy / "parity.lock.json", "--update")
+    refused = tokexport(*update)
+    assert refused.code == 1
+    assert "--update --remove" in refused.stderr
+    answer = tokexport(*update, "--remove", "--json")
     assert answer.code == 0, answer
     assert all(line.startswith("- ort-int8") for line in answer.json["changes"])
     assert check(copy)["outcome"] == "unchanged"
@@ -241,6 +246,11 @@ def precision(manifest: dict[str, Any]) -> None:
 
 def tolerance(manifest: dict[str, Any]) -> None:
     manifest["gates"]["logits"]["local_tolerance"] = 5e-2
+
+
+def spread(manifest: dict[str, Any]) -> None:
+    for gate in manifest["gates"].values():
+        gate["spread"] *= 10
 
 
 def recipe(manifest: dict[str, Any]) -> None:
@@ -347,6 +357,52 @@ def test_a_file_that_is_no_lock_is_refused(text: str | None, message: str, tmp_p
     refusal(tokexport("check", "--lock", path), 2, tmp_path, message)
 
 
+def test_a_wider_spread_is_a_wider_tolerance(copy: Path) -> None:
+    edit(copy / "ort-int8", spread)
+    assert "tolerance of 'logits'" in said(check(copy, copy / "ort-int8"))
+
+
+def test_a_lock_without_bundles_is_no_pass(tmp_path: Path) -> None:
+    path = tmp_path / "parity.lock.json"
+    path.write_text('{"kind": "tokexport parity lock", "schema_version": 1, "bundles": {}}')
+    refusal(tokexport("check", "--lock", path), 2, tmp_path, "there is nothing to check")
+
+
+def damaged_projection(locked: dict[str, Any]) -> None:
+    locked["facts"]["reference"]["projections"]["logits"][0] = "x 1"
+
+
+def damaged_figure(locked: dict[str, Any]) -> None:
+    locked["measured"][0]["outputs"]["logits"]["max_abs"] = 10**400
+
+
+def damaged_predictions(locked: dict[str, Any]) -> None:
+    locked["measured"][0]["labelled"]["predictions"] = "1 2"
+
+
+@pytest.mark.parametrize("damage", [damaged_projection, damaged_figure, damaged_predictions])
+def test_a_damaged_lock_is_a_message(copy: Path, damage: Callable[[dict[str, Any]], None]) -> None:
+    facts(copy, "ort-fp32", damage)
+    answer = tokexport("check", "--lock", copy / "parity.lock.json")
+    assert answer.code == 2
+    assert "The lock cannot be read" in answer.stderr
+
+
+def far_off(locked: dict[str, Any]) -> None:
+    for one in locked["measured"][0]["outputs"].values():
+        one["rms"] /= 1e4
+
+
+def test_an_error_that_grew_is_named_also_where_the_cosine_decides(copy: Path) -> None:
+    facts(copy, "ort-int8", far_off)
+    assert "error of 'logits'" in said(check(copy, copy / "ort-int8"), "drift")
+
+
+def test_a_lock_is_not_written_while_speeds_are_compared(copy: Path) -> None:
+    given = ("--lock", copy / "parity.lock.json", "--update", "--against", copy / "ort-fp32")
+    assert tokexport("check", copy / "ort-fp32", *given).code == 2
+
+
 def test_a_bundle_that_the_lock_lacks_is_refused(made: Path, tmp_path: Path) -> None:
     answer = tokexport("check", tmp_path / "else", "--lock", made / "parity.lock.json")
     refusal(answer, 2, tmp_path, "The lock has no bundle of the name 'else'", "tokexport lock")
@@ -424,7 +480,7 @@ def test_a_lock_prints_no_line_of_its_own(copy: Path) -> None:
     assert "\x1b[2J" not in answer.stdout + answer.stderr
     path = copy / "parity.lock.json"
     path.write_text(path.read_text().replace('"openvino-fp32"', '"a\\nb"'))
-    assert "the name of a bundle is" in tokexport("check", "--lock", path).stderr
+    assert "has blanks or characters" in tokexport("check", "--lock", path).stderr
 
 
 def test_a_page_says_to_a_stranger_what_broke_and_what_to_do(copy: Path) -> None:

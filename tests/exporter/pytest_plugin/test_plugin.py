@@ -27,6 +27,11 @@ def test_vit(parity):
 """
 
 
+DRIFT = "tokexport.exporter.pytest_plugin.outcomes.ParityDriftWarning"
+#: Of an editable install pytest finds the finder imported before it could look at its asserts.
+EDITABLE = ("-W", "ignore:Module already imported so cannot be rewritten")
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with its lock, and JSON that is none."""
@@ -49,7 +54,7 @@ def run(folder: Path, *options: object, code: int = 0) -> str:
     """Runs pytest in a folder; returns what it prints."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "/dev/null"]
     done = subprocess.run(
-        [*command, "--rootdir", ".", *map(str, options)],
+        [*command, "--rootdir", ".", *EDITABLE, *map(str, options)],
         env=child_environment(),
         cwd=folder,
         capture_output=True,
@@ -114,7 +119,7 @@ def test_a_lock_is_not_written_by_several_processes(copy: Path) -> None:
         check=False,
     )
     assert done.returncode == 4
-    assert "run it without -n" in done.stderr
+    assert "without -n" in done.stderr
 
 
 def test_the_fixture_compiles_for_each_target_and_locks(tmp_path: Path) -> None:
@@ -122,12 +127,45 @@ def test_the_fixture_compiles_for_each_target_and_locks(tmp_path: Path) -> None:
     assert "The lock does not exist." in run(tmp_path, "-k", "ort-fp32", code=1)
     run(tmp_path, "--tokexport-update", "--strict-markers")
     locked = json.loads((tmp_path / "models.lock.json").read_text())["bundles"]
-    assert {*locked} == {"test_vit[ort-fp32]", "test_vit[openvino-fp32]"}
-    assert "2 passed" in run(tmp_path, "test_vit.py", "-W", "error")
+    names = {f"test_vit.py::test_vit[{target}-fp32]" for target in ("ort", "openvino")}
+    assert {*locked} == names
+    assert "2 passed" in run(tmp_path, "-W", f"error::{DRIFT}")
     (tmp_path / "test_vit.py").write_text(TEST.replace("r=4", "r=2").replace("33, 29", "35, 33"))
     assert "break: token reduction tome:r=4 → tome:r=2" in run(
         tmp_path, "test_vit.py", "-k", "ort", code=1
     )
+
+
+OTHERS = """
+import pytest
+
+@pytest.mark.parametrize("parity", [0, 1])
+def test_a_parameter_of_that_name(parity):
+    assert parity in (0, 1)
+
+class TestOwn:
+    @pytest.fixture
+    def parity(self):
+        return "even"
+
+    def test_a_fixture_of_that_name(self, parity):
+        assert parity == "even"
+
+def test_asked_for_later(request):
+    assert request.getfixturevalue("parity").options == {"target": "ort", "precision": "fp32"}
+
+@pytest.mark.tokexport("openvino")
+def test_options_without_a_name(parity):
+    pass
+"""
+
+
+def test_suites_that_use_the_name_for_something_else_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "test_others.py").write_text(OTHERS)
+    printed = run(tmp_path, "--deselect", "test_others.py::test_options_without_a_name", code=2)
+    assert "takes options by name" in printed
+    (tmp_path / "test_others.py").write_text(OTHERS.partition("@pytest.mark.tokexport")[0])
+    assert "4 passed" in run(tmp_path)
 
 
 def test_the_plugin_loads_neither_torch_nor_a_runtime() -> None:
