@@ -57,7 +57,7 @@ _ALLOWANCE_FACTOR: Final = 2.0
 #: tolerance. Threads and instruction sets change the order of sums, and so the largest error.
 _ERROR_FACTOR: Final = 3.0
 _ERROR_SHARE: Final = 0.1
-#: Two runs of one artifact that near-ties bring out are as far off, within such a factor.
+#: How far two runs of one artifact that near-ties bring out may be apart, as a factor.
 _NEAR_FACTOR: Final = 1.5
 #: The error of an output over all samples that is rounding, as a share of its scale.
 _ROUNDING: Final = 1e-5
