@@ -131,7 +131,7 @@ COMMANDS: Final[Mapping[str, Document]] = {
     "verify": Document(
         (
             Result(Verification, judged=True),
-            Result(AgainstSource, ("verdict", "why_not"), judged=True),
+            Result(AgainstSource, ("verdict", "why_not", "decision_agreement"), judged=True),
         ),
         reports=True,
     ),
