@@ -22,6 +22,8 @@ import pytest
 from helpers.cli import Answer, tokexport
 from helpers.pages import PAGES, ROOT, Block, blocks
 
+from tokexport.exporter.pytest_plugin.parity import Parity
+
 RUN = ("python", "bash", "console")
 #: The page whose bundle others go on with.
 FIRST = ROOT / "docs" / "guides" / "first-bundle.md"
@@ -83,8 +85,23 @@ def run_python(block: Block, names: dict[str, Any], tmp_path: Path) -> None:
     exec(compile(block.code, path, "exec"), names)
     for name in set(names) - known:
         if name.startswith("test_"):
-            takes = inspect.signature(names[name]).parameters
-            names[name](**({"tmp_path": tmp_path} if "tmp_path" in takes else {}))
+            run_test(names[name], tmp_path)
+
+
+def run_test(test: Any, tmp_path: Path) -> None:
+    """Runs a test of a block with the fixtures that it asks for, for each target of its marker."""
+    takes = inspect.signature(test).parameters
+    given = {"tmp_path": tmp_path} if "tmp_path" in takes else {}
+    if "parity" not in takes:
+        test(**given)
+        return
+    (marker,) = test.pytestmark
+    options = {name: value for name, value in marker.kwargs.items() if name != "target"}
+    for target in marker.kwargs["target"]:
+        folder = tmp_path / target
+        folder.mkdir()
+        asked = {**options, "target": target}
+        test(parity=Parity(folder, asked, None, test.__name__, False, False), **given)
 
 
 def run_bash(block: Block) -> None:
