@@ -13,9 +13,12 @@ import onnx
 import pytest
 import torch
 from helpers.cli import MODELS, TESTS, Answer, compile_model, refusal, tokexport
+from helpers.near_ties import CHANNELS, TOKENS, KeepsTheBest, Nudge, samples
 from models.cli_models import plain_vit
 from onnx import numpy_helper
 
+import tokexport as package
+from tokexport.graph_passes import pipelines
 from tokexport.runtimes.bundle.bundle_files import hash_file
 
 SOURCE = f"{MODELS}:plain_vit"
@@ -515,3 +518,38 @@ def test_an_engine_without_its_device_is_locked_by_what_it_is(tmp_path: Path) ->
     assert check(tmp_path)["outcome"] == "unchanged"
     edit(tmp_path / "engine", precision)
     assert {*said(check(tmp_path))} == {"precision"}
+
+
+def test_a_tie_that_another_build_turns_breaks_until_the_source_excuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keeps.py").write_text(
+        "import torch\n"
+        "from helpers.near_ties import CHANNELS, TOKENS, KeepsTheBest\n"
+        "def build():\n"
+        "    return KeepsTheBest().eval(), torch.zeros(1, TOKENS, CHANNELS)\n"
+    )
+    zeros = torch.zeros(1, TOKENS, CHANNELS)
+    nudged = {**pipelines.LOWER, "openvino": (*pipelines.LOWER["openvino"], Nudge(1e-6))}
+    for name, apart, passes in (("keeps", 2e-7, pipelines.LOWER), ("nudged", 0.5, nudged)):
+        np.savez(tmp_path / f"{name}.npz", x=samples(apart))
+        with monkeypatch.context() as patch:
+            patch.setattr(pipelines, "LOWER", passes)
+            package.compile(
+                *(KeepsTheBest(), zeros, "openvino"),
+                **{"output": tmp_path / name, "inputs": tmp_path / f"{name}.npz", "timed": False},
+            )
+    bundle = tmp_path / "keeps"
+    assert lock(tmp_path, bundle).code == 0
+    for name in ("model.xml", "model.bin"):
+        if (tmp_path / "nudged" / name).exists():
+            shutil.copy(tmp_path / "nudged" / name, bundle / name)
+            digest = hash_file(bundle / name)
+            edit(bundle, lambda one, name=name, digest=digest: one["files"].update({name: digest}))
+    assert "output 'output'" in said(check(tmp_path))
+    places = ("--code-path", tmp_path, "--code-path", TESTS)
+    found = check(tmp_path, "--source", "keeps:build", *places)
+    assert (found["outcome"], said(found)) == ("drift", {})
+    assert "verdict of 'output'" in said(found, "drift")
+    ran = found["bundles"][0]["measured"]
+    assert (ran["source"]["verdict"], ran["source"]["ties"]) == ("ties only", 1)

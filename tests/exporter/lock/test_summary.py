@@ -11,9 +11,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 import yaml
 from helpers.cli import MODELS, compile_model, tokexport
+from torch import Tensor, nn
 
+import tokexport as package
 from tokexport.exporter.lock.check import BundleCheck, CheckResult
 from tokexport.exporter.lock.findings import BREAK, DRIFT, Finding
 from tokexport.exporter.lock.summary import (
@@ -138,3 +141,34 @@ def test_the_speed_alone_needs_no_lock(made: Path, tmp_path: Path) -> None:
     assert (
         tokexport("check", made / "first", "--against", made / "first", "--slower", "x").code == 2
     )
+
+
+class Products(nn.Module):
+    """Two products of an input (1, 64, 96), by way of so many hidden channels."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(96, hidden), nn.Linear(hidden, 96)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+@pytest.mark.thorough
+def test_a_slower_artifact_fails_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, hidden in (("old", 8), ("new", 8192)):
+        package.compile(
+            *(Products(hidden).eval(), torch.randn(1, 64, 96), "ort"),
+            **{"output": tmp_path / name, "timed": False, "page": False},
+        )
+    monkeypatch.setenv("TOKEXPORT_TIMING_SECONDS", "90")
+    given = ("--against", tmp_path / "old", "--threads", "1", "--html", tmp_path / "speed.html")
+    answer = tokexport("check", tmp_path / "new", *given, "--json")
+    assert answer.code == 1, answer
+    found = answer.json
+    assert (found["outcome"], found["speed"]["verdict"]) == ("break", "slower")
+    assert "times as long as the old one" in found["error"]["what"]
+    page = (tmp_path / "speed.html").read_text()
+    assert "The new bundle is slower than the old one by more than 3 %." in page
