@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from tokexport.exporter.report_page.answers import stage_table
@@ -76,6 +76,8 @@ def _sections(found: Mapping[str, Any], fix: str) -> Iterator[Section]:
         (_outputs(found["outputs"]),),
         "The outputs of the bundle beside those of the source in PyTorch, on the same inputs.",
     )
+    if found["decisions"]:
+        yield _decisions(found["decisions"])
     for title, pairs in (
         ("What differs in the preprocessing", found["preprocessing"]),
         ("What differs in what it returns beside tensors", found["constants"]),
@@ -100,6 +102,48 @@ def _sections(found: Mapping[str, Any], fix: str) -> Iterator[Section]:
     )
     yield Section("What was compared", (Facts(rows),))
     yield glossary_section()
+
+
+def _decisions(decisions: Sequence[Mapping[str, Any]]) -> Section:
+    """Returns how each decision of the model falls in the bundle."""
+    numbers = ("positions", "agree", "flips", "from a tie", "score error")
+    rows = tuple(
+        (
+            f"{number}. {_place(one)}",
+            str(one["positions"]),
+            f"{one['agreeing']:.1%}",
+            str(one["flips"]),
+            "–" if not one["flips"] else f"{float(one['margin']):.1e}",
+            f"{float(one['score_error']):.1e}",
+            "yes" if one["explained"] else "no",
+        )
+        for number, one in enumerate(decisions, start=1)
+    )
+    table = Table(
+        ("decision", *numbers, "explained"),
+        rows,
+        numbers=numbers,
+        tones=tuple(PLAIN if one["explained"] else BAD for one in decisions),
+    )
+    reasons = tuple(
+        Text(f"Decision {number}: {one['why_not']}.")
+        for number, one in enumerate(decisions, start=1)
+        if one["why_not"]
+    )
+    lead = (
+        "The model decides which tokens merge or stay. “Agree” is the share of its choices that "
+        "are PyTorch's when the bundle decides all by itself; “flips” are those that differ when "
+        "PyTorch decides everything before. A choice that is nearer to a tie than the error of its "
+        "scores may fall either way: both are shares of the scale of the scores."
+    )
+    return Section("Does it decide alike?", (table, *reasons), lead)
+
+
+def _place(decision: Mapping[str, Any]) -> str:
+    """Returns what decides, and the name of the file and the line that it comes from."""
+    operator = decision["operator"].rpartition(".")[2].replace("_", " ")
+    file = decision["line"].partition(", in ")[0].rpartition("/")[2]
+    return f"{operator}, {file}" if file else operator
 
 
 def _reasons(found: Mapping[str, Any]) -> Iterator[Note | Text]:

@@ -58,6 +58,7 @@ def test_a_bundle_of_another_model_is_said_to_be_wrong(made: Path, tmp_path: Pat
     assert "Output logits is off by" in text
     assert "Compile the source anew, or pass the source that the bundle was compiled from." in text
     assert "output: tokens" in text
+    assert "1. bipartite match, cli_models.py:" in text
     found = opened(page, tmp_path, 360, dark=True)
     assert (found.console, found.measured["wide"]) == ([], [])
 
