@@ -241,7 +241,8 @@ def verdict(one: dict[str, Any]) -> str:
     other = one["round"] >= len(THREADS)
     if other and one["held_to_source"] and any("break: source" in each for each in one["findings"]):
         return "confirmed"
-    explained = all(text.startswith(EXPLAINED) for text in subjects)
+    # the source said that near-ties alone bring it out, and so its errors are larger too
+    explained = one["held_to_source"] or all(text.startswith(EXPLAINED) for text in subjects)
     named = any(text.startswith("environment") for text in subjects)
     drifted = one["outcome"] == "drift" and named and explained
     return "explained" if other and drifted else "false alarm"
