@@ -20,6 +20,7 @@ from tokexport.exporter.cli.messages import Failure
 from tokexport.exporter.comparison import against, compare
 from tokexport.exporter.comparison.against import AgainstSource, OutputVerdict
 from tokexport.exporter.comparison.compare import ComparedOutputs
+from tokexport.exporter.comparison.verdicts import VERDICTS
 from tokexport.exporter.config import BundledOptions
 from tokexport.exporter.exit_codes import ExitCode
 from tokexport.exporter.inspection.inspect import SCHEMA_VERSION as INSPECTION_VERSION
@@ -164,8 +165,8 @@ VALUES: Final[Mapping[tuple[type, str], tuple[Any, ...]]] = {
     (Sweep, "target"): _TARGETS,
     (Sweep, "quality"): (ACCURACY, TOP1, COSINE),
     (ComparedOutputs, "verdict"): (compare.IDENTICAL, compare.DIFFERENT),
-    (AgainstSource, "verdict"): against.VERDICTS,
-    (OutputVerdict, "verdict"): against.VERDICTS,
+    (AgainstSource, "verdict"): VERDICTS,
+    (OutputVerdict, "verdict"): VERDICTS,
     (AgainstSource, "weights"): _HASHES,
     (AgainstSource, "structure"): _HASHES,
     (Lock, "kind"): (LOCK_KIND,),

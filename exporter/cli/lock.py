@@ -155,14 +155,14 @@ def check_command(
             raise UsageError(
                 "--update writes a lock, and --against has none.", fix="Run the two by themselves."
             )
-        new = None if against is None else _only(bundles or ())
+        new, share = None if against is None else _only(bundles or ()), parse_share(slower)
         before = Lock() if path is None else read_lock(path)
         with redirect_user_output(json):
             found = CheckResult(None, ())
             if path is not None:
                 found = check_bundles(before, path, bundles or (), options, strict=strict)
             if against is not None and new is not None:
-                speed = compare_speed(against, new, slower=parse_share(slower), threads=threads)
+                speed = compare_speed(against, new, slower=share, threads=threads)
                 found = replace(found, speed=speed)
         if junit is not None:
             write_junit(found, junit)

@@ -31,6 +31,13 @@ from tokexport.exporter.comparison.decision_agreement import (
 from tokexport.exporter.comparison.figures import Figures, figures
 from tokexport.exporter.comparison.reference_batches import reference_batches
 from tokexport.exporter.comparison.source_examples import with_examples
+from tokexport.exporter.comparison.verdicts import (
+    ARITHMETIC,
+    IDENTICAL,
+    TIES_ONLY,
+    VERDICTS,
+    WRONG,
+)
 from tokexport.exporter.eager.example_inputs import picture_options
 from tokexport.exporter.errors import GateError, listed
 from tokexport.exporter.inputs.batches import Batches
@@ -60,12 +67,6 @@ from tokexport.runtimes.pictures.preprocessing import Preprocessing
 from tokexport.runtimes.tolerances.neighbourhoods import as_samples
 from tokexport.runtimes.verification import reference_inputs
 
-#: The verdicts, from the nearest to the farthest.
-IDENTICAL: Final = "identical"
-ARITHMETIC: Final = "arithmetic"
-TIES_ONLY: Final = "ties only"
-WRONG: Final = "wrong"
-VERDICTS: Final = (IDENTICAL, ARITHMETIC, TIES_ONLY, WRONG)
 #: Why an artifact that was built anew is replayed where the bundle's own is not excused.
 _SAME_ANEW: Final = (
     "an artifact that is built here answers bit by bit as the bundle does, and near-ties explain it"

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokexport.exporter.comparison.against import OTHER, SAME, UNKNOWN, WRONG, AgainstSource
+from tokexport.exporter.comparison.against import OTHER, SAME, UNKNOWN, AgainstSource
 from tokexport.exporter.comparison.tables import cells
+from tokexport.exporter.comparison.verdicts import WRONG
 from tokexport.exporter.report.tables import unbroken_lines
 
 #: How it is said whether the source has what the bundle was compiled from.

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tokexport.exporter.comparison.reference_batches import batch_of
 from tokexport.exporter.lock.lock_file import (
     ArtifactFiles,
     BundleFacts,
@@ -85,8 +86,7 @@ def _artifact(bundle: Path, manifest: Manifest) -> ArtifactFiles:
 
 
 def _reference(manifest: Manifest, reference: Reference) -> ReferenceData:
-    first = manifest.inputs[0].shape if manifest.inputs else ()
-    batch = first[0] if first else 1
+    batch = batch_of(manifest.inputs)
     return ReferenceData(
         inputs_sha256=hash_of(reference.inputs[spec.name] for spec in manifest.inputs),
         samples=reference.batches * batch,

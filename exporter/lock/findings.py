@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tokexport.exporter.comparison.verdicts import TIES_ONLY, WRONG
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.lock.lock_file import (
     BundleFacts,
@@ -19,7 +20,7 @@ from tokexport.exporter.lock.lock_file import (
     Measured,
     OutputFigures,
 )
-from tokexport.exporter.lock.measure import TIES_ONLY, WRONG, Measurement
+from tokexport.exporter.lock.measure import Measurement
 from tokexport.exporter.lock.projections import moved
 
 BREAK: Final = "break"
@@ -328,7 +329,7 @@ def _of_figures(locked: Measured, found: Measured) -> Iterator[Finding]:
                 f"{now:.3g}",
                 "It is inside its tolerance, and farther off than when it was locked.",
             )
-        if one.verdict != other.verdict and other.verdict == "ties only":
+        if one.verdict != other.verdict and other.verdict == TIES_ONLY:
             yield Finding(
                 DRIFT,
                 f"verdict of '{name}'",

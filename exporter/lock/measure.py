@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from os.path import relpath
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
+from tokexport.exporter.comparison.reference_batches import batch_of
+from tokexport.exporter.comparison.verdicts import ARITHMETIC, IDENTICAL, TIES_ONLY, WRONG
 from tokexport.exporter.errors import InputError
 from tokexport.exporter.inputs.batches import Batches, read_inputs
 from tokexport.exporter.inputs.class_numbers import classes_of_bundle
@@ -40,11 +41,6 @@ from tokexport.runtimes.verification import (
     require_gates,
     verify_runner,
 )
-
-IDENTICAL: Final = "identical"
-ARITHMETIC: Final = "arithmetic"
-TIES_ONLY: Final = "ties only"
-WRONG: Final = "wrong"
 
 
 @dataclass(frozen=True)
@@ -179,12 +175,15 @@ def _labelled(
     """Classifies labelled samples; None without any."""
     if options.inputs is None:
         return None
-    first = runner.inputs[0].shape
-    size = first[0] if first else 1
     known = partial(classes_of_bundle, manifest)
     pictures = PictureOptions(own=manifest.preprocessing, known=known)
     batches = read_inputs(
-        options.inputs, runner.inputs, size, options.samples, runner.constants, pictures
+        options.inputs,
+        runner.inputs,
+        batch_of(runner.inputs),
+        options.samples,
+        runner.constants,
+        pictures,
     )
     if batches.labels is None:
         raise InputError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tokexport.exporter.comparison.against import WRONG, verify_against
+from tokexport.exporter.comparison.against import verify_against
+from tokexport.exporter.comparison.verdicts import WRONG
 from tokexport.exporter.errors import OtherModelError
 from tokexport.exporter.lock.lock_file import HeldToSource
 from tokexport.exporter.progress import Checklist

@@ -16,6 +16,7 @@ from tokexport.exporter.errors import WriteError
 from tokexport.exporter.lock.check import UNCHANGED, BundleCheck, CheckResult
 from tokexport.exporter.lock.findings import BREAK, DRIFT, Finding
 from tokexport.exporter.lock.tables import errors_of
+from tokexport.exporter.report_page.verdicts import plural
 from tokexport.exporter.speed.paired_bundles import PairedSpeed
 
 #: The variable that names the file of a step's summary.
@@ -108,9 +109,7 @@ def _headline(found: CheckResult) -> Iterator[str]:
     yield f"## {_MARKS[found.outcome]} Parity: {found.outcome}"
     yield ""
     if found.lock is not None:
-        count = len(found.bundles)
-        noun = "bundle" if count == 1 else "bundles"
-        yield f"{count} {noun} held to {_cell(str(found.lock))}."
+        yield f"{plural(len(found.bundles), 'bundle')} held to {_cell(str(found.lock))}."
         yield ""
 
 

@@ -14,6 +14,7 @@ from tokexport.exporter.lock.findings import BREAK, DRIFT
 from tokexport.exporter.lock.lock_file import Measured
 from tokexport.exporter.lock.update import WrittenLock
 from tokexport.exporter.report.tables import unbroken_lines
+from tokexport.exporter.report_page.verdicts import plural
 from tokexport.exporter.speed.paired_text import render_paired_speed
 
 STYLES: Final = {UNCHANGED: "bold green", DRIFT: "bold yellow", BREAK: "bold red"}
@@ -37,15 +38,12 @@ def _render_bundles(found: CheckResult, console: Console) -> None:
         console.print(line, soft_wrap=True)
     for one in found.bundles:
         for finding in one.findings:
-            said = Text.assemble((finding.kind, STYLES[finding.kind]), f"  {one.name}: ")
-            said.append(f"{finding.what} {finding.locked} → {finding.found}. {finding.sentence}")
-            console.print(said, soft_wrap=True)
+            line = Text.assemble((finding.kind, STYLES[finding.kind]), f"  {one.name}: ")
+            line.append(f"{finding.what} {finding.locked} → {finding.found}. {finding.sentence}")
+            console.print(line, soft_wrap=True)
     outcome = worst_of(one.outcome for one in found.bundles)
-    count = len(found.bundles)
-    noun = "bundle" if count == 1 else "bundles"
-    console.print(
-        Text.assemble((outcome, STYLES[outcome]), f"  {count} {noun}, {found.lock}"), soft_wrap=True
-    )
+    said = f"  {plural(len(found.bundles), 'bundle')}, {found.lock}"
+    console.print(Text.assemble((outcome, STYLES[outcome]), said), soft_wrap=True)
 
 
 def cells(one: BundleCheck) -> tuple[str, ...]:
