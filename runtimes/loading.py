@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
 from tokexport.runtimes import native_library
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
+from tokexport.runtimes.bundle.bundle_runner import BundleRunner
 from tokexport.runtimes.bundle.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -17,8 +19,8 @@ from tokexport.runtimes.bundle.manifest import (
     read_manifest,
 )
 from tokexport.runtimes.bundle.runner import Runner
-from tokexport.runtimes.errors import BundleError, KernelsError, ProcessorError
-from tokexport.runtimes.files.ir_contents import check_ir
+from tokexport.runtimes.errors import BundleError, ProcessorError, RuntimesError
+from tokexport.runtimes.files.ir_contents import check_ir, weights_beside
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
 from tokexport.runtimes.processor import sums_saturate
 
@@ -27,8 +29,12 @@ _SUFFIXES: Final = {"onnxruntime-cpu": ".onnx", "openvino-cpu": ".xml"}
 
 
 def load(
-    bundle: str | os.PathLike[str], *, threads: int | None = None, require_kernels: bool = False
-) -> Runner:
+    bundle: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    require_kernels: bool = False,
+    batches: Collection[int] | None = None,
+) -> BundleRunner:
     """Loads a bundle for running, and warns where native kernels are there and do not load.
 
     Args:
@@ -37,9 +43,12 @@ def load(
             runtime.
         require_kernels: Whether to refuse a bundle that would run without the native kernels of
             its target; TensorRT has none.
+        batches: Which artifacts of the bundle are loaded, by the number of samples that they take
+            at once; None loads all.
 
     Returns:
-        The runner; it frees what it holds at ``close`` or at the end of a ``with``.
+        The runner, which takes any number of samples; it frees what it holds at ``close`` or at the
+        end of a ``with``.
 
     Raises:
         BundleError: The bundle is not whole, or its manifest does not describe its artifact.
@@ -53,18 +62,47 @@ def load(
     manifest = read_manifest(folder)
     check_processor(manifest)
     check_files(folder, manifest)
-    check_contents(folder, manifest)
-    runner = open_runner(folder, manifest, threads=threads)
+    chosen = _chosen(folder, manifest, batches)
+    runners: list[Runner] = []
     try:
-        native_library.require_kernels(runner.runtime, asked=require_kernels)
-    except KernelsError:
-        runner.close()
+        for one in chosen:
+            check_contents(folder, one)
+            runners.append(open_runner(folder, one, threads=threads))
+            native_library.require_kernels(runners[-1].runtime, asked=require_kernels)
+            runners[-1].hold_to(one.checks)
+        loaded = BundleRunner(runners, chosen)
+    except RuntimesError:
+        for runner in runners:
+            runner.close()
         raise
-    if problem := runner.runtime.details.get(native_library.PROBLEM):
+    if problem := loaded.runtime.details.get(native_library.PROBLEM):
         said = f"{problem} The bundle runs without them, slower. {native_library.FIX}"
         warnings.warn(said, native_library.KernelsWarning, stacklevel=2)
-    runner.hold_to(manifest.checks)
-    return runner
+    return loaded
+
+
+def _chosen(
+    folder: Path, manifest: Manifest, batches: Collection[int] | None
+) -> tuple[Manifest, ...]:
+    """Returns the manifests of the artifacts to load, each by itself.
+
+    Raises:
+        BundleError: Two artifacts are for the same number of samples, or none for one asked for.
+    """
+    ladder = {one.batch: one for one in manifest.ladder}
+    if len(ladder) < len(manifest.ladder):
+        raise broken_manifest(
+            folder / MANIFEST_NAME, "two of its artifacts take the same number of samples"
+        )
+    wanted = tuple(ladder) if batches is None else tuple(dict.fromkeys(batches))
+    missing = [batch for batch in wanted if batch not in ladder]
+    if missing or not wanted:
+        raise BundleError(
+            f"The bundle has no artifact for {' or '.join(map(str, missing)) or 'no'} samples.",
+            where=str(folder),
+            fix=f"Pass some of {', '.join(map(str, ladder))}, or compile with --batch.",
+        )
+    return tuple(ladder[batch] for batch in wanted)
 
 
 def check_processor(manifest: Manifest) -> None:
@@ -106,8 +144,8 @@ def check_contents(bundle: Path, manifest: Manifest) -> None:
                 files = onnx_contents(artifact).files
             case ".xml":
                 check_ir(artifact)
-                weights = artifact.with_suffix(".bin").name
-                files = {weights} if (bundle / weights).exists() else set()
+                weights = weights_beside(artifact)
+                files = {weights.name} if weights.exists() else set()
     except (ContentsError, OSError) as error:
         raise BundleError(
             f"The artifact is not one that tokexport writes: {error}.",

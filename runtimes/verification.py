@@ -32,13 +32,14 @@ bundles made before have none.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.bundle_files import file_in
 from tokexport.runtimes.bundle.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -68,7 +69,6 @@ from tokexport.runtimes.tolerances.neighbourhoods import (
     worst,
 )
 
-REFERENCE_NAME = "reference.npz"
 #: The tolerances of which a gate holds one.
 _GATES = {"local_tolerance", "relative_tolerance", "least_cosine"}
 #: The tolerances of a gate that uses rounding errors.
@@ -148,17 +148,26 @@ class VerifyResult:
         batches: Number of batches replayed.
         outputs: How each output did.
         left_out: Number of samples in them that were not compared, for a near-tie in each.
+        batch: The number of samples of a batch.
+        rungs: The results of the bundle's further artifacts, each by itself.
     """
 
     runtime: RuntimeInfo
     batches: int
     outputs: tuple[OutputResult, ...]
     left_out: int = 0
+    batch: int = 1
+    rungs: tuple[VerifyResult, ...] = ()
+
+    @property
+    def ladder(self) -> tuple[VerifyResult, ...]:
+        """The result of each artifact, in the order of the bundle."""
+        return (self, *self.rungs)
 
     @property
     def passed(self) -> bool:
-        """Whether every output is within its gate."""
-        return all(output.passed for output in self.outputs)
+        """Whether every output of every artifact is within its gate."""
+        return all(output.passed for one in self.ladder for output in one.outputs)
 
     def __repr__(self) -> str:
         """Returns the verdict, what ran, and how far off each output is, in a line."""
@@ -167,9 +176,10 @@ class VerifyResult:
     def _repr_html_(self) -> str:
         """Returns the same as HTML, for a notebook."""
         verdict, sentence = self._summary()
+        outputs = [output for one in self.ladder for output in one.outputs]
         rows = [
             (name, far, "passed" if output.passed else output.failure or "failed")
-            for (name, far), output in zip(self._far(), self.outputs, strict=True)
+            for (name, far), output in zip(self._far(), outputs, strict=True)
         ]
         return as_html(verdict, sentence, (), (("output", "largest error", ""), rows))
 
@@ -178,7 +188,20 @@ class VerifyResult:
         return "PASSED" if self.passed else "FAILED", said
 
     def _far(self) -> list[tuple[str, str]]:
-        return [(output.name, f"{output.comparison.max_abs:.1e}") for output in self.outputs]
+        return [
+            (f"{output.name}{one.among}" if self.rungs else output.name, _far(output))
+            for one in self.ladder
+            for output in one.outputs
+        ]
+
+    @property
+    def among(self) -> str:
+        """The artifact in the name of an output of a ladder: `` at 8 samples``."""
+        return f" at {self.batch} sample{'s' * (self.batch != 1)}"
+
+
+def _far(output: OutputResult) -> str:
+    return f"{output.comparison.max_abs:.1e}"
 
 
 def verify_bundle(
@@ -201,9 +224,14 @@ def verify_bundle(
     """
     folder = Path(bundle)
     manifest = read_manifest(folder)
-    require_gates(folder, manifest)
-    with load(folder, threads=threads, require_kernels=require_kernels) as runner:
-        return verify_runner(runner, manifest, read_reference(folder, manifest))
+    for one in manifest.ladder:
+        require_gates(folder, one)
+    with load(folder, threads=threads, require_kernels=require_kernels) as loaded:
+        first, *others = (
+            verify_runner(loaded.runners[one.batch], one, read_reference(folder, one))
+            for one in manifest.ladder
+        )
+        return replace(first, rungs=tuple(others))
 
 
 def require_gates(bundle: Path, manifest: Manifest) -> None:
@@ -236,7 +264,8 @@ def verify_runner(runner: Runner, manifest: Manifest, reference: Reference) -> V
     results = tuple(
         _judge(spec.name, reference, candidate[spec.name], manifest) for spec in manifest.outputs
     )
-    return VerifyResult(runner.runtime, reference.batches, results, reference.left_out)
+    figures = reference.batches, results, reference.left_out, reference.samples
+    return VerifyResult(runner.runtime, *figures)
 
 
 def reference_inputs(bundle: Path) -> dict[str, Array]:
@@ -357,13 +386,13 @@ def read_reference(bundle: Path, manifest: Manifest) -> Reference:
     Raises:
         BundleError: It has no reference data, or none that fits its manifest.
     """
-    path = bundle / REFERENCE_NAME
-    if REFERENCE_NAME not in manifest.files:
+    if manifest.reference not in manifest.files:
         raise BundleError(
-            f"The bundle has no {REFERENCE_NAME}, so there is nothing to verify it against.",
+            f"The bundle has no {manifest.reference}, so there is nothing to verify it against.",
             where=str(bundle),
             fix="Compile the model anew.",
         )
+    path = file_in(bundle, manifest.reference)
     try:
         with open_regular(path) as file:
             archive = Archive(file, packed=False)  # as compile writes it
@@ -382,8 +411,7 @@ def read_reference(bundle: Path, manifest: Manifest) -> Reference:
     )
     if not fits or (tie_free is not None and not tie_free.any(axis=1).all()):
         raise _bad_reference(path, "its ``steady`` does not select samples in each batch")
-    first = manifest.inputs[0].shape if manifest.inputs else ()
-    samples = first[0] if first else 1
+    samples = manifest.batch
     rounding_error = {
         spec.name: _rounding_error(path, arrays, spec.name, outputs[spec.name])
         for spec in manifest.outputs

@@ -23,9 +23,9 @@ from tokexport.exporter.lock.typed_json import typed
 from tokexport.exporter.report.file_names import PAGE_DATA_NAME, PAGE_NAME, REPORT_NAME
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import file_in
-from tokexport.runtimes.bundle.manifest import Manifest
+from tokexport.runtimes.bundle.manifest import REFERENCE_NAME, Manifest
 from tokexport.runtimes.tolerances.neighbourhoods import as_samples
-from tokexport.runtimes.verification import REFERENCE_NAME, Reference
+from tokexport.runtimes.verification import Reference
 
 #: The files of a bundle that no runtime loads: they say how it was made.
 _NOT_LOADED: Final = frozenset({REFERENCE_NAME, REPORT_NAME, PAGE_DATA_NAME, PAGE_NAME})

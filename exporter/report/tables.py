@@ -94,22 +94,42 @@ class RuntimeName(TypedDict):
     version: str
 
 
-class Verification(TypedDict):
-    """How far a bundle is off its reference data.
+class VerifiedRung(TypedDict):
+    """How far one artifact of a bundle is off its reference data.
 
     Attributes:
-        status: ``PASSED`` or ``FAILED``.
-        runtime: What ran the bundle.
+        batch: The number of samples that it takes at once.
         batches: The number of batches replayed.
         samples_left_out: How many samples in them were not compared, for a near-tie in each.
         outputs: How far each output is off, by name.
     """
 
-    status: str
-    runtime: RuntimeName
+    batch: int
     batches: int
     samples_left_out: int
     outputs: dict[str, VerifiedOutput]
+
+
+class Verification(TypedDict):
+    """How far a bundle is off its reference data, its first artifact before the others.
+
+    Attributes:
+        status: ``PASSED`` or ``FAILED``, of all artifacts together.
+        runtime: What ran the bundle.
+        batch: The number of samples that the first artifact takes at once.
+        batches: The number of batches replayed.
+        samples_left_out: How many samples in them were not compared, for a near-tie in each.
+        outputs: How far each output is off, by name.
+        rungs: How far the further artifacts are off.
+    """
+
+    status: str
+    runtime: RuntimeName
+    batch: int
+    batches: int
+    samples_left_out: int
+    outputs: dict[str, VerifiedOutput]
+    rungs: list[VerifiedRung]
 
 
 def verification_json(result: VerifyResult) -> dict[str, Any]:
@@ -117,28 +137,40 @@ def verification_json(result: VerifyResult) -> dict[str, Any]:
     data: Verification = {
         "status": "PASSED" if result.passed else "FAILED",
         "runtime": {"flavour": result.runtime.flavour, "version": result.runtime.version},
+        "batch": result.batch,
         "batches": result.batches,
         "samples_left_out": result.left_out,
-        "outputs": {
-            output.name: {
-                "passed": output.passed,
-                "relative_error": output.relative_error,
-                "relative_tolerance": output.relative_tolerance,
-                "share_of_allowed": None if output.worst is None else output.worst.share,
-                "least_cosine": output.least_cosine,
-                "spread_error": output.spread_error,
-                "spread_tolerance": output.spread_tolerance,
-                "failure": output.failure,
-                "max_abs": output.comparison.max_abs,
-                "mean_abs": output.comparison.mean_abs,
-                "cosine": output.comparison.cosine,
-                "top1_agreement": output.comparison.top1_agreement,
-            }
-            for output in result.outputs
-        },
+        "outputs": {output.name: _verified(output) for output in result.outputs},
+        "rungs": [_rung(one) for one in result.rungs],
     }
     found: dict[str, Any] = plain(data)
     return found
+
+
+def _rung(result: VerifyResult) -> VerifiedRung:
+    return {
+        "batch": result.batch,
+        "batches": result.batches,
+        "samples_left_out": result.left_out,
+        "outputs": {output.name: _verified(output) for output in result.outputs},
+    }
+
+
+def _verified(output: OutputResult) -> VerifiedOutput:
+    return {
+        "passed": output.passed,
+        "relative_error": output.relative_error,
+        "relative_tolerance": output.relative_tolerance,
+        "share_of_allowed": None if output.worst is None else output.worst.share,
+        "least_cosine": output.least_cosine,
+        "spread_error": output.spread_error,
+        "spread_tolerance": output.spread_tolerance,
+        "failure": output.failure,
+        "max_abs": output.comparison.max_abs,
+        "mean_abs": output.comparison.mean_abs,
+        "cosine": output.comparison.cosine,
+        "top1_agreement": output.comparison.top1_agreement,
+    }
 
 
 def render_verification(result: VerifyResult, console: Console) -> None:
@@ -146,10 +178,11 @@ def render_verification(result: VerifyResult, console: Console) -> None:
     table = Table(box=SIMPLE_HEAD)
     for heading in ("output", "max abs", "of scale", "allowed", "cosine", "top-1", ""):
         table.add_column(heading, justify="left" if heading == "output" else "right")
-    for output in result.outputs:
+    verified = [(one, output) for one in result.ladder for output in one.outputs]
+    for one, output in verified:
         top1 = output.comparison.top1_agreement
         table.add_row(
-            output.name,
+            f"{output.name}{one.among}" if result.rungs else output.name,
             f"{output.comparison.max_abs:.2e}",
             _found(output),
             _allowed(output),
@@ -160,8 +193,12 @@ def render_verification(result: VerifyResult, console: Console) -> None:
     console.print(table)
     status = Text("PASSED", "bold green") if result.passed else Text("FAILED", "bold red")
     runtime = f"{result.runtime.flavour} {result.runtime.version}"
-    batches = "1 batch" if result.batches == 1 else f"{result.batches} batches"
-    left_out = f", {result.left_out} samples with a near-tie left out" if result.left_out else ""
+    count, left = (
+        sum(one.batches for one in result.ladder),
+        sum(one.left_out for one in result.ladder),
+    )
+    batches = "1 batch" if count == 1 else f"{count} batches"
+    left_out = f", {left} samples with a near-tie left out" if left else ""
     console.print(Text.assemble(status, f"  {batches} on {runtime}{left_out}"))
 
 
@@ -184,7 +221,12 @@ def _allowed(output: OutputResult) -> str:
 
 def failed_gate(result: VerifyResult) -> GateError | None:
     """Returns the error that names the outputs outside their gates; None where all passed."""
-    failed = [f"{one.name} {one.why_not}" for one in result.outputs if not one.passed]
+    failed = [
+        f"{output.name}{one.among if result.rungs else ''} {output.why_not}"
+        for one in result.ladder
+        for output in one.outputs
+        if not output.passed
+    ]
     if not failed:
         return None
     return GateError(

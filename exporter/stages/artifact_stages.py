@@ -39,12 +39,11 @@ from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.manifest import PASSED, Manifest
+from tokexport.runtimes.bundle.manifest import PASSED, REFERENCE_NAME, Manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import NoDeviceError
 from tokexport.runtimes.native_library import FIX as KERNELS_FIX
 from tokexport.runtimes.native_library import PROBLEM, require_kernels
-from tokexport.runtimes.verification import REFERENCE_NAME
 
 
 @dataclass(frozen=True)

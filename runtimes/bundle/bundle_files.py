@@ -27,10 +27,11 @@ def check_files(bundle: Path, manifest: Manifest) -> None:
 
     Raises:
         BundleError: A file is missing, is not what was written, or has a name that leads out of
-            the folder; or the artifact has no hash.
+            the folder; or an artifact has no hash.
     """
-    if manifest.artifact not in manifest.files:
-        raise broken_manifest(bundle / MANIFEST_NAME, f"{manifest.artifact!r} has no hash in it")
+    for one in manifest.ladder:
+        if one.artifact not in manifest.files:
+            raise broken_manifest(bundle / MANIFEST_NAME, f"{one.artifact!r} has no hash in it")
     for name, wanted in manifest.files.items():
         path = file_in(bundle, name)
         try:

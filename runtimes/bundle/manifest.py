@@ -26,6 +26,8 @@ from tokexport.runtimes.printable import all_printable
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+#: The file that the first artifact of a bundle is verified against.
+REFERENCE_NAME = "reference.npz"
 PASSED = "PASSED"
 BUILT_NOT_RUN = "BUILT, NOT RUN"
 
@@ -34,6 +36,8 @@ _RETURNED = "constant_outputs"
 _LARGEST = 1e300
 #: Bytes of a manifest; one of a few hundred kilobytes is large.
 _LARGEST_MANIFEST = 1 << 24
+#: Artifacts of a ladder beside the first.
+_MOST_RUNGS = 32
 #: The most numbers of a tensor.
 _MOST_NUMBERS = 1 << 44
 #: The types of the tensors that runtimes take and give.
@@ -87,6 +91,32 @@ class RuntimeInfo:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """One more artifact of a bundle: the same model for another number of samples at once.
+
+    Attributes:
+        artifact: Name of the file that the runtime loads.
+        reference: Name of the file that it is verified against.
+        inputs: Its inputs, in the order of the manifest's.
+        outputs: The model's output tensors, in the order of the manifest's.
+        gates: The gates that it is verified against, as those of the manifest.
+        input_ranges: The ranges of whole numbers that it takes, as those of the manifest.
+        checks: Its conditions, as those of the manifest.
+        latency_ms: The median of a run where it was compiled, in milliseconds; None where it was
+            not timed.
+    """
+
+    artifact: str
+    reference: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    gates: dict[str, dict[str, float]]
+    input_ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
+    checks: InputChecks | None = None
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The manifest of a bundle.
 
@@ -129,6 +159,12 @@ class Manifest:
             bundles made before.
         classes: The number of each class by its name, as the pictures of ``--inputs`` named them;
             None without any.
+        reference: Name of the file that the artifact is verified against.
+        samples_independent: Whether the artifact answers each sample of a batch alike, whatever
+            the others are, so that samples can be split and filled up; None in bundles made before.
+        latency_ms: The median of a run where it was compiled, in milliseconds; None where it was
+            not timed.
+        rungs: Further artifacts, each of the same model for another number of samples at once.
     """
 
     schema_version: int
@@ -155,6 +191,22 @@ class Manifest:
     fingerprint: dict[str, Any] | None = None
     options: dict[str, Any] | None = None
     classes: dict[str, int] | None = None
+    reference: str = REFERENCE_NAME
+    samples_independent: bool | None = None
+    latency_ms: float | None = None
+    rungs: tuple[Rung, ...] = ()
+
+    @property
+    def batch(self) -> int:
+        """How many samples the artifact takes at once: the leading size of its first input."""
+        first = self.inputs[0].shape if self.inputs else ()
+        return first[0] if first else 1
+
+    @property
+    def ladder(self) -> tuple[Manifest, ...]:
+        """The manifest of each artifact by itself, in the order of the bundle."""
+        alone = dataclasses.replace(self, rungs=())
+        return (alone, *(dataclasses.replace(alone, **_fields(rung)) for rung in self.rungs))
 
     @property
     def computed(self) -> tuple[TensorSpec, ...]:
@@ -172,6 +224,11 @@ class Manifest:
         path = bundle / MANIFEST_NAME
         path.write_text(self.to_json() + "\n", encoding="utf-8", errors="backslashreplace")
         return path
+
+
+def _fields(rung: Rung) -> dict[str, Any]:
+    """Returns the fields of a rung by name."""
+    return {one.name: getattr(rung, one.name) for one in dataclasses.fields(rung)}
 
 
 def read_manifest(bundle: Path) -> Manifest:
@@ -236,8 +293,9 @@ def _check_version(version: object, path: Path) -> None:
 class _Reader:
     """Turns parsed JSON into a manifest, naming the field that does not fit."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, within: str = "") -> None:
         self._path = path
+        self._within = within
 
     def manifest(self, data: Mapping[str, Any]) -> Manifest:
         return Manifest(
@@ -265,15 +323,59 @@ class _Reader:
             fingerprint=self._object_or_null(data, "fingerprint"),
             options=self._object_or_null(data, "options"),
             classes=self._classes(data),
+            reference=self._get(data, "reference", str) if "reference" in data else REFERENCE_NAME,
+            samples_independent=self._truth_or_null(data, "samples_independent"),
+            latency_ms=self._time_or_null(data, "latency_ms"),
+            rungs=self._rungs(data),
         )
 
+    def _rungs(self, data: Mapping[str, Any]) -> tuple[Rung, ...]:
+        given = self._get(data, "rungs", list) if "rungs" in data else []
+        if len(given) > _MOST_RUNGS:
+            raise self._wrong("rungs", f"a list of at most {_MOST_RUNGS}", len(given))
+        return tuple(self._rung(one, f"rungs[{place}]") for place, one in enumerate(given))
+
+    def _rung(self, given: object, name: str) -> Rung:
+        if not isinstance(given, dict):
+            raise self._wrong(name, "an object", given)
+        reader = _Reader(self._path, f"{name}.")
+        return Rung(
+            artifact=reader._get(given, "artifact", str),
+            reference=reader._get(given, "reference", str),
+            inputs=reader._specs(given, "inputs"),
+            outputs=reader._specs(given, "outputs"),
+            gates=reader._gates(given),
+            input_ranges=reader._ranges(given),
+            checks=reader._checks(given),
+            latency_ms=reader._time_or_null(given, "latency_ms"),
+        )
+
+    def _truth_or_null(self, data: Mapping[str, Any], key: str) -> bool | None:
+        value = data.get(key)
+        if not isinstance(value, bool | None):
+            raise self._wrong(key, "true, false or null", value)
+        return value
+
+    def _time_or_null(self, data: Mapping[str, Any], key: str) -> float | None:
+        value = data.get(key)
+        if value is None:
+            return None
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, float | int)
+            or not 0 < value < _LARGEST
+        ):
+            raise self._wrong(key, "a number above 0, or null", value)
+        return float(value)
+
     def _wrong(self, key: str, wanted: str, found: object) -> BundleError:
-        return broken_manifest(self._path, f"{key} should be {wanted}, and it is {found!r:.80}")
+        said = f"{self._within}{key} should be {wanted}, and it is {found!r:.80}"
+        return broken_manifest(self._path, said)
 
     def _get(self, data: Mapping[str, Any], key: str, kind: type, within: str = "") -> Any:
         names: dict[type, str] = {str: "a text", dict: "an object", list: "a list"}
         if key not in data:
-            raise broken_manifest(self._path, f"{within}{key} is missing")
+            raise broken_manifest(self._path, f"{self._within}{within}{key} is missing")
         value = data[key]
         if not isinstance(value, kind):
             raise self._wrong(within + key, names[kind], value)
@@ -311,7 +413,7 @@ class _Reader:
             specs.append(TensorSpec(name, self._whole_numbers(item, "shape", within + "."), dtype))
         names = [spec.name for spec in specs]
         if len(set(names)) < len(names):
-            raise broken_manifest(self._path, f"{key} has a name twice: {names}")
+            raise broken_manifest(self._path, f"{self._within}{key} has a name twice: {names}")
         return tuple(specs)
 
     def _whole_numbers(self, data: Mapping[str, Any], key: str, within: str) -> tuple[int, ...]:

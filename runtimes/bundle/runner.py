@@ -5,6 +5,9 @@ A runner is ready when it is made, and is closed by ``close`` or at the end of a
     with load("bundle") as runner:
         logits = runner.run({"pixels": images})["logits"]
 
+``run`` answers now, ``submit`` later, in the order of the calls; ``warm_up`` makes the first answer
+as fast as the next ones.
+
 Threads may share a runner, and any of them may close it: a run that is on its way gives its answer,
 a later one is refused. A child process may not use one that was loaded before the fork, since the
 threads of its runtime stay with the parent: there every run is refused, and nothing is freed.
@@ -14,12 +17,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import statistics
 import threading
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -31,6 +37,8 @@ from tokexport.runtimes.errors import InputMismatchError, RunError
 from tokexport.runtimes.notebook import as_html, one_line
 
 _open_runners: weakref.WeakSet[Runner] = weakref.WeakSet()
+#: How many runs of a warm-up are timed, after the first.
+_TIMED_RUNS: Final = 3
 
 
 class Runner(ABC):
@@ -69,6 +77,7 @@ class Runner(ABC):
         self._closed = False
         self._forked = False
         self._closing = threading.Lock()
+        self._submitted: ThreadPoolExecutor | None = None
         _open_runners.add(self)
 
     def __repr__(self) -> str:
@@ -92,26 +101,99 @@ class Runner(ABC):
     def _runtime_name(self) -> str:
         return f"{self.runtime.flavour} {self.runtime.version}"
 
-    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The numbers of samples that an artifact takes at once, in the order of the bundle."""
+        first = self.inputs[0].shape if self.inputs else ()
+        return (first[0] if first else 1,)
+
+    def run(
+        self, arrays: Mapping[str, Array], out: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
         """Runs the model once.
 
         Args:
             arrays: An array for each input, by name, of exactly its shape and dtype: nothing is
                 cast or broadcast. Infinities are taken, as masks use them; NaN is not. Those of
-                ``constants`` may be among them.
+                ``constants`` may be among them. A loaded bundle takes any number of samples.
+            out: An array for each output, by name, that the answer is written into: of its shape
+                and dtype, contiguous, and of nobody else until the run has ended. None makes new
+                ones.
 
         Returns:
-            An array for each output, by name, in the order of ``outputs``.
+            An array for each output, by name, in the order of ``outputs``; those of ``out``.
 
         Raises:
-            InputMismatchError: The arrays are not the model's inputs, or the artifact would differ
-                from the model on them.
+            InputMismatchError: The arrays are not the model's inputs or outputs, or the artifact
+                would differ from the model on them.
             RunError: The runner is closed, it was loaded before this process was forked, or the
                 runtime failed.
         """
         if self._closed:
             raise self._closed_error()
-        return self._checked(self._run_impl(self._taken(arrays)))
+        taken = self._taken(arrays)
+        if out is None:
+            return self._checked(self._run_impl(taken))
+        return self._checked(self._run_into(taken, self._room(taken, out)))
+
+    def submit(
+        self, arrays: Mapping[str, Array], out: Mapping[str, Array] | None = None
+    ) -> Future[dict[str, Array]]:
+        """Runs the model in the background, after what was submitted before.
+
+        Args:
+            arrays: As ``run`` takes them; they may not change until the run has ended.
+            out: As ``run`` takes it.
+
+        Returns:
+            The future of what ``run`` returns or raises; one that has not begun can be cancelled.
+
+        Raises:
+            RunError: The runner is closed, or was loaded before this process was forked.
+        """
+        with self._closing:
+            if self._closed:
+                raise self._closed_error()
+            if self._submitted is None:
+                self._submitted = ThreadPoolExecutor(1, "tokexport-run")
+            return self._submitted.submit(self.run, arrays, out)
+
+    def warm_up(self) -> dict[int, float]:
+        """Runs the model on zeros, so that memory is there and the processor awake.
+
+        Returns:
+            The median of three further runs in milliseconds, by the number of samples of a run.
+
+        Raises:
+            RunError: As ``run`` raises it.
+        """
+        arrays = {spec.name: self._zeros(spec) for spec in self.inputs}
+        times = []
+        for _ in range(1 + _TIMED_RUNS):
+            if self._closed:
+                raise self._closed_error()
+            begun = time.perf_counter()
+            self._run_impl(arrays)
+            times.append((time.perf_counter() - begun) * 1e3)
+        return {self.batches[0]: statistics.median(times[1:])}
+
+    def _zeros(self, spec: TensorSpec) -> Array:
+        """Returns zeros for an input, or the number next to it that the input takes."""
+        low, high = self.ranges.get(spec.name, (0, 0))
+        return np.full(spec.shape, min(max(0, low), high), spec.dtype)
+
+    def _room(self, taken: Mapping[str, Array], out: Mapping[str, Array]) -> dict[str, Array]:
+        """Checks the arrays that a caller gives for the outputs; adds room for the checks'."""
+        specs = self._outputs_of(taken)
+        check_outputs(tuple(specs[spec.name] for spec in self.outputs), out)
+        return {
+            name: out[name] if name in out else np.empty(spec.shape, spec.dtype)
+            for name, spec in specs.items()
+        }
+
+    def _outputs_of(self, taken: Mapping[str, Array]) -> dict[str, TensorSpec]:
+        """Returns what the artifact gives for some arrays that it takes, by name."""
+        return {spec.name: spec for spec in self.computed}
 
     def _taken(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         return check_inputs(self.inputs, arrays, self.ranges, self.constants)
@@ -163,6 +245,8 @@ class Runner(ABC):
         with self._closing:
             if not self._closed:
                 self._closed = True
+                if self._submitted is not None:  # what has not begun is refused by ``run``
+                    self._submitted.shutdown(wait=False)
                 self._close_impl()
 
     def __enter__(self) -> Self:
@@ -186,6 +270,15 @@ class Runner(ABC):
 
         Several threads may call it at once, and another may close the runner meanwhile.
         """
+
+    def _run_into(self, arrays: dict[str, Array], out: dict[str, Array]) -> dict[str, Array]:
+        """Runs as ``_run_impl`` does, into arrays that fit the outputs, those of checks included.
+
+        A runtime that can write into memory of the caller's does; what others return is copied.
+        """
+        for name, found in self._run_impl(arrays).items():
+            out[name][...] = found
+        return out
 
     @abstractmethod
     def _close_impl(self) -> None:
@@ -267,6 +360,40 @@ def check_inputs(
     for name, (low, high) in ranges.items():
         _check_range(name, checked[name], low, high)
     return checked
+
+
+def check_outputs(specs: tuple[TensorSpec, ...], out: Mapping[str, Any]) -> None:
+    """Checks the arrays that outputs are to be written into.
+
+    Args:
+        specs: The outputs.
+        out: The arrays, by name.
+
+    Raises:
+        InputMismatchError: They are not exactly the outputs, or one of them cannot be written into
+            as it is: its shape, dtype or order in memory differs, or it is read-only.
+    """
+    wanted = {spec.name: spec for spec in specs}
+    if out.keys() != wanted.keys():
+        raise InputMismatchError(
+            f"The arrays of out are not the model's outputs: {', '.join(map(str, out)) or 'none'}.",
+            fix=f"Pass exactly these: {'; '.join(map(str, specs))}.",
+        )
+    for name, spec in wanted.items():
+        array = out[name]
+        if not isinstance(array, np.ndarray):
+            why = f"is a {type(array).__name__}, not a numpy array"
+        elif not spec.fits(array.shape) or array.dtype != np.dtype(spec.dtype):
+            why = f"has dtype {array.dtype} and shape {array.shape}"
+        elif not (array.flags.c_contiguous and array.flags.writeable and array.flags.aligned):
+            why = "is read-only, not contiguous, or not aligned"
+        else:
+            continue
+        raise InputMismatchError(
+            f"The array of out for {name} {why}.",
+            where=f"Output: {spec}",
+            fix=f"Make it by numpy.empty({spec.shape}, {spec.dtype!r}).",
+        )
 
 
 def _check_range(name: str, array: Array, low: int, high: int) -> None:

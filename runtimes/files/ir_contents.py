@@ -8,6 +8,7 @@ error.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,13 +32,15 @@ _CONSTANT_AXES: Final = {"Squeeze", "Unsqueeze"}
 _DEEPEST: Final = 64
 _MOST_ELEMENTS: Final = 10_000_000
 _CHUNK: Final = 1 << 20
+#: How the names of a ladder's artifacts differ from that of the first.
+_RUNG: Final = re.compile(r"\.batch\d+$")
 
 
 def check_ir(path: Path) -> None:
     """Checks the ``.xml`` of an IR.
 
     Args:
-        path: The file; the ``.bin`` of its weights lies beside it.
+        path: The file; the file of its weights lies beside it.
 
     Raises:
         ContentsError: It is no XML, declares entities, nests deeper than an IR does, runs a graph
@@ -45,8 +48,17 @@ def check_ir(path: Path) -> None:
             axes that are no constants, or weights outside of the ``.bin``.
         OSError: It cannot be read.
     """
-    weights = path.with_suffix(".bin")
+    weights = weights_beside(path)
     _Reader(weights.stat().st_size if weights.is_file() else 0).read(path)
+
+
+def weights_beside(path: Path) -> Path:
+    """Returns the file of an IR's weights, which the IRs of a ladder share.
+
+    Args:
+        path: The ``.xml``: ``model.xml`` and ``model.batch8.xml`` have ``model.bin``.
+    """
+    return path.with_name(f"{_RUNG.sub('', path.stem)}.bin")
 
 
 class _Reader:

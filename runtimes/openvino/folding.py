@@ -6,6 +6,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
+from tokexport.runtimes.files.ir_contents import weights_beside
+
 #: Bytes that a constant may always have; beyond it, at most those of the weights.
 _SMALL: Final = 1 << 26
 #: The parts of a tensor that are known without its numbers.
@@ -17,9 +19,9 @@ def folds_too_far(model: Any, path: Path) -> str:
 
     Args:
         model: The ``openvino.Model`` as it was read, which computes nothing.
-        path: Its ``.xml``, whose ``.bin`` lies beside it.
+        path: Its ``.xml``; the file of its weights lies beside it.
     """
-    weights = path.with_suffix(".bin")
+    weights = weights_beside(path)
     most = max(_SMALL, weights.stat().st_size if weights.is_file() else 0)
     unreached: set[str] = set()
     for node in model.get_ordered_ops():

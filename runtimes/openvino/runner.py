@@ -23,6 +23,7 @@ from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec
 from tokexport.runtimes.bundle.runner import Runner, forked_error
 from tokexport.runtimes.errors import BuildError, OperatorRefusedError, RunError
+from tokexport.runtimes.files.ir_contents import weights_beside
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.memory import FIX, lacking, lacks_memory
 from tokexport.runtimes.native_library import PROBLEM, Kernels, openvino_kernels
@@ -177,11 +178,10 @@ class OpenVinoRunner(Runner):
             options["INFERENCE_NUM_THREADS"] = threads
         if profile:
             options["PERF_COUNT"] = "YES"
-        front_end = _front_end(openvino, "ir")
         # A processor that has fp16 turns the whole graph to it, and the kernels take float32.
         kernels = found_kernels() if native and precision != "fp16" else Kernels()
         try:
-            model = front_end.convert(front_end.load(str(path)))
+            model = _read(openvino, path)
             if large := folds_too_far(model, path):
                 raise BuildError(
                     f"The model computes a constant that is larger than its weights: {large}.",
@@ -219,11 +219,32 @@ class OpenVinoRunner(Runner):
         return cls(compiled, str(path), runtime)
 
     def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
-        requests = self._requests  # held until the run ends, whoever closes meanwhile
+        requests = self._held()
+        with self._failures():
+            results = requests.run(list(arrays.values()))
+        return {spec.name: results[index] for index, spec in enumerate(self.computed)}
+
+    def _run_into(self, arrays: dict[str, Array], out: dict[str, Array]) -> dict[str, Array]:
+        requests, openvino = self._held(), import_openvino()
+        with self._failures():
+            tensors = [
+                openvino.Tensor(out[spec.name], shared_memory=True) for spec in self.computed
+            ]
+            requests.run_into(list(arrays.values()), tensors)
+        return out
+
+    def _held(self) -> Requests:
+        """Returns the requests; who holds them can end a run, whoever closes meanwhile."""
+        requests = self._requests
         if requests is None:
             raise self._closed_error()
+        return requests
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Reports in our words that a run failed."""
         try:
-            results = requests.run(list(arrays.values()))
+            yield
         except Exception as error:  # OpenVINO raises classes of its own and plain RuntimeError
             if lacks_memory(error):
                 said = lacking(_NAME, "running the model")
@@ -231,7 +252,6 @@ class OpenVinoRunner(Runner):
             raise RunError(
                 f"OpenVINO failed: {_last_lines(str(error))}", where=self._where
             ) from error
-        return {spec.name: results[index] for index, spec in enumerate(self.computed)}
 
     def node_times(self, arrays: dict[str, Array], runs: int) -> tuple[NodeTime, ...]:
         """Runs the model some times, and returns the median of each node; needs ``profile``.
@@ -240,9 +260,7 @@ class OpenVinoRunner(Runner):
             arrays: An array for each input, by name.
             runs: How many runs count; one before them does not.
         """
-        requests = self._requests
-        if requests is None:
-            raise self._closed_error()
+        requests = self._held()
         given = [arrays[spec.name] for spec in self.inputs]
         return medians([requests.profiled(given) for _ in range(runs + 1)][1:])
 
@@ -294,6 +312,15 @@ def _front_end(openvino: ModuleType, kind: str) -> Any:
     to stderr.
     """
     return openvino.frontend.FrontEndManager().load_by_framework(kind)
+
+
+def _read(openvino: ModuleType, path: Path) -> Any:
+    """Reads an IR with the weights that it has by itself, or shares with others."""
+    weights = weights_beside(path)
+    if weights.is_file() and weights != path.with_suffix(".bin"):
+        return openvino.Core().read_model(str(path), str(weights))  # what no front end takes
+    front_end = _front_end(openvino, "ir")
+    return front_end.convert(front_end.load(str(path)))
 
 
 def _version(openvino: ModuleType) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -177,11 +179,36 @@ class OrtRunner(Runner):
         return cls(made, where, RuntimeInfo("ort", FLAVOUR, ort.__version__, details))
 
     def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
-        session = self._session  # held until the run ends, whoever closes meanwhile
+        session = self._held()
+        with self._failures():
+            results = session.run(self._names, arrays)
+        return dict(zip(self._names, results, strict=True))
+
+    def _run_into(self, arrays: dict[str, Array], out: dict[str, Array]) -> dict[str, Array]:
+        session = self._held()
+        with self._failures():
+            binding = session.io_binding()
+            for name, array in arrays.items():
+                place = array.dtype, array.shape, array.ctypes.data
+                binding.bind_input(name, "cpu", 0, *place)
+            for name in self._names:
+                place = out[name].dtype, out[name].shape, out[name].ctypes.data
+                binding.bind_output(name, "cpu", 0, *place)
+            session.run_with_iobinding(binding)
+        return out
+
+    def _held(self) -> Any:
+        """Returns the session; who holds it can end a run, whoever closes meanwhile."""
+        session = self._session
         if session is None:
             raise self._closed_error()
+        return session
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Names the node that a run failed at."""
         try:
-            results = session.run(self._names, arrays)
+            yield
         except Exception as error:  # ORT's errors share no base class but this
             said = _message(str(error))
             node, operator = _blamed(said, _BLAMES)
@@ -195,7 +222,6 @@ class OrtRunner(Runner):
                 node=node,
                 operator=operator,
             ) from error
-        return dict(zip(self._names, results, strict=True))
 
     def end_profile(self) -> Path:
         """Ends the trace that ``profile`` of ``from_file`` began, and returns its file."""

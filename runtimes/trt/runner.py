@@ -116,7 +116,11 @@ class TrtRunner(Runner):
             raise
 
     def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
-        results = {spec.name: np.empty(spec.shape, spec.dtype) for spec in self.computed}
+        return self._run_into(
+            arrays, {spec.name: np.empty(spec.shape, spec.dtype) for spec in self.computed}
+        )
+
+    def _run_into(self, arrays: dict[str, Array], out: dict[str, Array]) -> dict[str, Array]:
         with self._lock, self._log.collecting():
             if self._closed:
                 raise self._closed_error()
@@ -125,10 +129,10 @@ class TrtRunner(Runner):
                 buffers.upload(name, array)
             if not self._context.execute_async_v3(buffers.stream):
                 raise RunError(f"TensorRT failed: {'; '.join(self._log.errors)}")
-            for name, array in results.items():
+            for name, array in out.items():
                 buffers.download(name, array)
             buffers.synchronise()
-        return results
+        return out
 
     def _close_impl(self) -> None:
         with self._lock:

@@ -13,12 +13,12 @@ import pytest
 
 from tokexport.runtimes import loading
 from tokexport.runtimes.bundle.bundle_files import hash_file
-from tokexport.runtimes.bundle.manifest import MANIFEST_NAME
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, REFERENCE_NAME
 from tokexport.runtimes.errors import BundleError, ProcessorError
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.native_library import NO_KERNELS, native_library
 from tokexport.runtimes.processor import sums_saturate
-from tokexport.runtimes.verification import REFERENCE_NAME, verify_bundle
+from tokexport.runtimes.verification import verify_bundle
 
 BundleMaker = Callable[..., Path]
 

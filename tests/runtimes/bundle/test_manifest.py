@@ -177,7 +177,15 @@ def test_a_wrong_type_names_the_field(
 
 #: What a bundle may lack, as one of an earlier version does.
 OPTIONAL = {"preprocessing", "reduction", "forms", "fingerprint", "options", "checks", "classes"}
-WITHOUT = {**dict.fromkeys(OPTIONAL), "input_ranges": {}, "constant_inputs": ()}
+WITHOUT = {
+    **dict.fromkeys(OPTIONAL),
+    "input_ranges": {},
+    "constant_inputs": (),
+    "reference": "reference.npz",
+    "samples_independent": None,
+    "latency_ms": None,
+    "rungs": (),
+}
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT))
