@@ -9,14 +9,16 @@ from rich.console import Console
 from torch import nn
 
 from tokexport.exporter.backends.known import REFERENCE
+from tokexport.exporter.batch_sizes import batches_of
 from tokexport.exporter.config import CompileOptions, compile_config
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.source import Source
 from tokexport.exporter.source.in_memory import source_in_memory
-from tokexport.exporter.stages.artifact_stages import build, bundle, emit, lower, verify
+from tokexport.exporter.stages.artifact_stages import build, describe, emit, lower, verify
+from tokexport.exporter.stages.bundle_stage import Described, bundle
 from tokexport.exporter.stages.failure import failure_kept
 from tokexport.exporter.stages.page_record import PageRecord
-from tokexport.exporter.stages.run import CompileResult, compile_run
+from tokexport.exporter.stages.run import CompileResult, CompileRun, compile_run
 from tokexport.exporter.stages.traced_stages import capture, reduce, reference, rewrite
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.worker.process import WORKER
@@ -65,7 +67,7 @@ def compile(
         input_shape (default None): The sizes of the only input, batch first, where there are no
             example inputs.
         batch (default None): The number of samples that the artifact takes at once; None leaves
-            what the example inputs have.
+            what the example inputs have. Several numbers make an artifact each, in one bundle.
         seed (default 0): The seed of drawn inputs, a whole number.
         constants (default None): Inputs that are fixed: a dict of their values, or a list of names
             that are fixed at their examples.
@@ -109,6 +111,7 @@ def compile(
         WriteError: The bundle cannot be written.
         tokexport.runtimes.errors.RuntimesError: The target's runtime is missing or failed.
     """
+    _, *others = batches_of(options.get("batch"))
     config = compile_config(target, output, options)
     source = model if isinstance(model, Source) else source_in_memory(model, example_inputs)
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
@@ -118,12 +121,21 @@ def compile(
     )  # it gets ready while the model is traced
     record = PageRecord(enabled=page)
     with compile_run(source, config, checklist, record) as run, failure_kept(run):
-        reduced = reduce(run)
-        answered = reference(run, reduced)
-        captured = capture(run, answered)
-        rewritten = rewrite(run, answered, captured)
-        emitted = emit(run, answered, captured, rewritten)
-        lowered = lower(run, answered, captured, emitted)
-        manifest = build(run, answered, lowered)
-        verified = verify(run, answered, captured, lowered, manifest)
-        return bundle(run, answered, captured, lowered, verified)
+        described = [_described(run)]
+        for batch in others:
+            with run.stage(f"batch {batch}"), failure_kept(further := run.at_batch(batch)):
+                described.append(_described(further))
+        return bundle(described)
+
+
+def _described(run: CompileRun) -> Described:
+    """Compiles, proves and describes the artifact for one batch."""
+    reduced = reduce(run)
+    answered = reference(run, reduced)
+    captured = capture(run, answered)
+    rewritten = rewrite(run, answered, captured)
+    emitted = emit(run, answered, captured, rewritten)
+    lowered = lower(run, answered, captured, emitted)
+    manifest = build(run, answered, lowered)
+    verified = verify(run, answered, captured, lowered, manifest)
+    return Described(run, describe(run, answered, captured, lowered, verified))

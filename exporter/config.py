@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.backends.known import BACKENDS
+from tokexport.exporter.batch_sizes import batches_of
 from tokexport.exporter.errors import UsageError
 from tokexport.runtimes.pictures.steps_text import parse_preprocessing
 
@@ -350,7 +351,7 @@ class CompileOptions(TypedDict, total=False):
     inputs: str | Path | None
     samples: int | None
     input_shape: tuple[int, ...] | None
-    batch: int | None
+    batch: int | Sequence[int] | None
     seed: int
     reduce: str | Path | Method | Recipe | None
     restore: bool
@@ -396,4 +397,5 @@ def compile_config(
             )
     if output is None:
         raise UsageError("tokexport.compile has no output.", fix='Pass output="a new folder".')
-    return CompileConfig(target=target, output=Path(output), **options)
+    settings: dict[str, Any] = {**options, "batch": batches_of(options.get("batch"))[0]}
+    return CompileConfig(target=target, output=Path(output), **settings)

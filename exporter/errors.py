@@ -93,10 +93,11 @@ class GateError(ExporterError):
     """A gate failed: parity, speed, or a run that was required.
 
     ``report`` holds what was found until then, an ``exporter.report.Report``; None until a compile
-    fills it in.
+    fills it in. ``batch`` is that of the artifact that failed, where a bundle was to have several.
     """
 
     report: Any = None
+    batch: int | None = None
 
 
 class InternalError(ExporterError):

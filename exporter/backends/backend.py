@@ -93,6 +93,16 @@ class Backend(ABC):
             calibration: The samples (batches, …) that ranges are measured on, by the input's name.
         """
 
+    def place_ladder(self, places: Mapping[Path, Path]) -> None:
+        """Moves artifacts for several batches to their last names; their weights become one file.
+
+        Args:
+            places: Where each artifact goes, by where it is, the first of the bundle first; all go
+                into one folder.
+        """
+        for source, target in places.items():
+            source.rename(target)
+
     def node_times(
         self, artifact: Path, arrays: Mapping[str, Array], precision: str, threads: int | None
     ) -> tuple[NodeTime, ...] | None:

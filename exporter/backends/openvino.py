@@ -69,6 +69,12 @@ class OpenVino(Backend):
         keep_selection_wide(converted, artifact)
         return runtime
 
+    def place_ladder(self, places: Mapping[Path, Path]) -> None:
+        """Writes the artifacts anew, with one file of weights; see ``Backend.place_ladder``."""
+        from tokexport.exporter.shared_weights.ir_files import share_ir_weights
+
+        share_ir_weights(places)
+
     def node_times(
         self, artifact: Path, arrays: Mapping[str, Array], precision: str, threads: int | None
     ) -> tuple[NodeTime, ...] | None:

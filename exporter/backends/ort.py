@@ -46,6 +46,12 @@ class OnnxRuntime(Backend):
         with OrtRunner.from_file(artifact) as runner:
             return runner.runtime
 
+    def place_ladder(self, places: Mapping[Path, Path]) -> None:
+        """Writes the artifacts anew, with one file of weights; see ``Backend.place_ladder``."""
+        from tokexport.exporter.shared_weights.onnx_files import share_onnx_weights
+
+        share_onnx_weights(places)
+
     def node_times(
         self, artifact: Path, arrays: Mapping[str, Array], precision: str, threads: int | None
     ) -> tuple[NodeTime, ...] | None:

@@ -37,6 +37,7 @@ _STAGES = {
     *("captured.pt2", "rewritten.pt2", "passes.json"),
     *("emitted", "lowered", "replay", "told"),
 }
+_OF_A_BATCH = re.compile(r"batch-\d+")
 
 
 class StageFolder:
@@ -51,6 +52,7 @@ class StageFolder:
         OUTPUT.stages/lowered/model.onnx              what the target builds from
         OUTPUT.stages/replay                          emitted and lowered anew, with decisions as
                                                       inputs; only where a stage failed without
+        OUTPUT.stages/batch-8                         the same of a further artifact
     """
 
     def __init__(self, config: CompileConfig) -> None:
@@ -108,14 +110,22 @@ class StageFolder:
         if not self._final.exists():
             return
         found = {entry.name for entry in self._final.iterdir()} if self._final.is_dir() else {""}
-        if not self._force or not found <= _STAGES:
+        others = {name for name in found - _STAGES if not _OF_A_BATCH.fullmatch(name)}
+        if not self._force or others:
             raise OutputExistsError(
                 "The folder for the stages is there already"
-                + (" and holds other things." if not found <= _STAGES else "."),
+                + (" and holds other things." if others else "."),
                 where=str(self._final),
-                fix="Take it away" + (", or pass --force." if found <= _STAGES else "."),
+                fix="Take it away" + ("." if others else ", or pass --force."),
             )
         shutil.rmtree(self._final)
+
+    def within(self, name: str) -> Self:
+        """Returns a folder in this one, for the stages of a further artifact of the same bundle."""
+        inner = copy.copy(self)
+        inner._path, inner._held, inner._lines = self.path / name, None, {}
+        inner.path.mkdir()
+        return inner
 
     @property
     def path(self) -> Path:

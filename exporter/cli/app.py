@@ -89,7 +89,8 @@ def compile_command(
     samples: Samples = None,
     input_shape: InputShape = None,
     batch: Annotated[
-        int | None, typer.Option(help="Samples that the artifact takes at once.")
+        str | None,
+        typer.Option(help="Samples that the artifact takes at once; an artifact each: 1,4,8."),
     ] = None,
     reduce: Recipe = None,
     restore: Restore = False,
@@ -133,6 +134,7 @@ def compile_command(
         from tokexport.exporter.requirements import require_compile_packages
 
         require_compile_packages()
+        from tokexport.exporter.batch_sizes import parse_batches
         from tokexport.exporter.compile import compile
         from tokexport.exporter.config import parse_caps
         from tokexport.exporter.inputs.batches import parse_shape
@@ -144,6 +146,8 @@ def compile_command(
 
         checklist = Checklist(console(stderr=True), enabled=not json)
         options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
+        batches = None if batch is None else parse_batches(batch)
+        first = None if batches is None else batches[0]
         # Under --json the user's own prints go to stderr; forward may import their modules.
         with redirect_user_output(json), on_code_path(options.code_path):
             result = compile(
@@ -155,8 +159,8 @@ def compile_command(
                 preprocess=preprocess,
                 labels=labels,
                 samples=samples,
-                input_shape=None if input_shape is None else parse_shape(input_shape, batch),
-                batch=batch,
+                input_shape=None if input_shape is None else parse_shape(input_shape, first),
+                batch=batches,
                 reduce=reduce,
                 restore=restore,
                 precision=precision,

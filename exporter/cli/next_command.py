@@ -32,11 +32,16 @@ def bisect_named(context: typer.Context) -> Iterator[None]:
 
 def name_bisect(error: GateError, context: typer.Context) -> None:
     """Ends the advice of an error with the bisect command for the command that runs."""
-    error.fix = f"{error.fix} To find the node: {_bisect_command(context)}".lstrip()
+    error.fix = f"{error.fix} To find the node: {_bisect_command(context, error.batch)}".lstrip()
 
 
-def _bisect_command(context: typer.Context) -> str:
-    """Returns the bisect command for what another command was asked for."""
+def _bisect_command(context: typer.Context, batch: int | None) -> str:
+    """Returns the bisect command for what another command was asked for.
+
+    Args:
+        context: The command.
+        batch: The batch of the artifact that failed; None where none was named.
+    """
     assert context.parent is not None
     commands: Any = context.parent.command
     known = {one.name for one in commands.commands["bisect"].params} - _LEFT_OUT
@@ -44,7 +49,8 @@ def _bisect_command(context: typer.Context) -> str:
     words = ["tokexport", "bisect", *(str(context.params[name]) for name in given)]
     for option in context.command.params:
         if option.name in known and option.name not in given:
-            words += _words(option, context.params[option.name])
+            value = context.params[option.name]
+            words += _words(option, batch if option.name == "batch" and batch else value)
     return shlex.join(words)
 
 

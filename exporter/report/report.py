@@ -21,6 +21,7 @@ from tokexport.exporter.parity.accuracy import Accuracy
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import StageResult
 from tokexport.exporter.reduction.reduction_report import ReductionReport
+from tokexport.exporter.report.ladder_report import RungReport, fill_ladder
 from tokexport.exporter.source.options import ReportedSource
 from tokexport.exporter.speed.interleaved import Speed
 from tokexport.exporter.system.machine import Machine
@@ -75,6 +76,7 @@ class Report:
         artifact_bytes: The size of the artifact with its weights; None when it was not built.
         bundle: The bundle's folder; None when none was written.
         warnings: What the user should know, a sentence each.
+        ladder: Each artifact of a bundle that has several; the rest is of the first.
     """
 
     target: str
@@ -107,6 +109,7 @@ class Report:
     artifact_bytes: int | None = None
     bundle: str | None = None
     warnings: tuple[str, ...] = ()
+    ladder: tuple[RungReport, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names, with ``schema_version`` before them.
@@ -160,6 +163,10 @@ def render(report: Report, console: Console) -> None:
     for speed in (report.speed, report.speed_over_unreduced):
         if speed is not None:
             show(_speed_table(speed))
+    if report.ladder:
+        ladder = _titled_table("Artifacts, one for each batch")
+        fill_ladder(ladder, report.ladder)
+        show(ladder)
     if report.warnings or report.bundle is not None:
         console.print()
     for warning in report.warnings:

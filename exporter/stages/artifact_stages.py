@@ -1,8 +1,8 @@
-"""Runs the stages of a compile after torch: emit, lower, build, verify, bundle."""
+"""Runs the stages of a compile after torch: emit, lower, build, verify, describe."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,14 +17,14 @@ from tokexport.exporter.build.precision import arithmetic_of, with_quantisation
 from tokexport.exporter.bundle.writer import new_manifest, save_reference
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
+from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.accuracy import accuracy_of, accuracy_warning, require_accuracy
 from tokexport.exporter.parity.reference_selection import (
     bundle_gates,
     select_reference_batches,
     stored_gates,
 )
-from tokexport.exporter.report.file_names import REPORT_NAME
-from tokexport.exporter.report_page.bundle_page import missing_packages, write_results
+from tokexport.exporter.parity.sample_independence import samples_are_independent
 from tokexport.exporter.speed.against_eager import (
     over_unreduced,
     time_against_eager,
@@ -32,14 +32,14 @@ from tokexport.exporter.speed.against_eager import (
 )
 from tokexport.exporter.speed.busy_machine import busy_warning
 from tokexport.exporter.speed.interleaved import require_speedup
-from tokexport.exporter.stages.run import CompileResult, CompileRun
+from tokexport.exporter.stages.run import CompileRun
 from tokexport.exporter.stages.traced_stages import Answered, Captured, RewrittenGraph, StageRuns
 from tokexport.exporter.tuning.tune import tune
 from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.manifest import PASSED, REFERENCE_NAME, Manifest
+from tokexport.runtimes.bundle.manifest import PASSED, Manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import NoDeviceError
 from tokexport.runtimes.native_library import FIX as KERNELS_FIX
@@ -116,7 +116,7 @@ def lower(run: CompileRun, answered: Answered, captured: Captured, emitted: Emit
 
 def build(run: CompileRun, answered: Answered, lowered: Lowered) -> Manifest:
     """Builds the target's artifact in the folder of the bundle."""
-    config, record, folder = run.config, run.record, run.bundle.path
+    config, record, folder = run.config, run.record, run.folder
     with run.stage("build"), run.kept.explain(lowered.path):
         run.bundle.require_space(_size(lowered.path.parent))
         batches = answered.batches
@@ -164,15 +164,34 @@ def verify(
             assert lowered.outputs is not None
             run.record.not_run_reason = why_not
             _require_no_run(run.config, why_not)
+            run_lowered = dict(lowered.stages.runs)["lowered"]
+            alone = _independent(answered, captured, "lowered", run_lowered, lowered.outputs)
             _hold_edges(run, captured, lowered, manifest, None)
-            return Verified(manifest, lowered.outputs)
+            return Verified(replace(manifest, samples_independent=alone), lowered.outputs)
         with run.stage("verify"):
             verified = _hold_artifact(run, answered, captured, lowered, manifest, runner)
+            run_artifact = partial(run_stage.run_artifact, runner)
+            alone = _independent(answered, captured, "artifact", run_artifact, verified.outputs)
         _hold_edges(run, captured, lowered, manifest, runner)
+        latency = None
         if run.config.timed:
             with run.stage("speed"):
-                _time(run, answered, runner)
-        return verified
+                latency = _time(run, answered, runner)
+        described = replace(verified.manifest, samples_independent=alone, latency_ms=latency)
+        return replace(verified, manifest=described)
+
+
+def _independent(
+    answered: Answered,
+    captured: Captured,
+    stage: str,
+    run: Callable[[Batches], Mapping[str, Array]],
+    found: Mapping[str, Array],
+) -> bool:
+    """Returns whether each sample is answered alike, whatever the others of its batch are."""
+    holds = partial(captured.proof.holds_on, stage)
+    batch = answered.inputs[0].shape[0] if answered.inputs[0].shape else 1
+    return samples_are_independent(run, answered.batches, found, holds, batch)
 
 
 def _hold_artifact(
@@ -192,7 +211,7 @@ def _hold_artifact(
         None if config.precision == "int8" else partial(lowered.stages.replay.artifact, manifest)
     )
     if runner.runtime.details.get("kernel_calls"):
-        plain = open_in_worker(run.bundle.path, manifest, onnx=lowered.path, native=False)
+        plain = open_in_worker(run.folder, manifest, onnx=lowered.path, native=False)
         with plain as without:
             found = run_stage.run_artifact(without, batches)
         captured.proof.check("without kernels", found, replay and partial(replay, native=False))
@@ -218,27 +237,33 @@ def _hold_edges(
         run.record.edges = found
 
 
-def _time(run: CompileRun, answered: Answered, runner: Runner) -> None:
-    """Times the artifact against eager, and checks the least speed-up if one is asked for."""
+def _time(run: CompileRun, answered: Answered, runner: Runner) -> float:
+    """Times the artifact against eager, and checks the least speed-up if one is asked for.
+
+    Returns:
+        The median of the artifact's runs, in milliseconds.
+    """
     config, record = run.config, run.record
     unreduced = answered.unreduced
     speed = time_against_eager(answered.given, runner, answered.batches, config, unreduced)
     record.speed = speed
     record.speed_over_unreduced = over_unreduced(speed, config.seed)
     record.warnings += busy_warning()
+    own = timed_name(config, runner)
     if config.min_speedup is not None:
-        require_speedup(speed, timed_name(config, runner), config.min_speedup)
+        require_speedup(speed, own, config.min_speedup)
+    return speed.timings[own].median_ms
 
 
-def bundle(
+def describe(
     run: CompileRun, answered: Answered, captured: Captured, lowered: Lowered, verified: Verified
-) -> CompileResult:
-    """Writes the reference data, the report and the manifest, and puts the bundle in place."""
+) -> Manifest:
+    """Writes the reference data, and completes the manifest of the artifact and the record."""
     config, record, found = run.config, run.record, verified.outputs
     with run.stage("bundle"):
         assert record.edges is not None
         if record.speed is not None:  # its runner is closed, and leaves its memory
-            run.page.timed(config, run.bundle.path, next(iter(answered.batches)))
+            run.page.timed(config, run.folder, next(iter(answered.batches)))
         gates, said = bundle_gates(captured.proof, found, captured.gates.narrowed, config)
         manifest = replace(
             verified.manifest,
@@ -252,20 +277,13 @@ def bundle(
         record.gates, record.warnings = gates, (*record.warnings, *said, *chosen.warnings)
         arrays = answered.batches.arrays
         save_reference(
-            run.bundle.path / REFERENCE_NAME,
+            run.folder / manifest.reference,
             {name: arrays[name][chosen.rows] for name in answered.batches.names},
             {spec.name: chosen.outputs[spec.name] for spec in manifest.outputs},
             chosen.tie_free,
             stored_gates(gates, chosen.rows),
         )
-        if run.page.enabled and (left_out := missing_packages()):
-            record.warnings += (left_out,)
-        report = run.report(manifest.status, str(config.output))
-        if run.page.enabled:
-            write_results(run.bundle.path, report, run.page.data(), manifest)
-        else:
-            report.write(run.bundle.path / REPORT_NAME)
-        return CompileResult(manifest.status, report, run.bundle.commit(manifest))
+        return manifest
 
 
 @contextmanager
@@ -273,7 +291,7 @@ def _opened(
     run: CompileRun, lowered: Lowered, manifest: Manifest
 ) -> Iterator[tuple[Runner | None, str]]:
     """Opens the artifact, or returns why this machine has no device for an engine."""
-    folder, threads = run.bundle.path, run.config.threads
+    folder, threads = run.folder, run.config.threads
     try:
         runner = open_in_worker(folder, manifest, onnx=lowered.path, threads=threads)
     except NoDeviceError as error:

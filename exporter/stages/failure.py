@@ -34,7 +34,9 @@ def failure_kept(run: CompileRun) -> Iterator[None]:
     try:
         yield
     except GateError as error:
-        error.report = run.report()
+        if error.report is not None:  # of a further artifact, whose page is written
+            raise
+        error.report, error.batch = run.report(), run.config.batch
         if not run.page.enabled:
             raise
         folder = failed_folder(run.config.output)

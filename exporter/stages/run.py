@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from tokexport.exporter.build.stage_folder import StageFolder
 from tokexport.exporter.bundle.writer import BundleWriter
@@ -22,6 +23,7 @@ from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import StageResult
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.reduction.reduction_report import ReductionReport
+from tokexport.exporter.report.ladder_report import RungReport
 from tokexport.exporter.report.report import FAILED, Report
 from tokexport.exporter.source import Source
 from tokexport.exporter.speed.interleaved import Speed
@@ -60,6 +62,7 @@ class CompileRecord:
     speed_over_unreduced: Speed | None = None
     machine: Machine | None = None
     warnings: tuple[str, ...] = ()
+    ladder: tuple[RungReport, ...] = ()
 
     def report(
         self,
@@ -131,6 +134,8 @@ class CompileRun:
         record: The results so far.
         bundle: The folder that becomes the bundle.
         kept: The folder of kept stages.
+        folder: The folder that this artifact and what belongs to it are written into: that of the
+            bundle, or of a further artifact one in it.
         page: What a page shows beside the report.
     """
 
@@ -140,7 +145,27 @@ class CompileRun:
     record: CompileRecord
     bundle: BundleWriter
     kept: StageFolder
+    folder: Path
     page: PageRecord = field(default_factory=PageRecord)
+
+    def at_batch(self, batch: int | None) -> CompileRun:
+        """Returns the state for a further artifact of the same bundle.
+
+        Args:
+            batch: How many samples it takes at once.
+        """
+        name = f"batch-{batch}"
+        folder = self.folder / name
+        folder.mkdir()
+        return replace(
+            self,
+            config=replace(self.config, batch=batch),
+            checklist=Checklist(Console(stderr=True), enabled=False),
+            record=CompileRecord(machine=self.record.machine),
+            kept=self.kept.within(name),
+            folder=folder,
+            page=PageRecord(self.page.enabled),
+        )
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Shows a stage while it runs."""
@@ -179,9 +204,12 @@ def compile_run(
         BundleWriter(config.output, config.force) as bundle,
         StageFolder(config) as kept,
     ):
-        run = CompileRun(source, config, checklist, record, bundle, kept, page or PageRecord())
+        folder = bundle.path
+        run = CompileRun(
+            source, config, checklist, record, bundle, kept, folder, page or PageRecord()
+        )
         try:
             yield run
         except GateError as error:
-            error.report = run.report()
+            error.report = error.report or run.report()
             raise

@@ -27,7 +27,16 @@ CATALOGUES = {
 #: them, and a file in the list what has a place of its own.
 ORDER = {
     "exporter": (
-        *("openvino_graph", "backends", "counts", ".", "schemas", "system", "inputs"),
+        *(
+            "shared_weights",
+            "openvino_graph",
+            "backends",
+            "counts",
+            ".",
+            "schemas",
+            "system",
+            "inputs",
+        ),
         *("source/files", "source", "eager", "capture", "worker", "build"),
         *("graph_values", "rounding", "parity"),
         *("reduction/blocks", "reduction", "edges", "speed", "tuning", "report"),
