@@ -19,8 +19,8 @@ from tokexport.exporter.lock.lock_file import (
     ReferenceData,
 )
 from tokexport.exporter.lock.projections import projections
-from tokexport.exporter.lock.typed_json import typed
 from tokexport.exporter.report.file_names import PAGE_DATA_NAME, PAGE_NAME, REPORT_NAME
+from tokexport.exporter.typed_json import typed
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import file_in
 from tokexport.runtimes.bundle.manifest import REFERENCE_NAME, Manifest

@@ -18,8 +18,8 @@ from typing import Any, Final
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.lock.projections import numbers
-from tokexport.exporter.lock.typed_json import typed
 from tokexport.exporter.system.output_file import written_whole
+from tokexport.exporter.typed_json import typed
 from tokexport.runtimes.files.regular_files import read_at_most
 from tokexport.runtimes.printable import all_printable, printable
 

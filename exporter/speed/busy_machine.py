@@ -53,19 +53,33 @@ def clock_note(clocks_mhz: Sequence[float]) -> tuple[str, ...]:
     return (f"The clock of the cores went from {low:.0f} to {high:.0f} MHz.",)
 
 
-def drift_note(times_ms: Sequence[float]) -> tuple[str, ...]:
-    """Returns a sentence where the times of one program changed from beginning to end.
+def thirds(times_ms: Sequence[float]) -> tuple[float, float] | None:
+    """Returns the medians of the first and of the last third of times; None of fewer than three.
 
     Args:
-        times_ms: Its times in their order, medians of blocks of rounds.
+        times_ms: The times of one program in their order.
     """
     third = len(times_ms) // 3
     if not third:
-        return ()
+        return None
     first, last = (sorted(part)[third // 2] for part in (times_ms[:third], times_ms[-third:]))
+    return first, last
+
+
+def drift_note(times_ms: Sequence[float], program: str = "the old bundle") -> tuple[str, ...]:
+    """Returns a sentence where the times of one program changed from beginning to end.
+
+    Args:
+        times_ms: Its times in their order, of runs or medians of blocks of rounds.
+        program: What it is called.
+    """
+    medians = thirds(times_ms)
+    if medians is None:
+        return ()
+    first, last = medians
     if max(first, last) < _SAID_CHANGE * min(first, last):
         return ()
     return (
-        f"The times drifted: the old bundle took {first:.3g} ms in the first third of the rounds "
+        f"The times drifted: {program} took {first:.3g} ms in the first third of the rounds "
         f"and {last:.3g} ms in the last.",
     )

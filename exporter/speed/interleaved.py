@@ -143,6 +143,66 @@ def measure(
         raise InternalError(
             f"There is nothing to compare with {baseline!r} in {sorted(candidates)}."
         )
+    rounds = run_rounds(
+        candidates,
+        pairs=pairs,
+        min_pairs=min_pairs,
+        warm_up=warm_up,
+        time_limit_s=time_limit_s,
+        clock=clock,
+        stopwatch=stopwatch,
+        settle_s=settle_s,
+    )
+    return Speed(
+        baseline=baseline,
+        timings={name: _timing(times_ms) for name, times_ms in rounds.times_ms.items()},
+        ratios=ratios(rounds.times_ms, baseline, seed),
+        pairs=rounds.count,
+        warm_ups=rounds.warm_ups,
+        time_limited=rounds.time_limited,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Rounds:
+    """The times of rounds, each of which ran every candidate once.
+
+    Attributes:
+        times_ms: The times of each candidate, (rounds,), in milliseconds.
+        count: How many rounds there are.
+        warm_ups: The number of rounds run before, and thrown away.
+        time_limited: Whether the time limit ended them before all were run.
+    """
+
+    times_ms: dict[str, np.ndarray]
+    count: int
+    warm_ups: int
+    time_limited: bool
+
+
+def run_rounds(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    pairs: int,
+    min_pairs: int = MIN_PAIRS,
+    warm_up: int = 3,
+    time_limit_s: float = 20.0,
+    clock: Callable[[], int] = time.perf_counter_ns,
+    stopwatch: Callable[[], int] | None = None,
+    settle_s: float | None = None,
+) -> Rounds:
+    """Runs candidates in interleaved rounds, or one alone; the arguments are those of ``measure``.
+
+    Args:
+        candidates: What to run, by name.
+        pairs: The most rounds.
+        min_pairs: The fewest.
+        warm_up: The most rounds to run before.
+        time_limit_s: After how many seconds no further round is begun.
+        clock: Returns the time in nanoseconds.
+        stopwatch: Returns what the runs are timed by, in nanoseconds; None takes the clock.
+        settle_s: The pause before each timed run; one alone disturbs no other, and takes 0.
+    """
     order = tuple(candidates)
     pause_s = time_limits().pause_s if settle_s is None else settle_s
     begin = clock()
@@ -168,14 +228,7 @@ def measure(
             )
 
     times_ms = {name: np.array([each[name] for each in rounds]) / 1e6 for name in order}
-    return Speed(
-        baseline=baseline,
-        timings={name: _timing(times_ms[name]) for name in order},
-        ratios=_ratios(times_ms, baseline, seed),
-        pairs=len(rounds),
-        warm_ups=warm_ups,
-        time_limited=len(rounds) < wanted,
-    )
+    return Rounds(times_ms, len(rounds), warm_ups, time_limited=len(rounds) < wanted)
 
 
 def repetitions(run: Callable[[], object], sample_s: float) -> int:
@@ -195,7 +248,7 @@ def repeated(run: Callable[[], object], count: int) -> Callable[[], object]:
 def over(baseline: str, speed: Speed, seed: int = 0) -> Speed:
     """Returns the same rounds with another candidate as baseline."""
     times_ms = {name: np.array(timing.samples_ms) for name, timing in speed.timings.items()}
-    return replace(speed, baseline=baseline, ratios=_ratios(times_ms, baseline, seed))
+    return replace(speed, baseline=baseline, ratios=ratios(times_ms, baseline, seed))
 
 
 def require_speedup(speed: Speed, candidate: str, min_speedup: float) -> None:
@@ -246,8 +299,14 @@ def _timing(times_ms: np.ndarray) -> Timing:
     )
 
 
-def _ratios(times_ms: Mapping[str, np.ndarray], baseline: str, seed: int) -> dict[str, Ratio]:
-    """Returns the ratio of every candidate but the baseline, all from the same resampled rounds."""
+def ratios(times_ms: Mapping[str, np.ndarray], baseline: str, seed: int = 0) -> dict[str, Ratio]:
+    """Returns the ratio of every candidate but the baseline, all from the same resampled rounds.
+
+    Args:
+        times_ms: The times of each, (rounds,), by its name.
+        baseline: The one that the others are compared with.
+        seed: The seed of the bootstrap.
+    """
     rounds = len(times_ms[baseline])
     picks = np.random.default_rng(seed).integers(0, rounds, (RESAMPLES, rounds))
     return {

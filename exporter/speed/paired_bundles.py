@@ -53,8 +53,9 @@ from tokexport.runtimes.verification import reference_inputs
 #: What rounds are timed by.
 PROCESSOR_TIME: Final = "processor time"
 CLOCK: Final = "clock"
-_OLD: Final = "old"
-_NEW: Final = "new"
+#: What the two bundles are called.
+OLD: Final = "old"
+NEW: Final = "new"
 #: More rounds than any block has time for.
 _MOST_PAIRS: Final = 1000
 #: From which factor on it is said that an interval was widened.
@@ -169,7 +170,7 @@ def compare_speed(
             f"The share that the new bundle may be slower is {slower:g}.",
             fix="Pass a number above 0: 0.03 allows 3 %.",
         )
-    rounds = _Rounds({_OLD: Path(old), _NEW: Path(new)}, threads, limits or time_limits())
+    rounds = _Rounds({OLD: Path(old), NEW: Path(new)}, threads, limits or time_limits())
     decision = decide(rounds.block, slower, rounds.has_time)
     last = decision.sets[-1]
     blocks = [block for one in decision.sets for block in one.blocks]
@@ -179,8 +180,8 @@ def compare_speed(
         ratio=last.ratio,
         low=last.low,
         high=last.high,
-        old=rounds.described(_OLD, [block.old_ms for block in blocks]),
-        new=rounds.described(_NEW, [block.new_ms for block in blocks]),
+        old=rounds.described(OLD, [block.old_ms for block in blocks]),
+        new=rounds.described(NEW, [block.new_ms for block in blocks]),
         inputs=rounds.origin,
         timed_by=PROCESSOR_TIME if rounds.on_one_thread else CLOCK,
         pairs=sum(block.pairs for block in blocks),
@@ -270,11 +271,11 @@ class _Rounds:
     def block(self) -> Block:
         """Loads both bundles and times them in rounds, as long as the loading took or longer."""
         begin = time.monotonic()
-        order = (_OLD, _NEW) if self.blocks % 2 == 0 else (_NEW, _OLD)
+        order = (OLD, NEW) if self.blocks % 2 == 0 else (NEW, OLD)
         with ExitStack() as stack:
             runners = {name: stack.enter_context(self._loaded(name)) for name in order}
             if not self.feeds:
-                self.feeds, self.origin = _shared_inputs(self.bundles, runners)
+                self.feeds, self.origin = shared_inputs(self.bundles, runners)
             loaded_s = time.monotonic() - begin
             runs = {name: runners[name].bound(self.feeds[name]) for name in order}
             self.count = self.count or max(
@@ -283,7 +284,7 @@ class _Rounds:
             before = read_processor()
             speed = measure(
                 {name: repeated(run, self.count) for name, run in runs.items()},
-                baseline=_OLD,
+                baseline=OLD,
                 pairs=_MOST_PAIRS,
                 min_pairs=2,
                 time_limit_s=max(self.limits.block_s, min(loaded_s, self.limits.bundles_s)),
@@ -298,9 +299,9 @@ class _Rounds:
         self.longest_s = max(self.longest_s, time.monotonic() - begin)
         times = {name: np.array(speed.timings[name].samples_ms) / self.count for name in order}
         return Block(
-            log_ratio=log_ratio(times[_OLD], times[_NEW]),
-            old_ms=float(np.median(times[_OLD])),
-            new_ms=float(np.median(times[_NEW])),
+            log_ratio=log_ratio(times[OLD], times[NEW]),
+            old_ms=float(np.median(times[OLD])),
+            new_ms=float(np.median(times[NEW])),
             pairs=speed.pairs,
             withheld=use.stolen if self.on_one_thread else use.withheld,
         )
@@ -322,25 +323,27 @@ class _Rounds:
         return runner
 
 
-def _shared_inputs(
+def shared_inputs(
     bundles: Mapping[str, Path], runners: Mapping[str, Runner]
 ) -> tuple[dict[str, dict[str, Array]], str]:
     """Returns inputs that both bundles take, for each by its own names, and where they come from.
+
+    Args:
+        bundles: The folders of both, by ``OLD`` and ``NEW``.
+        runners: Both, loaded, by the same.
 
     Raises:
         UsageError: They take different inputs, or neither one's reference inputs suit both.
     """
     specs = {name: runner.inputs for name, runner in runners.items()}
-    known = _paired(specs[_OLD], specs[_NEW])
+    known = _paired(specs[OLD], specs[NEW])
     reasons = []
-    for owner in (_NEW, _OLD):
+    for owner in (NEW, OLD):
         folder = bundles[owner]
         try:
             arrays = reference_inputs(folder)
             own = {pair[owner]: arrays[pair[owner]][0] for pair in known}
-            feeds = {
-                name: {pair[name]: own[pair[owner]] for pair in known} for name in (_OLD, _NEW)
-            }
+            feeds = {name: {pair[name]: own[pair[owner]] for pair in known} for name in (OLD, NEW)}
             for name, runner in runners.items():
                 runner.run(feeds[name])
         except (BundleError, InputMismatchError) as error:
@@ -367,4 +370,4 @@ def _paired(old: Sequence[TensorSpec], new: Sequence[TensorSpec]) -> list[dict[s
             f"{'; '.join(map(str, new))}.",
             fix="Compare bundles of one model, compiled for the same batch and shapes.",
         )
-    return [{_OLD: one.name, _NEW: its.name} for one, its in zip(old, others, strict=True)]
+    return [{OLD: one.name, NEW: its.name} for one, its in zip(old, others, strict=True)]

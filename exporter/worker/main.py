@@ -7,21 +7,23 @@ the end of its stdin, and on Linux also in the middle of native code.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any
 
 from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.worker.messages import Message, described, read_message, write_message
+from tokexport.exporter.worker.own_process import (
+    be_the_first_to_go,
+    end_with,
+    leave_no_core,
+    pipes,
+)
 from tokexport.exporter.worker.steps import Steps
 from tokexport.runtimes.errors import RuntimesError
-
-_SET_DEATH_SIGNAL: Final = 1  # PR_SET_PDEATHSIG
 
 
 def main(parent: int, runtimes: Sequence[str]) -> None:
@@ -31,10 +33,10 @@ def main(parent: int, runtimes: Sequence[str]) -> None:
         parent: The process that asks.
         runtimes: Those that it will be asked for, by their targets; they are imported at once.
     """
-    _end_with(parent)
-    _leave_no_core()
-    _be_the_first_to_go()
-    questions, answers = _pipes()
+    end_with(parent)
+    leave_no_core()
+    be_the_first_to_go()
+    questions, answers = pipes()
     with suppress(RuntimesError):  # the question that needs it will say so
         for name in runtimes:
             BACKENDS[name].import_runtime()
@@ -88,39 +90,6 @@ def _in(scratch: str | None) -> Iterator[None]:
         yield
     finally:
         tempfile.tempdir = before
-
-
-def _pipes() -> tuple[int, int]:
-    """Takes stdin and stdout for the messages, and replaces them by an empty input and stderr."""
-    questions, answers = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(2, 1)
-    return questions, answers
-
-
-def _end_with(parent: int) -> None:
-    """Ends the process with its parent, also in the middle of native code; Linux only."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
-
-def _leave_no_core() -> None:
-    if sys.platform != "win32":
-        import resource
-
-        _, most = resource.getrlimit(resource.RLIMIT_CORE)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, most))
-
-
-def _be_the_first_to_go() -> None:
-    """Makes Linux end this process, and not its parent, if memory runs out."""
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write("1000")
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ class _Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                env=self._environment | {"PYTHONPATH": _python_path()},
+                env=self._environment | {"PYTHONPATH": python_path()},
                 start_new_session=True,
             )
         except (OSError, TypeError, ValueError) as error:  # the last two: no interpreter is known
@@ -334,8 +334,8 @@ class _Limit:
             self._is_lifted = True
 
 
-def _python_path() -> str:
-    """Returns the import path on which the worker finds this package."""
+def python_path() -> str:
+    """Returns the import path on which a started Python finds this package."""
     root = str(Path(tokexport.__file__).absolute().parents[1])
     given = os.environ.get("PYTHONPATH", "")
     if root in {*site.getsitepackages(), site.getusersitepackages()}:

@@ -47,6 +47,8 @@ def _read(kind: Any, data: Any, place: str) -> Any:
 def _dataclass(kind: Any, data: Mapping[str, Any], place: str) -> Any:
     hints, given = get_type_hints(kind), {}
     for each in dataclasses.fields(kind):
+        if not each.init:  # it is computed from the others
+            continue
         if each.name in data:
             given[each.name] = _read(hints[each.name], data[each.name], _within(place, each.name))
         elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
