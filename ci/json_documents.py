@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.bench.results import Bench
-from tokexport.exporter.bench.tables import SCHEMA_VERSION as BENCH_VERSION
+from tokexport.exporter.bench_bundle.results import SCHEMA_VERSION as BENCH_VERSION
+from tokexport.exporter.bench_bundle.results import BundleBench
 from tokexport.exporter.bisection.result import Bisection
 from tokexport.exporter.bundle.run_bundle import RunResult
 from tokexport.exporter.capture.fingerprint import Fingerprint
@@ -121,6 +122,7 @@ FILES: Final[Mapping[str, Document]] = {
     ),
     "sweep.json": one(Sweep, version=SWEEP_VERSION, numbered=True),
     "bench.json": one(Bench, version=BENCH_VERSION, numbered=True),
+    "bundle-bench.json": one(BundleBench, version=BENCH_VERSION, numbered=True),
     "parity.lock.json": one(Lock, version=LOCK_VERSION),
 }
 
@@ -141,7 +143,9 @@ COMMANDS: Final[Mapping[str, Document]] = {
     "reduce": one(ReducedFile),
     "methods": one(MethodList),
     "sweep": Document((Result(Sweep, files=True),), SWEEP_VERSION, numbered=True, reports=True),
-    "bench": Document((Result(Bench, files=True),), BENCH_VERSION, numbered=True),
+    "bench": Document(
+        (Result(Bench, files=True), Result(BundleBench, files=True)), BENCH_VERSION, numbered=True
+    ),
     "compare": Document((Result(ComparedOutputs, ("verdict", "tolerance"), judged=True),)),
     "lock": one(WrittenLock),
     "check": Document((Result(CheckResult, ("outcome",), judged=True),)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 Typed = TypeVar("Typed")
 #: How numbers that are not finite are written.
@@ -17,7 +17,7 @@ def typed(kind: type[Typed], data: Any) -> Typed:
 
     Args:
         kind: The dataclass; its fields are texts, numbers, truth values, None, tuples, mappings by
-            text and dataclasses.
+            text, typed dicts and dataclasses.
         data: The parsed JSON.
 
     Raises:
@@ -39,6 +39,8 @@ def _read(kind: Any, data: Any, place: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         named = _of_type(dict, data, place, "an object")
         return {name: _read(inner[1], one, _within(place, name)) for name, one in named.items()}
+    if is_typeddict(kind):
+        return _typed_dict(kind, _of_type(dict, data, place, "an object"), place)
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, _of_type(dict, data, place, "an object"), place)
     return _plain(kind, data, place)
@@ -54,6 +56,14 @@ def _dataclass(kind: Any, data: Mapping[str, Any], place: str) -> Any:
         elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
             raise ValueError(f"{_within(place, each.name)} is missing")
     return kind(**given)
+
+
+def _typed_dict(kind: Any, data: Mapping[str, Any], place: str) -> Any:
+    hints = get_type_hints(kind)
+    for name in hints:
+        if name not in data:
+            raise ValueError(f"{_within(place, name)} is missing")
+    return {name: _read(hint, data[name], _within(place, name)) for name, hint in hints.items()}
 
 
 def _any_of(kinds: tuple[Any, ...], data: Any, place: str) -> Any:

@@ -11,6 +11,8 @@ from tokexport.exporter.errors import UsageError
 
 #: The targets that run on the processor, beside eager; an engine for a GPU has no peer here.
 TIMED_TARGETS: Final = tuple(name for name, one in BACKENDS.items() if one.runs_on_cpu)
+#: After how many seconds a measurement begins no further round.
+MOST_SECONDS: Final = 300.0
 #: With fewer rounds the ratio of medians varies too much from run to run.
 ENOUGH_ROUNDS: Final = 40
 
@@ -35,7 +37,7 @@ class BenchConfig(ReduceConfig):
     precisions: tuple[str, ...] = ("fp32",)
     batches: tuple[int, ...] = (1,)
     rounds: int = ENOUGH_ROUNDS
-    time_limit_s: float = 300.0
+    time_limit_s: float = MOST_SECONDS
     torch_compile: bool = False
     threads: int | None = None
     require_kernels: bool = False

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tokexport.exporter.bench.results import Bench, Measurement, Row
+from tokexport.exporter.bench_bundle.results import SCHEMA_VERSION
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.report.tables import unbroken_lines
 
-SCHEMA_VERSION: Final = 1
 HEADINGS: Final = (
     "median ms",
     "min ms",

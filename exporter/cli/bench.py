@@ -1,10 +1,10 @@
-"""The command that times a model beside its alternatives: it parses, calls and prints."""
+"""The command that times a model beside its alternatives, or bundles: it parses, calls, prints."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -22,15 +22,19 @@ from tokexport.exporter.cli.options import (
     Inputs,
     InputShape,
     Json,
-    ModelSource,
     Preprocess,
     Recipe,
     RequireKernels,
     Restore,
     Samples,
     Seed,
-    Threads,
     TrustPickle,
+)
+
+#: The options that a bundle takes; the others shape a compile.
+_OF_BUNDLES: Final = frozenset(
+    ("source", "other", "threads", "rounds", "time_limit", "output", "require_kernels", "force")
+    + ("json",)
 )
 
 
@@ -40,7 +44,16 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def bench_command(
-    source: ModelSource,
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A model, as for compile; or the folder of a bundle, which takes no torch."
+        ),
+    ],
+    other: Annotated[
+        Path | None, typer.Argument(help="Another bundle, timed in turns with the first.")
+    ] = None,
     targets: Annotated[
         str, typer.Option(help="What to compile for: ort,openvino.")
     ] = "ort,openvino",
@@ -55,12 +68,19 @@ def bench_command(
     torch_compile: Annotated[
         bool, typer.Option("--torch-compile", help="Time torch.compile too.")
     ] = False,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds for each batch.")] = 40,
+    rounds: Annotated[
+        int | None,
+        typer.Option(help="The most interleaved rounds for each batch: 40; of bundles, 1000 runs."),
+    ] = None,
     time_limit: Annotated[
-        float, typer.Option(help="Begin no round after this many seconds of a batch.")
-    ] = 300.0,
+        float | None,
+        typer.Option(
+            help="Begin no round after this many seconds of a batch: 300; of bundles, 10."
+        ),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="The folder to write; NAME-bench by default.")
+        Path | None,
+        typer.Option(help="The folder to write, NAME-bench by default; of bundles, a .json file."),
     ] = None,
     code_path: CodePath = None,
     inputs: Inputs = None,
@@ -72,18 +92,47 @@ def bench_command(
     builder: Builder = None,
     trust_pickle: TrustPickle = False,
     seed: Seed = 0,
-    threads: Threads = None,
+    threads: Annotated[
+        str | None,
+        typer.Option(
+            help="The most threads for eager and the runtimes; of bundles several, 1,2,4, and by "
+            "default one and all."
+        ),
+    ] = None,
     require_kernels: RequireKernels = False,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Write no plot.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the files in --output.")] = False,
     json: Json = False,
 ) -> None:
-    """Time a model beside eager, plain exports, the unreduced model and the GEMM floor."""
+    """Time a model beside its alternatives, or one bundle or two on this machine."""
     with report_errors(json):
+        from tokexport.exporter.bench_bundle.config import is_bundle, parse_threads
+
+        counts = () if threads is None else parse_threads(threads)
+        if is_bundle(Path(source)):
+            _refuse_of_models(context)
+            _bench_bundles(
+                (Path(source), *([] if other is None else [other])),
+                counts,
+                rounds,
+                time_limit,
+                output,
+                require_kernels=require_kernels,
+                force=force,
+                json=json,
+            )
+            return
+        _refuse_of_bundles(source, other, counts)
         from tokexport.exporter.requirements import require_compile_packages
 
         require_compile_packages()
-        from tokexport.exporter.bench.config import BenchConfig, parse_batches, parse_names
+        from tokexport.exporter.bench.config import (
+            ENOUGH_ROUNDS,
+            MOST_SECONDS,
+            BenchConfig,
+            parse_batches,
+            parse_names,
+        )
         from tokexport.exporter.bench.plot import draw_bench
         from tokexport.exporter.bench.run import bench
         from tokexport.exporter.bench.tables import bench_json, render_bench
@@ -102,10 +151,10 @@ def bench_command(
             batches=parse_batches(batches),
             reduce=reduce,
             restore=restore,
-            rounds=rounds,
-            time_limit_s=time_limit,
+            rounds=ENOUGH_ROUNDS if rounds is None else rounds,
+            time_limit_s=MOST_SECONDS if time_limit is None else time_limit,
             torch_compile=torch_compile,
-            threads=threads,
+            threads=counts[0] if counts else None,
             require_kernels=require_kernels,
             inputs=inputs,
             preprocess=preprocess,
@@ -117,14 +166,84 @@ def bench_command(
         folders = tuple(code_path or ())
         options = SourceOptions(source, folders, checkpoint, builder, trust_pickle)
         with redirect_user_output(json), on_code_path(folders):
-            other = None
+            whole = None
             if unreduced is not None:
-                other = load_source(SourceOptions(unreduced, folders, trust_pickle=trust_pickle))
+                whole = load_source(SourceOptions(unreduced, folders, trust_pickle=trust_pickle))
             found = bench(
                 load_source(options),
                 config,
-                unreduced=other,
+                unreduced=whole,
                 progress=Checklist(console(stderr=True), enabled=not json),
             )
         data, render = bench_json(found), partial(render_bench, found)
         show_result(data, render, files.write(render, data, partial(draw_bench, found)), json)
+
+
+def _refuse_of_models(context: typer.Context) -> None:
+    """Refuses the options of a compile: a bundle is measured as it is."""
+    from tokexport.exporter.errors import UsageError
+
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, source in sources.items()
+        if name not in _OF_BUNDLES and source is not None and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise UsageError(
+            f"A bundle is measured as it is, without {', '.join(given)}.",
+            fix="Leave the option out, or pass the model that the bundle was compiled from.",
+        )
+
+
+def _refuse_of_bundles(source: str, other: Path | None, counts: tuple[int, ...]) -> None:
+    """Refuses what only bundles take."""
+    from tokexport.exporter.errors import UsageError
+
+    if other is not None:
+        raise UsageError(
+            "Two arguments are two bundles, and the first is none.",
+            where=source,
+            fix="Pass folders that compile wrote; a model is timed beside its alternatives by "
+            "itself.",
+        )
+    if len(counts) > 1:
+        raise UsageError(
+            "Several numbers of threads are measured of a bundle only.",
+            where=f"{source} is no folder with a manifest.json.",
+            fix="Pass one number, or the folder of a bundle.",
+        )
+
+
+def _bench_bundles(
+    bundles: tuple[Path, ...],
+    threads: tuple[int, ...],
+    rounds: int | None,
+    time_limit: float | None,
+    output: Path | None,
+    *,
+    require_kernels: bool,
+    force: bool,
+    json: bool,
+) -> None:
+    """Measures bundles, and prints what was found."""
+    from tokexport.exporter.bench_bundle.config import MOST_RUNS, BundleBenchConfig
+    from tokexport.exporter.bench_bundle.measure import bench_bundles
+    from tokexport.exporter.bench_bundle.tables import render_bundle_bench
+    from tokexport.exporter.progress import Checklist
+    from tokexport.exporter.system.output_file import check_place, write_json
+
+    if output is not None:
+        check_place(output, force)
+    config = BundleBenchConfig(
+        bundles=bundles,
+        threads=threads,
+        rounds=MOST_RUNS if rounds is None else rounds,
+        time_limit_s=time_limit,
+        require_kernels=require_kernels,
+    )
+    found = bench_bundles(config, Checklist(console(stderr=True), enabled=not json))
+    data, written = found.to_json(), [] if output is None else [output]
+    if output is not None:
+        write_json(output, data, "measurements")
+    show_result(data, partial(render_bundle_bench, found), written, json)

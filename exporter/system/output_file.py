@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokexport.exporter.errors import OutputExistsError, WriteError
 
@@ -61,3 +63,19 @@ def written_whole(path: Path, what: str = "output") -> Iterator[Path]:
             where=str(path),
             fix="Pass --output in a folder that you may write to, on a disk with room.",
         ) from error
+
+
+def write_json(path: Path, data: Mapping[str, Any], what: str) -> None:
+    """Writes one JSON object whole or not at all.
+
+    Args:
+        path: The file.
+        data: Plain values.
+        what: What is written, for a message.
+
+    Raises:
+        WriteError: The disk takes no more, or the folder may not be written to.
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    with written_whole(path, what) as partial:
+        partial.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")

@@ -110,6 +110,17 @@ def read_processor(root: Path = _ROOT) -> ProcessorReading:
     )
 
 
+def hottest_celsius(root: Path = _ROOT) -> float | None:
+    """Returns the temperature of the hottest zone in degrees Celsius; None where none is shown.
+
+    Args:
+        root: The folder that ``sys`` is in.
+    """
+    zones = (root / "sys/class/thermal").glob("thermal_zone*/temp")
+    found = [one / 1e3 for one in map(_number, zones) if one is not None]
+    return max(found, default=None)
+
+
 def use_between(before: ProcessorReading, after: ProcessorReading) -> ProcessorUse:
     """Returns what used the cores between two readings."""
     total = after.total_s - before.total_s

@@ -166,6 +166,14 @@ def test_verify_without_torch(installed: Environment, compiled: Compiled) -> Non
     assert "onnxruntime-cpu" in result.stdout
 
 
+def test_bench_of_a_bundle_without_torch(installed: Environment, compiled: Compiled) -> None:
+    options = ("--threads", "1", "--rounds", "5", "--json")
+    result = installed.tokexport("bench", compiled.bundle, *options)
+    assert (result.returncode, result.stderr) == (0, "")
+    (row,) = json.loads(result.stdout)["rows"]
+    assert row["latency"]["runs"] == 5
+
+
 def test_doctor_without_torch(installed: Environment) -> None:
     result = installed.tokexport("doctor", "--json")
     assert (result.returncode, result.stderr) == (0, "")

@@ -41,7 +41,17 @@ ORDER = {
         *("graph_values", "rounding", "parity"),
         *("reduction/blocks", "reduction", "edges", "speed", "tuning", "report"),
         *("report_page/drawing", "report_page"),
-        *("bundle", "ties", "stages", "compile.py", "bench", "inspection", "sweep", "comparison"),
+        *(
+            "bundle",
+            "ties",
+            "stages",
+            "compile.py",
+            "bench_bundle",
+            "bench",
+            "inspection",
+            "sweep",
+            "comparison",
+        ),
         *("bisection", "lock", "pytest_plugin", "cli"),
     ),
     "graph_passes": (

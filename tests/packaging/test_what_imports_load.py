@@ -81,6 +81,12 @@ def test_schemas_are_printed_without_torch(arguments: Sequence[str]) -> None:
     assert loaded(AFTER_A_COMMAND.format(arguments=list(arguments))) & HEAVY <= {"numpy"}
 
 
+def test_bundles_are_measured_without_torch() -> None:
+    bundle = ROOT / "tests" / "bundles" / "kernels_ort"
+    arguments = ["bench", str(bundle), "--threads", "1", "--rounds", "5"]
+    assert loaded(AFTER_A_COMMAND.format(arguments=arguments)) & HEAVY == {"numpy"}
+
+
 def test_the_package_itself_loads_nothing() -> None:
     packages = loaded("import json, sys, tokexport; print(json.dumps(sorted(sys.modules)))")
     assert packages & (HEAVY | {"typer", "rich"}) == set()

@@ -1,0 +1,1 @@
+"""Measures bundles on the machine that is to run them, without torch."""
