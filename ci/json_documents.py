@@ -139,7 +139,7 @@ COMMANDS: Final[Mapping[str, Document]] = {
         reports=True,
     ),
     "report": one(WrittenPage),
-    "doctor": one(Diagnosis),
+    "doctor": Document((Result(Diagnosis, judged=True),)),
     "reduce": one(ReducedFile),
     "methods": one(MethodList),
     "sweep": Document((Result(Sweep, files=True),), SWEEP_VERSION, numbered=True, reports=True),

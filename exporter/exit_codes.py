@@ -34,7 +34,8 @@ MEANINGS: Final[Mapping[ExitCode, str]] = {
     ),
     ExitCode.GATE_FAILED: (
         "A gate failed: parity, the surgery of `--reduce`, `--min-speedup`, or "
-        "`--require-run` where the engine could not run."
+        "`--require-run` where the engine could not run; or this machine cannot run the bundle of "
+        "`doctor`."
     ),
     ExitCode.USAGE: (
         "Usage: an option, a source or an input is not what the command needs, or the "

@@ -87,7 +87,11 @@ class RunError(NodeError):
     """Running failed: no device, an engine of another version, a failure inside the runtime."""
 
 
-class ProcessorError(RunError):
+class IncompatibleError(RunError):
+    """The runtime, the system or the processor here is another one than the artifact needs."""
+
+
+class ProcessorError(IncompatibleError):
     """This processor computes otherwise than the artifact needs, and would answer wrongly."""
 
 

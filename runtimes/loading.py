@@ -19,10 +19,10 @@ from tokexport.runtimes.bundle.manifest import (
     read_manifest,
 )
 from tokexport.runtimes.bundle.runner import Runner
-from tokexport.runtimes.errors import BundleError, ProcessorError, RuntimesError
+from tokexport.runtimes.compatibility import check_compatibility
+from tokexport.runtimes.errors import BundleError, RuntimesError
 from tokexport.runtimes.files.ir_contents import check_ir, weights_beside
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
-from tokexport.runtimes.processor import sums_saturate
 
 #: The suffix of the artifact of each flavour whose contents are checked.
 _SUFFIXES: Final = {"onnxruntime-cpu": ".onnx", "openvino-cpu": ".xml"}
@@ -55,12 +55,12 @@ def load(
         RuntimeMissingError: The bundle's runtime is not installed.
         KernelsError: The native kernels are required, and are not there or do not load.
         BuildError: The runtime cannot load the artifact.
-        ProcessorError: This processor would answer wrongly.
+        IncompatibleError: The runtime, the system or the processor here is not what it needs.
         RunError: The artifact cannot run on this machine.
     """
     folder = Path(bundle)
     manifest = read_manifest(folder)
-    check_processor(manifest)
+    check_compatibility(manifest)
     check_files(folder, manifest)
     chosen = _chosen(folder, manifest, batches)
     runners: list[Runner] = []
@@ -103,21 +103,6 @@ def _chosen(
             fix=f"Pass some of {', '.join(map(str, ladder))}, or compile with --batch.",
         )
     return tuple(ladder[batch] for batch in wanted)
-
-
-def check_processor(manifest: Manifest) -> None:
-    """Refuses a bundle whose sums of products saturate on this processor.
-
-    Raises:
-        ProcessorError: Its weights have 8 bits, and ONNX Runtime adds in 16 here.
-    """
-    if manifest.runtime.details.get("weight_bits") == 8 and sums_saturate():
-        raise ProcessorError(
-            "The bundle's int8 weights have 8 bits, and sums of their products saturate on this "
-            "processor, which has no VNNI: it would answer wrongly.",
-            fix="Compile the model with --weight-bits 7, or run the bundle on a processor with "
-            "VNNI.",
-        )
 
 
 def check_contents(bundle: Path, manifest: Manifest) -> None:
@@ -191,12 +176,8 @@ def open_runner(
                 outputs=manifest.computed,
                 built=manifest.runtime,
             )
-        case flavour:
-            raise BundleError(
-                f"The bundle is for {flavour!r}, which this tokexport does not know.",
-                where=str(bundle / MANIFEST_NAME),
-                fix="Update tokexport: pip install --upgrade tokexport",
-            )
+        case _:
+            raise unknown_flavour(bundle, manifest)
     try:
         _check_specs(bundle, "inputs", manifest.inputs, runner.inputs)
         _check_specs(bundle, "outputs", manifest.computed, runner.outputs)
@@ -208,6 +189,20 @@ def open_runner(
     runner.ranges = manifest.input_ranges
     runner.constants = manifest.constant_inputs
     return runner
+
+
+def unknown_flavour(bundle: Path, manifest: Manifest) -> BundleError:
+    """Returns the error of a bundle for a runtime that this tokexport does not know.
+
+    Args:
+        bundle: Its folder.
+        manifest: Its manifest.
+    """
+    return BundleError(
+        f"The bundle is for {manifest.runtime.flavour!r}, which this tokexport does not know.",
+        where=str(bundle / MANIFEST_NAME),
+        fix="Update tokexport: pip install --upgrade tokexport",
+    )
 
 
 def _check_specs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,10 @@ _INSTRUCTION_SETS: Final = (
     ("i8mm", "i8mm"),
     ("asimddp", "dotprod"),
 )
+
+
+#: The flags of which an x86 processor needs one to add products of bytes in 32 bits.
+BYTE_SUMS: Final = ("avx512_vnni", "avx_vnni")
 
 
 def instruction_set(processors: Path = Path("/proc/cpuinfo")) -> str:
@@ -39,10 +44,20 @@ def sums_saturate(processors: Path = Path("/proc/cpuinfo")) -> bool:
     Args:
         processors: The file in which Linux describes the processors.
     """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    return lacks_all(BYTE_SUMS, processors)
+
+
+def lacks_all(names: Collection[str], processors: Path = Path("/proc/cpuinfo")) -> bool:
+    """Returns whether this is an x86 processor that has none of some instruction sets.
+
+    Args:
+        names: Their flags in Linux; without any, nothing is lacking.
+        processors: The file in which Linux describes the processors.
+    """
+    if not names or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     flags = _flags(processors)
-    return bool(flags) and not {"avx512_vnni", "avx_vnni"} & flags
+    return bool(flags) and flags.isdisjoint(names)
 
 
 def _flags(processors: Path) -> set[str]:

@@ -35,8 +35,9 @@ from tokexport.graph_passes.ops import ops
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import check_files
 from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec, read_manifest
+from tokexport.runtimes.compatibility import check_processor
 from tokexport.runtimes.errors import BundleError
-from tokexport.runtimes.loading import check_contents, check_processor
+from tokexport.runtimes.loading import check_contents
 from tokexport.runtimes.verification import reference_inputs
 
 

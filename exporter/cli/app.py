@@ -30,6 +30,7 @@ from tokexport.exporter.cli.messages import (
     redirect_user_output,
     report_errors,
     show,
+    show_judged,
 )
 from tokexport.exporter.cli.next_command import bisect_named
 from tokexport.exporter.cli.options import (
@@ -303,15 +304,30 @@ cli_report.add_commands(app)
 
 
 @app.command("doctor")
-def doctor_command(json: Json = False) -> None:
-    """Say which runtimes are here, which versions, and what to install for the rest."""
+def doctor_command(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A bundle: say whether this machine can run it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say which runtimes are here, what to install for the rest, and whether a bundle runs."""
     with report_errors(json):
-        from tokexport.exporter.report.tables import Diagnosis, render_components
+        from tokexport.exporter.report.tables import (
+            Diagnosis,
+            diagnosis_of,
+            render_bundle_diagnosis,
+            render_components,
+        )
         from tokexport.runtimes.doctor import diagnose
 
         with redirect_user_output(json):
-            components = diagnose()
-        show(json, Diagnosis(components).to_json(), partial(render_components, components))
+            asked = None if bundle is None else diagnosis_of(bundle)
+            components = diagnose() if asked is None or json else ()
+        render = partial(render_components, components)
+        if asked is not None:
+            render = partial(render_bundle_diagnosis, asked)
+        failed = None if asked is None else asked.failed()
+        show_judged(json, Diagnosis(components, asked).to_json(), render, failed)
 
 
 cli_reduce.add_commands(app)

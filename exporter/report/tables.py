@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from rich.box import SIMPLE_HEAD
@@ -14,7 +15,10 @@ from rich.text import Text
 
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.json_values import plain
+from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.compatibility import Need, compare_with_machine
 from tokexport.runtimes.doctor import Component, summary
+from tokexport.runtimes.loading import unknown_flavour
 from tokexport.runtimes.verification import OutputResult, VerifyResult
 
 _WIDEST: Final = 500
@@ -67,14 +71,42 @@ class VerifiedOutput(TypedDict):
 
 
 @dataclass(frozen=True)
+class BundleDiagnosis:
+    """Whether a machine can run a bundle, by its manifest alone.
+
+    Attributes:
+        bundle: Its folder.
+        runs: Whether everything that it needs is here.
+        needs: What it needs, and what is here.
+    """
+
+    bundle: str
+    runs: bool
+    needs: tuple[Need, ...]
+
+    def failed(self) -> GateError | None:
+        """Returns the error of a machine that lacks something; None where it can run the bundle."""
+        lacking = [need for need in self.needs if not need.met]
+        if not lacking:
+            return None
+        return GateError(
+            f"This machine cannot run the bundle: {', '.join(need.name for need in lacking)}.",
+            where="\n".join(need.problem for need in lacking),
+            fix="\n".join(need.fix for need in lacking if need.fix),
+        )
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """What of tokexport works on a machine.
 
     Attributes:
         components: What compiling, running and verifying need.
+        bundle: The bundle that was asked about; None without one.
     """
 
     components: tuple[Component, ...]
+    bundle: BundleDiagnosis | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names."""
@@ -234,6 +266,36 @@ def failed_gate(result: VerifyResult) -> GateError | None:
         where=f"Run on {result.runtime.flavour} {result.runtime.version}.",
         fix="Compile it anew on this machine, or with the runtime version in its manifest.",
     )
+
+
+def diagnosis_of(bundle: Path) -> BundleDiagnosis:
+    """Holds this machine to the manifest of a bundle; its other files are not opened.
+
+    Args:
+        bundle: The folder that compile wrote.
+
+    Raises:
+        BundleError: It is no bundle, its manifest is not valid, or it is for a runtime that this
+            tokexport does not know.
+    """
+    manifest = read_manifest(bundle)
+    needs = compare_with_machine(manifest)
+    if not needs:
+        raise unknown_flavour(bundle, manifest)
+    return BundleDiagnosis(str(bundle), all(need.met for need in needs), needs)
+
+
+def render_bundle_diagnosis(found: BundleDiagnosis, console: Console) -> None:
+    """Prints what a bundle needs, a row each, and whether this machine can run it."""
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("", "", "needed", "here"):
+        table.add_column(heading, overflow="fold")
+    for need in found.needs:
+        mark = Text("ok", "green") if need.met else Text("no", "red")
+        table.add_row(mark, need.name, Text(need.needed), Text(need.here or "–"))
+    console.print(table)
+    if found.runs:
+        console.print(Text(f"This machine can run {found.bundle}."), soft_wrap=True)
 
 
 def render_components(components: Sequence[Component], console: Console) -> None:

@@ -39,6 +39,7 @@ from tokexport.exporter.worker.runner import open_in_worker
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.artifact_needs import artifact_needs
 from tokexport.runtimes.bundle.manifest import PASSED, Manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import NoDeviceError
@@ -269,6 +270,9 @@ def describe(
             verified.manifest,
             gates={one.name: gates[one.name].for_manifest() for one in verified.manifest.outputs},
             input_ranges=dict(record.edges.ranges),
+            requires=artifact_needs(
+                run.bundle.path / verified.manifest.artifact, verified.manifest.runtime
+            ),
         )
         said += record.edges.warnings() + accuracy_warning(record.accuracy, config)
         ran = manifest if manifest.status == PASSED else None

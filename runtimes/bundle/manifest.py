@@ -20,6 +20,7 @@ from typing import Any
 
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.input_checks import InputChecks
+from tokexport.runtimes.bundle.requirements import Requirements
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.regular_files import read_at_most
 from tokexport.runtimes.printable import all_printable
@@ -159,6 +160,8 @@ class Manifest:
             bundles made before.
         classes: The number of each class by its name, as the pictures of ``--inputs`` named them;
             None without any.
+        requires: What the artifact needs of a machine, which is checked before it is opened; None
+            in bundles made before, of which ``runtime`` says a part.
         reference: Name of the file that the artifact is verified against.
         samples_independent: Whether the artifact answers each sample of a batch alike, whatever
             the others are, so that samples can be split and filled up; None in bundles made before.
@@ -191,6 +194,7 @@ class Manifest:
     fingerprint: dict[str, Any] | None = None
     options: dict[str, Any] | None = None
     classes: dict[str, int] | None = None
+    requires: Requirements | None = None
     reference: str = REFERENCE_NAME
     samples_independent: bool | None = None
     latency_ms: float | None = None
@@ -323,6 +327,7 @@ class _Reader:
             fingerprint=self._object_or_null(data, "fingerprint"),
             options=self._object_or_null(data, "options"),
             classes=self._classes(data),
+            requires=self._requires(data),
             reference=self._get(data, "reference", str) if "reference" in data else REFERENCE_NAME,
             samples_independent=self._truth_or_null(data, "samples_independent"),
             latency_ms=self._time_or_null(data, "latency_ms"),
@@ -460,6 +465,13 @@ class _Reader:
             if not isinstance(number, int) or isinstance(number, bool) or number < 0:
                 raise self._wrong(f"classes.{name}", "a whole number of 0 or more", number)
         return found
+
+    def _requires(self, data: Mapping[str, Any]) -> Requirements | None:
+        given = self._object_or_null(data, "requires")
+        try:
+            return None if given is None else Requirements.from_json(given)
+        except ValueError as error:
+            raise broken_manifest(self._path, f"requires.{error}") from error
 
     def _checks(self, data: Mapping[str, Any]) -> InputChecks | None:
         given = self._object_or_null(data, "checks")

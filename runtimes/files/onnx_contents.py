@@ -30,6 +30,9 @@ _WITHIN: Final[dict[str, dict[int, str]]] = {
 #: Of attributes, those that are graphs.
 _GRAPHS: Final = {6, 11}
 _EXTERNAL: Final = 1
+#: Fields of a model.
+_IR_VERSION: Final = 1
+_OPSETS: Final = 8
 
 
 class ContentsError(ValueError):
@@ -45,11 +48,15 @@ class OnnxContents:
         files: The files that weights lie in, as the model names them.
         function_calls: How many nodes of the graph call a function of the file: those that native
             kernels may compute.
+        ir_version: The version of the file's format.
+        opset: The newest version of ONNX's own operators that it asks for.
     """
 
     operators: set[str] = field(default_factory=set)
     files: set[str] = field(default_factory=set)
     function_calls: int = 0
+    ir_version: int = 0
+    opset: int = 0
 
 
 def onnx_contents(path: Path) -> OnnxContents:
@@ -100,6 +107,11 @@ class _Walk:
         main = _Body()
         graphs = 0
         for number, kind, begin, end in self._fields(0, len(self._content)):
+            if number == _IR_VERSION and kind == _VARINT:
+                self._found.ir_version = self._varint(begin, end)[0]
+            elif number == _OPSETS:
+                self._must(kind == _BYTES, "a field has another type than it has in ONNX")
+                self._opset(begin, end)
             within = _WITHIN["model"].get(number)
             if within is None:
                 continue
@@ -114,6 +126,17 @@ class _Walk:
         calls = main.calls.items()
         self._found.function_calls = sum(times for name, times in calls if name in self._bodies)
         return self._found
+
+    def _opset(self, begin: int, end: int) -> None:
+        """Keeps the version of an opset, where it is that of ONNX's own operators."""
+        domain, version = "", 0
+        for number, kind, first, last in self._fields(begin, end):
+            if number == 1 and kind == _BYTES:
+                domain = self._text(first, last)
+            elif number == 2 and kind == _VARINT:
+                version = self._varint(first, last)[0]
+        if domain in ("", "ai.onnx"):
+            self._found.opset = max(self._found.opset, version)
 
     def _function(self, begin: int, end: int) -> None:
         name, domain = self._texts(begin, end, 1, 10)

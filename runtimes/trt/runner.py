@@ -12,7 +12,12 @@ import numpy as np
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec
 from tokexport.runtimes.bundle.runner import Runner
-from tokexport.runtimes.errors import NoDeviceError, RunError, RuntimeMissingError
+from tokexport.runtimes.errors import (
+    IncompatibleError,
+    NoDeviceError,
+    RunError,
+    RuntimeMissingError,
+)
 from tokexport.runtimes.importing import install_command
 from tokexport.runtimes.trt.cuda_driver import CudaDriver, CudaDriverError, DeviceBuffers, Gpu
 from tokexport.runtimes.trt.libraries import FULL, RTX, TensorRt, load_full, load_rtx
@@ -21,7 +26,7 @@ NO_GPU = "Engine built; running it needs a GPU and a CUDA 13 driver (r580 or new
 
 #: The form of a version; other text of a manifest never gets into a command.
 _VERSION = re.compile(r"\d+(\.\w+)*")
-_PRODUCTS = {FULL: "TensorRT", RTX: "TensorRT-RTX"}
+PRODUCTS = {FULL: "TensorRT", RTX: "TensorRT-RTX"}
 _RTX_CUDA = (13, 0)  # what the RTX wheels of CUDA 13 need of the driver
 
 
@@ -86,14 +91,9 @@ class TrtRunner(Runner):
             RunError: The engine is of another version; TensorRT cannot load it; its inputs or
                 outputs are not those.
         """
-        tensorrt = _load_flavour(built)
+        tensorrt = load_flavour(built)
         check_version(built, tensorrt.version)
-        try:
-            driver = CudaDriver()
-            gpu = driver.gpu()
-        except CudaDriverError as error:
-            raise NoDeviceError(NO_GPU, where=str(error), fix=_NO_GPU_FIX) from error
-        check_gpu(built, gpu)
+        driver, gpu = require_gpu(built)
         sizes = {
             spec.name: int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
             for spec in (*inputs, *outputs)
@@ -108,7 +108,11 @@ class TrtRunner(Runner):
                     "trt",
                     tensorrt.flavour,
                     tensorrt.version,
-                    {"gpu": gpu.name, "compute_capability": gpu.compute_capability},
+                    {
+                        **built.details,
+                        "gpu": gpu.name,
+                        "compute_capability": gpu.compute_capability,
+                    },
                 )
                 return cls(loader, engine, buffers, inputs, outputs, tensorrt, runtime)
         except BaseException:
@@ -147,15 +151,33 @@ class TrtRunner(Runner):
 _NO_GPU_FIX = "Copy the bundle to a machine with both, and run or verify it there."
 
 
+def require_gpu(built: RuntimeInfo) -> tuple[CudaDriver, Gpu]:
+    """Returns the driver and the first GPU, which the engine was built for.
+
+    Args:
+        built: What built it.
+
+    Raises:
+        NoDeviceError: There is no GPU, or one that the engine was not built for.
+    """
+    try:
+        driver = CudaDriver()
+        gpu = driver.gpu()
+    except CudaDriverError as error:
+        raise NoDeviceError(NO_GPU, where=str(error), fix=_NO_GPU_FIX) from error
+    check_gpu(built, gpu)
+    return driver, gpu
+
+
 def check_version(built: RuntimeInfo, installed: str) -> None:
     """Refuses an engine of another version: it would not load, and would not say why.
 
     Raises:
-        RunError: The versions are not exactly the same.
+        IncompatibleError: The versions are not exactly the same.
     """
     if built.version != installed:
-        product = _PRODUCTS[built.flavour]
-        raise RunError(
+        product = PRODUCTS[built.flavour]
+        raise IncompatibleError(
             f"The engine was built by {product} {built.version}, and {installed} is installed.",
             where="An engine runs on exactly the version that built it.",
             fix=f"Install {product} {built.version}, or compile the model anew with {installed}.",
@@ -176,7 +198,9 @@ def check_gpu(built: RuntimeInfo, gpu: Gpu) -> None:
             where=f"The driver of this {gpu.name} supports CUDA {supported}.",
             fix="Update the driver.",
         )
-    listed = built.details.get("compute_capabilities", [])
+    # one that has run, in bundles made before, says only where
+    ran_on = built.details.get("compute_capability", "")
+    listed = built.details.get("compute_capabilities", [ran_on] if isinstance(ran_on, str) else [])
     if isinstance(listed, list) and gpu.compute_capability in listed:
         return
     if built.flavour == RTX:
@@ -193,15 +217,22 @@ def check_gpu(built: RuntimeInfo, gpu: Gpu) -> None:
     )
 
 
-def _load_flavour(built: RuntimeInfo) -> TensorRt:
-    """Loads the flavour that built the engine, never the other."""
+def load_flavour(built: RuntimeInfo) -> TensorRt:
+    """Loads the flavour that built the engine, never the other.
+
+    Args:
+        built: What built it.
+
+    Raises:
+        RuntimeMissingError: It is not installed here.
+    """
     try:
         return {FULL: load_full, RTX: load_rtx}[built.flavour]()
     except RuntimeMissingError as error:
         exactly = f"=={built.version}" if _VERSION.fullmatch(built.version) else ""
         install = {FULL: f"pip install tensorrt{exactly}", RTX: install_command("trt-rtx")}
         raise RuntimeMissingError(
-            f"The engine was built by {_PRODUCTS[built.flavour]} {built.version}, which is not "
+            f"The engine was built by {PRODUCTS[built.flavour]} {built.version}, which is not "
             "ready here.",
             where=str(error),
             fix=f"Install it: {install[built.flavour]}",

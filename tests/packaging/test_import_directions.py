@@ -73,6 +73,8 @@ ORDER = {
             "ort",
             "openvino",
             "trt",
+            "artifact_needs.py",
+            "compatibility.py",
             "loading.py",
         ),
         *("verification.py", "doctor.py", "__init__.py"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,6 +40,7 @@ FAILS: dict[str, tuple[tuple[str, ...], int]] = {
 }
 #: Commands without arguments, which fail with the machine alone.
 NEVER_FAIL = {"doctor", "methods"}
+BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
 def test_every_command_is_here() -> None:
@@ -117,3 +120,32 @@ def test_a_wrong_key_deep_in_a_report_is_found(bundle: Path) -> None:
     assert not fault("verify", found)
     found["stages"][0]["comparisons"]["logits"]["max_abs"] = "0"
     assert "max_abs" in fault("verify", found)
+
+
+def test_doctor_says_whether_a_bundle_runs_here(tmp_path: Path) -> None:
+    answer = tokexport("doctor", BUNDLES / "kernels_ort", "--json")
+    assert answer.code == 0, answer
+    found = answer.json["bundle"]
+    assert (found["runs"], [need["name"] for need in found["needs"]]) == (True, ["runtime"])
+    assert "can run" in tokexport("doctor", BUNDLES / "kernels_ort").stdout
+    bundle = shutil.copytree(BUNDLES / "kernels_ort", tmp_path / "a [red]bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    why = "[bold]why"
+    manifest["requires"] = {"runtime": "onnxruntime", "at_least": "99.0", "why": why}
+    manifest["requires"] |= {"systems": ["plan9"]}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (bundle / "model.onnx").unlink()  # it is not asked
+    answer = tokexport("doctor", bundle, "--json")
+    assert answer.code == 1, answer
+    assert answer.json["error"]["what"] == "This machine cannot run the bundle: system, runtime."
+    assert [need["met"] for need in answer.json["bundle"]["needs"]] == [False, False]
+    answer = tokexport("doctor", bundle)
+    assert answer.code == 1, answer
+    assert why in answer.stdout
+    for said in ("plan9", "pip install 'onnxruntime>=99.0'"):
+        assert said in answer.said
+    manifest["runtime"]["flavour"] = "tensorflow"
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    answer = tokexport("doctor", bundle, "--json")
+    assert (answer.code, "'tensorflow'" in answer.said) == (5, True), answer
+    assert tokexport("doctor", tmp_path / "nowhere", "--json").code == 5

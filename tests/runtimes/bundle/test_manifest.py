@@ -176,7 +176,10 @@ def test_a_wrong_type_names_the_field(
 
 
 #: What a bundle may lack, as one of an earlier version does.
-OPTIONAL = {"preprocessing", "reduction", "forms", "fingerprint", "options", "checks", "classes"}
+OPTIONAL = {
+    *("preprocessing", "reduction", "forms", "fingerprint", "options", "checks", "classes"),
+    "requires",
+}
 WITHOUT = {
     **dict.fromkeys(OPTIONAL),
     "input_ranges": {},
