@@ -180,7 +180,7 @@ def _put_in_place(old: Path, output: Path, force: bool) -> int:
     import dataclasses
 
     from tokexport.exporter.build.stage_folder import StageFolder
-    from tokexport.exporter.bundle.writer import BundleWriter
+    from tokexport.exporter.bundle.bundle_folder import BundleWriter
     from tokexport.exporter.cli.messages import report_errors
     from tokexport.exporter.config import compile_config
     from tokexport.runtimes.bundle.manifest import read_manifest
@@ -202,7 +202,7 @@ def _put_in_place(old: Path, output: Path, force: bool) -> int:
 def _begin_anew(output: Path) -> int:
     """Begins a compile for the output, and ends it before it writes anything."""
     from tokexport.exporter.build.stage_folder import StageFolder
-    from tokexport.exporter.bundle.writer import BundleWriter
+    from tokexport.exporter.bundle.bundle_folder import BundleWriter
     from tokexport.exporter.config import compile_config
     from tokexport.exporter.system.scratch import scratch_folder
 

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from tokexport.exporter.build.stage_folder import StageFolder
-from tokexport.exporter.bundle.writer import BundleWriter
+from tokexport.exporter.bundle.bundle_folder import BundleWriter
 from tokexport.exporter.capture.fingerprint import Fingerprint
 from tokexport.exporter.capture.random_ops_report import RandomOpsReport
 from tokexport.exporter.capture.token_cap_report import TokenCapReport

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from helpers.thorough import thorough_but
 
-from tokexport.exporter.bundle import writer as bundle_module
-from tokexport.exporter.bundle.writer import BundleWriter, save_reference
+from tokexport.exporter.bundle import bundle_folder as bundle_module
+from tokexport.exporter.bundle.bundle_folder import BundleWriter
+from tokexport.exporter.bundle.writer import save_reference
 from tokexport.exporter.errors import InternalError, OutputExistsError, WriteError
 from tokexport.exporter.system.scratch import HeldFolder
 from tokexport.runtimes.bundle.bundle_files import check_files
@@ -296,7 +297,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path[:0] = os.environ["TESTS"].split(os.pathsep)
 from test_writer import MANIFEST
-from tokexport.exporter.bundle import writer as module
+from tokexport.exporter.bundle import bundle_folder as module
 output, moment = Path(sys.argv[1]), sys.argv[2]
 
 def die(*args, **kwargs):
@@ -376,7 +377,8 @@ ON_A_SMALL_DISK = """
 import sys
 from pathlib import Path
 import numpy as np
-from tokexport.exporter.bundle.writer import BundleWriter, save_reference
+from tokexport.exporter.bundle.bundle_folder import BundleWriter
+from tokexport.exporter.bundle.writer import save_reference
 from tokexport.exporter.errors import WriteError
 from tokexport.runtimes.errors import BuildError
 disk, how = Path(sys.argv[1]), sys.argv[2]
@@ -454,7 +456,7 @@ def test_a_read_only_disk_is_said_so(tmp_path: Path, small_disk: list[str]) -> N
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from tokexport.exporter.bundle.writer import BundleWriter
+from tokexport.exporter.bundle.bundle_folder import BundleWriter
 from tokexport.exporter.errors import WriteError
 if os.geteuid() == 0:
     os.seteuid(65534)

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from tokexport.exporter import errors as exporter_errors
 from tokexport.exporter.build.stage_folder import StageFolder
-from tokexport.exporter.bundle.writer import BundleWriter
+from tokexport.exporter.bundle.bundle_folder import BundleWriter
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.messages import (
@@ -126,7 +126,7 @@ import sys, tempfile
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from helpers.deadly_models import X, endless
-from tokexport.exporter.bundle.writer import BundleWriter
+from tokexport.exporter.bundle.bundle_folder import BundleWriter
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner
