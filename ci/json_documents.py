@@ -15,6 +15,7 @@ from tokexport.exporter.bench.results import Bench
 from tokexport.exporter.bench_bundle.results import SCHEMA_VERSION as BENCH_VERSION
 from tokexport.exporter.bench_bundle.results import BundleBench
 from tokexport.exporter.bisection.result import Bisection
+from tokexport.exporter.bundle.rebuild import BundledRebuild, RebuildResult
 from tokexport.exporter.bundle.run_bundle import RunResult
 from tokexport.exporter.capture.fingerprint import Fingerprint
 from tokexport.exporter.cli.messages import Failure
@@ -111,6 +112,7 @@ _BUNDLED: Final[Mapping[str, Any]] = {
     "forms": Mapping[str, BundledForm] | None,
     "fingerprint": Fingerprint | None,
     "options": BundledOptions | None,
+    "rebuilt": BundledRebuild | None,
 }
 
 #: The JSON files.
@@ -138,6 +140,7 @@ COMMANDS: Final[Mapping[str, Document]] = {
         ),
         reports=True,
     ),
+    "rebuild": Document((Result(RebuildResult),)),
     "report": one(WrittenPage),
     "doctor": Document((Result(Diagnosis, judged=True),)),
     "reduce": one(ReducedFile),
@@ -165,6 +168,7 @@ VALUES: Final[Mapping[tuple[type, str], tuple[Any, ...]]] = {
     (Manifest, "schema_version"): (MANIFEST_VERSION,),
     (Bisection, "target"): _TARGETS,
     (Verification, "status"): (PASSED, FAILED),
+    (RebuildResult, "status"): (PASSED, BUILT_NOT_RUN),
     (WrittenPage, "verdict"): (PASSED, BUILT_NOT_RUN, FAILED),
     (Sweep, "target"): _TARGETS,
     (Sweep, "quality"): (ACCURACY, TOP1, COSINE),

@@ -96,6 +96,8 @@ def compile(
             it to them.
         require_run (default False): Whether an engine that cannot run on this machine is a failure.
         require_kernels (default False): Whether native kernels that do not load are a failure.
+        keep_onnx (default None): Whether the bundle keeps the ONNX file that its artifact is built
+            from, for ``tokexport rebuild`` on a device; None is what the target does: trt keeps it.
         keep_stages (default False): Whether the graph of every stage stays in ``OUTPUT.stages``.
         force (default False): Whether an earlier bundle at ``output`` may be replaced.
 

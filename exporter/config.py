@@ -158,6 +158,8 @@ class CompileConfig(ReduceConfig):
         require_run: Whether an engine that could not run here is a failure.
         require_kernels: Whether to fail where the target's native kernels do not load.
         keep_stages: Whether every stage leaves its artifact in ``OUTPUT.stages``.
+        keep_onnx: Whether the bundle keeps the ONNX file that its artifact is built from, so that a
+            device can build it anew; None is what the target does by default: trt keeps it.
         force: Whether an earlier bundle at ``output`` may be replaced.
         drop_noise: Whether random numbers drawn at inference become their means.
         timed: Whether the artifact is timed against eager.
@@ -175,6 +177,7 @@ class CompileConfig(ReduceConfig):
     require_run: bool = False
     require_kernels: bool = False
     keep_stages: bool = False
+    keep_onnx: bool | None = None
     force: bool = False
     drop_noise: bool = False
     timed: bool = True
@@ -192,6 +195,14 @@ class CompileConfig(ReduceConfig):
             )
         self._check_quantization()
         self._check_weight_bits()
+        if self.keep_onnx and self.precision not in self.backend.rebuilds:
+            raise UsageError(
+                "--keep-onnx keeps what an artifact is built anew from, and this one cannot be.",
+                where="The ONNX file is the artifact itself."
+                if self.backend.runs_lowered
+                else "Its int8 ranges are measured on samples, which no bundle holds.",
+                fix="Leave it out.",
+            )
         check_threads(self.threads)
         if self.tune and not self.backend.tunes:
             others = [name for name, backend in BACKENDS.items() if backend.tunes]
@@ -248,6 +259,11 @@ class CompileConfig(ReduceConfig):
     def backend(self) -> Backend:
         """The backend of the target."""
         return BACKENDS[self.target]
+
+    @property
+    def keeps_onnx(self) -> bool:
+        """Whether the bundle keeps the ONNX file that its artifact is built from."""
+        return self.backend.keeps_onnx if self.keep_onnx is None else self.keep_onnx
 
     @property
     def for_manifest(self) -> BundledOptions:
@@ -363,6 +379,7 @@ class CompileOptions(TypedDict, total=False):
     require_run: bool
     require_kernels: bool
     keep_stages: bool
+    keep_onnx: bool | None
     force: bool
     drop_noise: bool
     token_cap: int | Sequence[int] | None

@@ -16,12 +16,17 @@ from typing import Final
 from tokexport.runtimes.artifact_needs import PACKAGES, architecture, byte_sums_needed
 from tokexport.runtimes.bundle.manifest import Manifest
 from tokexport.runtimes.bundle.requirements import Requirements, release
-from tokexport.runtimes.errors import IncompatibleError, ProcessorError, RuntimesError
+from tokexport.runtimes.errors import (
+    IncompatibleError,
+    NoDeviceError,
+    ProcessorError,
+    RuntimesError,
+)
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.openvino.runner import import_openvino
 from tokexport.runtimes.processor import instruction_set, lacks_all
 from tokexport.runtimes.trt.libraries import FULL, RTX
-from tokexport.runtimes.trt.runner import check_version, load_flavour, require_gpu
+from tokexport.runtimes.trt.runner import NO_GPU, check_version, load_flavour, require_gpu
 
 #: What the runtimes are called in a sentence.
 _TITLES: Final = {
@@ -72,7 +77,7 @@ def check_compatibility(manifest: Manifest) -> None:
         NoDeviceError: There is no GPU that its engine is for.
     """
     for check in _checks(manifest):
-        check.look()
+        _look(check, manifest)
 
 
 def compare_with_machine(manifest: Manifest) -> tuple[Need, ...]:
@@ -84,11 +89,24 @@ def compare_with_machine(manifest: Manifest) -> tuple[Need, ...]:
     needs = []
     for check in _checks(manifest):
         try:
-            needs.append(Need(check.name, check.needed, check.look(), True))
+            here = _look(check, manifest)
+            needs.append(Need(check.name, check.needed, here, True))
         except RuntimesError as error:
             problem = " ".join(part for part in (error.what, error.where) if part)
             needs.append(Need(check.name, check.needed, "", False, problem, error.fix))
     return tuple(needs)
+
+
+def _look(check: _Check, manifest: Manifest) -> str:
+    """Returns what is here; an error of one that can be built anew says so."""
+    try:
+        return check.look()
+    except (IncompatibleError, NoDeviceError) as error:
+        helps = not isinstance(error, ProcessorError) and error.what != NO_GPU
+        if manifest.kept_onnx is None or not helps:
+            raise
+        fix = f"{error.fix} Or build the artifact anew here: tokexport rebuild with the bundle."
+        raise type(error)(error.what, where=error.where, fix=fix) from error
 
 
 def check_processor(manifest: Manifest) -> None:

@@ -34,6 +34,8 @@ class Backend(ABC):
         plain_precisions: The precisions in which it can run an fp32 graph.
         quantizations: How int8 may find the ranges of activations, the default first.
         runs_lowered: Whether the lowered ONNX file itself is the artifact.
+        keeps_onnx: Whether a bundle keeps that file by default: the artifact fits few machines.
+        rebuilds: The precisions in which the artifact can be built anew from that file alone.
         narrows_lowered: Whether the types of a half precision are in the lowered graph already.
         runs_on_cpu: Whether every machine runs it; else only one with a device.
         tunes: Whether the forms of token operators can be measured for it.
@@ -52,6 +54,8 @@ class Backend(ABC):
     plain_precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     quantizations: ClassVar[tuple[str, ...]] = ()
     runs_lowered: ClassVar[bool] = False
+    keeps_onnx: ClassVar[bool] = False
+    rebuilds: ClassVar[tuple[str, ...]] = ()
     narrows_lowered: ClassVar[bool] = False
     runs_on_cpu: ClassVar[bool] = True
     tunes: ClassVar[bool] = True

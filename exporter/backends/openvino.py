@@ -27,6 +27,8 @@ class OpenVino(Backend):
     precisions = ("fp32", "bf16", "fp16", "int8")
     plain_precisions = ("fp32", "bf16", "fp16")
     quantizations = ("static",)
+    #: The ranges of int8 are measured on samples, which no bundle holds.
+    rebuilds = ("fp32", "bf16", "fp16")
     refuses_everywhere = True
     tells_attentions = True
     #: A node that ends the process before quantisation ends it in fp32 too.

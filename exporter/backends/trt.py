@@ -23,6 +23,8 @@ class TensorRt(Backend):
     artifact = "model.engine"
     precisions = ("fp32", "fp16", "bf16")
     narrows_lowered = True
+    keeps_onnx = True
+    rebuilds = precisions
     runs_on_cpu = False
     #: It times its own kernels when it builds an engine.
     tunes = False

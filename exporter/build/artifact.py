@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Final
 
 from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.build.precision import calibration_batches
@@ -11,6 +12,23 @@ from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.worker.runner import build_in_worker
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import RuntimeInfo
+
+#: The ONNX file that a bundle keeps where it is not the artifact.
+KEPT_ONNX: Final = "lowered.onnx"
+
+
+def keep_onnx(lowered: Path, folder: Path) -> str:
+    """Copies the ONNX file of an artifact into its bundle, and returns its name there.
+
+    Args:
+        lowered: The file; weights beyond 2 GB lie beside it.
+        folder: The bundle.
+    """
+    shutil.copyfile(lowered, folder / KEPT_ONNX)
+    external = lowered.with_name(f"{lowered.name}.data")
+    if external.exists():  # the model names it so
+        shutil.copyfile(external, folder / external.name)
+    return KEPT_ONNX
 
 
 def build(

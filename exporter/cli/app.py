@@ -21,6 +21,7 @@ from tokexport.exporter.cli import bench as cli_bench
 from tokexport.exporter.cli import bisect as cli_bisect
 from tokexport.exporter.cli import compare as cli_compare
 from tokexport.exporter.cli import lock as cli_lock
+from tokexport.exporter.cli import rebuild as cli_rebuild
 from tokexport.exporter.cli import reduce as cli_reduce
 from tokexport.exporter.cli import report as cli_report
 from tokexport.exporter.cli import schema as cli_schema
@@ -125,6 +126,13 @@ def compile_command(
     keep_stages: Annotated[
         bool, typer.Option("--keep-stages", help="Leave every stage in OUTPUT.stages.")
     ] = False,
+    keep_onnx: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-onnx/--no-keep-onnx",
+            help="Keep the ONNX file in the bundle, for rebuild on a device; by default of trt.",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an earlier bundle at the output.")
     ] = False,
@@ -173,6 +181,7 @@ def compile_command(
                 require_run=require_run,
                 require_kernels=require_kernels,
                 keep_stages=keep_stages,
+                keep_onnx=keep_onnx,
                 force=force,
                 drop_noise=drop_noise,
                 token_cap=None if token_cap is None else parse_caps(token_cap),
@@ -300,6 +309,7 @@ def run_command(
 
 
 cli_verify.add_commands(app)
+cli_rebuild.add_commands(app)
 cli_report.add_commands(app)
 
 

@@ -79,7 +79,8 @@ def _model(fingerprint: Mapping[str, Any] | None) -> ModelHashes | None:
 
 
 def _artifact(bundle: Path, manifest: Manifest) -> ArtifactFiles:
-    loaded = sorted(set(manifest.files) - _NOT_LOADED)
+    kept = set() if manifest.kept_onnx is None else {manifest.kept_onnx}
+    loaded = sorted(set(manifest.files) - _NOT_LOADED - kept)
     named = "".join(f"{name} {manifest.files[name].lower()}\n" for name in loaded)
     size = sum(file_in(bundle, name).stat().st_size for name in loaded)
     return ArtifactFiles(hashlib.sha256(named.encode()).hexdigest(), size)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from tokexport.exporter.build import run_stage
 from tokexport.exporter.build.artifact import build as artifact_of
+from tokexport.exporter.build.artifact import keep_onnx
 from tokexport.exporter.build.emit import emit as onnx_of
 from tokexport.exporter.build.precision import arithmetic_of, with_quantisation
 from tokexport.exporter.bundle.writer import new_manifest, save_reference
@@ -125,7 +126,8 @@ def build(run: CompileRun, answered: Answered, lowered: Lowered) -> Manifest:
         runtime = with_quantisation(runtime, config, lowered.arithmetic)
         record.runtime, record.artifact_bytes = runtime, _size(folder)
         assert record.fingerprint is not None
-        return new_manifest(
+        kept = keep_onnx(lowered.path, folder) if config.keeps_onnx else None
+        described = new_manifest(
             config,
             answered.source,
             record.fingerprint,
@@ -138,6 +140,7 @@ def build(run: CompileRun, answered: Answered, lowered: Lowered) -> Manifest:
             record.token_schedule,
             runtime,
         )
+        return replace(described, kept_onnx=kept)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -22,8 +23,13 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_files(bundle: Path, manifest: Manifest) -> None:
+def check_files(bundle: Path, manifest: Manifest, but: Collection[str] = ()) -> None:
     """Checks every file of the bundle against its hash in the manifest.
+
+    Args:
+        bundle: The bundle's folder.
+        manifest: Its manifest.
+        but: Files that are not looked at, as those that are about to be built anew.
 
     Raises:
         BundleError: A file is missing, is not what was written, or has a name that leads out of
@@ -34,6 +40,8 @@ def check_files(bundle: Path, manifest: Manifest) -> None:
             raise broken_manifest(bundle / MANIFEST_NAME, f"{one.artifact!r} has no hash in it")
     for name, wanted in manifest.files.items():
         path = file_in(bundle, name)
+        if name in but:
+            continue
         try:
             found = hash_file(path)
         except FileNotFoundError as error:

@@ -162,6 +162,10 @@ class Manifest:
             None without any.
         requires: What the artifact needs of a machine, which is checked before it is opened; None
             in bundles made before, of which ``runtime`` says a part.
+        kept_onnx: The ONNX file in the bundle that the artifact was built from, for ``rebuild``;
+            None where it was not kept, or is the artifact.
+        rebuilt: How the artifact was built anew, where it was: ``created``, ``tokexport_version``,
+            and under ``before`` the runtime that it was built by.
         reference: Name of the file that the artifact is verified against.
         samples_independent: Whether the artifact answers each sample of a batch alike, whatever
             the others are, so that samples can be split and filled up; None in bundles made before.
@@ -195,6 +199,8 @@ class Manifest:
     options: dict[str, Any] | None = None
     classes: dict[str, int] | None = None
     requires: Requirements | None = None
+    kept_onnx: str | None = None
+    rebuilt: dict[str, Any] | None = None
     reference: str = REFERENCE_NAME
     samples_independent: bool | None = None
     latency_ms: float | None = None
@@ -328,6 +334,8 @@ class _Reader:
             options=self._object_or_null(data, "options"),
             classes=self._classes(data),
             requires=self._requires(data),
+            kept_onnx=self._text_or_null(data, "kept_onnx"),
+            rebuilt=self._object_or_null(data, "rebuilt"),
             reference=self._get(data, "reference", str) if "reference" in data else REFERENCE_NAME,
             samples_independent=self._truth_or_null(data, "samples_independent"),
             latency_ms=self._time_or_null(data, "latency_ms"),
@@ -390,6 +398,12 @@ class _Reader:
         value = data.get(key)
         if value is not None and not isinstance(value, dict):
             raise self._wrong(key, "an object or null", value)
+        return value
+
+    def _text_or_null(self, data: Mapping[str, Any], key: str) -> str | None:
+        value = data.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self._wrong(key, "a text or null", value)
         return value
 
     def _status(self, data: Mapping[str, Any]) -> str:

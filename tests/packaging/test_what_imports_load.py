@@ -65,6 +65,7 @@ def loaded(program: str) -> set[str]:
         ["methods", "--help"],
         ["sweep", "--help"],
         ["bench", "--help"],
+        ["rebuild", "--help"],
         ["schema", "--help"],
         ["--version"],
     ],

@@ -36,6 +36,7 @@ FAILS: dict[str, tuple[tuple[str, ...], int]] = {
     "check": ((), 2),
     "bisect": ((NOWHERE, "nowhere"), 2),
     "report": (("nowhere",), 2),
+    "rebuild": (("nowhere",), 5),
     "schema": (("nowhere",), 2),
 }
 #: Commands without arguments, which fail with the machine alone.

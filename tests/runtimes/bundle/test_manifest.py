@@ -178,7 +178,7 @@ def test_a_wrong_type_names_the_field(
 #: What a bundle may lack, as one of an earlier version does.
 OPTIONAL = {
     *("preprocessing", "reduction", "forms", "fingerprint", "options", "checks", "classes"),
-    "requires",
+    *("requires", "kept_onnx", "rebuilt"),
 }
 WITHOUT = {
     **dict.fromkeys(OPTIONAL),

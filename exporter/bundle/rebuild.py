@@ -1,0 +1,269 @@
+"""Builds the artifact of a bundle anew from the ONNX file kept in it, and proves it; no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypedDict
+
+from rich.console import Console
+
+import tokexport
+from tokexport.exporter.backends.backend import Backend
+from tokexport.exporter.backends.known import BACKENDS
+from tokexport.exporter.bundle.bundle_folder import BundleWriter
+from tokexport.exporter.errors import UsageError
+from tokexport.exporter.json_values import plain
+from tokexport.exporter.progress import Checklist
+from tokexport.exporter.report.tables import failed_gate
+from tokexport.exporter.system.scratch import scratch_folder
+from tokexport.runtimes.artifact_needs import artifact_needs
+from tokexport.runtimes.bundle.bundle_files import check_files, file_in
+from tokexport.runtimes.bundle.manifest import (
+    BUILT_NOT_RUN,
+    PASSED,
+    Manifest,
+    RuntimeInfo,
+    read_manifest,
+)
+from tokexport.runtimes.errors import BundleError, NoDeviceError
+from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
+from tokexport.runtimes.loading import open_runner, unknown_flavour
+from tokexport.runtimes.verification import (
+    Reference,
+    VerifyResult,
+    read_reference,
+    require_gates,
+    verify_runner,
+)
+
+
+class RuntimeBefore(TypedDict):
+    """The runtime that an artifact was built by before.
+
+    Attributes:
+        flavour: Which build of it.
+        version: Its exact version.
+    """
+
+    flavour: str
+    version: str
+
+
+class BundledRebuild(TypedDict):
+    """How the artifact of a bundle was built anew.
+
+    Attributes:
+        created: When, in UTC, ISO 8601.
+        tokexport_version: The version that did it.
+        before: The runtime that it was built by before.
+    """
+
+    created: str
+    tokexport_version: str
+    before: RuntimeBefore
+
+
+@dataclass(frozen=True)
+class RebuildResult:
+    """A bundle whose artifact was built anew.
+
+    Attributes:
+        bundle: The bundle that it was built from.
+        output: The bundle that it is in now.
+        status: ``PASSED``, or ``BUILT, NOT RUN`` where no device here could run it.
+        flavour: The runtime that built it.
+        version: The version of that.
+        before: The runtime that had built the one before.
+        batches: How many batches of the reference it was verified on; 0 where it did not run.
+        not_run_reason: Why it did not run, a sentence; '' where it did.
+    """
+
+    bundle: Path
+    output: Path
+    status: str
+    flavour: str
+    version: str
+    before: RuntimeBefore
+    batches: int
+    not_run_reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values under the attributes' names."""
+        found: dict[str, Any] = plain(self)
+        return found
+
+    def sentence(self) -> str:
+        """Returns what was built and whether it was proven, a line."""
+        proof = self.not_run_reason or f"within its gates on {self.batches} batches"
+        was = f"{self.before['flavour']} {self.before['version']}"
+        return (
+            f"{self.status}  {self.output}, by {self.flavour} {self.version} (was {was}): {proof}"
+        )
+
+
+def rebuild(
+    bundle: Path,
+    output: Path | None = None,
+    *,
+    force: bool = False,
+    progress: Checklist | None = None,
+) -> RebuildResult:
+    """Builds the artifact of a bundle anew with the runtime that is installed here.
+
+    The old artifact is not opened, and may be damaged or of another version. The new bundle takes
+    its place whole or not at all, after its artifact was verified against the reference.
+
+    Args:
+        bundle: The folder that compile wrote.
+        output: The folder of the new bundle; None replaces the old one.
+        force: Whether a bundle at ``output`` may be replaced.
+        progress: Shows what is done; silent without one.
+
+    Raises:
+        UsageError: The bundle keeps no ONNX file, or its artifact cannot be built from one alone.
+        GateError: The new artifact differs from the reference; nothing is written.
+        OutputExistsError: There is something at the output that may not be replaced.
+        WriteError: The new bundle cannot be written.
+        tokexport.runtimes.errors.RuntimesError: Another file of the bundle is altered, or the
+            runtime is missing or cannot build the artifact.
+    """
+    manifest = read_manifest(bundle)
+    backend = _backend(bundle, manifest)
+    require_gates(bundle, manifest)
+    kept = _kept_onnx(bundle, manifest)
+    old = _artifact_files(manifest)
+    reference = read_reference(bundle, manifest)
+    place = bundle if output is None else output
+    checklist = progress or Checklist(Console(stderr=True), enabled=False)
+    with checklist, BundleWriter(place, force or output is None) as written:
+        folder = written.path
+        kept_files = sorted(manifest.files.keys() - old)
+        sizes = [file_in(bundle, name).stat().st_size for name in kept_files]
+        written.require_space(sum(sizes) + file_in(bundle, kept).stat().st_size)
+        for name in kept_files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file_in(bundle, name), folder / name)
+        with checklist.stage("build"), scratch_folder() as scratch:
+            artifact = folder / manifest.artifact
+            lowered = folder / kept
+            runtime = backend.build(lowered, artifact, manifest.precision, scratch, {})
+        built = dataclasses.replace(
+            manifest,
+            status=BUILT_NOT_RUN,
+            runtime=runtime,
+            requires=artifact_needs(artifact, runtime),
+            rebuilt=_note(manifest.runtime),
+        )
+        with checklist.stage("verify"):
+            proven, why_not = _verified(folder, built, reference)
+        if proven is not None:
+            if failed := failed_gate(proven):
+                raise failed
+            built = dataclasses.replace(built, status=PASSED, runtime=proven.runtime)
+        written.commit(built)
+    return RebuildResult(
+        bundle=bundle,
+        output=place,
+        status=built.status,
+        flavour=runtime.flavour,
+        version=runtime.version,
+        before=_before(manifest.runtime),
+        batches=0 if proven is None else proven.batches,
+        not_run_reason=why_not,
+    )
+
+
+def _backend(bundle: Path, manifest: Manifest) -> Backend:
+    """Returns what builds the artifact, or refuses one that cannot be built anew."""
+    backend = BACKENDS.get(manifest.target)
+    if backend is None or backend.name != manifest.runtime.name:
+        raise unknown_flavour(bundle, manifest)
+    if backend.runs_lowered:
+        raise UsageError(
+            f"The ONNX file of the bundle is its artifact: {backend.title} builds nothing from it.",
+            where=str(bundle),
+            fix="Run it as it is: `tokexport doctor` with the bundle says what it needs.",
+        )
+    if manifest.precision not in backend.rebuilds:
+        raise UsageError(
+            f"{backend.title} measures the ranges of {manifest.precision} on samples, which no "
+            "bundle holds.",
+            where=str(bundle),
+            fix="Compile the model anew with the version of the runtime that is here.",
+        )
+    if manifest.kept_onnx is None:
+        raise UsageError(
+            "The bundle keeps no ONNX file to build its artifact from.",
+            where=str(bundle),
+            fix="Compile the model anew with --keep-onnx, or here.",
+        )
+    return backend
+
+
+def _kept_onnx(bundle: Path, manifest: Manifest) -> str:
+    """Returns the name of the kept ONNX file, after all but the artifact was checked.
+
+    Raises:
+        BundleError: A file is altered, or the ONNX file holds what tokexport never writes.
+    """
+    kept = manifest.kept_onnx
+    assert kept is not None
+    path = file_in(bundle, kept)
+    if kept not in manifest.files or kept in _artifact_files(manifest):
+        raise BundleError(
+            f"The manifest has no hash of the kept ONNX file {kept!r:.80}.",
+            where=str(bundle),
+            fix="Do not use this bundle: tokexport lists every file.",
+        )
+    check_files(bundle, manifest, but=_artifact_files(manifest))
+    try:
+        beside = {Path(kept).with_name(name).as_posix() for name in onnx_contents(path).files}
+    except (ContentsError, OSError) as error:
+        raise BundleError(
+            f"The kept ONNX file is not one that tokexport writes: {error}.",
+            where=str(path),
+            fix="Do not use this bundle, or compile the model anew.",
+        ) from error
+    if unlisted := sorted(beside - manifest.files.keys()):
+        raise BundleError(
+            f"The kept ONNX reads a file that the manifest does not list: {unlisted[0]!r:.80}.",
+            where=str(path),
+            fix="Do not use this bundle: tokexport lists every file.",
+        )
+    return kept
+
+
+def _artifact_files(manifest: Manifest) -> frozenset[str]:
+    """Returns the files that a build writes: the artifact, and of an IR its weights."""
+    artifact = Path(manifest.artifact)
+    return frozenset((artifact.as_posix(), artifact.with_suffix(".bin").as_posix()))
+
+
+def _verified(
+    folder: Path, built: Manifest, reference: Reference
+) -> tuple[VerifyResult | None, str]:
+    """Returns how the new artifact does, or why no device here runs it."""
+    try:
+        runner = open_runner(folder, built)
+    except NoDeviceError as error:
+        return None, error.what
+    with runner:
+        runner.hold_to(built.checks)
+        return verify_runner(runner, built, reference), ""
+
+
+def _before(runtime: RuntimeInfo) -> RuntimeBefore:
+    return {"flavour": runtime.flavour, "version": runtime.version}
+
+
+def _note(before: RuntimeInfo) -> dict[str, Any]:
+    note: BundledRebuild = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "tokexport_version": tokexport.__version__,
+        "before": _before(before),
+    }
+    return dict(note)
