@@ -274,7 +274,7 @@ def describe(
             gates={one.name: gates[one.name].for_manifest() for one in verified.manifest.outputs},
             input_ranges=dict(record.edges.ranges),
             requires=artifact_needs(
-                run.bundle.path / verified.manifest.artifact, verified.manifest.runtime
+                run.folder / verified.manifest.artifact, verified.manifest.runtime
             ),
         )
         said += record.edges.warnings() + accuracy_warning(record.accuracy, config)
