@@ -33,6 +33,8 @@ from tokexport.exporter.lock.lock_file import KIND as LOCK_KIND
 from tokexport.exporter.lock.lock_file import SCHEMA_VERSION as LOCK_VERSION
 from tokexport.exporter.lock.lock_file import Lock
 from tokexport.exporter.lock.update import WrittenLock
+from tokexport.exporter.package.formats import FORMATS
+from tokexport.exporter.package.result import PackagedBundle
 from tokexport.exporter.parity.gates import BundledGate
 from tokexport.exporter.reduction.method_list import MethodList
 from tokexport.exporter.reduction.reduced_file import ReducedFile
@@ -153,6 +155,7 @@ COMMANDS: Final[Mapping[str, Document]] = {
     "lock": one(WrittenLock),
     "check": Document((Result(CheckResult, ("outcome",), judged=True),)),
     "bisect": Document((Result(Bisection, judged=True),), reports=True),
+    "package": one(PackagedBundle),
     "schema": one(SchemaList),
 }
 
@@ -181,5 +184,6 @@ VALUES: Final[Mapping[tuple[type, str], tuple[Any, ...]]] = {
     (Lock, "schema_version"): (LOCK_VERSION,),
     (BundleCheck, "outcome"): OUTCOMES,
     (CheckResult, "outcome"): OUTCOMES,
+    (PackagedBundle, "format"): tuple(FORMATS),
     (Finding, "kind"): (BREAK, DRIFT),
 }

@@ -21,6 +21,7 @@ from tokexport.exporter.cli import bench as cli_bench
 from tokexport.exporter.cli import bisect as cli_bisect
 from tokexport.exporter.cli import compare as cli_compare
 from tokexport.exporter.cli import lock as cli_lock
+from tokexport.exporter.cli import package as cli_package
 from tokexport.exporter.cli import rebuild as cli_rebuild
 from tokexport.exporter.cli import reduce as cli_reduce
 from tokexport.exporter.cli import report as cli_report
@@ -345,6 +346,7 @@ cli_bench.add_commands(app)
 cli_compare.add_commands(app)
 cli_lock.add_commands(app)
 cli_bisect.add_commands(app)
+cli_package.add_commands(app)
 cli_schema.add_commands(app)
 
 

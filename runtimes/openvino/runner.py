@@ -40,7 +40,7 @@ _NAME = "OpenVINO"
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 # The precision to request: the integers of an int8 model are in its graph, the rest is float32.
-_HINTS = {**PRECISIONS, "int8": "f32"}
+HINTS = {**PRECISIONS, "int8": "f32"}
 
 _DTYPES = {
     "f16": "float16",
@@ -158,11 +158,11 @@ class OpenVinoRunner(Runner):
             BuildError: The model cannot be read or compiled, or the precision is unknown.
             RunError: This process was forked from one that had loaded a model.
         """
-        if precision not in _HINTS:
+        if precision not in HINTS:
             raise BuildError(
                 f"OpenVINO has no inference precision {precision!r}.",
                 where=str(path),
-                fix=f"Use one of {', '.join(_HINTS)}.",
+                fix=f"Use one of {', '.join(HINTS)}.",
             )
         if not path.is_file():
             raise BuildError("The model file does not exist.", where=str(path))
@@ -171,7 +171,7 @@ class OpenVinoRunner(Runner):
             raise forked_error("OpenVINO")
         OpenVinoRunner._loaded_in = os.getpid()
         options: dict[str, str | int] = {
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
         }
         if threads is not None:

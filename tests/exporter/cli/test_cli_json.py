@@ -36,6 +36,7 @@ FAILS: dict[str, tuple[tuple[str, ...], int]] = {
     "check": ((), 2),
     "bisect": ((NOWHERE, "nowhere"), 2),
     "report": (("nowhere",), 2),
+    "package": (("nowhere", "--format", "tar", "--output", "out.tar"), 5),
     "rebuild": (("nowhere",), 5),
     "schema": (("nowhere",), 2),
 }

@@ -1,0 +1,1 @@
+"""Packages bundles in the formats that servers, registries and archives take; needs no torch."""

@@ -1,0 +1,110 @@
+"""Packages a bundle, whole or not at all; needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+from typing import Final
+
+from tokexport.exporter.errors import UsageError
+from tokexport.exporter.package.content import Files, read_content
+from tokexport.exporter.package.formats import FORMATS, PackageFormat
+from tokexport.exporter.package.options import PackageOptions, check_name
+from tokexport.exporter.package.result import PackagedBundle, PackagedFile
+from tokexport.exporter.package.tar_file import write_tar
+from tokexport.exporter.system.output_file import check_place, written_whole
+from tokexport.exporter.system.output_folder import check_folder_place, folder_written_whole
+from tokexport.runtimes.bundle.bundle_files import hash_file
+
+#: The blobs of an OCI layout, whose names say what is in them.
+_BLOB: Final = re.compile(r"blobs/sha256/[0-9a-f]{64}")
+
+
+def package_bundle(
+    bundle: Path,
+    format: str,
+    output: Path,
+    options: PackageOptions | None = None,
+    *,
+    force: bool = False,
+) -> PackagedBundle:
+    """Packages a bundle for a server, a registry or an archive.
+
+    Args:
+        bundle: The folder that compile wrote; its files are checked against their hashes.
+        format: One of ``FORMATS``.
+        output: The file or the folder to write.
+        options: How.
+        force: Whether an earlier package at the output is replaced.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: The format is not known, does not take an option or this bundle, the name is
+            no name for a package, or the output lies in the bundle.
+        BundleError: The bundle is not whole.
+        OutputExistsError: Something is at the output that may not be replaced.
+        WriteError: The output cannot be written.
+    """
+    options = options or PackageOptions()
+    chosen = _format(format, options)
+    content = read_content(bundle, options.name)
+    check_name(content.name, given=options.name is not None)
+    if output.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(
+            "The package would go into the bundle.",
+            where=str(output),
+            fix="Pass --output in another folder.",
+        )
+    if chosen.is_file:
+        check_place(output, force)
+    made = chosen.contents(content, options)
+    if chosen.is_file:
+        with written_whole(output, "package") as partial:
+            write_tar(made.files, partial)
+        digest = f"sha256:{hash_file(output)}"
+    else:
+        check_folder_place(
+            output, force, lambda name: name in made.files or bool(_BLOB.fullmatch(name))
+        )
+        with folder_written_whole(output) as folder:
+            _write(made.files, folder)
+        digest = made.digest
+    files = tuple(_described(name, made.files) for name in sorted(made.files))
+    if not digest:
+        lines = "".join(f"{one.sha256}  {one.name}\n" for one in files)
+        digest = f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+    said = chosen.next.format(output=output, name=content.name)
+    return PackagedBundle(format, bundle, output, digest, files, said, made.notes)
+
+
+def _format(name: str, options: PackageOptions) -> PackageFormat:
+    """Returns a format that takes the options."""
+    found = FORMATS.get(name)
+    if found is None:
+        raise UsageError(f"There is no format '{name}'.", fix=f"Pass one of {', '.join(FORMATS)}.")
+    if others := sorted(options.given() - found.options):
+        shown = ", ".join(f"--{one.replace('_', '-')}" for one in others)
+        raise UsageError(f"A package of format {name} takes no {shown}.", fix="Leave it out.")
+    return found
+
+
+def _write(files: Files, folder: Path) -> None:
+    for name, source in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(source, bytes):
+            path.write_bytes(source)
+        else:
+            shutil.copyfile(source, path)
+        path.chmod(0o644)
+
+
+def _described(name: str, files: Files) -> PackagedFile:
+    source = files[name]
+    if isinstance(source, bytes):
+        return PackagedFile(name, len(source), hashlib.sha256(source).hexdigest())
+    return PackagedFile(name, source.stat().st_size, hash_file(source))

@@ -1,0 +1,206 @@
+"""Packages a bundle as a model repository of Triton Inference Server.
+
+::
+
+    OUTPUT/NAME/config.pbtxt   what Triton has to know
+    OUTPUT/NAME/labels.txt     a class a line, where the bundle names its classes
+    OUTPUT/NAME/warmup/…       a sample of the reference, which is run when the model is loaded
+    OUTPUT/NAME/1/…            the artifact; for batching model.py and serving.json too
+
+An artifact has a fixed batch, and Triton's own batching wants an open one. So without batching a
+request is one whole batch (``max_batch_size: 0``); with it Triton's python backend runs
+``model.py``, which splits and fills up what Triton has joined.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from tokexport.exporter.errors import UsageError
+from tokexport.exporter.package.content import Content, Files, Source
+from tokexport.exporter.package.options import PackageOptions
+from tokexport.exporter.package.triton_config import TritonModel, WarmUp
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec
+from tokexport.runtimes.openvino.runner import HINTS
+
+_MODEL: Final = Path(__file__).with_name("triton_model.py.txt")
+#: Triton's backend and the python backend's runtime, by the flavour of a bundle.
+_BACKENDS: Final = {
+    "onnxruntime-cpu": ("onnxruntime", "onnxruntime"),
+    "openvino-cpu": ("openvino", "openvino"),
+    "tensorrt": ("tensorrt", None),
+}
+
+#: The parameter of a backend that says how many threads an instance has.
+_THREADS: Final = {
+    "onnxruntime": "intra_op_thread_count",
+    "openvino": "INFERENCE_NUM_THREADS",
+}
+
+
+def triton_files(content: Content, options: PackageOptions) -> tuple[Files, tuple[str, ...]]:
+    """Returns the files of the repository, and what Triton does otherwise than ``run``.
+
+    Raises:
+        UsageError: Triton has no backend for the bundle, or cannot batch it.
+    """
+    manifest = content.manifest
+    backend, runtime = _BACKENDS.get(manifest.runtime.flavour, (None, None))
+    if backend is None:
+        raise UsageError(
+            f"Triton has no backend for {manifest.runtime.flavour}.",
+            fix="Package a bundle for ort, openvino or NVIDIA's TensorRT.",
+        )
+    if options.kernels is not None and backend != "onnxruntime":
+        raise UsageError(
+            f"Triton's backend {backend} takes no library of kernels from a model.",
+            fix="Leave --kernels out, or package a bundle for ort.",
+        )
+    files: dict[str, Source] = {}
+    for rung in content.rungs() if options.batching else content.rungs()[-1:]:
+        files |= {f"1/{name}": path for name, path in content.read_by(rung.artifact).items()}
+    if options.batching:
+        model, more = _batched(content, options, runtime)
+    else:
+        model, more = _plain(content, options, backend)
+    labels = _labels(manifest)
+    warm_up, data = _warm_up(content, model)
+    model = dataclasses.replace(model, labels=labels and labels[0], warm_up=warm_up)
+    files |= {**more, **data, "config.pbtxt": model.config().encode()}
+    if labels is not None:
+        files["labels.txt"] = labels[1].encode()
+    return {f"{content.name}/{name}": file for name, file in files.items()}, _notes(
+        manifest, options
+    )
+
+
+def _plain(
+    content: Content, options: PackageOptions, backend: str
+) -> tuple[TritonModel, dict[str, Source]]:
+    """Returns the model under the runtime's own backend: a request is a whole batch."""
+    manifest = content.manifest
+    parameters = {}
+    if backend == "openvino" and manifest.precision == "bf16":
+        parameters["HINT_BF16"] = "YES"
+    if options.threads is not None:
+        if backend not in _THREADS:
+            raise UsageError(f"{backend} has no threads to set.", fix="Leave --threads out.")
+        parameters[_THREADS[backend]] = str(options.threads)
+    if options.delay_us:
+        raise UsageError(
+            "A request waits for others only where they are joined.",
+            fix="Pass --batching too, or leave --delay-us out.",
+        )
+    return TritonModel(
+        name=content.name,
+        backend=backend,
+        file=content.rungs()[-1].artifact,
+        inputs=manifest.inputs,
+        outputs=manifest.computed,
+        instances=options.instances,
+        on_gpu=backend == "tensorrt",
+        parameters=parameters,
+        library=options.kernels,
+    ), {}
+
+
+def _batched(
+    content: Content, options: PackageOptions, runtime: str | None
+) -> tuple[TritonModel, dict[str, Source]]:
+    """Returns the model under the python backend, which batches."""
+    manifest, rungs = content.manifest, content.rungs()
+    batches = [rung.batch for rung in rungs if rung.batch]
+    if len(batches) < len(rungs):
+        raise UsageError(
+            "Triton cannot batch the bundle: not all inputs and outputs begin with the batch.",
+            where="; ".join(map(str, (*manifest.inputs, *manifest.outputs))),
+            fix="Leave --batching out: a request is then what the artifact takes.",
+        )
+    if runtime is None:
+        raise UsageError(
+            "Batching is for bundles of ort and openvino.", fix="Leave --batching out."
+        )
+    serving: dict[str, Any] = {
+        "runtime": runtime,
+        "precision": HINTS.get(manifest.precision, ""),
+        "threads": options.threads or 0,
+        "library": options.kernels,
+        "rungs": [{"batch": one.batch, "artifact": one.artifact} for one in rungs],
+        "inputs": [
+            {"name": one.name, "range": manifest.input_ranges.get(one.name)}
+            for one in manifest.inputs
+        ],
+        "outputs": [{"name": one.name} for one in manifest.outputs],
+        "checks": manifest.checks
+        and {"output": manifest.checks.output, "held": list(map(str, manifest.checks.held))},
+    }
+    model = TritonModel(
+        name=content.name,
+        backend="python",
+        file="model.py",
+        inputs=tuple(map(_one_sample, manifest.inputs)),
+        outputs=tuple(map(_one_sample, manifest.outputs)),
+        batches=tuple(sorted(batches)),
+        instances=options.instances,
+        delay_us=options.delay_us,
+    )
+    text = json.dumps(serving, indent=2, ensure_ascii=False) + "\n"
+    return model, {"1/model.py": _MODEL.read_bytes(), "1/serving.json": text.encode()}
+
+
+def _one_sample(spec: TensorSpec) -> TensorSpec:
+    return dataclasses.replace(spec, shape=spec.shape[1:])
+
+
+def _warm_up(content: Content, model: TritonModel) -> tuple[tuple[WarmUp, ...], dict[str, Source]]:
+    """Returns a request that warms up, and the files of its data."""
+    sample, found, files = content.sample(), [], {}
+    for index, spec in enumerate(model.inputs):
+        array: Array | None = sample.get(spec.name)
+        if array is None:
+            found.append(WarmUp(spec, None))
+            continue
+        if model.batches:
+            array = array[0]
+        name = f"{index}-{spec.dtype}"  # names of inputs may be none of files
+        files[f"warmup/{name}"] = array.tobytes()
+        found.append(WarmUp(dataclasses.replace(spec, shape=array.shape), name))
+    return tuple(found), files
+
+
+def _labels(manifest: Manifest) -> tuple[str, str] | None:
+    """Returns the output whose entries are the classes, and their names, a line each."""
+    classes = manifest.classes
+    if not classes:
+        return None
+    most = max(classes.values())
+    for spec in manifest.outputs:
+        if len(spec.shape) == 2 and spec.shape[1] > most:
+            names = {number: name for name, number in classes.items()}
+            lines = (_one_line(names.get(index, "")) for index in range(most + 1))
+            return spec.name, "".join(f"{line}\n" for line in lines)
+    return None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _notes(manifest: Manifest, options: PackageOptions) -> tuple[str, ...]:
+    found = []
+    if options.batching:
+        return ()
+    if manifest.checks is not None:
+        found.append(f"A client has to read the output {manifest.checks.output}: it must be true.")
+    if manifest.input_ranges:
+        found.append("Triton does not refuse whole numbers outside the manifest's input_ranges.")
+    if manifest.runtime.flavour == "openvino-cpu" and manifest.precision != "bf16":
+        found.append(
+            "OpenVINO may compute in bf16 on processors that have it; --batching asks for the "
+            "precision of the bundle."
+        )
+    return tuple(found)
