@@ -29,7 +29,8 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	-@test -e /usr/include/onnxruntime/onnxruntime_c_api.h || ci/ort_headers.sh
-	-@ci/chromium.sh
+	-@ci/debian_program.sh chromium usr/lib/chromium/chromium
+	-@ci/debian_program.sh skopeo usr/bin/skopeo
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(INSTALLED)

@@ -24,7 +24,9 @@ def add_commands(app: typer.Typer) -> None:
 
 def package_command(
     bundle: Bundle,
-    format: Annotated[str, typer.Option(help="What to write.", metavar="[tar|triton]")],
+    format: Annotated[
+        str, typer.Option(help="What to write.", metavar="[tar|triton|ovms|oci|modelpack]")
+    ],
     output: Annotated[Path, typer.Option(help="The file of a tar, else the folder, to write.")],
     name: Annotated[
         str | None, typer.Option(help="The model's name in it; by default that of the folder.")

@@ -8,7 +8,10 @@ from types import MappingProxyType
 from typing import Final
 
 from tokexport.exporter.package.content import Content, Files
+from tokexport.exporter.package.modelpack import modelpack_files
+from tokexport.exporter.package.oci import oci_files
 from tokexport.exporter.package.options import PackageOptions
+from tokexport.exporter.package.ovms import ovms_files
 from tokexport.exporter.package.tar_file import tar_files
 from tokexport.exporter.package.triton import triton_files
 
@@ -56,6 +59,19 @@ def _triton(content: Content, options: PackageOptions) -> Contents:
     return Contents(files, notes=notes)
 
 
+def _ovms(content: Content, options: PackageOptions) -> Contents:
+    files, notes = ovms_files(content, options)
+    return Contents(files, notes=notes)
+
+
+def _oci(content: Content, options: PackageOptions) -> Contents:
+    return Contents(*oci_files(content))
+
+
+def _modelpack(content: Content, options: PackageOptions) -> Contents:
+    return Contents(*modelpack_files(content))
+
+
 FORMATS: Final[Mapping[str, PackageFormat]] = MappingProxyType(
     {
         "tar": PackageFormat(
@@ -66,6 +82,22 @@ FORMATS: Final[Mapping[str, PackageFormat]] = MappingProxyType(
             _triton,
             "tritonserver --model-repository {output}",
             options=frozenset({"batching", "delay_us", "instances", "threads", "kernels"}),
+        ),
+        "ovms": PackageFormat(
+            "a folder that OpenVINO Model Server serves",
+            _ovms,
+            "ovms --config_path {output}/config.json --rest_port 8000",
+            options=frozenset({"threads"}),
+        ),
+        "oci": PackageFormat(
+            "an OCI image layout, a layer a file",
+            _oci,
+            "skopeo copy oci:{output}:latest docker://REGISTRY/{name}",
+        ),
+        "modelpack": PackageFormat(
+            "the same, with the media types of CNCF ModelPack",
+            _modelpack,
+            "skopeo copy oci:{output}:latest docker://REGISTRY/{name}",
         ),
     }
 )

@@ -76,7 +76,7 @@ def chromium() -> str:
     """The browser; the test is skipped only where neither the system nor ``make`` has one."""
     found = shutil.which("chromium") or (str(_UNPACKED) if _UNPACKED.exists() else None)
     if found is None:
-        pytest.skip("no Chromium here: ci/chromium.sh fetches it, and make test runs that")
+        pytest.skip("no Chromium here: `make test` fetches it by ci/debian_program.sh")
     return found
 
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Puts Chromium under build/chromium, for the tests that open pages in a browser; what Debian has.
+# Puts a program of Debian under build/NAME, for the tests that run it: ci/debian_program.sh NAME PATH.
 #
-# Needs apt, and no rights: the packages are unpacked, with those that they need and this system
-# lacks, and nothing is installed.
+# NAME is the package and the program; PATH is where the package has it. Needs apt, and no rights: the
+# packages are unpacked, with those that they need and this system lacks, and nothing is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-place=$PWD/build/chromium
-test -x "$place/chromium" && exit 0
-command -v chromium > /dev/null && exit 0
+name=$1 path=$2
+place=$PWD/build/$name
+test -x "$place/$name" && exit 0
+command -v "$name" > /dev/null && exit 0
 rm -rf "$place"
 mkdir -p "$place/apt/lists/partial" "$place/apt/archives/partial"
 . /etc/os-release
@@ -21,14 +22,14 @@ options=(
   -o Debug::NoLocking=true
 )
 apt-get "${options[@]}" update
-apt-get "${options[@]}" -y --download-only install chromium
+apt-get "${options[@]}" -y --download-only install "$name"
 for package in "$place"/apt/archives/*.deb; do dpkg -x "$package" "$place/root"; done
 libraries=$(find "$place/root" -path "*/lib/*" -name "*.so*" -printf "%h:" | tr ":" "\n" | sort -u | tr "\n" ":")
-cat > "$place/chromium" <<EOF
+cat > "$place/$name" <<EOF
 #!/usr/bin/env bash
 export LD_LIBRARY_PATH="$libraries"
 test -e /etc/fonts/fonts.conf || export FONTCONFIG_SYSROOT="$place/root"
-exec "$place/root/usr/lib/chromium/chromium" "\$@"
+exec "$place/root/$path" "\$@"
 EOF
-chmod +x "$place/chromium"
+chmod +x "$place/$name"
 rm -r "$place/apt"

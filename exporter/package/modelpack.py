@@ -1,0 +1,85 @@
+"""Packages a bundle as a model artifact of CNCF ModelPack: an OCI artifact of its media types.
+
+Every file is a layer of its own, neither archived nor compressed; its annotation says its name.
+Source: the ModelPack specification v1, github.com/modelpack/model-spec: docs/spec.md,
+docs/config.md, schema/config-schema.json.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tokexport.exporter.package.content import Content, Files
+from tokexport.exporter.package.oci_layout import (
+    CREATED,
+    TITLE,
+    Layer,
+    as_json,
+    digest_of,
+    image_layout,
+)
+from tokexport.runtimes.bundle.manifest import Manifest
+from tokexport.runtimes.verification import REFERENCE_NAME
+
+_PREFIX: Final = "application/vnd.cncf.model"
+ARTIFACT_TYPE: Final = f"{_PREFIX}.manifest.v1+json"
+CONFIG_TYPE: Final = f"{_PREFIX}.config.v1+json"
+FILE_PATH: Final = "org.cncf.model.filepath"
+#: What kind a file is, where it is no weight.
+_KINDS: Final = {
+    "manifest.json": "weight.config",
+    "report.json": "doc",
+    "report.html": "doc",
+    "page.json": "doc",
+    REFERENCE_NAME: "dataset",
+}
+#: The format of the artifact, by the flavour of its runtime.
+_FORMATS: Final = {
+    "onnxruntime-cpu": "onnx",
+    "openvino-cpu": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+}
+
+
+def modelpack_files(content: Content) -> tuple[Files, str]:
+    """Returns the files of the layout, and the digest of its manifest."""
+    layers = [
+        Layer(path, _media_type(name), {FILE_PATH: name, TITLE: name})
+        for name, path in content.files.items()
+    ]
+    config = Layer(as_json(_config(content, layers)), CONFIG_TYPE)
+    about = {CREATED: content.manifest.created, TITLE: content.name}
+    return image_layout(layers, artifact_type=ARTIFACT_TYPE, config=config, annotations=about)
+
+
+def _media_type(name: str) -> str:
+    return f"{_PREFIX}.{_KINDS.get(name, 'weight')}.v1.raw"
+
+
+def _config(content: Content, layers: list[Layer]) -> dict[str, Any]:
+    """Returns the configuration of the model, as ``config-schema.json`` has it."""
+    manifest = content.manifest
+    return {
+        "descriptor": {
+            "createdAt": manifest.created,
+            "name": content.name,
+            "description": _description(manifest),
+        },
+        "modelfs": {"type": "layers", "diffIds": [digest_of(one.source)[0] for one in layers]},
+        "config": {
+            **({"architecture": "transformer"} if manifest.token_schedule else {}),
+            "format": _FORMATS.get(manifest.runtime.flavour, manifest.runtime.flavour),
+            "precision": manifest.precision,
+        },
+    }
+
+
+def _description(manifest: Manifest) -> str:
+    """Returns what was compiled, for what, and by what, a sentence."""
+    runtime = manifest.runtime
+    reduced = f", reduced by {manifest.reduction['recipe']}" if manifest.reduction else ""
+    return (
+        f"Compiled by tokexport {manifest.tokexport_version} for {runtime.flavour} "
+        f"{runtime.version}{reduced}."
+    )

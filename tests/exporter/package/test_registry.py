@@ -1,0 +1,131 @@
+"""OCI layouts, plain and of ModelPack: skopeo copies them, and the artifact in them runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from helpers.cli import refusal, tokexport
+from helpers.plain_runtime import hold_to_reference
+from helpers.skopeo import skopeo
+from helpers.small_bundles import product_bundle
+
+from tokexport.exporter.package.content import read_content
+from tokexport.exporter.package.modelpack import modelpack_files
+from tokexport.runtimes.bundle.bundle_files import hash_file
+from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.verification import verify_bundle
+
+SCHEMA = Path(__file__).parent / "modelpack" / "config-schema.json"
+#: The annotation that names a layer's file.
+NAMES = {"oci": "org.opencontainers.image.title", "modelpack": "org.cncf.model.filepath"}
+FORMATS = tuple(NAMES)
+
+
+def packaged(bundle: Path, output: Path, format: str) -> dict[str, Any]:
+    given = ("package", bundle, "--format", format, "--output", output, "--json")
+    answer = tokexport(*given)
+    assert answer.code == 0, answer
+    return answer.json
+
+
+def copied_by_skopeo(output: Path, place: Path, name: str) -> tuple[dict[str, Any], Path]:
+    """Returns the manifest, and a folder with the layers under the names that they say."""
+    skopeo("copy", "--quiet", "--insecure-policy", f"oci:{output}:latest", f"dir:{place / 'copy'}")
+    manifest = json.loads((place / "copy" / "manifest.json").read_text())
+    (place / "files").mkdir()
+    for layer in manifest["layers"]:
+        blob = place / "copy" / layer["digest"].removeprefix("sha256:")
+        assert f"sha256:{hash_file(blob)}" == layer["digest"]
+        assert blob.stat().st_size == layer["size"]
+        shutil.copy(blob, place / "files" / layer["annotations"][name])
+    return manifest, place / "files"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_skopeo_copies_the_bundle(ort_bundle: Path, tmp_path: Path, format: str) -> None:
+    output = tmp_path / "layout"
+    done = packaged(ort_bundle, output, format)
+    raw = skopeo("inspect", "--raw", f"oci:{output}:latest")
+    assert json.loads(raw)["layers"]
+    (named,) = json.loads((output / "index.json").read_text())["manifests"]
+    assert named["digest"] == done["digest"]
+    assert hash_file(output / "blobs" / "sha256" / done["digest"][7:]) == done["digest"][7:]
+    manifest, files = copied_by_skopeo(output, tmp_path, NAMES[format])
+    assert manifest == json.loads(raw)
+    assert {one.name: hash_file(one) for one in files.iterdir()} == {
+        one.name: hash_file(one) for one in ort_bundle.iterdir()
+    }
+    assert verify_bundle(files).passed
+    hold_to_reference(files / "model.onnx", files, tmp_path)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_same_bundle_gives_the_same_layout(
+    openvino_bundle: Path, tmp_path: Path, format: str
+) -> None:
+    shutil.copytree(openvino_bundle, tmp_path / "again" / openvino_bundle.name)
+    one = packaged(openvino_bundle, tmp_path / "one", format)
+    other = packaged(tmp_path / "again" / openvino_bundle.name, tmp_path / "other", format)
+    assert one["digest"] == other["digest"]
+    assert one["contents"] == other["contents"]
+    assert {file["name"] for file in one["contents"]} == {
+        path.relative_to(tmp_path / "one").as_posix()
+        for path in (tmp_path / "one").rglob("*")
+        if path.is_file()
+    }
+
+
+def test_modelpack_as_its_schema_says(openvino_bundle: Path, tmp_path: Path) -> None:
+    packaged(openvino_bundle, tmp_path / "layout", "modelpack")
+    manifest, _ = copied_by_skopeo(tmp_path / "layout", tmp_path, NAMES["modelpack"])
+    assert manifest["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
+    assert manifest["config"]["mediaType"] == "application/vnd.cncf.model.config.v1+json"
+    kinds = {
+        layer["annotations"][NAMES["modelpack"]]: layer["mediaType"].split(".model.")[1]
+        for layer in manifest["layers"]
+    }
+    assert kinds == {
+        "manifest.json": "weight.config.v1.raw",
+        "model.bin": "weight.v1.raw",
+        "model.xml": "weight.v1.raw",
+        "reference.npz": "dataset.v1.raw",
+        "report.json": "doc.v1.raw",
+    }
+    digest = manifest["config"]["digest"].removeprefix("sha256:")
+    config = json.loads((tmp_path / "copy" / digest).read_text())
+    validator = jsonschema.Draft4Validator(json.loads(SCHEMA.read_text()))
+    validator.validate(config)
+    assert config["modelfs"]["diffIds"] == [layer["digest"] for layer in manifest["layers"]]
+    found = read_manifest(openvino_bundle)
+    assert config["config"]["precision"] == found.precision
+    assert config["config"]["format"] == "openvino"
+    assert config["descriptor"]["createdAt"] == found.created
+    for key in ("descriptor", "modelfs"):
+        assert [*validator.iter_errors({**config, key: {"unknown": 1}})]
+
+
+def test_no_attention_is_called_no_transformer(tmp_path: Path) -> None:
+    content = read_content(product_bundle(tmp_path / "product", 2))
+    files, _ = modelpack_files(content)
+    (config,) = [
+        json.loads(one) for one in files.values() if isinstance(one, bytes) and b"modelfs" in one
+    ]
+    assert config["config"] == {"format": "onnx", "precision": "fp32"}
+
+
+def test_force_replaces_layouts_alone(
+    ort_bundle: Path, openvino_bundle: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "layout"
+    packaged(ort_bundle, output, "oci")
+    given = ("package", openvino_bundle, "--format", "oci", "--output", output)
+    refusal(tokexport(*given), 2, tmp_path, "there already")
+    assert tokexport(*given, "--force").code == 0  # the blobs of the other bundle are gone
+    assert len([*(output / "blobs" / "sha256").iterdir()]) == 7
+    (output / "blobs" / "sha256" / "notes.txt").write_text("mine")
+    refusal(tokexport(*given, "--force"), 2, tmp_path, "blobs/sha256/notes.txt")
