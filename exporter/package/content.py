@@ -10,27 +10,15 @@ from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
 from tokexport.runtimes.errors import BundleError
+from tokexport.runtimes.files.ir_contents import weights_beside
 from tokexport.runtimes.files.onnx_contents import onnx_contents
 from tokexport.runtimes.loading import check_contents
-from tokexport.runtimes.verification import REFERENCE_NAME, read_reference
+from tokexport.runtimes.verification import read_reference
 
 #: A file of a package: its bytes, or the file that is copied.
 Source = bytes | Path
 #: The files of a package by their names, which have ``/`` between folders.
 Files = Mapping[str, Source]
-
-
-@dataclass(frozen=True)
-class Rung:
-    """An artifact of a bundle.
-
-    Attributes:
-        batch: How many samples it takes at once; None where an input or output has no batch.
-        artifact: The name of its file.
-    """
-
-    batch: int | None
-    artifact: str
 
 
 @dataclass(frozen=True)
@@ -49,9 +37,9 @@ class Content:
     manifest: Manifest
     files: dict[str, Path]
 
-    def rungs(self) -> tuple[Rung, ...]:
-        """The artifacts, from the smallest batch to the largest."""
-        return (Rung(batch_of(self.manifest), self.manifest.artifact),)
+    def ladder(self) -> tuple[Manifest, ...]:
+        """The manifest of each artifact by itself, from the smallest batch to the largest."""
+        return tuple(sorted(self.manifest.ladder, key=lambda one: one.batch))
 
     def read_by(self, artifact: str) -> dict[str, Path]:
         """The files that a runtime reads of an artifact: it, and those of its weights."""
@@ -59,9 +47,16 @@ class Content:
         names = {artifact}
         if path.suffix == ".onnx":
             names |= onnx_contents(path).files
-        elif path.suffix == ".xml":
-            names |= {path.with_suffix(".bin").name} & self.files.keys()
+        elif weights := self.weights_of(artifact):
+            names.add(weights)
         return {name: self.files[name] for name in sorted(names)}
+
+    def weights_of(self, artifact: str) -> str | None:
+        """The file of an IR's weights, which those of a ladder share; None for another artifact."""
+        if not artifact.endswith(".xml"):
+            return None
+        name = weights_beside(Path(artifact)).as_posix()
+        return name if name in self.files else None
 
     def sample(self) -> dict[str, Array]:
         """The first batch of the reference's inputs; empty where the bundle has no reference.
@@ -69,17 +64,16 @@ class Content:
         Raises:
             BundleError: The reference is not what the manifest describes.
         """
-        if REFERENCE_NAME not in self.files:
+        if self.manifest.reference not in self.files:
             return {}
         found = read_reference(self.folder, self.manifest)
         return {name: array[0] for name, array in found.inputs.items()}
 
 
-def batch_of(manifest: Manifest) -> int | None:
-    """Returns the size that all inputs and outputs have first; None where they differ."""
+def is_batched(manifest: Manifest) -> bool:
+    """Returns whether every input and output of an artifact begins with its batch."""
     sizes = {spec.shape[:1] for spec in (*manifest.inputs, *manifest.outputs)}
-    (size,) = sizes.pop() if len(sizes) == 1 and () not in sizes else (None,)
-    return size
+    return sizes == {(manifest.batch,)}
 
 
 def read_content(bundle: Path, name: str | None = None) -> Content:
@@ -94,7 +88,8 @@ def read_content(bundle: Path, name: str | None = None) -> Content:
     """
     manifest = read_manifest(bundle)
     check_files(bundle, manifest)
-    check_contents(bundle, manifest)
+    for each in manifest.ladder:
+        check_contents(bundle, each)
     files = {one: file_in(bundle, one) for one in sorted({*manifest.files, MANIFEST_NAME})}
     for one, path in files.items():
         if path.is_symlink():

@@ -19,7 +19,6 @@ from tokexport.exporter.package.oci_layout import (
     image_layout,
 )
 from tokexport.runtimes.bundle.manifest import Manifest
-from tokexport.runtimes.verification import REFERENCE_NAME
 
 _PREFIX: Final = "application/vnd.cncf.model"
 ARTIFACT_TYPE: Final = f"{_PREFIX}.manifest.v1+json"
@@ -31,7 +30,6 @@ _KINDS: Final = {
     "report.json": "doc",
     "report.html": "doc",
     "page.json": "doc",
-    REFERENCE_NAME: "dataset",
 }
 #: The format of the artifact, by the flavour of its runtime.
 _FORMATS: Final = {
@@ -44,17 +42,18 @@ _FORMATS: Final = {
 
 def modelpack_files(content: Content) -> tuple[Files, str]:
     """Returns the files of the layout, and the digest of its manifest."""
+    kinds = _KINDS | {one.reference: "dataset" for one in content.ladder()}
     layers = [
-        Layer(path, _media_type(name), {FILE_PATH: name, TITLE: name})
+        Layer(
+            path,
+            f"{_PREFIX}.{kinds.get(name, 'weight')}.v1.raw",
+            {FILE_PATH: name, TITLE: name},
+        )
         for name, path in content.files.items()
     ]
     config = Layer(as_json(_config(content, layers)), CONFIG_TYPE)
     about = {CREATED: content.manifest.created, TITLE: content.name}
     return image_layout(layers, artifact_type=ARTIFACT_TYPE, config=config, annotations=about)
-
-
-def _media_type(name: str) -> str:
-    return f"{_PREFIX}.{_KINDS.get(name, 'weight')}.v1.raw"
 
 
 def _config(content: Content, layers: list[Layer]) -> dict[str, Any]:

@@ -46,10 +46,11 @@ def ovms_files(content: Content, options: PackageOptions) -> tuple[Files, tuple[
     }
     text = json.dumps({"model_config_list": [{"config": config}]}, indent=2) + "\n"
     files: dict[str, Source] = {"config.json": text.encode()}
-    artifact = content.rungs()[-1].artifact
-    for name, path in content.read_by(artifact).items():
+    for name, path in content.read_by(manifest.artifact).items():
         files[f"{content.name}/1/{name}"] = path
     notes = []
+    if manifest.rungs:
+        notes.append(f"Only the artifact for {manifest.batch} samples is served.")
     if manifest.checks is not None:
         notes.append(f"A client has to read the output {manifest.checks.output}: it must be true.")
     if manifest.input_ranges:

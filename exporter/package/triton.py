@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from tokexport.exporter.errors import UsageError
-from tokexport.exporter.package.content import Content, Files, Source
+from tokexport.exporter.package.content import Content, Files, Source, is_batched
 from tokexport.exporter.package.options import PackageOptions
 from tokexport.exporter.package.triton_config import TritonModel, WarmUp
 from tokexport.runtimes.arrays import Array
@@ -61,8 +62,8 @@ def triton_files(content: Content, options: PackageOptions) -> tuple[Files, tupl
             fix="Leave --kernels out, or package a bundle for ort.",
         )
     files: dict[str, Source] = {}
-    for rung in content.rungs() if options.batching else content.rungs()[-1:]:
-        files |= {f"1/{name}": path for name, path in content.read_by(rung.artifact).items()}
+    for one in content.ladder() if options.batching else (manifest,):
+        files |= {f"1/{name}": path for name, path in content.read_by(one.artifact).items()}
     if options.batching:
         model, more = _batched(content, options, runtime)
     else:
@@ -98,7 +99,7 @@ def _plain(
     return TritonModel(
         name=content.name,
         backend=backend,
-        file=content.rungs()[-1].artifact,
+        file=manifest.artifact,
         inputs=manifest.inputs,
         outputs=manifest.computed,
         instances=options.instances,
@@ -112,9 +113,8 @@ def _batched(
     content: Content, options: PackageOptions, runtime: str | None
 ) -> tuple[TritonModel, dict[str, Source]]:
     """Returns the model under the python backend, which batches."""
-    manifest, rungs = content.manifest, content.rungs()
-    batches = [rung.batch for rung in rungs if rung.batch]
-    if len(batches) < len(rungs):
+    manifest, ladder = content.manifest, content.ladder()
+    if not all(map(is_batched, ladder)):
         raise UsageError(
             "Triton cannot batch the bundle: not all inputs and outputs begin with the batch.",
             where="; ".join(map(str, (*manifest.inputs, *manifest.outputs))),
@@ -129,14 +129,19 @@ def _batched(
         "precision": HINTS.get(manifest.precision, ""),
         "threads": options.threads or 0,
         "library": options.kernels,
-        "rungs": [{"batch": one.batch, "artifact": one.artifact} for one in rungs],
+        "rungs": [
+            {
+                "batch": one.batch,
+                "artifact": one.artifact,
+                "weights": content.weights_of(one.artifact),
+                "checks": _checks(one),
+            }
+            for one in ladder
+        ],
         "inputs": [
-            {"name": one.name, "range": manifest.input_ranges.get(one.name)}
-            for one in manifest.inputs
+            {"name": spec.name, "range": _range(spec.name, ladder)} for spec in manifest.inputs
         ],
         "outputs": [{"name": one.name} for one in manifest.outputs],
-        "checks": manifest.checks
-        and {"output": manifest.checks.output, "held": list(map(str, manifest.checks.held))},
     }
     model = TritonModel(
         name=content.name,
@@ -144,12 +149,26 @@ def _batched(
         file="model.py",
         inputs=tuple(map(_one_sample, manifest.inputs)),
         outputs=tuple(map(_one_sample, manifest.outputs)),
-        batches=tuple(sorted(batches)),
+        batches=tuple(one.batch for one in ladder),
         instances=options.instances,
         delay_us=options.delay_us,
     )
     text = json.dumps(serving, indent=2, ensure_ascii=False) + "\n"
     return model, {"1/model.py": _MODEL.read_bytes(), "1/serving.json": text.encode()}
+
+
+def _checks(manifest: Manifest) -> dict[str, Any] | None:
+    """Returns the output of an artifact's checks, and what each says of an input that fails it."""
+    checks = manifest.checks
+    if checks is None:
+        return None
+    return {"output": checks.output, "held": list(map(str, checks.held))}
+
+
+def _range(name: str, ladder: Sequence[Manifest]) -> tuple[int, int] | None:
+    """Returns the whole numbers of an input that every artifact takes; None for all."""
+    ranges = [one.input_ranges[name] for one in ladder if name in one.input_ranges]
+    return (max(low for low, _ in ranges), min(high for _, high in ranges)) if ranges else None
 
 
 def _one_sample(spec: TensorSpec) -> TensorSpec:
@@ -194,6 +213,10 @@ def _notes(manifest: Manifest, options: PackageOptions) -> tuple[str, ...]:
     found = []
     if options.batching:
         return ()
+    if manifest.rungs:
+        found.append(
+            f"Only the artifact for {manifest.batch} samples is served; --batching takes all."
+        )
     if manifest.checks is not None:
         found.append(f"A client has to read the output {manifest.checks.output}: it must be true.")
     if manifest.input_ranges:

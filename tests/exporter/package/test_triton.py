@@ -14,7 +14,7 @@ import pytest
 from google.protobuf import text_format
 from helpers.cli import refusal, tokexport
 from helpers.plain_runtime import hold_to_reference
-from helpers.small_bundles import LARGEST, WEIGHT, WIDTH, product_bundle, save_product
+from helpers.small_bundles import LARGEST, WEIGHT, WIDTH, product_bundle
 from tritonclient.grpc import model_config_pb2 as proto
 from tritonclient.utils import np_to_triton_dtype
 
@@ -284,18 +284,26 @@ def product_of(inputs: dict[str, np.ndarray]) -> np.ndarray:
     return found
 
 
-def test_a_ladder_of_batches(tmp_path: Path) -> None:
-    model = packaged(product_bundle(tmp_path / "product", 8), tmp_path / "models", "--batching")
-    serving = json.loads((model / "1" / "serving.json").read_text())
-    for batch in (2, 1):
-        save_product(model / "1" / f"model-b{batch}.onnx", batch)
-        serving["rungs"].append({"batch": batch, "artifact": f"model-b{batch}.onnx"})
-    (model / "1" / "serving.json").write_text(json.dumps(serving))
+@pytest.mark.parametrize("target", ["ort", "openvino"])
+def test_a_ladder_of_batches(target: str, tmp_path: Path) -> None:
+    bundle = product_bundle(tmp_path / "product", 8, 1, 2, target=target)
+    model = packaged(bundle, tmp_path / "models", "--batching")
+    config = config_of(model)
+    assert [*config.dynamic_batching.preferred_batch_size] == [1, 2, 8]
+    assert config.max_batch_size == 8
+    assert len([*(model / "1").glob("model*")]) == (4 if target == "ort" else 5)  # model.py too
     inputs = product_inputs(13)  # 8 + 2 + 2 + 1
     said, answers = execute(model, tmp_path, inputs, [6, 7])
     assert said == ["", ""]
     found = np.concatenate([one["y"] for one in answers])
     np.testing.assert_allclose(found, product_of(inputs), rtol=1e-5)
+
+
+def test_a_ladder_without_batching_serves_its_first_artifact(tmp_path: Path) -> None:
+    bundle = product_bundle(tmp_path / "product", 8, 1)
+    model = packaged(bundle, tmp_path / "models")
+    assert [path.name for path in (model / "1").iterdir()] == ["model.onnx"]
+    assert [tuple(one.dims) for one in config_of(model).input] == [(8, WIDTH), (8, 1)]
 
 
 def test_wrong_requests_are_refused_alone(tmp_path: Path) -> None:
