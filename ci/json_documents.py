@@ -15,6 +15,7 @@ from tokexport.exporter.bench.results import Bench
 from tokexport.exporter.bench_bundle.results import SCHEMA_VERSION as BENCH_VERSION
 from tokexport.exporter.bench_bundle.results import BundleBench
 from tokexport.exporter.bisection.result import Bisection
+from tokexport.exporter.bundle.classify_pictures import ClassifiedPictures
 from tokexport.exporter.bundle.rebuild import BundledRebuild, RebuildResult
 from tokexport.exporter.bundle.run_bundle import RunResult
 from tokexport.exporter.capture.fingerprint import Fingerprint
@@ -50,6 +51,7 @@ from tokexport.exporter.source.options import BundledSource
 from tokexport.exporter.sweep.sweep import ACCURACY, COSINE, TOP1, Sweep
 from tokexport.exporter.sweep.tables import SCHEMA_VERSION as SWEEP_VERSION
 from tokexport.exporter.tuning.choices import BundledForm
+from tokexport.runtimes.bundle.class_scores import FORMS, ClassScores
 from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, Manifest
 from tokexport.runtimes.bundle.manifest import SCHEMA_VERSION as MANIFEST_VERSION
 from tokexport.runtimes.pictures.preprocessing import Preprocessing
@@ -64,6 +66,7 @@ class Result:
         properties: The properties of that class that are written too, before the fields.
         held: The types of the fields of which the class says less, by name.
         judged: Whether it is printed where a gate failed too, with the error in it.
+        partly: Whether it is printed where some files cannot be used too, with the error in it.
         files: Whether the files that were written are listed in it.
     """
 
@@ -71,6 +74,7 @@ class Result:
     properties: tuple[str, ...] = ()
     held: Mapping[str, Any] = field(default_factory=dict)
     judged: bool = False
+    partly: bool = False
     files: bool = False
 
 
@@ -134,7 +138,7 @@ FILES: Final[Mapping[str, Document]] = {
 COMMANDS: Final[Mapping[str, Document]] = {
     "compile": Document((Result(Report, judged=True),), REPORT_VERSION, numbered=True),
     "inspect": one(Inspection, version=INSPECTION_VERSION, numbered=True, finite=True),
-    "run": one(RunResult),
+    "run": Document((Result(RunResult), Result(ClassifiedPictures, partly=True))),
     "verify": Document(
         (
             Result(Verification, judged=True),
@@ -164,6 +168,8 @@ _HASHES: Final = (against.SAME, against.OTHER, against.UNKNOWN)
 #: The values that fields may have where their type is a text or a number.
 VALUES: Final[Mapping[tuple[type, str], tuple[Any, ...]]] = {
     (Failure, "exit_code"): tuple(int(code) for code in ExitCode if code),
+    (ClassScores, "form"): FORMS,
+    (ClassifiedPictures, "score"): ("probability", "score"),
     (Report, "target"): _TARGETS,
     (Report, "status"): (PASSED, BUILT_NOT_RUN, FAILED),
     (Manifest, "target"): _TARGETS,

@@ -124,7 +124,9 @@ def command_schema(name: str, document: Document) -> dict[str, Any]:
         called = f"Printed{result.kind.__name__}"
         is_report = result.kind is Report
         codes = [int(ExitCode.PASSED), int(ExitCode.GATE_FAILED)]
-        if not result.judged:
+        if result.partly:
+            codes = [int(ExitCode.PASSED), int(ExitCode.USAGE)]
+        elif not result.judged:
             codes = codes[:1]
         elif is_report and document.reports:
             codes = codes[1:]
@@ -173,11 +175,14 @@ def _end(codes: list[int], error: Mapping[str, Any]) -> dict[str, Any]:
         error: The schema of an error.
     """
     about = "The exit code: 0, or 1 where a gate failed." if 1 in codes else "The exit code."
-    null = {"type": "null"}
     said = {"description": "What is said of the gate that failed; null where none did."}
+    if ExitCode.USAGE in codes:
+        about = "The exit code: 0, or 2 where some files cannot be used."
+        said = {"description": "What is said of the files that cannot be used; null without any."}
+    null = {"type": "null"}
     one = error["$ref"]
     shown = [null] if 0 in codes else []
-    shown += [{"$ref": one}] if 1 in codes else []
+    shown += [{"$ref": one}] if any(codes) else []
     return {
         "exit_code": {"description": about, "enum": codes},
         "error": {**said, **({"anyOf": shown} if len(shown) > 1 else shown[0])},

@@ -60,8 +60,9 @@ def compile(
         preprocess (default None): The steps from a picture to the input, for example
             ``"size=224,crop=0.9,mean=imagenet,interpolation=bicubic"``; None takes those that the
             source says. The manifest holds them.
-        labels (default None): A file with the names of the classes, one a line, by which the
-            subfolders or the ``.csv`` name them; None takes those that the source knows.
+        labels (default None): A file with the names of the classes, one a line, in the order of the
+            outputs; the manifest holds them, and subfolders or a ``.csv`` may be named by them.
+            None takes those that the source knows.
         samples (default None): How many samples of ``inputs`` are used, evenly spaced; None uses
             all.
         input_shape (default None): The sizes of the only input, batch first, where there are no

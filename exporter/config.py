@@ -61,8 +61,9 @@ class InputConfig:
             names alone.
         preprocess: The steps from a picture to the input, ``size=224,crop=0.9,mean=imagenet``; None
             takes those of the source. The manifest holds them.
-        labels: A file with the names of the classes, one a line, by which subfolders or a list
-            name them; None takes those that the source knows.
+        labels: A file with the names of the classes, one a line, in the order of the outputs; the
+            manifest holds them, and subfolders or a list may be named by them. None takes those
+            that the source knows.
     """
 
     inputs: str | Path | None = None
@@ -89,11 +90,6 @@ class InputConfig:
             raise UsageError(
                 "--samples says how many samples of --inputs are used, and there is no --inputs.",
                 fix="Pass --inputs too, or leave --samples out.",
-            )
-        if self.labels is not None and self.inputs is None:
-            raise UsageError(
-                "--labels names the classes of the pictures of --inputs, and there is no --inputs.",
-                fix="Pass --inputs too, or leave --labels out.",
             )
         if self.preprocess is not None:
             parse_preprocessing(self.preprocess, _ANY_SIZE)

@@ -188,6 +188,7 @@ def open_runner(
     runner.outputs, runner.strict = runner.computed, True
     runner.ranges = manifest.input_ranges
     runner.constants = manifest.constant_inputs
+    runner.manifest = manifest
     return runner
 
 

@@ -25,6 +25,7 @@ from tokexport.exporter.cli import package as cli_package
 from tokexport.exporter.cli import rebuild as cli_rebuild
 from tokexport.exporter.cli import reduce as cli_reduce
 from tokexport.exporter.cli import report as cli_report
+from tokexport.exporter.cli import run as cli_run
 from tokexport.exporter.cli import schema as cli_schema
 from tokexport.exporter.cli import verify as cli_verify
 from tokexport.exporter.cli.messages import (
@@ -38,7 +39,6 @@ from tokexport.exporter.cli.next_command import bisect_named
 from tokexport.exporter.cli.options import (
     Batch,
     Builder,
-    Bundle,
     Checkpoint,
     CodePath,
     Constant,
@@ -271,44 +271,7 @@ def inspect_command(
         show(json, found.to_json(), render, kept)
 
 
-@app.command("run")
-def run_command(
-    bundle: Bundle,
-    inputs: Annotated[Path, typer.Option(help="Samples, as for compile: an .npz, or pictures.")],
-    output: Annotated[Path, typer.Option(help="The .npz to write, an array per output.")],
-    preprocess: Preprocess = None,
-    labels: Labels = None,
-    samples: Samples = None,
-    threads: Threads = None,
-    require_kernels: RequireKernels = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file at --output.")] = False,
-    json: Json = False,
-) -> None:
-    """Run a bundle on the samples of a file, or on the pictures of a folder."""
-    with report_errors(json):
-        from tokexport.exporter.bundle.run_bundle import run_bundle
-        from tokexport.exporter.progress import Checklist
-
-        with redirect_user_output(json):
-            done = run_bundle(
-                bundle,
-                inputs,
-                output,
-                force,
-                threads,
-                require_kernels=require_kernels,
-                samples=samples,
-                preprocess=preprocess,
-                labels=labels,
-                progress=Checklist(console(stderr=True), enabled=not json),
-            )
-
-        def render(terminal: Console) -> None:
-            terminal.print(done.sentence(), highlight=False, markup=False, soft_wrap=True)
-
-        show(json, done.to_json(), render, f"The outputs are in {output}.")
-
-
+cli_run.add_commands(app)
 cli_verify.add_commands(app)
 cli_rebuild.add_commands(app)
 cli_report.add_commands(app)

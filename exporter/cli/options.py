@@ -58,7 +58,7 @@ Preprocess = Annotated[
 ]
 Labels = Annotated[
     Path | None,
-    typer.Option(help="Names of the model's classes, one a line, as subfolders or the .csv have."),
+    typer.Option(help="Names of the model's classes, one a line, in the order of its output."),
 ]
 Samples = Annotated[
     int | None, typer.Option(help="Use this many samples of --inputs, evenly spaced.")

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from tokexport.exporter.errors import InputError, listed
+from tokexport.runtimes.bundle.class_scores import MOST_LABELS
 from tokexport.runtimes.bundle.manifest import Manifest
 from tokexport.runtimes.files.regular_files import read_at_most
+from tokexport.runtimes.printable import printable
 
 #: Bytes of a file of class names; that of ImageNet has some thirty thousand.
 _LARGEST: Final = 1 << 24
@@ -24,17 +26,41 @@ class ClassNames:
         numbers: The number of the class that each name stands for; a class may have several names.
         origin: Where they were found.
         asked: Whether the user gave them, so that a name which is not among them is a mistake.
+        labels: The name that is shown for each class, by its number, '' where it has none; here a
+            name may stand for several.
     """
 
     numbers: Mapping[str, int]
     origin: str
     asked: bool = False
+    labels: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, names: Mapping[str, int | None], origin: str, asked: bool = False) -> ClassNames:
-        """Returns class names; one that stands for several classes (None) is left out."""
+    def of(
+        cls,
+        names: Mapping[str, int | None],
+        origin: str,
+        asked: bool = False,
+        labels: Mapping[int, str] | None = None,
+    ) -> ClassNames:
+        """Returns class names; one that stands for several classes (None) is left out.
+
+        Args:
+            names: The number of the class that each name stands for.
+            origin: Where they were found.
+            asked: Whether the user gave them.
+            labels: The name that is shown for each class, by its number.
+        """
         found = {simplified(name): number for name, number in names.items()}
-        return cls({name: one for name, one in found.items() if one is not None}, origin, asked)
+        numbers = {name: one for name, one in found.items() if one is not None}
+        return cls(numbers, origin, asked, _by_place(labels or {}))
+
+
+def _by_place(labels: Mapping[int, str]) -> tuple[str, ...]:
+    """Returns labels in the order of their numbers; none where a number is no place."""
+    if not labels or min(labels) < 0 or max(labels) >= MOST_LABELS:
+        return ()
+    return tuple(labels.get(number, "") for number in range(max(labels) + 1))
 
 
 def classes_of_bundle(manifest: Manifest) -> ClassNames | None:
@@ -102,6 +128,11 @@ def simplified(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").split())
 
 
+def one_line(label: str) -> str:
+    """Returns the name of a class as a terminal and a table can show it, in one line."""
+    return printable(" ".join(label.split()))
+
+
 def _by_name(names: Sequence[str], known: ClassNames) -> dict[str, int]:
     spelled = {name: simplified(name) for name in names}
     return {name: known.numbers[its] for name, its in spelled.items() if its in known.numbers}
@@ -133,7 +164,7 @@ def read_class_names(path: Path) -> ClassNames:
     """
     try:
         text = read_at_most(path, _LARGEST).decode("utf-8-sig")
-        names = _parsed(text)
+        pairs = _parsed(text)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
@@ -141,16 +172,18 @@ def read_class_names(path: Path) -> ClassNames:
             where=f"{path} ({reason})",
             fix="Write a name a line, in the order of the model's outputs.",
         ) from error
-    return ClassNames.of(names, path.name, asked=True)
+    labels = {number: name for name, number in pairs}
+    return ClassNames.of(once(pairs), path.name, asked=True, labels=labels)
 
 
-def _parsed(text: str) -> dict[str, int | None]:
+def _parsed(text: str) -> list[tuple[str, int]]:
+    """Returns the names of a file with the numbers of their classes."""
     stripped = text.strip()
     if not stripped.startswith(("[", "{")):
         lines = stripped.splitlines()
         if not stripped:
             raise ValueError("it holds no names")
-        return once([(line.strip(), place) for place, line in enumerate(lines) if line.strip()])
+        return [(line.strip(), place) for place, line in enumerate(lines) if line.strip()]
     data: Any = json.loads(stripped)
     pairs = enumerate(data) if isinstance(data, list) else data.items()
     found = []
@@ -158,7 +191,7 @@ def _parsed(text: str) -> dict[str, int | None]:
         if not isinstance(name, str):
             raise ValueError(f"{name!r:.40} is no name")
         found.append((name, int(number)))
-    return once(found)
+    return found
 
 
 def once(pairs: Sequence[tuple[str, int]]) -> dict[str, int | None]:

@@ -63,17 +63,42 @@ def list_pictures(path: Path, kind: Kind) -> PictureFiles:
     return _of_folder(path) if kind is Kind.FOLDER else _of_list(path)
 
 
-def _of_folder(folder: Path) -> PictureFiles:
-    """Lists a folder as ImageFolder of torchvision does: by class, then by path."""
+def pictures_below(folder: Path) -> list[Path]:
+    """Returns the pictures at any depth of a folder, by path; hidden ones are left out.
+
+    Raises:
+        InputError: It holds none, or cannot be read.
+    """
+    _names_in(folder)
+    if found := _pictures(_below(folder)):
+        return found
+    raise _no_pictures(folder)
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Returns the names in a folder, sorted; hidden ones are left out."""
     try:
         with os.scandir(folder) as entries:
-            inside = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise InputError(
             "The folder of inputs cannot be read.",
             where=f"{folder} ({error.strerror})",
             fix="Check its permissions.",
         ) from error
+
+
+def _no_pictures(folder: Path) -> InputError:
+    return InputError(
+        "The folder holds no pictures.",
+        where=str(folder),
+        fix=f"Pictures end in {', '.join(sorted(PICTURES))}; arrays are an .npz file.",
+    )
+
+
+def _of_folder(folder: Path) -> PictureFiles:
+    """Lists a folder as ImageFolder of torchvision does: by class, then by path."""
+    inside = _names_in(folder)
     subfolders = [name for name in inside if (folder / name).is_dir()]
     own = [folder / name for name in inside if name not in subfolders]
     pictures = [path for path in own if path.suffix.lower() in PICTURES]
@@ -88,11 +113,7 @@ def _of_folder(folder: Path) -> PictureFiles:
             fix="Put each picture into the subfolder of its class, or write a .csv of files.",
         )
     if not pictures and not classes:
-        raise InputError(
-            "The folder holds no pictures.",
-            where=str(folder),
-            fix=f"Pictures end in {', '.join(sorted(PICTURES))}; arrays are an .npz file.",
-        )
+        raise _no_pictures(folder)
     if pictures:
         names = tuple(path.name for path in pictures)
         return PictureFiles(tuple(pictures), None, (), names, others)

@@ -21,6 +21,7 @@ from tokexport.exporter.inputs.kinds import Kind
 from tokexport.exporter.inputs.picture_files import PictureFiles, list_pictures
 from tokexport.exporter.inputs.samples import Watch, evenly_spaced, unwatched
 from tokexport.runtimes.bundle.manifest import TensorSpec
+from tokexport.runtimes.pictures.classification import takes_pictures
 from tokexport.runtimes.pictures.decoding import TURNED, decode
 from tokexport.runtimes.pictures.preprocessing import Preprocessing
 from tokexport.runtimes.pictures.steps_text import parse_preprocessing
@@ -94,9 +95,8 @@ def picture_input(specs: Sequence[TensorSpec]) -> TensorSpec:
     Raises:
         InputError: It has another input too, or takes something else.
     """
-    fits = [spec for spec in specs if len(spec.shape) == 4 and spec.shape[1] == 3]
-    if len(specs) == 1 and fits and fits[0].dtype == "float32":
-        return fits[0]
+    if len(specs) == 1 and takes_pictures(specs[0]):
+        return specs[0]
     raise InputError(
         "Pictures go into a model with one input of shape (N, 3, H, W) in float32, and this one "
         f"takes {'; '.join(map(str, specs))}.",

@@ -30,7 +30,13 @@ def _of_transformers(model: nn.Module) -> ClassNames | None:
     pairs = [(str(name), int(number)) for number, name in names.items()]
     if all(_NO_NAME.fullmatch(name) for name, _ in pairs):
         return None
-    return ClassNames.of(once(_with_parts(pairs)), "the model's configuration")
+    return _named(pairs)
+
+
+def _named(pairs: list[tuple[str, int]]) -> ClassNames:
+    """Returns the names that a configuration gives its classes, shown as they are."""
+    labels = {number: name for name, number in pairs}
+    return ClassNames.of(once(_with_parts(pairs)), "the model's configuration", labels=labels)
 
 
 def _of_timm(model: nn.Module) -> ClassNames | None:
@@ -40,18 +46,17 @@ def _of_timm(model: nn.Module) -> ClassNames | None:
         return None
     if config.get("label_names"):
         pairs = [(str(name), number) for number, name in enumerate(config["label_names"])]
-        return ClassNames.of(once(_with_parts(pairs)), "the model's configuration")
+        return _named(pairs)
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset(model)
     if subset is None:
         return None
     info = ImageNetInfo(subset)
-    pairs = []
-    for number in range(count):
-        pairs.append((info.index_to_label_name(number), number))
-        pairs += _with_parts([(info.index_to_description(number), number)])
-    return ClassNames.of(once(pairs), "ImageNet")
+    labels = {number: info.index_to_description(number) for number in range(count)}
+    pairs = [(info.index_to_label_name(number), number) for number in labels]
+    pairs += _with_parts([(label, number) for number, label in labels.items()])
+    return ClassNames.of(once(pairs), "ImageNet", labels=labels)
 
 
 def _with_parts(pairs: list[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -15,6 +15,7 @@ from tokexport.exporter.build.artifact import build as artifact_of
 from tokexport.exporter.build.artifact import keep_onnx
 from tokexport.exporter.build.emit import emit as onnx_of
 from tokexport.exporter.build.precision import arithmetic_of, with_quantisation
+from tokexport.exporter.bundle.class_scores import bundled_classes
 from tokexport.exporter.bundle.writer import new_manifest, save_reference
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.errors import GateError
@@ -269,15 +270,26 @@ def describe(
         if record.speed is not None:  # its runner is closed, and leaves its memory
             run.page.timed(config, run.folder, next(iter(answered.batches)))
         gates, said = bundle_gates(captured.proof, found, captured.gates.narrowed, config)
+        classes = bundled_classes(
+            run.source.model,
+            captured.module,
+            answered.reference.outputs,
+            answered.batches,
+            None if config.labels is None else Path(config.labels),
+        )
         manifest = replace(
             verified.manifest,
+            scores=classes.scores,
+            labels=classes.labels,
             gates={one.name: gates[one.name].for_manifest() for one in verified.manifest.outputs},
             input_ranges=dict(record.edges.ranges),
             requires=artifact_needs(
                 run.folder / verified.manifest.artifact, verified.manifest.runtime
             ),
         )
-        said += record.edges.warnings() + accuracy_warning(record.accuracy, config)
+        said += (
+            classes.warnings + record.edges.warnings() + accuracy_warning(record.accuracy, config)
+        )
         ran = manifest if manifest.status == PASSED else None
         own = partial(lowered.stages.replay.own_decisions, ran)
         chosen = select_reference_batches(captured.proof, found, own)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokexport.runtimes.bundle.class_scores import ClassScores, read_labels
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.input_checks import InputChecks
 from tokexport.runtimes.bundle.requirements import Requirements
@@ -160,6 +161,9 @@ class Manifest:
             bundles made before.
         classes: The number of each class by its name, as the pictures of ``--inputs`` named them;
             None without any.
+        scores: The output that scores the classes, and what its numbers are; None where none does.
+        labels: The name of every class, in the order of that output, '' for one without a name;
+            None where nothing says them.
         requires: What the artifact needs of a machine, which is checked before it is opened; None
             in bundles made before, of which ``runtime`` says a part.
         kept_onnx: The ONNX file in the bundle that the artifact was built from, for ``rebuild``;
@@ -198,6 +202,8 @@ class Manifest:
     fingerprint: dict[str, Any] | None = None
     options: dict[str, Any] | None = None
     classes: dict[str, int] | None = None
+    scores: ClassScores | None = None
+    labels: tuple[str, ...] | None = None
     requires: Requirements | None = None
     kept_onnx: str | None = None
     rebuilt: dict[str, Any] | None = None
@@ -333,6 +339,8 @@ class _Reader:
             fingerprint=self._object_or_null(data, "fingerprint"),
             options=self._object_or_null(data, "options"),
             classes=self._classes(data),
+            scores=self._scores(data),
+            labels=self._labels(data),
             requires=self._requires(data),
             kept_onnx=self._text_or_null(data, "kept_onnx"),
             rebuilt=self._object_or_null(data, "rebuilt"),
@@ -480,6 +488,19 @@ class _Reader:
                 raise self._wrong(f"classes.{name}", "a whole number of 0 or more", number)
         return found
 
+    def _scores(self, data: Mapping[str, Any]) -> ClassScores | None:
+        given = self._object_or_null(data, "scores")
+        try:
+            return None if given is None else ClassScores.from_json(given)
+        except ValueError as error:
+            raise broken_manifest(self._path, str(error)) from error
+
+    def _labels(self, data: Mapping[str, Any]) -> tuple[str, ...] | None:
+        given = data.get("labels")
+        try:
+            return None if given is None else read_labels(given)
+        except ValueError as error:
+            raise broken_manifest(self._path, str(error)) from error
     def _requires(self, data: Mapping[str, Any]) -> Requirements | None:
         given = self._object_or_null(data, "requires")
         try:

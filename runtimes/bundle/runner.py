@@ -32,7 +32,7 @@ import numpy as np
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.input_checks import InputChecks
-from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec
+from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, TensorSpec
 from tokexport.runtimes.errors import InputMismatchError, RunError
 from tokexport.runtimes.notebook import as_html, one_line
 
@@ -59,6 +59,7 @@ class Runner(ABC):
         computed: The outputs of the artifact: the model's, and the one of its checks.
         strict: Whether the arrays that it returns are checked against these specs: with a manifest.
             A runtime by itself may report an unknown shape as ``()``.
+        manifest: The manifest of the bundle that it was loaded from; None without a bundle.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Runner(ABC):
         self.constants: tuple[ConstantInput, ...] = ()
         self.outputs = self.computed = outputs
         self.strict = False
+        self.manifest: Manifest | None = None
         self._checks: InputChecks | None = None
         self.runtime = runtime
         self._closed = False

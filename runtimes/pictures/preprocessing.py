@@ -113,13 +113,7 @@ class Preprocessing:
             raise PreprocessingError(
                 f"The picture has no pixels: its shape is {pixels.shape}.", fix="Leave it out."
             )
-        if self.other_steps:
-            raise PreprocessingError(
-                "The model's own preprocessing has steps that are not done here: "
-                f"{', '.join(self.other_steps)}.",
-                where=f"Found in: {self.origin}.",
-                fix=_PASS,
-            )
+        self._check_other_steps()
         made = self._resized_and_cropped(pixels)
         if made.shape[:2] != self.size:
             raise PreprocessingError(
@@ -136,6 +130,35 @@ class Preprocessing:
         Raises:
             PreprocessingError: There is not one mean and one deviation for each channel.
         """
+        mean, std = self._statistics()
+        levels = np.arange(256, dtype=np.float64) * (
+            1.0 if self.rescale_factor is None else self.rescale_factor
+        )
+        tables = ((levels - np.array(mean)[:, None]) / np.array(std)[:, None]).astype(np.float32)
+        found: np.ndarray = np.stack([tables[one][pixels[..., one]] for one in range(3)])
+        return found
+
+    def check(self) -> None:
+        """Refuses steps that no picture can take, whatever its size.
+
+        Raises:
+            PreprocessingError: Not all steps are done here, or there is not one mean and one
+                deviation for each channel.
+        """
+        self._check_other_steps()
+        self._statistics()
+
+    def _check_other_steps(self) -> None:
+        if self.other_steps:
+            raise PreprocessingError(
+                "The model's own preprocessing has steps that are not done here: "
+                f"{', '.join(self.other_steps)}.",
+                where=f"Found in: {self.origin}.",
+                fix=_PASS,
+            )
+
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Returns mean and deviation of the channels, 0 and 1 where nothing says them."""
         mean, std = self.mean or (0.0,) * 3, self.std or (1.0,) * 3
         if len(mean) != 3 or len(std) != 3:
             raise PreprocessingError(
@@ -144,12 +167,7 @@ class Preprocessing:
                 where=f"Found in: {self.origin}.",
                 fix=_PASS,
             )
-        levels = np.arange(256, dtype=np.float64) * (
-            1.0 if self.rescale_factor is None else self.rescale_factor
-        )
-        tables = ((levels - np.array(mean)[:, None]) / np.array(std)[:, None]).astype(np.float32)
-        found: np.ndarray = np.stack([tables[one][pixels[..., one]] for one in range(3)])
-        return found
+        return mean, std
 
     def _resized_and_cropped(self, pixels: np.ndarray) -> np.ndarray:
         """Resizes whole and crops; of a very large resized picture only the crop is made."""

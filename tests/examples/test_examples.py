@@ -15,7 +15,11 @@ import torch
 import yaml
 from digits_vit import DigitsViT, build, merge_alike
 from helpers.torchvision_ops import child_environment
+from PIL import Image
 from safetensors.torch import load_file, save_file
+
+import tokexport
+from tokexport.runtimes.pictures import classify
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -84,6 +88,29 @@ def test_run_bundle(demo: tuple[Path, str]) -> None:
     printed = run(EXAMPLES / "run_bundle.py", output / "model-ort", output / "test.npz", cwd=folder)
     right = json.loads((output / "model-ort" / "report.json").read_text())["accuracy"]["after"]
     assert printed == f"360 samples on onnxruntime-cpu: {right:.2%} right\n"
+
+
+def test_classify_pictures(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+    (tmp_path / "names.txt").write_text("crane\nibis\ncrane\nheron\n")
+    for name, colour in {"red.png": (250, 9, 9), "blue.png": (9, 9, 250)}.items():
+        Image.new("RGB", (12, 9), colour).save(tmp_path / name)
+    tokexport.compile(
+        *(model, torch.rand(1, 3, 8, 8), "ort"),
+        output=tmp_path / "bundle",
+        labels=tmp_path / "names.txt",
+        preprocess="size=8,mean=half",
+        timed=False,
+    )
+    wanted = ""
+    with tokexport.runtimes.load(tmp_path / "bundle") as runner:
+        for name in ("red.png", "blue.png"):
+            (one,) = classify(runner, [tmp_path / name], top=3)
+            wanted += f"{name} \n"
+            wanted += "".join(f"  {found.score:.1%}  {found.label}\n" for found in one.classes)
+    arguments = ("bundle", "red.png", "blue.png")
+    assert run(EXAMPLES / "classify_pictures.py", *arguments, cwd=tmp_path) == wanted
 
 
 @pytest.mark.thorough

@@ -57,9 +57,9 @@ ORDER = {
         *(
             ".",
             "files",
-            "pictures",
             "tolerances",
             "bundle",
+            "pictures",
             "native_library.py",
             "ort",
             "openvino",

@@ -249,8 +249,3 @@ def test_a_broken_picture_ends_the_compile(asked: Compiled, tmp_path: Path) -> N
     given = [*CODE_PATH, "--inputs", photos, *ASKED]
     answer = compile_model(SOURCE, tmp_path / "out", *given)
     refusal(answer, 2, tmp_path, "cannot be decoded", str(path), "leave it out")
-
-
-def test_labels_without_inputs_are_refused(tmp_path: Path) -> None:
-    answer = compile_model("timm:test_vit", tmp_path / "out", "--labels", "names.txt")
-    refusal(answer, 2, tmp_path, "there is no --inputs")

@@ -17,6 +17,7 @@ def test_transformers_has_them_in_its_configuration() -> None:
     found = class_names(ViTForImageClassification(config))
     assert found is not None
     assert found.numbers == {"tench, tinca tinca": 0, "tench": 0, "tinca tinca": 0, "gold fish": 1}
+    assert found.labels == ("tench, Tinca tinca", "gold fish")
     assert not found.asked
     assert class_names(ViTForImageClassification(ViTConfig(**SMALL, intermediate_size=8))) is None
 
@@ -28,6 +29,17 @@ def test_timm_has_those_of_imagenet() -> None:
     assert found.numbers["n03982430"] == 736
     assert "crane" not in found.numbers  # the bird, and the machine
     assert len(set(found.numbers.values())) == 1000
+    assert len(found.labels) == 1000
+    assert (found.labels[134], found.labels[517]) == ("crane", "crane")
+    assert found.labels[0] == "tench, Tinca tinca"
+
+
+def test_timm_has_those_of_its_configuration() -> None:
+    model = timm.create_model("test_vit", num_classes=3)
+    model.pretrained_cfg = {**model.pretrained_cfg, "label_names": ["crane", "ibis", "crane"]}
+    found = class_names(model)
+    assert found is not None
+    assert (found.numbers, found.labels) == ({"ibis": 1}, ("crane", "ibis", "crane"))
 
 
 def test_other_models_have_none() -> None:

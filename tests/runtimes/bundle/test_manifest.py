@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokexport.runtimes.bundle.bundle_files import check_files
+from tokexport.runtimes.bundle.class_scores import FORMS, MOST_LABELS, ClassScores
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import (
     MANIFEST_NAME,
@@ -86,6 +87,8 @@ manifests = st.builds(
         texts, st.dictionaries(texts, texts | st.integers(0, 99) | st.floats(0.01, 1e3))
     ),
     classes=st.none() | st.dictionaries(texts, st.integers(0, 999)),
+    scores=st.none() | st.builds(ClassScores, texts, st.sampled_from(FORMS)),
+    labels=st.none() | st.lists(texts, max_size=4).map(tuple),
     files=st.dictionaries(texts, st.text("0123456789abcdef", min_size=64, max_size=64)),
     constant_inputs=st.sampled_from(
         [
@@ -163,6 +166,12 @@ def test_no_schema_version_is_refused(make_bundle: BundleMaker, version: object)
         (("forms",), ["one-hot"], "forms should be"),
         (("classes",), {"cat": -1}, r"classes\.cat should be a whole number"),
         (("classes",), ["cat"], "classes should be"),
+        (("scores",), ["logits"], "scores should be"),
+        (("scores",), {"form": "logits"}, r"scores\.output should be"),
+        (("scores",), {"output": "logits", "form": "softmax"}, r"scores\.form should be one of"),
+        (("labels",), "cat", "labels should be"),
+        (("labels",), ["cat", 3], "labels should be"),
+        (("labels",), ["cat"] * (MOST_LABELS + 1), "labels should be at most"),
         (("files", "model.onnx"), "abc", r"files\.model\.onnx should be a SHA-256"),
     ],
 )
@@ -178,7 +187,7 @@ def test_a_wrong_type_names_the_field(
 #: What a bundle may lack, as one of an earlier version does.
 OPTIONAL = {
     *("preprocessing", "reduction", "forms", "fingerprint", "options", "checks", "classes"),
-    *("requires", "kept_onnx", "rebuilt"),
+    *("requires", "kept_onnx", "rebuilt", "scores", "labels"),
 }
 WITHOUT = {
     **dict.fromkeys(OPTIONAL),
