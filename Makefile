@@ -31,6 +31,7 @@ test: $(INSTALLED)
 	-@test -e /usr/include/onnxruntime/onnxruntime_c_api.h || ci/ort_headers.sh
 	-@ci/debian_program.sh chromium usr/lib/chromium/chromium
 	-@ci/debian_program.sh skopeo usr/bin/skopeo
+	-@ci/aarch64.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(INSTALLED)

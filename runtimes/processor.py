@@ -18,7 +18,10 @@ _INSTRUCTION_SETS: Final = (
     ("sve", "sve"),
     ("i8mm", "i8mm"),
     ("asimddp", "dotprod"),
+    ("asimd", "neon"),
 )
+#: How the line of what a processor can do begins; an emulator shows the file of another one.
+_LINES: Final = {"x86_64": "flags", "amd64": "flags", "aarch64": "Features", "arm64": "Features"}
 
 
 #: The flags of which an x86 processor needs one to add products of bytes in 32 bits.
@@ -54,7 +57,7 @@ def lacks_all(names: Collection[str], processors: Path = Path("/proc/cpuinfo")) 
         names: Their flags in Linux; without any, nothing is lacking.
         processors: The file in which Linux describes the processors.
     """
-    if not names or platform.machine().lower() not in ("x86_64", "amd64"):
+    if not names or _LINES.get(platform.machine().lower()) != "flags":
         return False
     flags = _flags(processors)
     return bool(flags) and flags.isdisjoint(names)
@@ -66,7 +69,8 @@ def _flags(processors: Path) -> set[str]:
         lines = processors.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return set()
-    named = (line for line in lines if line.startswith(("flags", "Features")))
+    beginning = _LINES.get(platform.machine().lower(), ("flags", "Features"))
+    named = (line for line in lines if line.startswith(beginning))
     return set(next(named, "").split())
 
 

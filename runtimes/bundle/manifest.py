@@ -501,6 +501,7 @@ class _Reader:
             return None if given is None else read_labels(given)
         except ValueError as error:
             raise broken_manifest(self._path, str(error)) from error
+
     def _requires(self, data: Mapping[str, Any]) -> Requirements | None:
         given = self._object_or_null(data, "requires")
         try:

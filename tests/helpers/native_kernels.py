@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
+from helpers.emulated_kernels import EmulatedRunner, emulated_command, kernels_on
 from helpers.function_models import Call, all_inputs, model_of
 from helpers.token_cases import Array
 from hypothesis import settings
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from tokexport.graph_passes import pipelines
 from tokexport.runtimes.bundle.runner import Runner
-from tokexport.runtimes.native_library import NO_KERNELS
+from tokexport.runtimes.native_library import NO_KERNELS, kernels_of, native_library
 from tokexport.runtimes.openvino.runner import OpenVinoRunner, convert
 from tokexport.runtimes.ort.runner import OrtRunner
 
@@ -25,13 +26,32 @@ FUZZ = settings(max_examples=int(os.environ.get("TOKEXPORT_FUZZ", "12")))
 BATCH = st.integers(1, 9)
 SEED = st.integers(0, 2**20)
 
+#: Where another processor is emulated its kernels run, and the bodies of the functions here.
+EMULATED = emulated_command()
 #: Those that have kernels for what moves tokens; narrower vectors are the same in both.
-RUNTIMES = ("ort",) if "TOKEXPORT_MAX_ISA" in os.environ else ("ort", "openvino")
+RUNTIMES = ("ort",) if EMULATED or "TOKEXPORT_MAX_ISA" in os.environ else ("ort", "openvino")
+
+
+def chosen_kernels() -> str:
+    """Returns the instruction set of the kernels that the tests run."""
+    if EMULATED:
+        return kernels_on(EMULATED)
+    library = native_library()
+    return NO_KERNELS if library is None else kernels_of(library)
+
+
+def multiplies_bytes() -> bool:
+    """Whether these kernels multiply bytes; without, the body would be held to itself."""
+    return chosen_kernels().endswith(("vnni", "dotprod", "i8mm"))
 
 
 @contextmanager
 def opened(calls: list[Call], native: bool, runtime: str) -> Iterator[Runner]:
     """Opens a model of calls with the kernels or with the bodies."""
+    if native and EMULATED:
+        with EmulatedRunner(EMULATED, calls) as emulated:
+            yield emulated
+        return
     if runtime == "ort":
         model = ir.to_proto(model_of(calls)).SerializeToString()
         with OrtRunner.from_bytes(model, threads=2, native=native) as runner:

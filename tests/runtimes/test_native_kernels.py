@@ -6,6 +6,7 @@ OpenVINO runs bodies too, but puts ties in an order of its own.
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,16 @@ import numpy as np
 import pytest
 import torch
 from helpers.function_models import Call
-from helpers.native_kernels import BATCH, FUZZ, RUNTIMES, SEED, assert_same, run
+from helpers.native_kernels import (
+    BATCH,
+    EMULATED,
+    FUZZ,
+    RUNTIMES,
+    SEED,
+    assert_same,
+    multiplies_bytes,
+    run,
+)
 from helpers.thorough import thorough_but
 from helpers.token_cases import Array, rows, values
 from hypothesis import given
@@ -37,8 +47,12 @@ from tokexport.runtimes.openvino.runner import kernels_here
 
 Shapes = list[tuple[int, ...]]
 
-#: From the plainest to the best; those that end in vnni multiply bytes.
-SETS = ("baseline", "avx2", "avxvnni", "avx512", "avx512vnni")
+#: From the plainest to the best.
+SETS = (
+    ("neon", "neon_dotprod", "neon_i8mm")
+    if platform.machine() == "aarch64"
+    else ("baseline", "avx2", "avxvnni", "avx512", "avx512vnni")
+)
 
 
 def linear_calls(seed: int, batch: int, count: int, depth: int, columns: int) -> list[Call]:
@@ -59,12 +73,6 @@ def test_linear(seed: int, batch: int, count: int, depth: int, columns: int) -> 
     assert_same(*linear_calls(seed, batch, count, depth, columns), tolerance=1e-5)
 
 
-def multiplies_bytes() -> bool:
-    library = native_library()
-    return library is not None and kernels_of(library).endswith("vnni")
-
-
-#: Without such a kernel the body would be held to itself.
 in_integers = pytest.mark.skipif(
     not multiplies_bytes(), reason="no kernel multiplies bytes with these instructions"
 )
@@ -442,13 +450,16 @@ NEEDED = {
     "avxvnni": ("avx2 fma avx_vnni", "-mavxvnni"),
     "avx512": ("avx2 fma avx512f avx512bw avx512dq avx512vl", "-mavx512vl"),
     "avx512vnni": ("avx2 fma avx512f avx512bw avx512dq avx512vl avx512_vnni", "-mavx512vnni"),
+    "neon_dotprod": ("asimddp", "-march=armv8.2-a+dotprod"),
+    "neon_i8mm": ("asimddp i8mm", "-march=armv8.2-a+dotprod+i8mm"),
 }
 
 
 def widest() -> str:
     """Returns the best set that is allowed, that this processor has and the compiler knows."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ())
+    named = (line for line in lines if line.startswith(("flags", "Features")))
+    flags = next((line.partition(":")[2].split() for line in named), ())
     most = SETS.index(os.environ.get("TOKEXPORT_MAX_ISA", SETS[-1]))
     for isa in reversed(SETS[1 : most + 1]):
         instructions, option = NEEDED[isa]
@@ -462,13 +473,16 @@ def compiler_knows(option: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.skipif(bool(EMULATED), reason="the library is for this processor")
 def test_the_library_is_installed_with_the_widest_vectors_there_are() -> None:
     library = native_library()
     assert library is not None, "A compile error can hide: build it with pip install -v"
     assert kernels_of(library) == widest()
 
 
-@pytest.mark.skipif(VARIABLE in os.environ, reason="beside that library there is no other")
+@pytest.mark.skipif(
+    bool(EMULATED) or VARIABLE in os.environ, reason="beside that library there is no other"
+)
 def test_the_library_for_openvino_is_installed_and_fits_one_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -481,8 +495,8 @@ def test_the_library_for_openvino_is_installed_and_fits_one_version(
     assert kernels_here() is None
 
 
-@pytest.mark.skipif("TOKEXPORT_MAX_ISA" in os.environ, reason="this is that run")
-@pytest.mark.parametrize("isa", thorough_but(["baseline"], SETS[:-1]))
+@pytest.mark.skipif(bool(EMULATED) or "TOKEXPORT_MAX_ISA" in os.environ, reason="this is that run")
+@pytest.mark.parametrize("isa", thorough_but(SETS[:1], SETS[:-1]))
 def test_narrower_vectors_compute_the_same(isa: str) -> None:
     environment = {**os.environ, "TOKEXPORT_MAX_ISA": isa, "TOKEXPORT_FUZZ": "4"}
     files = [str(path) for path in Path(__file__).parent.glob("test_*_kernels.py")]

@@ -6,6 +6,8 @@
 
 #if defined(TOKEXPORT_X86)
 #include <cpuid.h>
+#elif defined(TOKEXPORT_ARM) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace tokexport {
@@ -18,7 +20,23 @@ namespace tokexport {
   static const Kernels* const table_##isa = &isa::kernels
 #define TOKEXPORT_NO_TABLE(isa) static const Kernels* const table_##isa = nullptr
 
+#ifdef TOKEXPORT_ARM
+TOKEXPORT_TABLE(neon);
+static const Kernels* const table_plainest = table_neon;
+#ifdef TOKEXPORT_HAS_NEON_DOTPROD
+TOKEXPORT_TABLE(neon_dotprod);
+#else
+TOKEXPORT_NO_TABLE(neon_dotprod);
+#endif
+#ifdef TOKEXPORT_HAS_NEON_I8MM
+TOKEXPORT_TABLE(neon_i8mm);
+#else
+TOKEXPORT_NO_TABLE(neon_i8mm);
+#endif
+#else
 TOKEXPORT_TABLE(baseline);
+static const Kernels* const table_plainest = table_baseline;
+#endif
 #ifdef TOKEXPORT_X86
 #ifdef TOKEXPORT_HAS_AVX2
 TOKEXPORT_TABLE(avx2);
@@ -55,7 +73,16 @@ bool has_avx_vnni() {
 }
 #endif
 
-// What the processor can do, the widest vectors first.
+#if defined(TOKEXPORT_ARM) && defined(__linux__)
+// What Linux calls asimddp and i8mm; headers older than the processors do not have the bits' names.
+bool has_dot_product() { return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; }
+bool has_matrix_product() { return (getauxval(AT_HWCAP2) & (1ul << 13)) != 0; }
+#elif defined(TOKEXPORT_ARM)
+bool has_dot_product() { return false; }
+bool has_matrix_product() { return false; }
+#endif
+
+// What the processor can do, the best first.
 struct Choice {
   const char* name;
   const Kernels* kernels;
@@ -74,6 +101,13 @@ const Kernels& chosen() {
       {"avxvnni", table_avxvnni, has_avx2 && has_avx_vnni()},
       {"avx2", table_avx2, has_avx2},
   };
+#elif defined(TOKEXPORT_ARM)
+  const Choice choices[] = {
+      {"neon_i8mm", table_neon_i8mm, has_dot_product() && has_matrix_product()},
+      {"neon_dotprod", table_neon_dotprod, has_dot_product()},
+  };
+#endif
+#if defined(TOKEXPORT_X86) || defined(TOKEXPORT_ARM)
   // For tests and comparisons: no better ones than these.
   const char* most = std::getenv("TOKEXPORT_MAX_ISA");
   bool allowed = most == nullptr;
@@ -82,7 +116,7 @@ const Kernels& chosen() {
     if (allowed && choice.possible && choice.kernels != nullptr) return *choice.kernels;
   }
 #endif
-  return *table_baseline;
+  return *table_plainest;
 }
 
 }  // namespace

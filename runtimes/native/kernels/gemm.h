@@ -132,12 +132,15 @@ inline void gemm_rows(size_t rows, const float* x, size_t x_stride, size_t depth
   gemm_rows<false, false>(rows, x, x_stride, depth, panel, to, nothing, nothing);
 }
 
-inline size_t row_block_count(size_t rows) { return ceil_div(rows, kMR); }
+template <size_t MR = kMR>
+inline size_t row_block_count(size_t rows) {
+  return ceil_div(rows, MR);
+}
 
-// Calls body(first, count) for blocks of nearly equal height, kMR at most, that cover `rows`.
-template <typename Body>
+// Calls body(first, count) for blocks of nearly equal height, MR at most, that cover `rows`.
+template <size_t MR = kMR, typename Body>
 inline void for_row_blocks(size_t rows, Body body) {
-  const size_t blocks = row_block_count(rows);
+  const size_t blocks = row_block_count<MR>(rows);
   for (size_t block = 0; block < blocks; ++block) {
     const size_t from = rows * block / blocks;
     body(from, rows * (block + 1) / blocks - from);

@@ -64,7 +64,8 @@ struct MinMaxArgs {
   size_t per_task;
 };
 
-// q (rows, row_bytes) = x (rows, depth) / scale + zero point, with zeros behind each row.
+// q (rows, row_bytes) = x (rows, depth) / scale + zero point, with zeros behind each row. ARM's kernels
+// multiply signed bytes, and hold q less 128.
 struct QuantiseArgs {
   const float* x;
   uint8_t* q;

@@ -28,13 +28,40 @@ using Floats = float __attribute__((vector_size(4 * TOKEXPORT_WIDTH)));
 using Ints = int32_t __attribute__((vector_size(4 * TOKEXPORT_WIDTH)));
 using UInts = uint32_t __attribute__((vector_size(4 * TOKEXPORT_WIDTH)));
 
-inline Floats load(const float* from) {
-  Floats value;
+// Reads and writes a vector anywhere in memory. GCC for ARM takes what memcpy moves through memory and
+// the plain registers, also where it is an accumulator.
+#ifdef __aarch64__
+template <typename Vector>
+struct Anywhere {
+  Vector value;
+} __attribute__((packed, may_alias));
+
+template <typename Vector>
+inline Vector read_vector(const void* from) {
+  return static_cast<const Anywhere<Vector>*>(from)->value;
+}
+
+template <typename Vector>
+inline void write_vector(void* to, Vector value) {
+  static_cast<Anywhere<Vector>*>(to)->value = value;
+}
+#else
+template <typename Vector>
+inline Vector read_vector(const void* from) {
+  Vector value;
   std::memcpy(&value, from, sizeof value);
   return value;
 }
 
-inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
+template <typename Vector>
+inline void write_vector(void* to, Vector value) {
+  std::memcpy(to, &value, sizeof value);
+}
+#endif
+
+inline Floats load(const float* from) { return read_vector<Floats>(from); }
+
+inline void store(float* to, Floats value) { write_vector(to, value); }
 
 // Copies `count` floats; where there are none, the pointers may be null.
 inline void copy(float* to, const float* from, size_t count) {
