@@ -20,6 +20,9 @@ from tokexport.runtimes.bundle.manifest import (
 )
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.compatibility import check_compatibility
+from tokexport.runtimes.cores.affinity import on_cores
+from tokexport.runtimes.cores.free_cores import free_cores_since
+from tokexport.runtimes.cores.processor_use import read_processor
 from tokexport.runtimes.errors import BundleError, RuntimesError
 from tokexport.runtimes.files.ir_contents import check_ir, weights_beside
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
@@ -32,6 +35,7 @@ def load(
     bundle: str | os.PathLike[str],
     *,
     threads: int | None = None,
+    cores: Collection[int] | None = None,
     require_kernels: bool = False,
     batches: Collection[int] | None = None,
 ) -> BundleRunner:
@@ -39,8 +43,12 @@ def load(
 
     Args:
         bundle: The folder that compile wrote.
-        threads: Number of threads for a CPU runtime; None, the default, leaves the choice to the
-            runtime.
+        threads: Number of threads for a CPU runtime, its native kernels among them; None, the
+            default, takes as many as cores are free: those of this process, less what other
+            programs keep busy, within the quota of its control group.
+        cores: The numbers of the cores that these threads are kept on, and that of ``submit``; None
+            leaves them to the system. The thread that calls ``run`` takes part, and is the
+            caller's own to keep.
         require_kernels: Whether to refuse a bundle that would run without the native kernels of
             its target; TensorRT has none.
         batches: Which artifacts of the bundle are loaded, by the number of samples that they take
@@ -58,19 +66,21 @@ def load(
         IncompatibleError: The runtime, the system or the processor here is not what it needs.
         RunError: The artifact cannot run on this machine.
     """
-    folder = Path(bundle)
+    folder, before = Path(bundle), read_processor()
     manifest = read_manifest(folder)
     check_compatibility(manifest)
     check_files(folder, manifest)
     chosen = _chosen(folder, manifest, batches)
     runners: list[Runner] = []
     try:
-        for one in chosen:
-            check_contents(folder, one)
-            runners.append(open_runner(folder, one, threads=threads))
-            native_library.require_kernels(runners[-1].runtime, asked=require_kernels)
-            runners[-1].hold_to(one.checks)
-        loaded = BundleRunner(runners, chosen)
+        with on_cores(cores):
+            count = threads or (free_cores_since(before) if cores is None else len(cores))
+            for one in chosen:
+                check_contents(folder, one)
+                runners.append(open_runner(folder, one, threads=count))
+                native_library.require_kernels(runners[-1].runtime, asked=require_kernels)
+                runners[-1].hold_to(one.checks)
+        loaded = BundleRunner(runners, chosen, cores)
     except RuntimesError:
         for runner in runners:
             runner.close()

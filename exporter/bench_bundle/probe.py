@@ -21,11 +21,6 @@ from tokexport.exporter.speed.busy_machine import clock_note, use_notes
 from tokexport.exporter.speed.interleaved import run_rounds
 from tokexport.exporter.speed.paired_bundles import NEW, OLD, shared_inputs
 from tokexport.exporter.system.process_memory import forget_peak, peak_bytes, resident_bytes
-from tokexport.exporter.system.processor_use import (
-    hottest_celsius,
-    read_processor,
-    use_between,
-)
 from tokexport.exporter.typed_json import typed
 from tokexport.exporter.worker.messages import Message, described, read_message, write_message
 from tokexport.exporter.worker.own_process import (
@@ -37,6 +32,12 @@ from tokexport.exporter.worker.own_process import (
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.cores.free_cores import allowed_cores
+from tokexport.runtimes.cores.processor_use import (
+    hottest_celsius,
+    read_processor,
+    use_between,
+)
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.native_library import KernelsWarning
 from tokexport.runtimes.verification import reference_inputs
@@ -169,12 +170,18 @@ def _first_batch(bundle: Path) -> dict[str, Array]:
 
 def _opened(bundle: Path, job: Job) -> tuple[Runner, float, float]:
     """Returns the runner, how long the import of its runtime took, and how long loading did."""
-    backend = BACKENDS.get(read_manifest(bundle).target)
+    manifest = read_manifest(bundle)
+    backend = BACKENDS.get(manifest.target)
     start = time.perf_counter()
     if backend is not None:
         backend.import_runtime()
     import_ms, start = _ms_since(start), time.perf_counter()
-    runner = load(bundle, threads=job.threads, require_kernels=job.require_kernels)
+    runner = load(
+        bundle,
+        threads=job.threads or allowed_cores(),
+        require_kernels=job.require_kernels,
+        batches=[manifest.batch],
+    )
     return runner, import_ms, _ms_since(start)
 
 

@@ -54,6 +54,7 @@ def joined(manifests: Sequence[Manifest]) -> Manifest:
                 input_ranges=one.input_ranges,
                 checks=one.checks,
                 latency_ms=one.latency_ms,
+                kept_onnx=one.kept_onnx and rung_name(one.kept_onnx, one.batch),
             )
             for one in others
         ),

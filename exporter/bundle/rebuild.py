@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ from tokexport.runtimes.bundle.manifest import (
     read_manifest,
 )
 from tokexport.runtimes.errors import BundleError, NoDeviceError
+from tokexport.runtimes.files.ir_contents import weights_beside
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
 from tokexport.runtimes.loading import open_runner, unknown_flavour
 from tokexport.runtimes.verification import (
@@ -133,33 +135,33 @@ def rebuild(
     """
     manifest = read_manifest(bundle)
     backend = _backend(bundle, manifest)
-    require_gates(bundle, manifest)
-    kept = _kept_onnx(bundle, manifest)
+    kept = []
+    for one in manifest.ladder:
+        require_gates(bundle, one)
+        kept.append(_kept_onnx(bundle, manifest, one.kept_onnx))
     old = _artifact_files(manifest)
-    reference = read_reference(bundle, manifest)
+    references = [read_reference(bundle, one) for one in manifest.ladder]
     place = bundle if output is None else output
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     with checklist, BundleWriter(place, force or output is None) as written:
         folder = written.path
         kept_files = sorted(manifest.files.keys() - old)
         sizes = [file_in(bundle, name).stat().st_size for name in kept_files]
-        written.require_space(sum(sizes) + file_in(bundle, kept).stat().st_size)
+        written.require_space(sum(sizes) + sum(file_in(bundle, one).stat().st_size for one in kept))
         for name in kept_files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file_in(bundle, name), folder / name)
         with checklist.stage("build"), scratch_folder() as scratch:
-            artifact = folder / manifest.artifact
-            lowered = folder / kept
-            runtime = backend.build(lowered, artifact, manifest.precision, scratch, {})
+            runtime = _built(backend, manifest, kept, folder, scratch)
         built = dataclasses.replace(
             manifest,
             status=BUILT_NOT_RUN,
             runtime=runtime,
-            requires=artifact_needs(artifact, runtime),
+            requires=artifact_needs(folder / manifest.artifact, runtime),
             rebuilt=_note(manifest.runtime),
         )
         with checklist.stage("verify"):
-            proven, why_not = _verified(folder, built, reference)
+            proven, why_not = _verified(folder, built, references)
         if proven is not None:
             if failed := failed_gate(proven):
                 raise failed
@@ -172,7 +174,7 @@ def rebuild(
         flavour=runtime.flavour,
         version=runtime.version,
         before=_before(manifest.runtime),
-        batches=0 if proven is None else proven.batches,
+        batches=0 if proven is None else sum(one.batches for one in proven.ladder),
         not_run_reason=why_not,
     )
 
@@ -204,16 +206,43 @@ def _backend(bundle: Path, manifest: Manifest) -> Backend:
     return backend
 
 
-def _kept_onnx(bundle: Path, manifest: Manifest) -> str:
-    """Returns the name of the kept ONNX file, after all but the artifact was checked.
+def _built(
+    backend: Backend, manifest: Manifest, kept: Sequence[str], folder: Path, scratch: Path
+) -> RuntimeInfo:
+    """Builds each artifact of a bundle into a folder that holds the rest of it.
+
+    Args:
+        backend: What builds them.
+        manifest: The manifest of the bundle.
+        kept: The ONNX file of each artifact.
+        folder: The folder.
+        scratch: A folder for temporary files.
+
+    Returns:
+        What built them.
+    """
+    if not manifest.rungs:
+        artifact = folder / manifest.artifact
+        return backend.build(folder / kept[0], artifact, manifest.precision, scratch, {})
+    places = {}
+    for one, lowered in zip(manifest.ladder, kept, strict=True):
+        own = scratch / f"batch-{one.batch}"
+        (own / "scratch").mkdir(parents=True)
+        built = own / backend.artifact
+        runtime = backend.build(folder / lowered, built, manifest.precision, own / "scratch", {})
+        places[built] = folder / one.artifact
+    backend.place_ladder(places)
+    return runtime
+
+
+def _kept_onnx(bundle: Path, manifest: Manifest, kept: str | None) -> str:
+    """Returns the name of a kept ONNX file, after all but the artifacts were checked.
 
     Raises:
         BundleError: A file is altered, or the ONNX file holds what tokexport never writes.
     """
-    kept = manifest.kept_onnx
-    assert kept is not None
-    path = file_in(bundle, kept)
-    if kept not in manifest.files or kept in _artifact_files(manifest):
+    path = file_in(bundle, kept or "")
+    if kept is None or kept not in manifest.files or kept in _artifact_files(manifest):
         raise BundleError(
             f"The manifest has no hash of the kept ONNX file {kept!r:.80}.",
             where=str(bundle),
@@ -238,22 +267,26 @@ def _kept_onnx(bundle: Path, manifest: Manifest) -> str:
 
 
 def _artifact_files(manifest: Manifest) -> frozenset[str]:
-    """Returns the files that a build writes: the artifact, and of an IR its weights."""
-    artifact = Path(manifest.artifact)
-    return frozenset((artifact.as_posix(), artifact.with_suffix(".bin").as_posix()))
+    """Returns the files that a build writes: the artifacts, and of IRs their weights."""
+    artifacts = [Path(one.artifact) for one in manifest.ladder]
+    weights = weights_beside(artifacts[0])
+    return frozenset(path.as_posix() for path in (*artifacts, weights))
 
 
 def _verified(
-    folder: Path, built: Manifest, reference: Reference
+    folder: Path, built: Manifest, references: Sequence[Reference]
 ) -> tuple[VerifyResult | None, str]:
-    """Returns how the new artifact does, or why no device here runs it."""
-    try:
-        runner = open_runner(folder, built)
-    except NoDeviceError as error:
-        return None, error.what
-    with runner:
-        runner.hold_to(built.checks)
-        return verify_runner(runner, built, reference), ""
+    """Returns how the new artifacts do, or why no device here runs them."""
+    found = []
+    for one, reference in zip(built.ladder, references, strict=True):
+        try:
+            runner = open_runner(folder, one)
+        except NoDeviceError as error:
+            return None, error.what
+        with runner:
+            runner.hold_to(one.checks)
+            found.append(verify_runner(runner, one, reference))
+    return dataclasses.replace(found[0], rungs=tuple(found[1:])), ""
 
 
 def _before(runtime: RuntimeInfo) -> RuntimeBefore:

@@ -62,6 +62,7 @@ from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes.ops import ops
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, TensorSpec, read_manifest
+from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.pictures.preprocessing import Preprocessing
 from tokexport.runtimes.tolerances.neighbourhoods import as_samples
@@ -272,9 +273,13 @@ def _held(
     with (
         run.stage("verify"),
         load(
-            bundle, threads=run.config.threads, require_kernels=run.config.require_kernels
-        ) as runner,
+            bundle,
+            threads=run.config.threads or allowed_cores(),
+            require_kernels=run.config.require_kernels,
+            batches=[manifest.batch],
+        ) as loaded,
     ):
+        runner = loaded.runners[manifest.batch]
         runner.hold_to(None)  # what its checks say is an output of the graph, and is compared too
         found = run_stage.run_artifact(runner, answered.batches)
         replayed = bundle_replay(run, bundle, manifest, answered, captured, lowered)

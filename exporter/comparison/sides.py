@@ -22,6 +22,7 @@ from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, TensorSpec, read_manifest
 from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.pictures.preprocessing import Preprocessing
 from tokexport.runtimes.verification import reference_inputs
@@ -109,7 +110,7 @@ class RunnerSide(Side):
         if kind == BUNDLE:
             manifest = read_manifest(path)
             precision, self.preprocessing = manifest.precision, manifest.preprocessing
-            self._runner = load(path, threads=threads)
+            self._runner = load(path, threads=threads or allowed_cores(), batches=[manifest.batch])
         else:
             self._runner = Opening(path, precision=precision, threads=threads).open()
         runtime = self._runner.runtime

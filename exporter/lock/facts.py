@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tokexport.exporter.bundle.ladder import rung_name
 from tokexport.exporter.comparison.reference_batches import batch_of
 from tokexport.exporter.lock.lock_file import (
     ArtifactFiles,
@@ -79,8 +80,11 @@ def _model(fingerprint: Mapping[str, Any] | None) -> ModelHashes | None:
 
 
 def _artifact(bundle: Path, manifest: Manifest) -> ArtifactFiles:
-    kept = set() if manifest.kept_onnx is None else {manifest.kept_onnx}
-    loaded = sorted(set(manifest.files) - _NOT_LOADED - kept)
+    not_loaded = {*_NOT_LOADED, manifest.kept_onnx}
+    for rung in manifest.rungs:
+        report = rung_name(REPORT_NAME, batch_of(rung.inputs))
+        not_loaded |= {rung.reference, report, rung.kept_onnx}
+    loaded = sorted(set(manifest.files) - not_loaded)
     named = "".join(f"{name} {manifest.files[name].lower()}\n" for name in loaded)
     size = sum(file_in(bundle, name).stat().st_size for name in loaded)
     return ArtifactFiles(hashlib.sha256(named.encode()).hexdigest(), size)

@@ -29,6 +29,7 @@ from tokexport.exporter.parity.hits import hits
 from tokexport.runtimes.bundle.bundle_files import file_in
 from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, read_manifest
 from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.errors import NoDeviceError
 from tokexport.runtimes.files.onnx_contents import onnx_contents
 from tokexport.runtimes.loading import load
@@ -92,19 +93,33 @@ def measure(bundle: Path, lock: Path, options: MeasureOptions) -> Measurement:
         tokexport.runtimes.errors.RuntimesError: The bundle is altered, or cannot run here.
     """
     manifest = read_manifest(bundle)
-    require_gates(bundle, manifest)
+    for one in manifest.ladder:
+        require_gates(bundle, one)
     try:
-        runner = load(bundle, threads=options.threads, require_kernels=options.require_kernels)
+        loaded = load(
+            bundle,
+            threads=options.threads or allowed_cores(),
+            require_kernels=options.require_kernels,
+        )
     except NoDeviceError as error:
         reference = read_reference(bundle, manifest)
         return Measurement(facts_of(bundle, manifest, reference), None, {}, error.what)
-    with runner:
+    with loaded:
         reference = read_reference(bundle, manifest)
-        found = verify_runner(runner, manifest, reference)
-        labelled = _labelled(runner, manifest, lock, options)
+        first = loaded.runners[manifest.batch]
+        found = verify_runner(first, manifest, reference)
+        further = [
+            verify_runner(loaded.runners[one.batch], one, read_reference(bundle, one))
+            for one in manifest.ladder[1:]
+        ]
+        labelled = _labelled(first, manifest, lock, options)
     source = None if options.hold_to_source is None else options.hold_to_source(bundle)
     outputs = {one.name: _figures(one, found) for one in found.outputs}
     failures = {one.name: one.why_not for one in found.outputs if not one.passed}
+    for rung in further:
+        named = {f"{one.name}{rung.among}": one for one in rung.outputs}
+        outputs |= {name: _figures(one, rung) for name, one in named.items()}
+        failures |= {name: one.why_not for name, one in named.items() if not one.passed}
     for name in _excused(failures, source):
         outputs[name] = replace(outputs[name], verdict=TIES_ONLY)
         del failures[name]

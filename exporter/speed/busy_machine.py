@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from tokexport.exporter.system.processor_use import ProcessorUse
+from tokexport.runtimes.cores.processor_use import ProcessorUse
 from tokexport.runtimes.processor import usable_cores
 
 #: The share of the cores' time from which on it is said who took it.

@@ -36,15 +36,16 @@ from tokexport.exporter.speed.paired_decision import (
 )
 from tokexport.exporter.speed.time_limits import TimeLimits, time_limits
 from tokexport.exporter.system.machine import describe_machine
-from tokexport.exporter.system.processor_use import (
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec, read_manifest
+from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.cores.free_cores import allowed_cores
+from tokexport.runtimes.cores.processor_use import (
     ProcessorUse,
     mean_use,
     read_processor,
     use_between,
 )
-from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec, read_manifest
-from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import BundleError, InputMismatchError
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.native_library import PROBLEM, KernelsWarning
@@ -318,7 +319,9 @@ class _Rounds:
         with warnings.catch_warnings():
             if name in self.runtimes:
                 warnings.simplefilter("ignore", KernelsWarning)
-            runner = load(self.bundles[name], threads=self.threads)
+            bundle = self.bundles[name]
+            first = [read_manifest(bundle).batch]
+            runner = load(bundle, threads=self.threads or allowed_cores(), batches=first)
         self.runtimes[name] = runner.runtime
         return runner
 

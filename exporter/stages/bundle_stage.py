@@ -9,6 +9,7 @@ from tokexport.exporter.bundle.ladder import hold_ladder, joined, move_rung, run
 from tokexport.exporter.report.file_names import REPORT_NAME
 from tokexport.exporter.report.ladder_report import RungReport
 from tokexport.exporter.report_page.bundle_page import missing_packages, write_results
+from tokexport.exporter.shared_weights.onnx_files import share_onnx_weights
 from tokexport.exporter.stages.run import CompileResult, CompileRun
 from tokexport.runtimes.bundle.manifest import PASSED, Manifest
 
@@ -64,6 +65,14 @@ def _join(described: Sequence[Described]) -> Manifest:
         {folder / manifest.artifact: folder / manifest.artifact}
         | {one.run.folder / one.manifest.artifact: folder / rung.artifact for one, rung in rungs}
     )
+    if manifest.kept_onnx is not None:
+        share_onnx_weights(
+            {folder / manifest.kept_onnx: folder / manifest.kept_onnx}
+            | {
+                one.run.folder / str(one.manifest.kept_onnx): folder / str(rung.kept_onnx)
+                for one, rung in rungs
+            }
+        )
     for one, rung in rungs:
         kept = {
             one.manifest.reference: rung.reference,

@@ -41,6 +41,7 @@ from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.graph_passes.reduction.method import Method
 from tokexport.runtimes.bundle.manifest import RuntimeInfo
 from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.loading import load
 
 UNREDUCED: Final = "unreduced"
@@ -179,7 +180,7 @@ class _Sweeping:
         with self._checklist.stage(UNREDUCED):
             bundle = self._compiled(self._source, UNREDUCED)
         points = []
-        with load(bundle, threads=self._config.threads) as runner:
+        with load(bundle, threads=self._config.threads or allowed_cores()) as runner:
             for value, recipe, one in zip(values, recipes, reduced, strict=True):
                 with self._checklist.stage(recipe.text):
                     points.append(self._point(value, one, outputs, macs, runner))
@@ -229,7 +230,7 @@ class _Sweeping:
         bundle = self._compiled(reduced.source, "reduced")
         threads = self._config.threads
         batch = next(iter(self._batches))
-        with load(bundle, threads=threads) as runner:
+        with load(bundle, threads=threads or allowed_cores()) as runner:
             self._runtime = runner.runtime
             speed = measure(
                 {UNREDUCED: lambda: baseline.run(batch), use.recipe: lambda: runner.run(batch)},

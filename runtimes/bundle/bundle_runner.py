@@ -32,14 +32,21 @@ class BundleRunner(Runner):
     Args:
         runners: The runner of each artifact that is to be used, in the order of the bundle.
         manifests: The manifest of each of them by itself.
+        cores: The cores that the thread of ``submit`` is kept on; None leaves it to the system.
 
     Attributes:
         runners: The runner of each artifact, by the number of samples that it takes at once.
     """
 
-    def __init__(self, runners: Sequence[Runner], manifests: Sequence[Manifest]) -> None:
+    def __init__(
+        self,
+        runners: Sequence[Runner],
+        manifests: Sequence[Manifest],
+        cores: Collection[int] | None = None,
+    ) -> None:
         first = runners[0]
         super().__init__(first.inputs, first.outputs, first.runtime)
+        self.cores = cores
         self.runners = {
             manifest.batch: runner for manifest, runner in zip(manifests, runners, strict=True)
         }

@@ -106,6 +106,7 @@ class Rung:
         checks: Its conditions, as those of the manifest.
         latency_ms: The median of a run where it was compiled, in milliseconds; None where it was
             not timed.
+        kept_onnx: The ONNX file that it was built from, as that of the manifest.
     """
 
     artifact: str
@@ -116,6 +117,7 @@ class Rung:
     input_ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
     checks: InputChecks | None = None
     latency_ms: float | None = None
+    kept_onnx: str | None = None
 
 
 @dataclass(frozen=True)
@@ -369,6 +371,7 @@ class _Reader:
             input_ranges=reader._ranges(given),
             checks=reader._checks(given),
             latency_ms=reader._time_or_null(given, "latency_ms"),
+            kept_onnx=reader._text_or_null(given, "kept_onnx"),
         )
 
     def _truth_or_null(self, data: Mapping[str, Any], key: str) -> bool | None:

@@ -22,8 +22,9 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -33,6 +34,7 @@ from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.input_checks import InputChecks
 from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, TensorSpec
+from tokexport.runtimes.cores.affinity import keep_on
 from tokexport.runtimes.errors import InputMismatchError, RunError
 from tokexport.runtimes.notebook import as_html, one_line
 
@@ -57,6 +59,7 @@ class Runner(ABC):
         constants: The inputs of the model that the artifact holds the value of: a caller may leave
             them out, or give that value.
         computed: The outputs of the artifact: the model's, and the one of its checks.
+        cores: The cores that the thread of ``submit`` is kept on; None leaves it to the system.
         strict: Whether the arrays that it returns are checked against these specs: with a manifest.
             A runtime by itself may report an unknown shape as ``()``.
         manifest: The manifest of the bundle that it was loaded from; None without a bundle.
@@ -73,6 +76,7 @@ class Runner(ABC):
         self.constants: tuple[ConstantInput, ...] = ()
         self.outputs = self.computed = outputs
         self.strict = False
+        self.cores: Collection[int] | None = None
         self.manifest: Manifest | None = None
         self._checks: InputChecks | None = None
         self.runtime = runtime
@@ -157,7 +161,8 @@ class Runner(ABC):
             if self._closed:
                 raise self._closed_error()
             if self._submitted is None:
-                self._submitted = ThreadPoolExecutor(1, "tokexport-run")
+                begin = None if self.cores is None else partial(keep_on, self.cores)
+                self._submitted = ThreadPoolExecutor(1, "tokexport-run", begin)
             return self._submitted.submit(self.run, arrays, out)
 
     def warm_up(self) -> dict[int, float]:

@@ -56,6 +56,7 @@ ORDER = {
     "runtimes": (
         *(
             ".",
+            "cores",
             "files",
             "tolerances",
             "bundle",

@@ -22,8 +22,8 @@ from tokexport.exporter.bench_bundle import measure, probe, results
 from tokexport.exporter.bench_bundle.config import BundleBenchConfig
 from tokexport.exporter.bench_bundle.measure import bench_bundles
 from tokexport.exporter.errors import UsageError
-from tokexport.exporter.system.processor_use import hottest_celsius
 from tokexport.exporter.typed_json import typed
+from tokexport.runtimes.cores.processor_use import hottest_celsius
 from tokexport.runtimes.errors import RunError
 from tokexport.runtimes.processor import usable_cores
 

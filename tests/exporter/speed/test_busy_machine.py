@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tokexport.exporter.speed.busy_machine import clock_note, drift_note, use_notes
-from tokexport.exporter.system.processor_use import ProcessorUse
+from tokexport.runtimes.cores.processor_use import ProcessorUse
 
 
 def test_a_machine_that_gave_all_of_its_cores_is_not_noted() -> None:

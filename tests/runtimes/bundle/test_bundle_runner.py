@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.runtimes.conftest import make_model, value
-from tokexport.runtimes import BundleRunner, load
+from tokexport.runtimes import BundleRunner, load, loading
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest import (
     SCHEMA_VERSION,
@@ -69,9 +70,10 @@ def make_ladder(tmp_path: Path) -> Maker:
         *batches: int,
         independent: bool | None = True,
         latencies: dict[int, float] | None = None,
+        name: str = "bundle",
         **options: bool,
     ) -> Path:
-        bundle = tmp_path / "bundle"
+        bundle = tmp_path / name
         bundle.mkdir()
         for batch in batches:
             (bundle / f"model.batch{batch}.onnx").write_bytes(
@@ -280,6 +282,39 @@ def test_threads_that_share_a_ladder_get_their_own_answers(make_ladder: Maker) -
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+def tasks() -> dict[str, str]:
+    """The cores that each thread of this process may use, as Linux says them."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        _, _, rest = (task / "status").read_text().partition("Cpus_allowed_list:")
+        found[task.name] = rest.split()[0]
+    return found
+
+
+def test_threads_of_the_runtime_stay_on_the_cores_that_are_named(make_ladder: Maker) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    before = tasks()
+    with load(make_ladder(1, 4), threads=2, cores=cores[-1:]) as runner:
+        runner.submit(samples(5)).result(timeout=60)
+        started = {name: on for name, on in tasks().items() if name not in before}
+        assert runner.runtime.details["threads"] == 2
+    assert len(started) >= 2  # of each artifact one, and that of submit
+    assert set(started.values()) == {str(cores[-1])}
+    assert sorted(os.sched_getaffinity(0)) == cores
+    with pytest.raises(RunError, match="cannot run on the cores 4711"):
+        load(make_ladder(1, name="other"), cores=[4711])
+
+
+def test_as_many_threads_as_cores_are_free_without_a_number(
+    make_ladder: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_ladder(1)
+    for free in (1, 2):
+        monkeypatch.setattr(loading, "free_cores_since", lambda _, count=free: count)
+        with load(bundle) as runner:
+            assert runner.runtime.details["threads"] == free
 
 
 def test_two_artifacts_of_one_size_are_refused(make_ladder: Maker) -> None:

@@ -110,6 +110,24 @@ def read_processor(root: Path = _ROOT) -> ProcessorReading:
     )
 
 
+def core_quota(root: Path = _ROOT) -> float | None:
+    """Returns how many cores' time this process's control group may use; None without a limit.
+
+    Args:
+        root: The folder that ``proc`` and ``sys`` are in.
+    """
+    for folder in _group_folders(root):
+        given = " ".join(_lines(folder / "cpu.max")).split() or [
+            *_lines(folder / "cpu.cfs_quota_us"),
+            *_lines(folder / "cpu.cfs_period_us"),
+        ]
+        if len(given) == 2:
+            limit, period = given
+            limited = limit.isdigit() and period.isdigit() and int(limit) and int(period)
+            return int(limit) / int(period) if limited else None
+    return None
+
+
 def hottest_celsius(root: Path = _ROOT) -> float | None:
     """Returns the temperature of the hottest zone in degrees Celsius; None where none is shown.
 

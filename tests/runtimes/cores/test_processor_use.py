@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tokexport.exporter.system.processor_use import (
+from tokexport.runtimes.cores.processor_use import (
     ProcessorReading,
     ProcessorUse,
     mean_use,
