@@ -36,6 +36,7 @@ from tokexport.exporter.lock.lock_file import Lock
 from tokexport.exporter.lock.update import WrittenLock
 from tokexport.exporter.package.formats import FORMATS
 from tokexport.exporter.package.result import PackagedBundle
+from tokexport.exporter.package.signing import SignedBundle
 from tokexport.exporter.parity.gates import BundledGate
 from tokexport.exporter.reduction.method_list import MethodList
 from tokexport.exporter.reduction.reduced_file import ReducedFile
@@ -160,6 +161,7 @@ COMMANDS: Final[Mapping[str, Document]] = {
     "check": Document((Result(CheckResult, ("outcome",), judged=True),)),
     "bisect": Document((Result(Bisection, judged=True),), reports=True),
     "package": one(PackagedBundle),
+    "sign": one(SignedBundle),
     "schema": one(SchemaList),
 }
 

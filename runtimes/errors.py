@@ -37,6 +37,10 @@ class BundleError(RuntimesError):
     """The bundle is not whole: a file is missing, truncated or altered, or its schema unknown."""
 
 
+class SignatureError(BundleError):
+    """The signature of a bundle is missing, another's, or not over these files."""
+
+
 class InputMismatchError(RuntimesError):
     """An input to a run does not fit the model: name, shape, dtype, or a NaN in it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ from tokexport.runtimes.cores.processor_use import read_processor
 from tokexport.runtimes.errors import BundleError, RuntimesError
 from tokexport.runtimes.files.ir_contents import check_ir, weights_beside
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
+from tokexport.runtimes.signatures import require_signature, signer_of
 
 #: The suffix of the artifact of each flavour whose contents are checked.
 _SUFFIXES: Final = {"onnxruntime-cpu": ".onnx", "openvino-cpu": ".xml"}
@@ -38,6 +39,8 @@ def load(
     cores: Collection[int] | None = None,
     require_kernels: bool = False,
     batches: Collection[int] | None = None,
+    public_key: str | os.PathLike[str] | None = None,
+    certificates: Sequence[str | os.PathLike[str]] = (),
 ) -> BundleRunner:
     """Loads a bundle for running, and warns where native kernels are there and do not load.
 
@@ -53,20 +56,26 @@ def load(
             its target; TensorRT has none.
         batches: Which artifacts of the bundle are loaded, by the number of samples that they take
             at once; None loads all.
+        public_key: The PEM file of a key: the bundle has to be signed by it, which is verified
+            before anything is parsed. None takes that of ``TOKEXPORT_PUBLIC_KEY``, where it is set.
+        certificates: PEM files instead, which the signer's certificate has to come from.
 
     Returns:
         The runner, which takes any number of samples; it frees what it holds at ``close`` or at the
         end of a ``with``.
 
     Raises:
+        SignatureError: A signature is asked for, and it is missing or does not hold.
         BundleError: The bundle is not whole, or its manifest does not describe its artifact.
-        RuntimeMissingError: The bundle's runtime is not installed.
+        RuntimeMissingError: The bundle's runtime, or what verifies signatures, is not installed.
         KernelsError: The native kernels are required, and are not there or do not load.
         BuildError: The runtime cannot load the artifact.
         IncompatibleError: The runtime, the system or the processor here is not what it needs.
         RunError: The artifact cannot run on this machine.
     """
     folder, before = Path(bundle), read_processor()
+    if signer := signer_of(public_key, certificates):
+        require_signature(folder, signer)
     manifest = read_manifest(folder)
     check_compatibility(manifest)
     check_files(folder, manifest)

@@ -32,6 +32,7 @@ bundles made before have none.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from tokexport.runtimes.files.array_archive import Archive, ArchiveError
 from tokexport.runtimes.files.regular_files import open_regular
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.notebook import as_html, one_line
+from tokexport.runtimes.signatures import require_signature, signer_of
 from tokexport.runtimes.tolerances.comparison import (
     Channels,
     Comparison,
@@ -205,7 +207,12 @@ def _far(output: OutputResult) -> str:
 
 
 def verify_bundle(
-    bundle: str | os.PathLike[str], *, threads: int | None = None, require_kernels: bool = False
+    bundle: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    require_kernels: bool = False,
+    public_key: str | os.PathLike[str] | None = None,
+    certificates: Sequence[str | os.PathLike[str]] = (),
 ) -> VerifyResult:
     """Runs a bundle on its reference inputs and compares with its reference outputs.
 
@@ -214,8 +221,11 @@ def verify_bundle(
         threads: Number of threads for a CPU runtime; None leaves the choice to the runtime.
         require_kernels: Whether to refuse a bundle that would run without the native kernels of
             its target.
+        public_key: As ``load`` takes it.
+        certificates: As ``load`` takes them.
 
     Raises:
+        SignatureError: A signature is asked for, and it is missing or does not hold.
         BundleError: The bundle is not whole, or has no reference data or no gate for an output.
         RuntimeMissingError: The bundle's runtime is not installed.
         KernelsError: The native kernels are required, and are not there or do not load.
@@ -223,6 +233,8 @@ def verify_bundle(
         RunError: The artifact cannot run on this machine.
     """
     folder = Path(bundle)
+    if signer := signer_of(public_key, certificates):
+        require_signature(folder, signer)
     manifest = read_manifest(folder)
     for one in manifest.ladder:
         require_gates(folder, one)

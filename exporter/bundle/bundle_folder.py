@@ -38,6 +38,7 @@ from tokexport.exporter.system.scratch import HeldFolder, held_signals, sweep
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
 from tokexport.runtimes.errors import BundleError, RuntimeMissingError
+from tokexport.runtimes.signatures import SIGNATURE_NAME
 
 # What a file system answers when nothing more goes into it: space, quota, file size, read-only.
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -242,7 +243,7 @@ class BundleWriter:
             found = {p.relative_to(output).as_posix() for p in output.rglob("*") if not p.is_dir()}
             if not found and not any(output.iterdir()):
                 return
-            known = {*read_manifest(output).files, MANIFEST_NAME}
+            known = {*read_manifest(output).files, MANIFEST_NAME, SIGNATURE_NAME}
         except (BundleError, OSError) as error:
             raise OutputExistsError(
                 "The output folder is no bundle, and --force replaces only bundles.",

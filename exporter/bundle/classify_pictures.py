@@ -100,6 +100,8 @@ def classify_pictures(
     labels: Path | None = None,
     threads: int | None = None,
     require_kernels: bool = False,
+    public_key: Path | None = None,
+    certificates: Sequence[Path] = (),
     progress: Checklist | None = None,
 ) -> ClassifiedPictures:
     """Classifies pictures with a bundle; a file that cannot be used does not stop the others.
@@ -114,6 +116,8 @@ def classify_pictures(
         labels: A file with the name of every class, one a line; None takes those of the manifest.
         threads: The most threads for a CPU runtime; None leaves the choice to the runtime.
         require_kernels: Whether to fail where the target's native kernels do not load.
+        public_key: The key that has to have signed the bundle; None for that of the environment.
+        certificates: Those that the signer's certificate has to come from, instead.
         progress: Shows what is done; silent without one.
 
     Raises:
@@ -135,7 +139,14 @@ def classify_pictures(
     ]
     names = None if labels is None else tuple(map(one_line, read_class_names(labels).labels))
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
-    with checklist, load(bundle, threads=threads, require_kernels=require_kernels) as runner:
+    loaded = load(
+        bundle,
+        threads=threads,
+        require_kernels=require_kernels,
+        public_key=public_key,
+        certificates=certificates,
+    )
+    with checklist, loaded as runner:
         steps = None if preprocess is None else PictureOptions(preprocess).steps(runner.inputs)
         classifier = Classifier(runner, top, labels=names, steps=steps)
         with checklist.stage("classify"):

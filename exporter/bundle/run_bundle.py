@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,8 @@ def run_bundle(
     samples: int | None = None,
     preprocess: str | None = None,
     labels: Path | None = None,
+    public_key: Path | None = None,
+    certificates: Sequence[Path] = (),
     progress: Checklist | None = None,
 ) -> RunResult:
     """Runs a bundle on every sample of a file, or on the pictures of a folder.
@@ -90,6 +93,8 @@ def run_bundle(
         preprocess: The steps from a picture to the input; None takes those of the manifest.
         labels: A file with the names of the classes, one a line; None takes those of the
             manifest.
+        public_key: The key that has to have signed the bundle; None for that of the environment.
+        certificates: Those that the signer's certificate has to come from, instead.
         progress: Shows what is done; silent without one.
 
     Raises:
@@ -103,7 +108,14 @@ def run_bundle(
     InputConfig(inputs=inputs, samples=samples, preprocess=preprocess, labels=labels)  # checks them
     check_place(output, force)
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
-    with checklist, load(bundle, threads=threads, require_kernels=require_kernels) as runner:
+    loaded = load(
+        bundle,
+        threads=threads,
+        require_kernels=require_kernels,
+        public_key=public_key,
+        certificates=certificates,
+    )
+    with checklist, loaded as runner:
         first = runner.inputs[0].shape
         batch = first[0] if first else 1
         with checklist.stage("read"):

@@ -27,6 +27,7 @@ from tokexport.exporter.cli import reduce as cli_reduce
 from tokexport.exporter.cli import report as cli_report
 from tokexport.exporter.cli import run as cli_run
 from tokexport.exporter.cli import schema as cli_schema
+from tokexport.exporter.cli import sign as cli_sign
 from tokexport.exporter.cli import verify as cli_verify
 from tokexport.exporter.cli.messages import (
     console,
@@ -310,6 +311,7 @@ cli_compare.add_commands(app)
 cli_lock.add_commands(app)
 cli_bisect.add_commands(app)
 cli_package.add_commands(app)
+cli_sign.add_commands(app)
 cli_schema.add_commands(app)
 
 

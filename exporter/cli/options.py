@@ -93,6 +93,18 @@ RequireKernels = Annotated[
     bool,
     typer.Option("--require-kernels", help="Fail where the target's native kernels do not load."),
 ]
+PublicKey = Annotated[
+    Path | None,
+    typer.Option(metavar="PEM", help="Refuse a bundle that this key did not sign as it is."),
+]
+TrustedCertificates = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trusted-certificate",
+        metavar="PEM",
+        help="Refuse a bundle that no certificate from this one signed; may be repeated.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of synthetic inputs.")]
 Precision = Annotated[
     str, typer.Option(help="fp32; ort int8; openvino bf16, fp16, int8; trt fp16, bf16.")

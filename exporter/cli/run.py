@@ -21,9 +21,11 @@ from tokexport.exporter.cli.options import (
     Json,
     Labels,
     Preprocess,
+    PublicKey,
     RequireKernels,
     Samples,
     Threads,
+    TrustedCertificates,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ def run_command(
     samples: Samples = None,
     threads: Threads = None,
     require_kernels: RequireKernels = False,
+    public_key: PublicKey = None,
+    trusted_certificate: TrustedCertificates = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the file at --output or --csv.")
     ] = False,
@@ -83,7 +87,7 @@ def run_command(
                 )
             _classify(
                 *(bundle, pictures, 5 if top is None else top, csv, preprocess, labels),
-                *(threads, require_kernels, force, json),
+                *(threads, require_kernels, public_key, trusted_certificate, force, json),
             )
             return
         if inputs is None or output is None:
@@ -110,6 +114,8 @@ def run_command(
                 samples=samples,
                 preprocess=preprocess,
                 labels=labels,
+                public_key=public_key,
+                certificates=trusted_certificate or (),
                 progress=Checklist(console(stderr=True), enabled=not json),
             )
 
@@ -128,6 +134,8 @@ def _classify(
     labels: Path | None,
     threads: int | None,
     require_kernels: bool,
+    public_key: Path | None,
+    trusted_certificate: list[Path] | None,
     force: bool,
     json: bool,
 ) -> None:
@@ -147,6 +155,8 @@ def _classify(
             labels=labels,
             threads=threads,
             require_kernels=require_kernels,
+            public_key=public_key,
+            certificates=trusted_certificate or (),
             progress=Checklist(console(stderr=True), enabled=not json),
         )
     if csv == _STDOUT:

@@ -23,10 +23,12 @@ from tokexport.exporter.cli.options import (
     Inputs,
     Json,
     Preprocess,
+    PublicKey,
     Recipe,
     RequireKernels,
     Samples,
     Threads,
+    TrustedCertificates,
     TrustPickle,
 )
 
@@ -67,6 +69,8 @@ def verify_command(
     trust_pickle: TrustPickle = False,
     threads: Threads = None,
     require_kernels: RequireKernels = False,
+    public_key: PublicKey = None,
+    trusted_certificate: TrustedCertificates = None,
     html: Annotated[
         Path | None, typer.Option(help="With --against, also write what was found as a page.")
     ] = None,
@@ -83,10 +87,14 @@ def verify_command(
             verification_json,
         )
         from tokexport.exporter.source.options import SourceOptions
+        from tokexport.runtimes.signatures import require_signature, signer_of
         from tokexport.runtimes.verification import verify_bundle
 
         check_threads(threads)
+        certificates = trusted_certificate or ()
         if against is not None:
+            if signer := signer_of(public_key, certificates):
+                require_signature(bundle, signer)
             folders = tuple(code_path or ())
             options = SourceOptions(against, folders, checkpoint, builder, trust_pickle)
             asked = AgainstOptions(
@@ -106,7 +114,13 @@ def verify_command(
                 fix="Name the source too: --against SOURCE.",
             )
         with redirect_user_output(json):
-            result = verify_bundle(bundle, threads=threads, require_kernels=require_kernels)
+            result = verify_bundle(
+                bundle,
+                threads=threads,
+                require_kernels=require_kernels,
+                public_key=public_key,
+                certificates=certificates,
+            )
         render = partial(render_verification, result)
         show_judged(json, verification_json(result), render, failed_gate(result))
 

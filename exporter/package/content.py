@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.ir_contents import weights_beside
 from tokexport.runtimes.files.onnx_contents import onnx_contents
 from tokexport.runtimes.loading import check_contents
+from tokexport.runtimes.signatures import SIGNATURE_NAME
 from tokexport.runtimes.verification import read_reference
 
 #: A file of a package: its bytes, or the file that is copied.
@@ -29,7 +31,8 @@ class Content:
         folder: The bundle.
         name: The name that the package gives the model.
         manifest: Its manifest.
-        files: Every file of it by its name, sorted: the manifest, and those that it lists.
+        files: Every file of it by its name, sorted: the manifest, those that it lists, and the
+            signature of a bundle that is signed.
     """
 
     folder: Path
@@ -90,7 +93,10 @@ def read_content(bundle: Path, name: str | None = None) -> Content:
     check_files(bundle, manifest)
     for each in manifest.ladder:
         check_contents(bundle, each)
-    files = {one: file_in(bundle, one) for one in sorted({*manifest.files, MANIFEST_NAME})}
+    names = {*manifest.files, MANIFEST_NAME}
+    if os.path.lexists(bundle / SIGNATURE_NAME):
+        names.add(SIGNATURE_NAME)
+    files = {one: file_in(bundle, one) for one in sorted(names)}
     for one, path in files.items():
         if path.is_symlink():
             raise BundleError(

@@ -19,6 +19,7 @@ from tokexport.exporter.package.oci_layout import (
     image_layout,
 )
 from tokexport.runtimes.bundle.manifest import Manifest
+from tokexport.runtimes.signatures import SIGNATURE_NAME
 
 _PREFIX: Final = "application/vnd.cncf.model"
 ARTIFACT_TYPE: Final = f"{_PREFIX}.manifest.v1+json"
@@ -30,6 +31,7 @@ _KINDS: Final = {
     "report.json": "doc",
     "report.html": "doc",
     "page.json": "doc",
+    SIGNATURE_NAME: "doc",
 }
 #: The format of the artifact, by the flavour of its runtime.
 _FORMATS: Final = {

@@ -17,6 +17,7 @@ from tokexport.exporter.package.tar_file import write_tar
 from tokexport.exporter.system.output_file import check_place, written_whole
 from tokexport.exporter.system.output_folder import check_folder_place, folder_written_whole
 from tokexport.runtimes.bundle.bundle_files import hash_file
+from tokexport.runtimes.signatures import require_signature, signer_of
 
 #: The blobs of an OCI layout, whose names say what is in them.
 _BLOB: Final = re.compile(r"blobs/sha256/[0-9a-f]{64}")
@@ -33,7 +34,8 @@ def package_bundle(
     """Packages a bundle for a server, a registry or an archive.
 
     Args:
-        bundle: The folder that compile wrote; its files are checked against their hashes.
+        bundle: The folder that compile wrote; its files are checked against their hashes, and its
+            signature where ``TOKEXPORT_PUBLIC_KEY`` asks for one.
         format: One of ``FORMATS``.
         output: The file or the folder to write.
         options: How.
@@ -51,6 +53,8 @@ def package_bundle(
     """
     options = options or PackageOptions()
     chosen = _format(format, options)
+    if signer := signer_of(None):
+        require_signature(bundle, signer)
     content = read_content(bundle, options.name)
     check_name(content.name, given=options.name is not None)
     if output.resolve().is_relative_to(bundle.resolve()):
