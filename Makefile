@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/installed
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 WORKERS ?= 2
 ROOMS := tests/exporter tests/graph_passes tests/runtimes tests/helpers
-EXTRAS := compile,openvino,int8,trt-rtx,timm,transformers,plot,report,sign,bom,demo,test,lint,docs
+EXTRAS := compile,openvino,int8,trt-rtx,timm,transformers,plot,report,sign,demo,test,lint,docs
 
 .PHONY: demo test test-fast slow-tests coverage thorough lint types sanitize docs clean
 .DELETE_ON_ERROR:

@@ -34,6 +34,7 @@ from tokexport.exporter.lock.lock_file import KIND as LOCK_KIND
 from tokexport.exporter.lock.lock_file import SCHEMA_VERSION as LOCK_VERSION
 from tokexport.exporter.lock.lock_file import Lock
 from tokexport.exporter.lock.update import WrittenLock
+from tokexport.exporter.package.bom import WrittenBom
 from tokexport.exporter.package.formats import FORMATS
 from tokexport.exporter.package.result import PackagedBundle
 from tokexport.exporter.package.signing import SignedBundle
@@ -162,6 +163,7 @@ COMMANDS: Final[Mapping[str, Document]] = {
     "bisect": Document((Result(Bisection, judged=True),), reports=True),
     "package": one(PackagedBundle),
     "sign": one(SignedBundle),
+    "bom": one(WrittenBom),
     "schema": one(SchemaList),
 }
 

@@ -19,6 +19,7 @@ import typer
 
 from tokexport.exporter.cli import bench as cli_bench
 from tokexport.exporter.cli import bisect as cli_bisect
+from tokexport.exporter.cli import bom as cli_bom
 from tokexport.exporter.cli import compare as cli_compare
 from tokexport.exporter.cli import lock as cli_lock
 from tokexport.exporter.cli import package as cli_package
@@ -312,6 +313,7 @@ cli_lock.add_commands(app)
 cli_bisect.add_commands(app)
 cli_package.add_commands(app)
 cli_sign.add_commands(app)
+cli_bom.add_commands(app)
 cli_schema.add_commands(app)
 
 

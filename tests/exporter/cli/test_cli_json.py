@@ -39,6 +39,7 @@ FAILS: dict[str, tuple[tuple[str, ...], int]] = {
     "package": (("nowhere", "--format", "tar", "--output", "out.tar"), 5),
     "rebuild": (("nowhere",), 5),
     "sign": (("nowhere", "--key", "key.pem"), 5),
+    "bom": (("nowhere",), 5),
     "schema": (("nowhere",), 2),
 }
 #: Commands without arguments, which fail with the machine alone.
