@@ -176,15 +176,16 @@ def _one_sample(spec: TensorSpec) -> TensorSpec:
 
 
 def _warm_up(content: Content, model: TritonModel) -> tuple[tuple[WarmUp, ...], dict[str, Source]]:
-    """Returns a request that warms up, and the files of its data."""
-    sample, found, files = content.sample(), [], {}
-    for index, spec in enumerate(model.inputs):
-        array: Array | None = sample.get(spec.name)
-        if array is None:
-            found.append(WarmUp(spec, None))
-            continue
-        if model.batches:
-            array = array[0]
+    """Returns a request that warms up, and the files of its data.
+
+    Nothing is made up where the bundle has no reference: random numbers may be those that it
+    refuses, and Triton then loads no model.
+    """
+    found: list[WarmUp] = []
+    files: dict[str, Source] = {}
+    sample = content.sample()
+    for index, spec in enumerate(model.inputs if sample else ()):
+        array: Array = sample[spec.name][0] if model.batches else sample[spec.name]
         name = f"{index}-{spec.dtype}"  # names of inputs may be none of files
         files[f"warmup/{name}"] = array.tobytes()
         found.append(WarmUp(dataclasses.replace(spec, shape=array.shape), name))

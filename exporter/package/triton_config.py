@@ -34,11 +34,11 @@ class WarmUp:
 
     Attributes:
         spec: The input, as a request has it.
-        file: The file in the folder ``warmup``; None for random numbers of a float, else zeros.
+        file: The file in the folder ``warmup``.
     """
 
     spec: TensorSpec
-    file: str | None
+    file: str
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,8 @@ def _dims(shape: Sequence[int]) -> list[tuple[str, Any]]:
 
 
 def _warm(one: WarmUp) -> list[tuple[str, Any]]:
-    data: tuple[str, Any] = ("input_data_file", one.file)
-    if one.file is None:
-        data = (("random_data" if "float" in one.spec.dtype else "zero_data"), True)
     kind = ("data_type", Name(TYPES[one.spec.dtype]))
+    data = ("input_data_file", one.file)
     return [("key", one.spec.name), ("value", [kind, *_dims(one.spec.shape), data])]
 
 

@@ -174,6 +174,40 @@ def test_bench_of_a_bundle_without_torch(installed: Environment, compiled: Compi
     assert row["latency"]["runs"] == 5
 
 
+@pytest.mark.parametrize("format", ["tar", "triton", "oci", "modelpack"])
+def test_package_without_torch(
+    installed: Environment, compiled: Compiled, tmp_path: Path, format: str
+) -> None:
+    output = tmp_path / "package"
+    options = ("--batching",) if format == "triton" else ()
+    command = ("package", compiled.bundle, "--format", format, "--output", output, "--json")
+    result = installed.tokexport(*command, *options)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert output.exists()
+    assert json.loads(result.stdout)["digest"].startswith("sha256:")
+
+
+def test_a_bill_of_materials_without_torch(
+    installed: Environment, compiled: Compiled, tmp_path: Path
+) -> None:
+    result = installed.tokexport("bom", compiled.bundle, "--output", tmp_path / "bom.json")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads((tmp_path / "bom.json").read_text())["bomFormat"] == "CycloneDX"
+
+
+def test_signatures_name_the_extra(
+    installed: Environment, compiled: Compiled, tmp_path: Path
+) -> None:
+    (tmp_path / "key.pem").write_text("a key")
+    for command in (
+        ("sign", compiled.bundle, "--key", tmp_path / "key.pem"),
+        ("verify", compiled.bundle, "--public-key", tmp_path / "key.pem"),
+    ):
+        result = installed.tokexport(*command)
+        assert result.returncode == 6
+        assert "pip install 'tokexport[sign]'" in result.stderr
+
+
 def test_doctor_without_torch(installed: Environment) -> None:
     result = installed.tokexport("doctor", "--json")
     assert (result.returncode, result.stderr) == (0, "")
