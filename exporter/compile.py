@@ -60,6 +60,10 @@ def compile(
         preprocess (default None): The steps from a picture to the input, for example
             ``"size=224,crop=0.9,mean=imagenet,interpolation=bicubic"``; None takes those that the
             source says. The manifest holds them.
+        embed_preprocess (default None): What of the preprocessing goes into the artifact, which
+            then takes bytes (N, H, W, 3), red, green, blue: ``"normalise"``, scaling, normalisation
+            and layout; or ``"480x640"``, resizing and cropping too, of pictures of that height and
+            width. None leaves all of it to the runner.
         labels (default None): A file with the names of the classes, one a line, in the order of the
             outputs; the manifest holds them, and subfolders or a ``.csv`` may be named by them.
             None takes those that the source knows.

@@ -22,11 +22,21 @@ if TYPE_CHECKING:
 
 #: How int8 finds the ranges of activations: anew for each input, or once on the samples.
 QUANTIZATIONS: Final = ("dynamic", "static")
+#: Puts scaling, normalisation and layout into the artifact, and no resizing.
+NORMALISE: Final = "normalise"
+#: The largest side of a picture that an artifact resizes.
+_LARGEST_SIDE: Final = 1 << 13
 #: Stands for the size of an input that is not known yet.
 _ANY_SIZE: Final = (224, 224)
 
 
-class BundledOptions(TypedDict):
+class EmbeddedOptions(TypedDict, total=False):
+    """The options of a compile that only some bundles have."""
+
+    embed_preprocess: str
+
+
+class BundledOptions(EmbeddedOptions):
     """The options of a compile that shape the graph beside inputs and reduction.
 
     Attributes:
@@ -35,6 +45,8 @@ class BundledOptions(TypedDict):
         quantization: How int8 was asked to find the ranges of activations; None by default.
         weight_bits: The bits of a weight in int8 that were asked for; None by default.
         atol: The absolute tolerance that was asked for; None by default.
+        embed_preprocess: What of the preprocessing the artifact does itself: ``normalise``, or the
+            size of the pictures that it resizes too, ``480x640``; not there without any.
     """
 
     token_cap: list[int] | None
@@ -161,6 +173,9 @@ class CompileConfig(ReduceConfig):
         timed: Whether the artifact is timed against eager.
         tune: Whether the forms of the token operators are timed, and the fastest are built.
         threads: The most threads that eager and the runtime may use; None leaves it to them.
+        embed_preprocess: What of the preprocessing goes into the artifact, which then takes bytes
+            (N, H, W, 3): ``normalise``, or the size of the pictures that it resizes too,
+            ``480x640``. None leaves all of it to the runner.
     """
 
     target: str
@@ -179,6 +194,7 @@ class CompileConfig(ReduceConfig):
     timed: bool = True
     tune: bool = False
     threads: int | None = None
+    embed_preprocess: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses options that no compile can serve."""
@@ -200,6 +216,8 @@ class CompileConfig(ReduceConfig):
                 fix="Leave it out.",
             )
         check_threads(self.threads)
+        if self.embed_preprocess is not None:
+            parse_embedded(self.embed_preprocess)
         if self.tune and not self.backend.tunes:
             others = [name for name, backend in BACKENDS.items() if backend.tunes]
             raise UsageError(
@@ -265,13 +283,16 @@ class CompileConfig(ReduceConfig):
     def for_manifest(self) -> BundledOptions:
         """The options that shape graph and gates; inputs and reduction are said elsewhere."""
         caps = None if self.caps is None else list(self.caps)
-        return {
+        found: BundledOptions = {
             "token_cap": caps,
             "drop_noise": self.drop_noise,
             "quantization": self.quantization,
             "weight_bits": self.weight_bits,
             "atol": self.atol,
         }
+        if self.embed_preprocess is not None:
+            found["embed_preprocess"] = self.embed_preprocess
+        return found
 
     @property
     def quantization_used(self) -> str | None:
@@ -322,6 +343,23 @@ def parse_caps(text: str) -> tuple[int, ...]:
             f"--token-cap is {text}.",
             fix="Pass a cap of 1 or more, or one for each choice: 197,150,120.",
         ) from error
+
+
+def parse_embedded(text: str) -> tuple[int, int] | None:
+    """Returns the size of the pictures that an artifact resizes; None where it only normalises.
+
+    Raises:
+        UsageError: The text is neither ``normalise`` nor a height and a width.
+    """
+    if text == NORMALISE:
+        return None
+    sides = [int(side) if side.isascii() and side.isdigit() else 0 for side in text.split("x")]
+    if len(sides) != 2 or not all(1 <= side <= _LARGEST_SIDE for side in sides):
+        raise UsageError(
+            f"--embed-preprocess is {text!r:.40}.",
+            fix="Pass normalise, or height and width of the pictures: 480x640.",
+        )
+    return sides[0], sides[1]
 
 
 def parse_share(text: str) -> float:
@@ -385,6 +423,7 @@ class CompileOptions(TypedDict, total=False):
     constants: Mapping[str, Any] | Collection[str] | None
     preprocess: str | None
     labels: str | Path | None
+    embed_preprocess: str | None
 
 
 def compile_config(

@@ -20,7 +20,7 @@ from tokexport.exporter.comparison.bundle_source import (
     require_same_outputs,
 )
 from tokexport.exporter.comparison.reference_batches import reference_batches
-from tokexport.exporter.comparison.source_examples import with_examples
+from tokexport.exporter.comparison.source_examples import as_compiled
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.parity.proof import STAGES
@@ -113,7 +113,7 @@ def bisect_bundle(
     WORKER.start(REFERENCE.runtime, manifest.runtime.name)
     arrays = reference_inputs(bundle)
     firsts = {name: array[0] for name, array in arrays.items()}
-    source = with_examples(source, manifest.inputs, firsts)
+    source = as_compiled(source, manifest, firsts)
     with scratch_folder() as scratch:
         config = config_of(manifest, scratch / "unbuilt", inputs, samples, threads)
         config = replace(config, reduce=recipe or config.reduce)

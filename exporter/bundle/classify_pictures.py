@@ -70,9 +70,9 @@ class ClassifiedPictures:
         if not broken:
             return None
         return InputError(
-            f"{len(broken)} of {len(self.pictures)} pictures cannot be used.",
+            f"Some pictures cannot be used: {len(broken)} of {len(self.pictures)}.",
             where=listed([f"{one.file}: {one.error}" for one in broken], 3),
-            fix="Copy or save these files again, or leave them out.",
+            fix="Save these files again as the messages say, or leave them out.",
         )
 
     def as_csv(self) -> str:

@@ -56,6 +56,13 @@ Preprocess = Annotated[
         "size=224,crop=0.9,mean=imagenet,interpolation=bicubic."
     ),
 ]
+EmbedPreprocess = Annotated[
+    str | None,
+    typer.Option(
+        help="Put preprocessing into the artifact, which then takes bytes: normalise, or 480x640, "
+        "height and width of pictures that it resizes too."
+    ),
+]
 Labels = Annotated[
     Path | None,
     typer.Option(help="Names of the model's classes, one a line, in the order of its output."),

@@ -30,7 +30,7 @@ from tokexport.exporter.comparison.decision_agreement import (
 )
 from tokexport.exporter.comparison.figures import Figures, figures
 from tokexport.exporter.comparison.reference_batches import reference_batches
-from tokexport.exporter.comparison.source_examples import with_examples
+from tokexport.exporter.comparison.source_examples import as_compiled
 from tokexport.exporter.comparison.verdicts import (
     ARITHMETIC,
     IDENTICAL,
@@ -223,7 +223,7 @@ def verify_against(
     WORKER.start(REFERENCE.runtime, manifest.runtime.name)
     own = reference_inputs(bundle)
     firsts = {name: array[0] for name, array in own.items()}
-    source = with_examples(source, manifest.inputs, firsts)
+    source = as_compiled(source, manifest, firsts)
     if source.preprocessing is None and inputs is not None and kind_of_inputs(inputs).of_pictures:
         steps = manifest.preprocessing
         known = None if steps is None else Preprocessing.from_json(steps)
@@ -297,7 +297,7 @@ def _held(
             result = _checked(captured, found, partial(lowered.stages.replay.artifact, manifest))
             anew = _SAME_ANEW if result.passed else ""
     weights, structure = _hashes(run, manifest)
-    its = picture_options(run.source, run.config).steps(answered.inputs)
+    its = picture_options(answered.source, run.config).steps(answered.inputs)
     steps = None if its is None else its.to_json()
     return AgainstSource(
         bundle=bundle,
@@ -368,7 +368,13 @@ def _preprocessing(
     """Returns the steps that differ, where both sides say theirs; where each was found is none."""
     if ours is None or its is None:
         return {}
-    return _differences(*({**steps, "origin": None} for steps in (ours, its)))
+    one, other = (_without_origin(steps) for steps in (ours, its))
+    inner = _preprocessing(one.pop("embedded", None), other.pop("embedded", None))
+    return _differences(one, other) | inner
+
+
+def _without_origin(steps: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in steps.items() if name != "origin"}
 
 
 def _differences(ours: Mapping[str, Any], its: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -34,6 +34,7 @@ def config_of(
         quantization=options.get("quantization"),
         weight_bits=options.get("weight_bits"),
         atol=options.get("atol"),
+        embed_preprocess=options.get("embed_preprocess"),
     )
 
 

@@ -11,7 +11,29 @@ import torch
 from tokexport.exporter.eager.flat_model import forward_parameters
 from tokexport.exporter.source import Source
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.manifest import TensorSpec
+from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec
+from tokexport.runtimes.pictures.preprocessing import Preprocessing
+
+
+def as_compiled(source: Source, manifest: Manifest, arrays: Mapping[str, Array]) -> Source:
+    """Returns a source with the examples, or the preprocessing, that a bundle needs of it.
+
+    Args:
+        source: The source, as it was read.
+        manifest: The bundle.
+        arrays: A batch of the bundle's inputs, by name.
+
+    Raises:
+        PreprocessingError: The steps in the manifest are not valid.
+    """
+    left = manifest.preprocessing or {}
+    if left.get("embedded") is None:
+        return with_examples(source, manifest.inputs, arrays)
+    steps = Preprocessing.from_json(left).whole
+    source = replace(source, preprocessing=source.preprocessing or steps)
+    if source.example_args is not None or source.example_kwargs or source.input_shapes:
+        return source
+    return replace(source, example_args=(torch.zeros(1, 3, *steps.size),))
 
 
 def with_examples(

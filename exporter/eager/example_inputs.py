@@ -22,6 +22,7 @@ from tokexport.exporter.eager.flat_model import (
     call_spec,
     forward_parameters,
 )
+from tokexport.exporter.eager.pixel_model import PixelModel
 from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.errors import (
     InputError,
@@ -75,7 +76,7 @@ def prepare(
     source = dataclasses.replace(source, model=eager_form(source.model))
     _check_weights(source.model)
     asked = by_name(config.constants)
-    args, kwargs = _example_call(source, config, asked)
+    args, kwargs = example_call(source, config, asked)
     more = _not_given(source.model, args, kwargs, asked)
     kwargs = kwargs | more
     spec = call_spec(source.model, args, kwargs)
@@ -95,7 +96,7 @@ def prepare(
     spec = dataclasses.replace(spec, numbers=numbers)
     examples = list(spec.examples)
     specs = tuple(
-        TensorSpec(name, tuple(tensor.shape), _numpy_name(name, tensor))
+        TensorSpec(name, tuple(tensor.shape), numpy_name(name, tensor))
         for name, tensor in zip(spec.names, examples, strict=True)
     )
     model = FlatModel(source.model, spec)
@@ -121,8 +122,11 @@ def picture_options(
         watch: Is called for the files, to show progress.
     """
     labels = None if config.labels is None else Path(config.labels)
-    known = partial(class_names, source.model)
-    return PictureOptions(config.preprocess, source.preprocessing, labels, known, watch)
+    model, asked = source.model, config.preprocess
+    if isinstance(model, PixelModel):  # its steps are made of those that were asked for
+        model, asked = model.model, None
+    known = partial(class_names, model)
+    return PictureOptions(asked, source.preprocessing, labels, known, watch)
 
 
 def _batches(
@@ -187,7 +191,7 @@ def _fixing(
     for name, given, example in examined:
         if name not in asked:
             continue
-        dtype, value = _numpy_name(name, example), asked[name]
+        dtype, value = numpy_name(name, example), asked[name]
         shapes = [tuple(given.shape), tuple(example.shape)]
         array = example.detach().numpy() if value is None else fitting(name, value, shapes, dtype)
         values[name] = torch.from_numpy(np.array(described(name, array).array))
@@ -214,12 +218,18 @@ def _check_weights(model: nn.Module) -> None:
             )
 
 
-def _example_call(
+def example_call(
     source: Source, config: InputConfig, asked: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns example arguments of ``forward``; those made here hold zeros.
 
-    Inputs that are to be constants may be left out.
+    Args:
+        source: The model, as it was read.
+        config: Its inputs.
+        asked: The inputs that are to be constants, by name: they may be left out.
+
+    Raises:
+        UsageError: Nothing says which inputs the model takes.
     """
     given = source.example_args is not None or bool(source.example_kwargs)
     if config.input_shape is not None:
@@ -358,7 +368,12 @@ def _rebatched(examples: list[Tensor], batch: int, first: tuple[int, ...]) -> li
     ]
 
 
-def _numpy_name(name: str, tensor: Tensor) -> str:
+def numpy_name(name: str, tensor: Tensor) -> str:
+    """Returns the name of an example's numpy dtype.
+
+    Raises:
+        InputError: It has none.
+    """
     try:
         return str(np.dtype(str(tensor.dtype).removeprefix("torch.")))
     except TypeError as error:

@@ -21,7 +21,11 @@ from tokexport.exporter.inputs.kinds import Kind
 from tokexport.exporter.inputs.picture_files import PictureFiles, list_pictures
 from tokexport.exporter.inputs.samples import Watch, evenly_spaced, unwatched
 from tokexport.runtimes.bundle.manifest import TensorSpec
-from tokexport.runtimes.pictures.classification import takes_pictures
+from tokexport.runtimes.pictures.classification import (
+    picture_size,
+    takes_bytes,
+    takes_pictures,
+)
 from tokexport.runtimes.pictures.decoding import TURNED, decode
 from tokexport.runtimes.pictures.preprocessing import Preprocessing
 from tokexport.runtimes.pictures.steps_text import parse_preprocessing
@@ -61,8 +65,14 @@ class PictureOptions:
             own = self.own
             return Preprocessing.from_json(own) if isinstance(own, Mapping) else own
         spec = picture_input(specs)
-        found = parse_preprocessing(self.preprocess, (spec.shape[2], spec.shape[3]))
-        _require_size(found, spec)
+        if takes_bytes(spec):
+            raise InputError(
+                "--preprocess replaces all steps, and the artifact does some of them itself.",
+                where=f"It takes {spec}.",
+                fix="Leave it out, or compile with other steps.",
+            )
+        found = parse_preprocessing(self.preprocess, picture_size(spec))
+        require_size(found, spec)
         return found
 
 
@@ -71,7 +81,7 @@ class PictureSamples:
     """Pictures as samples of a model.
 
     Attributes:
-        values: (samples, 3, H, W) float32.
+        values: (samples, 3, H, W) float32, or (samples, H, W, 3) uint8.
         labels: (samples,) the number of the class of each; None where nothing says it.
         files: What a report calls each file.
         origin: Where they come from, a clause.
@@ -98,8 +108,8 @@ def picture_input(specs: Sequence[TensorSpec]) -> TensorSpec:
     if len(specs) == 1 and takes_pictures(specs[0]):
         return specs[0]
     raise InputError(
-        "Pictures go into a model with one input of shape (N, 3, H, W) in float32, and this one "
-        f"takes {'; '.join(map(str, specs))}.",
+        "Pictures go into a model with one input of shape (N, 3, H, W) in float32, or into a "
+        f"bundle of --embed-preprocess, and this one takes {'; '.join(map(str, specs))}.",
         fix="Preprocess them by yourself, and pass an .npz: numpy.savez(path, name=array).",
     )
 
@@ -135,11 +145,11 @@ def read_pictures(
             where=f"{path}; the model takes {spec}",
             fix=f"Pass the steps that it was trained with: {_example(spec)}",
         )
-    _require_size(steps, spec)
+    require_size(steps, spec)
     classes = None if files.classes is None else _numbered(files, options, path)
     taken = evenly_spaced(len(files.paths), samples or len(files.paths))
     try:
-        values = np.empty((len(taken), *spec.shape[1:]), np.float32)
+        values = np.empty((len(taken), *spec.shape[1:]), spec.dtype)
     except MemoryError as error:
         raise InputError(
             f"{len(taken)} pictures do not fit into memory.",
@@ -165,10 +175,20 @@ def read_pictures(
     )
 
 
-def _require_size(steps: Preprocessing, spec: TensorSpec) -> None:
-    """Refuses steps to another size than the model's."""
-    if steps.size != spec.shape[2:]:
-        made, wanted = (f"{height} × {width}" for height, width in (steps.size, spec.shape[2:]))
+def require_size(steps: Preprocessing, spec: TensorSpec) -> None:
+    """Refuses steps to another size than the model's, or to numbers where it takes bytes.
+
+    Raises:
+        InputError: They are.
+    """
+    if takes_bytes(spec) != (steps.embedded is not None):
+        raise InputError(
+            f"The steps make another kind of input than {spec}.",
+            where=f"Their preprocessing is from: {steps.origin}",
+            fix="Preprocess the pictures by yourself, and pass an .npz.",
+        )
+    if steps.size != picture_size(spec):
+        made, wanted = (f"{height} × {width}" for height, width in (steps.size, picture_size(spec)))
         raise InputError(
             f"The pictures become {made}, and the model takes {wanted}.",
             where=f"Their preprocessing is from: {steps.origin}",
@@ -178,7 +198,7 @@ def _require_size(steps: Preprocessing, spec: TensorSpec) -> None:
 
 def _example(spec: TensorSpec) -> str:
     """Returns an example of the option that says the steps, for the size of an input."""
-    height, width = spec.shape[2:]
+    height, width = picture_size(spec)
     size = f"{height}" if height == width else f"{height}x{width}"
     return f"--preprocess size={size},crop=0.9,mean=imagenet,interpolation=bicubic"
 

@@ -53,15 +53,20 @@ def facts_of(bundle: Path, manifest: Manifest, reference: Reference) -> BundleFa
         outputs=tuple(map(str, manifest.outputs)),
         returned=manifest.constant_outputs,
         fixed_inputs={one.name: hash_of([one.array]) for one in manifest.constant_inputs},
-        preprocessing=None
-        if steps is None
-        else {name: value for name, value in steps.items() if name not in _FOUND_AT},
+        preprocessing=None if steps is None else _without_origin(steps),
         tolerances=manifest.gates,
         model=_model(manifest.fingerprint),
         artifact=_artifact(bundle, manifest),
         reference=_reference(manifest, reference),
         flips=_flips(bundle, manifest),
     )
+
+
+def _without_origin(steps: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns steps, and those that the artifact does itself, without where they were found."""
+    found = {name: value for name, value in steps.items() if name not in _FOUND_AT}
+    inner = found.get("embedded")
+    return found | {"embedded": _without_origin(inner)} if isinstance(inner, dict) else found
 
 
 def hash_of(arrays: Iterable[Array]) -> str:

@@ -21,6 +21,8 @@ from tokexport.exporter.capture.random_ops import (
 )
 from tokexport.exporter.capture.token_cap import under_cap
 from tokexport.exporter.capture.token_cap_report import TokenCapReport
+from tokexport.exporter.config import InputConfig
+from tokexport.exporter.eager.embed_preprocessing import embedded, over_pixels
 from tokexport.exporter.eager.example_inputs import constants_of, prepare
 from tokexport.exporter.eager.flat_model import FlatModel
 from tokexport.exporter.eager.reference import Reference
@@ -118,7 +120,13 @@ def reference(
     config, record = run.config, run.record
     source = run.source if reduced is None else reduced.source
     with run.stage("reference"):
-        given, inputs, batches = prepare(source, config, run.checklist.counted)
+        taken: InputConfig = config
+        if config.embed_preprocess is not None:
+            source, taken = embedded(source, config, config.embed_preprocess)
+        given, inputs, batches = prepare(source, taken, run.checklist.counted)
+        if reduced is not None and config.embed_preprocess is not None:
+            as_given = over_pixels(reduced.unreduced, source, given.spec)
+            reduced = replace(reduced, unreduced=as_given)
         batches = batches if known is None else known(inputs)
         batches = replace(batches, watch=run.checklist.counted)
         size = inputs[0].shape[0] if inputs[0].shape else 1

@@ -194,7 +194,13 @@ class Classifier:
     def _check_steps(self) -> None:
         """Refuses steps that fit no picture, before the first is decoded."""
         steps, spec = self._steps, self._spec
-        height, width = spec.shape[2:]
+        height, width = picture_size(spec)
+        if takes_bytes(spec) != (steps.embedded is not None):
+            raise PreprocessingError(
+                f"The steps make another kind of input than {spec}.",
+                where=f"Found in: {steps.origin}.",
+                fix="Leave the steps out: the bundle has its own.",
+            )
         if steps.size != (height, width):
             raise PreprocessingError(
                 f"The pictures become {steps.size[0]} × {steps.size[1]}, and the model takes "
@@ -285,13 +291,25 @@ def _picture_input(runner: Runner) -> TensorSpec:
     raise InputMismatchError(
         "The model takes no pictures alone.",
         where=f"It takes {'; '.join(map(str, runner.inputs))}.",
-        fix=f"Pictures go into one input (N, 3, H, W) float32. {_ARRAYS}",
+        fix=f"Pictures go into one input (N, 3, H, W) float32 or (N, H, W, 3) uint8. {_ARRAYS}",
     )
 
 
 def takes_pictures(spec: TensorSpec) -> bool:
-    """Returns whether an input takes preprocessed pictures: (N, 3, H, W) float32."""
-    return len(spec.shape) == 4 and spec.shape[1] == 3 and spec.dtype == "float32"
+    """Returns whether an input takes pictures: (N, 3, H, W) float32, or (N, H, W, 3) uint8."""
+    numbers = len(spec.shape) == 4 and spec.shape[1] == 3 and spec.dtype == "float32"
+    return numbers or takes_bytes(spec)
+
+
+def takes_bytes(spec: TensorSpec) -> bool:
+    """Returns whether an input takes the bytes of pictures, (N, H, W, 3) uint8."""
+    return len(spec.shape) == 4 and spec.shape[3] == 3 and spec.dtype == "uint8"
+
+
+def picture_size(spec: TensorSpec) -> tuple[int, int]:
+    """Returns height and width of an input that takes pictures."""
+    first = 1 if takes_bytes(spec) else 2
+    return spec.shape[first], spec.shape[first + 1]
 
 
 def _steps_of(manifest: Manifest) -> Preprocessing:

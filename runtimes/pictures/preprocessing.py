@@ -5,31 +5,47 @@ resizing is Pillow's own::
 
     (H, W, 3) uint8  →  resized  →  crop from the middle  →  (x · rescale_factor − mean) / std
                                                           →  (3, h, w) float32
+
+Some of them may be in the artifact, which then takes bytes::
+
+    (H, W, 3) uint8  →  resized  →  crop from the middle  →  (h, w, 3) uint8  →  the artifact
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from tokexport.runtimes.errors import PreprocessingError
 from tokexport.runtimes.pictures.pillow import pillow_image
+from tokexport.runtimes.pictures.steps_reader import BORDER, CENTER, PASS, StepsReader
 
-#: What timm calls its ways to resize and crop.
-CENTER: Final = "center"
-SQUASH: Final = "squash"
-BORDER: Final = "border"
-MODES: Final = (CENTER, SQUASH, BORDER)
-INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-#: The largest side of an input.
-_LONGEST_SIDE: Final = 1 << 14
 #: A resized picture of more pixels is not made whole, but only the part that the crop keeps.
 _MOST_RESIZED: Final = 1 << 26
-_PASS: Final = "Pass the steps with --preprocess, or preprocess the pictures by yourself."
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is cut from a resized picture, and where it lies in the input.
+
+    Attributes:
+        size: Height and width of the resized picture.
+        crop: Height and width of the input.
+        rows: The first row of the resized picture that is kept, and the first behind them.
+        columns: The same of its columns.
+        above: How many rows of the border are above them in the input.
+        left: How many columns of the border are left of them.
+    """
+
+    size: tuple[int, int]
+    crop: tuple[int, int]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    above: int
+    left: int
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,8 @@ class Preprocessing:
         std: Each channel is divided by it; None when it is not.
         origin: Where this was found.
         other_steps: Further steps of the source that are not done here, by the source's names.
+        embedded: The steps that the artifact does itself, behind these: it takes pixels (h, w, 3)
+            uint8 of ``size``. None where it does none, and takes (3, h, w) float32.
     """
 
     size: tuple[int, int]
@@ -63,14 +81,16 @@ class Preprocessing:
     std: tuple[float, ...] | None
     origin: str
     other_steps: tuple[str, ...] = ()
+    embedded: Preprocessing | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the steps as plain values for JSON; ``other_steps`` only where it has some."""
-        return {
+        """Returns the steps as plain values; ``other_steps`` and ``embedded`` only with some."""
+        found = {
             key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-            if key != "other_steps" or value
+            for key, value in asdict(replace(self, embedded=None)).items()
+            if value or key not in ("other_steps", "embedded")
         }
+        return found if self.embedded is None else found | {"embedded": self.embedded.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Preprocessing:
@@ -79,10 +99,41 @@ class Preprocessing:
         Raises:
             PreprocessingError: A step is missing, or is not of its kind.
         """
-        return _Reader(data).steps()
+        fields = StepsReader(data).fields()
+        if fields["embedded"] is not None:
+            inner = StepsReader(fields["embedded"]).fields()
+            fields["embedded"] = cls(**inner | {"embedded": None})
+        return cls(**fields)
+
+    def embedding(self, size: tuple[int, int] | None) -> Preprocessing:
+        """Returns what is left of these steps where an artifact does the others itself.
+
+        Args:
+            size: Height and width of the pictures that it takes, which it resizes and crops too;
+                None where it only scales and normalises what is resized and cropped here.
+        """
+        left = self if size is None else replace(self._unresized(), size=size)
+        inner = self._unresized() if size is None else self
+        return replace(left, rescale_factor=None, mean=None, std=None, embedded=inner)
+
+    def _unresized(self) -> Preprocessing:
+        return replace(
+            self, resize=None, crop=None, crop_pct=None, crop_mode=None, interpolation=None
+        )
+
+    @property
+    def whole(self) -> Preprocessing:
+        """All steps, whoever does them."""
+        inner = self.embedded
+        if inner is None or inner.resize is not None or inner.crop is not None:
+            return inner or self
+        factor, mean, std = inner.rescale_factor, inner.mean, inner.std
+        return replace(self, rescale_factor=factor, mean=mean, std=std, embedded=None)
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns the input (3, h, w) float32 of one picture, without the axis of samples.
+        """Returns the input of one picture, without the axis of samples.
+
+        It is (3, h, w) float32; or (h, w, 3) uint8 where the artifact does the other steps.
 
         Args:
             pixels: (H, W, 3) uint8: red, green, blue.
@@ -92,7 +143,8 @@ class Preprocessing:
                 here.
             RuntimeMissingError: Pillow is not installed.
         """
-        return self.normalised(self.resized(pixels))
+        made = self.resized(pixels)
+        return made if self.embedded is not None else self.normalised(made)
 
     def resized(self, pixels: np.ndarray) -> np.ndarray:
         """Returns the part (h, w, 3) uint8 of a picture that the model sees, before it is scaled.
@@ -115,12 +167,18 @@ class Preprocessing:
             )
         self._check_other_steps()
         made = self._resized_and_cropped(pixels)
+        if made.shape[:2] != self.size and self.embedded is not None and self.resize is None:
+            raise PreprocessingError(
+                f"A picture has {_sides(pixels.shape)} pixels, and the artifact takes "
+                f"{_sides(self.size)}, which it resizes itself.",
+                fix="Give pictures of that size, or compile with --embed-preprocess normalise.",
+            )
         if made.shape[:2] != self.size:
             raise PreprocessingError(
                 f"A picture of {_sides(pixels.shape)} becomes {_sides(made.shape)}, and the input "
                 f"is {_sides(self.size)}: the steps cut nothing.",
                 where=f"Found in: {self.origin}.",
-                fix=_PASS,
+                fix=PASS,
             )
         return made
 
@@ -154,7 +212,7 @@ class Preprocessing:
                 "The model's own preprocessing has steps that are not done here: "
                 f"{', '.join(self.other_steps)}.",
                 where=f"Found in: {self.origin}.",
-                fix=_PASS,
+                fix=PASS,
             )
 
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -165,24 +223,39 @@ class Preprocessing:
                 f"A picture has 3 channels, and the mean has {len(mean)} and the deviation "
                 f"{len(std)}.",
                 where=f"Found in: {self.origin}.",
-                fix=_PASS,
+                fix=PASS,
             )
         return mean, std
 
     def _resized_and_cropped(self, pixels: np.ndarray) -> np.ndarray:
         """Resizes whole and crops; of a very large resized picture only the crop is made."""
-        height, width = self.resized_size(*pixels.shape[:2])
-        crop = self.crop or (height, width)
-        top, left = (self._start(*pair) for pair in zip((height, width), crop, strict=True))
-        rows = max(top, 0), min(top + crop[0], height)
-        columns = max(left, 0), min(left + crop[1], width)
-        part = self._part(pixels, (height, width), rows, columns)
-        if part.shape[:2] == crop:
+        cut = self.cut(*pixels.shape[:2])
+        part = self._part(pixels, cut.size, cut.rows, cut.columns)
+        if part.shape[:2] == cut.crop:
             return part
-        made = np.empty((*crop, 3), np.uint8)
-        made[:] = self._fill()
-        made[rows[0] - top :, columns[0] - left :][: part.shape[0], : part.shape[1]] = part
+        made = np.empty((*cut.crop, 3), np.uint8)
+        made[:] = self.border
+        made[cut.above :, cut.left :][: part.shape[0], : part.shape[1]] = part
         return made
+
+    def cut(self, height: int, width: int) -> Cut:
+        """Returns what is cut from a picture once it is resized.
+
+        Args:
+            height: The picture's.
+            width: The picture's.
+        """
+        size = self.resized_size(height, width)
+        crop = self.crop or size
+        top, left = (self._start(*pair) for pair in zip(size, crop, strict=True))
+        return Cut(
+            size=size,
+            crop=crop,
+            rows=(max(top, 0), min(top + crop[0], size[0])),
+            columns=(max(left, 0), min(left + crop[1], size[1])),
+            above=max(-top, 0),
+            left=max(-left, 0),
+        )
 
     def _part(
         self,
@@ -234,93 +307,14 @@ class Preprocessing:
         half = (size - crop) / 2
         return int(half) if self.crop_mode is None else round(half)
 
-    def _fill(self) -> list[int]:
-        """Returns the colour of what lies outside of a smaller picture."""
-        if self.crop_mode != BORDER or self.mean is None:
+    @property
+    def border(self) -> list[int]:
+        """The colour of what lies outside of a smaller picture: red, green, blue."""
+        mean = (self.embedded or self).mean
+        if self.crop_mode != BORDER or mean is None:
             return [0, 0, 0]
-        return [round(255 * value) for value in self.mean]
+        return [round(255 * value) for value in mean]
 
 
 def _sides(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} × {shape[1]}"
-
-
-class _Reader:
-    """Reads steps from untrusted plain values, and names the one that does not fit."""
-
-    def __init__(self, data: Mapping[str, Any]) -> None:
-        self._data = data
-
-    def steps(self) -> Preprocessing:
-        size = self._pair("size")
-        if size is None:
-            raise self._wrong("size", "a height and a width")
-        given = self._data.get("resize")
-        whole = isinstance(given, int) and not isinstance(given, bool)
-        return Preprocessing(
-            size=size,
-            resize=self._side("resize", given) if whole else self._pair("resize"),
-            crop=self._pair("crop"),
-            crop_pct=self._number("crop_pct"),
-            crop_mode=self._one_of("crop_mode", MODES),
-            interpolation=self._one_of("interpolation", INTERPOLATIONS),
-            rescale_factor=self._number("rescale_factor"),
-            mean=self._numbers("mean"),
-            std=self._numbers("std", no_zero=True),
-            origin=str(self._data.get("origin", "")),
-            other_steps=tuple(map(str, self._list("other_steps") or ())),
-        )
-
-    def _wrong(self, key: str, wanted: str) -> PreprocessingError:
-        found = self._data.get(key)
-        return PreprocessingError(
-            f"The preprocessing is not valid: {key} should be {wanted}, and it is {found!r:.80}.",
-            fix=_PASS,
-        )
-
-    def _list(self, key: str) -> list[Any] | None:
-        value = self._data.get(key)
-        if value is not None and not isinstance(value, list | tuple):
-            raise self._wrong(key, "a list")
-        return None if value is None else list(value)
-
-    def _side(self, key: str, value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise self._wrong(key, "of whole numbers")
-        if not 1 <= value <= _LONGEST_SIDE:
-            raise self._wrong(key, f"of 1 to {_LONGEST_SIDE} pixels")
-        return value
-
-    def _pair(self, key: str) -> tuple[int, int] | None:
-        values = self._list(key)
-        if values is None:
-            return None
-        if len(values) != 2:
-            raise self._wrong(key, "a height and a width")
-        return self._side(key, values[0]), self._side(key, values[1])
-
-    def _number(self, key: str) -> float | None:
-        value = self._data.get(key)
-        if value is None:
-            return None
-        if not _is_number(value) or value == 0:
-            raise self._wrong(key, "a number other than 0")
-        return float(value)
-
-    def _numbers(self, key: str, no_zero: bool = False) -> tuple[float, ...] | None:
-        values = self._list(key)
-        if values is None:
-            return None
-        if not all(map(_is_number, values)) or (no_zero and 0 in values):
-            raise self._wrong(key, "a list of numbers" + " other than 0" * no_zero)
-        return tuple(map(float, values))
-
-    def _one_of(self, key: str, known: tuple[str, ...]) -> str | None:
-        value = self._data.get(key)
-        if value is not None and value not in known:
-            raise self._wrong(key, f"one of {', '.join(known)}")
-        return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

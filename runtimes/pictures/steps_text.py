@@ -14,12 +14,8 @@ import math
 from typing import Final
 
 from tokexport.runtimes.errors import PreprocessingError
-from tokexport.runtimes.pictures.preprocessing import (
-    CENTER,
-    INTERPOLATIONS,
-    MODES,
-    Preprocessing,
-)
+from tokexport.runtimes.pictures.preprocessing import Preprocessing
+from tokexport.runtimes.pictures.steps_reader import CENTER, INTERPOLATIONS, MODES
 
 _HALF: Final = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _CLIP: Final = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

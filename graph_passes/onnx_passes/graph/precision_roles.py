@@ -58,7 +58,8 @@ class Roles:
         counting: They depend on the inputs through decisions only.
         moving: They read what counts beside what does not.
         heads: Linears that no other linear comes behind.
-        first: Convolutions and linears that no other comes before: of an image, its patches.
+        first: Convolutions and linears that no other comes before, those that select apart: of an
+            image, its patches.
         wide: They read a marked constant.
     """
 
@@ -92,7 +93,7 @@ def roles_of(steps: Sequence[Step]) -> Roles:
             and any(read in counting and not steps[read].decides[at] for read, at in step.reads)
         ),
         heads=_heads(steps, forward) - selecting,
-        first=_first(steps, products),
+        first=_first(steps, products - selecting),
         wide=frozenset(i for i, step in enumerate(steps) if step.wide),
     )
 

@@ -125,11 +125,11 @@ def test_broken_pictures_are_reported_and_the_others_go_on(bundle: Path, photos:
     given = ("run", bundle, photos, photos / "missing.png", "--top", "1")
     answer = tokexport(*given)
     assert answer.code == 2
-    assert "error: 3 of 7 pictures cannot be used." in answer.said
+    assert "error: Some pictures cannot be used: 3 of 7." in answer.said
     assert "\x1b" not in answer.stdout + answer.stderr
     found = tokexport(*given, "--json").json
     assert found["exit_code"] == 2
-    assert found["error"]["what"] == "3 of 7 pictures cannot be used."
+    assert found["error"]["what"] == "Some pictures cannot be used: 3 of 7."
     errors = {Path(one["file"]).name: one["error"] for one in found["pictures"]}
     assert errors["b [bold].png"] == "The file is not a picture that Pillow reads."
     assert errors["missing.png"] == "The picture does not exist."

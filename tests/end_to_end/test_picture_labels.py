@@ -1,0 +1,270 @@
+"""From a PNG to labels: a ViT trained here, its names, and its preprocessing in or out of it.
+
+The same five classes, in the same order, come from eager on the runner's own preprocessing, from
+run on arrays, from run on pictures, and from bundles that hold their preprocessing.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.cli import refusal, tokexport
+from helpers.json_schemas import check_bundle
+from helpers.torchvision_ops import define_torchvision_operators
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import nn
+
+from tokexport.exporter.compile import compile
+from tokexport.runtimes import load
+from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.pictures import (
+    Preprocessing,
+    classify,
+    decode,
+    parse_preprocessing,
+)
+
+define_torchvision_operators()
+
+import timm  # noqa: E402
+
+TEXT = "size=32,crop=0.9,mean=half,interpolation=bicubic"
+STEPS = parse_preprocessing(TEXT)
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+#: Height and width of the pictures.
+PICTURE = (48, 64)
+#: How far a probability may be off that of eager.
+OFF = 2e-5
+
+
+def drawn(digit: np.ndarray) -> Image.Image:
+    """Draws a digit (8, 8) of 0 … 16 in colour on a picture."""
+    grey = Image.fromarray((digit * 15).astype(np.uint8)).resize((40, 40), Image.Resampling.BICUBIC)
+    picture = Image.new("RGB", PICTURE[::-1], (20, 30, 60))
+    picture.paste(Image.merge("RGB", (grey, grey.rotate(180), grey)), (12, 4))
+    return picture
+
+
+def vit() -> nn.Module:
+    """A small ViT for pictures of 32 × 32, of fresh weights."""
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 4, "depth": 3}
+    return timm.models.VisionTransformer(**options, mlp_ratio=2, num_classes=10)
+
+
+def trained(folder: Path) -> nn.Module:
+    """The ViT of the weights in a folder: what ``--builder`` names."""
+    model = vit()
+    model.load_state_dict(torch.load(folder / "weights.pt"))
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that was trained, and pictures that it did not see.
+
+    Attributes:
+        model: The model.
+        photos: A folder of pictures.
+        names: A file of the names of its classes.
+        paths: The pictures.
+        probabilities: What it makes of them in eager, (pictures, 10).
+        digits: What they show.
+    """
+
+    model: nn.Module
+    photos: Path
+    names: Path
+    paths: list[Path]
+    probabilities: np.ndarray
+    digits: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Trains the ViT for a moment."""
+    folder = tmp_path_factory.mktemp("digits")
+    torch.manual_seed(0)
+    data = load_digits()
+    pictures = [drawn(one) for one in data.images]
+    x = torch.from_numpy(np.stack([STEPS.apply(np.asarray(one)) for one in pictures]))
+    y = torch.from_numpy(data.target)
+    model, seen = vit().train(), torch.arange(len(x) - 12)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(6):
+        for rows in seen[torch.randperm(len(seen))].split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[rows]), y[rows], label_smoothing=0.2).backward()
+            optimizer.step()
+    model.eval()
+    photos = folder / "photos"
+    photos.mkdir()
+    paths = [photos / f"{place:02}.png" for place in range(12)]
+    for path, picture in zip(paths, pictures[-12:], strict=True):
+        picture.save(path)
+    (folder / "names.txt").write_text("\n".join(NAMES))
+    with torch.no_grad():
+        probabilities = model(x[-12:]).softmax(-1).numpy()
+    digits = data.target[-12:]
+    assert (probabilities.argmax(-1) == digits).mean() > 0.6
+    return Trained(model, photos, folder / "names.txt", paths, probabilities, digits)
+
+
+def bundle_of(digits: Trained, output: Path, target: str, **options: Any) -> Path:
+    """Compiles the model on its pictures, two at once."""
+    done = compile(
+        digits.model,
+        torch.rand(2, 3, 32, 32),
+        target,
+        output=output,
+        **{"inputs": digits.photos, "preprocess": TEXT, "labels": digits.names} | options,
+        timed=False,
+        page=False,
+    )
+    assert done.status == "PASSED"
+    check_bundle(output)
+    return output
+
+
+def hold(digits: Trained, found: list[dict[str, Any]], rows: np.ndarray, off: float) -> None:
+    """Holds classes as ``run --json`` prints them to probabilities, up to near-ties."""
+    assert len(found) == len(rows)
+    for picture, wanted in zip(found, rows, strict=True):
+        order = np.argsort(-wanted)[:5]
+        values = wanted[order]
+        for rank, one in enumerate(picture["classes"]):
+            assert one["score"] == pytest.approx(values[rank], abs=off)
+            assert one["label"] == NAMES[one["index"]]
+            apart = np.abs(np.delete(values, rank) - values[rank]).min(initial=1)
+            if apart > 4 * off:
+                assert one["index"] == order[rank]
+
+
+@pytest.mark.parametrize("target", ["ort", "openvino"])
+def test_the_same_labels_by_every_way(digits: Trained, target: str, tmp_path: Path) -> None:
+    rows = digits.probabilities
+    for embed in (None, "normalise", f"{PICTURE[0]}x{PICTURE[1]}"):
+        bundle = bundle_of(digits, tmp_path / str(embed), target, embed_preprocess=embed)
+        manifest = read_manifest(bundle)
+        assert manifest.labels == NAMES
+        assert manifest.preprocessing is not None
+        left = Preprocessing.from_json(manifest.preprocessing)
+        assert left.whole == STEPS
+        (spec,) = manifest.inputs
+        size = PICTURE if embed == "48x64" else (32, 32)
+        wanted = (2, 3, *size) if embed is None else (2, *size, 3)
+        assert (spec.shape, spec.dtype) == (wanted, "uint8" if embed else "float32")
+        printed = tokexport("run", bundle, digits.photos, "--top", "5", "--json").json
+        hold(digits, printed["pictures"], rows, OFF)
+        x = np.stack([left.apply(decode(path).pixels) for path in digits.paths])
+        np.savez(tmp_path / "x.npz", **{spec.name: x})
+        given = ("--inputs", tmp_path / "x.npz", "--output", tmp_path / "y.npz", "--force")
+        assert tokexport("run", bundle, *given, "--json").code == 0
+        with np.load(tmp_path / "y.npz") as file:
+            (logits,) = (torch.from_numpy(file[name]) for name in file.files)
+        np.testing.assert_allclose(logits.softmax(-1).numpy(), rows, atol=OFF)
+        with load(bundle) as runner:
+            first = [one.classes[0].label for one in classify(runner, digits.paths, top=1)]
+        assert first == [NAMES[row.argmax()] for row in rows]
+        assert tokexport("verify", bundle, "--json").code == 0
+
+
+@pytest.fixture(scope="module")
+def reduced(digits: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the reduced model that resizes pictures itself."""
+    output = tmp_path_factory.mktemp("reduced") / "out"
+    options = {"reduce": "tome:r=2,blocks=blocks", "embed_preprocess": "48x64"}
+    return bundle_of(digits, output, "ort", **options)
+
+
+def test_a_reduction_goes_into_the_model_behind_its_preprocessing(
+    digits: Trained, reduced: Path
+) -> None:
+    manifest = json.loads((reduced / "manifest.json").read_text())
+    assert manifest["reduction"]["blocks"] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert manifest["token_schedule"] == [17, 15, 13]
+    assert manifest["options"]["embed_preprocess"] == "48x64"
+    report = json.loads((reduced / "report.json").read_text())
+    assert report["accuracy"] is None
+    assert report["reduction"]["agreement"] is not None
+    found = [one.classes[0].index for one in classify(load(reduced), digits.paths, top=1)]
+    assert np.mean(np.array(found) == digits.digits) > 0.5
+
+
+def test_a_bundle_is_held_to_its_source(digits: Trained, reduced: Path, tmp_path: Path) -> None:
+    torch.save(digits.model, tmp_path / "model.pt")
+    source = ("--against", tmp_path / "model.pt", "--trust-pickle")
+    found = tokexport("verify", reduced, *source, "--json")
+    assert found.code == 0, found
+    assert found.json["verdict"] in ("identical", "arithmetic")
+    assert (found.json["weights"], found.json["structure"]) == ("same", "same")
+    assert found.json["preprocessing"] == {}
+
+
+@pytest.mark.thorough
+def test_a_source_with_other_steps_is_noticed(
+    digits: Trained, reduced: Path, tmp_path: Path
+) -> None:
+    torch.save(digits.model, tmp_path / "model.pt")
+    source = ("--against", tmp_path / "model.pt", "--trust-pickle")
+    other = ("--preprocess", "size=32,crop=0.9,mean=imagenet")
+    answer = tokexport("verify", reduced, *source, "--inputs", digits.photos, *other)
+    assert answer.code == 1
+    assert "the preprocessing is another" in answer.said
+
+
+def test_whole_numbers_are_the_bytes_of_a_picture(reduced: Path) -> None:
+    with load(reduced) as runner:
+        assert runner.ranges.get("pixels", (0, 255)) == (0, 255)
+        ends = np.zeros((2, *PICTURE, 3), np.uint8)
+        ends[1] = 255
+        assert all(np.isfinite(one).all() for one in runner.run({"pixels": ends}).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--embed-preprocess", "normalize"), "--embed-preprocess is 'normalize'."),
+        (("--embed-preprocess", "48"), "--embed-preprocess is '48'."),
+        (("--embed-preprocess", "0x48"), "--embed-preprocess is '0x48'."),
+        (("--embed-preprocess", "48x9999"), "--embed-preprocess is '48x9999'."),
+        (("--embed-preprocess", "normalise", "--constant", "x=1"), "goes with a model of one"),
+        (
+            ("--embed-preprocess", "20x20", "--inputs", "PHOTOS"),
+            "and the artifact takes 20 × 20",
+        ),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused(
+    options: tuple[str, ...], said: str, digits: Trained, tmp_path: Path
+) -> None:
+    given = [str(digits.photos) if one == "PHOTOS" else one for one in options]
+    where = ("--target", "ort", "--output", tmp_path / "out")
+    answer = tokexport("compile", "timm:test_vit", *where, *given)
+    refusal(answer, 2, tmp_path, said)
+
+
+def test_a_model_without_pictures_or_steps_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.Linear(4, 2), tmp_path / "model.pt")
+    where = ("--trust-pickle", "--target", "ort", "--output", tmp_path / "out")
+    given = ("compile", tmp_path / "model.pt", *where, "--embed-preprocess", "normalise")
+    refusal(tokexport(*given, "--input-shape", "1,4"), 2, tmp_path, "Pictures go into a model")
+    torch.save(nn.Conv2d(3, 2, 4), tmp_path / "model.pt")
+    answer = tokexport(*given, "--input-shape", "1,3,8,8")
+    refusal(answer, 2, tmp_path, "Nothing says how a picture becomes", "--preprocess")
+
+
+def test_other_steps_for_an_artifact_that_has_its_own_are_refused(
+    digits: Trained, reduced: Path, tmp_path: Path
+) -> None:
+    answer = tokexport("run", reduced, digits.photos, "--preprocess", "mean=none")
+    refusal(answer, 2, tmp_path, "the artifact does some of them itself")
+    Image.new("RGB", (99, 99)).save(tmp_path / "other.png")
+    answer = tokexport("run", reduced, tmp_path / "other.png")
+    refusal(answer, 2, tmp_path, "Some pictures cannot be used: 1 of 1", "99 × 99")
