@@ -32,6 +32,7 @@ test: $(INSTALLED)
 	-@ci/debian_program.sh chromium usr/lib/chromium/chromium
 	-@ci/debian_program.sh skopeo usr/bin/skopeo
 	-@ci/aarch64.sh
+	-@ci/sshd.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(INSTALLED)

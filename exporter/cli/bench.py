@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -31,11 +32,16 @@ from tokexport.exporter.cli.options import (
     TrustPickle,
 )
 
+if TYPE_CHECKING:
+    from tokexport.exporter.bench_bundle.remote import RemoteConfig
+
 #: The options that a bundle takes; the others shape a compile.
 _OF_BUNDLES: Final = frozenset(
     ("source", "other", "threads", "rounds", "time_limit", "output", "require_kernels", "force")
     + ("json",)
 )
+#: Those of them that say where it is measured.
+_OF_HOSTS: Final = frozenset(("on", "port", "ssh_option", "python", "wheel"))
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -100,6 +106,20 @@ def bench_command(
         ),
     ] = None,
     require_kernels: RequireKernels = False,
+    on: Annotated[
+        str | None, typer.Option(help="Measure bundles on this machine, over ssh: USER@HOST.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="The port of ssh there.")] = None,
+    ssh_option: Annotated[
+        list[str] | None, typer.Option(help="An option of ssh, Name=value; may be repeated.")
+    ] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(help="The Python there: it has tokexport, or with --wheel makes its place."),
+    ] = None,
+    wheel: Annotated[
+        Path | None, typer.Option(help="A wheel of tokexport, installed there for the measurement.")
+    ] = None,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Write no plot.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the files in --output.")] = False,
     json: Json = False,
@@ -118,11 +138,12 @@ def bench_command(
                 time_limit,
                 output,
                 require_kernels=require_kernels,
+                remote=_remote(context, on, port, ssh_option, python, wheel),
                 force=force,
                 json=json,
             )
             return
-        _refuse_of_bundles(source, other, counts)
+        _refuse_of_bundles(context, source, other, counts)
         from tokexport.exporter.requirements import require_compile_packages
 
         require_compile_packages()
@@ -183,12 +204,7 @@ def _refuse_of_models(context: typer.Context) -> None:
     """Refuses the options of a compile: a bundle is measured as it is."""
     from tokexport.exporter.errors import UsageError
 
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name, source in sources.items()
-        if name not in _OF_BUNDLES and source is not None and source.name == "COMMANDLINE"
-    ]
+    given = _given(context, context.params.keys() - _OF_BUNDLES - _OF_HOSTS)
     if given:
         raise UsageError(
             f"A bundle is measured as it is, without {', '.join(given)}.",
@@ -196,10 +212,64 @@ def _refuse_of_models(context: typer.Context) -> None:
         )
 
 
-def _refuse_of_bundles(source: str, other: Path | None, counts: tuple[int, ...]) -> None:
+def _given(context: typer.Context, names: Collection[str]) -> list[str]:
+    """Returns those of some options that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params if name in names}
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    ]
+
+
+def _remote(
+    context: typer.Context,
+    on: str | None,
+    port: int | None,
+    ssh_option: list[str] | None,
+    python: str | None,
+    wheel: Path | None,
+) -> RemoteConfig | None:
+    """Returns the machine to measure on; None for this one."""
+    from tokexport.exporter.bench_bundle.own_wheel import checkout
+    from tokexport.exporter.bench_bundle.remote import RemoteConfig
+    from tokexport.exporter.errors import UsageError
+
+    if on is None:
+        if given := _given(context, _OF_HOSTS):
+            raise UsageError(
+                f"There is no --on HOST, and {', '.join(given)} says how to measure there.",
+                fix="Pass --on HOST too, or leave the others out.",
+            )
+        return None
+    built_from = checkout() if python is None and wheel is None else None
+    if python is None and wheel is None and built_from is None:
+        raise UsageError(
+            f"Nothing says what runs on {on}.",
+            fix="Pass --python with an interpreter there that has tokexport, or --wheel.",
+        )
+    return RemoteConfig(
+        host=on,
+        port=port,
+        ssh_options=tuple(ssh_option or ()),
+        python="python3" if python is None else python,
+        wheel=wheel,
+        built_from=built_from,
+    )
+
+
+def _refuse_of_bundles(
+    context: typer.Context, source: str, other: Path | None, counts: tuple[int, ...]
+) -> None:
     """Refuses what only bundles take."""
     from tokexport.exporter.errors import UsageError
 
+    if given := _given(context, _OF_HOSTS):
+        raise UsageError(
+            f"Only a bundle is measured on another machine: {', '.join(given)}.",
+            where=f"{source} is no folder with a manifest.json.",
+            fix="Compile the model first, and pass the bundle.",
+        )
     if other is not None:
         raise UsageError(
             "Two arguments are two bundles, and the first is none.",
@@ -223,12 +293,14 @@ def _bench_bundles(
     output: Path | None,
     *,
     require_kernels: bool,
+    remote: RemoteConfig | None,
     force: bool,
     json: bool,
 ) -> None:
     """Measures bundles, and prints what was found."""
     from tokexport.exporter.bench_bundle.config import MOST_RUNS, BundleBenchConfig
     from tokexport.exporter.bench_bundle.measure import bench_bundles
+    from tokexport.exporter.bench_bundle.remote import bench_on
     from tokexport.exporter.bench_bundle.tables import render_bundle_bench
     from tokexport.exporter.progress import Checklist
     from tokexport.exporter.system.output_file import check_place, write_json
@@ -242,7 +314,11 @@ def _bench_bundles(
         time_limit_s=time_limit,
         require_kernels=require_kernels,
     )
-    found = bench_bundles(config, Checklist(console(stderr=True), enabled=not json))
+    checklist = Checklist(console(stderr=True), enabled=not json)
+    if remote is None:
+        found = bench_bundles(config, checklist)
+    else:
+        found = bench_on(remote, config, checklist)
     data, written = found.to_json(), [] if output is None else [output]
     if output is not None:
         write_json(output, data, "measurements")

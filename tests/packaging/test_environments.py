@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from digits_vit import DigitsViT
+from helpers.cli import tokexport as tokexport_command
+from helpers.sshd import server
 from helpers.torchvision_ops import child_environment
 
 import tokexport
@@ -206,6 +209,24 @@ def test_signatures_name_the_extra(
         result = installed.tokexport(*command)
         assert result.returncode == 6
         assert "pip install 'tokexport[sign]'" in result.stderr
+
+
+@pytest.mark.thorough
+def test_bench_on_another_machine_installs_the_wheel_there_and_removes_it(
+    wheel: Path, compiled: Compiled, tmp_path: Path
+) -> None:
+    """The machine is this one over ssh; its pip finds packages as this process does."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    with server(tmp_path, kept) as host:
+        options = ("--wheel", wheel, "--threads", "1", "--rounds", "5", "--json")
+        answer = tokexport_command("bench", compiled.bundle, *host.arguments, *options)
+        assert answer.code == 0, answer
+        assert host.left() == []
+    packages = answer.json["machine"]["packages"]
+    assert {"tokexport", "onnxruntime", "numpy"} <= packages.keys()
+    assert "torch" not in packages
+    (row,) = answer.json["rows"]
+    assert row["latency"]["runs"] == 5
 
 
 def test_doctor_without_torch(installed: Environment) -> None:
