@@ -24,6 +24,7 @@ from tokexport.exporter.reduction.reduction_report import ReductionReport
 from tokexport.exporter.report.ladder_report import RungReport, fill_ladder
 from tokexport.exporter.source.options import ReportedSource
 from tokexport.exporter.speed.interleaved import Speed
+from tokexport.exporter.speed.start_up import StartUp
 from tokexport.exporter.system.machine import Machine
 from tokexport.exporter.tuning.choices import Tuning
 from tokexport.graph_passes.pass_report import PassReport
@@ -65,6 +66,8 @@ class Report:
         tuning: Which forms of the token operators were chosen by measurement; None without tuning.
         speed: The measurement; None when nothing could be timed.
         speed_over_unreduced: The same rounds held against the eager model without its reduction.
+        start_up: What loading and the first run took, and the memory that they left held; None when
+            nothing was timed.
         token_schedule: The number of tokens at each attention.
         recognised: How many of each operation the rewriting found, by its name.
         passes: What each pass over a graph did, in order: its ``stage``, its ``name``, how often it
@@ -100,6 +103,7 @@ class Report:
     tuning: Tuning | None = None
     speed: Speed | None = None
     speed_over_unreduced: Speed | None = None
+    start_up: StartUp | None = None
     token_schedule: tuple[int, ...] = ()
     recognised: Mapping[str, int] = field(default_factory=dict)
     passes: tuple[PassReport, ...] = ()
@@ -256,6 +260,8 @@ def _fact_rows(report: Report) -> Iterator[tuple[str, str]]:
         )
     if report.runtime is not None:
         yield "runtime", f"{report.runtime.flavour} {report.runtime.version}"
+    if report.start_up is not None:
+        yield "start", report.start_up.sentence()
     if report.machine is not None:
         yield "machine", _machine_line(report.machine)
     if report.stage_seconds:

@@ -34,6 +34,7 @@ from tokexport.exporter.speed.against_eager import (
 )
 from tokexport.exporter.speed.busy_machine import busy_warning
 from tokexport.exporter.speed.interleaved import require_speedup
+from tokexport.exporter.speed.start_up import measure_start_up
 from tokexport.exporter.stages.run import CompileRun
 from tokexport.exporter.stages.traced_stages import Answered, Captured, RewrittenGraph, StageRuns
 from tokexport.exporter.tuning.tune import tune
@@ -181,6 +182,10 @@ def verify(
         latency = None
         if run.config.timed:
             with run.stage("speed"):
+                first, threads = next(iter(answered.batches)), run.config.threads
+                run.record.start_up = measure_start_up(
+                    run.folder, manifest, first, onnx=lowered.path, threads=threads
+                )
                 latency = _time(run, answered, runner)
         described = replace(verified.manifest, samples_independent=alone, latency_ms=latency)
         return replace(verified, manifest=described)

@@ -27,6 +27,7 @@ from tokexport.exporter.report.ladder_report import RungReport
 from tokexport.exporter.report.report import FAILED, Report
 from tokexport.exporter.source import Source
 from tokexport.exporter.speed.interleaved import Speed
+from tokexport.exporter.speed.start_up import StartUp
 from tokexport.exporter.stages.page_record import PageRecord
 from tokexport.exporter.system.machine import Machine, describe_machine
 from tokexport.exporter.tuning.choices import Tuning
@@ -60,6 +61,7 @@ class CompileRecord:
     edges: EdgeReport | None = None
     speed: Speed | None = None
     speed_over_unreduced: Speed | None = None
+    start_up: StartUp | None = None
     machine: Machine | None = None
     warnings: tuple[str, ...] = ()
     ladder: tuple[RungReport, ...] = ()

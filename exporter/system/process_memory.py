@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,12 @@ def forget_peak(process: Path = _SELF) -> None:
     """
     with suppress(OSError):
         (process / "clear_refs").write_text(_FORGET_PEAK, encoding="ascii")
+
+
+def give_back_memory() -> None:
+    """Gives freed memory back to the system, where its C library can."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(process: Path, name: str) -> int | None:

@@ -5,6 +5,7 @@ What is timed runs in this process: ``here`` opens it anew, once it has run in t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -99,6 +100,31 @@ def open_in_worker(
         native: Whether the project's kernels run.
     """
     return WorkerRunner(Opening(bundle, manifest, threads=threads, native=native), onnx)
+
+
+def start_in_worker(
+    bundle: Path,
+    manifest: Manifest,
+    arrays: dict[str, Array],
+    *,
+    onnx: Path,
+    threads: int | None = None,
+) -> Mapping[str, Any]:
+    """Loads an artifact anew in the worker, runs it once, and returns what that took.
+
+    Args:
+        bundle: The folder.
+        manifest: What it holds.
+        arrays: The inputs of the run.
+        onnx: The ONNX file that the artifact was built from.
+        threads: Number of threads for a CPU runtime; None leaves the choice to the runtime.
+
+    Returns:
+        ``load_ms`` and ``first_run_ms``, in milliseconds, and ``memory_bytes``, which may be None.
+    """
+    opening = Opening(bundle, manifest, threads=threads)
+    cause = Cause(opening.backend, RUN, onnx, arrays, opening.computes_in, opening.native)
+    return ask("start", {"opening": opening.to_json()}, cause, arrays).fields
 
 
 def here(runner: Runner) -> Runner:

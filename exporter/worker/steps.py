@@ -5,6 +5,7 @@ It imports no torch, so that the worker is ready at once; what quantises imports
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tokexport.exporter.backends.known import BACKENDS
+from tokexport.exporter.system.process_memory import give_back_memory, resident_bytes
 from tokexport.exporter.worker.messages import Message
 from tokexport.exporter.worker.openings import Opening
 from tokexport.runtimes.arrays import Array
@@ -38,6 +40,7 @@ class Steps:
             "optimise": _optimise,
             "try": _try,
             "open": self._open,
+            "start": _start,
             "run": self._run,
             "close": self._close,
         }
@@ -95,6 +98,25 @@ def _optimise(question: Message) -> Message:
     output = Path(given["artifact"])
     optimise_vit(Path(given["model"]), output, heads=given["heads"], hidden=given["hidden"])
     return Message()
+
+
+def _start(question: Message) -> Message:
+    """Loads an artifact, runs it once, and says what that took and how much memory it holds."""
+    opening = Opening.from_json(question.fields["opening"])
+    give_back_memory()
+    before, begun = resident_bytes(), time.perf_counter()
+    with opening.open() as runner:
+        loaded = time.perf_counter()
+        runner.run(question.arrays)
+        ran, after = time.perf_counter(), resident_bytes()
+    held = None if before is None or after is None else max(0, after - before)
+    return Message(
+        {
+            "load_ms": (loaded - begun) * 1e3,
+            "first_run_ms": (ran - loaded) * 1e3,
+            "memory_bytes": held,
+        }
+    )
 
 
 def _try(question: Message) -> Message:
