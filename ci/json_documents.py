@@ -19,7 +19,7 @@ from tokexport.exporter.bundle.classify_pictures import ClassifiedPictures
 from tokexport.exporter.bundle.rebuild import BundledRebuild, RebuildResult
 from tokexport.exporter.bundle.run_bundle import RunResult
 from tokexport.exporter.capture.fingerprint import Fingerprint
-from tokexport.exporter.cli.messages import Failure
+from tokexport.exporter.cli.parts.messages import Failure
 from tokexport.exporter.comparison import against, compare
 from tokexport.exporter.comparison.against import AgainstSource, OutputVerdict
 from tokexport.exporter.comparison.compare import ComparedOutputs

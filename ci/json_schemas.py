@@ -15,7 +15,7 @@ from json_documents import COMMANDS, FILES, VALUES, Document, Result
 from json_types import JsonTypes
 from result_classes import first_line
 
-from tokexport.exporter.cli.messages import Failure
+from tokexport.exporter.cli.parts.messages import Failure
 from tokexport.exporter.exit_codes import ExitCode
 from tokexport.exporter.report.report import Report
 

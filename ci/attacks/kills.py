@@ -181,7 +181,7 @@ def _put_in_place(old: Path, output: Path, force: bool) -> int:
 
     from tokexport.exporter.build.stage_folder import StageFolder
     from tokexport.exporter.bundle.bundle_folder import BundleWriter
-    from tokexport.exporter.cli.messages import report_errors
+    from tokexport.exporter.cli.parts.messages import report_errors
     from tokexport.exporter.config import compile_config
     from tokexport.runtimes.bundle.manifest import read_manifest
 

@@ -79,7 +79,7 @@ class _Bench(Bench):
         return Case(crafted.what, lambda: self._outcome(crafted))
 
     def _outcome(self, crafted: Crafted) -> Outcome:
-        from tokexport.exporter.cli.messages import describe
+        from tokexport.exporter.cli.parts.messages import describe
         from tokexport.exporter.exit_codes import ExitCode
         from tokexport.runtimes.printable import printable
 

@@ -30,15 +30,15 @@ from tokexport.exporter.cli import run as cli_run
 from tokexport.exporter.cli import schema as cli_schema
 from tokexport.exporter.cli import sign as cli_sign
 from tokexport.exporter.cli import verify as cli_verify
-from tokexport.exporter.cli.messages import (
+from tokexport.exporter.cli.parts.messages import (
     console,
     redirect_user_output,
     report_errors,
     show,
     show_judged,
 )
-from tokexport.exporter.cli.next_command import bisect_named
-from tokexport.exporter.cli.options import (
+from tokexport.exporter.cli.parts.next_command import bisect_named
+from tokexport.exporter.cli.parts.options import (
     Batch,
     Builder,
     Checkpoint,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tokexport.exporter.cli.messages import (
+from tokexport.exporter.cli.parts.messages import (
     console,
     redirect_user_output,
     report_errors,
     show_result,
 )
-from tokexport.exporter.cli.options import (
+from tokexport.exporter.cli.parts.options import (
     Builder,
     Checkpoint,
     CodePath,

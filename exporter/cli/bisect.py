@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokexport.exporter.cli.messages import (
+from tokexport.exporter.cli.parts.messages import (
     console,
     redirect_user_output,
     report_errors,
     show_judged,
 )
-from tokexport.exporter.cli.options import (
+from tokexport.exporter.cli.parts.options import (
     Batch,
     Builder,
     Checkpoint,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tokexport.exporter.cli.messages import redirect_user_output, report_errors, show_judged
-from tokexport.exporter.cli.options import (
+from tokexport.exporter.cli.parts.messages import redirect_user_output, report_errors, show_judged
+from tokexport.exporter.cli.parts.options import (
     Batch,
     Builder,
     Checkpoint,

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokexport.exporter.cli.messages import (
+from tokexport.exporter.cli.parts.messages import (
     console,
     redirect_user_output,
     report_errors,
     show,
     show_judged,
 )
-from tokexport.exporter.cli.options import (
+from tokexport.exporter.cli.parts.options import (
     Builder,
     Checkpoint,
     CodePath,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokexport.exporter.cli.messages import report_errors, show
-from tokexport.exporter.cli.options import Bundle, Json
+from tokexport.exporter.cli.parts.messages import report_errors, show
+from tokexport.exporter.cli.parts.options import Bundle, Json
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from tokexport.exporter.cli.messages import (
+from tokexport.exporter.cli.parts.messages import (
     console,
     redirect_user_output,
     report_errors,
     show,
     show_result,
 )
-from tokexport.exporter.cli.options import (
+from tokexport.exporter.cli.parts.options import (
     RECIPE_HELP,
     Batch,
     Builder,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tokexport.exporter.cli.messages import (
+from tokexport.exporter.cli.parts.messages import (
     console,
     redirect_user_output,
     report_errors,
@@ -16,7 +16,7 @@ from tokexport.exporter.cli.messages import (
     show_judged,
     show_text,
 )
-from tokexport.exporter.cli.options import (
+from tokexport.exporter.cli.parts.options import (
     Bundle,
     Json,
     Labels,

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from tokexport.exporter.cli.messages import (
+from tokexport.exporter.cli.parts.messages import (
     console,
     redirect_user_output,
     report_errors,
     show_judged,
 )
-from tokexport.exporter.cli.next_command import bisect_named, name_bisect
-from tokexport.exporter.cli.options import (
+from tokexport.exporter.cli.parts.next_command import bisect_named, name_bisect
+from tokexport.exporter.cli.parts.options import (
     Builder,
     Bundle,
     Checkpoint,

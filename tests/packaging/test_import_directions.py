@@ -43,7 +43,7 @@ ORDER = {
         *("report_page/drawing", "report_page"),
         *("bundle", "ties", "stages", "compile.py", "bench_bundle", "bench"),
         *("inspection", "sweep", "comparison"),
-        *("bisection", "lock", "pytest_plugin", "package", "cli"),
+        *("bisection", "lock", "pytest_plugin", "package", "cli/parts", "cli"),
     ),
     "graph_passes": (
         *(".", "ops", "onnx_passes/graph", "torch_passes/graph", "torch_passes/kinds"),

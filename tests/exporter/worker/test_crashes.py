@@ -28,7 +28,7 @@ from onnx import helper
 
 from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.build.artifact import build
-from tokexport.exporter.cli.messages import describe
+from tokexport.exporter.cli.parts.messages import describe
 from tokexport.exporter.exit_codes import ExitCode, exit_code_of
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.exporter.worker.asking import Cause

@@ -81,7 +81,7 @@ from helpers.deadly_models import X, endless
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.process import WORKER
 from tokexport.exporter.worker.runner import WorkerRunner
-from tokexport.exporter.cli.messages import report_errors
+from tokexport.exporter.cli.parts.messages import report_errors
 import typer, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:

@@ -1,0 +1,1 @@
+"""Holds what the commands share: options, messages, and the advice on the next command."""
