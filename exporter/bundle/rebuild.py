@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ import tokexport
 from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.bundle.bundle_folder import BundleWriter
+from tokexport.exporter.bundle.ladder import hold_ladder
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.progress import Checklist
@@ -151,8 +153,8 @@ def rebuild(
         for name in kept_files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file_in(bundle, name), folder / name)
-        with checklist.stage("build"), scratch_folder() as scratch:
-            runtime = _built(backend, manifest, kept, folder, scratch)
+        with checklist.stage("build"):
+            runtime = _built(backend, manifest, kept, folder)
         built = dataclasses.replace(
             manifest,
             status=BUILT_NOT_RUN,
@@ -166,6 +168,9 @@ def rebuild(
             if failed := failed_gate(proven):
                 raise failed
             built = dataclasses.replace(built, status=PASSED, runtime=proven.runtime)
+            if built.rungs:
+                with checklist.stage("verify"):
+                    hold_ladder(folder, built, None)
         written.commit(built)
     return RebuildResult(
         bundle=bundle,
@@ -197,18 +202,16 @@ def _backend(bundle: Path, manifest: Manifest) -> Backend:
             where=str(bundle),
             fix="Compile the model anew with the version of the runtime that is here.",
         )
-    if manifest.kept_onnx is None:
+    if any(one.kept_onnx is None for one in manifest.ladder):
         raise UsageError(
-            "The bundle keeps no ONNX file to build its artifact from.",
+            "The bundle keeps no ONNX file to build each artifact from.",
             where=str(bundle),
             fix="Compile the model anew with --keep-onnx, or here.",
         )
     return backend
 
 
-def _built(
-    backend: Backend, manifest: Manifest, kept: Sequence[str], folder: Path, scratch: Path
-) -> RuntimeInfo:
+def _built(backend: Backend, manifest: Manifest, kept: Sequence[str], folder: Path) -> RuntimeInfo:
     """Builds each artifact of a bundle into a folder that holds the rest of it.
 
     Args:
@@ -216,22 +219,25 @@ def _built(
         manifest: The manifest of the bundle.
         kept: The ONNX file of each artifact.
         folder: The folder.
-        scratch: A folder for temporary files.
 
     Returns:
         What built them.
     """
     if not manifest.rungs:
         artifact = folder / manifest.artifact
-        return backend.build(folder / kept[0], artifact, manifest.precision, scratch, {})
+        with scratch_folder() as scratch:
+            return backend.build(folder / kept[0], artifact, manifest.precision, scratch, {})
+    # on the disk of the bundle, so that files can be renamed
+    building = Path(tempfile.mkdtemp(dir=folder))
     places = {}
     for one, lowered in zip(manifest.ladder, kept, strict=True):
-        own = scratch / f"batch-{one.batch}"
-        (own / "scratch").mkdir(parents=True)
-        built = own / backend.artifact
-        runtime = backend.build(folder / lowered, built, manifest.precision, own / "scratch", {})
+        built = building / f"batch-{one.batch}" / backend.artifact
+        built.parent.mkdir(parents=True)
+        with scratch_folder() as scratch:
+            runtime = backend.build(folder / lowered, built, manifest.precision, scratch, {})
         places[built] = folder / one.artifact
     backend.place_ladder(places)
+    shutil.rmtree(building)
     return runtime
 
 

@@ -208,6 +208,27 @@ def test_a_half_precision_is_built_anew_with_its_decisions_in_float32(tmp_path: 
     assert after.count("precise") == before.count("precise") > 0
 
 
+def test_each_artifact_of_a_ladder_is_built_anew(tmp_path: Path) -> None:
+    bundle = compiled(tmp_path / "ladder", "openvino", keep_onnx=True, batch=(1, 3))
+    manifest = read_manifest(bundle)
+    assert [one.kept_onnx for one in manifest.ladder] == ["lowered.onnx", "lowered.batch3.onnx"]
+    artifacts = [bundle / one.artifact for one in manifest.ladder]
+    size = (bundle / "model.bin").stat().st_size
+    samples = {"image": np.random.default_rng(0).random((5, 1, 8, 8), np.float32)}
+    with load(bundle, threads=1) as runner:
+        wanted = runner.run(samples)["output"]
+    for path in artifacts:
+        path.write_bytes(b"broken")
+    answer = tokexport("rebuild", bundle, "--json")
+    assert answer.code == 0, answer
+    assert (bundle / "model.bin").stat().st_size == size  # one file of weights for both
+    with load(bundle, threads=1) as runner:
+        np.testing.assert_array_equal(runner.run(samples)["output"], wanted)
+    assert contents(bundle).keys() == {*read_manifest(bundle).files, "manifest.json"}
+    edit(bundle, lambda data: data["rungs"][0].pop("kept_onnx"))
+    refusal(tokexport("rebuild", bundle), 2, tmp_path, "keeps no ONNX file")
+
+
 def test_no_torch_and_no_onnx_is_imported(bundle: Path) -> None:
     before = """
 import atexit, sys
