@@ -280,16 +280,26 @@ def verify_runner(runner: Runner, manifest: Manifest, reference: Reference) -> V
     return VerifyResult(runner.runtime, *figures)
 
 
-def reference_inputs(bundle: Path) -> dict[str, Array]:
+def reference_inputs(bundle: Path, batch: int | None = None) -> dict[str, Array]:
     """Returns the inputs of a bundle's reference data, (batches, *the input's shape) by name.
 
     Args:
         bundle: The folder that compile wrote; its files are not checked here.
+        batch: Of the artifact that takes so many samples at once; None is the first.
 
     Raises:
-        BundleError: It is no bundle, or has no reference data that fits it.
+        BundleError: It is no bundle, has no reference data that fits it, or no artifact for these
+            samples.
     """
-    return read_reference(bundle, read_manifest(bundle)).inputs
+    ladder = read_manifest(bundle).ladder
+    for one in ladder:
+        if batch in (None, one.batch):
+            return read_reference(bundle, one).inputs
+    raise BundleError(
+        f"The bundle has no artifact for {batch} samples.",
+        where=str(bundle),
+        fix=f"Pass one of {', '.join(str(one.batch) for one in ladder)}.",
+    )
 
 
 @dataclass(frozen=True, eq=False)

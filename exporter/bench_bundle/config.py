@@ -22,6 +22,8 @@ class BundleBenchConfig:
     Attributes:
         bundles: The folder of a bundle, or of two that are timed in turns.
         threads: How many threads a runtime gets, a measurement each; () takes one and all.
+        batches: Which artifacts of the bundles are measured, by how many samples they take at once;
+            () takes all.
         rounds: The most runs of a measurement, or with two bundles interleaved rounds.
         time_limit_s: After how many seconds a measurement begins no further run; five are made in
             any case. None takes 10, or what the environment allows.
@@ -30,6 +32,7 @@ class BundleBenchConfig:
 
     bundles: tuple[Path, ...]
     threads: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
     rounds: int = MOST_RUNS
     time_limit_s: float | None = None
     require_kernels: bool = False
@@ -44,6 +47,10 @@ class BundleBenchConfig:
             check_threads(count)
         if len(set(self.threads)) < len(self.threads):
             raise UsageError("A number of threads is given twice.", fix="Pass --threads 1,2,4.")
+        if self.batches and min(self.batches) < 1:
+            raise UsageError(f"A batch is {min(self.batches)}.", fix="Pass batches of 1 or more.")
+        if len(set(self.batches)) < len(self.batches):
+            raise UsageError("A batch is given twice.", fix="Pass --batches 1,8.")
         if self.rounds < 1:
             raise UsageError(f"--rounds is {self.rounds}.", fix="Pass a number of 1 or more.")
         if self.time_limit_s is not None and not 0 < self.time_limit_s < float("inf"):
@@ -62,8 +69,12 @@ def is_bundle(path: Path) -> bool:
     return (path / MANIFEST_NAME).is_file()
 
 
-def parse_threads(text: str) -> tuple[int, ...]:
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
     """Reads ``1,2,4``.
+
+    Args:
+        option: The option that it is given for.
+        text: The text.
 
     Raises:
         UsageError: A part is no whole number.
@@ -72,6 +83,6 @@ def parse_threads(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(
-            f"--threads is '{text}', and a number of threads is a whole number.",
-            fix="Pass --threads 2, or several for a bundle: --threads 1,2,4.",
+            f"{option} is '{text}', and each part is a whole number.",
+            fix=f"Pass {option} 2, or several for a bundle: {option} 1,2,4.",
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from tokexport.exporter.bench_bundle.results import (
     drift_of,
     latency_of,
 )
+from tokexport.exporter.errors import UsageError
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.speed.busy_machine import busy_warning, drift_note
@@ -48,7 +50,7 @@ _SHOWN: Final = 300
 
 
 def bench_bundles(config: BundleBenchConfig, progress: Checklist | None = None) -> BundleBench:
-    """Measures one bundle, or two in turns, on this machine, for each number of threads.
+    """Measures one bundle, or two in turns, on this machine, for each batch and thread count.
 
     Args:
         config: The bundles, and how long they are run.
@@ -64,12 +66,13 @@ def bench_bundles(config: BundleBenchConfig, progress: Checklist | None = None) 
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     rows: list[BundleRow] = []
     probes: list[Probe] = []
+    batches, left_out = _batches(config, manifests)
     with checklist:
-        for count in counts:
-            with checklist.stage(_said_threads(count)):
-                alone, found = _configuration(config, count)
+        for batch, count in itertools.product(batches, counts):
+            with checklist.stage(_said(batch, count)):
+                alone, found = _configuration(config, batch, count)
                 probes = alone
-                rows += _rows(config, count, alone, found)
+                rows += _rows(config, batch, count, alone, found)
     return BundleBench(
         bundles=tuple(
             _described(bundle, manifest, probe)
@@ -78,7 +81,7 @@ def bench_bundles(config: BundleBenchConfig, progress: Checklist | None = None) 
         inputs=found.inputs,
         rows=tuple(rows),
         machine=describe_machine(),
-        warnings=(*_warnings(rows), *busy_warning()),
+        warnings=(*left_out, *_warnings(rows), *busy_warning()),
     )
 
 
@@ -92,15 +95,51 @@ def _thread_counts(
     return config.threads or tuple(sorted({1, usable_cores()}))
 
 
-def _said_threads(count: int | None) -> str:
-    return "measure" if count is None else f"{count} thread{'s' * (count != 1)}"
+def _batches(
+    config: BundleBenchConfig, manifests: Sequence[Manifest]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Returns the batches that all bundles have an artifact for, and what is left out.
+
+    Raises:
+        UsageError: There is no artifact for a batch that was asked for, or no batch in common.
+    """
+    ladders = [[one.batch for one in manifest.ladder] for manifest in manifests]
+    shared = [batch for batch in ladders[0] if all(batch in ladder for ladder in ladders)]
+    for batch in config.batches:
+        if batch not in shared:
+            raise UsageError(
+                f"There is no artifact for {batch} samples.",
+                where="; ".join(
+                    f"{bundle}: {', '.join(map(str, ladder))}"
+                    for bundle, ladder in zip(config.bundles, ladders, strict=True)
+                ),
+                fix="Pass --batches with some that all bundles have.",
+            )
+    if not shared:
+        raise UsageError(
+            "The two bundles take different inputs: no number of samples is common to both.",
+            where=f"{ladders[0]} and {ladders[1]} samples",
+            fix="Compare bundles that were compiled with the same --batch.",
+        )
+    others = sorted({batch for ladder in ladders for batch in ladder} - {*shared})
+    said = f"Only one of the bundles has an artifact for {', '.join(map(str, others))} samples."
+    return config.batches or tuple(shared), (said,) if others else ()
 
 
-def _configuration(config: BundleBenchConfig, threads: int | None) -> tuple[list[Probe], Probe]:
+def _said(batch: int, threads: int | None) -> str:
+    """Returns what a configuration is called in the checklist."""
+    samples = f"{batch} sample{'s' * (batch != 1)}"
+    return samples if threads is None else f"{samples}, {threads} thread{'s' * (threads != 1)}"
+
+
+def _configuration(
+    config: BundleBenchConfig, batch: int, threads: int | None
+) -> tuple[list[Probe], Probe]:
     """Returns the probes of each bundle alone, and the one whose times count."""
     bundles = tuple(map(str, config.bundles))
     whole = Job(
         bundles=bundles,
+        batch=batch,
         threads=threads,
         rounds=config.rounds,
         seconds=config.seconds,
@@ -116,7 +155,7 @@ def _configuration(config: BundleBenchConfig, threads: int | None) -> tuple[list
 
 
 def _rows(
-    config: BundleBenchConfig, asked: int | None, alone: Sequence[Probe], found: Probe
+    config: BundleBenchConfig, batch: int, asked: int | None, alone: Sequence[Probe], found: Probe
 ) -> list[BundleRow]:
     times = {str(at): np.asarray(one) for at, one in enumerate(found.times_ms)}
     over = ratios(times, "0") if len(times) == 2 else {}
@@ -130,13 +169,13 @@ def _rows(
         rows.append(
             BundleRow(
                 bundle=str(bundle),
-                batch=loaded.batch,
+                batch=batch,
                 threads=loaded.threads,
                 import_ms=loaded.import_ms,
                 load_ms=loaded.load_ms,
                 first_run_ms=loaded.first_run_ms,
                 latency=latency,
-                samples_per_s=loaded.batch / latency.mean_ms * 1e3,
+                samples_per_s=batch / latency.mean_ms * 1e3,
                 memory=own.memory,
                 conditions=dataclasses.replace(found.conditions, drift=drift_of(times_ms)),
                 ratio=over.get(str(at)),

@@ -51,6 +51,7 @@ class Job:
 
     Attributes:
         bundles: The folder of a bundle, or of two that are run in turns.
+        batch: Which artifact is measured, by how many samples it takes at once.
         threads: How many threads a runtime gets; None leaves it to the runtime.
         rounds: The most runs of each.
         seconds: After how many seconds no further round is begun.
@@ -59,6 +60,7 @@ class Job:
     """
 
     bundles: tuple[str, ...]
+    batch: int
     threads: int | None
     rounds: int
     seconds: float
@@ -75,7 +77,6 @@ class Loaded:
         version: The version of that.
         kernels: The instruction set of its native kernels; '' where the runtime has none.
         threads: How many threads it has; None where the runtime does not say.
-        batch: How many samples a run takes.
         import_ms: How long the import of the runtime took.
         load_ms: How long loading took.
         first_run_ms: How long the first run took.
@@ -85,7 +86,6 @@ class Loaded:
     version: str
     kernels: str
     threads: int | None
-    batch: int
     import_ms: float
     load_ms: float
     first_run_ms: float
@@ -123,7 +123,11 @@ def measure_here(job: Job) -> Probe:
     """
     folders = {name: Path(bundle) for name, bundle in zip(_NAMES, job.bundles, strict=False)}
     # one bundle's own inputs are read first, so that they count for no bundle's memory
-    alone = {name: _first_batch(folder) for name, folder in folders.items() if len(folders) == 1}
+    alone = {
+        name: _first_batch(folder, job.batch)
+        for name, folder in folders.items()
+        if len(folders) == 1
+    }
     forget_peak()
     before = resident_bytes()
     with ExitStack() as stack, warnings.catch_warnings(record=True) as said:
@@ -133,7 +137,7 @@ def measure_here(job: Job) -> Probe:
         held = resident_bytes()
         feeds, origin = alone, f"the first batch of the reference inputs of {job.bundles[0]}"
         if len(folders) == 2:
-            feeds, origin = shared_inputs(folders, runners)
+            feeds, origin = shared_inputs(folders, runners, job.batch)
         loaded = []
         for name, (runner, import_ms, load_ms) in opened.items():
             start = time.perf_counter()
@@ -164,8 +168,8 @@ def measure_here(job: Job) -> Probe:
     )
 
 
-def _first_batch(bundle: Path) -> dict[str, Array]:
-    return {name: array[0] for name, array in reference_inputs(bundle).items()}
+def _first_batch(bundle: Path, batch: int) -> dict[str, Array]:
+    return {name: array[0] for name, array in reference_inputs(bundle, batch).items()}
 
 
 def _opened(bundle: Path, job: Job) -> tuple[Runner, float, float]:
@@ -180,20 +184,19 @@ def _opened(bundle: Path, job: Job) -> tuple[Runner, float, float]:
         bundle,
         threads=job.threads or allowed_cores(),
         require_kernels=job.require_kernels,
-        batches=[manifest.batch],
+        batches=(job.batch,),
     )
     return runner, import_ms, _ms_since(start)
 
 
 def _loaded(runner: Runner, import_ms: float, load_ms: float, first_run_ms: float) -> Loaded:
     details = runner.runtime.details
-    threads, shape = details.get("threads"), runner.inputs[0].shape if runner.inputs else ()
+    threads = details.get("threads")
     return Loaded(
         flavour=runner.runtime.flavour,
         version=runner.runtime.version,
         kernels=str(details.get("kernels", "")),
         threads=threads if isinstance(threads, int) else None,
-        batch=shape[0] if shape else 1,
         import_ms=import_ms,
         load_ms=load_ms,
         first_run_ms=first_run_ms,

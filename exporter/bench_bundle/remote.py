@@ -218,6 +218,8 @@ def _script(
         arguments += ["--time-limit", str(config.time_limit_s)]
     if config.threads:
         arguments += ["--threads", ",".join(map(str, config.threads))]
+    if config.batches:
+        arguments += ["--batches", ",".join(map(str, config.batches))]
     if config.require_kernels:
         arguments.append("--require-kernels")
     values = {

@@ -116,13 +116,14 @@ def _ratio(row: BundleRow) -> str:
 
 
 def _notes(found: BundleBench) -> Iterator[str]:
-    """Yields what disturbed the runs, once each, with the numbers of threads at which it did."""
+    """Yields what disturbed the runs, once each, with the batches and threads at which it did."""
     seen: dict[str, list[str]] = {}
     for row in found.rows:
-        at = "" if row.threads is None else str(row.threads)
+        at = f"batch {row.batch}"
+        at += "" if row.threads is None else f", threads {row.threads}"
         for note in row.notes:
             places = seen.setdefault(note, [])
             places += [at] * (at not in places)
     for note, places in seen.items():
-        known = ", ".join(filter(None, places))
-        yield f"threads {known}: {note}" if known else note
+        known = "; ".join(places)
+        yield f"{known}: {note}"

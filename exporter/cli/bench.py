@@ -37,7 +37,17 @@ if TYPE_CHECKING:
 
 #: The options that a bundle takes; the others shape a compile.
 _OF_BUNDLES: Final = frozenset(
-    ("source", "other", "threads", "rounds", "time_limit", "output", "require_kernels", "force")
+    (
+        "source",
+        "other",
+        "threads",
+        "batches",
+        "rounds",
+        "time_limit",
+        "output",
+        "require_kernels",
+        "force",
+    )
     + ("json",)
 )
 #: Those of them that say where it is measured.
@@ -64,7 +74,10 @@ def bench_command(
         str, typer.Option(help="What to compile for: ort,openvino.")
     ] = "ort,openvino",
     precisions: Annotated[str, typer.Option(help="In which precisions: fp32,int8.")] = "fp32",
-    batches: Annotated[str, typer.Option(help="How many samples at once: 1,8.")] = "1",
+    batches: Annotated[
+        str | None,
+        typer.Option(help="How many samples at once: 1,8. By default 1; of bundles all they have."),
+    ] = None,
     reduce: Recipe = None,
     restore: Restore = False,
     unreduced: Annotated[
@@ -126,14 +139,15 @@ def bench_command(
 ) -> None:
     """Time a model beside its alternatives, or one bundle or two on this machine."""
     with report_errors(json):
-        from tokexport.exporter.bench_bundle.config import is_bundle, parse_threads
+        from tokexport.exporter.bench_bundle.config import is_bundle, parse_numbers
 
-        counts = () if threads is None else parse_threads(threads)
+        counts = () if threads is None else parse_numbers("--threads", threads)
         if is_bundle(Path(source)):
             _refuse_of_models(context)
             _bench_bundles(
                 (Path(source), *([] if other is None else [other])),
                 counts,
+                batches,
                 rounds,
                 time_limit,
                 output,
@@ -169,7 +183,7 @@ def bench_command(
         config = BenchConfig(
             targets=parse_names(targets),
             precisions=parse_names(precisions),
-            batches=parse_batches(batches),
+            batches=parse_batches("1" if batches is None else batches),
             reduce=reduce,
             restore=restore,
             rounds=ENOUGH_ROUNDS if rounds is None else rounds,
@@ -288,6 +302,7 @@ def _refuse_of_bundles(
 def _bench_bundles(
     bundles: tuple[Path, ...],
     threads: tuple[int, ...],
+    batches: str | None,
     rounds: int | None,
     time_limit: float | None,
     output: Path | None,
@@ -298,7 +313,7 @@ def _bench_bundles(
     json: bool,
 ) -> None:
     """Measures bundles, and prints what was found."""
-    from tokexport.exporter.bench_bundle.config import MOST_RUNS, BundleBenchConfig
+    from tokexport.exporter.bench_bundle.config import MOST_RUNS, BundleBenchConfig, parse_numbers
     from tokexport.exporter.bench_bundle.measure import bench_bundles
     from tokexport.exporter.bench_bundle.remote import bench_on
     from tokexport.exporter.bench_bundle.tables import render_bundle_bench
@@ -310,6 +325,7 @@ def _bench_bundles(
     config = BundleBenchConfig(
         bundles=bundles,
         threads=threads,
+        batches=() if batches is None else parse_numbers("--batches", batches),
         rounds=MOST_RUNS if rounds is None else rounds,
         time_limit_s=time_limit,
         require_kernels=require_kernels,

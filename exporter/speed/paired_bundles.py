@@ -327,13 +327,14 @@ class _Rounds:
 
 
 def shared_inputs(
-    bundles: Mapping[str, Path], runners: Mapping[str, Runner]
+    bundles: Mapping[str, Path], runners: Mapping[str, Runner], batch: int | None = None
 ) -> tuple[dict[str, dict[str, Array]], str]:
     """Returns inputs that both bundles take, for each by its own names, and where they come from.
 
     Args:
         bundles: The folders of both, by ``OLD`` and ``NEW``.
         runners: Both, loaded, by the same.
+        batch: How many samples the inputs hold; None takes those of the first artifacts.
 
     Raises:
         UsageError: They take different inputs, or neither one's reference inputs suit both.
@@ -344,7 +345,7 @@ def shared_inputs(
     for owner in (NEW, OLD):
         folder = bundles[owner]
         try:
-            arrays = reference_inputs(folder)
+            arrays = reference_inputs(folder, batch)
             own = {pair[owner]: arrays[pair[owner]][0] for pair in known}
             feeds = {name: {pair[name]: own[pair[owner]] for pair in known} for name in (OLD, NEW)}
             for name, runner in runners.items():

@@ -148,6 +148,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "an option of a model": (("--seed", "1"), 2, "measured as it is, without --seed"),
     "no thread": (("--threads", "0"), 2, "--threads is 0"),
     "no number": (("--threads", "1,x"), 2, "--threads is '1,x'"),
+    "no batch": (("--batches", "x"), 2, "--batches is 'x'"),
+    "a batch below 1": (("--batches", "0"), 2, "A batch is 0"),
+    "a batch twice": (("--batches", "4,4"), 2, "A batch is given twice"),
+    "a batch it has not": (("--batches", "8"), 2, "There is no artifact for 8 samples"),
     "a number twice": (("--threads", "1,1"), 2, "given twice"),
     "no run": (("--rounds", "0"), 2, "--rounds is 0"),
     "no time": (("--time-limit", "nan"), 2, "--time-limit is nan"),
@@ -170,6 +174,34 @@ def test_a_model_takes_no_second_argument_and_one_number_of_threads() -> None:
     assert (answer.code, "the first is none" in answer.said) == (2, True), answer
     answer = tokexport("bench", "models.cli_models:plain_vit", "--threads", "1,2")
     assert (answer.code, "of a bundle only" in answer.said) == (2, True), answer
+
+
+def test_each_artifact_of_a_ladder_is_measured(tmp_path: Path) -> None:
+    ladder, other = tmp_path / "ladder", tmp_path / "other"
+    for folder, batch in ((ladder, (1, 3)), (other, (3, 5))):
+        package.compile(
+            Products(8).eval(),
+            torch.randn(1, 8, 64),
+            "ort",
+            output=folder,
+            batch=batch,
+            timed=False,
+            page=False,
+        )
+    answer = tokexport("bench", ladder, *SHORT, "--threads", "1", "--json")
+    assert answer.code == 0, answer
+    rows = answer.json["rows"]
+    assert [row["batch"] for row in rows] == [1, 3]
+    for row in rows:
+        expected = row["batch"] * 1e3 / row["latency"]["mean_ms"]
+        assert row["samples_per_s"] == pytest.approx(expected)
+    answer = tokexport("bench", ladder, *SHORT, "--threads", "1", "--batches", "3", "--json")
+    assert [row["batch"] for row in answer.json["rows"]] == [3]
+    answer = tokexport("bench", ladder, other, *SHORT, "--threads", "1", "--json")
+    assert answer.code == 0, answer
+    assert [row["batch"] for row in answer.json["rows"]] == [3, 3]
+    said = "Only one of the bundles has an artifact for 1, 5 samples."
+    assert said in answer.json["warnings"]
 
 
 def damaged(folder: Path, name: str = "kernels_ort") -> Path:
@@ -210,7 +242,7 @@ def test_two_bundles_of_other_inputs_are_refused(pair: Pair) -> None:
 
 
 def test_a_process_that_dies_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = probe.Job((str(BUNDLES / "kernels_ort"),), 1, 5, 0.1, 0.0, False)
+    job = probe.Job((str(BUNDLES / "kernels_ort"),), 4, 1, 5, 0.1, 0.0, False)
     dying = f"""
 import os, sys
 print("the end", file=sys.stderr, flush=True)
@@ -229,7 +261,7 @@ os.kill(os.getpid(), {signal.SIGABRT:d})
 
 
 def test_a_process_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = probe.Job((str(BUNDLES / "kernels_ort"),), 1, 5, 0.01, 0.0, False)
+    job = probe.Job((str(BUNDLES / "kernels_ort"),), 4, 1, 5, 0.01, 0.0, False)
     monkeypatch.setenv("TOKEXPORT_TIME_LIMIT", "0.01")
     with pytest.raises(RunError, match="signal SIGKILL"):
         measure.in_own_process(job)
