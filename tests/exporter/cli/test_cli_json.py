@@ -126,6 +126,13 @@ def test_a_wrong_key_deep_in_a_report_is_found(bundle: Path) -> None:
     assert "max_abs" in fault("verify", found)
 
 
+def test_a_manifest_says_what_its_artifact_needs(bundle: Path) -> None:
+    requires = json.loads((bundle / "manifest.json").read_text())["requires"]
+    assert (requires["runtime"], requires["at_least"]) == ("onnxruntime", "1.22")
+    assert requires["why"] == "it has IR version 10 and opset 20"
+    assert requires["architectures"] == requires["systems"] == requires["instruction_sets"] == []
+
+
 def test_doctor_says_whether_a_bundle_runs_here(tmp_path: Path) -> None:
     answer = tokexport("doctor", BUNDLES / "kernels_ort", "--json")
     assert answer.code == 0, answer
