@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers.cli import refusal, tokexport
 from helpers.json_schemas import check_bundle
+from helpers.thorough import thorough_but
 from helpers.torchvision_ops import define_torchvision_operators
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -217,6 +218,44 @@ def test_a_source_with_other_steps_is_noticed(
     answer = tokexport("verify", reduced, *source, "--inputs", digits.photos, *other)
     assert answer.code == 1
     assert "the preprocessing is another" in answer.said
+
+
+class Same(nn.Module):
+    """Returns the picture that it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+#: Steps whose result is the bytes of the resized picture.
+BYTES = "size=24,crop=0.9,mean=0/0/0,std=" + "/".join(["0.00392156862745098"] * 3)
+
+
+@pytest.mark.parametrize("precision", thorough_but(["bf16"], ["fp32", "bf16", "fp16"]))
+def test_resizing_stays_exact_in_a_reduced_precision(precision: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"embed_preprocess": "48x64", "preprocess": BYTES}
+    options |= {"precision": precision, "timed": False, "page": False}
+    compile(Same(), torch.rand(1, 3, 24, 24), "openvino", output=tmp_path / "out", **options)
+    pixels = np.random.default_rng(3).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    with load(tmp_path / "out") as runner:
+        (found,) = runner.run({"pixels": pixels[None]}).values()
+    wanted = parse_preprocessing(BYTES).resized(pixels).transpose(2, 0, 1)
+    np.testing.assert_array_equal(found[0], wanted)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("embed", ["normalise", "48x64"])
+def test_tensorrt_takes_bytes(
+    embed: str, digits: Trained, tmp_path: Path, without_gpu: None
+) -> None:
+    options: dict[str, Any] = {"embed_preprocess": embed, "preprocess": TEXT, "timed": False}
+    done = compile(
+        digits.model, torch.rand(1, 3, 32, 32), "trt", output=tmp_path / "out", **options
+    )
+    assert done.status == "BUILT, NOT RUN"
+    lowered = {stage.name: stage for stage in done.report.stages}["lowered"]
+    assert lowered.passed
+    assert read_manifest(tmp_path / "out").inputs[0].dtype == "uint8"
 
 
 def test_whole_numbers_are_the_bytes_of_a_picture(reduced: Path) -> None:

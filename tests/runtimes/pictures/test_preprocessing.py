@@ -96,6 +96,39 @@ def test_steps_of_timm(name: str, pictures: list[np.ndarray]) -> None:
         assert levels(steps, steps.apply(picture), wanted) < 1e-3
 
 
+def test_files_as_the_loaders_of_timm_and_transformers_read_them(tmp_path: Path) -> None:
+    """Photographs as JPEG, and what is drawn: tiny, grey, with alpha, of a palette, turned."""
+    from sklearn.datasets import load_sample_images
+    from timm.data import create_transform
+    from transformers.image_utils import load_image
+
+    photographs = [Image.fromarray(one) for one in load_sample_images().images]
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    alpha = photographs[0].resize((90, 60))
+    alpha.putalpha(photographs[1].resize((90, 60)).convert("L"))
+    drawn = {
+        "temple.jpg": photographs[0],
+        "flower.png": photographs[1],
+        "one.png": Image.new("RGB", (1, 1), (9, 99, 199)),
+        "grey.jpg": photographs[0].convert("L"),
+        "alpha.png": alpha,
+        "palette.png": photographs[1].convert("P", palette=Image.Palette.ADAPTIVE),
+    }
+    for name, image in drawn.items():
+        image.save(tmp_path / name)
+    photographs[0].save(tmp_path / "turned.jpg", exif=exif)
+    steps = parse_preprocessing("size=224,crop=0.9,mean=imagenet,interpolation=bicubic")
+    options = {"input_size": (3, 224, 224), "crop_pct": 0.9, "interpolation": "bicubic"}
+    transform = create_transform(is_training=False, **options)
+    for path in sorted(tmp_path.iterdir()):
+        ours = steps.apply(decode(path).pixels)
+        images = [load_image(str(path))]
+        images += [Image.open(path).convert("RGB")] * (path.name != "turned.jpg")
+        for image in images:
+            assert levels(steps, ours, transform(image).numpy()) < 1e-3, path
+
+
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("ViTImageProcessor", {}),
     "vit, bicubic": ("ViTImageProcessor", {"size": {"height": 96, "width": 128}, "resample": 3}),
