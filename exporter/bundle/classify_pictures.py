@@ -159,6 +159,7 @@ def classify_pictures(
 
 
 def _plain(one: ClassifiedPicture) -> PictureClasses:
-    """Returns a result whose texts a terminal can show."""
+    """Returns a result whose texts a terminal can show, in a line each."""
     error = None if one.error is None else one.error.what
-    return PictureClasses(printable(one.file), one.classes, one.notes, error)
+    file = printable(one.file).replace("\n", r"\n").replace("\t", r"\t")
+    return PictureClasses(file, one.classes, one.notes, error)

@@ -49,6 +49,9 @@ class ClassScores:
 def read_labels(data: Any) -> tuple[str, ...]:
     """Reads the names of classes that a manifest holds, in the order of the output.
 
+    Returns:
+        The names, a line each.
+
     Raises:
         ValueError: They are no list of short texts, or too many.
     """
@@ -56,4 +59,6 @@ def read_labels(data: Any) -> tuple[str, ...]:
         raise ValueError("labels should be a list of texts")
     if len(data) > MOST_LABELS:
         raise ValueError(f"labels should be at most {MOST_LABELS} texts")
-    return tuple(data)
+    if any(len(one) > MOST_CHARACTERS for one in data):
+        raise ValueError(f"labels should have at most {MOST_CHARACTERS} characters")
+    return tuple(one.replace("\n", " ").replace("\t", " ") for one in data)

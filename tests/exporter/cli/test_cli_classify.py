@@ -121,7 +121,7 @@ def test_csv_is_read_back(bundle: Path, photos: Path, tmp_path: Path) -> None:
 
 def test_broken_pictures_are_reported_and_the_others_go_on(bundle: Path, photos: Path) -> None:
     (photos / "b [bold].png").write_bytes(b"no")
-    (photos / "\x1b[2J.png").write_bytes((photos / "a.png").read_bytes()[:50])
+    (photos / "\x1b[2J\n.png").write_bytes((photos / "a.png").read_bytes()[:50])
     given = ("run", bundle, photos, photos / "missing.png", "--top", "1")
     answer = tokexport(*given)
     assert answer.code == 2
@@ -133,7 +133,7 @@ def test_broken_pictures_are_reported_and_the_others_go_on(bundle: Path, photos:
     errors = {Path(one["file"]).name: one["error"] for one in found["pictures"]}
     assert errors["b [bold].png"] == "The file is not a picture that Pillow reads."
     assert errors["missing.png"] == "The picture does not exist."
-    assert "cut off" in errors[r"\x1b[2J.png"]
+    assert "cut off" in errors[r"\x1b[2J\n.png"]
     assert [name for name, error in errors.items() if error is None] == [
         *("a.png", "c.jpg", "é.png", "d.png")
     ]

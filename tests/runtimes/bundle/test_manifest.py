@@ -13,7 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokexport.runtimes.bundle.bundle_files import check_files
-from tokexport.runtimes.bundle.class_scores import FORMS, MOST_LABELS, ClassScores
+from tokexport.runtimes.bundle.class_scores import (
+    FORMS,
+    MOST_CHARACTERS,
+    MOST_LABELS,
+    ClassScores,
+)
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import (
     MANIFEST_NAME,
@@ -171,6 +176,7 @@ def test_no_schema_version_is_refused(make_bundle: BundleMaker, version: object)
         (("scores",), {"output": "logits", "form": "softmax"}, r"scores\.form should be one of"),
         (("labels",), "cat", "labels should be"),
         (("labels",), ["cat", 3], "labels should be"),
+        (("labels",), ["c" * (MOST_CHARACTERS + 1)], "labels should have at most"),
         (("labels",), ["cat"] * (MOST_LABELS + 1), "labels should be at most"),
         (("files", "model.onnx"), "abc", r"files\.model\.onnx should be a SHA-256"),
     ],
@@ -207,6 +213,12 @@ def test_a_bundle_without_an_optional_field_still_loads(
     bundle = make_bundle()
     edit(bundle, lambda data: data.pop(name))
     assert getattr(read_manifest(bundle), name) == WITHOUT[name]
+
+
+def test_names_of_classes_are_shown_in_a_line(make_bundle: BundleMaker) -> None:
+    bundle = make_bundle()
+    edit(bundle, put("labels", value=["a\nb", "\x1b[2J", "crane", "crane"]))
+    assert read_manifest(bundle).labels == ("a b", r"\x1b[2J", "crane", "crane")
 
 
 @pytest.mark.parametrize(
