@@ -25,6 +25,7 @@ from tokexport.exporter.package.content import Content, Files, Source, is_batche
 from tokexport.exporter.package.options import PackageOptions
 from tokexport.exporter.package.triton_config import TritonModel, WarmUp
 from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.batch_plan import BatchPlan
 from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec
 from tokexport.runtimes.openvino.runner import HINTS
 
@@ -120,10 +121,17 @@ def _batched(
             where="; ".join(map(str, (*manifest.inputs, *manifest.outputs))),
             fix="Leave --batching out: a request is then what the artifact takes.",
         )
+    if any(one.batch > 1 and not one.samples_independent for one in ladder):
+        raise UsageError(
+            "Triton cannot batch the bundle: the compile did not show that samples of a batch do "
+            "not change one another's answers.",
+            fix="Leave --batching out, or compile the model anew.",
+        )
     if runtime is None:
         raise UsageError(
             "Batching is for bundles of ort and openvino.", fix="Leave --batching out."
         )
+    plan = BatchPlan({one.batch: one.latency_ms for one in ladder})
     serving: dict[str, Any] = {
         "runtime": runtime,
         "precision": HINTS.get(manifest.precision, ""),
@@ -138,6 +146,7 @@ def _batched(
             }
             for one in ladder
         ],
+        "plan": [plan.cut(count + 1) for count in range(ladder[-1].batch)],
         "inputs": [
             {"name": spec.name, "range": _range(spec.name, ladder)} for spec in manifest.inputs
         ],

@@ -97,6 +97,7 @@ def product_bundle(bundle: Path, batch: int, *more: int, target: str = "ort") ->
         files=hashes,
         input_ranges=_RANGES,
         checks=_CHECKS,
+        samples_independent=True,
         rungs=tuple(
             Rung(
                 artifact=names[size],

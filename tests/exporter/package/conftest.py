@@ -24,9 +24,9 @@ def openvino_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _named(bundle: Path, name: str) -> Path:
-    """Copies a bundle and adds what newer ones have: the names of the classes."""
+    """Copies a bundle and adds what newer ones have: classes, and that samples are independent."""
     shutil.copytree(_BUNDLES / name, bundle)
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    manifest["classes"] = CLASSES
+    manifest |= {"classes": CLASSES, "samples_independent": True}
     (bundle / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     return bundle

@@ -292,7 +292,7 @@ def test_a_ladder_of_batches(target: str, tmp_path: Path) -> None:
     assert [*config.dynamic_batching.preferred_batch_size] == [1, 2, 8]
     assert config.max_batch_size == 8
     assert len([*(model / "1").glob("model*")]) == (4 if target == "ort" else 5)  # model.py too
-    inputs = product_inputs(13)  # 8 + 2 + 2 + 1
+    inputs = product_inputs(13)
     said, answers = execute(model, tmp_path, inputs, [6, 7])
     assert said == ["", ""]
     found = np.concatenate([one["y"] for one in answers])
@@ -335,6 +335,28 @@ def test_without_batching_a_client_has_to_read_the_checks(tmp_path: Path) -> Non
     config = config_of(output / "product")
     assert [one.name for one in config.output] == ["y", "holds"]
     assert not config.model_warmup  # without a reference nothing is made up
+
+
+def test_samples_that_may_depend_on_one_another_are_not_joined(tmp_path: Path) -> None:
+    bundle = product_bundle(tmp_path / "product", 4)
+    dataclasses.replace(read_manifest(bundle), samples_independent=False).write(bundle)
+    given = ("--format", "triton", "--batching", "--output", tmp_path / "models")
+    refusal(tokexport("package", bundle, *given), 2, tmp_path, "did not show that samples")
+
+
+def test_the_plan_goes_by_what_runs_took(tmp_path: Path) -> None:
+    """Where a run of eight takes as long as one of two, seven samples are one run of eight."""
+    bundle = product_bundle(tmp_path / "product", 8, 2)
+    manifest = read_manifest(bundle)
+    rungs = tuple(dataclasses.replace(one, latency_ms=1.0) for one in manifest.rungs)
+    dataclasses.replace(manifest, latency_ms=1.0, rungs=rungs).write(bundle)
+    model = packaged(bundle, tmp_path / "models", "--batching")
+    plan = json.loads((model / "1" / "serving.json").read_text())["plan"]
+    assert plan == [[2], [2], *[[8]] * 6]
+    inputs = product_inputs(7)
+    _, answers = execute(model, tmp_path, inputs, [3, 4])
+    found = np.concatenate([one["y"] for one in answers])
+    np.testing.assert_allclose(found, product_of(inputs), rtol=1e-5)
 
 
 def test_what_has_no_batch_is_not_batched(tmp_path: Path) -> None:
