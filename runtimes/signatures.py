@@ -81,6 +81,7 @@ def require_signature(bundle: Path, signer: Signer) -> None:
         SignatureError: There is no signature, it is another's, a file was altered or added since,
             or the key cannot be read.
     """
+    bundle = bundle.resolve()  # the folder itself may be reached by a link
     files = (signer.public_key,) if signer.public_key is not None else signer.certificates
     for path in files:
         _read(path, "The public key" if signer.public_key is not None else "The certificate")

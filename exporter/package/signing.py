@@ -81,8 +81,12 @@ def sign_bundle(
     if chain and certificate is None:
         raise UsageError("--chain goes with a certificate.", fix="Pass --certificate too.")
     content = read_content(bundle)
-    place = bundle / SIGNATURE_NAME
-    found = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if not p.is_dir()}
+    place, folder = bundle / SIGNATURE_NAME, bundle.resolve()
+    found = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
     if strangers := sorted(found - content.files.keys() - {SIGNATURE_NAME}):
         raise UsageError(
             "The bundle has files in it that compile did not write there.",
@@ -97,7 +101,7 @@ def sign_bundle(
         )
     with scratch_folder() as scratch:
         made = scratch / SIGNATURE_NAME
-        _sign(bundle, made, key, certificate, chain)
+        _sign(folder, made, key, certificate, chain)
         with written_whole(place, "signature") as partial:
             shutil.copyfile(made, partial)
     return SignedBundle(

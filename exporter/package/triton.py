@@ -221,8 +221,10 @@ def _one_line(text: str) -> str:
 
 def _notes(manifest: Manifest, options: PackageOptions) -> tuple[str, ...]:
     found = []
+    if manifest.runtime.details.get("weight_bits") == 8:
+        found.append("On a processor without VNNI it answers wrongly, and Triton does not refuse.")
     if options.batching:
-        return ()
+        return tuple(found)
     if manifest.rungs:
         found.append(
             f"Only the artifact for {manifest.batch} samples is served; --batching takes all."

@@ -396,6 +396,18 @@ def test_other_curves(ort_bundle: Path, tmp_path: Path, curve: ec.EllipticCurve)
         pass
 
 
+def test_a_folder_that_is_reached_by_a_link(ort_bundle: Path, tmp_path: Path, keys: Keys) -> None:
+    shutil.copytree(ort_bundle, tmp_path / "v2")
+    (current := tmp_path / "current").symlink_to("v2")
+    assert tokexport("sign", current, "--key", keys.private).code == 0
+    for bundle in (current, tmp_path / "v2"):
+        with load(bundle, public_key=keys.public):
+            pass
+    (tmp_path / "v2" / "linked").symlink_to(tmp_path)
+    refused = tokexport("sign", current, "--key", keys.private, "--force")
+    refusal(refused, 2, tmp_path / "v2", "files in it that compile did not write", "linked")
+
+
 def test_what_cannot_be_signed(ort_bundle: Path, tmp_path: Path, keys: Keys) -> None:
     shutil.copytree(ort_bundle, bundle := tmp_path / "bundle")
     for key in (keys.public, bundle / "model.onnx", tmp_path / "nowhere.pem"):

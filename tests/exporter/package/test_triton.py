@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from helpers.cli import refusal, tokexport
+from helpers.cli import in_own_process, refusal, tokexport
 from helpers.plain_runtime import hold_to_reference
 from helpers.small_bundles import LARGEST, WEIGHT, WIDTH, product_bundle
 from tritonclient.grpc import model_config_pb2 as proto
@@ -25,6 +25,7 @@ from tokexport.exporter.package.options import PackageOptions
 from tokexport.exporter.package.triton import triton_files
 from tokexport.exporter.package.triton_config import TritonModel
 from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec, read_manifest
+from tokexport.runtimes.native_library import native_library
 from tokexport.runtimes.verification import read_reference
 
 
@@ -139,6 +140,15 @@ def test_refusals(ort_bundle: Path, openvino_bundle: Path, tmp_path: Path) -> No
     assert "--threads is -1" in refused(ort_bundle, "--threads", "-1")
     assert "waits for others only where" in refused(ort_bundle, "--delay-us", "5")
     assert not (tmp_path / "models").exists()
+
+
+def test_wide_int8_weights_are_noted(ort_bundle: Path, tmp_path: Path) -> None:
+    content = read_content(ort_bundle)
+    runtime = RuntimeInfo("ort", "onnxruntime-cpu", "1.32.0", {"weight_bits": 8})
+    manifest = dataclasses.replace(content.manifest, runtime=runtime)
+    for options in (PackageOptions(), PackageOptions(batching=True)):
+        _, notes = triton_files(dataclasses.replace(content, manifest=manifest), options)
+        assert [one for one in notes if "without VNNI" in one]
 
 
 def test_a_folder_of_others_is_never_replaced(ort_bundle: Path, tmp_path: Path) -> None:
@@ -271,6 +281,30 @@ def test_requests_are_joined_split_and_filled_up(
     assert [len(one["output"]) for one in answers] == sizes
     found = np.concatenate([one["output"] for one in answers])
     np.testing.assert_allclose(found, outputs["output"][:7], atol=1e-4)
+
+
+def test_native_kernels_where_they_are_named(ort_bundle: Path, tmp_path: Path) -> None:
+    library = native_library()
+    assert library is not None
+    model = packaged(ort_bundle, tmp_path / "models", "--batching", "--kernels", library)
+    inputs, outputs = samples_of(ort_bundle)
+    _, (found,) = execute(model, tmp_path, {"image": inputs["image"][:3]}, [3])
+    np.testing.assert_allclose(found["output"], outputs["output"][:3], atol=1e-4)
+    serving = json.loads((model / "1" / "serving.json").read_text())
+    (model / "1" / "serving.json").write_text(json.dumps({**serving, "library": "/nowhere.so"}))
+    with pytest.raises(AssertionError, match="nowhere.so"):  # it is what is registered
+        execute(model, tmp_path, {"image": inputs["image"][:3]}, [3])
+
+
+@pytest.mark.parametrize("format", ["tar", "triton", "oci"])
+def test_a_disk_that_takes_no_more_leaves_nothing(
+    ort_bundle: Path, tmp_path: Path, format: str
+) -> None:
+    given = ("package", ort_bundle, "--format", format, "--output", tmp_path / "package")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))"
+    answer = in_own_process(*given, before=limit)
+    refusal(answer, 4, tmp_path, "cannot be written")
+    assert [*tmp_path.iterdir()] == []
 
 
 def product_inputs(samples: int) -> dict[str, np.ndarray]:
