@@ -19,7 +19,6 @@ import typer
 
 from tokexport.exporter.cli import bench as cli_bench
 from tokexport.exporter.cli import bisect as cli_bisect
-from tokexport.exporter.cli import bom as cli_bom
 from tokexport.exporter.cli import compare as cli_compare
 from tokexport.exporter.cli import lock as cli_lock
 from tokexport.exporter.cli import package as cli_package
@@ -28,7 +27,6 @@ from tokexport.exporter.cli import reduce as cli_reduce
 from tokexport.exporter.cli import report as cli_report
 from tokexport.exporter.cli import run as cli_run
 from tokexport.exporter.cli import schema as cli_schema
-from tokexport.exporter.cli import sign as cli_sign
 from tokexport.exporter.cli import verify as cli_verify
 from tokexport.exporter.cli.parts.messages import (
     console,
@@ -315,8 +313,6 @@ cli_compare.add_commands(app)
 cli_lock.add_commands(app)
 cli_bisect.add_commands(app)
 cli_package.add_commands(app)
-cli_sign.add_commands(app)
-cli_bom.add_commands(app)
 cli_schema.add_commands(app)
 
 

@@ -1,4 +1,4 @@
-"""The command that packages a bundle: it parses, calls and prints."""
+"""The commands that package, sign and list what is in a bundle: they parse, call and print."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Adds package."""
+    """Adds package, sign and bom."""
     app.command("package")(package_command)
+    app.command("sign")(sign_command)
+    app.command("bom")(bom_command)
 
 
 def package_command(
@@ -60,6 +62,59 @@ def package_command(
         options = PackageOptions(name, batching, delay_us, instances, threads, kernels)
         done = package_bundle(bundle, format, output, options, force=force)
         show(json, done.to_json(), partial(_render, done), f"The package is {output}.")
+
+
+def sign_command(
+    bundle: Bundle,
+    key: Annotated[
+        Path, typer.Option(metavar="PEM", help="The private key, on an elliptic curve.")
+    ],
+    certificate: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="The key's certificate, to go with it.")
+    ] = None,
+    chain: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PEM", help="Certificates between it and the root; repeatable."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the signature of a signed bundle.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Sign a bundle as OpenSSF Model Signing has it, offline: writes model.sig into it."""
+    with report_errors(json):
+        from tokexport.exporter.package.signing import sign_bundle
+
+        done = sign_bundle(bundle, key, certificate=certificate, chain=chain or (), force=force)
+        option = "--public-key PEM" if certificate is None else "--trusted-certificate PEM"
+
+        def render(console: Console) -> None:
+            said = (
+                f"{done.signature} signs {len(done.covered)} files.\n"
+                f"Verify it: tokexport verify {bundle} {option}"
+            )
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
+
+        show(json, done.to_json(), render, f"The signature is {done.signature}.")
+
+
+def bom_command(
+    bundle: Bundle,
+    output: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("bom.json"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file at --output.")] = False,
+    json: Json = False,
+) -> None:
+    """Write the bill of materials of a bundle, as CycloneDX 1.6 with a model card."""
+    with report_errors(json):
+        from tokexport.exporter.package.bom import write_bom
+
+        done = write_bom(bundle, output, force=force)
+
+        def render(console: Console) -> None:
+            said = f"{output}: {done.components} components, {done.metrics} measured figures"
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
+
+        show(json, done.to_json(), render, f"The bill of materials is {output}.")
 
 
 def _render(done: PackagedBundle, console: Console) -> None:

@@ -167,6 +167,8 @@ def _card(content: Content) -> dict[str, Any]:
         "inputs": [{"format": str(spec)} for spec in manifest.inputs],
         "outputs": [{"format": str(spec)} for spec in manifest.outputs],
     }
+    if manifest.scores is not None:
+        parameters["task"] = "classification"
     if manifest.token_schedule:
         parameters["architectureFamily"] = "transformer"
     card: dict[str, Any] = {"bom-ref": "model-card", "modelParameters": parameters}

@@ -203,16 +203,21 @@ def _warm_up(content: Content, model: TritonModel) -> tuple[tuple[WarmUp, ...], 
 
 def _labels(manifest: Manifest) -> tuple[str, str] | None:
     """Returns the output whose entries are the classes, and their names, a line each."""
-    classes = manifest.classes
+    if manifest.scores is not None and manifest.labels is not None:
+        return manifest.scores.output, _lines(manifest.labels)
+    classes = manifest.classes  # as bundles made before have it
     if not classes:
         return None
     most = max(classes.values())
     for spec in manifest.outputs:
         if len(spec.shape) == 2 and spec.shape[1] > most:
             names = {number: name for name, number in classes.items()}
-            lines = (_one_line(names.get(index, "")) for index in range(most + 1))
-            return spec.name, "".join(f"{line}\n" for line in lines)
+            return spec.name, _lines([names.get(index, "") for index in range(most + 1)])
     return None
+
+
+def _lines(names: Sequence[str]) -> str:
+    return "".join(f"{_one_line(name)}\n" for name in names)
 
 
 def _one_line(text: str) -> str:

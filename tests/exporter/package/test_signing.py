@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from helpers.cli import refusal, tokexport
 
-from tokexport.exporter.bundle.writer import BundleWriter
+from tokexport.exporter.bundle.bundle_folder import BundleWriter
 from tokexport.exporter.errors import OutputExistsError
 from tokexport.exporter.package.package import package_bundle
 from tokexport.exporter.package.signing import sign_bundle

@@ -24,6 +24,7 @@ from tokexport.exporter.package.content import read_content
 from tokexport.exporter.package.options import PackageOptions
 from tokexport.exporter.package.triton import triton_files
 from tokexport.exporter.package.triton_config import TritonModel
+from tokexport.runtimes.bundle.class_scores import ClassScores
 from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec, read_manifest
 from tokexport.runtimes.native_library import native_library
 from tokexport.runtimes.verification import read_reference
@@ -75,6 +76,16 @@ def test_labels_stand_in_the_order_of_their_numbers(ort_bundle: Path, tmp_path: 
     assert logits.label_filename == "labels.txt"
     lines = (model / "labels.txt").read_text(encoding="utf-8").splitlines()
     assert lines == [f"digit {number}" for number in range(10)]
+
+
+def test_labels_of_an_output_that_scores(ort_bundle: Path) -> None:
+    content = read_content(ort_bundle)
+    scores = ClassScores("output", "logits")
+    names = ("a\nb", "", *map(str, range(8)))
+    manifest = dataclasses.replace(content.manifest, scores=scores, labels=names)
+    files, _ = triton_files(dataclasses.replace(content, manifest=manifest), PackageOptions())
+    lines = files["vit-ort/labels.txt"].decode().splitlines()
+    assert lines == ["a b", "", *map(str, range(8))]
 
 
 def test_openvino(openvino_bundle: Path, tmp_path: Path) -> None:
