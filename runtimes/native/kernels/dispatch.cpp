@@ -3,12 +3,7 @@
 #include <cstring>
 
 #include "kernels/kernels.h"
-
-#if defined(TOKEXPORT_X86)
-#include <cpuid.h>
-#elif defined(TOKEXPORT_ARM) && defined(__linux__)
-#include <sys/auxv.h>
-#endif
+#include "kernels/processor.h"
 
 namespace tokexport {
 
@@ -62,26 +57,6 @@ TOKEXPORT_NO_TABLE(avx512vnni);
 
 namespace {
 
-#ifdef TOKEXPORT_X86
-// The leaf 7.1 of CPUID; the compiler's own name for it is younger than the compilers in use.
-bool has_avx_vnni() {
-  unsigned a = 0;
-  unsigned b = 0;
-  unsigned c = 0;
-  unsigned d = 0;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & (1u << 4)) != 0;
-}
-#endif
-
-#if defined(TOKEXPORT_ARM) && defined(__linux__)
-// What Linux calls asimddp and i8mm; headers older than the processors do not have the bits' names.
-bool has_dot_product() { return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; }
-bool has_matrix_product() { return (getauxval(AT_HWCAP2) & (1ul << 13)) != 0; }
-#elif defined(TOKEXPORT_ARM)
-bool has_dot_product() { return false; }
-bool has_matrix_product() { return false; }
-#endif
-
 // What the processor can do, the best first.
 struct Choice {
   const char* name;
@@ -90,21 +65,19 @@ struct Choice {
 };
 
 const Kernels& chosen() {
-#ifdef TOKEXPORT_X86
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
-                          __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#if defined(TOKEXPORT_X86)
+  const Processor processor = processor_at_hand();
   const Choice choices[] = {
-      {"avx512vnni", table_avx512vnni, has_avx512 && __builtin_cpu_supports("avx512vnni")},
-      {"avx512", table_avx512, has_avx512},
-      {"avxvnni", table_avxvnni, has_avx2 && has_avx_vnni()},
-      {"avx2", table_avx2, has_avx2},
+      {"avx512vnni", table_avx512vnni, processor.avx512vnni},
+      {"avx512", table_avx512, processor.avx512},
+      {"avxvnni", table_avxvnni, processor.avxvnni},
+      {"avx2", table_avx2, processor.avx2},
   };
 #elif defined(TOKEXPORT_ARM)
+  const Processor processor = processor_at_hand();
   const Choice choices[] = {
-      {"neon_i8mm", table_neon_i8mm, has_dot_product() && has_matrix_product()},
-      {"neon_dotprod", table_neon_dotprod, has_dot_product()},
+      {"neon_i8mm", table_neon_i8mm, processor.i8mm},
+      {"neon_dotprod", table_neon_dotprod, processor.dotprod},
   };
 #endif
 #if defined(TOKEXPORT_X86) || defined(TOKEXPORT_ARM)

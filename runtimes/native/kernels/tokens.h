@@ -143,9 +143,9 @@ inline Floats combine(Reduce mode, Floats a, Floats b) {
     case Reduce::kProduct:
       return a * b;
     case Reduce::kMax:
-      return (b > a) | (b != b) ? b : a;
+      return ((b > a) | (b != b)) ? b : a;
     case Reduce::kMin:
-      return (b < a) | (b != b) ? b : a;
+      return ((b < a) | (b != b)) ? b : a;
     default:
       return b;
   }
