@@ -47,6 +47,7 @@ class BundleRunner(Runner):
         first = runners[0]
         super().__init__(first.inputs, first.outputs, first.runtime)
         self.cores = cores
+        self.manifest = manifests[0]
         self.runners = {
             manifest.batch: runner for manifest, runner in zip(manifests, runners, strict=True)
         }
@@ -65,6 +66,15 @@ class BundleRunner(Runner):
     def batches(self) -> tuple[int, ...]:
         """The numbers of samples that an artifact takes at once, in the order of the bundle."""
         return tuple(self.runners)
+
+    @property
+    def samples_mix(self) -> bool:
+        """Whether samples of several callers may share a run, each being answered by itself."""
+        return self._splits and len(self._batched) == len(self.inputs)
+
+    @property
+    def _splits(self) -> bool:
+        return self._independent and not self._unsplit and bool(self._batched)
 
     def plan(self, samples: int) -> list[int]:
         """Returns the batches that a run of some samples is cut into; the last may have room left.
@@ -106,7 +116,7 @@ class BundleRunner(Runner):
 
     def _require_splitting(self, samples: int) -> None:
         """Refuses a number of samples that has no artifact of its own, where they stay together."""
-        if self._independent and not self._unsplit and self._batched:
+        if self._splits:
             return
         takes = " or ".join(map(str, self.batches))
         if self._unsplit:

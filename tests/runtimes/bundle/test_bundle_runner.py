@@ -228,6 +228,19 @@ def test_samples_that_do_not_fit_are_refused(
         runner.run(arrays)
 
 
+@pytest.mark.parametrize(
+    ("batches", "options"),
+    [((1, 4), {}), ((4,), {"independent": False, "mixes": True}), ((4,), {"sums": True})],
+)
+def test_callers_share_no_run_where_an_input_has_no_samples(
+    make_ladder: Maker, batches: tuple[int, ...], options: dict[str, bool]
+) -> None:
+    with load(make_ladder(*batches, **options), threads=1) as runner:
+        assert not runner.samples_mix  # the gain is one for all samples of a run
+        assert runner.manifest is not None
+        assert runner.manifest.batch == batches[0]
+
+
 def test_only_some_artifacts_are_loaded(make_ladder: Maker) -> None:
     bundle = make_ladder(1, 4, 8)
     with load(bundle, threads=1, batches=[4]) as runner:
