@@ -82,7 +82,7 @@ class BundleRunner(Runner):
         Args:
             samples: How many samples there are, 1 or more.
         """
-        return self._plan.cut(samples)
+        return self._plan.cut(samples) if self._splits else [samples]
 
     def warm_up(self) -> dict[int, float]:
         """Warms up each artifact, and cuts samples from now on by what the runs took.

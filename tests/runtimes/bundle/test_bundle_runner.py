@@ -199,6 +199,17 @@ def test_samples_that_lean_on_others_stay_in_a_batch_of_their_own(make_ladder: M
                 runner.run(samples(count))
 
 
+def test_samples_that_lean_on_others_are_not_split_where_that_were_faster(
+    make_ladder: Maker,
+) -> None:
+    times = {4: 100.0, 2: 1.0}
+    with load(make_ladder(4, 2, independent=False, mixes=True, latencies=times)) as runner:
+        arrays = samples(4)
+        found = runner.run(arrays)["logits"]
+    plain = wanted(arrays)
+    np.testing.assert_allclose(found, plain + plain.mean(), rtol=1e-5, atol=1e-5)
+
+
 def test_an_output_of_all_samples_together_is_not_put_together(make_ladder: Maker) -> None:
     with load(make_ladder(4, sums=True), threads=1) as runner:
         assert runner.run(samples(4))["mean"].shape == ()
