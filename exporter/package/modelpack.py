@@ -7,6 +7,7 @@ docs/config.md, schema/config-schema.json.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from tokexport.exporter.package.content import Content, Files
@@ -18,21 +19,15 @@ from tokexport.exporter.package.oci_layout import (
     digest_of,
     image_layout,
 )
-from tokexport.runtimes.bundle.manifest import Manifest
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
 from tokexport.runtimes.signatures import SIGNATURE_NAME
 
 _PREFIX: Final = "application/vnd.cncf.model"
 ARTIFACT_TYPE: Final = f"{_PREFIX}.manifest.v1+json"
 CONFIG_TYPE: Final = f"{_PREFIX}.config.v1+json"
 FILE_PATH: Final = "org.cncf.model.filepath"
-#: What kind a file is, where it is no weight.
-_KINDS: Final = {
-    "manifest.json": "weight.config",
-    "report.json": "doc",
-    "report.html": "doc",
-    "page.json": "doc",
-    SIGNATURE_NAME: "doc",
-}
+#: The reports of a bundle, one an artifact.
+_REPORT: Final = re.compile(r"(report|page)(\.batch\d+)?\.(json|html)")
 #: The format of the artifact, by the flavour of its runtime.
 _FORMATS: Final = {
     "onnxruntime-cpu": "onnx",
@@ -44,11 +39,11 @@ _FORMATS: Final = {
 
 def modelpack_files(content: Content) -> tuple[Files, str]:
     """Returns the files of the layout, and the digest of its manifest."""
-    kinds = _KINDS | {one.reference: "dataset" for one in content.ladder()}
+    references = {one.reference for one in content.ladder()}
     layers = [
         Layer(
             path,
-            f"{_PREFIX}.{kinds.get(name, 'weight')}.v1.raw",
+            f"{_PREFIX}.{_kind(name, references)}.v1.raw",
             {FILE_PATH: name, TITLE: name},
         )
         for name, path in content.files.items()
@@ -56,6 +51,15 @@ def modelpack_files(content: Content) -> tuple[Files, str]:
     config = Layer(as_json(_config(content, layers)), CONFIG_TYPE)
     about = {CREATED: content.manifest.created, TITLE: content.name}
     return image_layout(layers, artifact_type=ARTIFACT_TYPE, config=config, annotations=about)
+
+
+def _kind(name: str, references: set[str]) -> str:
+    """Returns what kind of file the specification takes a file of a bundle for."""
+    if name == MANIFEST_NAME:
+        return "weight.config"
+    if name in references:
+        return "dataset"
+    return "doc" if _REPORT.fullmatch(name) or name == SIGNATURE_NAME else "weight"
 
 
 def _config(content: Content, layers: list[Layer]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -107,6 +108,36 @@ def test_modelpack_as_its_schema_says(openvino_bundle: Path, tmp_path: Path) -> 
     assert config["descriptor"]["createdAt"] == found.created
     for key in ("descriptor", "modelfs"):
         assert [*validator.iter_errors({**config, key: {"unknown": 1}})]
+
+
+def test_what_kind_every_file_of_a_ladder_is(tmp_path: Path) -> None:
+    bundle = product_bundle(tmp_path / "product", 8, 2)
+    manifest = read_manifest(bundle)
+    more = ("reference-b2.npz", "report.batch2.json", "report.html", "model.onnx.data")
+    hashes = {}
+    for name in more:
+        (bundle / name).write_text(name)
+        hashes[name] = hash_file(bundle / name)
+    dataclasses.replace(manifest, files={**manifest.files, **hashes}).write(bundle)
+    (bundle / "model.sig").write_text("{}")
+    files, digest = modelpack_files(read_content(bundle))
+    manifest_blob = files[f"blobs/sha256/{digest.removeprefix('sha256:')}"]
+    kinds = {
+        layer["annotations"]["org.cncf.model.filepath"]: layer["mediaType"]
+        for layer in json.loads(manifest_blob)["layers"]
+    }
+    assert {
+        name: kind.split(".model.")[1].removesuffix(".v1.raw") for name, kind in kinds.items()
+    } == {
+        "manifest.json": "weight.config",
+        "model.batch2.onnx": "weight",
+        "model.onnx": "weight",
+        "model.onnx.data": "weight",
+        "model.sig": "doc",
+        "reference-b2.npz": "dataset",
+        "report.batch2.json": "doc",
+        "report.html": "doc",
+    }
 
 
 def test_no_attention_is_called_no_transformer(tmp_path: Path) -> None:
