@@ -221,6 +221,7 @@ assert len(answers) == len(requests)
 said = [one.error.text if one.error else "" for one in answers]
 found = [{t.name(): t.as_numpy() for t in one.output_tensors} for one in answers]
 assert not [name for name in sys.modules if name.partition(".")[0] in ("tokexport", "torch")]
+assert sys.modules.get("openvino_telemetry") is None
 np.savez(output, said=np.array(said), **{
     f"{i}/{name}": array for i, one in enumerate(found) for name, array in one.items()})
 """
