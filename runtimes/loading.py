@@ -11,13 +11,8 @@ from typing import Final
 from tokexport.runtimes import native_library
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
 from tokexport.runtimes.bundle.bundle_runner import BundleRunner
-from tokexport.runtimes.bundle.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    TensorSpec,
-    broken_manifest,
-    read_manifest,
-)
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, TensorSpec
+from tokexport.runtimes.bundle.manifest_reader import broken_manifest, read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.compatibility import check_compatibility
 from tokexport.runtimes.cores.affinity import on_cores

@@ -41,13 +41,8 @@ import numpy as np
 
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import file_in
-from tokexport.runtimes.bundle.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    RuntimeInfo,
-    TensorSpec,
-    read_manifest,
-)
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, RuntimeInfo, TensorSpec
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.array_archive import Archive, ArchiveError

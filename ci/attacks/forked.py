@@ -44,7 +44,7 @@ def compile_old(folder: Path) -> Path:
 def state_of(output: Path, old: Path) -> str:
     """Returns what lies at an output: none, old, new, aside for a new one, or damaged."""
     from tokexport.runtimes.bundle.bundle_files import check_files
-    from tokexport.runtimes.bundle.manifest import read_manifest
+    from tokexport.runtimes.bundle.manifest_reader import read_manifest
     from tokexport.runtimes.errors import RuntimesError
 
     if not output.exists():

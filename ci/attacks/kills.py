@@ -183,7 +183,7 @@ def _put_in_place(old: Path, output: Path, force: bool) -> int:
     from tokexport.exporter.bundle.bundle_folder import BundleWriter
     from tokexport.exporter.cli.parts.messages import report_errors
     from tokexport.exporter.config import compile_config
-    from tokexport.runtimes.bundle.manifest import read_manifest
+    from tokexport.runtimes.bundle.manifest_reader import read_manifest
 
     def write() -> None:
         with report_errors(False):

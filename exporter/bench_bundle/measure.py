@@ -38,7 +38,8 @@ from tokexport.exporter.system.machine import describe_machine
 from tokexport.exporter.typed_json import typed
 from tokexport.exporter.worker.messages import Message, error_from, read_message, write_message
 from tokexport.exporter.worker.process import RUN_SECONDS, VARIABLE, python_path, time_limit
-from tokexport.runtimes.bundle.manifest import Manifest, read_manifest
+from tokexport.runtimes.bundle.manifest import Manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import RunError
 from tokexport.runtimes.memory import FIX, lacks_memory
 from tokexport.runtimes.processor import usable_cores

@@ -30,7 +30,7 @@ from tokexport.exporter.worker.own_process import (
     pipes,
 )
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.cores.processor_use import (

@@ -35,7 +35,8 @@ from tokexport.exporter.progress import Checklist
 from tokexport.exporter.typed_json import typed
 from tokexport.runtimes import errors as runtime_errors
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
-from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import RunError
 from tokexport.runtimes.printable import all_printable, printable
 

@@ -34,7 +34,8 @@ from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes.ops import ops
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import check_files
-from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec, read_manifest
+from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.compatibility import check_processor
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.loading import check_contents

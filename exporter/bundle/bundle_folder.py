@@ -36,7 +36,8 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.system.exchange import exchange
 from tokexport.exporter.system.scratch import HeldFolder, held_signals, sweep
 from tokexport.runtimes.bundle.bundle_files import hash_file
-from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError, RuntimeMissingError
 from tokexport.runtimes.signatures import SIGNATURE_NAME
 

@@ -25,13 +25,8 @@ from tokexport.exporter.report.tables import failed_gate
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.runtimes.artifact_needs import artifact_needs
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
-from tokexport.runtimes.bundle.manifest import (
-    BUILT_NOT_RUN,
-    PASSED,
-    Manifest,
-    RuntimeInfo,
-    read_manifest,
-)
+from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, Manifest, RuntimeInfo
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError, NoDeviceError
 from tokexport.runtimes.files.ir_contents import weights_beside
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents

@@ -21,7 +21,7 @@ from tokexport.exporter.json_values import plain
 from tokexport.exporter.parity.hits import accuracy, class_warnings
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.system.output_file import check_place, written_whole
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.loading import load
 
 

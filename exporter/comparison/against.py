@@ -61,7 +61,8 @@ from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes.ops import ops
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, TensorSpec, read_manifest
+from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, TensorSpec
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.pictures.preprocessing import Preprocessing

@@ -20,7 +20,8 @@ from tokexport.exporter.requirements import require_compile_packages
 from tokexport.exporter.worker.openings import Opening
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
-from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, TensorSpec, read_manifest
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, TensorSpec
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.loading import load

@@ -21,7 +21,7 @@ from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.errors import GraphError
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module, make_replay_graph
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 
 
 def decision_agreement(

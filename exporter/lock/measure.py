@@ -27,7 +27,8 @@ from tokexport.exporter.lock.lock_file import (
 )
 from tokexport.exporter.parity.hits import hits
 from tokexport.runtimes.bundle.bundle_files import file_in
-from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, read_manifest
+from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.errors import NoDeviceError

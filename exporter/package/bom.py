@@ -27,7 +27,8 @@ from tokexport.exporter.package.content import Content, read_content
 from tokexport.exporter.report.file_names import REPORT_NAME
 from tokexport.exporter.system.output_file import check_place, written_whole
 from tokexport.runtimes.bundle.bundle_files import hash_file
-from tokexport.runtimes.bundle.manifest import ANEW, MANIFEST_NAME, Manifest
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
+from tokexport.runtimes.bundle.manifest_reader import ANEW
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.regular_files import read_at_most
 from tokexport.runtimes.signatures import require_signature, signer_of

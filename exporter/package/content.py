@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
-from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.ir_contents import weights_beside
 from tokexport.runtimes.files.onnx_contents import onnx_contents

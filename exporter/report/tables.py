@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.json_values import plain
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.compatibility import Need, compare_with_machine
 from tokexport.runtimes.doctor import Component, summary
 from tokexport.runtimes.loading import unknown_flavour

@@ -18,7 +18,8 @@ from tokexport.exporter.report_page.page import Page, write_page, write_page_who
 from tokexport.exporter.requirements import require_page_packages
 from tokexport.exporter.system.output_file import check_place
 from tokexport.runtimes.bundle.bundle_files import hash_file
-from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.regular_files import read_at_most
 from tokexport.runtimes.printable import printable

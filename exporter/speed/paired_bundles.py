@@ -37,7 +37,8 @@ from tokexport.exporter.speed.paired_decision import (
 from tokexport.exporter.speed.time_limits import TimeLimits, time_limits
 from tokexport.exporter.system.machine import describe_machine
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec, read_manifest
+from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.cores.processor_use import (

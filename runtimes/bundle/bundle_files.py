@@ -7,7 +7,8 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from tokexport.runtimes.bundle.manifest import ANEW, MANIFEST_NAME, Manifest, broken_manifest
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
+from tokexport.runtimes.bundle.manifest_reader import ANEW, broken_manifest
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.regular_files import open_regular
 

@@ -18,9 +18,10 @@ from dataclasses import replace
 import numpy as np
 
 from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.array_checks import check_inputs
 from tokexport.runtimes.bundle.batch_plan import BatchPlan
 from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec
-from tokexport.runtimes.bundle.runner import Runner, check_inputs
+from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import InputMismatchError
 
 

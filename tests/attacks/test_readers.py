@@ -17,7 +17,7 @@ from attacks.wire import damage_message, fields, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.array_archive import Archive, ArchiveError, read_npy
 from tokexport.runtimes.files.ir_contents import check_ir

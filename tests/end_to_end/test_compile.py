@@ -25,7 +25,8 @@ from tokexport.exporter.errors import (
     OutputExistsError,
     UsageError,
 )
-from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, read_manifest
+from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.verification import verify_bundle
 
 TARGETS = ("ort", "openvino", "trt")

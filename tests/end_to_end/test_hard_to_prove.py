@@ -25,7 +25,8 @@ import tokexport
 from tokexport.exporter.compile import CompileResult
 from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes import pipelines
-from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, read_manifest
+from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.tolerances.neighbourhoods import Neighbourhoods, worst
 from tokexport.runtimes.verification import verify_bundle

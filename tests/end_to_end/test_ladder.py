@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import tokexport
 from tokexport.exporter.errors import GateError, ModelNotSupportedError, UsageError
 from tokexport.runtimes import load
-from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, read_manifest
+from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError, InputMismatchError
 from tokexport.runtimes.tolerances.neighbourhoods import within_local_floor
 from tokexport.runtimes.verification import verify_bundle

@@ -24,7 +24,7 @@ from torch import nn
 
 from tokexport.exporter.compile import compile
 from tokexport.runtimes import load
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.pictures import (
     Preprocessing,
     classify,

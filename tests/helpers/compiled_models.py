@@ -38,7 +38,7 @@ from tokexport.exporter.ties.replay_stages import ReplayArtifacts, StageReplay
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.openvino.runner import OpenVinoRunner
 from tokexport.runtimes.ort.runner import OrtRunner

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.verification import read_reference, verify_runner
 
 #: What a user's own program may look like: no import of ours, and none is there to import.

@@ -19,7 +19,8 @@ from onnx import helper
 from tokexport.runtimes import artifact_needs as needs
 from tokexport.runtimes import compatibility, load
 from tokexport.runtimes.artifact_needs import architecture, artifact_needs
-from tokexport.runtimes.bundle.manifest import RuntimeInfo, read_manifest
+from tokexport.runtimes.bundle.manifest import RuntimeInfo
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.bundle.requirements import Requirements, release
 from tokexport.runtimes.compatibility import compare_with_machine
 from tokexport.runtimes.errors import (

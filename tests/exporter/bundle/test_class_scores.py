@@ -17,7 +17,7 @@ from tokexport.exporter.bundle.class_scores import BundledClasses, bundled_class
 from tokexport.exporter.compile import compile
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.runtimes.bundle.class_scores import ClassScores
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 16}
 SMALL = {**SIZES, "intermediate_size": 8}

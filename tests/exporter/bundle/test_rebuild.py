@@ -20,7 +20,8 @@ from helpers.json_schemas import check_bundle
 
 import tokexport as package
 from tokexport.runtimes import load
-from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, read_manifest
+from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError, IncompatibleError, NoDeviceError
 from tokexport.runtimes.trt.cuda_driver import CudaDriver, CudaDriverError
 from tokexport.runtimes.trt.libraries import load_rtx

@@ -24,8 +24,8 @@ from tokexport.runtimes.bundle.manifest import (
     Manifest,
     RuntimeInfo,
     TensorSpec,
-    read_manifest,
 )
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 
 MANIFEST = Manifest(
     schema_version=SCHEMA_VERSION,

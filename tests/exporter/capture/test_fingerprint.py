@@ -20,7 +20,7 @@ from tokexport.exporter.config import InputConfig
 from tokexport.exporter.eager.example_inputs import prepare
 from tokexport.exporter.source import SourceOptions, load_source
 from tokexport.exporter.source.in_memory import source_in_memory
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 
 SOURCE = f"{MODELS}:plain_vit"
 SHAPE = InputConfig(input_shape=(1, 3, 24, 24))

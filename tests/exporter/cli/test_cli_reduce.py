@@ -13,7 +13,7 @@ from helpers.cli import MODELS, Answer, compile_model, refusal, tokexport
 from models.cli_models import plain_vit
 
 import tokexport as package
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 
 SOURCE = f"{MODELS}:plain_vit"
 #: Runs a program in a process that cannot import the package or any library but torch.

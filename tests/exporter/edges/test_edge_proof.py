@@ -25,7 +25,8 @@ from tokexport.exporter.parity.proof import ParityError
 from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.torch_passes.graph.editor import Editor, aten
 from tokexport.graph_passes.torch_passes.graph.pass_runner import TorchPass
-from tokexport.runtimes.bundle.manifest import TensorSpec, read_manifest
+from tokexport.runtimes.bundle.manifest import TensorSpec
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import InputMismatchError
 
 

@@ -37,7 +37,7 @@ from tokexport.exporter.inputs.constant_inputs import (
 )
 from tokexport.exporter.inspection.inspect import inspect
 from tokexport.exporter.source.in_memory import source_in_memory
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.ort.runner import OrtRunner

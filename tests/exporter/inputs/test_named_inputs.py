@@ -36,7 +36,8 @@ from tokexport.exporter.inputs.batches import read_inputs
 from tokexport.exporter.inputs.named_arrays import read_arrays
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.manifest import TensorSpec, read_manifest
+from tokexport.runtimes.bundle.manifest import TensorSpec
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.ort.runner import OrtRunner
 

@@ -17,7 +17,7 @@ from helpers.small_bundles import product_bundle
 from tokexport.exporter.package.bom import bom_of, write_bom
 from tokexport.exporter.package.content import read_content
 from tokexport.runtimes.bundle.bundle_files import hash_file
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 
 VALIDATOR = JsonStrictValidator(SchemaVersion.V1_6)
 

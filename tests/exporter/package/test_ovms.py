@@ -12,7 +12,7 @@ import pytest
 from helpers.cli import refusal, tokexport
 from helpers.plain_runtime import hold_to_reference
 
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.verification import read_reference
 
 #: What docs/parameters.md of the server documents of a model in a configuration file.

@@ -18,7 +18,7 @@ from helpers.small_bundles import product_bundle
 from tokexport.exporter.package.content import read_content
 from tokexport.exporter.package.modelpack import modelpack_files
 from tokexport.runtimes.bundle.bundle_files import hash_file
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.verification import verify_bundle
 
 SCHEMA = Path(__file__).parent / "modelpack" / "config-schema.json"

@@ -26,7 +26,7 @@ from tokexport.exporter.errors import ModelNotSupportedError, UsageError
 from tokexport.exporter.inspection.inspect import GIVEN_MEANS, inspect
 from tokexport.exporter.report.report import render
 from tokexport.runtimes import load
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.verification import verify_bundle
 
 RECIPE = "tome:r=4"

@@ -24,7 +24,7 @@ import tokexport
 from tokexport.exporter.errors import GateError, InputError, OutputExistsError, UsageError
 from tokexport.exporter.report_page.bundle_page import page_of, write_bundle_page
 from tokexport.graph_passes import pipelines
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.verification import verify_bundle
 

@@ -41,7 +41,7 @@ from tokexport.graph_passes.onnx_passes.every_target.choose_forms import TokenCa
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.ops.token_forms import NATIVE, candidates, form_name
 from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module
-from tokexport.runtimes.bundle.manifest import read_manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.verification import verify_bundle
 
 MERGE = TokenCall("merge_tokens_sum", ((2, 9, 4), (2, 8, 4), (2, 6), (2, 3), (2, 3)))

@@ -14,7 +14,8 @@ from onnx import TensorProto
 from onnx.helper import make_node, make_tensor_value_info
 
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
-from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, read_manifest
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError, InputMismatchError
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.ort.runner import OrtRunner

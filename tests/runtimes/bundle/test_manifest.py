@@ -26,8 +26,8 @@ from tokexport.runtimes.bundle.manifest import (
     Manifest,
     RuntimeInfo,
     TensorSpec,
-    read_manifest,
 )
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError
 
 BundleMaker = Callable[..., Path]
