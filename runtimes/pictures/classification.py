@@ -12,13 +12,14 @@ A picture that cannot be decoded takes no place in a batch: its result holds the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.class_scores import INDEPENDENT, LOGITS, ClassScores
 from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec
 from tokexport.runtimes.bundle.runner import Runner
@@ -140,6 +141,38 @@ class Classifier:
                 waiting, count = [], 0
         yield from self._finished(waiting)
 
+    def prepared(self, pixels: np.ndarray) -> dict[str, Array]:
+        """Returns the input of the model for one picture, by name, with one sample.
+
+        Args:
+            pixels: (H, W, 3) uint8: red, green, blue.
+
+        Raises:
+            PreprocessingError: The steps do not give what the model takes.
+        """
+        return {self._spec.name: self._steps.apply(pixels)[None]}
+
+    def ranked(self, outputs: Mapping[str, Array]) -> list[tuple[ClassScore, ...]]:
+        """Returns the highest classes of each sample of a run, the highest first.
+
+        Args:
+            outputs: What the runner returned, for any number of samples.
+
+        Raises:
+            RunError: The runtime gave numbers that are not finite.
+        """
+        scores = outputs[self._scores.name].astype(np.float64)
+        if not np.isfinite(scores).all():
+            raise RunError(
+                "The artifact gave scores that are not finite.",
+                where=f"Output: {self._scores}",
+                fix="Hold the bundle to its gates: tokexport verify BUNDLE.",
+            )
+        return [
+            self._highest(one)
+            for one in (probabilities(scores) if self._form == LOGITS else scores)
+        ]
+
     def _read(self, picture: PictureLike) -> tuple[ClassifiedPicture, np.ndarray | None]:
         """Decodes and preprocesses a picture, or returns what is wrong with it."""
         if isinstance(picture, np.ndarray):
@@ -157,25 +190,18 @@ class Classifier:
     ) -> Iterator[ClassifiedPicture]:
         """Runs one batch, and gives each picture its classes."""
         rows = [values for _, values in waiting if values is not None]
-        scores = iter(self._run(rows) if rows else ())
+        classes = iter(self._run(rows) if rows else ())
         for one, values in waiting:
             if values is None:
                 yield one
             else:
-                yield ClassifiedPicture(one.file, self._highest(next(scores)), one.notes)
+                yield ClassifiedPicture(one.file, next(classes), one.notes)
 
-    def _run(self, rows: list[np.ndarray]) -> np.ndarray:
-        """Returns the output (pictures, classes) of the scores; the batch is filled up."""
+    def _run(self, rows: list[np.ndarray]) -> list[tuple[ClassScore, ...]]:
+        """Returns the highest classes of some pictures; the batch is filled up."""
         filled = rows + rows[-1:] * (self.batch - len(rows))
-        found = self._runner.run({self._spec.name: np.stack(filled)})[self._scores.name]
-        scores = found[: len(rows)].astype(np.float64)
-        if not np.isfinite(scores).all():
-            raise RunError(
-                "The artifact gave scores that are not finite.",
-                where=f"Output: {self._scores}",
-                fix="Hold the bundle to its gates: tokexport verify BUNDLE.",
-            )
-        return probabilities(scores) if self._form == LOGITS else scores
+        found = self._runner.run({self._spec.name: np.stack(filled)})
+        return self.ranked({self._scores.name: found[self._scores.name][: len(rows)]})
 
     def _highest(self, scores: np.ndarray) -> tuple[ClassScore, ...]:
         """Returns the highest classes of a picture; of equal ones the lower number comes first."""

@@ -14,7 +14,9 @@ grey of 16 bits, which Pillow cuts off at 255::
 
 from __future__ import annotations
 
+import io
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +52,8 @@ _TURNS: Final = {
 _WITH_PREVIEWS: Final = "MPO"
 _WITH_ALPHA: Final = ("RGBA", "RGBa", "LA", "La", "PA")
 _OTHER_COLOURS: Final = ("CMYK", "LAB", "HSV")
+#: What errors call a picture that is no file.
+_IN_MEMORY: Final = "a picture in memory"
 _ANEW: Final = "Copy the file again, save it anew as JPEG or PNG, or leave it out."
 
 
@@ -66,20 +70,22 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
-def decode(path: str | Path, *, most_pixels: int = MOST_PIXELS) -> Picture:
+def decode(picture: str | Path | bytes, *, most_pixels: int = MOST_PIXELS) -> Picture:
     """Decodes a file of a picture; its contents decide the format, not its suffix.
 
     Args:
-        path: The file: JPEG, PNG, WebP, TIFF, BMP, GIF, or what else this Pillow reads.
+        picture: The file, or its bytes: JPEG, PNG, WebP, TIFF, BMP, GIF, or what else this Pillow
+            reads.
         most_pixels: The most pixels that it may have.
 
     Raises:
         PictureError: It is missing, no picture, damaged or cut off, or has more pixels.
         RuntimeMissingError: Pillow is not installed.
     """
-    path, pillow = Path(path), pillow_image()
+    path = Path(_IN_MEMORY if isinstance(picture, bytes) else picture)
+    pillow = pillow_image()
     try:
-        with open_regular(path) as file, warnings.catch_warnings():
+        with _opened(picture) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, metadata and transparency: said here
             return _decoded(pillow, file, path, most_pixels)
     except (PictureError, MemoryError):
@@ -103,6 +109,11 @@ def decode(path: str | Path, *, most_pixels: int = MOST_PIXELS) -> Picture:
             where=f"{path} ({reason})",
             fix=_ANEW,
         ) from error
+
+
+def _opened(picture: str | Path | bytes) -> AbstractContextManager[BinaryIO]:
+    """Opens a file, or bytes as one."""
+    return io.BytesIO(picture) if isinstance(picture, bytes) else open_regular(Path(picture))
 
 
 def _decoded(pillow: ModuleType, file: BinaryIO, path: Path, most_pixels: int) -> Picture:

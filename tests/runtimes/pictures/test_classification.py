@@ -24,7 +24,7 @@ from tokexport.runtimes.errors import (
     RunError,
 )
 from tokexport.runtimes.ort.runner import OrtRunner
-from tokexport.runtimes.pictures import Classifier, classify, parse_preprocessing
+from tokexport.runtimes.pictures import Classifier, classify, decode, parse_preprocessing
 
 BATCH, SIDE, CLASSES = 3, 4, 6
 STEPS = parse_preprocessing(f"size={SIDE},mean=half")
@@ -115,6 +115,19 @@ def test_batches_are_filled_up(bundle: MakeBundle, photos: list[Path]) -> None:
         np.testing.assert_allclose(
             [s.score for s in one.classes], [s.score for s in other.classes], rtol=1e-5
         )
+
+
+def test_pictures_are_batched_by_a_caller(bundle: MakeBundle, photos: list[Path]) -> None:
+    with load(bundle(batch=1), threads=1) as runner:
+        classifier = Classifier(runner, 2)
+        inputs = [classifier.prepared(decode(path).pixels) for path in photos]
+        name = runner.inputs[0].name
+        joined = np.concatenate([one[name] for one in inputs])
+        ranked = classifier.ranked(runner.run({name: joined}))
+        wanted = [one.classes for one in classifier.classified(photos)]
+    assert [[one.index for one in classes] for classes in ranked] == [
+        [one.index for one in classes] for classes in wanted
+    ]
 
 
 def test_broken_pictures_do_not_stop_the_others(bundle: MakeBundle, photos: list[Path]) -> None:

@@ -178,6 +178,17 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     refused(tmp_path / "pipe.png", "It is a pipe")
 
 
+def test_the_bytes_of_a_file_are_decoded_as_the_file(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(RGB).convert("RGBA"), tmp_path / "a.png")
+    found, wanted = decode(path.read_bytes()), decode(path)
+    np.testing.assert_array_equal(found.pixels, wanted.pixels)
+    assert found.notes == wanted.notes
+    for body in (b"", b"not a picture", path.read_bytes()[:-30]):
+        with pytest.raises(PictureError) as caught:
+            decode(body)
+        assert "a picture in memory" in caught.value.where
+
+
 def test_floating_point_and_wide_grey_are_refused(tmp_path: Path) -> None:
     image = Image.fromarray(np.ones((2, 2), np.float32))
     refused(saved(image, tmp_path / "a.tif"), "floating-point", "8 bits a channel")
