@@ -1,0 +1,1 @@
+"""Serves a bundle over HTTP: pictures to classes, arrays to outputs."""
