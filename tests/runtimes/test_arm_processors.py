@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import arm_processors
 import numpy as np
 import pytest
 from helpers.emulated_kernels import (
@@ -96,3 +98,21 @@ def test_the_kernels_compute_what_their_functions_say(processor: str, server: Pa
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("bundle", ["kernels_ort", "least_cosine", "relative_tolerance"])
+@pytest.mark.parametrize("processor", arm_processors.PROCESSORS, ids=lambda one: one.isa)
+def test_a_bundle_that_was_compiled_on_x86_passes_its_gate(
+    processor: arm_processors.Processor, bundle: str, server: Path
+) -> None:
+    arm_processors.fetch()
+    root = arm_processors.ROOT
+    script = [str(root / "ci" / "verified_bundle.py"), str(root / "tests" / "bundles" / bundle)]
+    library = str(server.with_name("tokexport_native.so"))
+    environment = {"PYTHONPATH": str(root / "ci" / "typing"), "TOKEXPORT_NATIVE": library}
+    said = arm_processors.run_python(processor, script, environment)
+    assert said.returncode == 0, said.stderr
+    found = json.loads(said.stdout.splitlines()[-1])
+    assert (found["machine"], found["kernels"]) == ("aarch64", processor.isa)
+    assert found["passed"], found
