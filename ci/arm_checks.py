@@ -259,7 +259,7 @@ def page() -> str:
         for name, processor in names.items()
     ]
     versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "onnxruntime", "openvino"))
-    worst = max((one.get("share", float("inf")) for one in there), default=0.0)
+    worst = max((one["share"] for one in there if "share" in one), default=0.0)
     return "\n".join(
         [
             "# Checks on ARM",
@@ -269,7 +269,7 @@ def page() -> str:
             "An emulator says nothing of speed, and none is claimed.",
             "",
             f"**{len(lines)} checks, {len(failed)} failed.** Of what the gates of the bundles "
-            f"allow, the worst took {worst:.2f} on ARM. {versions}, from PyPI's wheels for "
+            f"allow, the worst that ran took {worst:.2f} on ARM. {versions}, from PyPI's wheels for "
             "aarch64.",
             "",
             "## Kernels",
@@ -324,7 +324,7 @@ def bundle_table(lines: list[dict[str, Any]]) -> list[str]:
 def cell(one: dict[str, Any]) -> str:
     """Returns how one verification went."""
     if "share" not in one:
-        return "refused"
+        return "crashed" if "Segmentation" in one.get("error", "") else "refused"
     return f"{one['share']:.2f}" if one["passed"] else f"**{one['share']:.2f}**"
 
 
