@@ -269,8 +269,8 @@ def page() -> str:
             "An emulator says nothing of speed, and none is claimed.",
             "",
             f"**{len(lines)} checks, {len(failed)} failed.** Of what the gates of the bundles "
-            f"allow, the worst that ran took {worst:.2f} on ARM. {versions}, from PyPI's wheels for "
-            "aarch64.",
+            f"allow, the worst that ran took {worst:.2f} on ARM. {versions}, "
+            "from PyPI's wheels for aarch64.",
             "",
             "## Kernels",
             "",
