@@ -57,6 +57,13 @@ class OnlyFew(Linear):
         return found if x.shape[0] < 4 else found[:, :3]
 
 
+class Grows(Linear):
+    """Answers in numbers that no absolute tolerance fits where there are several samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1e7 if x.shape[0] > 1 else 1.0)
+
+
 def linear(kind: type[Linear], batch: int = 1) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     return kind(), torch.randn(batch, 8)
@@ -158,6 +165,19 @@ def test_outputs_that_differ_by_more_than_the_batch_are_refused(tmp_path: Path) 
             model, example, output=tmp_path / "bundle", batch=(1, 4), timed=False, page=False
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_further_artifact_that_fails_leaves_its_own_report(tmp_path: Path) -> None:
+    model, example = linear(Grows)
+    with pytest.raises(GateError, match="Parity failed") as caught:
+        tokexport.compile(
+            model, example, output=tmp_path / "bundle", batch=(1, 2), atol=1e-6, timed=False
+        )
+    assert caught.value.batch == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.failed"]
+    report = json.loads((tmp_path / "bundle.failed" / "report.json").read_text())
+    assert report["status"] == "FAILED"
+    assert report["gates"] or report["stages"]
 
 
 @pytest.mark.usefixtures("without_gpu")
