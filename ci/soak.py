@@ -6,9 +6,9 @@
 The model is timm's test_vit with ToMe, random weights under a seed, compiled for 1 and for 4
 samples in ``build/soak``, where other bundles may lie as well. Each runtime has a process of its
 own. Before the threads start, one thread asks every question alone: 1 to 9 samples from each of
-several places of a pool. Then each thread asks them in an order of its own, by ``run``, by ``run``
-into memory of its own, and by ``submit``. An answer is the one of before, bit by bit; or it is
-counted, and has to be within the gate of the bundle.
+several places of a pool. Then all threads ask the same at once, and after that each thread asks in
+an order of its own, by ``run``, by ``run`` into memory of its own, and by ``submit``. An answer is
+the one of before, bit by bit; or it is counted, and has to be within the gate of the bundle.
 
 The memory is the resident set, sampled twice a second. What is fitted through the samples behind
 the first fifth is the median of the slopes between all pairs (Theil and Sen), which a page that
@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +54,8 @@ WAYS = ("run", "out", "submit")
 SEED = 0
 #: The first part of the time, whose memory does not count, and the seconds between samples.
 WARM, INTERVAL_S = 0.2, 0.5
+#: How often all threads ask each question at once, before anything is measured.
+RUSHES = 5
 #: How many messages of failed calls are kept.
 _MOST_MESSAGES = 5
 #: The most points that a slope is fitted through: the pairs are their square.
@@ -85,7 +87,7 @@ class Soaked:
         wrong: How many were beyond the gate.
         failed: How many calls raised.
         messages: The first errors.
-        rss_mib: The memory at the beginning, behind the first fifth, and at the end.
+        rss_mib: The memory at the beginning and behind each tenth of the time.
         grown_mib: What the fitted slope comes to behind the first fifth.
         files: Open files at the beginning and at the end.
     """
@@ -97,7 +99,7 @@ class Soaked:
     wrong: int
     failed: int
     messages: tuple[str, ...]
-    rss_mib: tuple[float, float, float]
+    rss_mib: tuple[float, ...]
     grown_mib: float
     files: tuple[int, int]
 
@@ -227,26 +229,37 @@ def soaked(
     counts = [Counter[str]() for _ in range(threads)]
     messages: list[str] = []
 
-    def ask(number: int) -> None:
-        order, own = random.Random(number), counts[number]
-        while not stop.is_set():
-            one, way = order.choice(asked), order.choice(WAYS)
-            try:
-                found = answered(runner, way, one)
-            except Exception as error:  # whatever it is, it is counted and shown
-                own["failed"] += 1
-                messages.append(f"{way}: {error!r:.300}")
-                continue
-            own[way] += 1
-            own["samples"] += len(next(iter(one.arrays.values())))
-            own[judged(one.answer, found, floor)] += 1
+    def once(own: Counter[str], way: str, one: Question) -> None:
+        try:
+            found = answered(runner, way, one)
+        except Exception as error:  # whatever it is, it is counted and shown
+            own["failed"] += 1
+            messages.append(f"{way}: {error!r:.300}")
+            return
+        own[way] += 1
+        own["samples"] += len(next(iter(one.arrays.values())))
+        own[judged(one.answer, found, floor)] += 1
 
+    def ask(own: Counter[str], number: int) -> None:
+        order = random.Random(number)
+        while not stop.is_set():
+            once(own, order.choice(WAYS), order.choice(asked))
+
+    def rush(own: Counter[str], number: int) -> None:
+        for way in ("run", "out"):
+            for one in [*asked[:MOST_SAMPLES]] * RUSHES:
+                together.wait()
+                once(own, way, one)
+
+    # A runner keeps a request for each run that was ever on its way at once. Left to chance, the
+    # last of them come when every thread happens to ask the same, and look like a leak.
+    together = threading.Barrier(threads)
+    for worker in begun_threads(rush, counts):
+        worker.join()
     files = open_files()
     rss: list[tuple[float, float]] = [(0.0, resident_mib())]
-    workers = [threading.Thread(target=ask, args=(number,)) for number in range(threads)]
     begun = time.monotonic()
-    for worker in workers:
-        worker.start()
+    workers = begun_threads(ask, counts)
     while (passed := time.monotonic() - begun) < seconds:
         time.sleep(min(INTERVAL_S, seconds - passed))
         rss.append((time.monotonic() - begun, resident_mib()))
@@ -263,10 +276,20 @@ def soaked(
         wrong=whole["wrong"],
         failed=whole["failed"],
         messages=tuple(messages[:_MOST_MESSAGES]),
-        rss_mib=(round(rss[0][1], 1), round(late[0][1], 1), round(rss[-1][1], 1)),
+        rss_mib=tuple(round(rss[round(tenth * (len(rss) - 1) / 10)][1], 1) for tenth in range(11)),
         grown_mib=round(slope(late) * (late[-1][0] - late[0][0]), 2),
         files=(files, open_files()),
     )
+
+
+def begun_threads(
+    work: Callable[[Counter[str], int], None], counts: Sequence[Counter[str]]
+) -> list[threading.Thread]:
+    """Begins a thread for each counter, which the work gets with its number."""
+    made = [threading.Thread(target=work, args=(own, number)) for number, own in enumerate(counts)]
+    for thread in made:
+        thread.start()
+    return made
 
 
 def resident_mib() -> float:

@@ -198,12 +198,14 @@ class Service:
     async def _model(self, request: Request) -> Response:
         """Answers with what the model takes and gives."""
         runner = self._runner
-        specs = {"inputs": runner.inputs, "outputs": runner.outputs}
-        found: dict[str, object] = {
-            name: [{**asdict(one), "shape": [None, *one.shape[1:]]} for one in specs[name]]
-            for name in specs
-        }
-        return JSONResponse(found | {"batches": runner.batches, "runtime": runner.runtime.flavour})
+        found: dict[str, object] = {"batches": runner.batches, "runtime": runner.runtime.flavour}
+        for name, specs in (("inputs", runner.inputs), ("outputs", runner.outputs)):
+            any_number = [None] if runner.samples_mix else []
+            shapes = ([*any_number, *one.shape[len(any_number) :]] for one in specs)
+            found[name] = [
+                {**asdict(one), "shape": shape} for one, shape in zip(specs, shapes, strict=True)
+            ]
+        return JSONResponse(found)
 
     async def _live(self, request: Request) -> Response:
         """Answers as long as the process does."""

@@ -80,6 +80,9 @@ def test_a_picture_is_answered_as_the_bundle_does(bundle: Path, limited: str) ->
         (wanted,) = classifier.ranked(runner.run(classifier.prepared(decode(body).pixels)))
     assert answer.status_code == 200
     found = answer.json()
+    model = httpx2.get(f"{limited}/model").json()
+    assert model["inputs"] == [{"name": "x", "shape": [None, 3, SIDE, SIDE], "dtype": "float32"}]
+    assert model["batches"] == [1, 4]
     assert found["form"] == "probability"
     assert found["notes"] == []
     assert [one["label"] for one in found["classes"]] == [one.label for one in wanted]
@@ -225,8 +228,8 @@ def test_a_model_of_two_inputs_takes_an_npz(tmp_path: Path) -> None:
     assert "2 inputs" in alone.json()["error"]
     assert picture.status_code == 404
     assert "no classifier" in picture.json()["error"]
-    assert model["inputs"][0] == {"name": "x", "shape": [None, WIDTH], "dtype": "float32"}
-    assert model["outputs"][0]["shape"] == [None, CLASSES]
+    assert model["inputs"][0] == {"name": "x", "shape": [2, WIDTH], "dtype": "float32"}
+    assert model["outputs"][0]["shape"] == [2, CLASSES]
 
 
 def test_one_that_is_refused_spoils_no_run(bundle: Path) -> None:
