@@ -23,7 +23,6 @@ import numpy as np
 
 from tokexport.runtimes import BundleRunner
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.errors import RuntimesError
 
 Outputs = dict[str, Array]
 
@@ -140,7 +139,7 @@ class Batcher:
         begun = time.perf_counter()
         try:
             if len(batch) > 1:
-                with contextlib.suppress(RuntimesError):
+                with contextlib.suppress(Exception):  # each says by itself what it was
                     return [*self._together(batch)]
             return [self._alone(one) for one in batch]
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -259,6 +260,41 @@ def test_one_that_is_refused_spoils_no_run(bundle: Path) -> None:
     for one, right in zip(found, wanted, strict=True):
         assert isinstance(one, dict)
         np.testing.assert_array_equal(one["output"], right)
+
+
+def test_a_failure_of_a_shared_run_ends_nothing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a run raises, each request is tried by itself, and the next are run."""
+    one = {"x": np.ones((1, 3, SIDE, SIDE), np.float32)}
+
+    async def answers() -> list[object]:
+        batcher = Batcher(runner, 0.01, lambda count, seconds: None)
+        working = asyncio.create_task(batcher.work())
+        found: list[object] = []
+        for _ in range(2):
+            asked = (batcher.answer(one) for _ in range(3))
+            found += await asyncio.gather(*asked, return_exceptions=True)
+        working.cancel()
+        batcher.close()
+        return found
+
+    with load(bundle, threads=1) as runner:
+        right, run = runner.run(one), runner.run
+        calls = itertools.count()
+
+        def fails(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            if len(arrays["x"]) > 1 or next(calls) == 1:
+                raise MemoryError("There is not enough memory.")
+            return run(arrays)
+
+        monkeypatch.setattr(runner, "run", fails)
+        found = asyncio.run(answers())
+    assert isinstance(found.pop(1), MemoryError)
+    assert len(found) == 5
+    for answer in found:
+        assert isinstance(answer, dict)
+        np.testing.assert_array_equal(answer["output"], right["output"])
 
 
 def test_the_commands_of_its_readme_run(
