@@ -7,7 +7,6 @@ run on arrays, from run on pictures, and from bundles that hold their preprocess
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ import pytest
 import torch
 from helpers.cli import refusal, tokexport
 from helpers.json_schemas import check_bundle
+from helpers.picture_digits import NAMES, OFF, PICTURE, STEPS, TEXT, Trained, hold, train
 from helpers.thorough import thorough_but
-from helpers.torchvision_ops import define_torchvision_operators
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import nn
 
 from tokexport.exporter.compile import compile
@@ -32,89 +30,11 @@ from tokexport.runtimes.pictures import (
     parse_preprocessing,
 )
 
-define_torchvision_operators()
-
-import timm  # noqa: E402
-
-TEXT = "size=32,crop=0.9,mean=half,interpolation=bicubic"
-STEPS = parse_preprocessing(TEXT)
-NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-#: Height and width of the pictures.
-PICTURE = (48, 64)
-#: How far a probability may be off that of eager.
-OFF = 2e-5
-
-
-def drawn(digit: np.ndarray) -> Image.Image:
-    """Draws a digit (8, 8) of 0 … 16 in colour on a picture."""
-    grey = Image.fromarray((digit * 15).astype(np.uint8)).resize((40, 40), Image.Resampling.BICUBIC)
-    picture = Image.new("RGB", PICTURE[::-1], (20, 30, 60))
-    picture.paste(Image.merge("RGB", (grey, grey.rotate(180), grey)), (12, 4))
-    return picture
-
-
-def vit() -> nn.Module:
-    """A small ViT for pictures of 32 × 32, of fresh weights."""
-    options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 4, "depth": 3}
-    return timm.models.VisionTransformer(**options, mlp_ratio=2, num_classes=10)
-
-
-def trained(folder: Path) -> nn.Module:
-    """The ViT of the weights in a folder: what ``--builder`` names."""
-    model = vit()
-    model.load_state_dict(torch.load(folder / "weights.pt"))
-    return model.eval()
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model that was trained, and pictures that it did not see.
-
-    Attributes:
-        model: The model.
-        photos: A folder of pictures.
-        names: A file of the names of its classes.
-        paths: The pictures.
-        probabilities: What it makes of them in eager, (pictures, 10).
-        digits: What they show.
-    """
-
-    model: nn.Module
-    photos: Path
-    names: Path
-    paths: list[Path]
-    probabilities: np.ndarray
-    digits: np.ndarray
-
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Trains the ViT for a moment."""
-    folder = tmp_path_factory.mktemp("digits")
-    torch.manual_seed(0)
-    data = load_digits()
-    pictures = [drawn(one) for one in data.images]
-    x = torch.from_numpy(np.stack([STEPS.apply(np.asarray(one)) for one in pictures]))
-    y = torch.from_numpy(data.target)
-    model, seen = vit().train(), torch.arange(len(x) - 12)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(6):
-        for rows in seen[torch.randperm(len(seen))].split(64):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[rows]), y[rows], label_smoothing=0.2).backward()
-            optimizer.step()
-    model.eval()
-    photos = folder / "photos"
-    photos.mkdir()
-    paths = [photos / f"{place:02}.png" for place in range(12)]
-    for path, picture in zip(paths, pictures[-12:], strict=True):
-        picture.save(path)
-    (folder / "names.txt").write_text("\n".join(NAMES))
-    with torch.no_grad():
-        probabilities = model(x[-12:]).softmax(-1).numpy()
-    digits = data.target[-12:]
-    assert (probabilities.argmax(-1) == digits).mean() > 0.6
-    return Trained(model, photos, folder / "names.txt", paths, probabilities, digits)
+    return train(tmp_path_factory.mktemp("digits"))
 
 
 def bundle_of(digits: Trained, output: Path, target: str, **options: Any) -> Path:
@@ -133,20 +53,6 @@ def bundle_of(digits: Trained, output: Path, target: str, **options: Any) -> Pat
     return output
 
 
-def hold(digits: Trained, found: list[dict[str, Any]], rows: np.ndarray, off: float) -> None:
-    """Holds classes as ``run --json`` prints them to probabilities, up to near-ties."""
-    assert len(found) == len(rows)
-    for picture, wanted in zip(found, rows, strict=True):
-        order = np.argsort(-wanted)[:5]
-        values = wanted[order]
-        for rank, one in enumerate(picture["classes"]):
-            assert one["score"] == pytest.approx(values[rank], abs=off)
-            assert one["label"] == NAMES[one["index"]]
-            apart = np.abs(np.delete(values, rank) - values[rank]).min(initial=1)
-            if apart > 4 * off:
-                assert one["index"] == order[rank]
-
-
 @pytest.mark.parametrize("target", ["ort", "openvino"])
 def test_the_same_labels_by_every_way(digits: Trained, target: str, tmp_path: Path) -> None:
     rows = digits.probabilities
@@ -162,7 +68,7 @@ def test_the_same_labels_by_every_way(digits: Trained, target: str, tmp_path: Pa
         wanted = (2, 3, *size) if embed is None else (2, *size, 3)
         assert (spec.shape, spec.dtype) == (wanted, "uint8" if embed else "float32")
         printed = tokexport("run", bundle, digits.photos, "--top", "5", "--json").json
-        hold(digits, printed["pictures"], rows, OFF)
+        hold(printed["pictures"], rows)
         x = np.stack([left.apply(decode(path).pixels) for path in digits.paths])
         np.savez(tmp_path / "x.npz", **{spec.name: x})
         given = ("--inputs", tmp_path / "x.npz", "--output", tmp_path / "y.npz", "--force")
