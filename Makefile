@@ -34,6 +34,8 @@ test: $(INSTALLED)
 	-@ci/debian_program.sh skopeo usr/bin/skopeo
 	-@ci/aarch64.sh
 	-@ci/sshd.sh
+	-@ci/cpp_packages.sh
+	-@ci/node_packages.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(INSTALLED)

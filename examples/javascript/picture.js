@@ -1,0 +1,63 @@
+/** Decodes PNG files to the pixels that tokexport's own decoder gives. */
+
+import { PNG } from "pngjs";
+
+import { readWhole } from "./bundle.js";
+import { Problem } from "./problem.js";
+
+const SIGNATURE = Buffer.from([0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a]);
+const LARGEST = 1 << 28;
+const PALETTE = 3;
+/** The chunks of text, and the words they begin with where they may turn a picture. */
+const TEXTS = ["tEXt", "zTXt", "iTXt"];
+const TURNING = ["Raw profile type ", "XML:com.adobe.xmp\0"];
+
+/**
+ * Returns pixels (height, width, 3): red, green, blue. Transparency is dropped, and the colours beneath it stay.
+ *
+ * Throws Problem: the file is missing, no PNG or damaged, or not as large as the artifact takes it; or it holds
+ * what this decoder would read otherwise: 16 bits a channel, a transparent colour, metadata that may turn it.
+ */
+export async function decodePng(path, height, width) {
+  const file = await readWhole(path, LARGEST);
+  if (!file.subarray(0, 8).equals(SIGNATURE) || file.length < 33) throw new Problem(`${path} is no PNG file.`);
+  const [wide, tall] = [file.readUInt32BE(16), file.readUInt32BE(20)];
+  if (tall !== height || wide !== width) {
+    throw new Problem(
+      `${path} has ${tall} x ${wide} pixels (height x width), and the artifact takes ${height} x ${width}.`,
+    );
+  }
+  refuseWhatIsReadOtherwise(path, file);
+  let data;
+  try {
+    ({ data } = PNG.sync.read(file));
+  } catch (error) {
+    throw new Problem(`${path} is damaged or cut off: ${error.message}.`);
+  }
+  const pixels = new Uint8Array(height * width * 3);
+  for (let pixel = 0; pixel < height * width; pixel++) {
+    pixels.set(data.subarray(4 * pixel, 4 * pixel + 3), 3 * pixel);
+  }
+  return pixels;
+}
+
+function refuseWhatIsReadOtherwise(path, file) {
+  if (file[24] === 16) throw new Problem(`${path} has 16 bits a channel: save it with 8.`);
+  for (const { type, data } of chunks(file)) {
+    if (type === "tRNS" && file[25] !== PALETTE) {
+      throw new Problem(`${path} has a transparent colour: save it without transparency.`);
+    }
+    const word = TEXTS.includes(type) ? data.toString("latin1", 0, 32) : "";
+    if (type === "eXIf" || TURNING.some((one) => word.startsWith(one))) {
+      throw new Problem(`${path} has metadata that may turn it: save it without.`);
+    }
+  }
+}
+
+function* chunks(file) {
+  for (let place = 8; place + 12 <= file.length; ) {
+    const end = place + 8 + file.readUInt32BE(place);
+    yield { type: file.toString("latin1", place + 4, place + 8), data: file.subarray(place + 8, end) };
+    place = end + 4;
+  }
+}
