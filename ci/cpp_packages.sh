@@ -23,7 +23,10 @@ options=(
 apt-get "${options[@]}" update
 cd "$place/apt/archives"
 names=(nlohmann-json3-dev)
-test -e /usr/include/png.h || names+=(libpng-dev libpng16-16 zlib1g-dev)
+if ! test -e /usr/include/png.h; then # its library has another name from Debian 13 on
+  library=$(apt-cache "${options[@]}" depends libpng-dev | sed -n "s/.*Depends: \(libpng16[^ ]*\)$/\1/p")
+  names+=(libpng-dev "$library" zlib1g-dev)
+fi
 apt-get "${options[@]}" download "${names[@]}"
 for package in *.deb; do dpkg -x "$package" "$place"; done
 rm -r "$place/apt"
