@@ -66,7 +66,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy --exclude examples/parity_in_ci examples ci/measure_compile.py ci/results.py ci/digits_reduction.py ci/reduction_matrix.py ci/bench.py \
 	  ci/proof_mutations.py ci/operator_table.py ci/operator_families.py ci/docs_site.py ci/reference_pages.py ci/json_schemas.py \
 	  ci/overview_picture.py ci/real_weights.py ci/compare_compiles.py ci/compare_speed.py ci/lock_checks.py \
-	  ci/attack.py ci/speed_trials.py ci/soak.py ci/serve_load.py ci/attacks/*.py \
+	  ci/attack.py ci/speed_trials.py ci/soak.py ci/serve_load.py ci/environments.py ci/attacks/*.py \
 	  ci/arm_checks.py ci/arm_processors.py ci/verified_bundle.py ci/wheels.py
 
 # The library is built anew with -fsanitize=address, and found by its variable; the leaks that it

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 import torch
 from digits_vit import DigitsViT
+from environments import alike, ask, differences
 from helpers.cli import tokexport as tokexport_command
+from helpers.fresh_environments import Environment, build_wheel, new_environment
+from helpers.picture_digits import OFF
 from helpers.sshd import server
 from helpers.torchvision_ops import child_environment
 
@@ -25,59 +28,10 @@ from tokexport.exporter.schemas.stored import all_schemas, schema
 ROOT = Path(__file__).parents[2]
 
 
-@dataclass(frozen=True)
-class Environment:
-    """A virtual environment with a tokexport of its own."""
-
-    folder: Path
-
-    def python(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """Runs its Python, away from the checkout, with warnings as errors."""
-        return subprocess.run(
-            [self.folder / "bin" / "python", "-I", "-W", "error", *arguments],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def tokexport(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """Runs its tokexport command."""
-        return self.python(self.folder / "bin" / "tokexport", *arguments)
-
-    def install(self, *requirements: str | Path) -> None:
-        """Installs into it with pip and the versions of constraints.txt."""
-        pip = [sys.executable, "-m", "pip", "--python", self.folder / "bin" / "python"]
-        pip += ["-qq", "--disable-pip-version-check", "install"]
-        result = subprocess.run(
-            [*pip, "-c", ROOT / "constraints.txt", *requirements],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
-
-    def has(self, module: str) -> bool:
-        """Whether a module can be found in it."""
-        result = self.python("-c", f"import importlib.util as u; print(u.find_spec({module!r}))")
-        assert result.returncode == 0, result.stderr
-        return result.stdout.strip() != "None"
-
-
-def new_environment(folder: Path) -> Environment:
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    return Environment(folder)
-
-
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "-qq", "wheel", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", folder, ROOT], check=True)
-    (path,) = folder.glob("*.whl")
-    return path
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
@@ -340,3 +294,15 @@ def test_warnings_are_errors_for_every_command(tmp_path: Path) -> None:
         )
         assert result.returncode == 0, result.stdout + result.stderr
         assert "Warning" not in result.stderr
+
+
+@pytest.mark.thorough
+def test_the_same_labels_in_every_environment(wheel: Path, tmp_path: Path) -> None:
+    eager, *others = ask(tmp_path, wheel)
+    assert [one.environment for one in others] == [
+        *("numpy + onnxruntime", "numpy + openvino", "C++", "Node.js"),
+    ]
+    for one in others:
+        assert differences(one, eager, "score") < OFF
+        assert differences(one, eager, "margin") < 2 * OFF
+        assert alike(one, eager, near=4 * OFF) == len(eager.pictures)
