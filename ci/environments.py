@@ -3,17 +3,20 @@
     PyTorch, eager          the reduced ViT, on the preprocessing of the runner
     onnxruntime, openvino   a virtual environment built from nothing: numpy, Pillow, the runtime and
                             the wheel of tokexport without what it depends on
+    aarch64                 numpy, Pillow and onnxruntime for 64-bit ARM, on an emulated processor
     C++, Node.js            the programs of examples/, on a bundle that does its own preprocessing
 
-The ViT is trained for a moment, and merges tokens in every block. It fetches packages with pip, and
-takes minutes; ``--write`` writes ``ci/ENVIRONMENTS.md``.
+The ViT is trained for a moment, and merges tokens in every block. Packages are fetched with pip and
+apt, which takes minutes; ``--write`` writes ``ci/ENVIRONMENTS.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import arm_processors
 import numpy as np
 
 ROOT: Final = Path(__file__).parents[1]
@@ -85,6 +89,8 @@ def ask(folder: Path, wheel: Path | None = None) -> list[Answer]:
         bundle = compile_reduced(digits, folder / target, target, batch=2, embed=False)
         environment = new_environment(folder / f"{target}-environment")
         answers.append(_ask_python(environment, runtime, wheel, bundle, digits))
+        if runtime == "onnxruntime":
+            answers.append(_ask_arm(folder / "arm", bundle, digits))
     embedded = compile_reduced(digits, folder / "embedded", "ort", batch=2, embed=True)
     for name, build in (("C++", cpp_classifier), ("Node.js", node_classifier)):
         program = build(folder / name)
@@ -103,6 +109,25 @@ def _ask_python(
     done = environment.python(program, bundle, *digits.paths)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return Answer(f"numpy + {runtime}", _classes(json.loads(done.stdout)["pictures"]))
+
+
+def _ask_arm(folder: Path, bundle: Path, digits: Trained) -> Answer:
+    """Asks an emulated processor, without the native kernels; ``ci/arm_checks.py`` runs those."""
+    arm_processors.fetch()
+    folder.mkdir()
+    wanted = [f"--python-version={arm_processors.python_version()}", "--only-binary=:all:"]
+    wanted += [f"--platform=manylinux_2_{glibc}_aarch64" for glibc in (17, 26, 27, 28)]
+    pip = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check", "install"]
+    limits = ["--no-deps", "-c", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, "--target", str(folder / "site"), *wanted, *limits, "pillow"], check=True)
+    program = folder / "program.py"
+    program.write_text(_PROGRAM, encoding="utf-8")
+    places = os.pathsep.join([str(folder / "site"), str(ROOT / "ci" / "typing")])
+    arguments = [str(program), str(bundle), *map(str, digits.paths)]
+    environment = {"PYTHONPATH": places, "TOKEXPORT_NATIVE": "off"}
+    done = arm_processors.run_python(arm_processors.PROCESSORS[1], arguments, environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Answer("aarch64, numpy + onnxruntime", _classes(json.loads(done.stdout)["pictures"]))
 
 
 def _classes(pictures: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
