@@ -1,6 +1,7 @@
 #include "session.h"
 
 #include <algorithm>
+#include <thread>
 
 namespace {
 
@@ -23,8 +24,9 @@ Session::Session(const Bundle& bundle, const std::string& kernels, int threads)
   const std::shared_ptr<OrtSessionOptions> options(made, api_->ReleaseSessionOptions);
   require(api_->SetIntraOpNumThreads(made, threads), "take so many threads");
   if (!kernels.empty()) {
-    require(api_->AddSessionConfigEntry(made, "custom_op.tokexport.threads", std::to_string(std::max(threads, 1)).c_str()),
-            "take so many threads");
+    const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
+    const std::string count = threads ? std::to_string(threads) : std::to_string(cores);
+    require(api_->AddSessionConfigEntry(made, "custom_op.tokexport.threads", count.c_str()), "take so many threads");
     require(api_->RegisterCustomOpsLibrary_V2(made, kernels.c_str()), "load the kernels in " + kernels);
   }
   OrtSession* session = nullptr;

@@ -268,6 +268,42 @@ def test_an_input_that_breaks_a_check_is_refused(
         assert said in classifier.refusal(capped / "bundle", tmp_path / "one.png")
 
 
+class Mean(nn.Module):
+    """Scores the mean colour of a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.head = nn.Linear(3, 500), nn.Linear(500, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.wide(x.flatten(2).mean(-1)).relu())
+        return scores
+
+
+@pytest.mark.thorough
+def test_weights_may_lie_beside_the_artifact(classifier: Classifier, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokexport.compile(
+        *(Mean().eval(), torch.rand(1, 3, 8, 8), "ort"),
+        output=tmp_path / "bundle",
+        preprocess="size=8,mean=0/0/0,std=1/1/1",
+        embed_preprocess="8x8",
+        batch=[1, 4],
+        timed=False,
+        page=False,
+    )
+    weights = tmp_path / "bundle" / "model.onnx.data"
+    assert weights.stat().st_size > 0
+    Image.new("RGB", (8, 8), "orange").save(tmp_path / "one.png")
+    with load(tmp_path / "bundle") as runner:
+        (wanted,) = classify(runner, [tmp_path / "one.png"])
+    (found,) = classifier.pictures(tmp_path / "bundle", tmp_path / "one.png")
+    scores = [one["score"] for one in found["classes"]]
+    assert scores == pytest.approx([same.score for same in wanted.classes], abs=OFF)
+    weights.unlink()
+    assert "model.onnx" in classifier.refusal(tmp_path / "bundle", tmp_path / "one.png")
+
+
 def test_misuse_shows_the_usage(classifier: Classifier, bundle: Path) -> None:
     for arguments in ((), (bundle,), ("--top", "0", bundle, "x"), ("--other", bundle, "x")):
         done = classifier.run(*arguments)
