@@ -200,7 +200,7 @@ class Service:
         runner = self._runner
         found: dict[str, object] = {"batches": runner.batches, "runtime": runner.runtime.flavour}
         for name, specs in (("inputs", runner.inputs), ("outputs", runner.outputs)):
-            any_number = [None] if runner.samples_mix else []
+            any_number = [None] if runner.shares_runs else []
             shapes = ([*any_number, *one.shape[len(any_number) :]] for one in specs)
             found[name] = [
                 {**asdict(one), "shape": shape} for one, shape in zip(specs, shapes, strict=True)

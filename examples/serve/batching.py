@@ -57,7 +57,7 @@ class Batcher:
         self, runner: BundleRunner, wait_s: float, seen: Callable[[int, float], None]
     ) -> None:
         self._runner, self._wait_s, self._seen = runner, wait_s, seen
-        self._largest = max(runner.batches) if runner.samples_mix else 1
+        self._largest = max(runner.batches) if runner.shares_runs else 1
         self._waiting: deque[Waiting] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "run")
@@ -124,7 +124,7 @@ class Batcher:
 
     def _samples(self, arrays: Mapping[str, Array]) -> int | None:
         """Returns how many samples a request has; None where it has to be run alone."""
-        if not self._runner.samples_mix or len(arrays) != len(self._runner.inputs):
+        if not self._runner.shares_runs or len(arrays) != len(self._runner.inputs):
             return None
         counts = set()
         for spec in self._runner.inputs:

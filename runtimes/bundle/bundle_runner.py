@@ -69,7 +69,7 @@ class BundleRunner(Runner):
         return tuple(self.runners)
 
     @property
-    def samples_mix(self) -> bool:
+    def shares_runs(self) -> bool:
         """Whether samples of several callers may share a run, each being answered by itself."""
         return self._splits and len(self._batched) == len(self.inputs)
 

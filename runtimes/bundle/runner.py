@@ -114,6 +114,11 @@ class Runner(ABC):
         first = self.inputs[0].shape if self.inputs else ()
         return (first[0] if first else 1,)
 
+    @property
+    def shares_runs(self) -> bool:
+        """Whether samples of several callers may share a run, each being answered by itself."""
+        return False
+
     def run(
         self, arrays: Mapping[str, Array], out: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:

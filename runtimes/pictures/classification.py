@@ -114,8 +114,9 @@ class Classifier:
 
     @property
     def batch(self) -> int:
-        """How many pictures go into a batch."""
-        return self._spec.shape[0]
+        """How many pictures go into a run."""
+        runner = self._runner
+        return max(runner.batches) if runner.shares_runs else self._spec.shape[0]
 
     @property
     def classes(self) -> int:
@@ -198,9 +199,9 @@ class Classifier:
                 yield ClassifiedPicture(one.file, next(classes), one.notes)
 
     def _run(self, rows: list[np.ndarray]) -> list[tuple[ClassScore, ...]]:
-        """Returns the highest classes of some pictures; the batch is filled up."""
-        filled = rows + rows[-1:] * (self.batch - len(rows))
-        found = self._runner.run({self._spec.name: np.stack(filled)})
+        """Returns the highest classes of some pictures; a batch of one size is filled up."""
+        missing = 0 if self._runner.shares_runs else self.batch - len(rows)
+        found = self._runner.run({self._spec.name: np.stack(rows + rows[-1:] * missing)})
         return self.ranked({self._scores.name: found[self._scores.name][: len(rows)]})
 
     def _highest(self, scores: np.ndarray) -> tuple[ClassScore, ...]:

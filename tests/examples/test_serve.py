@@ -229,8 +229,8 @@ def test_a_model_of_two_inputs_takes_an_npz(tmp_path: Path) -> None:
     assert "2 inputs" in alone.json()["error"]
     assert picture.status_code == 404
     assert "no classifier" in picture.json()["error"]
-    assert model["inputs"][0] == {"name": "x", "shape": [2, WIDTH], "dtype": "float32"}
-    assert model["outputs"][0]["shape"] == [2, CLASSES]
+    assert model["inputs"][0] == {"name": "x", "shape": [None, WIDTH], "dtype": "float32"}
+    assert model["outputs"][0]["shape"] == [None, CLASSES]
 
 
 def test_one_that_is_refused_spoils_no_run(bundle: Path) -> None:
@@ -252,7 +252,7 @@ def test_one_that_is_refused_spoils_no_run(bundle: Path) -> None:
         return list(found)
 
     with load(bundle, threads=1) as runner:
-        assert runner.samples_mix
+        assert runner.shares_runs
         found = asyncio.run(answers())
         assert sum(runs) == 4
         assert isinstance(found.pop(2), InputMismatchError)

@@ -247,7 +247,7 @@ def test_callers_share_no_run_where_an_input_has_no_samples(
     make_ladder: Maker, batches: tuple[int, ...], options: dict[str, bool]
 ) -> None:
     with load(make_ladder(*batches, **options), threads=1) as runner:
-        assert not runner.samples_mix  # the gain is one for all samples of a run
+        assert not runner.shares_runs  # the gain is one for all samples of a run
         assert runner.manifest is not None
         assert runner.manifest.batch == batches[0]
 
