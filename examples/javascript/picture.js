@@ -1,5 +1,7 @@
 /** Decodes PNG files to the pixels that tokexport's own decoder gives. */
 
+import { inflateSync } from "node:zlib";
+
 import { PNG } from "pngjs";
 
 import { readWhole } from "./bundle.js";
@@ -30,6 +32,7 @@ export async function decodePng(path, height, width) {
   refuseWhatIsReadOtherwise(path, file);
   let data;
   try {
+    checkStream(file, height, width);
     ({ data } = PNG.sync.read(file));
   } catch (error) {
     throw new Problem(`${path} is damaged or cut off: ${error.message}.`);
@@ -52,6 +55,12 @@ function refuseWhatIsReadOtherwise(path, file) {
       throw new Problem(`${path} has metadata that may turn it: save it without.`);
     }
   }
+}
+
+/** Throws where the compressed rows are damaged: pngjs does not look at their checksum. */
+function checkStream(file, height, width) {
+  const parts = [...chunks(file)].filter(({ type }) => type === "IDAT").map(({ data }) => data);
+  inflateSync(Buffer.concat(parts), { maxOutputLength: 4 * height * width + 16 * (height + width) });
 }
 
 function* chunks(file) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,12 @@ def test_pictures_that_are_refused(classifier: Classifier, bundle: Path, tmp_pat
         if content is not None:
             path.write_bytes(content)
         assert said in classifier.refusal(bundle, path)
+    begin = data.index(b"IDAT")
+    end = begin + 4 + int.from_bytes(data[begin - 4 : begin])
+    rows = data[begin : end - 1] + bytes([data[end - 1] ^ 1])
+    checked = data[:begin] + rows + zlib.crc32(rows).to_bytes(4) + data[end + 4 :]
+    (tmp_path / "sum.png").write_bytes(checked)
+    assert "is damaged or cut off" in classifier.refusal(bundle, tmp_path / "sum.png")
     Image.new("RGB", (48, 64)).save(tmp_path / "turned.png")
     said = classifier.refusal(bundle, tmp_path / "turned.png")
     assert "64 x 48" in said
