@@ -11,17 +11,22 @@ from typing import Final
 from tokexport.runtimes import native_library
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
 from tokexport.runtimes.bundle.bundle_runner import BundleRunner
-from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, TensorSpec
+from tokexport.runtimes.bundle.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    TensorSpec,
+    differs_beyond_batch,
+)
 from tokexport.runtimes.bundle.manifest_reader import broken_manifest, read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.compatibility import check_compatibility
 from tokexport.runtimes.cores.affinity import on_cores
 from tokexport.runtimes.cores.free_cores import free_cores_since
 from tokexport.runtimes.cores.processor_use import read_processor
-from tokexport.runtimes.errors import BundleError, RuntimesError
+from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.ir_contents import check_ir, weights_beside
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
-from tokexport.runtimes.signatures import require_signature, signer_of
+from tokexport.runtimes.signatures import hold_to_signer
 
 #: The suffix of the artifact of each flavour whose contents are checked.
 _SUFFIXES: Final = {"onnxruntime-cpu": ".onnx", "openvino-cpu": ".xml"}
@@ -69,8 +74,7 @@ def load(
         RunError: The artifact cannot run on this machine.
     """
     folder, before = Path(bundle), read_processor()
-    if signer := signer_of(public_key, certificates):
-        require_signature(folder, signer)
+    hold_to_signer(folder, public_key, certificates)
     manifest = read_manifest(folder)
     check_compatibility(manifest)
     check_files(folder, manifest)
@@ -85,11 +89,12 @@ def load(
                 native_library.require_kernels(runners[-1].runtime, asked=require_kernels)
                 runners[-1].hold_to(one.checks)
         loaded = BundleRunner(runners, chosen, cores)
-    except RuntimesError:
+    except BaseException:
         for runner in runners:
             runner.close()
         raise
-    if problem := loaded.runtime.details.get(native_library.PROBLEM):
+    problems = (runner.runtime.details.get(native_library.PROBLEM) for runner in runners)
+    if problem := next(filter(None, problems), None):
         said = f"{problem} The bundle runs without them, slower. {native_library.FIX}"
         warnings.warn(said, native_library.KernelsWarning, stacklevel=2)
     return loaded
@@ -101,13 +106,22 @@ def _chosen(
     """Returns the manifests of the artifacts to load, each by itself.
 
     Raises:
-        BundleError: Two artifacts are for the same number of samples, or none for one asked for.
+        BundleError: Two artifacts are for the same number of samples, one is of another model, or
+            none is for a number asked for.
     """
     ladder = {one.batch: one for one in manifest.ladder}
     if len(ladder) < len(manifest.ladder):
         raise broken_manifest(
             folder / MANIFEST_NAME, "two of its artifacts take the same number of samples"
         )
+    for one in manifest.ladder:
+        if one.batch < 1:
+            raise broken_manifest(folder / MANIFEST_NAME, "an artifact takes no samples")
+        if kind := differs_beyond_batch(manifest, one):
+            raise broken_manifest(
+                folder / MANIFEST_NAME,
+                f"the {kind} of the artifact for {one.batch} samples are not those of the first",
+            )
     wanted = tuple(ladder) if batches is None else tuple(dict.fromkeys(batches))
     missing = [batch for batch in wanted if batch not in ladder]
     if missing or not wanted:

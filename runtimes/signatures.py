@@ -65,8 +65,36 @@ def signer_of(
         )
     if certificates:
         return Signer(certificates=tuple(map(Path, certificates)))
-    given = public_key if public_key is not None else os.environ.get(KEY_VARIABLE)
+    if public_key is not None:
+        return Signer(Path(public_key))
+    given = os.environ.get(KEY_VARIABLE)
+    if given == "":
+        raise SignatureError(
+            f"{KEY_VARIABLE} is set, and names no key.",
+            fix="Let it name the PEM file of a public key, or unset it.",
+        )
     return None if given is None else Signer(Path(given))
+
+
+def hold_to_signer(
+    bundle: Path,
+    public_key: str | os.PathLike[str] | None = None,
+    certificates: Sequence[str | os.PathLike[str]] = (),
+) -> None:
+    """Refuses a bundle that is not signed by whom it has to be, before anything in it is parsed.
+
+    Args:
+        bundle: Its folder.
+        public_key: The file of a key; None takes that of ``TOKEXPORT_PUBLIC_KEY``, where it is set
+            and no certificates are given.
+        certificates: Those that the signer's certificate has to come from.
+
+    Raises:
+        RuntimeMissingError: A signature is asked for, and model-signing is not installed.
+        SignatureError: A signature is asked for, and it is missing or does not hold.
+    """
+    if signer := signer_of(public_key, certificates):
+        require_signature(bundle, signer)
 
 
 def require_signature(bundle: Path, signer: Signer) -> None:

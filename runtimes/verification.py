@@ -213,7 +213,7 @@ def verify_bundle(
 
     Args:
         bundle: The folder that compile wrote.
-        threads: Number of threads for a CPU runtime; None leaves the choice to the runtime.
+        threads: Number of threads for a CPU runtime; None takes as many as cores are free.
         require_kernels: Whether to refuse a bundle that would run without the native kernels of
             its target.
         public_key: As ``load`` takes it.

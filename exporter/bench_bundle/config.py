@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -66,7 +67,7 @@ class BundleBenchConfig:
 
 def is_bundle(path: Path) -> bool:
     """Returns whether a path is a folder with a manifest."""
-    return (path / MANIFEST_NAME).is_file()
+    return os.path.lexists(path / MANIFEST_NAME)
 
 
 def parse_numbers(option: str, text: str) -> tuple[int, ...]:

@@ -39,6 +39,7 @@ from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import RunError
 from tokexport.runtimes.printable import all_printable, printable
+from tokexport.runtimes.signatures import SIGNATURE_NAME, hold_to_signer
 
 _SCRIPT: Final = Path(__file__).with_name("remote_script.sh.txt")
 #: The most bytes of an answer; a row has a few hundred.
@@ -49,8 +50,12 @@ _SHOWN: Final = 600
 _NOT_CONNECTED: Final = 255
 #: Ends a session whose connection is dead; options of the user come before, and win.
 _KEEP_ALIVE: Final = ("ServerAliveInterval=15", "ServerAliveCountMax=8")
-#: The extra that installs the runtime of each target.
-_EXTRAS: Final = {"ort": "ort", "openvino": "openvino", "trt": "trt-rtx"}
+#: The extra that installs the runtime of each flavour; full TensorRT has to be there.
+_EXTRAS: Final = {
+    "onnxruntime-cpu": "ort",
+    "openvino-cpu": "openvino",
+    "tensorrt-rtx": "trt-rtx",
+}
 _WHEEL: Final = re.compile(r"[A-Za-z0-9._+!-]+\.whl")
 #: What failed, by the exit code of the script.
 _FAILURES: Final = {
@@ -142,6 +147,8 @@ def bench_on(
         raise PackageMissingError(
             "There is no ssh on this machine.", fix="Install OpenSSH's client."
         )
+    for bundle in config.bundles:
+        hold_to_signer(bundle)
     manifests = [read_manifest(bundle) for bundle in config.bundles]
     for bundle, manifest in zip(config.bundles, manifests, strict=True):
         check_files(bundle, manifest)
@@ -178,7 +185,8 @@ def _pack(
     """Writes the files of the bundles, under names of its own, and the wheel."""
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as files:
         for at, (bundle, manifest) in enumerate(zip(bundles, manifests, strict=True)):
-            for name in (MANIFEST_NAME, *manifest.files):
+            signed = (bundle / SIGNATURE_NAME).is_file()
+            for name in (MANIFEST_NAME, *[SIGNATURE_NAME] * signed, *manifest.files):
                 _add(files, file_in(bundle, name), f"{_remote_name(at)}/{name}")
         if wheel is not None:
             _add(files, wheel, wheel.name)
@@ -212,7 +220,8 @@ def _script(
 ) -> _Script:
     mark = f"tokexport-{secrets.token_hex(12)}"
     wheel = "" if remote.wheel is None else remote.wheel.name
-    extras = sorted({_EXTRAS[one.target] for one in manifests if one.target in _EXTRAS})
+    flavours = {one.runtime.flavour for one in manifests}
+    extras = sorted(_EXTRAS[one] for one in flavours & _EXTRAS.keys())
     arguments = [*map(_remote_name, range(len(config.bundles))), "--json"]
     arguments += ["--rounds", str(config.rounds)]
     if config.time_limit_s is not None:

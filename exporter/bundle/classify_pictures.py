@@ -18,7 +18,7 @@ from tokexport.exporter.inputs.picture_files import pictures_below
 from tokexport.exporter.inputs.pictures import PictureOptions
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.progress import Checklist
-from tokexport.exporter.system.output_file import check_place, written_whole
+from tokexport.exporter.system.output_file import check_outside, check_place, written_whole
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.pictures.classification import ClassifiedPicture, Classifier, ClassScore
 from tokexport.runtimes.printable import printable
@@ -133,6 +133,7 @@ def classify_pictures(
         raise UsageError(f"--top is {top}.", fix="Pass a number of 1 or more.")
     InputConfig(preprocess=preprocess)  # checks it
     if csv is not None:
+        check_outside(csv, bundle)
         check_place(csv, force)
     files = [
         one for path in pictures for one in (pictures_below(path) if path.is_dir() else [path])

@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 
 from tokexport.exporter.errors import GateError, ModelNotSupportedError
 from tokexport.runtimes.bundle.bundle_runner import BundleRunner
-from tokexport.runtimes.bundle.manifest import Manifest, Rung
+from tokexport.runtimes.bundle.manifest import Manifest, Rung, differs_beyond_batch
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import open_runner
 from tokexport.runtimes.verification import VerifyResult, read_reference, verify_runner
@@ -63,21 +63,29 @@ def joined(manifests: Sequence[Manifest]) -> Manifest:
 
 def _require_one_model(first: Manifest, other: Manifest) -> None:
     """Refuses artifacts that differ by more than their batch."""
+    if kind := differs_beyond_batch(first, other):
+        raise _another_model(kind, first, other, getattr(first, kind), getattr(other, kind))
     for what, one, two in (
         ("fixed inputs", _constants(first), _constants(other)),
         ("returned constants", first.constant_outputs, other.constant_outputs),
-        ("outputs", _tensors(first, "outputs"), _tensors(other, "outputs")),
-        ("inputs", _tensors(first, "inputs"), _tensors(other, "inputs")),
         ("weights", _weights(first), _weights(other)),
         ("tokens", first.token_schedule, other.token_schedule),
     ):
         if one != two:
-            raise ModelNotSupportedError(
-                f"The {what} of the model for {other.batch} samples are not those for "
-                f"{first.batch}.",
-                where=f"{one}, and {two}",
-                fix="Compile a bundle for each batch.",
-            )
+            raise _another_model(what, first, other, one, two)
+
+
+def _another_model(
+    what: str, first: Manifest, other: Manifest, one: object, two: object
+) -> ModelNotSupportedError:
+    texts = (
+        ", ".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in (one, two)
+    )
+    return ModelNotSupportedError(
+        f"The {what} of the model for {other.batch} samples are not those for {first.batch}.",
+        where="; and ".join(texts),
+        fix="Compile a bundle for each batch.",
+    )
 
 
 def _constants(manifest: Manifest) -> list[str]:
@@ -88,18 +96,7 @@ def _weights(manifest: Manifest) -> object:
     return (manifest.fingerprint or {}).get("weights_set_sha256")
 
 
-def _tensors(manifest: Manifest, kind: str) -> list[str]:
-    """Returns the inputs or outputs, with N where an axis may be that of the samples."""
-    found = []
-    for spec in getattr(manifest, kind):
-        shape = spec.shape
-        if shape[:1] == (manifest.batch,):
-            shape = ("N", *shape[1:])
-        found.append(f"{spec.name} {spec.dtype} ({', '.join(map(str, shape))})")
-    return found
-
-
-def hold_ladder(bundle: Path, manifest: Manifest, threads: int | None) -> None:
+def hold_ladder(bundle: Path, manifest: Manifest, threads: int | None) -> bool:
     """Compares each artifact with the reference of every other, and with its own.
 
     So what the bundle answers does not depend on how samples are split over its artifacts, nor on
@@ -110,9 +107,13 @@ def hold_ladder(bundle: Path, manifest: Manifest, threads: int | None) -> None:
         manifest: The manifest of all of them.
         threads: Number of threads for a CPU runtime; None leaves the choice to the runtime.
 
+    Returns:
+        Whether samples may be split over the artifacts: none of them refused those of another.
+
     Raises:
         GateError: An output of an artifact leaves the gate of a reference.
     """
+    splits = bool(manifest.samples_independent)
     for own in manifest.ladder:
         runner = open_runner(bundle, own, threads=threads)
         runner.hold_to(own.checks)
@@ -124,8 +125,10 @@ def hold_ladder(bundle: Path, manifest: Manifest, threads: int | None) -> None:
                 try:
                     found = verify_runner(alone, other, reference)
                 except InputMismatchError:
+                    splits = False
                     continue
                 _require_within(own, other, found)
+    return splits
 
 
 def _require_within(own: Manifest, other: Manifest, found: VerifyResult) -> None:

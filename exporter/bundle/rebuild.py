@@ -31,6 +31,7 @@ from tokexport.runtimes.errors import BundleError, NoDeviceError
 from tokexport.runtimes.files.ir_contents import weights_beside
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
 from tokexport.runtimes.loading import open_runner, unknown_flavour
+from tokexport.runtimes.signatures import SIGNATURE_NAME, hold_to_signer
 from tokexport.runtimes.verification import (
     Reference,
     VerifyResult,
@@ -79,6 +80,7 @@ class RebuildResult:
         before: The runtime that had built the one before.
         batches: How many batches of the reference it was verified on; 0 where it did not run.
         not_run_reason: Why it did not run, a sentence; '' where it did.
+        signature_dropped: Whether the bundle was signed: the signature is of the old artifact.
     """
 
     bundle: Path
@@ -89,6 +91,7 @@ class RebuildResult:
     before: RuntimeBefore
     batches: int
     not_run_reason: str
+    signature_dropped: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names."""
@@ -99,8 +102,10 @@ class RebuildResult:
         """Returns what was built and whether it was proven, a line."""
         proof = self.not_run_reason or f"within its gates on {self.batches} batches"
         was = f"{self.before['flavour']} {self.before['version']}"
+        unsigned = " Its signature was of the old artifact: sign it anew." * self.signature_dropped
         return (
-            f"{self.status}  {self.output}, by {self.flavour} {self.version} (was {was}): {proof}"
+            f"{self.status}  {self.output}, by {self.flavour} {self.version} (was {was}): "
+            f"{proof.removesuffix('.')}.{unsigned}"
         )
 
 
@@ -130,6 +135,7 @@ def rebuild(
         tokexport.runtimes.errors.RuntimesError: Another file of the bundle is altered, or the
             runtime is missing or cannot build the artifact.
     """
+    hold_to_signer(bundle)
     manifest = read_manifest(bundle)
     backend = _backend(bundle, manifest)
     kept = []
@@ -139,6 +145,7 @@ def rebuild(
     old = _artifact_files(manifest)
     references = [read_reference(bundle, one) for one in manifest.ladder]
     place = bundle if output is None else output
+    signed = (bundle / SIGNATURE_NAME).is_file()
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     with checklist, BundleWriter(place, force or output is None) as written:
         folder = written.path
@@ -156,6 +163,8 @@ def rebuild(
             runtime=runtime,
             requires=artifact_needs(folder / manifest.artifact, runtime),
             rebuilt=_note(manifest.runtime),
+            latency_ms=None,  # that of another runtime
+            rungs=tuple(dataclasses.replace(rung, latency_ms=None) for rung in manifest.rungs),
         )
         with checklist.stage("verify"):
             proven, why_not = _verified(folder, built, references)
@@ -165,7 +174,8 @@ def rebuild(
             built = dataclasses.replace(built, status=PASSED, runtime=proven.runtime)
             if built.rungs:
                 with checklist.stage("verify"):
-                    hold_ladder(folder, built, None)
+                    splits = hold_ladder(folder, built, None)
+                built = dataclasses.replace(built, samples_independent=splits)
         written.commit(built)
     return RebuildResult(
         bundle=bundle,
@@ -176,6 +186,7 @@ def rebuild(
         before=_before(manifest.runtime),
         batches=0 if proven is None else sum(one.batches for one in proven.ladder),
         not_run_reason=why_not,
+        signature_dropped=signed,
     )
 
 

@@ -20,7 +20,7 @@ from tokexport.exporter.inputs.pictures import PictureOptions
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.parity.hits import accuracy, class_warnings
 from tokexport.exporter.progress import Checklist
-from tokexport.exporter.system.output_file import check_place, written_whole
+from tokexport.exporter.system.output_file import check_outside, check_place, written_whole
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.loading import load
 
@@ -106,6 +106,7 @@ def run_bundle(
     """
     check_threads(threads)
     InputConfig(inputs=inputs, samples=samples, preprocess=preprocess, labels=labels)  # checks them
+    check_outside(output, bundle)
     check_place(output, force)
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     loaded = load(

@@ -173,7 +173,7 @@ def compile_command(
                 labels=labels,
                 samples=samples,
                 input_shape=None if input_shape is None else parse_shape(input_shape, first),
-                batch=batches,
+                batch=first if batches is None or len(batches) == 1 else batches,
                 reduce=reduce,
                 restore=restore,
                 precision=precision,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from tokexport.exporter.cli.parts.given_options import given_options
 from tokexport.exporter.cli.parts.messages import (
     console,
     redirect_user_output,
@@ -218,22 +218,12 @@ def _refuse_of_models(context: typer.Context) -> None:
     """Refuses the options of a compile: a bundle is measured as it is."""
     from tokexport.exporter.errors import UsageError
 
-    given = _given(context, context.params.keys() - _OF_BUNDLES - _OF_HOSTS)
+    given = given_options(context, context.params.keys() - _OF_BUNDLES - _OF_HOSTS)
     if given:
         raise UsageError(
             f"A bundle is measured as it is, without {', '.join(given)}.",
             fix="Leave the option out, or pass the model that the bundle was compiled from.",
         )
-
-
-def _given(context: typer.Context, names: Collection[str]) -> list[str]:
-    """Returns those of some options that stand on the command line."""
-    sources = {name: context.get_parameter_source(name) for name in context.params if name in names}
-    return [
-        f"--{name.replace('_', '-')}"
-        for name, source in sources.items()
-        if source is not None and source.name == "COMMANDLINE"
-    ]
 
 
 def _remote(
@@ -250,7 +240,7 @@ def _remote(
     from tokexport.exporter.errors import UsageError
 
     if on is None:
-        if given := _given(context, _OF_HOSTS):
+        if given := given_options(context, _OF_HOSTS):
             raise UsageError(
                 f"There is no --on HOST, and {', '.join(given)} says how to measure there.",
                 fix="Pass --on HOST too, or leave the others out.",
@@ -278,7 +268,7 @@ def _refuse_of_bundles(
     """Refuses what only bundles take."""
     from tokexport.exporter.errors import UsageError
 
-    if given := _given(context, _OF_HOSTS):
+    if given := given_options(context, _OF_HOSTS):
         raise UsageError(
             f"Only a bundle is measured on another machine: {', '.join(given)}.",
             where=f"{source} is no folder with a manifest.json.",
@@ -318,9 +308,11 @@ def _bench_bundles(
     from tokexport.exporter.bench_bundle.remote import bench_on
     from tokexport.exporter.bench_bundle.tables import render_bundle_bench
     from tokexport.exporter.progress import Checklist
-    from tokexport.exporter.system.output_file import check_place, write_json
+    from tokexport.exporter.system.output_file import check_outside, check_place, write_json
 
     if output is not None:
+        for bundle in bundles:
+            check_outside(output, bundle)
         check_place(output, force)
     config = BundleBenchConfig(
         bundles=bundles,

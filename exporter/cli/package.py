@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -91,7 +92,7 @@ def sign_command(
         def render(console: Console) -> None:
             said = (
                 f"{done.signature} signs {len(done.covered)} files.\n"
-                f"Verify it: tokexport verify {bundle} {option}"
+                f"Verify it: tokexport verify {shlex.quote(str(bundle))} {option}"
             )
             console.print(said, highlight=False, markup=False, soft_wrap=True)
 

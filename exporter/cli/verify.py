@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Final, TypedDict
 
 import typer
 
+from tokexport.exporter.cli.parts.given_options import given_options
 from tokexport.exporter.cli.parts.messages import (
     console,
     redirect_user_output,
@@ -30,6 +31,14 @@ from tokexport.exporter.cli.parts.options import (
     Threads,
     TrustedCertificates,
     TrustPickle,
+)
+
+#: The options that say how a source is read and run.
+_OF_SOURCES: Final = frozenset(
+    {
+        *("reduce", "inputs", "preprocess", "samples", "code_path", "checkpoint", "builder"),
+        *("trust_pickle", "html", "force"),
+    }
 )
 
 if TYPE_CHECKING:
@@ -87,14 +96,13 @@ def verify_command(
             verification_json,
         )
         from tokexport.exporter.source.options import SourceOptions
-        from tokexport.runtimes.signatures import require_signature, signer_of
+        from tokexport.runtimes.signatures import hold_to_signer
         from tokexport.runtimes.verification import verify_bundle
 
         check_threads(threads)
         certificates = trusted_certificate or ()
         if against is not None:
-            if signer := signer_of(public_key, certificates):
-                require_signature(bundle, signer)
+            hold_to_signer(bundle, public_key, certificates)
             folders = tuple(code_path or ())
             options = SourceOptions(against, folders, checkpoint, builder, trust_pickle)
             asked = AgainstOptions(
@@ -107,10 +115,9 @@ def verify_command(
             )
             _verify_against(bundle, options, asked, html, force, json, context)
             return
-        of_source = (reduce, inputs, preprocess, samples, checkpoint, builder, html)
-        if any(one is not None for one in of_source):
+        if given := given_options(context, _OF_SOURCES):
             raise UsageError(
-                "A bundle alone is held to its own reference data.",
+                f"A bundle alone is held to its own reference data, without {', '.join(given)}.",
                 fix="Name the source too: --against SOURCE.",
             )
         with redirect_user_output(json):
@@ -146,9 +153,10 @@ def _verify_against(
 
     if html is not None:
         from tokexport.exporter.requirements import require_page_packages
-        from tokexport.exporter.system.output_file import check_place
+        from tokexport.exporter.system.output_file import check_outside, check_place
 
         require_page_packages()
+        check_outside(html, bundle)
         check_place(html, force)
     with redirect_user_output(json), on_code_path(options.code_path):
         found = verify_against(

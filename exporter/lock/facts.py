@@ -49,12 +49,17 @@ def facts_of(bundle: Path, manifest: Manifest, reference: Reference) -> BundleFa
         options=manifest.options,
         reduction=None if manifest.reduction is None else manifest.reduction["recipe"],
         token_schedule=manifest.token_schedule,
-        inputs=tuple(map(str, manifest.inputs)),
-        outputs=tuple(map(str, manifest.outputs)),
+        inputs=_of_each(manifest, "inputs"),
+        outputs=_of_each(manifest, "outputs"),
         returned=manifest.constant_outputs,
         fixed_inputs={one.name: hash_of([one.array]) for one in manifest.constant_inputs},
         preprocessing=None if steps is None else _without_origin(steps),
-        tolerances=manifest.gates,
+        tolerances=manifest.gates
+        | {
+            f"{name} at {one.batch} samples": gate
+            for one in manifest.ladder[1:]
+            for name, gate in one.gates.items()
+        },
         model=_model(manifest.fingerprint),
         artifact=_artifact(bundle, manifest),
         reference=_reference(manifest, reference),
@@ -67,6 +72,11 @@ def _without_origin(steps: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in steps.items() if name not in _FOUND_AT}
     inner = found.get("embedded")
     return found | {"embedded": _without_origin(inner)} if isinstance(inner, dict) else found
+
+
+def _of_each(manifest: Manifest, kind: str) -> tuple[str, ...]:
+    """Returns the inputs or outputs of each artifact, the first of the bundle first."""
+    return tuple(str(spec) for one in manifest.ladder for spec in getattr(one, kind))
 
 
 def hash_of(arrays: Iterable[Array]) -> str:

@@ -20,18 +20,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import tokexport
-from tokexport.exporter.errors import UsageError
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.package.bom_metrics import metrics_of
 from tokexport.exporter.package.content import Content, read_content
 from tokexport.exporter.report.file_names import REPORT_NAME
-from tokexport.exporter.system.output_file import check_place, written_whole
+from tokexport.exporter.system.output_file import check_outside, check_place, written_whole
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
 from tokexport.runtimes.bundle.manifest_reader import ANEW
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.regular_files import read_at_most
-from tokexport.runtimes.signatures import require_signature, signer_of
+from tokexport.runtimes.signatures import hold_to_signer
 
 SPEC_VERSION: Final = "1.6"
 #: Bytes of a report; those of large models have a few million.
@@ -87,15 +86,9 @@ def write_bom(bundle: Path, output: Path, *, force: bool = False) -> WrittenBom:
         OutputExistsError: There is something at the output already.
         WriteError: The file cannot be written.
     """
-    if signer := signer_of(None):
-        require_signature(bundle, signer)
+    hold_to_signer(bundle)
     content = read_content(bundle)
-    if output.resolve().is_relative_to(bundle.resolve()):
-        raise UsageError(
-            "The bill of materials would go into the bundle, whose files have hashes.",
-            where=str(output),
-            fix="Pass --output in another folder.",
-        )
+    check_outside(output, bundle)
     check_place(output, force)
     made = bom_of(content)
     with written_whole(output, "bill of materials") as partial:

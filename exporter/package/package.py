@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Final
@@ -14,10 +15,10 @@ from tokexport.exporter.package.formats import FORMATS, PackageFormat
 from tokexport.exporter.package.options import PackageOptions, check_name
 from tokexport.exporter.package.result import PackagedBundle, PackagedFile
 from tokexport.exporter.package.tar_file import write_tar
-from tokexport.exporter.system.output_file import check_place, written_whole
+from tokexport.exporter.system.output_file import check_outside, check_place, written_whole
 from tokexport.exporter.system.output_folder import check_folder_place, folder_written_whole
 from tokexport.runtimes.bundle.bundle_files import hash_file
-from tokexport.runtimes.signatures import require_signature, signer_of
+from tokexport.runtimes.signatures import hold_to_signer
 
 #: The blobs of an OCI layout, whose names say what is in them.
 _BLOB: Final = re.compile(r"blobs/sha256/[0-9a-f]{64}")
@@ -53,16 +54,10 @@ def package_bundle(
     """
     options = options or PackageOptions()
     chosen = _format(format, options)
-    if signer := signer_of(None):
-        require_signature(bundle, signer)
+    hold_to_signer(bundle)
     content = read_content(bundle, options.name)
     check_name(content.name, given=options.name is not None)
-    if output.resolve().is_relative_to(bundle.resolve()):
-        raise UsageError(
-            "The package would go into the bundle.",
-            where=str(output),
-            fix="Pass --output in another folder.",
-        )
+    check_outside(output, bundle)
     if chosen.is_file:
         check_place(output, force)
     made = chosen.contents(content, options)
@@ -81,7 +76,8 @@ def package_bundle(
     if not digest:
         lines = "".join(f"{one.sha256}  {one.name}\n" for one in files)
         digest = f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
-    said = chosen.next.format(output=output, name=content.name)
+    place, name = shlex.quote(str(output)), content.name.lower().strip("._-")
+    said = chosen.next.format(output=place, name=name)
     return PackagedBundle(format, bundle, output, digest, files, said, made.notes)
 
 

@@ -19,6 +19,7 @@ from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.compatibility import Need, compare_with_machine
 from tokexport.runtimes.doctor import Component, summary
 from tokexport.runtimes.loading import unknown_flavour
+from tokexport.runtimes.signatures import hold_to_signer
 from tokexport.runtimes.verification import OutputResult, VerifyResult
 
 _WIDEST: Final = 500
@@ -275,9 +276,11 @@ def diagnosis_of(bundle: Path) -> BundleDiagnosis:
         bundle: The folder that compile wrote.
 
     Raises:
+        SignatureError: The environment names a key that did not sign it as it is.
         BundleError: It is no bundle, its manifest is not valid, or it is for a runtime that this
             tokexport does not know.
     """
+    hold_to_signer(bundle)
     manifest = read_manifest(bundle)
     needs = compare_with_machine(manifest)
     if not needs:

@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tokexport.exporter.errors import InputError, PackageMissingError, UsageError
+from tokexport.exporter.errors import InputError, PackageMissingError
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.report.file_names import PAGE_DATA_NAME, PAGE_NAME, REPORT_NAME
 from tokexport.exporter.report_page.compile_page import compile_page
 from tokexport.exporter.report_page.page import Page, write_page, write_page_whole
 from tokexport.exporter.requirements import require_page_packages
-from tokexport.exporter.system.output_file import check_place
+from tokexport.exporter.system.output_file import check_outside, check_place
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.regular_files import read_at_most
 from tokexport.runtimes.printable import printable
+from tokexport.runtimes.signatures import hold_to_signer
 
 if TYPE_CHECKING:
     from tokexport.exporter.report.report import Report
@@ -168,12 +169,9 @@ def write_bundle_page(folder: Path, output: Path, force: bool = False) -> Writte
     """
     require_page_packages()
     check_place(output, force)
-    if (folder / MANIFEST_NAME).exists() and output.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(
-            "The page would go into the bundle, whose files have hashes in the manifest.",
-            where=str(output),
-            fix="Pass --output in another folder.",
-        )
+    if (folder / MANIFEST_NAME).exists():
+        check_outside(output, folder)
+        hold_to_signer(folder)
     page = page_of(folder)
     write_page_whole(page, output)
     return WrittenPage(page.verdict.word, page.verdict.sentence, page.title, output)

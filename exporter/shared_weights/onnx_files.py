@@ -30,8 +30,10 @@ def share_onnx_weights(places: Mapping[Path, Path]) -> None:
         for model in models.values():
             for name, value in model.graph.initializers.items():
                 tensor = value.const_value
-                if tensor is None or tensor.nbytes < _SMALLEST:
+                if tensor is None:
                     continue
+                if tensor.nbytes < _SMALLEST and not isinstance(tensor, ir.ExternalTensor):
+                    continue  # one that lies outside lies in a file that is not read any more
                 offset = pool.place(tensor.tobytes())
                 value.const_value = ir.ExternalTensor(
                     shared.name,

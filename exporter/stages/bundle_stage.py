@@ -91,5 +91,9 @@ def _join(described: Sequence[Described]) -> Manifest:
     )
     if manifest.status == PASSED:
         whole = replace(manifest, files={path.name: "" for path in folder.iterdir()})
-        hold_ladder(folder, whole, first.run.config.threads)
+        splits = hold_ladder(folder, whole, first.run.config.threads)
+        manifest = replace(manifest, samples_independent=splits)
+    for one in others:
+        said = (f"Batch {one.manifest.batch}: {text}" for text in one.run.record.warnings)
+        first.run.record.warnings += tuple(said)
     return manifest

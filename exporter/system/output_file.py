@@ -9,7 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tokexport.exporter.errors import OutputExistsError, WriteError
+from tokexport.exporter.errors import OutputExistsError, UsageError, WriteError
+
+
+def check_outside(output: Path, bundle: Path) -> None:
+    """Refuses an output in the folder of a bundle, whose files have hashes and may be signed.
+
+    Raises:
+        UsageError: It lies in there.
+    """
+    if output.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(
+            "The output would go into the bundle, whose files have hashes in the manifest.",
+            where=str(output),
+            fix="Pass an output in another folder.",
+        )
 
 
 def check_place(output: Path, force: bool) -> None:
@@ -31,7 +45,7 @@ def check_place(output: Path, force: bool) -> None:
             where=str(output),
             fix=f"Pass the file itself: --output {output / 'NAME'}",
         )
-    if output.exists() and not force:
+    if os.path.lexists(output) and not force:
         raise OutputExistsError(
             "The output file is there already.",
             where=str(output),

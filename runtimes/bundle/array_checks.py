@@ -58,16 +58,20 @@ def check_inputs(
     return checked
 
 
-def check_outputs(specs: tuple[TensorSpec, ...], out: Mapping[str, Any]) -> None:
+def check_outputs(
+    specs: tuple[TensorSpec, ...], out: Mapping[str, Any], inputs: Mapping[str, Array]
+) -> None:
     """Checks the arrays that outputs are to be written into.
 
     Args:
         specs: The outputs.
         out: The arrays, by name.
+        inputs: The arrays that are read meanwhile, by name.
 
     Raises:
         InputMismatchError: They are not exactly the outputs, or one of them cannot be written into
-            as it is: its shape, dtype or order in memory differs, or it is read-only.
+            as it is: its shape, dtype or order in memory differs, it is read-only, or it shares
+            memory with another array of the run.
     """
     wanted = {spec.name: spec for spec in specs}
     if out.keys() != wanted.keys():
@@ -90,6 +94,15 @@ def check_outputs(specs: tuple[TensorSpec, ...], out: Mapping[str, Any]) -> None
             where=f"Output: {spec}",
             fix=f"Make it by numpy.empty({spec.shape}, {spec.dtype!r}).",
         )
+    for name, spec in wanted.items():
+        others = [*inputs.items(), *((one, out[one]) for one in out if one != name)]
+        for other, array in others:
+            if np.may_share_memory(out[name], array):
+                raise InputMismatchError(
+                    f"The array of out for {name} shares memory with that of {other}.",
+                    where=f"Output: {spec}",
+                    fix=f"Make it by numpy.empty({spec.shape}, {spec.dtype!r}).",
+                )
 
 
 def _check_range(name: str, array: Array, low: int, high: int) -> None:

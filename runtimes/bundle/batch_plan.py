@@ -9,6 +9,8 @@ from typing import Final
 _FIXED_COST: Final = 1.0
 #: How much more than the cheapest plan a run of exactly the given samples may take.
 _EXACT_SLACK: Final = 1.05
+#: The most samples that are planned together.
+_LARGEST_TABLE: Final = 1 << 14
 #: So many of the largest batches are planned together; what is beyond them is cut off before.
 _PLANNED: Final = 4
 
@@ -27,7 +29,8 @@ class BatchPlan:
             known if len(known) == len(latencies) else {one: one + _FIXED_COST for one in latencies}
         )
         self._bulk = min(self._costs, key=lambda batch: (self._costs[batch] / batch, -batch))
-        self._last = self._last_batches(_PLANNED * max(self._costs))
+        planned = min(_PLANNED * max(self._costs), _LARGEST_TABLE) if len(self._costs) > 1 else 0
+        self._last = self._last_batches(planned)
 
     def _last_batches(self, most: int) -> list[int]:
         """Returns, for each number of samples, a batch of the cheapest plan for them."""

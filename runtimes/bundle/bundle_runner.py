@@ -12,7 +12,9 @@ compile shows and writes into the manifest.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -48,6 +50,8 @@ class BundleRunner(Runner):
         first = runners[0]
         super().__init__(first.inputs, first.outputs, first.runtime)
         self.cores = cores
+        self._counting = threading.Lock()
+        self._runs, self._freed = 0, False
         self.manifest = manifests[0]
         self.runners = {
             manifest.batch: runner for manifest, runner in zip(manifests, runners, strict=True)
@@ -133,17 +137,41 @@ class BundleRunner(Runner):
             fix=f"Pass {takes}; or compile with --batch {samples}.",
         )
 
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """Keeps the artifacts open until a run has ended, whoever closes meanwhile."""
+        with self._counting:
+            if self._freed:
+                raise self._closed_error()
+            self._runs += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._runs -= 1
+                last = self._closed and self._runs == 0
+            if last:
+                self._free()
+
     def _run_impl(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        with self._under_way():
+            return self._answer(arrays)
+
+    def _run_into(self, arrays: dict[str, Array], out: dict[str, Array]) -> dict[str, Array]:
+        with self._under_way():
+            return self._answer_into(arrays, out)
+
+    def _answer(self, arrays: dict[str, Array]) -> dict[str, Array]:
         samples = self._count(arrays)
         if self.plan(samples) == [samples]:
             runner = self.runners[samples]
             return runner._checked(runner._run_impl(arrays))
         specs = _sized(self.outputs, {spec.name for spec in self.outputs}, samples)
-        return self._run_into(
+        return self._answer_into(
             arrays, {spec.name: np.empty(spec.shape, spec.dtype) for spec in specs}
         )
 
-    def _run_into(self, arrays: dict[str, Array], out: dict[str, Array]) -> dict[str, Array]:
+    def _answer_into(self, arrays: dict[str, Array], out: dict[str, Array]) -> dict[str, Array]:
         begin = 0
         samples = self._count(arrays)
         for batch in self.plan(samples):
@@ -172,6 +200,13 @@ class BundleRunner(Runner):
         return {spec.name: spec for spec in _sized(self.outputs, given, samples)}
 
     def _close_impl(self) -> None:
+        with self._counting:
+            waits = self._runs > 0  # the last run frees them
+        if not waits:
+            self._free()
+
+    def _free(self) -> None:
+        self._freed = True
         for runner in self.runners.values():
             runner.close()
 

@@ -226,6 +226,29 @@ class Manifest:
         return path
 
 
+def differs_beyond_batch(first: Manifest, other: Manifest) -> str:
+    """Returns what of two artifacts differs by more than the number of samples; '' for nothing.
+
+    Args:
+        first: The manifest of one artifact by itself.
+        other: That of another one of the same model.
+    """
+    for kind in ("inputs", "outputs"):
+        one, two = getattr(first, kind), getattr(other, kind)
+        if len(one) != len(two) or not all(
+            _alike(a, b, first.batch, other.batch) for a, b in zip(one, two, strict=True)
+        ):
+            return kind
+    return ""
+
+
+def _alike(one: TensorSpec, two: TensorSpec, batch: int, other: int) -> bool:
+    leading = one.shape[:1], two.shape[:1]
+    of_samples = leading == ((batch,), (other,))
+    rest = [(spec.name, spec.dtype, spec.shape[1:]) for spec in (one, two)]
+    return (of_samples or leading[0] == leading[1]) and rest[0] == rest[1]
+
+
 def _fields(rung: Rung) -> dict[str, Any]:
     """Returns the fields of a rung by name."""
     return {one.name: getattr(rung, one.name) for one in dataclasses.fields(rung)}

@@ -163,6 +163,8 @@ class Runner(ABC):
         Raises:
             RunError: The runner is closed, or was loaded before this process was forked.
         """
+        if self._closed:  # before the lock, which a fork may have left held
+            raise self._closed_error()
         with self._closing:
             if self._closed:
                 raise self._closed_error()
@@ -198,7 +200,7 @@ class Runner(ABC):
     def _room(self, taken: Mapping[str, Array], out: Mapping[str, Array]) -> dict[str, Array]:
         """Checks the arrays that a caller gives for the outputs; adds room for the checks'."""
         specs = self._outputs_of(taken)
-        check_outputs(tuple(specs[spec.name] for spec in self.outputs), out)
+        check_outputs(tuple(specs[spec.name] for spec in self.outputs), out, taken)
         return {
             name: out[name] if name in out else np.empty(spec.shape, spec.dtype)
             for name, spec in specs.items()

@@ -77,6 +77,8 @@ def test_files_that_hold_no_arrays(tmp_path: Path) -> None:
         ("two_inputs", ("--input-shape", "2,4"), ("describes one input, and the source has 2",)),
         ("TwoInputs", ("--input-shape", "2,4"), ("forward takes pixels, mask",)),
         ("with_inputs", ("--batch", "0"), ("The batch is 0.", "1 or more")),
+        ("with_inputs", ("--batch", "two"), ("The batch is two.", "1,4,8")),
+        ("with_inputs", ("--batch", "4,4"), ("The batches are 4,4.", "once")),
         ("with_inputs", ("--atol", "-1"), ("--atol is -1.0.", "above 0")),
         ("with_inputs", ("--min-speedup", "nan"), ("--min-speedup is nan.",)),
         ("with_inputs", ("--samples", "0"), ("--samples is 0.", "1 or more")),
@@ -131,7 +133,7 @@ def test_values_that_cannot_be(
         (("--target", "tflite"), ("--target", "no target 'tflite'", "ort,", "trt")),
         ((), ("--target", "Missing option")),
         (("--target", "ort", "--bacth", "3"), ("No such option", "--bacth")),
-        (("--target", "ort", "--batch", "two"), ("--batch", "integer")),
+        (("--target", "ort", "--samples", "two"), ("--samples", "integer")),
     ],
 )
 def test_options_that_are_no_options(

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -312,8 +314,9 @@ def tasks() -> dict[str, str]:
     """The cores that each thread of this process may use, as Linux says them."""
     found = {}
     for task in Path("/proc/self/task").iterdir():
-        _, _, rest = (task / "status").read_text().partition("Cpus_allowed_list:")
-        found[task.name] = rest.split()[0]
+        with suppress(OSError):  # it has ended
+            _, _, rest = (task / "status").read_text().partition("Cpus_allowed_list:")
+            found[task.name] = rest.split()[0]
     return found
 
 
@@ -339,6 +342,57 @@ def test_as_many_threads_as_cores_are_free_without_a_number(
         monkeypatch.setattr(loading, "free_cores_since", lambda _, count=free: count)
         with load(bundle) as runner:
             assert runner.runtime.details["threads"] == free
+
+
+def test_memory_that_is_read_meanwhile_is_not_written(make_ladder: Maker) -> None:
+    room = np.zeros((8, 8), np.float32)
+    with load(make_ladder(4), threads=1) as runner:
+        out = {"logits": room.reshape(-1)[:40].reshape(8, 5), "label": np.empty(8, np.int64)}
+        with pytest.raises(InputMismatchError, match="logits shares memory with that of x"):
+            runner.run({"x": room, "gain": GAIN}, out)
+
+
+def test_a_run_that_is_under_way_answers_whoever_closes(
+    make_ladder: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = load(make_ladder(4), threads=1)
+    (only,) = runner.runners.values()
+    run = only._run_into
+
+    def run_and_close(*given: Any) -> Any:
+        runner.close()
+        return run(*given)
+
+    monkeypatch.setattr(only, "_run_into", run_and_close)
+    arrays = samples(11)
+    np.testing.assert_allclose(runner.run(arrays)["logits"], wanted(arrays), rtol=1e-5, atol=1e-6)
+    assert only._session is None  # type: ignore[attr-defined]
+    with pytest.raises(RunError, match="closed"):
+        runner.run(arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rung: rung["inputs"][0].update(name="z"), "inputs of the artifact for 4"),
+        (lambda rung: rung["inputs"].reverse(), "inputs of the artifact for"),
+        (lambda rung: rung["outputs"][0].update(shape=[4, 1]), "outputs of the artifact for 4"),
+        (lambda rung: rung["outputs"][0].update(dtype="float64"), "outputs of the artifact for 4"),
+        (lambda rung: rung["outputs"].pop(), "outputs of the artifact for 4"),
+        (lambda rung: rung["inputs"][0].update(shape=[0, 8]), "takes no samples"),
+    ],
+)
+def test_an_artifact_of_another_model_is_refused(
+    make_ladder: Maker, change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    bundle = make_ladder(1, 4)
+    data = json.loads((bundle / "manifest.json").read_text())
+    change(data["rungs"][0])
+    (bundle / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=said):
+        load(bundle)
+    with pytest.raises(BundleError, match=said):
+        load(bundle, batches=[1])
 
 
 def test_two_artifacts_of_one_size_are_refused(make_ladder: Maker) -> None:
