@@ -30,7 +30,8 @@ FIRST = ROOT / "docs" / "guides" / "first-bundle.md"
 PLACES = sorted(PAGES, key=lambda page: page != FIRST)
 #: What a block may need that a test does not have.
 NOT_RUN = re.compile(
-    r"# Not run by the tests: needs (the network|a GPU|a compiler|an idle machine|a key)\."
+    r"# Not run by the tests: needs "
+    r"(the network|a GPU|a compiler|an idle machine|another machine|a key)\."
 )
 ENDS = re.compile(r"# Ends with exit code (\d+)\.")
 
