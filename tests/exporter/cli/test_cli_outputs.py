@@ -1,0 +1,84 @@
+"""No command writes into a bundle, and keys are asked for before anything of a bundle is read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.cli import refusal, tokexport
+
+from tokexport.runtimes.signatures import KEY_VARIABLE
+from tokexport.runtimes.verification import reference_inputs
+
+STORED = Path(__file__).parents[2] / "bundles" / "kernels_ort"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    copied = tmp_path / "bundle"
+    shutil.copytree(STORED, copied)
+    return copied
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "BUNDLE", "--inputs", "in.npz", "--output", "BUNDLE/y.npz"),
+        ("run", "BUNDLE", "some.png", "--csv", "BUNDLE/y.csv"),
+        ("bench", "BUNDLE", "--rounds", "5", "--output", "BUNDLE/y.json"),
+        ("bom", "BUNDLE", "--output", "BUNDLE/y.json"),
+        ("package", "BUNDLE", "--format", "tar", "--output", "BUNDLE/y.tar"),
+        ("report", "BUNDLE", "--output", "BUNDLE/y.html"),
+    ],
+    ids=lambda arguments: f"{arguments[0]} {arguments[-2]}",
+)
+def test_an_output_in_a_bundle_is_refused(
+    bundle: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle.parent)
+    batch = {name: array[0] for name, array in reference_inputs(bundle).items()}
+    np.savez("in.npz", **batch)
+    before = sorted(bundle.iterdir())
+    answer = tokexport(*(one.replace("BUNDLE", "bundle") for one in arguments))
+    refusal(answer, 2, bundle.parent, "would go into the bundle")
+    assert sorted(bundle.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("doctor", "BUNDLE"),
+        ("verify", "BUNDLE"),
+        ("rebuild", "BUNDLE"),
+        ("report", "BUNDLE", "--output", "page.html"),
+        ("bom", "BUNDLE", "--output", "bom.json"),
+        ("package", "BUNDLE", "--format", "tar", "--output", "x.tar"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+@pytest.mark.parametrize(
+    ("key", "said"), [("nowhere.pem", "public key cannot be read"), ("", f"{KEY_VARIABLE} is set")]
+)
+def test_a_key_of_the_environment_is_asked_for_first(
+    bundle: Path, arguments: tuple[str, ...], key: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle.parent)
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    (bundle / "manifest.json").write_text("{")  # what a check behind it would complain of
+    answer = tokexport(*(one.replace("BUNDLE", "bundle") for one in arguments))
+    refusal(answer, 5, bundle.parent, said)
+
+
+def test_a_link_that_leads_nowhere_is_not_replaced(bundle: Path, tmp_path: Path) -> None:
+    link = tmp_path / "bom.json"
+    link.symlink_to(tmp_path / "nowhere")
+    refusal(tokexport("bom", bundle, "--output", link), 2, tmp_path, "there already")
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("option", ["--force", "--trust-pickle", "--html=x.html", "--code-path=."])
+def test_a_bundle_alone_takes_no_option_of_a_source(bundle: Path, option: str) -> None:
+    answer = tokexport("verify", bundle, option)
+    refusal(answer, 2, bundle.parent, option.partition("=")[0], "--against")
