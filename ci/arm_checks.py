@@ -59,6 +59,7 @@ class Wanted:
 REDUCTIONS: Final = (
     *(None, "tome:r=8", "pitome:keep=0.8"),
     *("mctf:r=4", "evit:keep=0.7", "tofu:keep=0.8"),
+    *("dpcknn:keep=0.8", "divprune:keep=0.8"),
 )
 BUNDLES: Final = (
     *(Wanted("ort", "fp32", recipe) for recipe in REDUCTIONS),

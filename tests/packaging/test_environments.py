@@ -242,7 +242,7 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
     modules = {
         f"tokexport/{path.relative_to(ROOT)}"
         for room in ("exporter", "graph_passes", "runtimes")
-        for suffix in ("py", "json", "html", "css", "py.txt")
+        for suffix in ("py", "json", "html", "css", "py.txt", "sh.txt")
         for path in (ROOT / room).rglob(f"*.{suffix}")
     }
     own = {name for name in names if name.startswith("tokexport/")}
