@@ -73,7 +73,8 @@ def load(
         IncompatibleError: The runtime, the system or the processor here is not what it needs.
         RunError: The artifact cannot run on this machine.
     """
-    folder, before = Path(bundle), read_processor()
+    folder = Path(bundle)
+    before = None if threads or cores is not None else read_processor()
     hold_to_signer(folder, public_key, certificates)
     manifest = read_manifest(folder)
     check_compatibility(manifest)
@@ -82,7 +83,7 @@ def load(
     runners: list[Runner] = []
     try:
         with on_cores(cores):
-            count = threads or (free_cores_since(before) if cores is None else len(cores))
+            count = threads or len(cores or ()) if before is None else free_cores_since(before)
             for one in chosen:
                 check_contents(folder, one)
                 runners.append(open_runner(folder, one, threads=count))

@@ -21,6 +21,7 @@ from tokexport.exporter.json_values import plain
 from tokexport.exporter.parity.hits import accuracy, class_warnings
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.system.output_file import check_outside, check_place, written_whole
+from tokexport.runtimes.bundle.manifest import batch_of
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.loading import load
 
@@ -117,8 +118,7 @@ def run_bundle(
         certificates=certificates,
     )
     with checklist, loaded as runner:
-        first = runner.inputs[0].shape
-        batch = first[0] if first else 1
+        batch = batch_of(runner.inputs)
         with checklist.stage("read"):
             manifest = read_manifest(bundle)
             own, known = manifest.preprocessing, partial(classes_of_bundle, manifest)

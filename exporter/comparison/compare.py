@@ -12,7 +12,6 @@ import numpy as np
 
 from tokexport.exporter.comparison.figures import Figures, figures
 from tokexport.exporter.comparison.reference_batches import (
-    batch_of,
     reference_batches,
     values_of,
 )
@@ -33,7 +32,7 @@ from tokexport.exporter.inputs.pictures import PictureOptions
 from tokexport.exporter.inputs.samples import cut
 from tokexport.exporter.json_values import plain
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.manifest import TensorSpec
+from tokexport.runtimes.bundle.manifest import TensorSpec, batch_of
 from tokexport.runtimes.pictures.preprocessing import Preprocessing
 
 if TYPE_CHECKING:

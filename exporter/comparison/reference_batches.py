@@ -8,7 +8,7 @@ from typing import Any
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
-from tokexport.runtimes.bundle.manifest import TensorSpec
+from tokexport.runtimes.bundle.manifest import TensorSpec, batch_of
 
 
 def reference_batches(
@@ -25,11 +25,6 @@ def reference_batches(
     samples = len(arrays[names[0]]) * batch_of(inputs)
     origin = f"{samples} samples of the reference data of {bundle}"
     return Batches(names, {name: arrays[name] for name in names}, samples, None, origin)
-
-
-def batch_of(inputs: Sequence[TensorSpec]) -> int:
-    """Returns how many samples a model takes at once."""
-    return inputs[0].shape[0] if inputs and inputs[0].shape else 1
 
 
 def values_of(constants: Sequence[ConstantInput]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 
 from tokexport.exporter.bundle.ladder import rung_name
-from tokexport.exporter.comparison.reference_batches import batch_of
 from tokexport.exporter.lock.lock_file import (
     ArtifactFiles,
     BundleFacts,
@@ -24,7 +23,7 @@ from tokexport.exporter.report.file_names import PAGE_DATA_NAME, PAGE_NAME, REPO
 from tokexport.exporter.typed_json import typed
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import file_in
-from tokexport.runtimes.bundle.manifest import REFERENCE_NAME, Manifest
+from tokexport.runtimes.bundle.manifest import REFERENCE_NAME, Manifest, batch_of
 from tokexport.runtimes.tolerances.neighbourhoods import as_samples
 from tokexport.runtimes.verification import Reference
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tokexport.exporter.comparison.reference_batches import batch_of
 from tokexport.exporter.comparison.verdicts import ARITHMETIC, IDENTICAL, TIES_ONLY, WRONG
 from tokexport.exporter.errors import InputError
 from tokexport.exporter.inputs.batches import Batches, read_inputs
@@ -27,7 +26,7 @@ from tokexport.exporter.lock.lock_file import (
 )
 from tokexport.exporter.parity.hits import hits
 from tokexport.runtimes.bundle.bundle_files import file_in
-from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo
+from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, batch_of
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.cores.free_cores import allowed_cores

@@ -25,6 +25,7 @@ from tokexport.exporter.package.bom_metrics import metrics_of
 from tokexport.exporter.package.content import Content, read_content
 from tokexport.exporter.report.file_names import REPORT_NAME
 from tokexport.exporter.system.output_file import check_outside, check_place, written_whole
+from tokexport.runtimes.artifact_needs import PACKAGES
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
 from tokexport.runtimes.bundle.manifest_reader import ANEW
@@ -35,13 +36,6 @@ from tokexport.runtimes.signatures import hold_to_signer
 SPEC_VERSION: Final = "1.6"
 #: Bytes of a report; those of large models have a few million.
 _LARGEST: Final = 1 << 27
-#: The package of a runtime, by the flavour of a bundle.
-_PACKAGES: Final = {
-    "onnxruntime-cpu": "onnxruntime",
-    "openvino-cpu": "openvino",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt-rtx",
-}
 _ON_PYPI: Final = {"onnxruntime", "openvino"}
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _VERSION: Final = re.compile(r"\d+(\.\d+)*")
@@ -219,7 +213,7 @@ def _source(manifest: Manifest) -> dict[str, Any]:
 def _runtime(manifest: Manifest) -> dict[str, Any]:
     """Returns the library that the artifact was built by and runs in."""
     name, version = manifest.runtime.flavour, manifest.runtime.version
-    package = _PACKAGES.get(name, name)
+    package = PACKAGES.get(name, name)
     found = {"type": "library", "bom-ref": package, "name": package, "version": version}
     if package in _ON_PYPI and _VERSION.fullmatch(version):
         found["purl"] = f"pkg:pypi/{package}@{version}"

@@ -45,7 +45,7 @@ from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.pipelines import Arithmetic
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.artifact_needs import artifact_needs
-from tokexport.runtimes.bundle.manifest import PASSED, Manifest
+from tokexport.runtimes.bundle.manifest import PASSED, Manifest, batch_of
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import NoDeviceError, RunError
 from tokexport.runtimes.native_library import FIX as KERNELS_FIX
@@ -207,7 +207,7 @@ def _independent(
 
     Eager says it of the model, and the last stage of what was built.
     """
-    batch = answered.inputs[0].shape[0] if answered.inputs[0].shape else 1
+    batch = batch_of(answered.inputs)
     samples, expected = answered.batches, answered.reference.outputs
 
     def run_eager(batches: Batches) -> Mapping[str, Array]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,16 @@ class TensorSpec:
         return len(shape) == len(self.shape) and all(
             wanted in (size, -1) for size, wanted in zip(shape, self.shape, strict=True)
         )
+
+
+def batch_of(specs: Sequence[TensorSpec]) -> int:
+    """Returns how many samples a model takes at once: the leading size of its first input.
+
+    Args:
+        specs: Its inputs.
+    """
+    first = specs[0].shape if specs else ()
+    return first[0] if first else 1
 
 
 @dataclass(frozen=True)
@@ -199,8 +210,7 @@ class Manifest:
     @property
     def batch(self) -> int:
         """How many samples the artifact takes at once: the leading size of its first input."""
-        first = self.inputs[0].shape if self.inputs else ()
-        return first[0] if first else 1
+        return batch_of(self.inputs)
 
     @property
     def ladder(self) -> tuple[Manifest, ...]:

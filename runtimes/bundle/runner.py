@@ -34,7 +34,7 @@ from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.array_checks import check_inputs, check_outputs
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.input_checks import InputChecks
-from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, TensorSpec
+from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, TensorSpec, batch_of
 from tokexport.runtimes.cores.affinity import keep_on
 from tokexport.runtimes.errors import RunError
 from tokexport.runtimes.notebook import as_html, one_line
@@ -111,8 +111,7 @@ class Runner(ABC):
     @property
     def batches(self) -> tuple[int, ...]:
         """The numbers of samples that an artifact takes at once, in the order of the bundle."""
-        first = self.inputs[0].shape if self.inputs else ()
-        return (first[0] if first else 1,)
+        return (batch_of(self.inputs),)
 
     @property
     def shares_runs(self) -> bool:
