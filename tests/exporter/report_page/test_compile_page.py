@@ -309,7 +309,7 @@ def test_a_page_replaces_nothing_and_goes_into_no_bundle(pages: Pages, tmp_path:
         write_bundle_page(pages.folder / "passed", there)
     assert there.read_text() == "mine"
     write_bundle_page(pages.folder / "passed", there, force=True)
-    with pytest.raises(UsageError, match="The page would go into the bundle"):
+    with pytest.raises(UsageError, match="The output would go into the bundle"):
         write_bundle_page(pages.folder / "passed", pages.path("passed"), force=True)
     assert verify_bundle(pages.folder / "passed").passed
 
