@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokexport.exporter.errors import SourceError
 from tokexport.runtimes.pictures.preprocessing import Preprocessing
+from tokexport.runtimes.pictures.steps_reader import CENTER, MODES
+from tokexport.runtimes.pictures.steps_text import NAMED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 # PIL's numbering, which preprocessor_config.json uses in "resample".
 _RESAMPLE: Final = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 _BYTE: Final = 1 / 255
+#: What timm takes where a configuration has no statistics.
+_MEAN, _STD = NAMED["imagenet"]
 #: The steps of transformers' image processors that are read, and what leaves an image as it is.
 _STEPS: Final = (
     *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"),
@@ -56,9 +60,10 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing | None:
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     height, width = size[1:]
     crop_pct = float(config.get("crop_pct") or 0.875)
-    mode = str(config.get("crop_mode") or "center")
+    mode = str(config.get("crop_mode"))
+    mode = mode if mode in MODES else CENTER
     resize: tuple[int, int] | int
-    if mode == "center" and height == width:
+    if mode == CENTER and height == width:
         resize = math.floor(height / crop_pct)
     else:
         resize = (math.floor(height / crop_pct), math.floor(width / crop_pct))
@@ -70,8 +75,8 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing | None:
         crop_mode=mode,
         interpolation=str(config.get("interpolation") or "bicubic"),
         rescale_factor=_BYTE,
-        mean=_numbers(config.get("mean")),
-        std=_numbers(config.get("std")),
+        mean=_numbers(config.get("mean") or _MEAN),
+        std=_numbers(config.get("std") or _STD),
         origin="timm pretrained_cfg",
     )
 

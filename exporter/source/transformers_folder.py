@@ -33,6 +33,7 @@ from tokexport.exporter.source.preprocessing import (
     transformers_preprocessing,
     unreadable_preprocessing,
 )
+from tokexport.exporter.source.processor_check import held_to_processor
 from tokexport.runtimes.files.regular_files import read_at_most
 from tokexport.runtimes.pictures.preprocessing import Preprocessing
 
@@ -221,7 +222,7 @@ def _preprocessing(transformers: ModuleType, path: Path) -> Preprocessing:
         except Exception as error:  # what its classes raise of values that they do not know
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise unreadable_preprocessing(path, lines[0] if lines else "") from error
-    return transformers_preprocessing(processor.to_dict(), path)
+        return held_to_processor(processor, transformers_preprocessing(processor.to_dict(), path))
 
 
 def _weight_files(folder: Path, trust_pickle: bool) -> tuple[bool, tuple[Path, ...]]:

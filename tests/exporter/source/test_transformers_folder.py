@@ -184,6 +184,14 @@ def test_preprocessing_as_transformers_writes_it(folder: Path) -> None:
     assert found.rescale_factor == pytest.approx(1 / 255)
 
 
+def test_steps_that_its_configuration_does_not_say_are_named(folder: Path) -> None:
+    config = {"image_processor_type": "PoolFormerImageProcessor", "crop_size": 16}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
+    found = load(folder).preprocessing
+    assert found is not None
+    assert "PoolFormerImageProcessor" in found.other_steps[0]
+
+
 @pytest.mark.parametrize(
     "text",
     ["{", "[]", '{"size": {}}', '{"size": 16, "resample": 99}', '{"size": 16, "resample": -1}'],

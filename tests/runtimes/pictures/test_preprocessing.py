@@ -71,7 +71,8 @@ TIMM: dict[str, dict[str, Any]] = {
     "border": {"crop_pct": 0.95, "crop_mode": "border", "interpolation": "bicubic"},
     "oblong": {"crop_pct": 0.9, "input_size": (3, 160, 224), "interpolation": "bicubic"},
     "oblong squash": {"crop_pct": 1.0, "input_size": (3, 64, 96), "crop_mode": "squash"},
-    "default crop": {"interpolation": "bicubic", "crop_pct": None},
+    "defaults": {"interpolation": None, "crop_pct": None, "mean": None, "std": None},
+    "unknown mode": {"crop_pct": 0.9, "crop_mode": "letterbox"},
 }
 
 
