@@ -1,4 +1,4 @@
-"""Reads the batches that artifacts are asked for, one each."""
+"""Says which batches artifacts are asked for, one each."""
 
 from __future__ import annotations
 
@@ -25,17 +25,3 @@ def batches_of(given: object) -> tuple[int | None, ...]:
         text = ",".join(map(str, given))
         raise UsageError(f"The batches are {text}.", fix="Pass each number of 1 or more once.")
     return tuple(given)
-
-
-def parse_batches(text: str) -> tuple[int, ...]:
-    """Returns the batches of a text, one or several.
-
-    Raises:
-        UsageError: It is not whole numbers with commas between.
-    """
-    try:
-        return tuple(map(int, text.split(",")))
-    except ValueError as error:
-        raise UsageError(
-            f"The batch is {text}.", fix="Pass a batch of 1 or more: 8, or 1,4,8."
-        ) from error

@@ -330,21 +330,6 @@ def check_threads(threads: int | None) -> None:
         raise UsageError(f"--threads is {threads}.", fix="Pass a number of 1 or more.")
 
 
-def parse_caps(text: str) -> tuple[int, ...]:
-    """Returns the caps of a text: one for all choices, or one for each of them in order.
-
-    Raises:
-        UsageError: It is not whole numbers with commas between.
-    """
-    try:
-        return tuple(map(int, text.split(",")))
-    except ValueError as error:
-        raise UsageError(
-            f"--token-cap is {text}.",
-            fix="Pass a cap of 1 or more, or one for each choice: 197,150,120.",
-        ) from error
-
-
 def parse_embedded(text: str) -> tuple[int, int] | None:
     """Returns the size of the pictures that an artifact resizes; None where it only normalises.
 

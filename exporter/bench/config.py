@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tokexport.exporter.backends.known import BACKENDS
-from tokexport.exporter.config import ReduceConfig, check_threads
+from tokexport.exporter.config import ReduceConfig
 from tokexport.exporter.errors import UsageError
 
 #: The targets that run on the processor, beside eager; an engine for a GPU has no peer here.
@@ -68,9 +68,6 @@ class BenchConfig(ReduceConfig):
                     else f"One of the {what} is given twice.",
                     fix=f"Pass --{what} with each of them once.",
                 )
-        if min(self.batches) < 1:
-            raise UsageError(f"A batch is {min(self.batches)}.", fix="Pass batches of 1 or more.")
-        check_threads(self.threads)
         if self.rounds < 1:
             raise UsageError(f"--rounds is {self.rounds}.", fix="Pass a number of 1 or more.")
         if not 0 < self.time_limit_s < float("inf"):
@@ -82,17 +79,3 @@ class BenchConfig(ReduceConfig):
 def parse_names(text: str) -> tuple[str, ...]:
     """Reads ``ort,openvino``."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def parse_batches(text: str) -> tuple[int, ...]:
-    """Reads ``1,8``.
-
-    Raises:
-        UsageError: A part is no whole number.
-    """
-    try:
-        return tuple(int(part) for part in parse_names(text))
-    except ValueError as error:
-        raise UsageError(
-            f"The batches are '{text}', and a batch is a whole number.", fix="Pass --batches 1,8."
-        ) from error

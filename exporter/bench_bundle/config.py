@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tokexport.exporter.config import check_threads
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.speed.time_limits import time_limits
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME
@@ -44,12 +43,8 @@ class BundleBenchConfig:
             raise UsageError(
                 f"There are {len(self.bundles)} bundles to time.", fix="Pass one bundle, or two."
             )
-        for count in self.threads:
-            check_threads(count)
         if len(set(self.threads)) < len(self.threads):
             raise UsageError("A number of threads is given twice.", fix="Pass --threads 1,2,4.")
-        if self.batches and min(self.batches) < 1:
-            raise UsageError(f"A batch is {min(self.batches)}.", fix="Pass batches of 1 or more.")
         if len(set(self.batches)) < len(self.batches):
             raise UsageError("A batch is given twice.", fix="Pass --batches 1,8.")
         if self.rounds < 1:
@@ -68,22 +63,3 @@ class BundleBenchConfig:
 def is_bundle(path: Path) -> bool:
     """Returns whether a path is a folder with a manifest."""
     return os.path.lexists(path / MANIFEST_NAME)
-
-
-def parse_numbers(option: str, text: str) -> tuple[int, ...]:
-    """Reads ``1,2,4``.
-
-    Args:
-        option: The option that it is given for.
-        text: The text.
-
-    Raises:
-        UsageError: A part is no whole number.
-    """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(
-            f"{option} is '{text}', and each part is a whole number.",
-            fix=f"Pass {option} 2, or several for a bundle: {option} 1,2,4.",
-        ) from error

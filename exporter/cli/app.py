@@ -146,11 +146,10 @@ def compile_command(
         from tokexport.exporter.requirements import require_compile_packages
 
         require_compile_packages()
-        from tokexport.exporter.batch_sizes import parse_batches
         from tokexport.exporter.compile import compile
-        from tokexport.exporter.config import parse_caps
         from tokexport.exporter.inputs.batches import parse_shape
         from tokexport.exporter.inputs.constant_inputs import parse_constants
+        from tokexport.exporter.number_lists import parse_numbers
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.report.report import render
         from tokexport.exporter.source import SourceOptions, default_name, load_source
@@ -158,7 +157,7 @@ def compile_command(
 
         checklist = Checklist(console(stderr=True), enabled=not json)
         options = SourceOptions(source, tuple(code_path or ()), checkpoint, builder, trust_pickle)
-        batches = None if batch is None else parse_batches(batch)
+        batches = None if batch is None else parse_numbers("--batch", batch, "1,4,8")
         first = None if batches is None else batches[0]
         # Under --json the user's own prints go to stderr; forward may import their modules.
         with redirect_user_output(json), on_code_path(options.code_path):
@@ -188,7 +187,9 @@ def compile_command(
                 keep_onnx=keep_onnx,
                 force=force,
                 drop_noise=drop_noise,
-                token_cap=None if token_cap is None else parse_caps(token_cap),
+                token_cap=None
+                if token_cap is None
+                else parse_numbers("--token-cap", token_cap, "197,150,120"),
                 constants=parse_constants(constant or ()),
                 threads=threads,
                 tune=tune,
@@ -229,11 +230,11 @@ def inspect_command(
 
         require_compile_packages()
         from tokexport.exporter.backends.known import BACKENDS
-        from tokexport.exporter.config import parse_caps
         from tokexport.exporter.inputs.batches import parse_shape
         from tokexport.exporter.inputs.constant_inputs import parse_constants
         from tokexport.exporter.inspection.inspect import inspect
         from tokexport.exporter.inspection.tables import render_inspection
+        from tokexport.exporter.number_lists import parse_numbers
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.source import SourceOptions, load_source
         from tokexport.exporter.source.code_path import on_code_path
@@ -255,7 +256,9 @@ def inspect_command(
                 batch=batch,
                 reduce=reduce,
                 restore=restore,
-                token_cap=None if token_cap is None else parse_caps(token_cap),
+                token_cap=None
+                if token_cap is None
+                else parse_numbers("--token-cap", token_cap, "197,150,120"),
                 constants=parse_constants(constant or ()),
             )
         if image is None:

@@ -139,15 +139,17 @@ def bench_command(
 ) -> None:
     """Time a model beside its alternatives, or one bundle or two on this machine."""
     with report_errors(json):
-        from tokexport.exporter.bench_bundle.config import is_bundle, parse_numbers
+        from tokexport.exporter.bench_bundle.config import is_bundle
+        from tokexport.exporter.number_lists import parse_numbers
 
-        counts = () if threads is None else parse_numbers("--threads", threads)
+        counts = () if threads is None else parse_numbers("--threads", threads, "1,2,4")
+        sizes = () if batches is None else parse_numbers("--batches", batches, "1,8")
         if is_bundle(Path(source)):
             _refuse_of_models(context)
             _bench_bundles(
                 (Path(source), *([] if other is None else [other])),
                 counts,
-                batches,
+                sizes,
                 rounds,
                 time_limit,
                 output,
@@ -165,7 +167,6 @@ def bench_command(
             ENOUGH_ROUNDS,
             MOST_SECONDS,
             BenchConfig,
-            parse_batches,
             parse_names,
         )
         from tokexport.exporter.bench.plot import draw_bench
@@ -183,7 +184,7 @@ def bench_command(
         config = BenchConfig(
             targets=parse_names(targets),
             precisions=parse_names(precisions),
-            batches=parse_batches("1" if batches is None else batches),
+            batches=sizes or (1,),
             reduce=reduce,
             restore=restore,
             rounds=ENOUGH_ROUNDS if rounds is None else rounds,
@@ -292,7 +293,7 @@ def _refuse_of_bundles(
 def _bench_bundles(
     bundles: tuple[Path, ...],
     threads: tuple[int, ...],
-    batches: str | None,
+    batches: tuple[int, ...],
     rounds: int | None,
     time_limit: float | None,
     output: Path | None,
@@ -303,7 +304,7 @@ def _bench_bundles(
     json: bool,
 ) -> None:
     """Measures bundles, and prints what was found."""
-    from tokexport.exporter.bench_bundle.config import MOST_RUNS, BundleBenchConfig, parse_numbers
+    from tokexport.exporter.bench_bundle.config import MOST_RUNS, BundleBenchConfig
     from tokexport.exporter.bench_bundle.measure import bench_bundles
     from tokexport.exporter.bench_bundle.remote import bench_on
     from tokexport.exporter.bench_bundle.tables import render_bundle_bench
@@ -317,7 +318,7 @@ def _bench_bundles(
     config = BundleBenchConfig(
         bundles=bundles,
         threads=threads,
-        batches=() if batches is None else parse_numbers("--batches", batches),
+        batches=batches,
         rounds=MOST_RUNS if rounds is None else rounds,
         time_limit_s=time_limit,
         require_kernels=require_kernels,

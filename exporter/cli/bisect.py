@@ -91,10 +91,11 @@ def bisect_command(
         require_compile_packages()
         from tokexport.exporter.bisection.bisect import bisect_bundle, bisect_compile
         from tokexport.exporter.bisection.tables import render_bisection
-        from tokexport.exporter.config import CompileConfig, parse_caps
+        from tokexport.exporter.config import CompileConfig
         from tokexport.exporter.errors import UsageError
         from tokexport.exporter.inputs.batches import parse_shape
         from tokexport.exporter.inputs.constant_inputs import parse_constants
+        from tokexport.exporter.number_lists import parse_numbers
         from tokexport.exporter.progress import Checklist
         from tokexport.exporter.source import SourceOptions, load_source
         from tokexport.exporter.source.code_path import on_code_path
@@ -140,7 +141,9 @@ def bisect_command(
                     atol=atol,
                     seed=seed,
                     drop_noise=drop_noise,
-                    token_cap=None if token_cap is None else parse_caps(token_cap),
+                    token_cap=None
+                    if token_cap is None
+                    else parse_numbers("--token-cap", token_cap, "197,150,120"),
                     constants=parse_constants(constant or ()),
                     threads=threads,
                     force=force,

@@ -12,7 +12,6 @@ Pictures become the same, by the steps that the source or the user says.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from tokexport.exporter.inputs.kinds import kind_of_inputs
 from tokexport.exporter.inputs.named_arrays import LABELS, named_arrays, require_constants
 from tokexport.exporter.inputs.pictures import PictureOptions, read_pictures
 from tokexport.exporter.inputs.samples import Watch, cut, evenly_spaced, unwatched
+from tokexport.exporter.number_lists import parse_numbers
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import TensorSpec
 
@@ -195,17 +195,9 @@ def parse_shape(text: str, batch: int | None = None) -> tuple[int, ...]:
         UsageError: The text is not a list of whole numbers of 1 or more, or the batch is less than
             1.
     """
-    parts = [part.strip() for part in text.split(",")]
-    wrong = [part for part in parts if not re.fullmatch(r"0*[1-9][0-9]{0,17}", part, re.ASCII)]
-    if wrong:
-        raise UsageError(
-            f"The input shape {text!r} is not a list of whole numbers of 1 or more.",
-            where=f"At {wrong[0]!r}",
-            fix="Write it as numbers separated by commas, batch first: 1,3,224,224",
-        )
+    shape = parse_numbers("The input shape", text, "1,3,224,224, batch first")
     if batch is not None and batch < 1:
         raise UsageError(f"The batch is {batch}.", fix="Pass a batch of 1 or more.")
-    shape = tuple(int(part) for part in parts)
     return shape if batch is None else (batch, *shape[1:])
 
 

@@ -146,10 +146,10 @@ def test_a_runtime_that_takes_fewer_threads_is_noted() -> None:
 
 REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "an option of a model": (("--seed", "1"), 2, "measured as it is, without --seed"),
-    "no thread": (("--threads", "0"), 2, "--threads is 0"),
-    "no number": (("--threads", "1,x"), 2, "--threads is '1,x'"),
-    "no batch": (("--batches", "x"), 2, "--batches is 'x'"),
-    "a batch below 1": (("--batches", "0"), 2, "A batch is 0"),
+    "no thread": (("--threads", "0"), 2, "--threads '0' is not a list"),
+    "no number": (("--threads", "1,x"), 2, "--threads '1,x' is not a list"),
+    "no batch": (("--batches", "x"), 2, "--batches 'x' is not a list"),
+    "a batch below 1": (("--batches", "0"), 2, "--batches '0' is not a list"),
     "a batch twice": (("--batches", "4,4"), 2, "A batch is given twice"),
     "a batch it has not": (("--batches", "8"), 2, "There is no artifact for 8 samples"),
     "a number twice": (("--threads", "1,1"), 2, "given twice"),

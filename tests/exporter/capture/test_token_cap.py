@@ -238,4 +238,4 @@ def test_a_static_model_is_the_same_with_a_cap(tmp_path: Path) -> None:
 
 def test_a_cap_below_one_is_refused(tmp_path: Path) -> None:
     answer = compile_model(f"{MODELS}:halting", tmp_path / "out", "--token-cap", 0)
-    refusal(answer, 2, tmp_path, "--token-cap is 0.", "a cap of 1 or more")
+    refusal(answer, 2, tmp_path, "--token-cap '0' is not a list", "197,150,120")
