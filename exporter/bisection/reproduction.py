@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any, Final
 import numpy as np
 
 from tokexport.exporter.build.onnx_file import save_onnx
-from tokexport.exporter.errors import OutputExistsError, WriteError
 from tokexport.exporter.graph_values.local_errors import compared
 from tokexport.exporter.graph_values.shown_values import Artifact
 from tokexport.exporter.graph_values.suspect import Suspect, Values
 from tokexport.exporter.json_values import plain
+from tokexport.exporter.system.output_folder import check_folder_place, folder_written_whole
 from tokexport.exporter.worker.openings import Opening
 from tokexport.exporter.worker.runner import WorkerRunner, convert_in_worker
 from tokexport.runtimes.native_library import Kernels
@@ -50,19 +49,15 @@ def require_free(folder: Path, force: bool) -> None:
     """Refuses a folder that is there already; with ``force``, one that holds other things.
 
     Raises:
+        WriteError: The folder that it goes into does not exist.
         OutputExistsError: It may not be replaced.
     """
-    if not folder.exists():
-        return
-    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {""}
-    own = all(name in _FILES or name.endswith(".so") for name in names)
-    if not force or not own:
-        raise OutputExistsError(
-            "The folder for the reproduction is there already"
-            + ("." if own else " and holds other things."),
-            where=str(folder),
-            fix="Pass another --output" + (", or --force." if own else "."),
-        )
+    check_folder_place(
+        folder.absolute(),
+        "reproduction",
+        force,
+        lambda found: [one for one in found - _FILES if not one.endswith(".so")],
+    )
 
 
 class Reproduction:
@@ -96,28 +91,12 @@ class Reproduction:
         Raises:
             WriteError: It cannot be written.
         """
-        parent = self._final.absolute().parent
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(prefix=f".{self._final.name}-", dir=parent))
-            try:
-                written = self._fill(made, suspect, artifact)
-                data = {**record, "reproduces": written.reproduces}
-                whole = json.dumps(plain(data), indent=2, ensure_ascii=False)
-                (made / RECORD).write_text(whole + "\n", encoding="utf-8", errors="replace")
-                (made / "README.md").write_text(text + _command(written), encoding="utf-8")
-                if self._final.exists():
-                    shutil.rmtree(self._final)
-                made.chmod(0o755)
-                made.rename(self._final)
-            finally:
-                shutil.rmtree(made, ignore_errors=True)
-        except OSError as error:
-            raise WriteError(
-                f"The reproduction cannot be written: {error.strerror}.",
-                where=str(self._final),
-                fix="Pass --output on a disk with room, in a folder you may write to.",
-            ) from error
+        with folder_written_whole(self._final) as made:
+            written = self._fill(made, suspect, artifact)
+            data = {**record, "reproduces": written.reproduces}
+            whole = json.dumps(plain(data), indent=2, ensure_ascii=False)
+            (made / RECORD).write_text(whole + "\n", encoding="utf-8", errors="replace")
+            (made / "README.md").write_text(text + _command(written), encoding="utf-8")
         return written
 
     def _fill(self, folder: Path, suspect: Suspect, artifact: Artifact | None) -> Written:

@@ -20,8 +20,9 @@ from tokexport.exporter.backends.known import REFERENCE
 from tokexport.exporter.build.onnx_file import save_onnx
 from tokexport.exporter.capture.program_file import program_bytes
 from tokexport.exporter.config import CompileConfig
-from tokexport.exporter.errors import OutputExistsError, WriteError
+from tokexport.exporter.errors import WriteError
 from tokexport.exporter.json_values import plain
+from tokexport.exporter.system.output_folder import check_folder_place
 from tokexport.exporter.system.scratch import RANDOM, HeldFolder, held_signals, sweep
 from tokexport.graph_passes.onnx_passes.graph.source_lines import lines_by_node
 from tokexport.graph_passes.pass_report import PassReport
@@ -38,6 +39,14 @@ _STAGES = {
     *("emitted", "lowered", "replay", "told"),
 }
 _OF_A_BATCH = re.compile(r"batch-\d+")
+
+
+def _of_no_stage(found: set[str]) -> list[str]:
+    """Returns those files of a folder that no compile keeps there."""
+    tops = {name: name.partition("/")[0] for name in found}
+    return [
+        name for name, top in tops.items() if top not in _STAGES and not _OF_A_BATCH.fullmatch(top)
+    ]
 
 
 class StageFolder:
@@ -107,18 +116,9 @@ class StageFolder:
 
     def _make_room(self) -> None:
         """Removes the kept stages of an earlier compile, and never anything else."""
-        if not self._final.exists():
-            return
-        found = {entry.name for entry in self._final.iterdir()} if self._final.is_dir() else {""}
-        others = {name for name in found - _STAGES if not _OF_A_BATCH.fullmatch(name)}
-        if not self._force or others:
-            raise OutputExistsError(
-                "The folder for the stages is there already"
-                + (" and holds other things." if others else "."),
-                where=str(self._final),
-                fix="Take it away" + ("." if others else ", or pass --force."),
-            )
-        shutil.rmtree(self._final)
+        check_folder_place(self._final, "stages", self._force, _of_no_stage)
+        if self._final.exists():
+            shutil.rmtree(self._final)
 
     def within(self, name: str) -> Self:
         """Returns a folder in this one, for the stages of a further artifact of the same bundle."""

@@ -34,6 +34,7 @@ from tokexport.exporter.errors import (
     listed,
 )
 from tokexport.exporter.system.exchange import exchange
+from tokexport.exporter.system.output_folder import check_folder_place
 from tokexport.exporter.system.scratch import HeldFolder, held_signals, sweep
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
@@ -52,8 +53,8 @@ class BundleWriter:
 
     Args:
         output: The folder the bundle becomes; its parent must exist.
-        force: Whether an empty folder or an earlier bundle at ``output`` may be replaced. Nothing
-            else is ever replaced: not a folder of other files, not a bundle with files in it
+        force: Whether an earlier bundle at ``output`` may be replaced. Beside it and an empty
+            folder nothing ever is: not a folder of other files, not a bundle with files in it
             that its manifest does not name, not a link.
     """
 
@@ -214,49 +215,18 @@ class BundleWriter:
 
     def _check_place(self) -> None:
         """Refuses an output that may not be written or replaced."""
-        output, parent = self._output, self._output.parent
-        if not parent.is_dir():
-            raise WriteError(
-                "The folder that the output goes into does not exist.",
-                where=str(parent),
-                fix=f"Make it first: mkdir -p {parent}",
-            )
-        if not os.path.lexists(output):
-            return
-        if output.is_symlink() or not output.is_dir():
-            kind = "a link" if output.is_symlink() else "a file"
-            raise OutputExistsError(
-                f"The output is there already, and it is {kind}, not a folder.",
-                where=str(output),
-                fix="Pass another --output.",
-            )
-        if not self._force:
-            raise OutputExistsError(
-                "The output folder is there already.",
-                where=str(output),
-                fix="Pass another --output, or --force to replace a bundle that is there.",
-            )
-        self._check_replaceable()
+        check_folder_place(self._output, "bundle", self._force, self._strangers)
 
-    def _check_replaceable(self) -> None:
-        output = self._output
+    def _strangers(self, found: set[str]) -> set[str]:
+        """Returns those files of the output that its manifest does not name."""
         try:
-            found = {p.relative_to(output).as_posix() for p in output.rglob("*") if not p.is_dir()}
-            if not found and not any(output.iterdir()):
-                return
-            known = {*read_manifest(output).files, MANIFEST_NAME, SIGNATURE_NAME}
+            return found - {*read_manifest(self._output).files, MANIFEST_NAME, SIGNATURE_NAME}
         except (BundleError, OSError) as error:
             raise OutputExistsError(
-                "The output folder is no bundle, and --force replaces only bundles.",
-                where=str(output),
-                fix="Pass another --output, or remove the folder yourself.",
+                "The output folder is there already, and it is no bundle.",
+                where=str(self._output),
+                fix="Pass another --output: --force replaces only bundles.",
             ) from error
-        if strangers := sorted(found - known):
-            raise OutputExistsError(
-                "The bundle at the output has files in it that compile did not write there.",
-                where=f"{output}: {listed(strangers)}",
-                fix="Move them away, or pass another --output.",
-            )
 
     def _as_write_error(self, error: BaseException | None) -> WriteError | None:
         """Returns the error to raise instead of ``error`` if the disk is full."""

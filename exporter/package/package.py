@@ -66,8 +66,12 @@ def package_bundle(
             write_tar(made.files, partial)
         digest = f"sha256:{hash_file(output)}"
     else:
+        names = made.files.keys()
         check_folder_place(
-            output, force, lambda name: name in made.files or bool(_BLOB.fullmatch(name))
+            output,
+            "package",
+            force,
+            lambda found: [one for one in found - names if not _BLOB.fullmatch(one)],
         )
         with folder_written_whole(output) as folder:
             _write(made.files, folder)

@@ -26,12 +26,11 @@ def check_outside(output: Path, bundle: Path) -> None:
         )
 
 
-def check_place(output: Path, force: bool) -> None:
-    """Refuses, before anything runs, an output that could not be written at the end.
+def check_parent(output: Path) -> None:
+    """Refuses an output in a folder that is not there.
 
     Raises:
         WriteError: The folder that it goes into does not exist.
-        OutputExistsError: There is a folder at ``output``, or a file and no ``force``.
     """
     if not output.parent.is_dir():
         raise WriteError(
@@ -39,6 +38,16 @@ def check_place(output: Path, force: bool) -> None:
             where=str(output.parent),
             fix=f"Make it first: mkdir -p {output.parent}",
         )
+
+
+def check_place(output: Path, force: bool) -> None:
+    """Refuses, before anything runs, an output that could not be written at the end.
+
+    Raises:
+        WriteError: The folder that it goes into does not exist.
+        OutputExistsError: There is a folder at ``output``, or a file and no ``force``.
+    """
+    check_parent(output)
     if output.is_dir():
         raise OutputExistsError(
             "The output is a folder, and a file is to be written.",

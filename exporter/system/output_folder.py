@@ -6,54 +6,67 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tokexport.exporter.errors import OutputExistsError, WriteError, listed
 from tokexport.exporter.system.exchange import exchange
+from tokexport.exporter.system.output_file import check_parent
 from tokexport.exporter.system.scratch import HeldFolder, held_signals, sweep
 
 
-def check_folder_place(output: Path, force: bool, is_own: Callable[[str], bool]) -> None:
+def check_folder_place(
+    output: Path, what: str, force: bool, strangers: Callable[[set[str]], Collection[str]]
+) -> None:
     """Refuses, before anything is written, an output that may not become the folder.
+
+    An empty folder may. No link is ever replaced, nor a folder with other files in it.
 
     Args:
         output: The folder.
-        force: Whether a folder that is there may be replaced.
-        is_own: Whether a file of the folder, by its name in it, is one that may be replaced.
+        what: What it holds, for a message: ``bundle``.
+        force: Whether an earlier one that is there may be replaced.
+        strangers: Returns those of the folder's files, by their names in it, that belong to no
+            earlier one.
 
     Raises:
         WriteError: The folder that it goes into does not exist.
         OutputExistsError: There is something at the output that may not be replaced.
     """
-    if not output.parent.is_dir():
-        raise WriteError(
-            "The folder that the output goes into does not exist.",
-            where=str(output.parent),
-            fix=f"Make it first: mkdir -p {output.parent}",
-        )
+    check_parent(output)
     if not os.path.lexists(output):
         return
     if output.is_symlink() or not output.is_dir():
+        kind = "a link" if output.is_symlink() else "a file"
         raise OutputExistsError(
-            "The output is a file or a link, and a folder is to be written.",
+            f"The output is there already, and it is {kind}, not a folder.",
             where=str(output),
             fix="Pass another --output.",
         )
-    found = {p.relative_to(output).as_posix() for p in output.rglob("*") if not p.is_dir()}
-    if found and not force:
+    if not any(output.iterdir()):
+        return
+    if others := sorted(strangers(_files(output))):
         raise OutputExistsError(
-            "The output folder is there already.",
-            where=str(output),
-            fix="Pass --force to replace an earlier package, or another --output.",
-        )
-    if strangers := sorted(one for one in found if not is_own(one)):
-        raise OutputExistsError(
-            "The output folder has files in it that are no part of the package.",
-            where=f"{output}: {listed(strangers)}",
+            f"The folder for the {what} is there already, and holds other things.",
+            where=f"{output}: {listed(others)}",
             fix="Move them away, or pass another --output.",
         )
+    if not force:
+        raise OutputExistsError(
+            f"The folder for the {what} is there already.",
+            where=str(output),
+            fix="Pass --force to replace it, or another --output.",
+        )
+
+
+def _files(folder: Path) -> set[str]:
+    """Returns the names of all files and links below a folder."""
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
 
 
 @contextmanager

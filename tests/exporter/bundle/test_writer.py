@@ -109,9 +109,9 @@ def test_an_existing_folder_needs_force(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_force_takes_an_empty_folder(tmp_path: Path) -> None:
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    write_bundle(tmp_path / "out", force=True)
+    write_bundle(tmp_path / "out")
     assert names(tmp_path) == ["out"]
 
 
@@ -126,6 +126,8 @@ def test_force_never_replaces_anything_else(tmp_path: Path) -> None:
     (nested / "empty").mkdir(parents=True)
     bundle = write_bundle(tmp_path / "bundle")
     (bundle / "notes.txt").write_text("by hand")
+    linking = write_bundle(tmp_path / "linking")
+    (linking / "photos").symlink_to(thesis)
     file = tmp_path / "file"
     file.write_text("text")
     link = tmp_path / "link"
@@ -139,6 +141,7 @@ def test_force_never_replaces_anything_else(tmp_path: Path) -> None:
         (extension, "is no bundle"),
         (nested, "is no bundle"),
         (bundle, "notes.txt"),
+        (linking, "photos"),
         (file, "a file"),
         (link, "a link"),
         (dangling, "a link"),

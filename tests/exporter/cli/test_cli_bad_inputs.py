@@ -169,18 +169,18 @@ def test_an_output_that_is_there(compiled: Compiled, tmp_path: Path) -> None:
     thesis.mkdir()
     (thesis / "chapter1.tex").write_text("years of work")
     answer = compile_model(SOURCE, thesis, "--force")
-    refusal(answer, 2, tmp_path, "is no bundle, and --force replaces only bundles", str(thesis))
+    refusal(answer, 2, tmp_path, "it is no bundle", "--force replaces only bundles", str(thesis))
     assert [path.name for path in thesis.iterdir()] == ["chapter1.tex"]
 
 
 def test_kept_stages_that_are_there(tmp_path: Path) -> None:
-    (tmp_path / "out.stages").mkdir()
+    (tmp_path / "out.stages" / "emitted").mkdir(parents=True)
     answer = compile_model(SOURCE, tmp_path / "out", "--keep-stages")
     refusal(answer, 2, tmp_path, "The folder for the stages is there already.", "--force")
     assert [path.name for path in tmp_path.iterdir()] == ["out.stages"]
     (tmp_path / "out.stages" / "notes.txt").write_text("mine")
     answer = compile_model(SOURCE, tmp_path / "out", "--keep-stages", "--force")
-    message = refusal(answer, 2, tmp_path, "is there already and holds other things.")
+    message = refusal(answer, 2, tmp_path, "is there already, and holds other things.", "notes.txt")
     assert "--force" not in message
     assert (tmp_path / "out.stages" / "notes.txt").read_text() == "mine"
 

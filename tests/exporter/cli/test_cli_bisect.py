@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.cli import MODELS, TESTS, compile_model, tokexport
+from helpers.cli import MODELS, TESTS, compile_model, refusal, tokexport
 
 SOURCE = f"{MODELS}:plain_of_two_faces"
 
@@ -39,6 +39,10 @@ def test_the_command_of_a_failed_gate_finds_the_node(inputs: Path, tmp_path: Pat
     record = json.loads((tmp_path / "found" / "bisect.json").read_text())
     assert record["fault"] == fault
     assert "captured" in (tmp_path / "found" / "README.md").read_text()
+    again = (*words[1:], "--output", tmp_path / "found")
+    refusal(tokexport(*again), 2, tmp_path, "The folder for the reproduction is there already.")
+    (tmp_path / "found" / "notes.txt").write_text("mine")
+    refusal(tokexport(*again, "--force"), 2, tmp_path, "holds other things", "notes.txt")
 
 
 @pytest.mark.parametrize(

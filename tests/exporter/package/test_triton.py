@@ -175,7 +175,7 @@ def test_a_folder_of_others_is_never_replaced(ort_bundle: Path, tmp_path: Path) 
     link = tmp_path / "link"
     link.symlink_to(models)
     given = ("package", ort_bundle, "--format", "triton", "--output", link, "--force")
-    refusal(tokexport(*given), 2, tmp_path, "a file or a link")
+    refusal(tokexport(*given), 2, tmp_path, "it is a link, not a folder")
     assert (models / "resnet" / "config.pbtxt").read_text() == "mine"
 
 
