@@ -17,7 +17,8 @@ from tokexport.exporter.build.artifact import keep_onnx
 from tokexport.exporter.build.emit import emit as onnx_of
 from tokexport.exporter.build.precision import arithmetic_of, with_quantisation
 from tokexport.exporter.bundle.class_scores import bundled_classes
-from tokexport.exporter.bundle.writer import new_manifest, save_reference
+from tokexport.exporter.bundle.new_manifest import new_manifest
+from tokexport.exporter.bundle.reference_file import save_reference
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.eager.reference import run_reference
 from tokexport.exporter.errors import ExporterError, GateError

@@ -8,13 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers.thorough import thorough_but
 
 from tokexport.exporter.bundle import bundle_folder as bundle_module
 from tokexport.exporter.bundle.bundle_folder import BundleWriter
-from tokexport.exporter.bundle.writer import save_reference
 from tokexport.exporter.errors import InternalError, OutputExistsError, WriteError
 from tokexport.exporter.system.scratch import HeldFolder
 from tokexport.runtimes.bundle.bundle_files import check_files
@@ -299,7 +297,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path[:0] = os.environ["TESTS"].split(os.pathsep)
-from test_writer import MANIFEST
+from test_bundle_folder import MANIFEST
 from tokexport.exporter.bundle import bundle_folder as module
 output, moment = Path(sys.argv[1]), sys.argv[2]
 
@@ -381,7 +379,6 @@ import sys
 from pathlib import Path
 import numpy as np
 from tokexport.exporter.bundle.bundle_folder import BundleWriter
-from tokexport.exporter.bundle.writer import save_reference
 from tokexport.exporter.errors import WriteError
 from tokexport.runtimes.errors import BuildError
 disk, how = Path(sys.argv[1]), sys.argv[2]
@@ -483,27 +480,6 @@ def test_a_parent_that_may_not_be_written_is_said_so(tmp_path: Path, parent: str
     )
     assert "cannot be written: Permission denied" in done.stdout, done.stderr
     assert "Check the permissions" in done.stdout
-
-
-def test_the_reference_is_read_back_as_it_was(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    inputs = {"x": random.standard_normal((2, 4, 3)).astype(np.float32)}
-    outputs = {"logits": random.standard_normal((2, 4, 5)), "kept/ids": np.arange(8).reshape(2, 4)}
-    save_reference(tmp_path / "reference.npz", inputs, outputs)
-    with np.load(tmp_path / "reference.npz", allow_pickle=False) as found:
-        assert found.files == ["inputs/x", "outputs/logits", "outputs/kept/ids"]
-        np.testing.assert_array_equal(found["inputs/x"], inputs["x"])
-        for name, values in outputs.items():
-            np.testing.assert_array_equal(found[f"outputs/{name}"], values)
-            assert found[f"outputs/{name}"].dtype == values.dtype
-
-
-def test_the_reference_refuses_what_is_not_one_value_a_batch(tmp_path: Path) -> None:
-    x = np.zeros((2, 3), np.float32)
-    for wrong in (np.zeros((3, 3), np.float32), np.float32(1), np.array([None, None])):
-        with pytest.raises(InternalError, match="one value per batch"):
-            save_reference(tmp_path / "reference.npz", {"x": x}, {"y": np.asarray(wrong)})
-    assert names(tmp_path) == []
 
 
 def test_a_signal_while_a_folder_is_made_leaves_none(tmp_path: Path) -> None:
