@@ -14,6 +14,7 @@ from tokexport.exporter.backends.backend import Backend
 from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.batch_sizes import batches_of
 from tokexport.exporter.errors import UsageError
+from tokexport.runtimes.cores.thread_count import MOST_THREADS, is_thread_count
 from tokexport.runtimes.pictures.steps_text import parse_preprocessing
 
 if TYPE_CHECKING:
@@ -321,13 +322,13 @@ def check_target(target: str) -> None:
 
 
 def check_threads(threads: int | None) -> None:
-    """Refuses a number of threads below 1.
+    """Refuses a number of threads that no runtime can take.
 
     Raises:
-        UsageError: It is below 1.
+        UsageError: It is below 1, or too large.
     """
-    if threads is not None and not _is_count(threads):
-        raise UsageError(f"--threads is {threads}.", fix="Pass a number of 1 or more.")
+    if threads is not None and not is_thread_count(threads):
+        raise UsageError(f"--threads is {threads}.", fix=f"Pass a number of 1 to {MOST_THREADS}.")
 
 
 def parse_embedded(text: str) -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ from tokexport.runtimes.compatibility import check_compatibility
 from tokexport.runtimes.cores.affinity import on_cores
 from tokexport.runtimes.cores.free_cores import free_cores_since
 from tokexport.runtimes.cores.processor_use import read_processor
+from tokexport.runtimes.cores.thread_count import check_thread_count
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.ir_contents import check_ir, weights_beside
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
@@ -46,9 +47,9 @@ def load(
 
     Args:
         bundle: The folder that compile wrote.
-        threads: Number of threads for a CPU runtime, its native kernels among them; None, the
-            default, takes as many as cores are free: those of this process, less what other
-            programs keep busy, within the quota of its control group.
+        threads: Number of threads for a CPU runtime, its native kernels among them, 1 to 1024;
+            None, the default, takes as many as cores are free: those of this process, less what
+            other programs keep busy, within the quota of its control group.
         cores: The numbers of the cores that these threads are kept on, and that of ``submit``; None
             leaves them to the system. The thread that calls ``run`` takes part, and is the
             caller's own to keep.
@@ -71,9 +72,10 @@ def load(
         KernelsError: The native kernels are required, and are not there or do not load.
         BuildError: The runtime cannot load the artifact.
         IncompatibleError: The runtime, the system or the processor here is not what it needs.
-        RunError: The artifact cannot run on this machine.
+        RunError: The artifact cannot run on this machine, or so many threads or cores are not.
     """
     folder = Path(bundle)
+    check_thread_count(threads)
     before = None if threads or cores is not None else read_processor()
     hold_to_signer(folder, public_key, certificates)
     manifest = read_manifest(folder)

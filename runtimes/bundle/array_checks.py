@@ -13,6 +13,25 @@ from tokexport.runtimes.bundle.manifest import TensorSpec
 from tokexport.runtimes.errors import InputMismatchError
 
 
+def require_names(given: object, what: str, specs: tuple[TensorSpec, ...]) -> None:
+    """Refuses arrays that have no names.
+
+    Args:
+        given: What should be a mapping of arrays by name.
+        what: What they are, the beginning of a sentence.
+        specs: What they are for.
+
+    Raises:
+        InputMismatchError: It is no mapping.
+    """
+    if not isinstance(given, Mapping):
+        names = ", ".join(f"{spec.name!r}: array" for spec in specs)
+        raise InputMismatchError(
+            f"{what} are a {type(given).__name__}, not arrays by name.",
+            fix=f"Pass a dict: {{{names}}}.",
+        )
+
+
 def check_inputs(
     specs: tuple[TensorSpec, ...],
     arrays: Mapping[str, Array],
@@ -73,6 +92,7 @@ def check_outputs(
             as it is: its shape, dtype or order in memory differs, it is read-only, or it shares
             memory with another array of the run.
     """
+    require_names(out, "The arrays of out", specs)
     wanted = {spec.name: spec for spec in specs}
     if out.keys() != wanted.keys():
         raise InputMismatchError(
@@ -149,4 +169,4 @@ def _check_input(spec: TensorSpec, array: Array) -> Array:
             fix="Check what made the array: a model's output on NaN means nothing.",
         )
     # ascontiguousarray would turn a scalar into an array of one element.
-    return np.require(array, requirements="C")
+    return np.require(array, requirements=("C", "ALIGNED"))

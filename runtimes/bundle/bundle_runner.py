@@ -111,12 +111,23 @@ class BundleRunner(Runner):
         return taken
 
     def _samples(self, arrays: Mapping[str, Array]) -> int | None:
-        """Returns how many samples are given; None where their input does not say it."""
+        """Returns how many samples are given; None where their input does not say it.
+
+        Raises:
+            InputMismatchError: There are none.
+        """
         for spec in self.inputs:
             array = arrays.get(spec.name)
             if spec.name in self._batched and isinstance(array, np.ndarray):
-                fits = array.ndim == len(spec.shape) and array.shape[0] > 0
-                return array.shape[0] if fits else None
+                if array.ndim != len(spec.shape):
+                    return None
+                if array.shape[0] == 0:
+                    raise InputMismatchError(
+                        f"Input {spec.name} holds no samples: its shape is {array.shape}.",
+                        where=f"Input: {spec}",
+                        fix="Pass one sample or more.",
+                    )
+                return len(array)
         return None
 
     def _require_splitting(self, samples: int) -> None:
@@ -174,7 +185,11 @@ class BundleRunner(Runner):
     def _answer_into(self, arrays: dict[str, Array], out: dict[str, Array]) -> dict[str, Array]:
         begin = 0
         samples = self._count(arrays)
-        for batch in self.plan(samples):
+        plan = self.plan(samples)
+        if plan == [samples]:  # also of outputs that are one of all samples
+            runner = self.runners[samples]
+            return runner._checked(runner._run_into(arrays, runner._room(arrays, out)))
+        for batch in plan:
             runner, count = self.runners[batch], min(batch, samples - begin)
             piece = {
                 name: _cut(array, begin, count, batch) if name in self._batched else array

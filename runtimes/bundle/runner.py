@@ -31,7 +31,7 @@ from typing import Final, Self
 import numpy as np
 
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.array_checks import check_inputs, check_outputs
+from tokexport.runtimes.bundle.array_checks import check_inputs, check_outputs, require_names
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.input_checks import InputChecks
 from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, TensorSpec, batch_of
@@ -142,6 +142,7 @@ class Runner(ABC):
         """
         if self._closed:
             raise self._closed_error()
+        require_names(arrays, "The inputs", self.inputs)
         taken = self._taken(arrays)
         if out is None:
             return self._checked(self._run_impl(taken))
@@ -243,6 +244,7 @@ class Runner(ABC):
             InputMismatchError: The arrays are not the model's inputs.
             RunError: The returned function raises it as ``run`` does.
         """
+        require_names(arrays, "The inputs", self.inputs)
         checked = self._taken(arrays)
 
         def run() -> dict[str, Array]:

@@ -18,6 +18,7 @@ from tokexport.runtimes.cores.processor_use import (
     read_processor,
     use_between,
 )
+from tokexport.runtimes.cores.thread_count import MOST_THREADS
 from tokexport.runtimes.processor import usable_cores
 
 #: Seconds in which it shows what is busy: Linux counts in hundredths of a second.
@@ -32,7 +33,8 @@ def allowed_cores(root: Path = _ROOT) -> int:
         root: The folder that ``proc`` and ``sys`` are in.
     """
     cores, quota = usable_cores(), core_quota(root)
-    return cores if quota is None else max(1, min(cores, math.floor(quota)))
+    most = cores if quota is None else max(1, min(cores, math.floor(quota)))
+    return min(most, MOST_THREADS)
 
 
 def free_cores_since(before: ProcessorReading, root: Path = _ROOT) -> int:

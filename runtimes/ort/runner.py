@@ -18,6 +18,7 @@ import numpy as np
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec
 from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.cores.thread_count import MOST_THREADS
 from tokexport.runtimes.errors import BuildError, KernelsError, OperatorRefusedError, RunError
 from tokexport.runtimes.importing import import_runtime
 from tokexport.runtimes.memory import FIX, lacking, lacks_memory
@@ -34,7 +35,6 @@ _FOLDED = "optimization.constant_folding_max_output_size_in_bytes"
 _SMALL = 1 << 26
 #: Says to the kernels how many threads the session has, which its C interface does not.
 _KERNEL_THREADS = "custom_op.tokexport.threads"
-_MOST_KERNEL_THREADS = 1024
 
 # ORT's own spelling of an element type, tensor(float), and numpy's.
 _DTYPES = {
@@ -153,7 +153,7 @@ class OrtRunner(Runner):
             if threads is not None:
                 options.intra_op_num_threads = threads
             if library is not None:
-                count = min(threads or usable_cores(), _MOST_KERNEL_THREADS)
+                count = min(threads or usable_cores(), MOST_THREADS)
                 options.add_session_config_entry(_KERNEL_THREADS, str(count))
                 _register(options, library)
             return ort.InferenceSession(model, options, providers=_PROVIDERS)

@@ -77,7 +77,7 @@ def test_threads_are_bounded_and_counted(compiled: Compiled, tmp_path: Path) -> 
     assert tokexport("verify", compiled.bundle, "--threads", "1", "--json").code == 0
     for command in ((*given, "--force"), ("verify", compiled.bundle)):
         answer = tokexport(*command, "--threads", "0")
-        refusal(answer, 2, tmp_path, "--threads is 0.", "Pass a number of 1 or more.")
+        refusal(answer, 2, tmp_path, "--threads is 0.", "Pass a number of 1 to 1024.")
 
 
 def test_run_replaces_a_file_only_by_force(compiled: Compiled, tmp_path: Path) -> None:

@@ -192,6 +192,15 @@ def test_memory_that_does_not_fit_the_outputs_is_refused(
         runner.run(samples(4), out)
 
 
+def test_memory_without_names_is_refused(make_ladder: Maker) -> None:
+    room: Any = [np.empty((4, 5), np.float32), np.empty(4, np.int64)]
+    with (
+        load(make_ladder(4), threads=1) as runner,
+        pytest.raises(InputMismatchError, match="arrays of out are a list, not arrays by name"),
+    ):
+        runner.run(samples(4), room)
+
+
 def test_samples_that_lean_on_others_stay_in_a_batch_of_their_own(make_ladder: Maker) -> None:
     bundle = make_ladder(4, independent=False, mixes=True)
     with load(bundle, threads=1) as runner:
@@ -217,12 +226,18 @@ def test_an_output_of_all_samples_together_is_not_put_together(make_ladder: Make
         assert runner.run(samples(4))["mean"].shape == ()
         with pytest.raises(InputMismatchError, match="mean is one of all samples"):
             runner.run(samples(5))
+        out = {"logits": np.empty((4, 5), np.float32), "label": np.empty(4, np.int64)}
+        found = runner.run(samples(4), out | {"mean": np.empty((), np.float32)})
+        np.testing.assert_allclose(found["mean"], wanted(samples(4)).mean(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(out["logits"], wanted(samples(4)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"x": np.zeros((0, 8), np.float32), "gain": GAIN}, "shape"),
+        ({"x": np.zeros((0, 8), np.float32), "gain": GAIN}, "holds no samples"),
+        (np.zeros((4, 8), np.float32), "are a ndarray, not arrays by name"),
+        (None, "are a NoneType"),
         ({"x": np.zeros(8, np.float32), "gain": GAIN}, "Add the batch axis"),
         ({"x": np.zeros((3, 7), np.float32), "gain": GAIN}, r"takes \(3, 8\)"),
         ({"x": np.zeros((3, 8), np.float64), "gain": GAIN}, "float64"),
@@ -231,14 +246,11 @@ def test_an_output_of_all_samples_together_is_not_put_together(make_ladder: Make
         ({"x": np.zeros((3, 8), np.float32)}, "missing gain"),
     ],
 )
-def test_samples_that_do_not_fit_are_refused(
-    make_ladder: Maker, arrays: dict[str, np.ndarray], said: str
-) -> None:
-    with (
-        load(make_ladder(1, 4), threads=1) as runner,
-        pytest.raises(InputMismatchError, match=said),
-    ):
-        runner.run(arrays)
+def test_samples_that_do_not_fit_are_refused(make_ladder: Maker, arrays: Any, said: str) -> None:
+    with load(make_ladder(1, 4), threads=1) as runner:
+        for ask in (runner.run, runner.bound, lambda given: runner.submit(given).result(60)):
+            with pytest.raises(InputMismatchError, match=said):
+                ask(arrays)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +344,26 @@ def test_threads_of_the_runtime_stay_on_the_cores_that_are_named(make_ladder: Ma
     assert sorted(os.sched_getaffinity(0)) == cores
     with pytest.raises(RunError, match="cannot run on the cores 4711"):
         load(make_ladder(1, name="other"), cores=[4711])
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, True, 2.0, "2"])
+def test_numbers_of_threads_that_no_runtime_takes_are_refused(
+    make_ladder: Maker, threads: Any
+) -> None:
+    with pytest.raises(RunError, match=f"number of threads is {threads!r}"):
+        load(make_ladder(1), threads=threads)
+
+
+def test_an_array_that_is_not_aligned_is_copied(make_ladder: Maker) -> None:
+    arrays = samples(4)
+    shifted = np.zeros(arrays["x"].nbytes + 1, np.uint8)[1:].view(np.float32).reshape(4, 8)
+    shifted[:] = arrays["x"]
+    assert not shifted.flags.aligned
+    with load(make_ladder(4), threads=1) as runner:
+        checked = runner._taken(arrays | {"x": shifted})
+        assert checked["x"].flags.aligned
+        found = runner.run(arrays | {"x": shifted})["logits"]
+    np.testing.assert_allclose(found, wanted(arrays), rtol=1e-5, atol=1e-6)
 
 
 def test_as_many_threads_as_cores_are_free_without_a_number(
