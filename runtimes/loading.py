@@ -17,7 +17,7 @@ from tokexport.runtimes.bundle.manifest import (
     TensorSpec,
     differs_beyond_batch,
 )
-from tokexport.runtimes.bundle.manifest_reader import broken_manifest, read_manifest
+from tokexport.runtimes.bundle.manifest_reader import broken_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.compatibility import check_compatibility
 from tokexport.runtimes.cores.affinity import on_cores
@@ -27,7 +27,7 @@ from tokexport.runtimes.cores.thread_count import check_thread_count
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.ir_contents import check_ir, weights_beside
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
-from tokexport.runtimes.signatures import hold_to_signer
+from tokexport.runtimes.signatures import trusted_manifest
 
 #: The suffix of the artifact of each flavour whose contents are checked.
 _SUFFIXES: Final = {"onnxruntime-cpu": ".onnx", "openvino-cpu": ".xml"}
@@ -77,8 +77,7 @@ def load(
     folder = Path(bundle)
     check_thread_count(threads)
     before = None if threads or cores is not None else read_processor()
-    hold_to_signer(folder, public_key, certificates)
-    manifest = read_manifest(folder)
+    manifest = trusted_manifest(folder, public_key, certificates)
     check_compatibility(manifest)
     check_files(folder, manifest)
     chosen = _chosen(folder, manifest, batches)

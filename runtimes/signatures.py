@@ -13,12 +13,15 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tokexport.runtimes.bundle.bundle_files import hash_file
+from tokexport.runtimes.bundle.manifest import Manifest
+from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import SignatureError
 from tokexport.runtimes.files.regular_files import read_at_most
 from tokexport.runtimes.importing import import_runtime
@@ -45,18 +48,21 @@ class Signer:
     certificates: tuple[Path, ...] = ()
 
 
+_ASKED: Final[ContextVar[Signer | None]] = ContextVar("signer")
+
+
 def signer_of(
     public_key: str | os.PathLike[str] | None, certificates: Sequence[str | os.PathLike[str]] = ()
 ) -> Signer | None:
     """Returns who has to have signed a bundle; None where nobody has to.
 
     Args:
-        public_key: The file of a key; None takes that of ``TOKEXPORT_PUBLIC_KEY``, where it is set
-            and no certificates are given.
+        public_key: The file of a key; None, without certificates, takes whom ``held_to`` names,
+            else the key of ``TOKEXPORT_PUBLIC_KEY``, where it is set.
         certificates: Those that the signer's certificate has to come from.
 
     Raises:
-        SignatureError: A key and certificates are given.
+        SignatureError: A key and certificates are given, or the variable is set to nothing.
     """
     if public_key is not None and certificates:
         raise SignatureError(
@@ -67,7 +73,10 @@ def signer_of(
         return Signer(certificates=tuple(map(Path, certificates)))
     if public_key is not None:
         return Signer(Path(public_key))
-    given = os.environ.get(KEY_VARIABLE)
+    try:
+        return _ASKED.get()
+    except LookupError:
+        given = os.environ.get(KEY_VARIABLE)
     if given == "":
         raise SignatureError(
             f"{KEY_VARIABLE} is set, and names no key.",
@@ -76,25 +85,40 @@ def signer_of(
     return None if given is None else Signer(Path(given))
 
 
-def hold_to_signer(
+@contextmanager
+def held_to(signer: Signer | None) -> Iterator[None]:
+    """Holds the bundles that are read in a block to a signer, whatever the environment names.
+
+    Args:
+        signer: Who has to have signed them; None for nobody, as for those that are made here.
+    """
+    token = _ASKED.set(signer)
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
+
+
+def trusted_manifest(
     bundle: Path,
     public_key: str | os.PathLike[str] | None = None,
     certificates: Sequence[str | os.PathLike[str]] = (),
-) -> None:
-    """Refuses a bundle that is not signed by whom it has to be, before anything in it is parsed.
+) -> Manifest:
+    """Reads the manifest of a bundle, which has to be signed first where a signature is asked for.
 
     Args:
         bundle: Its folder.
-        public_key: The file of a key; None takes that of ``TOKEXPORT_PUBLIC_KEY``, where it is set
-            and no certificates are given.
-        certificates: Those that the signer's certificate has to come from.
+        public_key: As ``signer_of`` takes it.
+        certificates: As ``signer_of`` takes them.
 
     Raises:
         RuntimeMissingError: A signature is asked for, and model-signing is not installed.
         SignatureError: A signature is asked for, and it is missing or does not hold.
+        BundleError: There is no bundle, or its manifest is not valid.
     """
     if signer := signer_of(public_key, certificates):
         require_signature(bundle, signer)
+    return read_manifest(bundle)
 
 
 def require_signature(bundle: Path, signer: Signer) -> None:

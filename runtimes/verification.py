@@ -42,14 +42,13 @@ import numpy as np
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import file_in
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, RuntimeInfo, TensorSpec
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.array_archive import Archive, ArchiveError
 from tokexport.runtimes.files.regular_files import open_regular
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.notebook import as_html, one_line
-from tokexport.runtimes.signatures import require_signature, signer_of
+from tokexport.runtimes.signatures import trusted_manifest
 from tokexport.runtimes.tolerances.comparison import (
     Channels,
     Comparison,
@@ -228,12 +227,16 @@ def verify_bundle(
         RunError: The artifact cannot run on this machine.
     """
     folder = Path(bundle)
-    if signer := signer_of(public_key, certificates):
-        require_signature(folder, signer)
-    manifest = read_manifest(folder)
+    manifest = trusted_manifest(folder, public_key, certificates)
     for one in manifest.ladder:
         require_gates(folder, one)
-    with load(folder, threads=threads, require_kernels=require_kernels) as loaded:
+    with load(
+        folder,
+        threads=threads,
+        require_kernels=require_kernels,
+        public_key=public_key,
+        certificates=certificates,
+    ) as loaded:
         first, *others = (
             verify_runner(loaded.runners[one.batch], one, read_reference(folder, one))
             for one in manifest.ladder
@@ -286,7 +289,7 @@ def reference_inputs(bundle: Path, batch: int | None = None) -> dict[str, Array]
         BundleError: It is no bundle, has no reference data that fits it, or no artifact for these
             samples.
     """
-    ladder = read_manifest(bundle).ladder
+    ladder = trusted_manifest(bundle).ladder
     for one in ladder:
         if batch in (None, one.batch):
             return read_reference(bundle, one).inputs

@@ -42,6 +42,7 @@ from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import load
+from tokexport.runtimes.signatures import held_to
 
 
 class Entrants:
@@ -209,7 +210,8 @@ class Entrants:
     ) -> Entrant:
         """Opens a runner, runs it on every batch and holds its answers to eager."""
         try:
-            runner = self._stack.enter_context(opened())
+            with held_to(None):  # a bundle of its own
+                runner = self._stack.enter_context(opened())
             found = _answers(runner, model)
             run = here(runner).bound(named_arrays_of(runner, model, next(iter(model.batches))))
         except Exception as error:

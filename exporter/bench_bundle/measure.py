@@ -39,10 +39,10 @@ from tokexport.exporter.typed_json import typed
 from tokexport.exporter.worker.messages import Message, error_from, read_message, write_message
 from tokexport.exporter.worker.process import RUN_SECONDS, VARIABLE, python_path, time_limit
 from tokexport.runtimes.bundle.manifest import Manifest
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import RunError
 from tokexport.runtimes.memory import FIX, lacks_memory
 from tokexport.runtimes.processor import usable_cores
+from tokexport.runtimes.signatures import trusted_manifest
 
 #: How many runs a percentile of 99 takes.
 _ENOUGH_RUNS: Final = 100
@@ -62,7 +62,7 @@ def bench_bundles(config: BundleBenchConfig, progress: Checklist | None = None) 
         RunError: The process of a measurement died, or did not end.
         tokexport.runtimes.errors.RuntimesError: A bundle is altered, or cannot run here.
     """
-    manifests = [read_manifest(bundle) for bundle in config.bundles]
+    manifests = [trusted_manifest(bundle) for bundle in config.bundles]
     counts = _thread_counts(config, manifests)
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     rows: list[BundleRow] = []

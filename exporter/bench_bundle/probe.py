@@ -30,7 +30,6 @@ from tokexport.exporter.worker.own_process import (
     pipes,
 )
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.cores.processor_use import (
@@ -40,6 +39,7 @@ from tokexport.runtimes.cores.processor_use import (
 )
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.native_library import KernelsWarning
+from tokexport.runtimes.signatures import trusted_manifest
 from tokexport.runtimes.verification import reference_inputs
 
 _NAMES: Final = (OLD, NEW)
@@ -174,7 +174,7 @@ def _first_batch(bundle: Path, batch: int) -> dict[str, Array]:
 
 def _opened(bundle: Path, job: Job) -> tuple[Runner, float, float]:
     """Returns the runner, how long the import of its runtime took, and how long loading did."""
-    manifest = read_manifest(bundle)
+    manifest = trusted_manifest(bundle)
     backend = BACKENDS.get(manifest.target)
     start = time.perf_counter()
     if backend is not None:

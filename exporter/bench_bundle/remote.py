@@ -36,10 +36,9 @@ from tokexport.exporter.typed_json import typed
 from tokexport.runtimes import errors as runtime_errors
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import RunError
 from tokexport.runtimes.printable import all_printable, printable
-from tokexport.runtimes.signatures import SIGNATURE_NAME, hold_to_signer
+from tokexport.runtimes.signatures import SIGNATURE_NAME, trusted_manifest
 
 _SCRIPT: Final = Path(__file__).with_name("remote_script.sh.txt")
 #: The most bytes of an answer; a row has a few hundred.
@@ -147,9 +146,7 @@ def bench_on(
         raise PackageMissingError(
             "There is no ssh on this machine.", fix="Install OpenSSH's client."
         )
-    for bundle in config.bundles:
-        hold_to_signer(bundle)
-    manifests = [read_manifest(bundle) for bundle in config.bundles]
+    manifests = [trusted_manifest(bundle) for bundle in config.bundles]
     for bundle, manifest in zip(config.bundles, manifests, strict=True):
         check_files(bundle, manifest)
     checklist = progress or Checklist(Console(stderr=True), enabled=False)

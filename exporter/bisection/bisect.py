@@ -35,10 +35,10 @@ from tokexport.graph_passes.ops import ops
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import check_files
 from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.compatibility import check_processor
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.loading import check_contents
+from tokexport.runtimes.signatures import trusted_manifest
 from tokexport.runtimes.verification import reference_inputs
 
 
@@ -107,7 +107,7 @@ def bisect_bundle(
         tokexport.runtimes.errors.RuntimesError: The bundle cannot run here.
     """
     require_free(output, force)
-    manifest = read_manifest(bundle)
+    manifest = trusted_manifest(bundle)
     check_processor(manifest)
     check_contents(bundle, manifest)
     ops.register()

@@ -26,12 +26,11 @@ from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.runtimes.artifact_needs import artifact_needs
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
 from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, Manifest, RuntimeInfo
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError, NoDeviceError
 from tokexport.runtimes.files.ir_contents import weights_beside
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
 from tokexport.runtimes.loading import open_runner, unknown_flavour
-from tokexport.runtimes.signatures import SIGNATURE_NAME, hold_to_signer
+from tokexport.runtimes.signatures import SIGNATURE_NAME, trusted_manifest
 from tokexport.runtimes.verification import (
     Reference,
     VerifyResult,
@@ -135,8 +134,7 @@ def rebuild(
         tokexport.runtimes.errors.RuntimesError: Another file of the bundle is altered, or the
             runtime is missing or cannot build the artifact.
     """
-    hold_to_signer(bundle)
-    manifest = read_manifest(bundle)
+    manifest = trusted_manifest(bundle)
     backend = _backend(bundle, manifest)
     kept = []
     for one in manifest.ladder:

@@ -22,7 +22,6 @@ from tokexport.exporter.parity.hits import accuracy, class_warnings
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.system.output_file import check_outside, check_place, written_whole
 from tokexport.runtimes.bundle.manifest import batch_of
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.loading import load
 
 
@@ -120,7 +119,7 @@ def run_bundle(
     with checklist, loaded as runner:
         batch = batch_of(runner.inputs)
         with checklist.stage("read"):
-            manifest = read_manifest(bundle)
+            manifest = loaded.manifest
             own, known = manifest.preprocessing, partial(classes_of_bundle, manifest)
             pictures = PictureOptions(preprocess, own, labels, known, checklist.counted)
             constants = runner.constants

@@ -96,13 +96,12 @@ def verify_command(
             verification_json,
         )
         from tokexport.exporter.source.options import SourceOptions
-        from tokexport.runtimes.signatures import hold_to_signer
+        from tokexport.runtimes.signatures import held_to, signer_of
         from tokexport.runtimes.verification import verify_bundle
 
         check_threads(threads)
         certificates = trusted_certificate or ()
         if against is not None:
-            hold_to_signer(bundle, public_key, certificates)
             folders = tuple(code_path or ())
             options = SourceOptions(against, folders, checkpoint, builder, trust_pickle)
             asked = AgainstOptions(
@@ -113,7 +112,8 @@ def verify_command(
                 threads=threads,
                 require_kernels=require_kernels,
             )
-            _verify_against(bundle, options, asked, html, force, json, context)
+            with held_to(signer_of(public_key, certificates)):
+                _verify_against(bundle, options, asked, html, force, json, context)
             return
         if given := given_options(context, _OF_SOURCES):
             raise UsageError(

@@ -62,10 +62,10 @@ from tokexport.exporter.worker.process import WORKER
 from tokexport.graph_passes.ops import ops
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, TensorSpec
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.pictures.preprocessing import Preprocessing
+from tokexport.runtimes.signatures import trusted_manifest
 from tokexport.runtimes.tolerances.neighbourhoods import as_samples
 from tokexport.runtimes.verification import reference_inputs
 
@@ -218,7 +218,7 @@ def verify_against(
         GateError: A stage of the source leaves its gate before the bundle is run.
         tokexport.runtimes.errors.RuntimesError: The bundle is altered, or cannot run here.
     """
-    manifest = read_manifest(bundle)
+    manifest = trusted_manifest(bundle)
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     ops.register()
     WORKER.start(REFERENCE.runtime, manifest.runtime.name)

@@ -21,11 +21,11 @@ from tokexport.exporter.worker.openings import Opening
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.constant_inputs import ConstantInput
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, TensorSpec
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.pictures.preprocessing import Preprocessing
+from tokexport.runtimes.signatures import trusted_manifest
 from tokexport.runtimes.verification import reference_inputs
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class RunnerSide(Side):
         self.bundle = path if kind == BUNDLE else None
         self._runner: Runner
         if kind == BUNDLE:
-            manifest = read_manifest(path)
+            manifest = trusted_manifest(path)
             precision, self.preprocessing = manifest.precision, manifest.preprocessing
             self._runner = load(path, threads=threads or allowed_cores(), batches=[manifest.batch])
         else:

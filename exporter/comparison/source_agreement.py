@@ -21,7 +21,7 @@ from tokexport.graph_passes import pipelines
 from tokexport.graph_passes.errors import GraphError
 from tokexport.graph_passes.ops import ops
 from tokexport.graph_passes.torch_passes.graph.decisions import as_graph_module, make_replay_graph
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
+from tokexport.runtimes.signatures import trusted_manifest
 
 
 def decision_agreement(
@@ -39,7 +39,7 @@ def decision_agreement(
         The share; None where nothing is decided, or the bundle does not show its decisions.
     """
     ops.register()
-    manifest = read_manifest(bundle)
+    manifest = trusted_manifest(bundle)
     names = tuple(spec.name for spec in manifest.computed)
     try:
         program = capture_without_draws(model, batches)

@@ -27,7 +27,6 @@ from tokexport.exporter.lock.lock_file import (
 from tokexport.exporter.parity.hits import hits
 from tokexport.runtimes.bundle.bundle_files import file_in
 from tokexport.runtimes.bundle.manifest import Manifest, RuntimeInfo, batch_of
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.errors import NoDeviceError
@@ -35,6 +34,7 @@ from tokexport.runtimes.files.onnx_contents import onnx_contents
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.native_library import NO_KERNELS
 from tokexport.runtimes.processor import instruction_set
+from tokexport.runtimes.signatures import trusted_manifest
 from tokexport.runtimes.verification import (
     OutputResult,
     VerifyResult,
@@ -92,7 +92,7 @@ def measure(bundle: Path, lock: Path, options: MeasureOptions) -> Measurement:
         InputError: The labelled samples do not fit, or have no labels.
         tokexport.runtimes.errors.RuntimesError: The bundle is altered, or cannot run here.
     """
-    manifest = read_manifest(bundle)
+    manifest = trusted_manifest(bundle)
     for one in manifest.ladder:
         require_gates(bundle, one)
     try:

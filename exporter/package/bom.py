@@ -31,7 +31,6 @@ from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
 from tokexport.runtimes.bundle.manifest_reader import ANEW
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.regular_files import read_at_most
-from tokexport.runtimes.signatures import hold_to_signer
 
 SPEC_VERSION: Final = "1.6"
 #: Bytes of a report; those of large models have a few million.
@@ -80,7 +79,6 @@ def write_bom(bundle: Path, output: Path, *, force: bool = False) -> WrittenBom:
         OutputExistsError: There is something at the output already.
         WriteError: The file cannot be written.
     """
-    hold_to_signer(bundle)
     content = read_content(bundle)
     check_outside(output, bundle)
     check_place(output, force)

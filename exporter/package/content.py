@@ -10,12 +10,11 @@ from pathlib import Path
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.ir_contents import weights_beside
 from tokexport.runtimes.files.onnx_contents import onnx_contents
 from tokexport.runtimes.loading import check_contents
-from tokexport.runtimes.signatures import SIGNATURE_NAME
+from tokexport.runtimes.signatures import SIGNATURE_NAME, trusted_manifest
 from tokexport.runtimes.verification import read_reference
 
 #: A file of a package: its bytes, or the file that is copied.
@@ -90,7 +89,7 @@ def read_content(bundle: Path, name: str | None = None) -> Content:
     Raises:
         BundleError: It is not whole, or its artifact is not one that tokexport writes.
     """
-    manifest = read_manifest(bundle)
+    manifest = trusted_manifest(bundle)
     check_files(bundle, manifest)
     for each in manifest.ladder:
         check_contents(bundle, each)

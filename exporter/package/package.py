@@ -18,7 +18,6 @@ from tokexport.exporter.package.tar_file import write_tar
 from tokexport.exporter.system.output_file import check_outside, check_place, written_whole
 from tokexport.exporter.system.output_folder import check_folder_place, folder_written_whole
 from tokexport.runtimes.bundle.bundle_files import hash_file
-from tokexport.runtimes.signatures import hold_to_signer
 
 #: The blobs of an OCI layout, whose names say what is in them.
 _BLOB: Final = re.compile(r"blobs/sha256/[0-9a-f]{64}")
@@ -36,7 +35,7 @@ def package_bundle(
 
     Args:
         bundle: The folder that compile wrote; its files are checked against their hashes, and its
-            signature where ``TOKEXPORT_PUBLIC_KEY`` asks for one.
+            signature where one is asked for.
         format: One of ``FORMATS``.
         output: The file or the folder to write.
         options: How.
@@ -54,7 +53,6 @@ def package_bundle(
     """
     options = options or PackageOptions()
     chosen = _format(format, options)
-    hold_to_signer(bundle)
     content = read_content(bundle, options.name)
     check_name(content.name, given=options.name is not None)
     check_outside(output, bundle)

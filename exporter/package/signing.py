@@ -23,7 +23,7 @@ from tokexport.exporter.json_values import plain
 from tokexport.exporter.package.content import read_content
 from tokexport.exporter.system.output_file import written_whole
 from tokexport.exporter.system.scratch import scratch_folder
-from tokexport.runtimes.signatures import SIGNATURE_NAME
+from tokexport.runtimes.signatures import SIGNATURE_NAME, held_to
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def sign_bundle(
         )
     if chain and certificate is None:
         raise UsageError("--chain goes with a certificate.", fix="Pass --certificate too.")
-    content = read_content(bundle)
+    with held_to(None):  # whoever signed it before
+        content = read_content(bundle)
     place, folder = bundle / SIGNATURE_NAME, bundle.resolve()
     found = {
         path.relative_to(folder).as_posix()

@@ -15,11 +15,10 @@ from rich.text import Text
 
 from tokexport.exporter.errors import GateError
 from tokexport.exporter.json_values import plain
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.compatibility import Need, compare_with_machine
 from tokexport.runtimes.doctor import Component, summary
 from tokexport.runtimes.loading import unknown_flavour
-from tokexport.runtimes.signatures import hold_to_signer
+from tokexport.runtimes.signatures import trusted_manifest
 from tokexport.runtimes.verification import OutputResult, VerifyResult
 
 _WIDEST: Final = 500
@@ -280,8 +279,7 @@ def diagnosis_of(bundle: Path) -> BundleDiagnosis:
         BundleError: It is no bundle, its manifest is not valid, or it is for a runtime that this
             tokexport does not know.
     """
-    hold_to_signer(bundle)
-    manifest = read_manifest(bundle)
+    manifest = trusted_manifest(bundle)
     needs = compare_with_machine(manifest)
     if not needs:
         raise unknown_flavour(bundle, manifest)

@@ -19,11 +19,10 @@ from tokexport.exporter.requirements import require_page_packages
 from tokexport.exporter.system.output_file import check_outside, check_place
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.regular_files import read_at_most
 from tokexport.runtimes.printable import printable
-from tokexport.runtimes.signatures import hold_to_signer
+from tokexport.runtimes.signatures import trusted_manifest
 
 if TYPE_CHECKING:
     from tokexport.exporter.report.report import Report
@@ -66,7 +65,7 @@ def page_of(folder: Path) -> Page:
         InputError: There is no report in it, or it is not what a compile writes.
         BundleError: The manifest is broken, or does not have the hash of the report.
     """
-    manifest = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    manifest = trusted_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
     report = _read(folder / REPORT_NAME, manifest)
     data = _read(folder / PAGE_DATA_NAME, manifest) if (folder / PAGE_DATA_NAME).exists() else {}
     pictures = data.get("pictures") or []
@@ -171,7 +170,6 @@ def write_bundle_page(folder: Path, output: Path, force: bool = False) -> Writte
     check_place(output, force)
     if (folder / MANIFEST_NAME).exists():
         check_outside(output, folder)
-        hold_to_signer(folder)
     page = page_of(folder)
     write_page_whole(page, output)
     return WrittenPage(page.verdict.word, page.verdict.sentence, page.title, output)

@@ -38,7 +38,6 @@ from tokexport.exporter.speed.time_limits import TimeLimits, time_limits
 from tokexport.exporter.system.machine import describe_machine
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec
-from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.cores.processor_use import (
@@ -50,6 +49,7 @@ from tokexport.runtimes.cores.processor_use import (
 from tokexport.runtimes.errors import BundleError, InputMismatchError
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.native_library import PROBLEM, KernelsWarning
+from tokexport.runtimes.signatures import trusted_manifest
 from tokexport.runtimes.verification import reference_inputs
 
 #: What rounds are timed by.
@@ -311,7 +311,7 @@ class _Rounds:
     def described(self, name: str, times_ms: Sequence[float]) -> TimedBundle:
         """Returns what is known of one bundle."""
         folder = self.bundles[name]
-        precision = read_manifest(folder).precision
+        precision = trusted_manifest(folder).precision
         median_ms = float(np.median(times_ms))
         return TimedBundle(str(folder), self.runtimes[name], precision, median_ms)
 
@@ -321,7 +321,7 @@ class _Rounds:
             if name in self.runtimes:
                 warnings.simplefilter("ignore", KernelsWarning)
             bundle = self.bundles[name]
-            first = [read_manifest(bundle).batch]
+            first = [trusted_manifest(bundle).batch]
             runner = load(bundle, threads=self.threads or allowed_cores(), batches=first)
         self.runtimes[name] = runner.runtime
         return runner

@@ -43,6 +43,7 @@ from tokexport.runtimes.bundle.manifest import RuntimeInfo
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.loading import load
+from tokexport.runtimes.signatures import held_to
 
 UNREDUCED: Final = "unreduced"
 ACCURACY, TOP1, COSINE = "accuracy", "top-1 agreement", "cosine"
@@ -156,7 +157,7 @@ def sweep(
         raise UsageError("There are no values to sweep.", fix="Pass --values 4,8,12,16.")
     recipes = [with_option(base, option, value) for value in values]
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
-    with checklist, scratch_folder() as folder:
+    with checklist, scratch_folder() as folder, held_to(None):  # bundles of its own
         return _Sweeping(source, config, checklist, folder).over(recipes, option, values)
 
 

@@ -52,7 +52,7 @@ class BundleRunner(Runner):
         self.cores = cores
         self._counting = threading.Lock()
         self._runs, self._freed = 0, False
-        self.manifest = manifests[0]
+        self.manifest: Manifest = manifests[0]
         self.runners = {
             manifest.batch: runner for manifest, runner in zip(manifests, runners, strict=True)
         }

@@ -232,3 +232,13 @@ def test_names_say_what_is_in_a_module() -> None:
 
 def test_tests_stay_out_of_the_rooms() -> None:
     assert not [named(path) for path in MODULES if path.name.startswith(("test_", "conftest"))]
+
+
+def test_one_module_of_the_exporter_reads_a_manifest_that_nobody_has_to_have_signed() -> None:
+    """The others call ``trusted_manifest``, so that no command parses what is not signed."""
+    readers = [
+        named(path)
+        for path in MODULES
+        if named(path).startswith("exporter/") and "read_manifest" in path.read_text()
+    ]
+    assert readers == ["exporter/bundle/bundle_folder.py"]  # what a new bundle may replace

@@ -13,6 +13,7 @@ from helpers.cli import MODELS, Answer, refusal, tokexport
 from helpers.thorough import thorough_but
 
 from tokexport.exporter.backends.known import BACKENDS
+from tokexport.runtimes.signatures import KEY_VARIABLE
 
 SHORT = ("--rounds", "5", "--time-limit", "1")
 #: A precision that ONNX Runtime does not compute in here.
@@ -44,7 +45,9 @@ def reduced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A plain ViT with a reduction put in, for OpenVINO, two images at once."""
     folder = tmp_path_factory.mktemp("reduced") / "out"
     options = ("--reduce", "tome:r=6", "--targets", "openvino", "--batches", "2", "--no-plot")
-    answer = bench("plain_vit", folder, *options, "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(KEY_VARIABLE, "nowhere.pem")  # which is not asked of bundles of its own
+        answer = bench("plain_vit", folder, *options, "--json")
     assert answer.code == 0, answer
     assert sorted(path.name for path in folder.iterdir()) == ["bench.json", "bench.txt"]
     return answer.json

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.cli import refusal, tokexport
+from helpers.cli import MODELS, refusal, tokexport
 
 from tokexport.runtimes.signatures import KEY_VARIABLE
 from tokexport.runtimes.verification import reference_inputs
@@ -49,26 +49,34 @@ def test_an_output_in_a_bundle_is_refused(
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("bench", "BUNDLE"),
+        ("bench", "BUNDLE", "--on", "localhost"),
+        ("bench", str(STORED), "BUNDLE"),
+        ("bisect", f"{MODELS}:plain_vit", "BUNDLE"),
+        ("bom", "BUNDLE", "--output", "bom.json"),
+        ("check", "BUNDLE", "--against", str(STORED)),
+        ("compare", "BUNDLE", str(STORED)),
+        ("compare", f"{MODELS}:plain_vit", "BUNDLE"),
         ("doctor", "BUNDLE"),
-        ("verify", "BUNDLE"),
+        ("lock", "BUNDLE"),
+        ("package", "BUNDLE", "--format", "tar", "--output", "x.tar"),
         ("rebuild", "BUNDLE"),
         ("report", "BUNDLE", "--output", "page.html"),
-        ("bom", "BUNDLE", "--output", "bom.json"),
-        ("package", "BUNDLE", "--format", "tar", "--output", "x.tar"),
+        ("run", "BUNDLE", "--inputs", "in.npz", "--output", "y.npz"),
+        ("run", "BUNDLE", "some.png"),
+        ("verify", "BUNDLE"),
+        ("verify", "BUNDLE", "--against", f"{MODELS}:plain_vit"),
     ],
-    ids=lambda arguments: arguments[0],
-)
-@pytest.mark.parametrize(
-    ("key", "said"), [("nowhere.pem", "public key cannot be read"), ("", f"{KEY_VARIABLE} is set")]
+    ids=" ".join,
 )
 def test_a_key_of_the_environment_is_asked_for_first(
-    bundle: Path, arguments: tuple[str, ...], key: str, said: str, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(bundle.parent)
-    monkeypatch.setenv(KEY_VARIABLE, key)
+    monkeypatch.setenv(KEY_VARIABLE, "nowhere.pem")
     (bundle / "manifest.json").write_text("{")  # what a check behind it would complain of
     answer = tokexport(*(one.replace("BUNDLE", "bundle") for one in arguments))
-    refusal(answer, 5, bundle.parent, said)
+    refusal(answer, 5, bundle.parent, "public key cannot be read")
 
 
 def test_a_link_that_leads_nowhere_is_not_replaced(bundle: Path, tmp_path: Path) -> None:

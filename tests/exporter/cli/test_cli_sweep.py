@@ -12,6 +12,7 @@ import pytest
 from helpers.cli import MODELS, Answer, refusal, tokexport
 
 from tokexport.exporter.sweep.pareto import Trade, front
+from tokexport.runtimes.signatures import KEY_VARIABLE
 
 SOURCE = f"{MODELS}:plain_vit"
 
@@ -31,7 +32,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
     doubled = {"x": np.repeat(x.astype(np.float32), 2, axis=0), "labels": np.repeat(labels, 2)}
     np.savez(folder / "data.npz", **doubled)
     given = ("--inputs", folder / "data.npz", "--samples", "5")
-    answer = sweep(folder / "out", "--values", "0,6", *given, "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(KEY_VARIABLE, "nowhere.pem")  # which is not asked of bundles of its own
+        answer = sweep(folder / "out", "--values", "0,6", *given, "--json")
     assert answer.code == 0, answer
     assert answer.json["inputs"] == "5 of 10 samples of data.npz"
     return folder / "out", answer

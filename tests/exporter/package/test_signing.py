@@ -26,7 +26,7 @@ from tokexport.exporter.package.package import package_bundle
 from tokexport.exporter.package.signing import sign_bundle
 from tokexport.runtimes.errors import BundleError, RuntimeMissingError, SignatureError
 from tokexport.runtimes.loading import load
-from tokexport.runtimes.signatures import KEY_VARIABLE
+from tokexport.runtimes.signatures import KEY_VARIABLE, held_to, signer_of, trusted_manifest
 from tokexport.runtimes.verification import verify_bundle
 
 #: model-signing's own command line, which knows nothing of tokexport.
@@ -314,6 +314,9 @@ def test_the_environment_names_a_key_for_all_bundles(
             refuse()
     with load(signed, public_key=keys.public):  # the call's own key goes first
         pass
+    assert verify_bundle(signed, public_key=keys.public).passed
+    with held_to(signer_of(keys.public)):
+        assert trusted_manifest(signed).files
     monkeypatch.setenv(KEY_VARIABLE, "")
     with pytest.raises(SignatureError, match="names no key"):
         load(signed)
