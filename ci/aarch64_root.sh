@@ -9,23 +9,7 @@ place=$PWD/build/aarch64-root
 python=${PYTHON:-.venv/bin/python}
 test -e "$place/whole" && exit 0
 rm -rf "$place"
-mkdir -p "$place/apt/lists/partial" "$place/apt/archives/partial" "$place/root"
-. /etc/os-release
-echo "deb [arch=arm64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]" \
-  "http://deb.debian.org/debian ${VERSION_CODENAME:-trixie} main" > "$place/apt/sources.list"
-touch "$place/apt/status"
-options=(
-  -qq
-  -o APT::Architecture=arm64 -o APT::Architectures::=arm64 -o "Dir::State::status=$place/apt/status"
-  -o "Dir::Etc::sourcelist=$place/apt/sources.list" -o Dir::Etc::sourceparts=/nonexistent
-  -o "Dir::State::lists=$place/apt/lists" -o "Dir::Cache::archives=$place/apt/archives"
-  -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Install-Recommends=false
-  -o Debug::NoLocking=true
-)
-apt-get "${options[@]}" update
-apt-get "${options[@]}" -y --download-only install python3 libstdc++6
-for package in "$place"/apt/archives/*.deb; do dpkg -x "$package" "$place/root"; done
-rm -r "$place/apt"
+ci/unpack_debian.sh --architecture arm64 "$place/root" python3 libstdc++6
 version=$(basename "$(ls -d "$place"/root/usr/bin/python3.* | grep -E 'python3\.[0-9]+$')")
 wheels=(--only-binary=:all: --python-version "${version#python}" --no-deps -c constraints.txt)
 for glibc in 17 24 26 27 28 31 34 35; do wheels+=(--platform "manylinux_2_${glibc}_aarch64"); done

@@ -31,7 +31,7 @@ ROOT: Final = Path(__file__).parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "tests"))
 
-from helpers.fresh_environments import Environment, build_wheel, new_environment  # noqa: E402
+from helpers.fresh_environments import Environment, new_environment  # noqa: E402
 from helpers.other_languages import cpp_classifier, node_classifier  # noqa: E402
 from helpers.picture_digits import (  # noqa: E402
     NAMES,
@@ -40,6 +40,8 @@ from helpers.picture_digits import (  # noqa: E402
     reduced_probabilities,
     train,
 )
+
+from tokexport.exporter.bench_bundle.own_wheel import build_wheel  # noqa: E402
 
 PAGE: Final = ROOT / "ci" / "ENVIRONMENTS.md"
 EAGER: Final = "PyTorch, eager"
@@ -84,7 +86,7 @@ def ask(folder: Path, wheel: Path | None = None) -> list[Answer]:
     """
     digits = train(folder)
     answers = [Answer(EAGER, [_highest(row) for row in reduced_probabilities(digits)])]
-    wheel = wheel or build_wheel(folder / "wheel")
+    wheel = wheel or build_wheel(ROOT, folder / "wheel")
     for runtime, target in (("onnxruntime", "ort"), ("openvino", "openvino")):
         bundle = compile_reduced(digits, folder / target, target, batch=2, embed=False)
         environment = new_environment(folder / f"{target}-environment")

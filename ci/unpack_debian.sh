@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# Unpacks packages of Debian into a folder: ci/unpack_debian.sh [--alone] [--suite NAME] PLACE PACKAGE...
+# Unpacks packages of Debian into a folder:
 #
-# With them go those that they need and this system lacks; --alone leaves these out. The suite is that
-# of this system where none is named. Needs apt, and no rights: nothing is installed.
+#   ci/unpack_debian.sh [--alone] [--suite NAME] [--architecture NAME] PLACE PACKAGE...
+#
+# With them go those that they need and this system lacks, or for another architecture all that they
+# need; --alone leaves these out. Suite and architecture are those of this system where none is named.
+# Needs apt, and no rights: nothing is installed.
 set -euo pipefail
 alone=
 suite=
+architecture=
 while true; do
   case ${1-} in
     --alone) alone=1; shift ;;
     --suite) suite=$2; shift 2 ;;
+    --architecture) architecture=$2; shift 2 ;;
     *) break ;;
   esac
 done
@@ -30,6 +35,13 @@ options=(
   -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Install-Recommends=false
   -o Debug::NoLocking=true
 )
+if test -n "$architecture"; then
+  touch "$apt/status" # of a system without packages
+  options+=(
+    -o "APT::Architecture=$architecture" -o "APT::Architectures::=$architecture"
+    -o "Dir::State::status=$apt/status"
+  )
+fi
 apt-get "${options[@]}" update
 if test -n "$alone"; then
   (cd "$apt/archives" && apt-get "${options[@]}" download "$@")

@@ -19,6 +19,8 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
+from tokexport.exporter.bench_bundle.own_wheel import build_wheel
+
 ROOT: Final = Path(__file__).parents[1]
 MACHINES: Final = ("x86_64", "aarch64")
 #: The glibc that is linked against, and the tag that a wheel has to meet.
@@ -45,6 +47,7 @@ def build(machine: str, output: Path) -> Path:
 
     Raises:
         SystemExit: It has no kernels, or fits fewer systems than the tag says.
+        UsageError: pip built none.
     """
     folder = ROOT / "build" / "wheels" / machine
     plain = folder / "plain"
@@ -69,10 +72,7 @@ def build(machine: str, output: Path) -> Path:
         "_PYTHON_HOST_PLATFORM": f"linux-{machine}",  # what wheels are named by
         "TOKEXPORT_OPENVINO": "0",
     }
-    pip = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check"]
-    options = ["--no-deps", "--no-build-isolation", "-C", f"build-dir={folder / 'cmake'}"]
-    call([*pip, "wheel", *options, "--wheel-dir", str(plain), str(ROOT)], environment)
-    (wheel,) = plain.glob("*.whl")
+    wheel = build_wheel(ROOT, plain, ["-C", f"build-dir={folder / 'cmake'}"], environment)
     with zipfile.ZipFile(wheel) as archive:
         if LIBRARY not in archive.namelist():
             raise SystemExit(f"{wheel.name} has no kernels: their build failed.")
@@ -80,18 +80,11 @@ def build(machine: str, output: Path) -> Path:
     repaired = folder / "repaired"
     shutil.rmtree(repaired, ignore_errors=True)
     repair = ["repair", "--plat", "auto", "--wheel-dir", str(repaired), str(wheel)]
-    call([sys.executable, "-m", "auditwheel", *repair], environment)
+    subprocess.run([sys.executable, "-m", "auditwheel", *repair], env=environment, check=True)
     (found,) = repaired.glob("*.whl")
     if f"{TAG}_{machine}" not in found.name:
         raise SystemExit(f"{found.name} does not fit {TAG}_{machine}.")
     return Path(shutil.copy(found, output))
-
-
-def call(command: list[str], environment: dict[str, str]) -> None:
-    """Runs a command, and ends with what it said where it fails."""
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(done.stdout + done.stderr)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokexport.exporter.errors import UsageError
@@ -24,12 +25,19 @@ def checkout() -> Path | None:
         return None
 
 
-def build_wheel(root: Path, folder: Path) -> Path:
+def build_wheel(
+    root: Path,
+    folder: Path,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Path:
     """Builds a wheel with pip, its native kernels for this system where there is a compiler.
 
     Args:
         root: The checkout.
         folder: Where the wheel goes.
+        options: Further ones of pip.
+        environment: What pip finds in its environment; None leaves this one.
 
     Raises:
         UsageError: pip built none.
@@ -37,9 +45,14 @@ def build_wheel(root: Path, folder: Path) -> Path:
     # what builds it is fetched, unless it is installed here as in a development environment
     isolated = () if not is_installed("scikit_build_core") else ("--no-build-isolation",)
     program = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check", "wheel"]
-    options = ["--no-deps", *isolated, "--wheel-dir", str(folder), str(root)]
+    settings = ["--no-deps", *isolated, *options, "--wheel-dir", str(folder), str(root)]
     done = subprocess.run(
-        [*program, *options], capture_output=True, text=True, errors="replace", check=False
+        [*program, *settings],
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     found = sorted(folder.glob("*.whl"))
     if done.returncode == 0 and found:

@@ -1,4 +1,4 @@
-"""Makes virtual environments from nothing, and the wheel of the checkout for them."""
+"""Makes virtual environments from nothing."""
 
 from __future__ import annotations
 
@@ -60,11 +60,3 @@ def new_environment(folder: Path) -> Environment:
     """Makes an environment without a package in it."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     return Environment(folder)
-
-
-def build_wheel(folder: Path) -> Path:
-    """Builds the wheel of the checkout into a folder."""
-    command = [sys.executable, "-m", "pip", "-qq", "wheel", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", folder, ROOT], check=True)
-    (path,) = folder.glob("*.whl")
-    return path

@@ -17,12 +17,13 @@ import torch
 from digits_vit import DigitsViT
 from environments import alike, ask, differences
 from helpers.cli import tokexport as tokexport_command
-from helpers.fresh_environments import Environment, build_wheel, new_environment
+from helpers.fresh_environments import Environment, new_environment
 from helpers.picture_digits import OFF
 from helpers.sshd import server
 from helpers.torchvision_ops import child_environment
 
 import tokexport
+from tokexport.exporter.bench_bundle.own_wheel import build_wheel
 from tokexport.exporter.schemas.stored import all_schemas, schema
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of the checkout."""
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
