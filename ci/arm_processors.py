@@ -16,6 +16,8 @@ SYSTEM: Final = ROOT / "build" / "aarch64-root"
 _TOOLS: Final = ROOT / "build" / "aarch64" / "bin"
 #: How many cores a processor says that it has.
 _CORES: Final = 2
+#: The glibcs, 2.N, whose wheels the root runs.
+_GLIBCS: Final = (17, 24, 26, 27, 28, 31, 34, 35)
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,33 @@ PROCESSORS: Final = (
 
 
 def fetch() -> None:
-    """Fetches compiler, emulator and root, where they are missing."""
-    for script in ("aarch64.sh", "aarch64_root.sh"):
-        environment = {"PYTHON": sys.executable, **os.environ}
-        subprocess.run([ROOT / "ci" / script], check=True, env=environment)
+    """Fetches compiler, emulator and root, where they are missing.
+
+    The root holds Debian's Python; beside it lie numpy and the runtimes as PyPI has them.
+    """
+    subprocess.run([ROOT / "ci" / "aarch64.sh"], check=True)
+    whole = SYSTEM / "whole"
+    if whole.exists():
+        return
+    shutil.rmtree(SYSTEM, ignore_errors=True)
+    unpack = [str(ROOT / "ci" / "unpack_debian.sh"), "--architecture", "arm64"]
+    subprocess.run([*unpack, str(SYSTEM / "root"), "python3", "libstdc++6"], check=True)
+    install(SYSTEM / "site", "--no-deps", "numpy", "onnxruntime", "openvino", "openvino-telemetry")
+    whole.touch()
+
+
+def install(folder: Path, *arguments: str) -> None:
+    """Installs wheels for the root's Python into a folder, in the versions of constraints.txt.
+
+    Args:
+        folder: Where they go.
+        arguments: What pip installs, and further options of it.
+    """
+    pip = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check", "install"]
+    options = ["--only-binary=:all:", f"--python-version={python_version()}"]
+    options += [f"--platform=manylinux_2_{glibc}_aarch64" for glibc in _GLIBCS]
+    limits = ["-c", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, "--target", str(folder), *options, *limits, *arguments], check=True)
 
 
 def tool(name: str) -> str:

@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -117,11 +116,7 @@ def _ask_arm(folder: Path, bundle: Path, digits: Trained) -> Answer:
     """Asks an emulated processor, without the native kernels; ``ci/arm_checks.py`` runs those."""
     arm_processors.fetch()
     folder.mkdir()
-    wanted = [f"--python-version={arm_processors.python_version()}", "--only-binary=:all:"]
-    wanted += [f"--platform=manylinux_2_{glibc}_aarch64" for glibc in (17, 26, 27, 28)]
-    pip = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check", "install"]
-    limits = ["--no-deps", "-c", str(ROOT / "constraints.txt")]
-    subprocess.run([*pip, "--target", str(folder / "site"), *wanted, *limits, "pillow"], check=True)
+    arm_processors.install(folder / "site", "--no-deps", "pillow")
     program = folder / "program.py"
     program.write_text(_PROGRAM, encoding="utf-8")
     places = os.pathsep.join([str(folder / "site"), str(ROOT / "ci" / "typing")])

@@ -68,9 +68,7 @@ def arm_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wheel = built("aarch64", tmp_path_factory.mktemp("dist"))
     assert re.search(r"-py3-none-.*manylinux_2_17_aarch64\.whl", wheel.name)
     place = tmp_path_factory.mktemp("site")
-    platforms = [f"--platform=manylinux_2_{glibc}_aarch64" for glibc in (17, 27, 28)]
-    wanted = [f"--python-version={arm_processors.python_version()}", "--only-binary=:all:"]
-    pip("install", *platforms, *wanted, "--target", place, f"{wheel}[ort]")
+    arm_processors.install(place, f"{wheel}[ort]")
     return place
 
 
