@@ -1,7 +1,10 @@
 #include "bundle.h"
 
+#include <openssl/evp.h>
+
 #include <algorithm>
 #include <fstream>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -22,7 +25,7 @@ constexpr std::size_t kMostNumbers = std::size_t{1} << 31;
 std::string read_text(const fs::path& path) {
   std::error_code failed;
   if (!fs::is_regular_file(path, failed)) {
-    throw Problem(path.string() + " is not there: pass the folder that tokexport compile wrote.");
+    throw Problem(path.string() + " is no file: pass the folder that tokexport compile wrote.");
   }
   if (fs::file_size(path, failed) > kLargestManifest || failed) {
     throw Problem(path.string() + " is too large for a manifest.");
@@ -137,6 +140,45 @@ void check_processor(const json& data) {
   }
 }
 
+std::string sha256(const fs::path& path) {
+  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> state(EVP_MD_CTX_new(), EVP_MD_CTX_free);
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned length = 0;
+  bool works = state && EVP_DigestInit_ex(state.get(), EVP_sha256(), nullptr);
+  std::ifstream file(path, std::ios::binary);
+  std::vector<char> part(1 << 20);
+  while (works && file) {
+    file.read(part.data(), static_cast<std::streamsize>(part.size()));
+    works = EVP_DigestUpdate(state.get(), part.data(), static_cast<std::size_t>(file.gcount()));
+  }
+  if (!works || !file.eof() || !EVP_DigestFinal_ex(state.get(), digest, &length)) {
+    throw Problem(path.string() + " cannot be read.");
+  }
+  std::string text;
+  for (unsigned place = 0; place < length; ++place) {
+    for (const int digit : {digest[place] >> 4, digest[place] & 15}) text += "0123456789abcdef"[digit];
+  }
+  return text;
+}
+
+// Holds the artifact, and the files of weights beside it, to their hashes: what a bad copy changed, and an artifact of
+// another compile, would be answered from without a word.
+void check_files(const json& data, const fs::path& folder, const std::string& artifact) {
+  const json& files = data.at("files");
+  files.at(artifact);
+  for (const auto& [name, hash] : files.items()) {
+    const fs::path path = folder / name;
+    if (name != artifact && path.extension() != ".data") continue;
+    std::error_code failed;
+    if (fs::path(name).filename() != name || !fs::is_regular_file(path, failed)) {
+      throw Problem(path.string() + " is missing: copy the bundle again.");
+    }
+    if (hash != sha256(path)) {
+      throw Problem(path.string() + " is not what compile wrote: copy the bundle again.");
+    }
+  }
+}
+
 Bundle read(const json& data, const fs::path& folder) {
   if (!data.is_object()) throw Invalid("it is no JSON object");
   const std::size_t version = whole_number(data.at("schema_version"), 0);
@@ -149,12 +191,8 @@ Bundle read(const json& data, const fs::path& folder) {
   }
   if (data.at("status") != "PASSED") throw Problem("The bundle was never run: tokexport verify BUNDLE.");
   Bundle bundle;
-  const fs::path name = data.at("artifact").get<std::string>();
+  const auto name = data.at("artifact").get<std::string>();
   bundle.artifact = folder / name;
-  std::error_code failed;
-  if (name.filename() != name || !fs::is_regular_file(bundle.artifact, failed)) {
-    throw Problem("The artifact " + bundle.artifact.string() + " is not there: copy the bundle again.");
-  }
   const json* independent = given(data, "samples_independent");
   bundle.independent = independent && independent->get<bool>();
   read_input(data, bundle);
@@ -164,6 +202,7 @@ Bundle read(const json& data, const fs::path& folder) {
     for (const json& one : checks->at("held")) bundle.held.push_back(one.at("said").get<std::string>());
   }
   check_processor(data);
+  check_files(data, folder, name);
   return bundle;
 }
 

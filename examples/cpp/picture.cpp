@@ -53,7 +53,7 @@ bool may_be_turned(Reader& reader) {
 std::vector<std::uint8_t> decode_png(const fs::path& path, std::size_t height, std::size_t width) {
   const std::string name = path.string();
   std::error_code failed;
-  if (!fs::is_regular_file(path, failed)) throw Problem("The picture " + name + " is not there.");
+  if (!fs::is_regular_file(path, failed)) throw Problem("The picture " + name + " is no file.");
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(name.c_str(), "rb"), std::fclose);
   if (!file) throw Problem("The picture " + name + " cannot be read.");
   png_byte signature[8];

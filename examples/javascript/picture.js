@@ -10,6 +10,17 @@ import { Problem } from "./problem.js";
 const SIGNATURE = Buffer.from([0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a]);
 const LARGEST = 1 << 28;
 const PALETTE = 3;
+/** Channels by the type of colour, and the passes of an interlaced picture: first row and column, and steps. */
+const CHANNELS = { 0: 1, 2: 3, [PALETTE]: 1, 4: 2, 6: 4 };
+const INTERLACED = [
+  [0, 0, 8, 8],
+  [0, 4, 8, 8],
+  [4, 0, 8, 4],
+  [0, 2, 4, 4],
+  [2, 0, 4, 2],
+  [0, 1, 2, 2],
+  [1, 0, 2, 1],
+];
 /** The chunks of text, and the words they begin with where they may turn a picture. */
 const TEXTS = ["tEXt", "zTXt", "iTXt"];
 const TURNING = ["Raw profile type ", "XML:com.adobe.xmp\0"];
@@ -57,10 +68,22 @@ function refuseWhatIsReadOtherwise(path, file) {
   }
 }
 
-/** Throws where the compressed rows are damaged: pngjs does not look at their checksum. */
+/** Throws where the compressed rows are damaged or too few: pngjs looks at neither their checksum nor their number. */
 function checkStream(file, height, width) {
   const parts = [...chunks(file)].filter(({ type }) => type === "IDAT").map(({ data }) => data);
-  inflateSync(Buffer.concat(parts), { maxOutputLength: 4 * height * width + 16 * (height + width) });
+  const rows = inflateSync(Buffer.concat(parts), { maxOutputLength: 4 * height * width + 16 * (height + width) });
+  if (rows.length < streamLength(file, height, width)) throw new Error("rows are missing");
+}
+
+/** Returns how many bytes the rows take: each begins with the byte of its filter. */
+function streamLength(file, height, width) {
+  const bits = file[24] * CHANNELS[file[25]];
+  const passes = file[28] ? INTERLACED : [[0, 0, 1, 1]];
+  const lengths = passes.map(([top, left, down, right]) => {
+    const [tall, wide] = [Math.ceil((height - top) / down), Math.ceil((width - left) / right)];
+    return tall > 0 && wide > 0 ? tall * (1 + Math.ceil((wide * bits) / 8)) : 0;
+  });
+  return lengths.reduce((one, other) => one + other);
 }
 
 function* chunks(file) {

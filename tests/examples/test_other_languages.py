@@ -154,6 +154,11 @@ def test_pictures_that_are_refused(classifier: Classifier, bundle: Path, tmp_pat
     checked = data[:begin] + rows + zlib.crc32(rows).to_bytes(4) + data[end + 4 :]
     (tmp_path / "sum.png").write_bytes(checked)
     assert "is damaged or cut off" in classifier.refusal(bundle, tmp_path / "sum.png")
+    packed = zlib.compress(zlib.decompress(data[begin + 4 : end])[:-1])
+    rows = b"IDAT" + packed + zlib.crc32(b"IDAT" + packed).to_bytes(4)
+    fewer = data[: begin - 4] + len(packed).to_bytes(4) + rows + data[end + 4 :]
+    (tmp_path / "fewer.png").write_bytes(fewer)
+    assert "is damaged or cut off" in classifier.refusal(bundle, tmp_path / "fewer.png")
     Image.new("RGB", (48, 64)).save(tmp_path / "turned.png")
     said = classifier.refusal(bundle, tmp_path / "turned.png")
     assert "64 x 48" in said
@@ -218,8 +223,13 @@ def test_a_bundle_that_is_not_whole(
         assert "manifest.json is not valid" in classifier.refusal(tmp_path, photo)
     shutil.copy(bundle / "manifest.json", tmp_path)
     assert "model.onnx" in classifier.refusal(tmp_path, photo, photo)
-    (tmp_path / "model.onnx").write_bytes((bundle / "model.onnx").read_bytes()[:5000])
-    assert "model.onnx" in classifier.refusal(tmp_path, photo, photo)
+    model = (bundle / "model.onnx").read_bytes()
+    weights = len(model) // 2
+    changed = model[:weights] + bytes([model[weights] ^ 1]) + model[weights + 1 :]
+    for damaged in (model[:5000], changed):
+        (tmp_path / "model.onnx").write_bytes(damaged)
+        said = classifier.refusal(tmp_path, photo, photo)
+        assert "model.onnx is not what compile wrote" in said
 
 
 class Bright(nn.Module):
