@@ -2,11 +2,11 @@
 
 The colours are those of Pillow's ``convert("RGB")``, which the loaders of torchvision and timm
 call. Two things differ from it: the turn that EXIF asks for, as transformers applies it too; and
-grey of 16 bits, which Pillow cuts off at 255::
+grey of 12 and 16 bits, which Pillow cuts off at 255::
 
     alpha, or a transparent colour    dropped: the colour beneath it stays, over no background
     grey, one bit, a palette          repeated, looked up
-    grey of 16 bits, v                round(v / 257)
+    grey of 16 bits, v                round(v / 257); of 12 bits, round(v · 255 / 4095)
     CMYK, CIELAB                      converted; no colour profile is applied
     several frames or pages           the first
     EXIF orientation                  applied
@@ -15,6 +15,7 @@ grey of 16 bits, which Pillow cuts off at 255::
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from tokexport.runtimes.pictures.pillow import pillow_image
 MOST_PIXELS: Final = 1 << 27
 #: The notes: what a conversion lost or changed, a clause each.
 TRANSPARENT: Final = "transparency was dropped, and the colours beneath it stay"
-SIXTEEN_BITS: Final = "16 bits a channel became 8"
+DEEPER: Final = "more than 8 bits a channel became 8"
 OTHER_COLOURS: Final = "colours were converted to RGB without a colour profile"
 FIRST_FRAME: Final = "the first of several frames was taken"
 TURNED: Final = "the EXIF orientation was applied"
@@ -52,6 +53,14 @@ _TURNS: Final = {
 _WITH_PREVIEWS: Final = "MPO"
 _WITH_ALPHA: Final = ("RGBA", "RGBa", "LA", "La", "PA")
 _OTHER_COLOURS: Final = ("CMYK", "LAB", "HSV")
+#: What Pillow calls the numbers in a file of 16 bits a channel ("BGR;16" has 5 or 6), and of 12.
+_16_BITS: Final = re.compile(r"'(I|L|LA);16|;16[BLNRS]")
+_12_BITS: Final = "I;12"
+#: The tag of TIFF that says how grey is stored, and its value where 0 is white.
+_PHOTOMETRIC: Final = 262
+_WHITE_IS_ZERO: Final = 0
+#: Formats that another program draws: Ghostscript runs what a file says, Windows its metafiles.
+_DRAWN_BY_OTHERS: Final = ("EPS", "WMF")
 #: What errors call a picture that is no file.
 _IN_MEMORY: Final = "a picture in memory"
 _ANEW: Final = "Copy the file again, save it anew as JPEG or PNG, or leave it out."
@@ -119,12 +128,18 @@ def _opened(picture: str | Path | bytes) -> AbstractContextManager[BinaryIO]:
 def _decoded(pillow: ModuleType, file: BinaryIO, path: Path, most_pixels: int) -> Picture:
     """Decodes an open file."""
     with pillow.open(file) as image:
-        width, height = image.size
-        if width * height > most_pixels:
-            raise _too_large(path, f"{width:,} × {height:,} pixels", most_pixels)
-        notes = [SIXTEEN_BITS] if ";16" in str(getattr(image, "tile", "")) else []
+        _check_size(image, path, most_pixels)
+        if image.format in _DRAWN_BY_OTHERS:
+            raise PictureError(
+                f"The file is of {image.format}, which another program would have to draw.",
+                where=str(path),
+                fix="Save it as JPEG or PNG, or leave it out.",
+            )
+        stored = str(getattr(image, "tile", ""))
+        notes = [DEEPER] if _16_BITS.search(stored) else []
         image.load()
-        converted, said = _as_rgb(pillow, image, path)
+        _check_size(image, path, most_pixels)  # an icon may hold another size than it says
+        converted, said = _as_rgb(pillow, image, path, stored)
         turn, found = _turn(image)
         if turn is not None:
             converted = converted.transpose(getattr(pillow.Transpose, turn))
@@ -135,6 +150,12 @@ def _decoded(pillow: ModuleType, file: BinaryIO, path: Path, most_pixels: int) -
     return Picture(pixels, tuple(dict.fromkeys(notes)))
 
 
+def _check_size(image: Any, path: Path, most_pixels: int) -> None:
+    width, height = image.size
+    if width * height > most_pixels:
+        raise _too_large(path, f"{width:,} × {height:,} pixels", most_pixels)
+
+
 def _too_large(path: Path, size: str, most: int) -> PictureError:
     return PictureError(
         f"The picture has {size}, and at most {most:,} are decoded.",
@@ -143,11 +164,19 @@ def _too_large(path: Path, size: str, most: int) -> PictureError:
     )
 
 
-def _as_rgb(pillow: ModuleType, image: Any, path: Path) -> tuple[Any, list[str]]:
-    """Converts a loaded picture to RGB, and says what that loses."""
+def _as_rgb(pillow: ModuleType, image: Any, path: Path, stored: str) -> tuple[Any, list[str]]:
+    """Converts a loaded picture to RGB, and says what that loses.
+
+    Args:
+        pillow: Pillow.
+        image: The picture.
+        path: Its file.
+        stored: What Pillow said of its numbers in the file, before it was loaded.
+    """
     mode = str(image.mode)
     if mode.startswith("I"):
-        return _grey_of_16_bits(pillow, image, path), [SIXTEEN_BITS]
+        white = 4095 if _12_BITS in stored else 65535
+        return _deep_grey(pillow, image, path, white), [DEEPER]
     if mode == "F":
         raise PictureError(
             "The picture holds floating-point numbers, and nothing says which is white.",
@@ -158,26 +187,30 @@ def _as_rgb(pillow: ModuleType, image: Any, path: Path) -> tuple[Any, list[str]]
     return image.convert("RGB"), notes
 
 
-def _grey_of_16_bits(pillow: ModuleType, image: Any, path: Path) -> Any:
-    """Scales grey of 16 bits to 8: white, 65535, becomes 255."""
+def _deep_grey(pillow: ModuleType, image: Any, path: Path, white: int) -> Any:
+    """Scales grey of 12 or 16 bits to 8: white becomes 255."""
     values = np.asarray(image).astype(np.int64)
     lowest, highest = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    if lowest < 0 or highest > 65535:
+    if lowest < 0 or highest > white:
         raise PictureError(
             f"The picture holds grey values from {lowest} to {highest}, and nothing says which is "
             "white.",
             where=str(path),
             fix="Save it with 8 or 16 bits a channel.",
         )
-    grey = ((values + 128) // 257).astype(np.uint8)
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = white - values  # which Pillow does for 8 bits alone
+    grey = ((values * 255 + white // 2) // white).astype(np.uint8)
     return pillow.fromarray(np.repeat(grey[..., None], 3, axis=-1))
 
 
 def _is_transparent(image: Any) -> bool:
     """Returns whether a pixel is not opaque."""
-    if image.mode in _WITH_ALPHA:
-        return bool((np.asarray(image.getchannel(image.getbands()[-1])) < 255).any())
-    return "transparency" in image.info
+    if "transparency" in image.info and image.mode not in _WITH_ALPHA:
+        image = image.convert("RGBA")
+    if image.mode not in _WITH_ALPHA:
+        return False
+    return bool((np.asarray(image.getchannel(image.getbands()[-1])) < 255).any())
 
 
 def _turn(image: Any) -> tuple[str | None, list[str]]:

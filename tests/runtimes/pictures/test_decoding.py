@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from tokexport.runtimes.errors import PictureError, RuntimeMissingError
 from tokexport.runtimes.pictures import decode
 from tokexport.runtimes.pictures.decoding import (
+    DEEPER,
     EXIF_UNREADABLE,
     FIRST_FRAME,
     OTHER_COLOURS,
-    SIXTEEN_BITS,
     TRANSPARENT,
     TURNED,
 )
@@ -89,6 +89,57 @@ def test_a_transparent_colour_of_a_palette_is_noted(tmp_path: Path) -> None:
     assert found.notes == (TRANSPARENT,)
 
 
+def test_a_transparent_colour_that_no_pixel_has_loses_nothing(tmp_path: Path) -> None:
+    of_palette = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
+    paths = [saved(of_palette, tmp_path / "a.png", transparency=bytes([255] * 16))]
+    paths.append(saved(Image.fromarray(RGB // 2), tmp_path / "c.png", transparency=(255, 0, 0)))
+    paths.append(saved(Image.fromarray(RGB[..., 0] // 2), tmp_path / "d.png", transparency=255))
+    for path in paths:
+        with Image.open(path) as opened:
+            assert "transparency" in opened.info
+        assert decode(path).notes == ()
+    red = saved(Image.fromarray(RGB), tmp_path / "e.png", transparency=tuple(map(int, RGB[0, 0])))
+    assert decode(red).notes == (TRANSPARENT,)
+
+
+def grey_tiff(path: Path, bits: int, photometric: int, data: bytes) -> Path:
+    """Writes grey of 4 × 2 pixels by hand: Pillow writes none of these."""
+    tags = [(256, 4), (257, 2), (258, bits), (259, 1), (262, photometric), (273, 0), (277, 1)]
+    tags += [(278, 2), (279, len(data))]
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags
+    )
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    path.write_bytes(head + data)
+    return path
+
+
+def test_grey_of_12_bits_is_scaled_by_its_own_white(tmp_path: Path) -> None:
+    packed = int("".join(f"{one:012b}" for one in (0, 8, 9, 2048, 4000, 4094, 4095, 16)), 2)
+    found = decode(grey_tiff(tmp_path / "a.tif", 12, 1, packed.to_bytes(12, "big")))
+    assert found.pixels[..., 0].ravel().tolist() == [0, 0, 1, 128, 249, 255, 255, 1]
+    assert found.notes == (DEEPER,)
+
+
+def test_grey_of_16_bits_whose_white_is_zero_is_turned_over(tmp_path: Path) -> None:
+    values = np.array([0, 257, 32768, 65535] * 2, "<u2").tobytes()
+    for photometric, wanted in ((0, [255, 254, 127, 0]), (1, [0, 1, 128, 255])):
+        found = decode(grey_tiff(tmp_path / "a.tif", 16, photometric, values))
+        assert found.pixels[0, :, 0].tolist() == wanted
+
+
+def test_five_bits_a_channel_are_not_deeper_than_eight(tmp_path: Path) -> None:
+    head = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0)
+    head += struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    size = 14 + len(head)
+    start = b"BM" + struct.pack("<IHHI", size + 4, 0, 0, size)
+    (tmp_path / "a.bmp").write_bytes(start + head + struct.pack("<HH", 0xF800, 0x001F))
+    found = decode(tmp_path / "a.bmp")
+    assert found.pixels.tolist() == [[[255, 0, 0], [0, 0, 255]]]
+    assert found.notes == ()
+
+
 def test_grey_of_16_bits_is_scaled_and_not_cut_off(tmp_path: Path) -> None:
     values = np.array([[0, 128, 129, 256], [257, 32768, 65406, 65535]], np.uint16)
     for name in ("a.png", "a.tif"):
@@ -96,7 +147,7 @@ def test_grey_of_16_bits_is_scaled_and_not_cut_off(tmp_path: Path) -> None:
         wanted = np.round(values / 257).astype(np.uint8)
         assert wanted[-1, -1] == 255
         np.testing.assert_array_equal(found.pixels, np.repeat(wanted[..., None], 3, axis=-1))
-        assert found.notes == (SIXTEEN_BITS,)
+        assert found.notes == (DEEPER,)
 
 
 def rgb_of_16_bits(path: Path) -> Path:
@@ -116,7 +167,7 @@ def rgb_of_16_bits(path: Path) -> Path:
 def test_colours_of_16_bits_are_noted(tmp_path: Path) -> None:
     found = decode(rgb_of_16_bits(tmp_path / "a.png"))
     np.testing.assert_array_equal(found.pixels, RGB)
-    assert found.notes == (SIXTEEN_BITS,)
+    assert found.notes == (DEEPER,)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -187,6 +238,27 @@ def test_the_bytes_of_a_file_are_decoded_as_the_file(tmp_path: Path) -> None:
         with pytest.raises(PictureError) as caught:
             decode(body)
         assert "a picture in memory" in caught.value.where
+
+
+def test_no_other_program_draws_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = tmp_path / "ran"
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # found anew
+    path = saved(Image.fromarray(RGB), tmp_path / "a.eps").rename(tmp_path / "a.png")
+    refused(path, "another program would have to draw")
+    assert not ran.exists()
+
+
+def test_an_icon_has_no_more_pixels_than_allowed_inside(tmp_path: Path) -> None:
+    inside = saved(Image.fromarray(RGB), tmp_path / "a.png").read_bytes()
+    head = struct.pack("<HHHBBBBHHII", 0, 1, 1, 2, 2, 0, 0, 1, 32, len(inside), 22)
+    (tmp_path / "a.ico").write_bytes(head + inside)  # says 2 × 2, and holds 5 × 7
+    assert decode(tmp_path / "a.ico").pixels.shape == (7, 5, 3)
+    refused(tmp_path / "a.ico", "5 × 7 pixels", most_pixels=34)
 
 
 def test_floating_point_and_wide_grey_are_refused(tmp_path: Path) -> None:
