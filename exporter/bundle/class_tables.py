@@ -29,6 +29,9 @@ def render_classes(found: ClassifiedPictures, terminal: Console) -> None:
             file, label = Text("" if rank else one.file), Text(scored.label or "")
             table.add_row(file, str(scored.index), label, value)
     terminal.print(table)
+    for said in found.warnings:
+        terminal.print(Text.assemble(("warning  ", "yellow"), said), soft_wrap=True)
     if found.csv is not None:
-        said = f"\nThe classes are in {found.csv}."
-        terminal.print(said, highlight=False, markup=False, soft_wrap=True)
+        terminal.print(
+            f"\nThe classes are in {found.csv}.", highlight=False, markup=False, soft_wrap=True
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from tokexport.exporter.config import InputConfig, check_threads
 from tokexport.exporter.errors import InputError, UsageError, listed
 from tokexport.exporter.inputs.class_numbers import one_line, read_class_names
 from tokexport.exporter.inputs.picture_files import pictures_below
-from tokexport.exporter.inputs.pictures import PictureOptions
+from tokexport.exporter.inputs.pictures import PictureOptions, loss_warnings
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.system.output_file import check_outside, check_place, written_whole
@@ -51,12 +52,15 @@ class ClassifiedPictures:
             classes.
         pictures: Every picture, in order.
         csv: The file that was written; None without one.
+        warnings: What the decoding lost of how many pictures, and what of their folders was left
+            out, a sentence each.
     """
 
     bundle: Path
     score: str
     pictures: tuple[PictureClasses, ...]
     csv: Path | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values under the attributes' names."""
@@ -71,7 +75,7 @@ class ClassifiedPictures:
             return None
         return InputError(
             f"Some pictures cannot be used: {len(broken)} of {len(self.pictures)}.",
-            where=listed([f"{one.file}: {one.error}" for one in broken], 3),
+            where=listed([f"{one.file}: {(one.error or '').rstrip('.')}" for one in broken], 3),
             fix="Save these files again as the messages say, or leave them out.",
         )
 
@@ -135,9 +139,8 @@ def classify_pictures(
     if csv is not None:
         check_outside(csv, bundle)
         check_place(csv, force)
-    files = [
-        one for path in pictures for one in (pictures_below(path) if path.is_dir() else [path])
-    ]
+    found = [pictures_below(path) if path.is_dir() else ([path], 0) for path in pictures]
+    files = [one for below, _ in found for one in below]
     names = None if labels is None else tuple(map(one_line, read_class_names(labels).labels))
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     loaded = load(
@@ -151,8 +154,11 @@ def classify_pictures(
         steps = None if preprocess is None else PictureOptions(preprocess).steps(runner.inputs)
         classifier = Classifier(runner, top, labels=names, steps=steps)
         with checklist.stage("classify"):
-            found = checklist.counted(classifier.classified(files), len(files))
-            done = ClassifiedPictures(bundle, classifier.form, tuple(map(_plain, found)), csv)
+            classified = checklist.counted(classifier.classified(files), len(files))
+            plain_ones = tuple(map(_plain, classified))
+    notes = Counter(note for one in plain_ones for note in one.notes)
+    warnings = loss_warnings(notes, len(files), sum(others for _, others in found))
+    done = ClassifiedPictures(bundle, classifier.form, plain_ones, csv, warnings)
     if csv is not None:
         with written_whole(csv, "classes") as partial:
             partial.write_text(done.as_csv(), encoding="utf-8")

@@ -15,7 +15,8 @@ _ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06")
 PICTURES: Final = frozenset(
     f".{suffix}"
     for suffix in (
-        *("jpg", "jpeg", "jfif", "png", "webp", "tif", "tiff", "bmp", "gif", "ppm", "pgm", "avif"),
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "tif", "tiff", "bmp", "gif"),
+        *("ppm", "pgm", "pbm", "pnm", "avif", "jp2"),
     )
 )
 LISTS: Final = frozenset((".csv", ".tsv"))

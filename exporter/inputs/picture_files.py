@@ -63,15 +63,18 @@ def list_pictures(path: Path, kind: Kind) -> PictureFiles:
     return _of_folder(path) if kind is Kind.FOLDER else _of_list(path)
 
 
-def pictures_below(folder: Path) -> list[Path]:
-    """Returns the pictures at any depth of a folder, by path; hidden ones are left out.
+def pictures_below(folder: Path) -> tuple[list[Path], int]:
+    """Returns the pictures at any depth of a folder, and how many other files it holds.
+
+    Hidden files are left out of both.
 
     Raises:
-        InputError: It holds none, or cannot be read.
+        InputError: It holds no pictures, or cannot be read.
     """
     _names_in(folder)
-    if found := _pictures(_below(folder)):
-        return found
+    files = _below(folder)
+    if found := _pictures(files):
+        return found, len(files) - len(found)
     raise _no_pictures(folder)
 
 

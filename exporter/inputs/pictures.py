@@ -160,7 +160,7 @@ def read_pictures(
     for row, place in enumerate(options.watch(taken, len(taken))):
         picture = decode(files.paths[place])
         values[row] = steps.apply(picture.pixels)
-        notes.update(note for note in picture.notes if note != TURNED)
+        notes.update(picture.notes)
     labels = None
     if classes is not None and classes.numbers and files.classes is not None:
         labels = np.array([classes.numbers[files.classes[place]] for place in taken], np.int64)
@@ -169,7 +169,11 @@ def read_pictures(
         labels=labels,
         files=tuple(files.names[place] for place in taken),
         origin=_origin(path, len(taken), files, classes),
-        warnings=(*_warnings(notes, len(taken), files), *(classes.warnings if classes else ())),
+        warnings=(
+            *loss_warnings(notes, len(taken), files.skipped),
+            *_empty_classes(files),
+            *(classes.warnings if classes else ()),
+        ),
         classes=classes.numbers if classes is not None else {},
         classes_by_place=len(classes.numbers) if classes is not None and classes.by_place else 0,
     )
@@ -219,13 +223,21 @@ def _origin(path: Path, taken: int, files: PictureFiles, classes: NumberedClasse
     return f"{said} ({len(files.all_classes)} {noun}, {classes.how})"
 
 
-def _warnings(notes: Counter[str], count: int, files: PictureFiles) -> list[str]:
-    """Says what the decoding lost, and on how many pictures."""
-    found = [f"In {many} of {count} pictures {note}." for note, many in notes.items()]
-    if files.skipped:
-        found.append(f"Files of the folder that are no pictures were left out: {files.skipped}.")
-    if files.classes is not None:
-        empty = [name for name in files.all_classes if name not in {*files.classes}]
-        if empty:
-            found.append(f"Classes without a picture: {listed(empty)}.")
-    return found
+def loss_warnings(notes: Mapping[str, int], count: int, skipped: int) -> tuple[str, ...]:
+    """Returns what a reader has to know of how pictures were decoded, a sentence each.
+
+    Args:
+        notes: The notes of their decoding, and how many have each.
+        count: How many pictures there are.
+        skipped: How many files of their folders are no pictures.
+    """
+    lost = {note: many for note, many in notes.items() if note != TURNED}
+    found = [f"In {many} of {count} pictures {note}." for note, many in lost.items()]
+    if skipped:
+        found.append(f"Files of the folder that are no pictures were left out: {skipped}.")
+    return tuple(found)
+
+
+def _empty_classes(files: PictureFiles) -> tuple[str, ...]:
+    empty = [name for name in files.all_classes if name not in {*(files.classes or ())}]
+    return (f"Classes without a picture: {listed(empty)}.",) if empty else ()

@@ -86,6 +86,7 @@ def test_a_folder_in_json(bundle: Path, photos: Path) -> None:
     names = ["a.png", "b [bold].png", "c.jpg", "é.png", "deeper/d.png", "a.png"]
     assert [one["file"] for one in found["pictures"]] == [str(photos / name) for name in names]
     assert (found["exit_code"], found["score"], found["csv"]) == (0, "probability", None)
+    assert found["warnings"] == ["Files of the folder that are no pictures were left out: 1."]
     for one in found["pictures"]:
         wanted = probabilities(Path(one["file"]))
         order = np.argsort(-wanted)
@@ -126,6 +127,7 @@ def test_broken_pictures_are_reported_and_the_others_go_on(bundle: Path, photos:
     answer = tokexport(*given)
     assert answer.code == 2
     assert "error: Some pictures cannot be used: 3 of 7." in answer.said
+    assert "warning  Files of the folder that are no pictures were left out: 1." in answer.stdout
     assert "\x1b" not in answer.stdout + answer.stderr
     found = tokexport(*given, "--json").json
     assert found["exit_code"] == 2
@@ -134,6 +136,7 @@ def test_broken_pictures_are_reported_and_the_others_go_on(bundle: Path, photos:
     assert errors["b [bold].png"] == "The file is not a picture that Pillow reads."
     assert errors["missing.png"] == "The picture does not exist."
     assert "cut off" in errors[r"\x1b[2J\n.png"]
+    assert "Pillow reads, " in found["error"]["where"]
     assert [name for name, error in errors.items() if error is None] == [
         *("a.png", "c.jpg", "é.png", "d.png")
     ]
