@@ -28,7 +28,7 @@ def metrics_of(report: Mapping[str, Any] | None, manifest: Manifest) -> list[Met
             *_accuracy(report),
             *_speed(report, manifest),
         ]
-    except (KeyError, TypeError, AttributeError):  # another version's report
+    except (KeyError, TypeError, AttributeError, OverflowError):  # another version's report
         return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,12 +97,13 @@ def read_content(bundle: Path, name: str | None = None) -> Content:
     names = {*manifest.files, MANIFEST_NAME}
     if os.path.lexists(bundle / SIGNATURE_NAME):
         names.add(SIGNATURE_NAME)
-    files = {one: file_in(bundle, one) for one in sorted(names)}
-    for one, path in files.items():
-        if path.is_symlink():
+    for one in sorted(names):
+        path = bundle / one
+        if not stat.S_ISREG(path.lstat().st_mode):
             raise BundleError(
-                f"The file '{one}' of the bundle is a link, and compile writes none.",
+                f"'{one}' of the bundle is a link or no file, and compile writes none of those.",
                 where=str(path),
                 fix="Copy the bundle again from where it was made.",
             )
+    files = {one: file_in(bundle, one) for one in sorted(names)}
     return Content(bundle, bundle.resolve().name if name is None else name, manifest, files)

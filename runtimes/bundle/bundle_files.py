@@ -67,11 +67,12 @@ def file_in(bundle: Path, name: str) -> Path:
     """The path of a file of the bundle.
 
     Raises:
-        BundleError: The name is empty or absolute, or leads out of the folder or nowhere, also
-            through a link.
+        BundleError: The name is empty or absolute, leads out of the folder or nowhere, also
+            through a link, or is another spelling of a name.
     """
-    parts = PurePosixPath(name).parts
-    outside = not parts or ".." in parts or "\\" in name or "\0" in name or Path(name).is_absolute()
+    one = PurePosixPath(name)
+    outside = not one.parts or ".." in one.parts or one.as_posix() != name
+    outside |= "\\" in name or "\0" in name or Path(name).is_absolute()
     path = bundle / name
     if outside or not _lies_in(path, bundle):
         raise BundleError(

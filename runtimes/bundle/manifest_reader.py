@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,14 @@ def read_manifest(bundle: Path) -> Manifest:
             where=str(bundle),
             fix="Pass the folder that compile wrote.",
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise broken_manifest(path, f"it cannot be read: {error}") from error
+    except OSError as error:
+        raise broken_manifest(path, f"it cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise broken_manifest(path, f"it is not UTF-8: {error}") from error
     try:
-        parsed = json.loads(text)
+        parsed = json.loads(
+            text, object_pairs_hook=_each_once, parse_constant=_finite, parse_float=_finite
+        )
         data = all_printable(parsed)
     except (ValueError, RecursionError) as error:
         raise broken_manifest(path, f"it is not JSON: {error}") from error
@@ -80,6 +85,21 @@ def read_manifest(bundle: Path) -> Manifest:
         data[_RETURNED] = parsed[_RETURNED]
     _check_version(data.get("schema_version"), path)
     return _Reader(path).manifest(data)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        raise ValueError(f"the key {names.most_common(1)[0][0]!r:.80} stands twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.80} is no finite number")
+    return number
 
 
 #: What to do about a bundle that is not whole.
@@ -270,7 +290,10 @@ class _Reader:
     def _ranges(self, data: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         found = {}
         given = self._object_or_null(data, "input_ranges") or {}
+        inputs = {spec.name for spec in self._specs(data, "inputs")}
         for name in given:
+            if name not in inputs:
+                raise self._wrong("input_ranges", "of its inputs", name)
             ends = self._get(given, name, list, "input_ranges.")
             whole = all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
             if len(ends) != 2 or not whole or ends[0] > ends[1]:

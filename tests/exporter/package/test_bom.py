@@ -19,6 +19,13 @@ from tokexport.exporter.package.content import read_content
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
 
+#: A report whose figures no float holds.
+TOO_LARGE = json.dumps(
+    {
+        "samples": 1,
+        "stages": [{"name": "artifact", "comparisons": {"x": {"max_abs": 10**400, "cosine": 1}}}],
+    }
+)
 VALIDATOR = JsonStrictValidator(SchemaVersion.V1_6)
 
 
@@ -139,7 +146,9 @@ def test_limits_and_odd_values(tmp_path: Path) -> None:
     assert "architectureFamily" not in model["modelCard"]["modelParameters"]
 
 
-@pytest.mark.parametrize("report", ["[]", '{"stages": 1}', '{"stages": [{}], "speed": {}}'])
+@pytest.mark.parametrize(
+    "report", ["[]", '{"stages": 1}', '{"stages": [{}], "speed": {}}', TOO_LARGE]
+)
 def test_a_report_of_another_kind_gives_no_figures(
     compiled: Path, tmp_path: Path, report: str
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,18 @@ def test_a_link_in_a_bundle_is_not_followed(ort_bundle: Path, tmp_path: Path) ->
     (bundle / "report.json").rename(bundle / "kept")
     (bundle / "report.json").symlink_to("kept")
     answer = tokexport("package", bundle, "--format", "tar", "--output", tmp_path / "b.tar")
-    refusal(answer, 5, tmp_path, "'report.json' of the bundle is a link")
+    refusal(answer, 5, tmp_path, "'report.json' of the bundle is a link or no file")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda place: place.symlink_to("x")])
+def test_a_signature_that_is_no_file_is_not_waited_for(
+    ort_bundle: Path, tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    shutil.copytree(ort_bundle, bundle := tmp_path / "bundle")
+    make(bundle / "model.sig")
+    for command in (("package", "--format", "tar"), ("bom",)):
+        answer = tokexport(*command, bundle, "--output", tmp_path / "out")
+        refusal(answer, 5, tmp_path, "'model.sig' of the bundle is a link or no file")
 
 
 def test_what_lies_beside_the_bundles_files_is_left_out(ort_bundle: Path, tmp_path: Path) -> None:
