@@ -28,6 +28,7 @@ from tokexport.exporter.progress import Checklist
 from tokexport.exporter.source import Source
 from tokexport.exporter.stages.run import compile_run
 from tokexport.exporter.stages.traced_stages import Answered
+from tokexport.exporter.system.output_file import check_outside
 from tokexport.exporter.system.process_state import process_unchanged
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.exporter.worker.process import WORKER
@@ -107,6 +108,7 @@ def bisect_bundle(
         tokexport.runtimes.errors.RuntimesError: The bundle cannot run here.
     """
     require_free(output, force)
+    check_outside(output, bundle)
     manifest = trusted_manifest(bundle)
     check_processor(manifest)
     check_contents(bundle, manifest)

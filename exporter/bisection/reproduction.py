@@ -49,11 +49,12 @@ def require_free(folder: Path, force: bool) -> None:
     """Refuses a folder that is there already; with ``force``, one that holds other things.
 
     Raises:
+        UsageError: It is no name, or the folder that this process is in.
         WriteError: The folder that it goes into does not exist.
         OutputExistsError: It may not be replaced.
     """
     check_folder_place(
-        folder.absolute(),
+        folder,
         "reproduction",
         force,
         lambda found: [one for one in found - _FILES if not one.endswith(".so")],

@@ -59,6 +59,7 @@ class BundleWriter:
     """
 
     def __init__(self, output: Path, force: bool = False) -> None:
+        self._given = output
         self._output = Path(os.path.abspath(output))
         self._force = force
         self._held: HeldFolder | None = None
@@ -76,6 +77,7 @@ class BundleWriter:
         """Checks the output and makes the partial folder; removes those of killed processes.
 
         Raises:
+            UsageError: The output is no name, or the folder that this process is in.
             OutputExistsError: Something is at the output that may not be replaced.
             WriteError: The parent is missing, no folder, or not writable.
         """
@@ -215,7 +217,7 @@ class BundleWriter:
 
     def _check_place(self) -> None:
         """Refuses an output that may not be written or replaced."""
-        check_folder_place(self._output, "bundle", self._force, self._strangers)
+        check_folder_place(self._given, "bundle", self._force, self._strangers)
 
     def _strangers(self, found: set[str]) -> set[str]:
         """Returns those files of the output that its manifest does not name."""

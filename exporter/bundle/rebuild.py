@@ -22,6 +22,7 @@ from tokexport.exporter.errors import UsageError
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.report.tables import failed_gate
+from tokexport.exporter.system.output_file import check_outside
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.runtimes.artifact_needs import artifact_needs
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
@@ -127,7 +128,8 @@ def rebuild(
         progress: Shows what is done; silent without one.
 
     Raises:
-        UsageError: The bundle keeps no ONNX file, or its artifact cannot be built from one alone.
+        UsageError: The bundle keeps no ONNX file, its artifact cannot be built from one alone, or
+            the output lies in the bundle.
         GateError: The new artifact differs from the reference; nothing is written.
         OutputExistsError: There is something at the output that may not be replaced.
         WriteError: The new bundle cannot be written.
@@ -143,6 +145,8 @@ def rebuild(
     old = _artifact_files(manifest)
     references = [read_reference(bundle, one) for one in manifest.ladder]
     place = bundle if output is None else output
+    if place.resolve() != bundle.resolve():
+        check_outside(place, bundle)
     signed = (bundle / SIGNATURE_NAME).is_file()
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     with checklist, BundleWriter(place, force or output is None) as written:

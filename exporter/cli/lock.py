@@ -73,8 +73,10 @@ def lock_command(
         from tokexport.exporter.lock.tables import render_lock
         from tokexport.exporter.lock.update import WrittenLock, differences, with_bundles
         from tokexport.exporter.source.options import SourceOptions
+        from tokexport.exporter.system.output_file import check_outside
 
         check_threads(threads)
+        check_outside(file, *bundles)
         folders = tuple(code_path or ())
         held = source and SourceOptions(source, folders, checkpoint, builder, trust_pickle)
         options = _options(inputs, samples, threads, require_kernels, held or None, json)
@@ -133,7 +135,7 @@ def check_command(
     with report_errors(json):
         from tokexport.exporter.config import check_threads, parse_share
         from tokexport.exporter.errors import UsageError
-        from tokexport.exporter.lock.check import CheckResult, check_bundles
+        from tokexport.exporter.lock.check import CheckResult, check_bundles, folders_of
         from tokexport.exporter.lock.junit import write_junit
         from tokexport.exporter.lock.lock_file import DEFAULT_NAME, Lock, read_lock
         from tokexport.exporter.lock.page import check_page
@@ -143,6 +145,7 @@ def check_command(
         from tokexport.exporter.requirements import require_page_packages
         from tokexport.exporter.source.options import SourceOptions
         from tokexport.exporter.speed.paired_bundles import compare_speed
+        from tokexport.exporter.system.output_file import check_outside
 
         check_threads(threads)
         folders = tuple(code_path or ())
@@ -157,6 +160,9 @@ def check_command(
             )
         new, share = None if against is None else _only(bundles or ()), parse_share(slower)
         before = Lock() if path is None else read_lock(path)
+        known = () if path is None else folders_of(before, path).values()
+        for output in filter(None, (junit, html)):
+            check_outside(output, *(bundles or ()), *known, *filter(None, (against,)))
         with redirect_user_output(json):
             found = CheckResult(None, ())
             if path is not None:

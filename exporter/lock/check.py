@@ -157,8 +157,7 @@ def check_bundles(
     asked = options or MeasureOptions()
     named = {locked_name(lock, path, bundle): bundle for bundle in bundles}
     if not bundles:
-        folders = (name for name, one in lock.bundles.items() if not one.of_a_test)
-        named = {name: path.parent / name for name in folders}
+        named = folders_of(lock, path)
     if not named:
         raise UsageError(
             "The lock has no bundle in a folder, so there is nothing to check.",
@@ -167,6 +166,16 @@ def check_bundles(
         )
     checks = (check_bundle(name, lock.bundles[name], named[name], path, asked) for name in named)
     return CheckResult(path, tuple(checks), strict)
+
+
+def folders_of(lock: Lock, path: Path) -> dict[str, Path]:
+    """Returns the folder of each bundle of a lock by its name; those of tests have none.
+
+    Args:
+        lock: The lock.
+        path: Its file, which the names of bundles are relative to.
+    """
+    return {name: path.parent / name for name, one in lock.bundles.items() if not one.of_a_test}
 
 
 def check_bundle(

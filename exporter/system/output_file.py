@@ -12,18 +12,54 @@ from typing import Any
 from tokexport.exporter.errors import OutputExistsError, UsageError, WriteError
 
 
-def check_outside(output: Path, bundle: Path) -> None:
+def check_outside(output: Path, *bundles: Path) -> None:
     """Refuses an output in the folder of a bundle, whose files have hashes and may be signed.
 
     Raises:
-        UsageError: It lies in there.
+        UsageError: It lies in one.
     """
-    if output.resolve().is_relative_to(bundle.resolve()):
+    place = output.resolve()
+    if any(place.is_relative_to(bundle.resolve()) for bundle in bundles):
         raise UsageError(
             "The output would go into the bundle, whose files have hashes in the manifest.",
             where=str(output),
             fix="Pass an output in another folder.",
         )
+
+
+def check_replaceable(output: Path) -> None:
+    """Refuses an output that nothing may take the place of, whatever is asked.
+
+    Raises:
+        UsageError: It is ``-``, or the folder of this process or one above it, which would be left
+            in a folder that is gone.
+        OutputExistsError: It is a device, a pipe or a socket.
+    """
+    if str(output) == "-":
+        raise UsageError(
+            "The output '-' is no name, and nothing is written to standard output.",
+            fix="Pass the name of a file or a folder.",
+        )
+    if output.is_dir():
+        if _working_folder().is_relative_to(output.resolve()):
+            raise UsageError(
+                "The output is the folder that the command runs in, or one above it.",
+                where=str(output.resolve()),
+                fix="Run it in another folder: a new one takes the place of that.",
+            )
+    elif output.exists() and not output.is_file():
+        raise OutputExistsError(
+            "The output is a device, a pipe or a socket, and is not replaced.",
+            where=str(output),
+            fix="Pass another --output.",
+        )
+
+
+def _working_folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:  # it was removed
+        return Path()
 
 
 def check_parent(output: Path) -> None:
@@ -44,9 +80,12 @@ def check_place(output: Path, force: bool) -> None:
     """Refuses, before anything runs, an output that could not be written at the end.
 
     Raises:
+        UsageError: As ``check_replaceable`` raises it.
         WriteError: The folder that it goes into does not exist.
-        OutputExistsError: There is a folder at ``output``, or a file and no ``force``.
+        OutputExistsError: There is a folder or a device at ``output``, or a file and no ``force``.
     """
+    if not output.is_dir():
+        check_replaceable(output)
     check_parent(output)
     if output.is_dir():
         raise OutputExistsError(
@@ -71,8 +110,12 @@ def written_whole(path: Path, what: str = "output") -> Iterator[Path]:
         what: What is written, for a message.
 
     Raises:
+        UsageError: As ``check_replaceable`` raises it.
+        OutputExistsError: There is a device, a pipe or a socket at the place.
         WriteError: The disk takes no more, or the folder may not be written to.
     """
+    if not path.is_dir():
+        check_replaceable(path)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         try:

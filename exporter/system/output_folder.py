@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokexport.exporter.errors import OutputExistsError, WriteError, listed
 from tokexport.exporter.system.exchange import exchange
-from tokexport.exporter.system.output_file import check_parent
+from tokexport.exporter.system.output_file import check_parent, check_replaceable
 from tokexport.exporter.system.scratch import HeldFolder, held_signals, sweep
 
 
@@ -31,9 +31,12 @@ def check_folder_place(
             earlier one.
 
     Raises:
+        UsageError: As ``check_replaceable`` raises it.
         WriteError: The folder that it goes into does not exist.
         OutputExistsError: There is something at the output that may not be replaced.
     """
+    check_replaceable(output)
+    output = Path(os.path.abspath(output))
     check_parent(output)
     if not os.path.lexists(output):
         return

@@ -118,6 +118,8 @@ def test_another_output_leaves_the_old_bundle_as_it_is(bundle: Path, tmp_path: P
     assert contents(bundle) == before
     np.testing.assert_array_equal(answers(output)["output"], answers(bundle)["output"])
     refusal(tokexport("rebuild", bundle, "--output", output), 2, tmp_path, "is there already")
+    inside = tokexport("rebuild", bundle, "--output", bundle / "new")
+    refusal(inside, 2, bundle, "would go into the bundle")
     assert tokexport("rebuild", bundle, "--output", output, "--force").code == 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -31,6 +33,10 @@ def bundle(tmp_path: Path) -> Path:
         ("bom", "BUNDLE", "--output", "BUNDLE/y.json"),
         ("package", "BUNDLE", "--format", "tar", "--output", "BUNDLE/y.tar"),
         ("report", "BUNDLE", "--output", "BUNDLE/y.html"),
+        ("lock", "BUNDLE", "--file", "BUNDLE/y.json"),
+        ("check", "BUNDLE", "--against", str(STORED), "--junit", "BUNDLE/y.xml"),
+        ("check", "BUNDLE", "--against", str(STORED), "--html", "BUNDLE/y.html"),
+        ("bisect", f"{MODELS}:plain_vit", "BUNDLE", "--output", "BUNDLE/y"),
     ],
     ids=lambda arguments: f"{arguments[0]} {arguments[-2]}",
 )
@@ -77,6 +83,37 @@ def test_a_key_of_the_environment_is_asked_for_first(
     (bundle / "manifest.json").write_text("{")  # what a check behind it would complain of
     answer = tokexport(*(one.replace("BUNDLE", "bundle") for one in arguments))
     refusal(answer, 5, bundle.parent, "public key cannot be read")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("bom", "BUNDLE"),
+        ("package", "BUNDLE", "--format", "tar"),
+        ("package", "BUNDLE", "--format", "oci"),
+        ("report", "BUNDLE"),
+        ("run", "BUNDLE", "--inputs", "in.npz"),
+    ],
+    ids=" ".join,
+)
+def test_an_output_that_nothing_may_replace(
+    bundle: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tuple(one.replace("BUNDLE", str(bundle)) for one in arguments)
+    (folder := bundle.parent / "folder" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    os.mkfifo("pipe")
+    (folder / "null").symlink_to(os.devnull)
+    for output, said in (
+        ("-", "'-' is no name"),
+        ("pipe", "a device, a pipe or a socket"),
+        ("null", "a device, a pipe or a socket"),
+        (".", "the folder that the command runs in|is a folder"),
+        ("..", "the folder that the command runs in|is a folder"),
+    ):
+        message = refusal(tokexport(*given, "--force", "--output", output), 2, folder)
+        assert re.search(said, message), message
+    assert sorted(os.listdir()) == ["null", "pipe"]
 
 
 def test_a_link_that_leads_nowhere_is_not_replaced(bundle: Path, tmp_path: Path) -> None:
