@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -38,14 +41,17 @@ class PackageFormat:
     Attributes:
         about: What it is, a clause.
         contents: Returns what is written of a bundle.
-        next: What to do with it; ``{output}`` and ``{name}`` stand for themselves.
+        next: Returns what to do with it, a command, from the output and the name of the model.
+        own: The names of the files that a package may have, a pattern behind the model's name for
+            ``{name}``: those that an earlier one at the output may be replaced with.
         is_file: Whether it is one file, a tar; else a folder.
         options: The options that it takes beside ``--name``.
     """
 
     about: str
     contents: Callable[[Content, PackageOptions], Contents]
-    next: str
+    next: Callable[[Path, str], str]
+    own: str = ""
     is_file: bool = False
     options: frozenset[str] = frozenset()
 
@@ -72,32 +78,70 @@ def _modelpack(content: Content, options: PackageOptions) -> Contents:
     return Contents(*modelpack_files(content))
 
 
+def _unpack(output: Path, name: str) -> str:
+    return f"tar -xf {_operand(output)}"
+
+
+def _serve_triton(output: Path, name: str) -> str:
+    return f"tritonserver --model-repository {_operand(output)}"
+
+
+def _serve_ovms(output: Path, name: str) -> str:
+    return f"ovms --config_path {_operand(output / 'config.json')} --rest_port 8000"
+
+
+def _push(output: Path, name: str) -> str:
+    """Returns how skopeo copies a layout, whose folder it takes up to the first colon."""
+    place, before = shlex.quote(str(output)), ""
+    if ":" in str(output):
+        place, before = ".", f"cd {_operand(output)} && "
+    # as a registry takes names of repositories
+    repository = re.sub(r"[._-]{2,}", "-", name.lower()).strip("._-")
+    return f"{before}skopeo copy oci:{place}:latest docker://REGISTRY/{repository}"
+
+
+def _operand(path: Path) -> str:
+    """Returns a path that no command takes for an option or for a place on another machine."""
+    text = str(path)
+    odd = not path.is_absolute() and (text.startswith("-") or ":" in text)
+    return shlex.quote(f"./{text}" if odd else text)
+
+
+#: The files of artifacts in a folder of a version.
+_ARTIFACT: Final = r"model(\.batch\d+)?\.(onnx|onnx\.data|xml|bin|engine)"
+#: Those in that of Triton.
+_SERVED: Final = rf"{_ARTIFACT}|model\.py|serving\.json"
+#: The files of an OCI layout.
+_LAYOUT: Final = r"oci-layout|index\.json|blobs/sha256/[0-9a-f]{64}"
+
 FORMATS: Final[Mapping[str, PackageFormat]] = MappingProxyType(
     {
-        "tar": PackageFormat(
-            "a reproducible tar of the bundle", _tar, "tar -xf {output}", is_file=True
-        ),
+        "tar": PackageFormat("a reproducible tar of the bundle", _tar, _unpack, is_file=True),
         "triton": PackageFormat(
             "a model repository of Triton Inference Server",
             _triton,
-            "tritonserver --model-repository {output}",
+            _serve_triton,
+            rf"{{name}}/(config\.pbtxt|labels\.txt|warmup/\d+-\w+|1/({_SERVED}))",
             options=frozenset({"batching", "delay_us", "instances", "threads", "kernels"}),
         ),
         "ovms": PackageFormat(
             "a folder that OpenVINO Model Server serves",
             _ovms,
-            "ovms --config_path {output}/config.json --rest_port 8000",
+            _serve_ovms,
+            rf"config\.json|{{name}}/1/{_ARTIFACT}",
             options=frozenset({"threads"}),
         ),
         "oci": PackageFormat(
             "an OCI image layout, a layer a file",
             _oci,
-            "skopeo copy oci:{output}:latest docker://REGISTRY/{name}",
+            _push,
+            _LAYOUT,
         ),
         "modelpack": PackageFormat(
             "the same, with the media types of CNCF ModelPack",
             _modelpack,
-            "skopeo copy oci:{output}:latest docker://REGISTRY/{name}",
+            _push,
+            _LAYOUT,
         ),
     }
 )

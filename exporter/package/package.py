@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 import shutil
 from pathlib import Path
-from typing import Final
 
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.package.content import Files, read_content
@@ -18,9 +16,6 @@ from tokexport.exporter.package.tar_file import write_tar
 from tokexport.exporter.system.output_file import check_outside, check_place, written_whole
 from tokexport.exporter.system.output_folder import check_folder_place, folder_written_whole
 from tokexport.runtimes.bundle.bundle_files import hash_file
-
-#: The blobs of an OCI layout, whose names say what is in them.
-_BLOB: Final = re.compile(r"blobs/sha256/[0-9a-f]{64}")
 
 
 def package_bundle(
@@ -65,11 +60,12 @@ def package_bundle(
         digest = f"sha256:{hash_file(output)}"
     else:
         names = made.files.keys()
+        own = re.compile(chosen.own.replace("{name}", re.escape(content.name)))
         check_folder_place(
             output,
             "package",
             force,
-            lambda found: [one for one in found - names if not _BLOB.fullmatch(one)],
+            lambda found: [one for one in found - names if not own.fullmatch(one)],
         )
         with folder_written_whole(output) as folder:
             _write(made.files, folder)
@@ -78,8 +74,7 @@ def package_bundle(
     if not digest:
         lines = "".join(f"{one.sha256}  {one.name}\n" for one in files)
         digest = f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
-    place, name = shlex.quote(str(output)), content.name.lower().strip("._-")
-    said = chosen.next.format(output=place, name=name)
+    said = chosen.next(output, content.name)
     return PackagedBundle(format, bundle, output, digest, files, said, made.notes)
 
 

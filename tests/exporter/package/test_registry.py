@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,24 @@ def test_no_attention_is_called_no_transformer(tmp_path: Path) -> None:
         json.loads(one) for one in files.values() if isinstance(one, bytes) and b"modelfs" in one
     ]
     assert config["config"] == {"format": "onnx", "precision": "fp32"}
+
+
+@pytest.mark.parametrize("output", ["lay out", "a:b", "-x", "a:b/-y"])
+def test_the_command_that_is_printed_reads_the_layout(
+    ort_bundle: Path, tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a:b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = ("--format", "oci", f"--output={output}", "--name", "My.-_Model..v2-", "--json")
+    answer = tokexport("package", ort_bundle, *given)
+    assert answer.code == 0, answer
+    before, command = answer.json["next"].split("skopeo copy ")
+    source, target = shlex.split(command)
+    assert target == "docker://REGISTRY/my-model-v2"
+    folder = tmp_path / shlex.split(before)[1] if before else tmp_path
+    monkeypatch.chdir(folder)
+    manifest = skopeo("inspect", "--raw", source)
+    assert f"sha256:{hashlib.sha256(manifest.encode()).hexdigest()}" == answer.json["digest"]
 
 
 def test_force_replaces_layouts_alone(

@@ -48,6 +48,17 @@ def test_the_same_bundle_gives_the_same_bytes(ort_bundle: Path, tmp_path: Path) 
     }
 
 
+@pytest.mark.parametrize("output", ["host:b.tar", "-b.tar", "a b.tar"])
+def test_the_command_that_is_printed_unpacks_it(
+    ort_bundle: Path, tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = tokexport("package", ort_bundle, "--format", "tar", f"--output={output}", "--json")
+    assert answer.code == 0, answer
+    subprocess.run(answer.json["next"], shell=True, check=True)
+    assert (tmp_path / ort_bundle.name / "manifest.json").exists()
+
+
 def test_a_damaged_bundle_is_not_packaged(ort_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(ort_bundle, bundle := tmp_path / "bundle")
     with (bundle / "model.onnx").open("r+b") as file:

@@ -169,6 +169,9 @@ def test_a_folder_of_others_is_never_replaced(ort_bundle: Path, tmp_path: Path) 
     given = ("package", ort_bundle, "--format", "triton", "--output", models)
     refusal(tokexport(*given), 2, tmp_path, "there already")
     assert tokexport(*given, "--force").code == 0
+    assert tokexport(*given, "--force", "--batching").code == 0  # it has other files
+    assert tokexport(*given, "--force").code == 0
+    assert tokexport(*given, "--force", "--name", "other").code == 2
     (models / "resnet").mkdir()
     (models / "resnet" / "config.pbtxt").write_text("mine")
     refusal(tokexport(*given, "--force"), 2, tmp_path, "resnet/config.pbtxt")
