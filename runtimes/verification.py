@@ -32,7 +32,7 @@ bundles made before have none.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,13 @@ import numpy as np
 
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import file_in
-from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, RuntimeInfo, TensorSpec
+from tokexport.runtimes.bundle.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    RuntimeInfo,
+    TensorSpec,
+    at_batch,
+)
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.array_archive import Archive, ArchiveError
@@ -160,40 +166,37 @@ class VerifyResult:
         """The result of each artifact, in the order of the bundle."""
         return (self, *self.rungs)
 
+    def named_outputs(self) -> Iterator[tuple[str, VerifyResult, OutputResult]]:
+        """Yields the outputs of each artifact, with its result.
+
+        The name of an output says the artifact where there are several.
+        """
+        for one in self.ladder:
+            for output in one.outputs:
+                yield at_batch(output.name, one.batch) if self.rungs else output.name, one, output
+
     @property
     def passed(self) -> bool:
         """Whether every output of every artifact is within its gate."""
-        return all(output.passed for one in self.ladder for output in one.outputs)
+        return all(output.passed for _, _, output in self.named_outputs())
 
     def __repr__(self) -> str:
         """Returns the verdict, what ran, and how far off each output is, in a line."""
-        return one_line(*self._summary(), *(f"{name} is off by {far}" for name, far in self._far()))
+        outputs = (f"{name} is off by {_far(one)}" for name, _, one in self.named_outputs())
+        return one_line(*self._summary(), *outputs)
 
     def _repr_html_(self) -> str:
         """Returns the same as HTML, for a notebook."""
         verdict, sentence = self._summary()
-        outputs = [output for one in self.ladder for output in one.outputs]
         rows = [
-            (name, far, "passed" if output.passed else output.failure or "failed")
-            for (name, far), output in zip(self._far(), outputs, strict=True)
+            (name, _far(output), "passed" if output.passed else output.failure or "failed")
+            for name, _, output in self.named_outputs()
         ]
         return as_html(verdict, sentence, (), (("output", "largest error", ""), rows))
 
     def _summary(self) -> tuple[str, str]:
         said = f"{self.batches} batches on {self.runtime.flavour} {self.runtime.version}"
         return "PASSED" if self.passed else "FAILED", said
-
-    def _far(self) -> list[tuple[str, str]]:
-        return [
-            (f"{output.name}{one.among}" if self.rungs else output.name, _far(output))
-            for one in self.ladder
-            for output in one.outputs
-        ]
-
-    @property
-    def among(self) -> str:
-        """The artifact in the name of an output of a ladder: `` at 8 samples``."""
-        return f" at {self.batch} sample{'s' * (self.batch != 1)}"
 
 
 def _far(output: OutputResult) -> str:
@@ -228,8 +231,7 @@ def verify_bundle(
     """
     folder = Path(bundle)
     manifest = trusted_manifest(folder, public_key, certificates)
-    for one in manifest.ladder:
-        require_gates(folder, one)
+    require_gates(folder, manifest)
     with load(
         folder,
         threads=threads,
@@ -237,26 +239,44 @@ def verify_bundle(
         public_key=public_key,
         certificates=certificates,
     ) as loaded:
-        first, *others = (
-            verify_runner(loaded.runners[one.batch], one, read_reference(folder, one))
-            for one in manifest.ladder
-        )
-        return replace(first, rungs=tuple(others))
+        return verify_artifacts(folder, manifest, loaded.runners)
 
 
 def require_gates(bundle: Path, manifest: Manifest) -> None:
     """Refuses a bundle without a gate for one of its outputs.
 
     Raises:
-        BundleError: An output has none.
+        BundleError: An output of an artifact has none.
     """
-    for spec in manifest.outputs:
-        if not _GATES & manifest.gates.get(spec.name, {}).keys():
-            raise BundleError(
-                f"The manifest has no gate for output {spec.name}.",
-                where=str(bundle / MANIFEST_NAME),
-                fix="Compile the model anew.",
-            )
+    for one in manifest.ladder:
+        for spec in one.outputs:
+            if not _GATES & one.gates.get(spec.name, {}).keys():
+                raise BundleError(
+                    f"The manifest has no gate for output {spec.name}.",
+                    where=str(bundle / MANIFEST_NAME),
+                    fix="Compile the model anew.",
+                )
+
+
+def verify_artifacts(
+    bundle: Path, manifest: Manifest, runners: Mapping[int, Runner]
+) -> VerifyResult:
+    """Runs each artifact of an open bundle on its reference inputs, and compares.
+
+    Args:
+        bundle: The folder that compile wrote.
+        manifest: Its manifest, with a gate for every output.
+        runners: Each artifact, by how many samples it takes at once.
+
+    Raises:
+        BundleError: The bundle has no reference data.
+        RunError: An artifact cannot run on this machine.
+    """
+    first, *others = (
+        verify_runner(runners[one.batch], one, read_reference(bundle, one))
+        for one in manifest.ladder
+    )
+    return replace(first, rungs=tuple(others))
 
 
 def verify_runner(runner: Runner, manifest: Manifest, reference: Reference) -> VerifyResult:

@@ -138,10 +138,8 @@ def rebuild(
     """
     manifest = trusted_manifest(bundle)
     backend = _backend(bundle, manifest)
-    kept = []
-    for one in manifest.ladder:
-        require_gates(bundle, one)
-        kept.append(_kept_onnx(bundle, manifest, one.kept_onnx))
+    require_gates(bundle, manifest)
+    kept = [_kept_onnx(bundle, manifest, one.kept_onnx) for one in manifest.ladder]
     old = _artifact_files(manifest)
     references = [read_reference(bundle, one) for one in manifest.ladder]
     place = bundle if output is None else output

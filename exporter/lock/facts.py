@@ -23,9 +23,9 @@ from tokexport.exporter.report.file_names import PAGE_DATA_NAME, PAGE_NAME, REPO
 from tokexport.exporter.typed_json import typed
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import file_in
-from tokexport.runtimes.bundle.manifest import REFERENCE_NAME, Manifest, batch_of
+from tokexport.runtimes.bundle.manifest import REFERENCE_NAME, Manifest, at_batch, batch_of
 from tokexport.runtimes.tolerances.neighbourhoods import as_samples
-from tokexport.runtimes.verification import Reference
+from tokexport.runtimes.verification import Reference, read_reference
 
 #: The files of a bundle that no runtime loads: they say how it was made.
 _NOT_LOADED: Final = frozenset({REFERENCE_NAME, REPORT_NAME, PAGE_DATA_NAME, PAGE_NAME})
@@ -33,13 +33,15 @@ _NOT_LOADED: Final = frozenset({REFERENCE_NAME, REPORT_NAME, PAGE_DATA_NAME, PAG
 _FOUND_AT: Final = frozenset({"origin"})
 
 
-def facts_of(bundle: Path, manifest: Manifest, reference: Reference) -> BundleFacts:
+def facts_of(bundle: Path, manifest: Manifest) -> BundleFacts:
     """Returns what a bundle is.
 
     Args:
         bundle: The folder that compile wrote; its files were checked.
         manifest: Its manifest.
-        reference: Its reference data.
+
+    Raises:
+        tokexport.runtimes.errors.BundleError: It has no reference data.
     """
     steps = manifest.preprocessing
     return BundleFacts(
@@ -53,15 +55,14 @@ def facts_of(bundle: Path, manifest: Manifest, reference: Reference) -> BundleFa
         returned=manifest.constant_outputs,
         fixed_inputs={one.name: hash_of([one.array]) for one in manifest.constant_inputs},
         preprocessing=None if steps is None else _without_origin(steps),
-        tolerances=manifest.gates
-        | {
-            f"{name} at {one.batch} samples": gate
-            for one in manifest.ladder[1:]
+        tolerances={
+            at_batch(name, one.batch) if manifest.rungs else name: gate
+            for one in manifest.ladder
             for name, gate in one.gates.items()
         },
         model=_model(manifest.fingerprint),
         artifact=_artifact(bundle, manifest),
-        reference=_reference(manifest, reference),
+        reference=_reference(manifest, read_reference(bundle, manifest)),
         flips=_flips(bundle, manifest),
     )
 

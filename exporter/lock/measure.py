@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from os.path import relpath
@@ -38,9 +38,8 @@ from tokexport.runtimes.signatures import trusted_manifest
 from tokexport.runtimes.verification import (
     OutputResult,
     VerifyResult,
-    read_reference,
     require_gates,
-    verify_runner,
+    verify_artifacts,
 )
 
 
@@ -93,8 +92,7 @@ def measure(bundle: Path, lock: Path, options: MeasureOptions) -> Measurement:
         tokexport.runtimes.errors.RuntimesError: The bundle is altered, or cannot run here.
     """
     manifest = trusted_manifest(bundle)
-    for one in manifest.ladder:
-        require_gates(bundle, one)
+    require_gates(bundle, manifest)
     try:
         loaded = load(
             bundle,
@@ -102,27 +100,20 @@ def measure(bundle: Path, lock: Path, options: MeasureOptions) -> Measurement:
             require_kernels=options.require_kernels,
         )
     except NoDeviceError as error:
-        reference = read_reference(bundle, manifest)
-        return Measurement(facts_of(bundle, manifest, reference), None, {}, error.what)
+        return Measurement(facts_of(bundle, manifest), None, {}, error.what)
     with loaded:
-        reference = read_reference(bundle, manifest)
-        first = loaded.runners[manifest.batch]
-        found = verify_runner(first, manifest, reference)
-        further = [
-            verify_runner(loaded.runners[one.batch], one, read_reference(bundle, one))
-            for one in manifest.ladder[1:]
-        ]
-        labelled = _labelled(first, manifest, lock, options)
+        found = verify_artifacts(bundle, manifest, loaded.runners)
+        labelled = _labelled(loaded.runners[manifest.batch], manifest, lock, options)
     source = None if options.hold_to_source is None else options.hold_to_source(bundle)
-    outputs = {one.name: _figures(one, found) for one in found.outputs}
-    failures = {one.name: one.why_not for one in found.outputs if not one.passed}
-    for rung in further:
-        named = {f"{one.name}{rung.among}": one for one in rung.outputs}
-        outputs |= {name: _figures(one, rung) for name, one in named.items()}
-        failures |= {name: one.why_not for name, one in named.items() if not one.passed}
-    for name in _excused(failures, source):
-        outputs[name] = replace(outputs[name], verdict=TIES_ONLY)
-        del failures[name]
+    outputs, failures = {}, {}
+    for name, its, one in found.named_outputs():
+        outputs[name] = _figures(one, its)
+        if one.passed:
+            continue
+        if its is found and _is_excused(one.name, source):
+            outputs[name] = replace(outputs[name], verdict=TIES_ONLY)
+        else:
+            failures[name] = one.why_not
     measured = Measured(
         environment=environment_of(found.runtime),
         outputs=outputs,
@@ -131,14 +122,17 @@ def measure(bundle: Path, lock: Path, options: MeasureOptions) -> Measurement:
         labelled=labelled,
         source=source,
     )
-    return Measurement(facts_of(bundle, manifest, reference), measured, failures)
+    return Measurement(facts_of(bundle, manifest), measured, failures)
 
 
-def _excused(failures: Mapping[str, str], source: HeldToSource | None) -> list[str]:
-    """Returns the outputs that near-ties alone bring out of their tolerance, as the source says."""
+def _is_excused(output: str, source: HeldToSource | None) -> bool:
+    """Returns whether near-ties alone bring an output of the first artifact out of its tolerance.
+
+    The source says so: it is compared with that artifact.
+    """
     if source is None or source.verdict == WRONG:
-        return []
-    return [name for name in failures if source.outputs.get(name) == TIES_ONLY]
+        return False
+    return source.outputs.get(output) == TIES_ONLY
 
 
 def environment_of(runtime: RuntimeInfo) -> Environment:

@@ -210,11 +210,10 @@ def render_verification(result: VerifyResult, console: Console) -> None:
     table = Table(box=SIMPLE_HEAD)
     for heading in ("output", "max abs", "of scale", "allowed", "cosine", "top-1", ""):
         table.add_column(heading, justify="left" if heading == "output" else "right")
-    verified = [(one, output) for one in result.ladder for output in one.outputs]
-    for one, output in verified:
+    for name, _, output in result.named_outputs():
         top1 = output.comparison.top1_agreement
         table.add_row(
-            f"{output.name}{one.among}" if result.rungs else output.name,
+            name,
             f"{output.comparison.max_abs:.2e}",
             _found(output),
             _allowed(output),
@@ -254,9 +253,8 @@ def _allowed(output: OutputResult) -> str:
 def failed_gate(result: VerifyResult) -> GateError | None:
     """Returns the error that names the outputs outside their gates; None where all passed."""
     failed = [
-        f"{output.name}{one.among if result.rungs else ''} {output.why_not}"
-        for one in result.ladder
-        for output in one.outputs
+        f"{name} {output.why_not}"
+        for name, _, output in result.named_outputs()
         if not output.passed
     ]
     if not failed:

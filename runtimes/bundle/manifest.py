@@ -67,6 +67,16 @@ def batch_of(specs: Sequence[TensorSpec]) -> int:
     return first[0] if first else 1
 
 
+def at_batch(name: str, batch: int) -> str:
+    """Returns what an output of one artifact of several is called: ``logits at 8 samples``.
+
+    Args:
+        name: The output.
+        batch: How many samples the artifact takes at once.
+    """
+    return f"{name} at {batch} sample{'s' * (batch != 1)}"
+
+
 @dataclass(frozen=True)
 class RuntimeInfo:
     """The runtime that an artifact was built by, or that runs it.

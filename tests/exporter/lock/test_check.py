@@ -118,6 +118,24 @@ def test_bundles_are_what_was_locked(made: Path) -> None:
     assert ran["kernel_calls"] > 10
 
 
+def test_findings_say_which_artifact_of_several_they_are_of(tmp_path: Path) -> None:
+    bundle = tmp_path / "ladder"
+    options = {"batch": (1, 3), "timed": False, "page": False}
+    package.compile(torch.nn.Linear(8, 5), torch.randn(1, 8), "ort", output=bundle, **options)
+    assert lock(tmp_path, bundle).code == 0
+    assert check(tmp_path)["outcome"] == "unchanged"
+
+    with np.load(bundle / "reference.batch3.npz") as found:
+        arrays = {name: found[name] for name in found.files}
+    arrays["outputs/output"] += 1
+    np.savez(bundle / "reference.batch3.npz", **arrays)
+    digest = hash_file(bundle / "reference.batch3.npz")
+    edit(bundle, lambda manifest: manifest["files"].update({"reference.batch3.npz": digest}))
+    edit(bundle, lambda manifest: manifest["gates"]["output"].update(local_tolerance=1.0))
+    breaks = said(check(tmp_path))
+    assert [*breaks] == ["tolerance of 'output at 1 sample'", "output 'output at 3 samples'"]
+
+
 def test_locking_again_writes_the_same_file(copy: Path) -> None:
     before = (copy / "parity.lock.json").read_bytes()
     for given in ((), ("--inputs", copy / "labelled.npz")):  # those of the lock without any
