@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import stat
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
@@ -150,17 +152,20 @@ def require_signature(bundle: Path, signer: Signer) -> None:
     signature = _read(path, "The signature")
     hashed = hashing.Config().set_ignored_paths(paths=[SIGNATURE_NAME], ignore_git_paths=False)
     config = verifying.Config().set_hashing_config(hashed)
+    _use(config, signer)
     try:
-        with redirect_stdout(sys.stderr):
-            if signer.public_key is not None:
-                config.use_elliptic_key_verifier(public_key=signer.public_key)
-            else:
-                config.use_certificate_verifier(certificate_chain=signer.certificates)
+        with _quiet():
             config.verify(bundle, path)
         covered = _signed_files(signature)
     except MemoryError:
         raise
     except Exception as error:  # ValueError, and classes of cryptography, OpenSSL and pydantic
+        if type(error).__name__ == "X509StoreContextError":
+            raise SignatureError(
+                "The signer's certificate does not come from one that is trusted.",
+                where=f"{path}: {error}",
+                fix="Pass the root that it comes from, or do not use this bundle.",
+            ) from error
         said = (str(error).splitlines() or [""])[0] or type(error).__name__
         if said.startswith("Signature mismatch"):
             said = _differences(bundle, found, _signed_files(signature))
@@ -175,6 +180,43 @@ def require_signature(bundle: Path, signer: Signer) -> None:
             where=str(path),
             fix="Sign the whole bundle: tokexport sign BUNDLE --key KEY.",
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what model-signing prints, logs and warns of off the caller's output and filters."""
+    logger = logging.getLogger("model_signing")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _use(config: Any, signer: Signer) -> None:
+    """Gives the key or the certificates to a configuration of model-signing.
+
+    Raises:
+        SignatureError: They are of another kind.
+    """
+    try:
+        if signer.public_key is not None:
+            config.use_elliptic_key_verifier(public_key=signer.public_key)
+        else:
+            config.use_certificate_verifier(certificate_chain=signer.certificates)
+    except MemoryError:
+        raise
+    except Exception as error:  # ValueError, AttributeError of RSA, and classes of cryptography
+        key = signer.public_key
+        raise SignatureError(
+            "The file holds no public key on P-256, P-384 or P-521."
+            if key is not None
+            else "The files hold no certificates, or something else too.",
+            where=str(key or ", ".join(map(str, signer.certificates))),
+            fix="Pass the PEM file of one.",
+        ) from error
 
 
 def _files(bundle: Path) -> Iterator[str]:

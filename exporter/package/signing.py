@@ -9,9 +9,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tokexport.exporter.errors import (
     OutputExistsError,
@@ -24,6 +25,11 @@ from tokexport.exporter.package.content import read_content
 from tokexport.exporter.system.output_file import written_whole
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.runtimes.signatures import SIGNATURE_NAME, held_to
+
+#: Object identifiers of RFC 5280.
+_KEY_USAGE: Final = "2.5.29.15"
+_EXTENDED_KEY_USAGE: Final = "2.5.29.37"
+_CODE_SIGNING: Final = "1.3.6.1.5.5.7.3.3"
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,33 @@ def sign_bundle(
     )
 
 
+def _check_certificate(path: Path) -> None:
+    """Refuses a certificate whose signatures nobody should accept; verifying asks for no date.
+
+    Raises:
+        UsageError: It is not valid today, or is not for signing.
+    """
+    from OpenSSL import crypto
+
+    loaded = crypto.load_certificate(crypto.FILETYPE_PEM, path.read_bytes()).to_cryptography()
+    first, last = loaded.not_valid_before_utc, loaded.not_valid_after_utc
+    if not first <= datetime.now(UTC) <= last:
+        raise UsageError(
+            f"The certificate is valid from {first:%Y-%m-%d} to {last:%Y-%m-%d}, and not today.",
+            where=str(path),
+            fix="Pass one that is valid.",
+        )
+    values = {one.oid.dotted_string: one.value for one in loaded.extensions}
+    usages = [one.dotted_string for one in values.get(_EXTENDED_KEY_USAGE, ())]
+    usage = values.get(_KEY_USAGE)
+    if not (usage is not None and usage.digital_signature) and _CODE_SIGNING not in usages:
+        raise UsageError(
+            "The certificate is not for signing: it has no key usage digitalSignature.",
+            where=str(path),
+            fix="Have it made with keyUsage=digitalSignature (openssl req: -addext).",
+        )
+
+
 def _sign(
     bundle: Path, output: Path, key: Path, certificate: Path | None, chain: Sequence[Path]
 ) -> None:
@@ -127,9 +160,12 @@ def _sign(
                 signing_certificate=certificate,
                 certificate_chain=chain or (certificate,),  # it takes no empty one
             )
+            _check_certificate(certificate)
         config.sign(bundle, output)
     except (OSError, ValueError, TypeError, AttributeError) as error:  # of an unusable key
         said = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
+        if isinstance(error, AttributeError):  # which keys of RSA and of Ed25519 end in
+            said = "it is no key on an elliptic curve"
         raise UsageError(
             "The bundle cannot be signed by this key or certificate.",
             where=f"{key}{'' if certificate is None else f', {certificate}'}: {said}",

@@ -127,7 +127,7 @@ def written_whole(path: Path, what: str = "output") -> Iterator[Path]:
         raise WriteError(
             f"The {what} cannot be written: {error.strerror or error}.",
             where=str(path),
-            fix="Pass --output in a folder that you may write to, on a disk with room.",
+            fix="Choose a folder that you may write to, on a disk with room.",
         ) from error
 
 

@@ -100,7 +100,7 @@ def folder_written_whole(output: Path) -> Iterator[Path]:
         raise WriteError(
             f"The output cannot be written: {error.strerror or error}.",
             where=str(error.filename or output),
-            fix="Pass --output in a folder that you may write to, on a disk with room.",
+            fix="Choose a folder that you may write to, on a disk with room.",
         ) from error
 
 

@@ -88,6 +88,7 @@ ALLOWED = {
         "onnx_ir",
         "onnxscript",
         "model_signing",
+        "OpenSSL",
         "pytest",  # of its plugin
         "rich",
         "huggingface_hub",  # of transformers

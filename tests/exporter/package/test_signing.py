@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 from helpers.cli import refusal, tokexport
 
@@ -294,8 +294,14 @@ def test_a_fault_is_refused(fault: Callable[[Path, Keys], str], signed: Path, ke
 def test_another_key_is_refused(signed: Path, keys: Keys, others: Keys) -> None:
     with pytest.raises(SignatureError, match="another key"):
         load(signed, public_key=others.public)
-    for path in (keys.private, keys.certificate, Path("nowhere.pem"), signed):
-        with pytest.raises(SignatureError):
+    for path in (keys.private, keys.certificate, signed / "model.onnx"):
+        with pytest.raises(SignatureError, match="holds no public key on P-256"):
+            load(signed, public_key=path)
+        if path != keys.certificate:
+            with pytest.raises(SignatureError, match="hold no certificates"):
+                load(signed, certificates=[path])
+    for path in (Path("nowhere.pem"), signed):
+        with pytest.raises(SignatureError, match="The public key cannot be read"):
             load(signed, public_key=path)
     with pytest.raises(SignatureError, match="not with both"):
         load(signed, public_key=keys.public, certificates=[keys.root])
@@ -377,9 +383,10 @@ def test_certificates(signed: Path, keys: Keys, others: Keys, tmp_path: Path) ->
     with load(signed, certificates=[keys.root]):
         pass
     assert tokexport("verify", signed, "--trusted-certificate", keys.root).code == 0
-    for refused in ({"certificates": [others.root]}, {"public_key": keys.public}):
-        with pytest.raises(SignatureError):
-            load(signed, **refused)
+    with pytest.raises(SignatureError, match="does not come from one that is trusted"):
+        load(signed, certificates=[others.root])
+    with pytest.raises(SignatureError, match="does not hold"):
+        load(signed, public_key=keys.public)
     asked = ("--signature", signed / "model.sig", "--certificate_chain", keys.root)
     done = model_signing("verify", "certificate", signed, *asked)
     assert done.returncode == 0, done.stderr
@@ -387,6 +394,75 @@ def test_certificates(signed: Path, keys: Keys, others: Keys, tmp_path: Path) ->
     refusal(tokexport(*given), 2, tmp_path, "cannot be signed", "does not match")
     with load(signed, certificates=[keys.root]):  # the signature that was there is still there
         pass
+
+
+def certificate_of(key: Path, place: Path, days: tuple[int, int], *, signs: bool = True) -> Path:
+    """Writes a certificate of a key by itself, valid from and up to some days from now."""
+    loaded = serialization.load_pem_private_key(key.read_bytes(), None)
+    assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "signer")])
+    first, last = (
+        datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=one) for one in days
+    )
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(loaded.public_key())
+        .serial_number(9)
+        .not_valid_before(first)
+        .not_valid_after(last)
+    )
+    if signs:
+        usage = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CODE_SIGNING])
+        made = made.add_extension(usage, critical=False)
+    place.write_bytes(made.sign(loaded, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    return place
+
+
+def test_a_certificate_that_is_not_valid_or_not_for_signing(
+    ort_bundle: Path, tmp_path: Path, keys: Keys
+) -> None:
+    shutil.copytree(ort_bundle, bundle := tmp_path / "bundle")
+    place = tmp_path / "certificate.pem"
+    given = ("sign", bundle, "--key", keys.private, "--certificate", place)
+    for days in ((-30, -1), (1, 30)):
+        certificate_of(keys.private, place, days)
+        refusal(tokexport(*given), 2, bundle, "is valid from", "and not today")
+    certificate_of(keys.private, place, (-1, 1), signs=False)
+    refusal(tokexport(*given), 2, bundle, "is not for signing", "keyUsage=digitalSignature")
+    assert not (bundle / "model.sig").exists()
+    certificate_of(keys.private, place, (-1, 1))
+    assert tokexport(*given).code == 0
+    with load(bundle, certificates=[place]):
+        pass
+
+
+def test_keys_of_another_kind(ort_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(ort_bundle, bundle := tmp_path / "bundle")
+    made = (rsa.generate_private_key(65537, 2048), ed25519.Ed25519PrivateKey.generate())
+    for key in (*made, ec.generate_private_key(ec.SECP256K1())):
+        path = tmp_path / "key.pem"
+        path.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        answer = tokexport("sign", bundle, "--key", path)
+        message = refusal(answer, 2, bundle, "cannot be signed by this key", "P-256, P-384 or")
+        assert "attribute" not in message
+        path.write_bytes(
+            key.public_key().public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+        )
+        (bundle / "model.sig").write_text("{}")
+        answer = tokexport("verify", bundle, "--public-key", path)
+        message = refusal(answer, 5, bundle, "holds no public key on P-256, P-384 or P-521")
+        assert "Do not use this bundle" not in message
+        (bundle / "model.sig").unlink()
 
 
 @pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP521R1()])
