@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from tokexport.exporter.config import InputConfig, check_threads
+from tokexport.exporter.bundle.load_options import LoadOptions
+from tokexport.exporter.config import InputConfig
 from tokexport.exporter.errors import InputError, UsageError, listed
 from tokexport.exporter.inputs.class_numbers import one_line, read_class_names
 from tokexport.exporter.inputs.picture_files import pictures_below
@@ -20,7 +21,6 @@ from tokexport.exporter.inputs.pictures import PictureOptions, loss_warnings
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.system.output_file import check_outside, check_place, written_whole
-from tokexport.runtimes.loading import load
 from tokexport.runtimes.pictures.classification import ClassifiedPicture, Classifier, ClassScore
 from tokexport.runtimes.printable import printable
 
@@ -102,10 +102,7 @@ def classify_pictures(
     force: bool = False,
     preprocess: str | None = None,
     labels: Path | None = None,
-    threads: int | None = None,
-    require_kernels: bool = False,
-    public_key: Path | None = None,
-    certificates: Sequence[Path] = (),
+    options: LoadOptions | None = None,
     progress: Checklist | None = None,
 ) -> ClassifiedPictures:
     """Classifies pictures with a bundle; a file that cannot be used does not stop the others.
@@ -118,10 +115,7 @@ def classify_pictures(
         force: Whether a file at ``csv`` may be replaced.
         preprocess: The steps from a picture to the input; None takes those of the manifest.
         labels: A file with the name of every class, one a line; None takes those of the manifest.
-        threads: The most threads for a CPU runtime; None leaves the choice to the runtime.
-        require_kernels: Whether to fail where the target's native kernels do not load.
-        public_key: The key that has to have signed the bundle; None for that of the environment.
-        certificates: Those that the signer's certificate has to come from, instead.
+        options: How the bundle is loaded.
         progress: Shows what is done; silent without one.
 
     Raises:
@@ -132,7 +126,6 @@ def classify_pictures(
         tokexport.runtimes.errors.RuntimesError: The bundle is altered, classifies no pictures, or
             cannot run here.
     """
-    check_threads(threads)
     if top < 1:
         raise UsageError(f"--top is {top}.", fix="Pass a number of 1 or more.")
     InputConfig(preprocess=preprocess)  # checks it
@@ -143,14 +136,7 @@ def classify_pictures(
     files = [one for below, _ in found for one in below]
     names = None if labels is None else tuple(map(one_line, read_class_names(labels).labels))
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
-    loaded = load(
-        bundle,
-        threads=threads,
-        require_kernels=require_kernels,
-        public_key=public_key,
-        certificates=certificates,
-    )
-    with checklist, loaded as runner:
+    with checklist, (options or LoadOptions()).load(bundle) as runner:
         steps = None if preprocess is None else PictureOptions(preprocess).steps(runner.inputs)
         classifier = Classifier(runner, top, labels=names, steps=steps)
         with checklist.stage("classify"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from tokexport.exporter.config import InputConfig, check_threads
+from tokexport.exporter.bundle.load_options import LoadOptions
+from tokexport.exporter.config import InputConfig
 from tokexport.exporter.errors import InputError
 from tokexport.exporter.inputs.batches import Batches, read_inputs
 from tokexport.exporter.inputs.class_numbers import classes_of_bundle
@@ -22,7 +22,6 @@ from tokexport.exporter.parity.hits import accuracy, class_warnings
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.system.output_file import check_outside, check_place, written_whole
 from tokexport.runtimes.bundle.manifest import batch_of
-from tokexport.runtimes.loading import load
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,12 @@ def run_bundle(
     bundle: Path,
     inputs: Path,
     output: Path,
-    force: bool = False,
-    threads: int | None = None,
     *,
-    require_kernels: bool = False,
+    force: bool = False,
     samples: int | None = None,
     preprocess: str | None = None,
     labels: Path | None = None,
-    public_key: Path | None = None,
-    certificates: Sequence[Path] = (),
+    options: LoadOptions | None = None,
     progress: Checklist | None = None,
 ) -> RunResult:
     """Runs a bundle on every sample of a file, or on the pictures of a folder.
@@ -87,14 +83,11 @@ def run_bundle(
         output: The ``.npz`` to write: an array (samples, …) per output that has the batch as its
             leading axis, (batches, …) per output that has not.
         force: Whether a file at ``output`` may be replaced.
-        threads: The most threads for a CPU runtime; None leaves the choice to the runtime.
-        require_kernels: Whether to fail where the target's native kernels do not load.
         samples: How many samples are used, evenly spaced; None uses all.
         preprocess: The steps from a picture to the input; None takes those of the manifest.
         labels: A file with the names of the classes, one a line; None takes those of the
             manifest.
-        public_key: The key that has to have signed the bundle; None for that of the environment.
-        certificates: Those that the signer's certificate has to come from, instead.
+        options: How the bundle is loaded.
         progress: Shows what is done; silent without one.
 
     Raises:
@@ -104,22 +97,14 @@ def run_bundle(
         WriteError: The file cannot be written.
         tokexport.runtimes.errors.RuntimesError: The bundle is altered, or cannot run here.
     """
-    check_threads(threads)
     InputConfig(inputs=inputs, samples=samples, preprocess=preprocess, labels=labels)  # checks them
     check_outside(output, bundle)
     check_place(output, force)
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
-    loaded = load(
-        bundle,
-        threads=threads,
-        require_kernels=require_kernels,
-        public_key=public_key,
-        certificates=certificates,
-    )
-    with checklist, loaded as runner:
+    with checklist, (options or LoadOptions()).load(bundle) as runner:
         batch = batch_of(runner.inputs)
         with checklist.stage("read"):
-            manifest = loaded.manifest
+            manifest = runner.manifest
             own, known = manifest.preprocessing, partial(classes_of_bundle, manifest)
             pictures = PictureOptions(preprocess, own, labels, known, checklist.counted)
             constants = runner.constants

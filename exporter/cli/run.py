@@ -31,6 +31,8 @@ from tokexport.exporter.cli.parts.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tokexport.exporter.bundle.load_options import LoadOptions
+
 #: Stands for standard output in place of a file.
 _STDOUT: Final = Path("-")
 
@@ -71,8 +73,15 @@ def run_command(
 ) -> None:
     """Classify pictures with a bundle, or run it on the samples of a file."""
     with report_errors(json):
+        from tokexport.exporter.bundle.load_options import LoadOptions
         from tokexport.exporter.errors import UsageError
 
+        options = LoadOptions(
+            threads=threads,
+            require_kernels=require_kernels,
+            public_key=public_key,
+            certificates=tuple(trusted_certificate or ()),
+        )
         if pictures:
             if (inputs, output, samples) != (None, None, None):
                 raise UsageError(
@@ -87,7 +96,7 @@ def run_command(
                 )
             _classify(
                 *(bundle, pictures, 5 if top is None else top, csv, preprocess, labels),
-                *(threads, require_kernels, public_key, trusted_certificate, force, json),
+                *(options, force, json),
             )
             return
         if inputs is None or output is None:
@@ -108,14 +117,11 @@ def run_command(
                 bundle,
                 inputs,
                 output,
-                force,
-                threads,
-                require_kernels=require_kernels,
+                force=force,
                 samples=samples,
                 preprocess=preprocess,
                 labels=labels,
-                public_key=public_key,
-                certificates=trusted_certificate or (),
+                options=options,
                 progress=Checklist(console(stderr=True), enabled=not json),
             )
 
@@ -132,10 +138,7 @@ def _classify(
     csv: Path | None,
     preprocess: str | None,
     labels: Path | None,
-    threads: int | None,
-    require_kernels: bool,
-    public_key: Path | None,
-    trusted_certificate: list[Path] | None,
+    options: LoadOptions,
     force: bool,
     json: bool,
 ) -> None:
@@ -153,10 +156,7 @@ def _classify(
             force=force,
             preprocess=preprocess,
             labels=labels,
-            threads=threads,
-            require_kernels=require_kernels,
-            public_key=public_key,
-            certificates=trusted_certificate or (),
+            options=options,
             progress=Checklist(console(stderr=True), enabled=not json),
         )
     if csv == _STDOUT:
