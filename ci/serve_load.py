@@ -144,7 +144,7 @@ def loaded(bundle: Path, requests: int, connections: int) -> Loaded:
 
 @contextmanager
 def service(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Starts the service on a free port; yields its process and address once it is ready."""
+    """Starts the service on a free port; yields its process and address once it listens."""
     path = os.pathsep.join([str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-W", "error", "-m", "serve", str(bundle), "--port", "0"]
     process = subprocess.Popen(
@@ -161,14 +161,12 @@ def service(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str]
 
 
 def _address(process: subprocess.Popen[str]) -> str:
-    """Reads where the service listens, and waits until it is ready."""
+    """Reads where the service listens."""
     assert process.stderr is not None
     said = ""
     for line in process.stderr:
         said += line
         if found := re.search(r"running on (http://\S+)", line):
-            while httpx2.get(f"{found[1]}/health/ready").status_code != 200:
-                time.sleep(0.02)
             return found[1]
     raise SystemExit(f"The service did not start:\n{said}")
 

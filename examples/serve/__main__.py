@@ -17,11 +17,11 @@ from tokexport.runtimes.errors import RuntimesError
 
 
 def main() -> int:
-    """Loads the bundle, and serves it until it is asked to stop."""
+    """Loads the bundle, warms it up, and serves it until it is asked to stop."""
     parser = argparse.ArgumentParser(prog="serve", description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=port, default=8000)
     parser.add_argument("--threads", type=positive, help="Those of the runtime.")
     said = "How many classes a picture gets."
     parser.add_argument("--top", type=positive, default=5, help=said)
@@ -34,22 +34,31 @@ def main() -> int:
         )
     options = vars(parser.parse_args())
     limits = Limits(**{one.name: options[one.name] for one in fields(Limits)})
-    try:
-        runner = tokexport.runtimes.load(options["bundle"], threads=options["threads"])
-    except RuntimesError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     # The server raises the signal that stopped it once more: it ended as it should.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    with runner, contextlib.suppress(KeyboardInterrupt):
-        uvicorn.run(
-            Service(runner, limits, options["top"]).app(),
-            host=options["host"],
-            port=options["port"],
-            access_log=False,
-            timeout_graceful_shutdown=round(2 * limits.seconds + 5),
-        )
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            with tokexport.runtimes.load(options["bundle"], threads=options["threads"]) as runner:
+                runner.warm_up()
+                uvicorn.run(
+                    Service(runner, limits, options["top"]).app(),
+                    host=options["host"],
+                    port=options["port"],
+                    access_log=False,
+                    timeout_graceful_shutdown=round(2 * limits.seconds + 5),
+                )
+        except RuntimesError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     return 0
+
+
+def port(text: str) -> int:
+    """Reads the number of a port; of 0 the system chooses one."""
+    number = int(text)
+    if not 0 <= number < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text} is no port: 0 to 65535")
+    return number
 
 
 def positive(text: str) -> int:

@@ -64,7 +64,7 @@ class Service:
     """Answers requests with one bundle.
 
     Args:
-        runner: The loaded bundle.
+        runner: The loaded bundle, warmed up.
         limits: What a client may ask for.
         top: How many classes a picture gets.
     """
@@ -76,7 +76,6 @@ class Service:
             self._classifier = Classifier(runner, top)
         except RuntimesError as error:  # the bundle classifies no pictures
             self._classifier = error
-        self._state = "starting"
         self._metrics = Metrics()
         self._decoding = ThreadPoolExecutor(limits.decoding, "decode")
         self._inside = 0
@@ -87,8 +86,7 @@ class Service:
             Route("/classify", self._limited(self._classify), methods=["POST"]),
             Route("/run", self._limited(self._run), methods=["POST"]),
             Route("/model", self._model),
-            Route("/health/live", self._live),
-            Route("/health/ready", self._ready),
+            *(Route(f"/health/{asked}", _up) for asked in ("live", "ready")),
             Route("/metrics", self._metrics.page),
         ]
         paths = frozenset(route.path for route in routes)
@@ -106,25 +104,15 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Warms up beside the first requests, and ends what was begun."""
+        """Runs batches, and ends what was begun."""
         self._batcher = Batcher(self._runner, self._limits.wait_s, self._metrics.seen)
         working = asyncio.create_task(self._batcher.work())
-        warming = asyncio.create_task(self._warm_up())
         yield
-        self._state = "stopping"
-        for task in (warming, working):
-            task.cancel()
-        await asyncio.gather(warming, working, return_exceptions=True)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
         self._batcher.close()
         self._decoding.shutdown()
         logging.getLogger("uvicorn.error").info(self._metrics.summary())
-
-    async def _warm_up(self) -> None:
-        try:
-            await asyncio.to_thread(self._runner.warm_up)
-            self._state = "ready"
-        except RuntimesError as error:
-            self._state = f"not able to run: {error.what}"
 
     def _limited(
         self, work: Callable[[bytes, str], Awaitable[Response]]
@@ -132,8 +120,6 @@ class Service:
         """Holds a route to the limits; the work gets the body and its content type."""
 
         async def endpoint(request: Request) -> Response:
-            if self._state != "ready":
-                raise HTTPException(503, f"The service is {self._state}.", _LATER)
             if self._inside >= self._limits.waiting:
                 raise HTTPException(503, f"{self._inside} requests wait already.", _LATER)
             self._inside += 1
@@ -207,14 +193,10 @@ class Service:
             ]
         return JSONResponse(found)
 
-    async def _live(self, request: Request) -> Response:
-        """Answers as long as the process does."""
-        return JSONResponse({"state": self._state})
 
-    async def _ready(self, request: Request) -> Response:
-        """Answers 200 where a request would be taken."""
-        ready = self._state == "ready"
-        return JSONResponse({"state": self._state}, 200 if ready else 503)
+async def _up(request: Request) -> Response:
+    """Answers as long as the process does: it listens once the bundle is loaded and warm."""
+    return JSONResponse({"state": "ready"})
 
 
 def _require(kind: str, known: tuple[str, ...]) -> None:

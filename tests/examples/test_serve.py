@@ -23,6 +23,7 @@ from helpers.pages import blocks
 from helpers.small_bundles import CLASSES, WIDTH, product_bundle
 from models.tiny_vit import image, tiny_tome
 from PIL import Image
+from serve.__main__ import main
 from serve.batching import Batcher
 
 import tokexport
@@ -117,7 +118,8 @@ def test_a_body_without_a_length_is_counted_as_it_comes(limited: str) -> None:
     chunks = (bytes(9_000) for _ in range(5))
     answer = httpx2.post(f"{limited}/run", content=chunks, headers=headers)
     assert answer.status_code == 413
-    assert httpx2.get(f"{limited}/health/live").status_code == 200
+    for asked in ("live", "ready"):
+        assert httpx2.get(f"{limited}/health/{asked}").json() == {"state": "ready"}
 
 
 def test_a_picture_of_too_many_pixels_is_refused(limited: str) -> None:
@@ -204,6 +206,17 @@ def test_what_is_no_bundle_is_said(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http"])
+def test_a_port_that_cannot_be_is_misuse(
+    port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve", "bundle", f"--port={port}"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "argument --port: " in capsys.readouterr().err
 
 
 def test_a_model_of_two_inputs_takes_an_npz(tmp_path: Path) -> None:
