@@ -97,6 +97,8 @@ def _plain(
             "A request waits for others only where they are joined.",
             fix="Pass --batching too, or leave --delay-us out.",
         )
+    if backend == "openvino":
+        _require_served(*manifest.inputs, *manifest.computed)
     return TritonModel(
         name=content.name,
         backend=backend,
@@ -108,6 +110,21 @@ def _plain(
         parameters=parameters,
         library=options.kernels,
     ), {}
+
+
+def _require_served(*specs: TensorSpec) -> None:
+    """Refuses what Triton's backend for OpenVINO takes no tensors of.
+
+    Raises:
+        UsageError: One is a scalar, or of 64-bit floats.
+    """
+    for spec in specs:
+        if not spec.shape or spec.dtype == "float64":
+            raise UsageError(
+                "Triton's backend openvino takes no scalars and no float64.",
+                where=str(spec),
+                fix="Compile the model with --target ort.",
+            )
 
 
 def _batched(

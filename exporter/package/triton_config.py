@@ -86,7 +86,7 @@ class TritonModel:
             ("backend", self.backend),
             ("default_model_filename", self.file),
             ("max_batch_size", self.batches[-1] if self.batches else 0),
-            *(("input", _tensor(spec)) for spec in self.inputs),
+            *(("input", self._tensor(spec)) for spec in self.inputs),
             *(("output", self._output(spec)) for spec in self.outputs),
             ("instance_group", self._instances()),
         ]
@@ -104,7 +104,18 @@ class TritonModel:
 
     def _output(self, spec: TensorSpec) -> list[tuple[str, Any]]:
         named = spec.name == self.labels
-        return [*_tensor(spec), *([("label_filename", "labels.txt")] if named else [])]
+        return [*self._tensor(spec), *([("label_filename", "labels.txt")] if named else [])]
+
+    def _tensor(self, spec: TensorSpec) -> list[tuple[str, Any]]:
+        if 0 in spec.shape:
+            raise UsageError(
+                f"Triton takes no tensor with a size of 0, as {spec.name} has it.", where=str(spec)
+            )
+        kind = ("data_type", Name(TYPES[spec.dtype]))
+        found = [("name", spec.name), kind, *_dims(spec.shape)]
+        if self.batches and not spec.shape:  # a number a sample: the model has no axis for it
+            found.append(("reshape", []))
+        return found
 
     def _instances(self) -> list[tuple[str, Any]]:
         kind = Name("KIND_GPU" if self.on_gpu else "KIND_CPU")
@@ -112,17 +123,6 @@ class TritonModel:
 
     def _delay(self) -> list[tuple[str, Any]]:
         return [("max_queue_delay_microseconds", self.delay_us)] if self.delay_us else []
-
-
-def _tensor(spec: TensorSpec) -> list[tuple[str, Any]]:
-    if 0 in spec.shape:
-        raise UsageError(
-            f"Triton takes no tensor with a size of 0, as {spec.name} has it.", where=str(spec)
-        )
-    found = [("name", spec.name), ("data_type", Name(TYPES[spec.dtype])), *_dims(spec.shape)]
-    if not spec.shape:  # a scalar: one number in a request, and none of its axes in the model
-        found.append(("reshape", []))
-    return found
 
 
 def _dims(shape: Sequence[int]) -> list[tuple[str, Any]]:

@@ -129,17 +129,29 @@ def test_any_type_name_and_shape() -> None:
     for dtype, name in triton_config.TYPES.items():
         for shape, dims in shapes.items():
             spec = TensorSpec(odd, shape, dtype)
-            text = TritonModel("m", "b", "f", (spec,), (spec,)).config()
-            config = text_format.Parse(text, proto.ModelConfig())
-            (found,) = config.input
-            assert found.name == odd
-            assert proto.DataType.Name(found.data_type) == name
-            assert np_to_triton_dtype(np.dtype(dtype)) == name.removeprefix("TYPE_")
-            assert tuple(found.dims) == dims
-            assert found.HasField("reshape") == (shape == ())
-            assert not found.reshape.shape
+            for batches in ((), (1, 4)):
+                text = TritonModel("m", "b", "f", (spec,), (spec,), batches).config()
+                config = text_format.Parse(text, proto.ModelConfig())
+                (found,) = config.input
+                assert found.name == odd
+                assert proto.DataType.Name(found.data_type) == name
+                assert np_to_triton_dtype(np.dtype(dtype)) == name.removeprefix("TYPE_")
+                assert tuple(found.dims) == dims
+                # an empty one is refused of a model that does not batch
+                assert found.HasField("reshape") == (bool(batches) and shape == ())
+                assert not found.reshape.shape
     with pytest.raises(UsageError, match="no tensor with a size of 0"):
         TritonModel("m", "b", "f", (TensorSpec("x", (0, 2), "int8"),), ()).config()
+
+
+@pytest.mark.parametrize("odd", [TensorSpec("x", (), "float32"), TensorSpec("x", (2,), "float64")])
+def test_what_the_backend_for_openvino_does_not_take(
+    openvino_bundle: Path, odd: TensorSpec
+) -> None:
+    content = read_content(openvino_bundle)
+    manifest = dataclasses.replace(content.manifest, outputs=(odd,))
+    with pytest.raises(UsageError, match="no scalars and no float64"):
+        triton_files(dataclasses.replace(content, manifest=manifest), PackageOptions())
 
 
 def test_refusals(ort_bundle: Path, openvino_bundle: Path, tmp_path: Path) -> None:
