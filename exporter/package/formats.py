@@ -128,7 +128,7 @@ FORMATS: Final[Mapping[str, PackageFormat]] = MappingProxyType(
             "a folder that OpenVINO Model Server serves",
             _ovms,
             _serve_ovms,
-            rf"config\.json|{{name}}/1/{_ARTIFACT}",
+            rf"config\.json|{{name}}(-batch\d+)?/1/{_ARTIFACT}",
             options=frozenset({"threads"}),
         ),
         "oci": PackageFormat(

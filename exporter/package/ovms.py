@@ -2,10 +2,12 @@
 
 ::
 
-    OUTPUT/config.json         which models to serve, and what to compute in
-    OUTPUT/NAME/1/model.xml    the IR, with its .bin
+    OUTPUT/config.json              which models to serve, and what to compute in
+    OUTPUT/NAME/1/model.xml         the IR, with its .bin
+    OUTPUT/NAME-batch8/1/model.xml  that for another number of samples, where the bundle has one
 
-``config.json`` names the folder of the model relative to itself.
+``config.json`` names the folder of each model relative to itself. The server takes one IR a model,
+and the versions of a model are not sizes of its batch: so each artifact is a model.
 """
 
 from __future__ import annotations
@@ -17,6 +19,16 @@ from tokexport.exporter.errors import UsageError
 from tokexport.exporter.package.content import Content, Files, Source
 from tokexport.exporter.package.options import PackageOptions
 from tokexport.runtimes.openvino.runner import FLAVOUR, HINTS
+
+
+def model_name(name: str, batch: int) -> str:
+    """Returns the name of the model that a further artifact is served as.
+
+    Args:
+        name: That of the first artifact.
+        batch: The samples that it takes at once.
+    """
+    return f"{name}-batch{batch}"
 
 
 def ovms_files(content: Content, options: PackageOptions) -> tuple[Files, tuple[str, ...]]:
@@ -38,19 +50,28 @@ def ovms_files(content: Content, options: PackageOptions) -> tuple[Files, tuple[
     }
     if options.threads is not None:
         plugin["INFERENCE_NUM_THREADS"] = options.threads
-    config = {
-        "name": content.name,
-        "base_path": content.name,
-        "target_device": "CPU",
-        "plugin_config": plugin,
-    }
-    text = json.dumps({"model_config_list": [{"config": config}]}, indent=2) + "\n"
+    named = {one.batch: model_name(content.name, one.batch) for one in manifest.ladder}
+    named[manifest.batch] = content.name
+    configs = [
+        {
+            "config": {
+                "name": name,
+                "base_path": name,
+                "target_device": "CPU",
+                "plugin_config": plugin,
+            }
+        }
+        for name in named.values()
+    ]
+    text = json.dumps({"model_config_list": configs}, indent=2) + "\n"
     files: dict[str, Source] = {"config.json": text.encode()}
-    for name, path in content.read_by(manifest.artifact).items():
-        files[f"{content.name}/1/{name}"] = path
+    for one in manifest.ladder:
+        for path in content.read_by(one.artifact).values():
+            files[f"{named[one.batch]}/1/model{path.suffix}"] = path
     notes = []
     if manifest.rungs:
-        notes.append(f"Only the artifact for {manifest.batch} samples is served.")
+        shown = ", ".join(f"{name} takes {batch}" for batch, name in named.items())
+        notes.append(f"Each artifact is a model with weights of its own: {shown} samples.")
     if manifest.checks is not None:
         notes.append(f"A client has to read the output {manifest.checks.output}: it must be true.")
     if manifest.input_ranges:

@@ -8,9 +8,9 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import openvino
-import pytest
 from helpers.cli import refusal, tokexport
 from helpers.plain_runtime import hold_to_reference
+from helpers.small_bundles import WEIGHT, WIDTH, product_bundle
 
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.verification import read_reference
@@ -68,8 +68,30 @@ def test_openvino_runs_the_model_as_the_config_says(openvino_bundle: Path, tmp_p
     hold_to_reference(versions[0] / "model.xml", openvino_bundle, tmp_path)
 
 
-@pytest.mark.parametrize("format", ["ovms"])
-def test_another_runtimes_bundle_is_refused(ort_bundle: Path, tmp_path: Path, format: str) -> None:
-    given = ("package", ort_bundle, "--format", format, "--output", tmp_path / "served")
+def test_each_artifact_of_a_ladder_is_a_model(tmp_path: Path) -> None:
+    bundle = product_bundle(tmp_path / "product", 1, 2, 8, target="openvino")
+    given = ("package", bundle, "--format", "ovms", "--output", tmp_path / "served", "--json")
+    answer = tokexport(*given)
+    assert answer.code == 0, answer
+    said = "product takes 1, product-batch2 takes 2, product-batch8 takes 8 samples"
+    assert said in answer.json["notes"][0]
+    config = json.loads((tmp_path / "served" / "config.json").read_text(encoding="utf-8"))
+    jsonschema.validate(config, DOCUMENTED)
+    core = openvino.Core()
+    served = [one["config"] for one in config["model_config_list"]]
+    assert [one["name"] for one in served] == ["product", "product-batch2", "product-batch8"]
+    for one, batch in zip(served, (1, 2, 8), strict=True):
+        version = tmp_path / "served" / one["base_path"] / "1"
+        assert sorted(path.name for path in version.iterdir()) == ["model.bin", "model.xml"]
+        x = np.random.default_rng(0).random((batch, WIDTH), np.float32)
+        plugin = {key: str(value) for key, value in one["plugin_config"].items()}
+        model = core.compile_model(version / "model.xml", "CPU", plugin)
+        found = model([x, np.zeros((batch, 1), np.int64)])
+        np.testing.assert_allclose(found["y"], x @ WEIGHT, rtol=1e-5)
+    assert tokexport(*given, "--force").code == 0
+
+
+def test_another_runtimes_bundle_is_refused(ort_bundle: Path, tmp_path: Path) -> None:
+    given = ("package", ort_bundle, "--format", "ovms", "--output", tmp_path / "served")
     refusal(tokexport(*given), 2, tmp_path, "this one is for ort", "--target openvino")
     assert not (tmp_path / "served").exists()
