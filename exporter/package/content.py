@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.bundle_files import check_files, file_in
+from tokexport.runtimes.bundle.bundle_files import check_files, file_in, hash_file
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.ir_contents import weights_beside
@@ -22,6 +23,21 @@ from tokexport.runtimes.verification import read_reference
 Source = bytes | Path
 #: The files of a package by their names, which have ``/`` between folders.
 Files = Mapping[str, Source]
+
+
+@dataclass(frozen=True)
+class PackageFiles:
+    """What a format writes of a bundle.
+
+    Attributes:
+        files: The files by their names.
+        digest: ``sha256:`` and the hash of what names the package; '' for that of its bytes.
+        notes: What a server does otherwise than ``tokexport run``, a sentence each.
+    """
+
+    files: Files
+    digest: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,13 @@ class Content:
             return {}
         found = read_reference(self.folder, self.manifest)
         return {name: array[0] for name, array in found.inputs.items()}
+
+
+def digest_of(source: Source) -> tuple[str, int]:
+    """Returns ``sha256:`` with the hash of a file or of bytes, and how many they are."""
+    if isinstance(source, Path):
+        return f"sha256:{hash_file(source)}", source.stat().st_size
+    return f"sha256:{hashlib.sha256(source).hexdigest()}", len(source)
 
 
 def is_batched(manifest: Manifest) -> bool:

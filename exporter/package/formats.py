@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from tokexport.exporter.package.content import Content, Files
+from tokexport.exporter.package.content import Content, PackageFiles
 from tokexport.exporter.package.modelpack import modelpack_files
 from tokexport.exporter.package.oci import oci_files
 from tokexport.exporter.package.options import PackageOptions
@@ -20,27 +20,12 @@ from tokexport.exporter.package.triton import triton_files
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a format writes.
-
-    Attributes:
-        files: The files by their names.
-        digest: ``sha256:`` and the hash of what names the package; '' for that of its bytes.
-        notes: What a server does otherwise than ``tokexport run``, a sentence each.
-    """
-
-    files: Files
-    digest: str = ""
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class PackageFormat:
     """A format.
 
     Attributes:
         about: What it is, a clause.
-        contents: Returns what is written of a bundle.
+        files: Returns what is written of a bundle.
         next: Returns what to do with it, a command, from the output and the name of the model.
         own: The names of the files that a package may have, a pattern behind the model's name for
             ``{name}``: those that an earlier one at the output may be replaced with.
@@ -49,33 +34,11 @@ class PackageFormat:
     """
 
     about: str
-    contents: Callable[[Content, PackageOptions], Contents]
+    files: Callable[[Content, PackageOptions], PackageFiles]
     next: Callable[[Path, str], str]
     own: str = ""
     is_file: bool = False
     options: frozenset[str] = frozenset()
-
-
-def _tar(content: Content, options: PackageOptions) -> Contents:
-    return Contents(tar_files(content))
-
-
-def _triton(content: Content, options: PackageOptions) -> Contents:
-    files, notes = triton_files(content, options)
-    return Contents(files, notes=notes)
-
-
-def _ovms(content: Content, options: PackageOptions) -> Contents:
-    files, notes = ovms_files(content, options)
-    return Contents(files, notes=notes)
-
-
-def _oci(content: Content, options: PackageOptions) -> Contents:
-    return Contents(*oci_files(content))
-
-
-def _modelpack(content: Content, options: PackageOptions) -> Contents:
-    return Contents(*modelpack_files(content))
 
 
 def _unpack(output: Path, name: str) -> str:
@@ -116,30 +79,30 @@ _LAYOUT: Final = r"oci-layout|index\.json|blobs/sha256/[0-9a-f]{64}"
 
 FORMATS: Final[Mapping[str, PackageFormat]] = MappingProxyType(
     {
-        "tar": PackageFormat("a reproducible tar of the bundle", _tar, _unpack, is_file=True),
+        "tar": PackageFormat("a reproducible tar of the bundle", tar_files, _unpack, is_file=True),
         "triton": PackageFormat(
             "a model repository of Triton Inference Server",
-            _triton,
+            triton_files,
             _serve_triton,
             rf"{{name}}/(config\.pbtxt|labels\.txt|warmup/\d+-\w+|1/({_SERVED}))",
             options=frozenset({"batching", "delay_us", "instances", "threads", "kernels"}),
         ),
         "ovms": PackageFormat(
             "a folder that OpenVINO Model Server serves",
-            _ovms,
+            ovms_files,
             _serve_ovms,
             rf"config\.json|{{name}}(-batch\d+)?/1/{_ARTIFACT}",
             options=frozenset({"threads"}),
         ),
         "oci": PackageFormat(
             "an OCI image layout, a layer a file",
-            _oci,
+            oci_files,
             _push,
             _LAYOUT,
         ),
         "modelpack": PackageFormat(
             "the same, with the media types of CNCF ModelPack",
-            _modelpack,
+            modelpack_files,
             _push,
             _LAYOUT,
         ),

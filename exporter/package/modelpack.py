@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from tokexport.exporter.package.content import Content, Files
+from tokexport.exporter.package.content import Content, PackageFiles, digest_of
 from tokexport.exporter.package.oci_layout import (
     CREATED,
     TITLE,
     Layer,
     as_json,
-    digest_of,
     image_layout,
 )
+from tokexport.exporter.package.options import PackageOptions
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
 from tokexport.runtimes.signatures import SIGNATURE_NAME
 
@@ -37,8 +37,8 @@ _FORMATS: Final = {
 }
 
 
-def modelpack_files(content: Content) -> tuple[Files, str]:
-    """Returns the files of the layout, and the digest of its manifest."""
+def modelpack_files(content: Content, _: PackageOptions) -> PackageFiles:
+    """Returns the files of the layout, under the digest of its manifest."""
     references = {one.reference for one in content.ladder()}
     layers = [
         Layer(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokexport.exporter.package.content import Content, Files
+from tokexport.exporter.package.content import Content, PackageFiles
 from tokexport.exporter.package.oci_layout import CREATED, TITLE, Layer, image_layout
+from tokexport.exporter.package.options import PackageOptions
 
 ARTIFACT_TYPE: Final = "application/vnd.tokexport.bundle.v1"
 #: The empty configuration of an artifact that has none, as the specification spells it.
@@ -18,8 +19,8 @@ _TYPES: Final = {".json": "application/json", ".html": "text/html", ".xml": "app
 _BYTES: Final = "application/octet-stream"
 
 
-def oci_files(content: Content) -> tuple[Files, str]:
-    """Returns the files of the layout, and the digest of its manifest."""
+def oci_files(content: Content, _: PackageOptions) -> PackageFiles:
+    """Returns the files of the layout, under the digest of its manifest."""
     layers = [
         Layer(path, _TYPES.get(path.suffix, _BYTES), {TITLE: name})
         for name, path in content.files.items()

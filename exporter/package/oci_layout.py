@@ -11,15 +11,12 @@ Source: the OCI Image Format Specification 1.1 (image-layout.md, manifest.md, an
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
-from tokexport.exporter.package.content import Files, Source
-from tokexport.runtimes.bundle.bundle_files import hash_file
+from tokexport.exporter.package.content import PackageFiles, Source, digest_of
 
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
@@ -52,13 +49,6 @@ class Layer:
         )
 
 
-def digest_of(source: Source) -> tuple[str, int]:
-    """Returns ``sha256:`` with the hash of a file or of bytes, and how many they are."""
-    if isinstance(source, Path):
-        return f"sha256:{hash_file(source)}", source.stat().st_size
-    return f"sha256:{hashlib.sha256(source).hexdigest()}", len(source)
-
-
 def as_json(value: object) -> bytes:
     """Returns JSON in one form: keys sorted, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
@@ -71,8 +61,8 @@ def image_layout(
     config: Layer,
     annotations: Mapping[str, str],
     tag: str = "latest",
-) -> tuple[Files, str]:
-    """Returns the files of a layout, and the digest of the manifest in it.
+) -> PackageFiles:
+    """Returns the files of a layout, under the digest of the manifest in it.
 
     Args:
         layers: The files of the artifact, in order.
@@ -106,4 +96,4 @@ def image_layout(
     }
     for source in (manifest, config.source, *(layer.source for layer in layers)):
         files[f"blobs/sha256/{digest_of(source)[0].removeprefix('sha256:')}"] = source
-    return files, digest
+    return PackageFiles(files, digest)

@@ -16,7 +16,7 @@ import json
 from typing import Any
 
 from tokexport.exporter.errors import UsageError
-from tokexport.exporter.package.content import Content, Files, Source
+from tokexport.exporter.package.content import Content, PackageFiles, Source
 from tokexport.exporter.package.options import PackageOptions
 from tokexport.runtimes.openvino.runner import FLAVOUR, HINTS
 
@@ -31,7 +31,7 @@ def model_name(name: str, batch: int) -> str:
     return f"{name}-batch{batch}"
 
 
-def ovms_files(content: Content, options: PackageOptions) -> tuple[Files, tuple[str, ...]]:
+def ovms_files(content: Content, options: PackageOptions) -> PackageFiles:
     """Returns the files of the folder, and what the server does otherwise than ``run``.
 
     Raises:
@@ -76,4 +76,4 @@ def ovms_files(content: Content, options: PackageOptions) -> tuple[Files, tuple[
         notes.append(f"A client has to read the output {manifest.checks.output}: it must be true.")
     if manifest.input_ranges:
         notes.append("The server does not refuse whole numbers outside the input_ranges.")
-    return files, tuple(notes)
+    return PackageFiles(files, notes=tuple(notes))

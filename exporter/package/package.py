@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from tokexport.exporter.errors import UsageError
-from tokexport.exporter.package.content import Files, read_content
+from tokexport.exporter.package.content import Files, digest_of, read_content
 from tokexport.exporter.package.formats import FORMATS, PackageFormat
 from tokexport.exporter.package.options import PackageOptions, check_name
 from tokexport.exporter.package.result import PackagedBundle, PackagedFile
@@ -53,7 +53,7 @@ def package_bundle(
     check_outside(output, bundle)
     if chosen.is_file:
         check_place(output, force)
-    made = chosen.contents(content, options)
+    made = chosen.files(content, options)
     if chosen.is_file:
         with written_whole(output, "package") as partial:
             write_tar(made.files, partial)
@@ -101,7 +101,5 @@ def _write(files: Files, folder: Path) -> None:
 
 
 def _described(name: str, files: Files) -> PackagedFile:
-    source = files[name]
-    if isinstance(source, bytes):
-        return PackagedFile(name, len(source), hashlib.sha256(source).hexdigest())
-    return PackagedFile(name, source.stat().st_size, hash_file(source))
+    digest, size = digest_of(files[name])
+    return PackagedFile(name, size, digest.removeprefix("sha256:"))

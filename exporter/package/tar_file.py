@@ -15,14 +15,15 @@ import tarfile
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from tokexport.exporter.package.content import Content, Files, Source
+from tokexport.exporter.package.content import Content, Files, PackageFiles, Source
+from tokexport.exporter.package.options import PackageOptions
 
 _FILE: Final = 0o644
 
 
-def tar_files(content: Content) -> Files:
+def tar_files(content: Content, _: PackageOptions) -> PackageFiles:
     """Returns every file of the bundle, below a folder of its name."""
-    return {f"{content.name}/{name}": path for name, path in content.files.items()}
+    return PackageFiles({f"{content.name}/{name}": path for name, path in content.files.items()})
 
 
 def write_tar(files: Files, output: Path) -> None:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tokexport.exporter.errors import UsageError
-from tokexport.exporter.package.content import Content, Files, Source, is_batched
+from tokexport.exporter.inputs.class_numbers import one_line
+from tokexport.exporter.package.content import Content, PackageFiles, Source, is_batched
 from tokexport.exporter.package.options import PackageOptions
 from tokexport.exporter.package.triton_config import TritonModel, WarmUp
 from tokexport.runtimes.arrays import Array
@@ -44,7 +45,7 @@ _THREADS: Final = {
 }
 
 
-def triton_files(content: Content, options: PackageOptions) -> tuple[Files, tuple[str, ...]]:
+def triton_files(content: Content, options: PackageOptions) -> PackageFiles:
     """Returns the files of the repository, and what Triton does otherwise than ``run``.
 
     Raises:
@@ -75,9 +76,8 @@ def triton_files(content: Content, options: PackageOptions) -> tuple[Files, tupl
     files |= {**more, **data, "config.pbtxt": model.config().encode()}
     if labels is not None:
         files["labels.txt"] = labels[1].encode()
-    return {f"{content.name}/{name}": file for name, file in files.items()}, _notes(
-        manifest, options
-    )
+    placed = {f"{content.name}/{name}": file for name, file in files.items()}
+    return PackageFiles(placed, notes=_notes(manifest, options))
 
 
 def _plain(
@@ -234,11 +234,7 @@ def _labels(manifest: Manifest) -> tuple[str, str] | None:
 
 
 def _lines(names: Sequence[str]) -> str:
-    return "".join(f"{_one_line(name)}\n" for name in names)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return "".join(f"{one_line(name)}\n" for name in names)
 
 
 def _notes(manifest: Manifest, options: PackageOptions) -> tuple[str, ...]:

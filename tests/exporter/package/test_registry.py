@@ -19,6 +19,7 @@ from helpers.small_bundles import product_bundle
 
 from tokexport.exporter.package.content import read_content
 from tokexport.exporter.package.modelpack import modelpack_files
+from tokexport.exporter.package.options import PackageOptions
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
 from tokexport.runtimes.verification import verify_bundle
@@ -122,8 +123,8 @@ def test_what_kind_every_file_of_a_ladder_is(tmp_path: Path) -> None:
         hashes[name] = hash_file(bundle / name)
     dataclasses.replace(manifest, files={**manifest.files, **hashes}).write(bundle)
     (bundle / "model.sig").write_text("{}")
-    files, digest = modelpack_files(read_content(bundle))
-    manifest_blob = files[f"blobs/sha256/{digest.removeprefix('sha256:')}"]
+    made = modelpack_files(read_content(bundle), PackageOptions())
+    manifest_blob = made.files[f"blobs/sha256/{made.digest.removeprefix('sha256:')}"]
     kinds = {
         layer["annotations"]["org.cncf.model.filepath"]: layer["mediaType"]
         for layer in json.loads(manifest_blob)["layers"]
@@ -144,7 +145,7 @@ def test_what_kind_every_file_of_a_ladder_is(tmp_path: Path) -> None:
 
 def test_no_attention_is_called_no_transformer(tmp_path: Path) -> None:
     content = read_content(product_bundle(tmp_path / "product", 2))
-    files, _ = modelpack_files(content)
+    files = modelpack_files(content, PackageOptions()).files
     (config,) = [
         json.loads(one) for one in files.values() if isinstance(one, bytes) and b"modelfs" in one
     ]

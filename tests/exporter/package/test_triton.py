@@ -84,7 +84,8 @@ def test_labels_of_an_output_that_scores(ort_bundle: Path) -> None:
     scores = ClassScores("output", "logits")
     names = ("a\nb", "", *map(str, range(8)))
     manifest = dataclasses.replace(content.manifest, scores=scores, labels=names)
-    files, _ = triton_files(dataclasses.replace(content, manifest=manifest), PackageOptions())
+    replaced = dataclasses.replace(content, manifest=manifest)
+    files = triton_files(replaced, PackageOptions()).files
     lines = files["vit-ort/labels.txt"].decode().splitlines()
     assert lines == ["a b", "", *map(str, range(8))]
 
@@ -115,7 +116,7 @@ def test_an_engine_and_what_triton_does_not_run(ort_bundle: Path) -> None:
             with pytest.raises(UsageError, match=f"no backend for {flavour}"):
                 triton_files(other, PackageOptions())
             continue
-        files, _ = triton_files(other, PackageOptions())
+        files = triton_files(other, PackageOptions()).files
         config = text_format.Parse(files["vit-ort/config.pbtxt"].decode(), proto.ModelConfig())
         assert config.backend == backend
         assert config.instance_group[0].kind == proto.ModelInstanceGroup.KIND_GPU
@@ -171,7 +172,7 @@ def test_wide_int8_weights_are_noted(ort_bundle: Path, tmp_path: Path) -> None:
     runtime = RuntimeInfo("ort", "onnxruntime-cpu", "1.32.0", {"weight_bits": 8})
     manifest = dataclasses.replace(content.manifest, runtime=runtime)
     for options in (PackageOptions(), PackageOptions(batching=True)):
-        _, notes = triton_files(dataclasses.replace(content, manifest=manifest), options)
+        notes = triton_files(dataclasses.replace(content, manifest=manifest), options).notes
         assert [one for one in notes if "without VNNI" in one]
 
 
