@@ -24,7 +24,6 @@ class PackageFormat:
     """A format.
 
     Attributes:
-        about: What it is, a clause.
         files: Returns what is written of a bundle.
         next: Returns what to do with it, a command, from the output and the name of the model.
         own: The names of the files that a package may have, a pattern behind the model's name for
@@ -33,7 +32,6 @@ class PackageFormat:
         options: The options that it takes beside ``--name``.
     """
 
-    about: str
     files: Callable[[Content, PackageOptions], PackageFiles]
     next: Callable[[Path, str], str]
     own: str = ""
@@ -79,29 +77,25 @@ _LAYOUT: Final = r"oci-layout|index\.json|blobs/sha256/[0-9a-f]{64}"
 
 FORMATS: Final[Mapping[str, PackageFormat]] = MappingProxyType(
     {
-        "tar": PackageFormat("a reproducible tar of the bundle", tar_files, _unpack, is_file=True),
+        "tar": PackageFormat(tar_files, _unpack, is_file=True),
         "triton": PackageFormat(
-            "a model repository of Triton Inference Server",
             triton_files,
             _serve_triton,
             rf"{{name}}/(config\.pbtxt|labels\.txt|warmup/\d+-\w+|1/({_SERVED}))",
             options=frozenset({"batching", "delay_us", "instances", "threads", "kernels"}),
         ),
         "ovms": PackageFormat(
-            "a folder that OpenVINO Model Server serves",
             ovms_files,
             _serve_ovms,
             rf"config\.json|{{name}}(-batch\d+)?/1/{_ARTIFACT}",
             options=frozenset({"threads"}),
         ),
         "oci": PackageFormat(
-            "an OCI image layout, a layer a file",
             oci_files,
             _push,
             _LAYOUT,
         ),
         "modelpack": PackageFormat(
-            "the same, with the media types of CNCF ModelPack",
             modelpack_files,
             _push,
             _LAYOUT,
