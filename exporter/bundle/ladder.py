@@ -18,9 +18,10 @@ from pathlib import Path, PurePath
 from tokexport.exporter.errors import GateError, ModelNotSupportedError
 from tokexport.runtimes.bundle.bundle_runner import BundleRunner
 from tokexport.runtimes.bundle.manifest import Manifest, Rung, differs_beyond_batch
+from tokexport.runtimes.bundle.reference import read_reference
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import open_runner
-from tokexport.runtimes.verification import VerifyResult, read_reference, verify_runner
+from tokexport.runtimes.verification import VerifyResult, verify_runner
 
 
 def rung_name(name: str, batch: int) -> str:

@@ -27,18 +27,13 @@ from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.runtimes.artifact_needs import artifact_needs
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
 from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, Manifest, RuntimeInfo
+from tokexport.runtimes.bundle.reference import Reference, read_reference
 from tokexport.runtimes.errors import BundleError, NoDeviceError
 from tokexport.runtimes.files.ir_contents import weights_beside
 from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
 from tokexport.runtimes.loading import open_runner, unknown_flavour
 from tokexport.runtimes.signatures import SIGNATURE_NAME, trusted_manifest
-from tokexport.runtimes.verification import (
-    Reference,
-    VerifyResult,
-    read_reference,
-    require_gates,
-    verify_runner,
-)
+from tokexport.runtimes.verification import VerifyResult, require_gates, verify_runner
 
 
 class RuntimeBefore(TypedDict):

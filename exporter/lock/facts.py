@@ -24,8 +24,8 @@ from tokexport.exporter.typed_json import typed
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import file_in
 from tokexport.runtimes.bundle.manifest import REFERENCE_NAME, Manifest, at_batch, batch_of
+from tokexport.runtimes.bundle.reference import Reference, read_reference
 from tokexport.runtimes.tolerances.neighbourhoods import as_samples
-from tokexport.runtimes.verification import Reference, read_reference
 
 #: The files of a bundle that no runtime loads: they say how it was made.
 _NOT_LOADED: Final = frozenset({REFERENCE_NAME, REPORT_NAME, PAGE_DATA_NAME, PAGE_NAME})

@@ -12,12 +12,12 @@ from pathlib import Path
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in, hash_file
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
+from tokexport.runtimes.bundle.reference import read_reference
 from tokexport.runtimes.errors import BundleError
 from tokexport.runtimes.files.ir_contents import weights_beside
 from tokexport.runtimes.files.onnx_contents import onnx_contents
 from tokexport.runtimes.loading import check_contents
 from tokexport.runtimes.signatures import SIGNATURE_NAME, trusted_manifest
-from tokexport.runtimes.verification import read_reference
 
 #: A file of a package: its bytes, or the file that is copied.
 Source = bytes | Path

@@ -16,7 +16,7 @@ from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import Proof
 from tokexport.exporter.rounding.local_rounding import stored
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.verification import TOP1
+from tokexport.runtimes.bundle.reference import TOP1
 
 if TYPE_CHECKING:
     from tokexport.exporter.config import CompileConfig

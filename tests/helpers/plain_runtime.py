@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
-from tokexport.runtimes.verification import read_reference, verify_runner
+from tokexport.runtimes.bundle.reference import read_reference
+from tokexport.runtimes.verification import verify_runner
 
 #: What a user's own program may look like: no import of ours, and none is there to import.
 _PROGRAM = """

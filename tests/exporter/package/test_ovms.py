@@ -13,7 +13,7 @@ from helpers.plain_runtime import hold_to_reference
 from helpers.small_bundles import WEIGHT, WIDTH, product_bundle
 
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
-from tokexport.runtimes.verification import read_reference
+from tokexport.runtimes.bundle.reference import read_reference
 
 #: What docs/parameters.md of the server documents of a model in a configuration file.
 DOCUMENTED = {

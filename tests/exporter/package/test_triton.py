@@ -27,8 +27,8 @@ from tokexport.exporter.package.triton_config import TritonModel
 from tokexport.runtimes.bundle.class_scores import ClassScores
 from tokexport.runtimes.bundle.manifest import RuntimeInfo, TensorSpec
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
+from tokexport.runtimes.bundle.reference import read_reference
 from tokexport.runtimes.native_library import native_library
-from tokexport.runtimes.verification import read_reference
 
 
 def packaged(bundle: Path, output: Path, *options: object) -> Path:

@@ -14,7 +14,7 @@ from helpers.triton_server import triton
 from tokexport.exporter.package.options import PackageOptions
 from tokexport.exporter.package.package import package_bundle
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
-from tokexport.runtimes.verification import read_reference
+from tokexport.runtimes.bundle.reference import read_reference
 
 REQUESTS = 64
 
