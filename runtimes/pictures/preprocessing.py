@@ -166,21 +166,22 @@ class Preprocessing:
                 f"The picture has no pixels: its shape is {pixels.shape}.", fix="Leave it out."
             )
         self._check_other_steps()
-        made = self._resized_and_cropped(pixels)
-        if made.shape[:2] != self.size and self.embedded is not None and self.resize is None:
+        cut = self.cut(*pixels.shape[:2])
+        if cut.crop != self.size and self.embedded is not None and self.resize is None:
             raise PreprocessingError(
                 f"A picture has {_sides(pixels.shape)} pixels, and the artifact takes "
                 f"{_sides(self.size)}, which it resizes itself.",
                 fix="Give pictures of that size, or compile with --embed-preprocess normalise.",
             )
-        if made.shape[:2] != self.size:
+        if cut.crop != self.size:
+            nothing = ": the steps cut nothing" * (self.crop is None)
             raise PreprocessingError(
-                f"A picture of {_sides(pixels.shape)} becomes {_sides(made.shape)}, and the input "
-                f"is {_sides(self.size)}: the steps cut nothing.",
+                f"A picture of {_sides(pixels.shape)} becomes {_sides(cut.crop)}, and the input "
+                f"is {_sides(self.size)}{nothing}.",
                 where=f"Found in: {self.origin}.",
                 fix=PASS,
             )
-        return made
+        return self._resized_and_cropped(pixels, cut)
 
     def normalised(self, pixels: np.ndarray) -> np.ndarray:
         """Returns pixels (h, w, 3) uint8 scaled and normalised, (3, h, w) float32.
@@ -227,9 +228,8 @@ class Preprocessing:
             )
         return mean, std
 
-    def _resized_and_cropped(self, pixels: np.ndarray) -> np.ndarray:
+    def _resized_and_cropped(self, pixels: np.ndarray, cut: Cut) -> np.ndarray:
         """Resizes whole and crops; of a very large resized picture only the crop is made."""
-        cut = self.cut(*pixels.shape[:2])
         part = self._part(pixels, cut.size, cut.rows, cut.columns)
         if part.shape[:2] == cut.crop:
             return part
@@ -313,7 +313,7 @@ class Preprocessing:
         mean = (self.embedded or self).mean
         if self.crop_mode != BORDER or mean is None:
             return [0, 0, 0]
-        return [round(255 * value) for value in mean]
+        return [round(255 * min(max(value, 0.0), 1.0)) for value in mean]
 
 
 def _sides(shape: tuple[int, ...]) -> str:

@@ -124,6 +124,11 @@ def _numbers(key: str, text: str) -> tuple[float, ...]:
             + (" other than 0." if key == "std" else "."),
             fix=f"Pass one of {', '.join(NAMED)}, or {key}=0.5/0.5/0.5",
         )
+    if key == "mean" and not all(0 <= value <= 1 for value in values):
+        raise PreprocessingError(
+            f"mean={text} is no mean of a picture, whose colours go from 0 to 1.",
+            fix="Divide mean and std by 255: mean=0.485/0.456/0.406,std=0.229/0.224/0.225",
+        )
     return values
 
 

@@ -227,6 +227,12 @@ def test_a_text_gives_the_steps_of_timm(pictures: list[np.ndarray]) -> None:
             assert levels(steps, steps.apply(picture), wanted) < 1e-3
 
 
+def test_a_border_of_a_mean_that_is_no_colour_is_the_nearest_one() -> None:
+    steps = replace(parse_preprocessing("size=4,mode=border,mean=half"), mean=(2.0, -1.0, 0.5))
+    found = steps.resized(np.full((4, 2, 3), 7, np.uint8))
+    assert found[0].tolist() == [[255, 0, 128], [7, 7, 7], [7, 7, 7], [255, 0, 128]]
+
+
 def test_no_normalisation() -> None:
     steps = parse_preprocessing("size=1,mean=none")
     assert (steps.mean, steps.std) == (None, None)
@@ -252,6 +258,8 @@ def test_no_normalisation() -> None:
         ("size=224,mean=1/2,std=half", "mean=1/2"),
         ("size=224,mean=nan/0/0,std=half", "mean=nan/0/0"),
         ("size=224,mean=half,std=0/1/1", "other than 0"),
+        ("size=8,mean=124/116/104,std=58/57/57", "Divide mean and std by 255"),
+        ("size=224,mean=-0.1/0/0,std=half", "no mean of a picture"),
         ("size=224,mean=half,crop=1.5", "crop=1.5"),
         ("size=224,mean=half,crop=x", "crop=x"),
         ("size=224,mean=half,mode=stretch", "center, squash, border"),
@@ -282,6 +290,9 @@ def test_steps_that_cut_nothing_need_a_picture_of_the_shape() -> None:
     assert steps.apply(np.zeros((16, 16, 3), np.uint8)).shape == (3, 8, 8)
     with pytest.raises(PreprocessingError, match="becomes 8 × 16, and the input is 8 × 8"):
         steps.apply(np.zeros((10, 20, 3), np.uint8))
+    huge = replace(steps, resize=(1 << 14, 1 << 14), crop=(1 << 14, 1 << 14))
+    with pytest.raises(PreprocessingError, match="and the input is 8 × 8."):
+        huge.apply(np.zeros((10, 20, 3), np.uint8))  # at once: its crop would take 0.8 GB
     with pytest.raises(PreprocessingError, match="3 channels"):
         replace(steps, mean=(0.5,)).apply(np.zeros((16, 16, 3), np.uint8))
 
