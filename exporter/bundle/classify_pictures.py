@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tokexport.exporter.bundle.ladder import filling_warnings
 from tokexport.exporter.bundle.load_options import LoadOptions
 from tokexport.exporter.config import InputConfig
 from tokexport.exporter.errors import InputError, UsageError, listed
@@ -142,8 +143,12 @@ def classify_pictures(
         with checklist.stage("classify"):
             classified = checklist.counted(classifier.classified(files), len(files))
             plain_ones = tuple(map(_plain, classified))
+    used = sum(one.error is None for one in plain_ones)
     notes = Counter(note for one in plain_ones for note in one.notes)
-    warnings = loss_warnings(notes, len(files), sum(others for _, others in found))
+    warnings = (
+        *loss_warnings(notes, len(files), sum(others for _, others in found)),
+        *filling_warnings(runner, used),
+    )
     done = ClassifiedPictures(bundle, classifier.form, plain_ones, csv, warnings)
     if csv is not None:
         with written_whole(csv, "classes") as partial:

@@ -144,6 +144,23 @@ def _require_within(own: Manifest, other: Manifest, found: VerifyResult) -> None
         )
 
 
+def filling_warnings(runner: BundleRunner, samples: int) -> tuple[str, ...]:
+    """Returns what a reader has to know where samples share batches that others may answer in.
+
+    Args:
+        runner: What is loaded.
+        samples: How many samples it ran on, the last batch filled up by repeats.
+    """
+    batch = runner.batches[0]
+    manifest = runner.manifest
+    if manifest is None or manifest.samples_independent or batch == 1 or samples % batch == 0:
+        return ()
+    return (
+        f"The last batch of {batch} was filled up, and an answer may depend on the others of its "
+        "batch: the compile did not show that it does not.",
+    )
+
+
 def move_rung(folder: Path, bundle: Path, names: Mapping[str, str]) -> None:
     """Moves the files of a further artifact into the folder of the bundle.
 

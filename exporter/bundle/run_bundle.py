@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from tokexport.exporter.bundle.ladder import filling_warnings
 from tokexport.exporter.bundle.load_options import LoadOptions
 from tokexport.exporter.config import InputConfig
 from tokexport.exporter.errors import InputError
@@ -115,7 +116,7 @@ def run_bundle(
     _write(output, results)
     shapes = {name: tuple(array.shape) for name, array in results.items()}
     accuracy, warnings = _accuracy(next(iter(results.values())), batches)
-    warnings = (*batches.warnings, *warnings)
+    warnings = (*batches.warnings, *filling_warnings(runner, batches.samples), *warnings)
     return RunResult(
         *(bundle, output, batches.samples, shapes),
         *(batches.origin, accuracy, batches.files, warnings),

@@ -180,9 +180,9 @@ def _parsed(text: str) -> list[tuple[str, int]]:
     """Returns the names of a file with the numbers of their classes."""
     stripped = text.strip()
     if not stripped.startswith(("[", "{")):
-        lines = stripped.splitlines()
         if not stripped:
             raise ValueError("it holds no names")
+        lines = text.rstrip().splitlines()  # an empty line at the start is a class without a name
         return [(line.strip(), place) for place, line in enumerate(lines) if line.strip()]
     data: Any = json.loads(stripped)
     pairs = enumerate(data) if isinstance(data, list) else data.items()
@@ -190,6 +190,8 @@ def _parsed(text: str) -> list[tuple[str, int]]:
     for number, name in pairs:
         if not isinstance(name, str):
             raise ValueError(f"{name!r:.40} is no name")
+        if not 0 <= int(number) < MOST_LABELS:
+            raise ValueError(f"{number} is the number of no class")
         found.append((name, int(number)))
     return found
 

@@ -98,6 +98,23 @@ def test_a_folder_in_json(bundle: Path, photos: Path) -> None:
     assert tokexport("run", bundle, photos, "--json").json["pictures"][0]["classes"][4:]
 
 
+def test_a_batch_that_is_filled_up_is_said_where_samples_may_lean_on_others(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    assert manifest["samples_independent"] is True
+    manifest["samples_independent"] = False
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    one, two = photos / "a.png", photos / "c.jpg"
+    (said,) = tokexport("run", copy, one, "--json").json["warnings"]
+    assert "The last batch of 2 was filled up" in said
+    assert tokexport("run", copy, one, two, "--json").json["warnings"] == []
+    assert tokexport("run", bundle, one, "--json").json["warnings"] == []
+    given = ("run", copy, "--inputs", one, "--output", tmp_path / "y.npz", "--json")
+    assert said in tokexport(*given).json["warnings"]
+
+
 def test_csv_is_read_back(bundle: Path, photos: Path, tmp_path: Path) -> None:
     path = tmp_path / "classes.csv"
     answer = tokexport("run", bundle, photos, "--csv", path, "--top", "1")

@@ -90,7 +90,18 @@ def test_a_name_of_two_classes_stands_for_neither(tmp_path: Path) -> None:
     assert dict(names.numbers) == {"tench": 1}
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"a": "b"}', "[", '{"0": ["x"]}', "\xff"])
+def test_an_empty_line_is_a_class_without_a_name_wherever_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("\ncat\n\ndog\n\n")
+    assert read_class_names(tmp_path / "names").labels == ("", "cat", "", "dog")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " \n", "[1]", '{"a": "b"}', "[", '{"0": ["x"]}', "\xff"),
+        *('{"-1": "a"}', '{"0": "a", "65536": "b"}'),
+    ],
+)
 def test_files_without_names_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "names").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match="names of the classes cannot be read"):
