@@ -11,12 +11,7 @@ from typing import Final
 from tokexport.runtimes import native_library
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
 from tokexport.runtimes.bundle.bundle_runner import BundleRunner
-from tokexport.runtimes.bundle.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    TensorSpec,
-    differs_beyond_batch,
-)
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, TensorSpec
 from tokexport.runtimes.bundle.manifest_reader import broken_manifest
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.compatibility import check_compatibility
@@ -108,22 +103,11 @@ def _chosen(
     """Returns the manifests of the artifacts to load, each by itself.
 
     Raises:
-        BundleError: Two artifacts are for the same number of samples, one is of another model, or
-            none is for a number asked for.
+        BundleError: The artifact takes no samples, or none is for a number asked for.
     """
     ladder = {one.batch: one for one in manifest.ladder}
-    if len(ladder) < len(manifest.ladder):
-        raise broken_manifest(
-            folder / MANIFEST_NAME, "two of its artifacts take the same number of samples"
-        )
-    for one in manifest.ladder:
-        if one.batch < 1:
-            raise broken_manifest(folder / MANIFEST_NAME, "an artifact takes no samples")
-        if kind := differs_beyond_batch(manifest, one):
-            raise broken_manifest(
-                folder / MANIFEST_NAME,
-                f"the {kind} of the artifact for {one.batch} samples are not those of the first",
-            )
+    if manifest.batch < 1:
+        raise broken_manifest(folder / MANIFEST_NAME, "an artifact takes no samples")
     wanted = tuple(ladder) if batches is None else tuple(dict.fromkeys(batches))
     missing = [batch for batch in wanted if batch not in ladder]
     if missing or not wanted:

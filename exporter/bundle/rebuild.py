@@ -26,7 +26,14 @@ from tokexport.exporter.system.output_file import check_outside
 from tokexport.exporter.system.scratch import scratch_folder
 from tokexport.runtimes.artifact_needs import artifact_needs
 from tokexport.runtimes.bundle.bundle_files import check_files, file_in
-from tokexport.runtimes.bundle.manifest import BUILT_NOT_RUN, PASSED, Manifest, RuntimeInfo
+from tokexport.runtimes.bundle.manifest import (
+    BUILT_NOT_RUN,
+    MANIFEST_NAME,
+    PASSED,
+    Manifest,
+    RuntimeInfo,
+)
+from tokexport.runtimes.bundle.manifest_reader import broken_manifest
 from tokexport.runtimes.bundle.reference import Reference, read_reference
 from tokexport.runtimes.errors import BundleError, NoDeviceError
 from tokexport.runtimes.files.ir_contents import weights_beside
@@ -137,7 +144,7 @@ def rebuild(
     kept = [_kept_onnx(bundle, manifest, one.kept_onnx) for one in manifest.ladder]
     old = _artifact_files(manifest)
     references = [read_reference(bundle, one) for one in manifest.ladder]
-    place = bundle if output is None else output
+    place = bundle.resolve() if output is None else output  # the bundle may be reached by a link
     if place.resolve() != bundle.resolve():
         check_outside(place, bundle)
     signed = (bundle / SIGNATURE_NAME).is_file()
@@ -195,6 +202,14 @@ def _backend(bundle: Path, manifest: Manifest) -> Backend:
             f"The ONNX file of the bundle is its artifact: {backend.title} builds nothing from it.",
             where=str(bundle),
             fix="Run it as it is: `tokexport doctor` with the bundle says what it needs.",
+        )
+    suffix = Path(backend.artifact).suffix
+    if manifest.precision not in backend.precisions or any(
+        Path(one.artifact).suffix != suffix for one in manifest.ladder
+    ):
+        raise broken_manifest(
+            bundle / MANIFEST_NAME,
+            f"its precision or the name of its artifact is not one of {backend.title}",
         )
     if manifest.precision not in backend.rebuilds:
         raise UsageError(

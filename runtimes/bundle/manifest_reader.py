@@ -23,6 +23,7 @@ from tokexport.runtimes.bundle.manifest import (
     Rung,
     RuntimeInfo,
     TensorSpec,
+    differs_beyond_batch,
 )
 from tokexport.runtimes.bundle.requirements import Requirements
 from tokexport.runtimes.errors import BundleError
@@ -52,7 +53,7 @@ def read_manifest(bundle: Path) -> Manifest:
 
     Raises:
         BundleError: The folder or its manifest is missing, it is no JSON, its schema version is
-            unknown, or a field is missing or of another type.
+            unknown, a field is missing or of another type, or its artifacts are of several models.
     """
     path = bundle / MANIFEST_NAME
     if not bundle.is_dir():
@@ -84,7 +85,9 @@ def read_manifest(bundle: Path) -> Manifest:
     if _RETURNED in parsed:  # constants that the model returned are data, and stay unchanged
         data[_RETURNED] = parsed[_RETURNED]
     _check_version(data.get("schema_version"), path)
-    return _Reader(path).manifest(data)
+    manifest = _Reader(path).manifest(data)
+    _check_ladder(manifest, path)
+    return manifest
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -120,6 +123,23 @@ def _check_version(version: object, path: Path) -> None:
         )
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise broken_manifest(path, f"schema_version is {version!r}, not {SCHEMA_VERSION}")
+
+
+def _check_ladder(manifest: Manifest, path: Path) -> None:
+    """Refuses artifacts that are not those of one model for different numbers of samples."""
+    if not manifest.rungs:
+        return
+    ladder = manifest.ladder
+    if len({one.batch for one in ladder}) < len(ladder):
+        raise broken_manifest(path, "two of its artifacts take the same number of samples")
+    if len({one.artifact for one in ladder}) < len(ladder):
+        raise broken_manifest(path, "two of its artifacts are one file")
+    for one in ladder:
+        if one.batch < 1:
+            raise broken_manifest(path, "an artifact takes no samples")
+        if kind := differs_beyond_batch(manifest, one):
+            said = f"the {kind} of the artifact for {one.batch} samples are not those of the first"
+            raise broken_manifest(path, said)
 
 
 class _Reader:

@@ -173,6 +173,37 @@ def test_a_name_that_is_no_kept_file_is_refused(name: str, bundle: Path) -> None
     assert "Traceback" not in answer.said
 
 
+def twice(data: dict[str, Any]) -> None:
+    """Lists the artifact again, as one for as many samples."""
+    fields = ("artifact", "reference", "inputs", "outputs", "gates", "kept_onnx")
+    data["rungs"] = [{name: data[name] for name in fields}]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data.update(artifact="reference.npz"), "not one of OpenVINO"),
+        (lambda data: data.update(precision="fp7"), "not one of OpenVINO"),
+        (twice, "two of its artifacts take the same number"),
+    ],
+)
+def test_a_manifest_that_no_compile_writes(
+    bundle: Path, change: Callable[[dict[str, Any]], Any], said: str
+) -> None:
+    edit(bundle, change)
+    before = contents(bundle)
+    refusal(tokexport("rebuild", bundle), 5, bundle.parent, said)
+    assert contents(bundle) == before
+
+
+def test_a_bundle_that_is_reached_by_a_link(bundle: Path) -> None:
+    (link := bundle.parent / "current").symlink_to(bundle)
+    (bundle / "model.bin").unlink()
+    assert tokexport("rebuild", link).code == 0
+    assert link.is_symlink()
+    assert (bundle / "model.bin").exists()
+
+
 def test_a_runtime_that_builds_nothing_leaves_the_old_bundle(bundle: Path) -> None:
     with_onnx(bundle, lambda model: model.graph.node[0].__setattr__("op_type", "Unheard"))
     before = contents(bundle)
