@@ -54,10 +54,12 @@ def package_bundle(
     if chosen.is_file:
         check_place(output, force)
     made = chosen.files(content, options)
+    files = tuple(_described(name, made.files) for name in sorted(made.files))
+    # Behind the block the package is in its place, and nothing is left that takes time.
     if chosen.is_file:
         with written_whole(output, "package") as partial:
             write_tar(made.files, partial)
-        digest = f"sha256:{hash_file(output)}"
+            digest = f"sha256:{hash_file(partial)}"
     else:
         names = made.files.keys()
         own = re.compile(chosen.own.replace("{name}", re.escape(content.name)))
@@ -69,11 +71,8 @@ def package_bundle(
         )
         with folder_written_whole(output) as folder:
             _write(made.files, folder)
-        digest = made.digest
-    files = tuple(_described(name, made.files) for name in sorted(made.files))
-    if not digest:
         lines = "".join(f"{one.sha256}  {one.name}\n" for one in files)
-        digest = f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+        digest = made.digest or f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
     said = chosen.next(output, content.name)
     return PackagedBundle(format, bundle, output, digest, files, said, made.notes)
 

@@ -59,6 +59,21 @@ def test_the_command_that_is_printed_unpacks_it(
     assert (tmp_path / ort_bundle.name / "manifest.json").exists()
 
 
+def test_a_package_that_is_interrupted_is_not_there(
+    ort_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path) -> str:
+        if path.parent == tmp_path:  # what is written
+            raise KeyboardInterrupt
+        return hash_file(path)
+
+    monkeypatch.setattr("tokexport.exporter.package.package.hash_file", interrupted)
+    answer = tokexport("package", ort_bundle, "--format", "tar", "--output", tmp_path / "b.tar")
+    assert answer.code == 130, answer
+    assert "Nothing was left behind" in answer.said
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_damaged_bundle_is_not_packaged(ort_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(ort_bundle, bundle := tmp_path / "bundle")
     with (bundle / "model.onnx").open("r+b") as file:
