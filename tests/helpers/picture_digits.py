@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from helpers.torchvision_ops import define_torchvision_operators
 from PIL import Image
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 
 import tokexport
 from tokexport.runtimes.pictures import decode, parse_preprocessing
@@ -74,29 +76,40 @@ def vit() -> nn.Module:
     return made
 
 
-def train(folder: Path) -> Trained:
-    """Trains the ViT for a moment, and writes pictures and names into a folder."""
+@functools.cache
+def _once() -> nn.Module:
+    """Trains the ViT for a moment, once in a process."""
     torch.manual_seed(0)
     data = load_digits()
-    pictures = [drawn(one) for one in data.images]
-    x = torch.from_numpy(np.stack([STEPS.apply(np.asarray(one)) for one in pictures]))
+    x = _inputs([drawn(one) for one in data.images[:-_UNSEEN]])
     y = torch.from_numpy(data.target)
-    model, seen = vit().train(), torch.arange(len(x) - _UNSEEN)
+    model = vit().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(6):
-        for rows in seen[torch.randperm(len(seen))].split(64):
+        for rows in torch.randperm(len(x)).split(64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[rows]), y[rows], label_smoothing=0.2).backward()
             optimizer.step()
-    model.eval()
+    return model.eval()
+
+
+def _inputs(pictures: Sequence[Image.Image]) -> Tensor:
+    """Returns pictures as the model takes them, (N, 3, 32, 32)."""
+    return torch.from_numpy(np.stack([STEPS.apply(np.asarray(one)) for one in pictures]))
+
+
+def train(folder: Path) -> Trained:
+    """Trains the ViT, and writes pictures and names into a folder."""
+    model, data = copy.deepcopy(_once()), load_digits()
+    pictures = [drawn(one) for one in data.images[-_UNSEEN:]]
     photos = folder / "photos"
     photos.mkdir()
     paths = [photos / f"{place:02}.png" for place in range(_UNSEEN)]
-    for path, picture in zip(paths, pictures[-_UNSEEN:], strict=True):
+    for path, picture in zip(paths, pictures, strict=True):
         picture.save(path)
     (folder / "names.txt").write_text("\n".join(NAMES))
     with torch.no_grad():
-        probabilities = model(x[-_UNSEEN:]).softmax(-1).numpy()
+        probabilities = model(_inputs(pictures)).softmax(-1).numpy()
     digits = data.target[-_UNSEEN:]
     assert (probabilities.argmax(-1) == digits).mean() > 0.6
     return Trained(model, photos, folder / "names.txt", paths, probabilities, digits)
