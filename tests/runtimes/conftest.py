@@ -22,7 +22,6 @@ from tokexport.runtimes.bundle.manifest import (
     TensorSpec,
 )
 
-ModelMaker = Callable[..., onnx.ModelProto]
 ModelSaver = Callable[..., Path]
 
 

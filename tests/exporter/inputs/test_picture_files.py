@@ -75,14 +75,6 @@ def test_folders_that_are_not_clear_are_refused(tmp_path: Path) -> None:
     assert "beside its subfolders cat" in refusal(files(tmp_path / "both", "a.png", "cat/1.png"))
 
 
-HEADERS = {
-    "file,label\n": 1,
-    "Path,Target\n": 1,
-    "id,filename,what,label\n": 1,
-    "": 0,
-}
-
-
 @pytest.mark.parametrize("header", ["file,label\n", "Image_Path,species\n", ""])
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_a_list_names_files_and_labels(header: str, mark: str, tmp_path: Path) -> None:
