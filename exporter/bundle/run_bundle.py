@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,9 @@ from tokexport.exporter.json_values import plain
 from tokexport.exporter.parity.hits import accuracy, class_warnings
 from tokexport.exporter.progress import Checklist
 from tokexport.exporter.system.output_file import check_outside, check_place, written_whole
-from tokexport.runtimes.bundle.manifest import batch_of
+from tokexport.runtimes.arrays import Array
+from tokexport.runtimes.bundle.bundle_runner import BundleRunner
+from tokexport.runtimes.bundle.manifest import TensorSpec, batch_of
 
 
 @dataclass(frozen=True)
@@ -103,16 +106,21 @@ def run_bundle(
     check_place(output, force)
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
     with checklist, (options or LoadOptions()).load(bundle) as runner:
-        batch = batch_of(runner.inputs)
+        specs, batch = _largest(runner)
         with checklist.stage("read"):
             manifest = runner.manifest
             own, known = manifest.preprocessing, partial(classes_of_bundle, manifest)
             pictures = PictureOptions(preprocess, own, labels, known, checklist.counted)
             constants = runner.constants
-            batches = read_inputs(inputs, runner.inputs, batch, samples, constants, pictures)
+            batches = read_inputs(inputs, specs, batch, samples, constants, pictures)
         with checklist.stage("run"):
-            rows = [runner.run(arrays) for arrays in replace(batches, watch=checklist.counted)]
-    results = {name: _joined([row[name] for row in rows], batches, batch) for name in rows[0]}
+            watched = replace(batches, watch=checklist.counted)
+            rows = [runner.run(arrays) for arrays in _without_repeats(runner, watched, batch)]
+    results = {}
+    for name in rows[0]:
+        found = [row[name] for row in rows]
+        together = not runner.shares_runs and found[0].shape[:1] != (batch,)
+        results[name] = np.stack(found) if together else np.concatenate(found)[: batches.samples]
     _write(output, results)
     shapes = {name: tuple(array.shape) for name, array in results.items()}
     accuracy, warnings = _accuracy(next(iter(results.values())), batches)
@@ -121,6 +129,24 @@ def run_bundle(
         *(bundle, output, batches.samples, shapes),
         *(batches.origin, accuracy, batches.files, warnings),
     )
+
+
+def _largest(runner: BundleRunner) -> tuple[tuple[TensorSpec, ...], int]:
+    """Returns the inputs for the most samples that are run at once, and how many these are."""
+    if not runner.shares_runs:
+        return runner.inputs, batch_of(runner.inputs)
+    most = max(runner.batches)
+    sized = [replace(spec, shape=(most, *spec.shape[1:])) for spec in runner.inputs]
+    return tuple(sized), most
+
+
+def _without_repeats(
+    runner: BundleRunner, batches: Batches, batch: int
+) -> Iterator[dict[str, Array]]:
+    """Yields the batches; the last without its repeats where the runner takes fewer samples."""
+    for at, arrays in enumerate(batches):
+        left = batches.samples - at * batch
+        yield {name: one[:left] for name, one in arrays.items()} if runner.shares_runs else arrays
 
 
 def _accuracy(logits: np.ndarray, batches: Batches) -> tuple[float | None, tuple[str, ...]]:
@@ -132,14 +158,6 @@ def _accuracy(logits: np.ndarray, batches: Batches) -> tuple[float | None, tuple
     except InputError as error:  # its outputs are as wanted without labels too
         return None, (f"The labels were not compared. {error.what}",)
     return found, class_warnings(batches, logits)
-
-
-def _joined(rows: list[np.ndarray], batches: Batches, batch: int) -> np.ndarray:
-    """Joins the batches of one output along the samples, without the padding of the last."""
-    if rows[0].shape[:1] == (batch,):
-        joined: np.ndarray = np.concatenate(rows)[: batches.samples]
-        return joined
-    return np.stack(rows)
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

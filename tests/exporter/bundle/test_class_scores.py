@@ -15,6 +15,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from tokexport.exporter.bundle.class_scores import BundledClasses, bundled_classes
 from tokexport.exporter.compile import compile
+from tokexport.exporter.errors import InputError
 from tokexport.exporter.inputs.batches import Batches
 from tokexport.runtimes.bundle.class_scores import ClassScores
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
@@ -129,7 +130,9 @@ def test_names_of_a_file(tmp_path: Path) -> None:
     assert "names 2 classes, and the model has 5" in fewer.warnings[0]
     assert "no output scores them" in found(Scores(lambda y: y[0]), asked=path).warnings[0]
     path.write_text('{"-1": "a", "0": "b"}')
-    assert found(model, asked=path).labels is None
+    with pytest.raises(InputError, match="cannot be read") as refused:
+        found(model, asked=path)
+    assert "-1 is the number of no class" in str(refused.value)
 
 
 def test_names_of_folders() -> None:

@@ -6,12 +6,14 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.cli import Compiled, refusal, tokexport
+from helpers.small_bundles import WEIGHT, WIDTH, product_bundle
 
-from tokexport.runtimes import load
+from tokexport.runtimes import BundleRunner, load
 
 
 @pytest.fixture
@@ -42,13 +44,36 @@ def test_run_writes_every_sample_and_no_padding(compiled: Compiled, tmp_path: Pa
     said = f"5 samples → {output}: output (5, 5); {right:.2%} of the labels are right\n"
     assert answer.stdout == said
     x = np.load(compiled.inputs)["x"]
-    padded = np.concatenate([x, x[-1:]])
     with load(compiled.bundle) as runner:
-        rows = [runner.run({"x": padded[i : i + 2]})["output"] for i in (0, 2, 4)]
+        rows = [runner.run({"x": x[i : i + 2]})["output"] for i in (0, 2, 4)]
     with np.load(output) as found:
         assert found.files == ["output"]
         np.testing.assert_array_equal(found["output"], np.concatenate(rows)[:5])
     assert [path.name for path in tmp_path.iterdir()] == ["y.npz"]
+
+
+@pytest.mark.parametrize("count", [3, 4, 9])
+def test_run_uses_all_artifacts_of_a_bundle(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = product_bundle(tmp_path / "bundle", 1, 4)
+    x = np.random.default_rng(0).standard_normal((count, WIDTH), np.float32)
+    shift = np.arange(count, dtype=np.int64)[:, None]
+    np.savez(tmp_path / "x.npz", x=x, shift=shift)
+    taken: list[int] = []
+    run = BundleRunner.run
+
+    def counted(runner: BundleRunner, arrays: Any) -> Any:
+        taken.append(len(arrays["x"]))
+        return run(runner, arrays)
+
+    monkeypatch.setattr(BundleRunner, "run", counted)
+    output = tmp_path / "y.npz"
+    answer = tokexport("run", bundle, "--inputs", tmp_path / "x.npz", "--output", output)
+    assert answer.code == 0
+    assert taken == {3: [3], 4: [4], 9: [4, 4, 1]}[count]
+    with np.load(output) as found:
+        np.testing.assert_allclose(found["y"], x @ WEIGHT + shift, rtol=1e-5, atol=1e-5)
 
 
 def test_run_in_json(compiled: Compiled, tmp_path: Path) -> None:
