@@ -13,6 +13,7 @@ from tokexport.exporter.lock.lock_file import Lock, read_lock
 from tokexport.exporter.lock.measure import MeasureOptions
 from tokexport.exporter.lock.update import updated, with_bundles
 from tokexport.exporter.pytest_plugin.outcomes import judge
+from tokexport.runtimes.signatures import held_to
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +65,8 @@ class Parity:
         result = tokexport.compile(model, example_inputs, **asked)
         self.made.append(result.bundle)
         if self.lock is not None:
-            self._hold(self.lock, result.bundle)
+            with held_to(None):  # a bundle of its own
+                self._hold(self.lock, result.bundle)
         return result
 
     def _hold(self, path: Path, bundle: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 from helpers.cli import MODELS, compile_model, tokexport
 from helpers.torchvision_ops import child_environment
 
+from tokexport.runtimes.signatures import KEY_VARIABLE
+
 TEST = f"""
 import pytest
 from {MODELS} import plain_vit
@@ -122,7 +124,10 @@ def test_a_lock_is_not_written_by_several_processes(copy: Path) -> None:
     assert "without -n" in done.stderr
 
 
-def test_the_fixture_compiles_for_each_target_and_locks(tmp_path: Path) -> None:
+def test_the_fixture_compiles_for_each_target_and_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "nowhere.pem")  # which is not asked of bundles of its own
     (tmp_path / "test_vit.py").write_text(TEST)
     assert "The lock does not exist." in run(tmp_path, "-k", "ort-fp32", code=1)
     run(tmp_path, "--tokexport-update", "--strict-markers")
