@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import tokexport
+from tokexport.exporter.bundle.ladder import rung_name
 from tokexport.exporter.json_values import plain
 from tokexport.exporter.package.bom_metrics import metrics_of
 from tokexport.exporter.package.content import Content, read_content
@@ -158,7 +159,13 @@ def _card(content: Content) -> dict[str, Any]:
     if manifest.token_schedule:
         parameters["architectureFamily"] = "transformer"
     card: dict[str, Any] = {"bom-ref": "model-card", "modelParameters": parameters}
-    if metrics := metrics_of(_report(content), manifest):
+    names = [REPORT_NAME, *(rung_name(REPORT_NAME, one.batch) for one in manifest.ladder[1:])]
+    metrics = [
+        figure
+        for name, one in zip(names, manifest.ladder, strict=True)
+        for figure in metrics_of(_report(content, name), one)
+    ]
+    if metrics:
         card["quantitativeAnalysis"] = {"performanceMetrics": metrics}
     if limits := _limits(manifest):
         card["considerations"] = {"technicalLimitations": limits}
@@ -235,16 +242,16 @@ def _timestamp(created: str) -> dict[str, str]:
     return {"timestamp": found.isoformat()} if found.tzinfo else {}
 
 
-def _report(content: Content) -> Mapping[str, Any] | None:
-    """Returns the report of the compile; None where the bundle has none."""
-    path = content.files.get(REPORT_NAME)
+def _report(content: Content, name: str) -> Mapping[str, Any] | None:
+    """Returns the report of the compile of an artifact; None where the bundle has none."""
+    path = content.files.get(name)
     if path is None:
         return None
     try:
         found = json.loads(read_at_most(path, _LARGEST))
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(
-            f"The file {REPORT_NAME} of the bundle cannot be read.",
+            f"The file {name} of the bundle cannot be read.",
             where=f"{path}: {error}",
             fix=ANEW,
         ) from error

@@ -24,20 +24,20 @@ def metrics_of(report: Mapping[str, Any] | None, manifest: Manifest) -> list[Met
         return []
     try:
         return [
-            *_parity(report),
-            *_accuracy(report),
+            *_parity(report, manifest),
+            *_accuracy(report, manifest),
             *_speed(report, manifest),
         ]
     except (KeyError, TypeError, AttributeError, OverflowError):  # another version's report
         return []
 
 
-def _parity(report: Mapping[str, Any]) -> Iterator[Metric]:
+def _parity(report: Mapping[str, Any], manifest: Manifest) -> Iterator[Metric]:
     """Yields how far the artifact's outputs are from eager's."""
     artifact = [stage for stage in report.get("stages", ()) if stage["name"] == "artifact"]
     for stage in artifact[-1:]:
         for name, found in stage["comparisons"].items():
-            of = f"output {name}, {report['samples']} samples"
+            of = f"output {name}, batch {manifest.batch}, {report['samples']} samples"
             worst = (stage.get("worst") or {}).get(name)
             if worst is not None:
                 yield _metric("largest error as a share of what is allowed", worst["share"], of)
@@ -45,10 +45,10 @@ def _parity(report: Mapping[str, Any]) -> Iterator[Metric]:
             yield _metric("cosine to eager PyTorch", found["cosine"], of)
 
 
-def _accuracy(report: Mapping[str, Any]) -> Iterator[Metric]:
+def _accuracy(report: Mapping[str, Any], manifest: Manifest) -> Iterator[Metric]:
     found = report.get("accuracy")
     if found is not None:
-        of = f"{found['samples']} labelled samples"
+        of = f"batch {manifest.batch}, {found['samples']} labelled samples"
         yield _metric("top-1 accuracy", found["after"], of)
         yield _metric("top-1 accuracy of the source in eager PyTorch", found["before"], of)
 

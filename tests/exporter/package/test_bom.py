@@ -100,8 +100,21 @@ def test_accuracy_where_it_was_measured(compiled: Path, tmp_path: Path) -> None:
     card = written(bundle, tmp_path / "bom.json")["metadata"]["component"]["modelCard"]
     found = {one["type"]: one for one in card["quantitativeAnalysis"]["performanceMetrics"]}
     assert found["top-1 accuracy"]["value"] == "0.5"
-    assert found["top-1 accuracy"]["slice"] == "8 labelled samples"
+    assert found["top-1 accuracy"]["slice"] == "batch 2, 8 labelled samples"
     assert found["top-1 accuracy of the source in eager PyTorch"]["value"] == "0.75"
+
+
+def test_every_artifact_of_a_ladder_has_its_figures(compiled: Path, tmp_path: Path) -> None:
+    bundle = product_bundle(tmp_path / "product", 8, 2)
+    report = (compiled / "report.json").read_text(encoding="utf-8")
+    rewrite(bundle, "report.batch2.json", report.replace('"samples": ', '"samples": 9'))
+    rewrite(bundle, "report.json", report)
+    model = written(bundle, tmp_path / "bom.json")["metadata"]["component"]
+    figures = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    slices = [one["slice"] for one in figures if one["type"].startswith("cosine")]
+    samples = json.loads(report)["samples"]
+    wanted = [f"batch 8, {samples} samples", f"batch 2, 9{samples} samples"]
+    assert [one.partition(", ")[2] for one in slices] == wanted
 
 
 def rewrite(bundle: Path, name: str, text: str) -> None:
