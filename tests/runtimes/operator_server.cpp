@@ -112,17 +112,6 @@ bool read_request(Request* to) {
   return false;
 }
 
-std::vector<Operator> all_operators() {
-  std::vector<Operator> found;
-  add_dense_operators(&found);
-  add_int8_operators(&found);
-  add_token_operators(&found);
-  add_tome_operators(&found);
-  add_mctf_operators(&found);
-  add_mctf_attention_operators(&found);
-  return found;
-}
-
 void answer(const std::vector<Operator>& operators, const Request& request) {
   for (const Operator& one : operators) {
     if (request.name != one.name) continue;

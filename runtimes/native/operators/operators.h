@@ -50,4 +50,15 @@ void add_mctf_operators(std::vector<Operator>* to);
 void add_token_operators(std::vector<Operator>* to);
 void add_tome_operators(std::vector<Operator>* to);
 
+inline std::vector<Operator> all_operators() {
+  std::vector<Operator> found;
+  add_dense_operators(&found);
+  add_int8_operators(&found);
+  add_token_operators(&found);
+  add_tome_operators(&found);
+  add_mctf_operators(&found);
+  add_mctf_attention_operators(&found);
+  return found;
+}
+
 }  // namespace tokexport

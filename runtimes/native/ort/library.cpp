@@ -52,17 +52,6 @@ OrtStatus* read_threads(const abi::Api* api, const OrtSessionOptions* options, s
   return nullptr;
 }
 
-std::vector<Operator> all_operators() {
-  std::vector<Operator> found;
-  add_dense_operators(&found);
-  add_int8_operators(&found);
-  add_token_operators(&found);
-  add_tome_operators(&found);
-  add_mctf_operators(&found);
-  add_mctf_attention_operators(&found);
-  return found;
-}
-
 // Returns the operators for sessions of so many threads. They stay, as sessions keep pointers to them.
 const std::vector<OrtOperator>& operators(size_t threads) {
   static std::mutex mutex;
