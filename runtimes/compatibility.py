@@ -181,8 +181,7 @@ def _look_at_processor(wanted: tuple[str, ...]) -> str:
     if not lacks_all(wanted):
         return instruction_set()
     raise ProcessorError(
-        "The bundle's int8 weights have 8 bits, and sums of their products saturate on this "
-        "processor, which has no VNNI: it would answer wrongly.",
+        "The bundle would answer wrongly here: sums of its int8 products saturate without VNNI.",
         where=f"It needs {_any_of(wanted)}; the processor has {instruction_set()}.",
         fix="Compile the model with --weight-bits 7, or run the bundle on a processor with VNNI.",
     )

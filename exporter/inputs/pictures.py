@@ -108,9 +108,10 @@ def picture_input(specs: Sequence[TensorSpec]) -> TensorSpec:
     if len(specs) == 1 and takes_pictures(specs[0]):
         return specs[0]
     raise InputError(
-        "Pictures go into a model with one input of shape (N, 3, H, W) in float32, or into a "
-        f"bundle of --embed-preprocess, and this one takes {'; '.join(map(str, specs))}.",
-        fix="Preprocess them by yourself, and pass an .npz: numpy.savez(path, name=array).",
+        "The model has no single input that takes pictures.",
+        where=f"It takes {'; '.join(map(str, specs))}; pictures go into (N, 3, H, W) float32, or "
+        "(N, H, W, 3) uint8 of --embed-preprocess.",
+        fix="Preprocess pictures by yourself, and pass an .npz: numpy.savez(path, name=array).",
     )
 
 

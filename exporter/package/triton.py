@@ -140,8 +140,8 @@ def _batched(
         )
     if any(one.batch > 1 and not one.samples_independent for one in ladder):
         raise UsageError(
-            "Triton cannot batch the bundle: the compile did not show that samples of a batch do "
-            "not change one another's answers.",
+            "Triton cannot batch the bundle: its samples may change one another's answers.",
+            where="The compile did not show that they do not.",
             fix="Leave --batching out, or compile the model anew.",
         )
     if runtime is None:

@@ -109,7 +109,9 @@ class TritonModel:
     def _tensor(self, spec: TensorSpec) -> list[tuple[str, Any]]:
         if 0 in spec.shape:
             raise UsageError(
-                f"Triton takes no tensor with a size of 0, as {spec.name} has it.", where=str(spec)
+                f"Triton takes no tensor with a size of 0, as {spec.name} has it.",
+                where=str(spec),
+                fix="Compile the model without it.",
             )
         kind = ("data_type", Name(TYPES[spec.dtype]))
         found = [("name", spec.name), kind, *_dims(spec.shape)]

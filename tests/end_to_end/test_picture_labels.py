@@ -199,7 +199,12 @@ def test_a_model_without_pictures_or_steps_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(4, 2), tmp_path / "model.pt")
     where = ("--trust-pickle", "--target", "ort", "--output", tmp_path / "out")
     given = ("compile", tmp_path / "model.pt", *where, "--embed-preprocess", "normalise")
-    refusal(tokexport(*given, "--input-shape", "1,4"), 2, tmp_path, "Pictures go into a model")
+    refusal(
+        tokexport(*given, "--input-shape", "1,4"),
+        2,
+        tmp_path,
+        "no single input that takes pictures",
+    )
     torch.save(nn.Conv2d(3, 2, 4), tmp_path / "model.pt")
     answer = tokexport(*given, "--input-shape", "1,3,8,8")
     refusal(answer, 2, tmp_path, "Nothing says how a picture becomes", "--preprocess")
