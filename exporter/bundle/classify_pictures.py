@@ -6,6 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def classify_pictures(
     if csv is not None:
         check_outside(csv, bundle)
         check_place(csv, force)
-    found = [pictures_below(path) if path.is_dir() else ([path], 0) for path in pictures]
+    found = [pictures_below(path) if _is_folder(path) else ([path], 0) for path in pictures]
     files = [one for below, _ in found for one in below]
     names = None if labels is None else tuple(map(one_line, read_class_names(labels).labels))
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
@@ -154,6 +155,13 @@ def classify_pictures(
         with written_whole(csv, "classes") as partial:
             partial.write_text(done.as_csv(), encoding="utf-8")
     return done
+
+
+def _is_folder(path: Path) -> bool:
+    """Returns whether a path is a folder; one that cannot be reached is decoded, and named then."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 def _plain(one: ClassifiedPicture) -> PictureClasses:

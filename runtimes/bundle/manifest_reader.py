@@ -56,9 +56,15 @@ def read_manifest(bundle: Path) -> Manifest:
             unknown, a field is missing or of another type, or its artifacts are of several models.
     """
     path = bundle / MANIFEST_NAME
-    if not bundle.is_dir():
-        what = "The bundle is a file, not a folder." if bundle.exists() else "There is no bundle."
-        raise BundleError(what, where=str(bundle), fix="Pass the folder that compile wrote.")
+    fix = "Pass the folder that compile wrote."
+    try:
+        if not bundle.is_dir():
+            is_file = bundle.exists()
+            what = "The bundle is a file, not a folder." if is_file else "There is no bundle."
+            raise BundleError(what, where=str(bundle), fix=fix)
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        what = f"The bundle cannot be reached: {error.strerror}."
+        raise BundleError(what, where=str(bundle), fix=fix) from error
     try:
         if path.is_symlink():
             raise broken_manifest(path, "it is a link, and compile writes none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
 import json
 import os
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 #: The descriptors that native code prints to.
 _STDOUT: Final = 1
 _STDERR: Final = 2
+#: What the system answers to a path that a user mistook: its length, its folders, its permissions.
+_REFUSED: Final = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP)
 #: Characters of a part of a message.
 _MOST_SAID: Final = 6000
 
@@ -168,8 +171,24 @@ def describe(error: BaseException) -> Failure:
     """Returns the exit code of an error, and under ``error`` what to say of it."""
     from tokexport.exporter.exit_codes import ExitCode, exit_code_of
 
+    error = _of_a_path(error)
     code = exit_code_of(error)
     return {"exit_code": int(code), "error": _said(error, code is ExitCode.INTERNAL)}
+
+
+def _of_a_path(error: BaseException) -> BaseException:
+    """Returns the error of a path that the system refuses, whoever asked for it, or the error."""
+    if not isinstance(error, OSError) or error.errno not in _REFUSED:
+        return error
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return error
+    from tokexport.exporter.errors import UsageError
+
+    return UsageError(
+        f"The system refuses a path: {error.strerror}.",
+        where=os.fsdecode(error.filename),
+        fix="Check the path, and the permissions of the folders in it.",
+    )
 
 
 def show(

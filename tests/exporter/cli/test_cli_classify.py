@@ -115,6 +115,15 @@ def test_a_batch_that_is_filled_up_is_said_where_samples_may_lean_on_others(
     assert said in tokexport(*given).json["warnings"]
 
 
+def test_a_path_that_the_system_refuses_does_not_stop_the_others(
+    bundle: Path, photos: Path
+) -> None:
+    long = photos / ("a" * 300)
+    found = tokexport("run", bundle, long, photos / "a.png", "--json").json
+    assert [one["error"] is None for one in found["pictures"]] == [False, True]
+    assert (found["exit_code"], found["error"]["kind"]) == (2, "InputError")
+
+
 def test_csv_is_read_back(bundle: Path, photos: Path, tmp_path: Path) -> None:
     path = tmp_path / "classes.csv"
     answer = tokexport("run", bundle, photos, "--csv", path, "--top", "1")

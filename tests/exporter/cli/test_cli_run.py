@@ -52,6 +52,17 @@ def test_run_writes_every_sample_and_no_padding(compiled: Compiled, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["y.npz"]
 
 
+def test_a_path_that_the_system_refuses_is_no_bug(compiled: Compiled, tmp_path: Path) -> None:
+    long, said = tmp_path / ("a" * 300), "File name too long"
+    for command in (("verify", long), ("doctor", long), ("run", long, "--inputs", "x.npz")):
+        answer = tokexport(*command, *(("--output", "y.npz") if "run" in command else ()))
+        refusal(answer, 5, tmp_path, f"The bundle cannot be reached: {said}", str(long))
+    inputs = ("run", compiled.bundle, "--inputs", long, "--output", tmp_path / "y.npz")
+    output = ("run", compiled.bundle, "--inputs", compiled.inputs, "--output", long)
+    for given in (inputs, output, ("report", long)):
+        refusal(tokexport(*given), 2, tmp_path, f"refuses a path: {said}", str(long))
+
+
 @pytest.mark.parametrize("count", [3, 4, 9])
 def test_run_uses_all_artifacts_of_a_bundle(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
