@@ -168,8 +168,7 @@ def write_bundle_page(folder: Path, output: Path, force: bool = False) -> Writte
     """
     require_page_packages()
     check_place(output, force)
-    if (folder / MANIFEST_NAME).exists():
-        check_outside(output, folder)
+    check_outside(output, folder)
     page = page_of(folder)
     write_page_whole(page, output)
     return WrittenPage(page.verdict.word, page.verdict.sentence, page.title, output)

@@ -10,16 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from tokexport.exporter.errors import OutputExistsError, UsageError, WriteError
+from tokexport.runtimes.bundle.manifest import MANIFEST_NAME
 
 
 def check_outside(output: Path, *bundles: Path) -> None:
     """Refuses an output in the folder of a bundle, whose files have hashes and may be signed.
 
+    Args:
+        output: The file or the folder.
+        bundles: The folders; one without a manifest is none, which reading it will say.
+
     Raises:
         UsageError: It lies in one.
     """
     place = output.resolve()
-    if any(place.is_relative_to(bundle.resolve()) for bundle in bundles):
+    folders = [one for one in bundles if os.path.lexists(one / MANIFEST_NAME)]
+    if any(place.is_relative_to(folder.resolve()) for folder in folders):
         raise UsageError(
             "The output would go into the bundle, whose files have hashes in the manifest.",
             where=str(output),

@@ -52,6 +52,13 @@ def test_an_output_in_a_bundle_is_refused(
     assert sorted(bundle.iterdir()) == before
 
 
+def test_a_folder_that_is_no_bundle_is_called_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refusal(tokexport("lock", "."), 5, tmp_path, "so it is no bundle")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
