@@ -121,6 +121,8 @@ class AgainstSource:
             model decides nothing, or the artifact does not show it.
         replayed_anew: Why an artifact that was built anew was replayed in place of the bundle's, a
             clause; '' where the bundle's own was, or none had to be.
+        other_batches: How many samples the bundle's other artifacts take at once, which were not
+            compared: ``verify`` alone replays them.
     """
 
     bundle: Path
@@ -138,6 +140,7 @@ class AgainstSource:
     stages: tuple[StageResult, ...]
     decisions: tuple[DecisionAgreement, ...] = ()
     replayed_anew: str = ""
+    other_batches: tuple[int, ...] = ()
 
     @property
     def decision_agreement(self) -> float | None:
@@ -316,6 +319,7 @@ def _held(
         stages=stages,
         decisions=replayed.decisions,
         replayed_anew=replayed.why_not or anew,
+        other_batches=tuple(one.batch for one in manifest.ladder[1:]),
     )
 
 

@@ -48,6 +48,10 @@ def render_against(found: AgainstSource, console: Console) -> None:
     if found.replayed_anew:
         said = f"the bundle's artifact was not replayed: {found.replayed_anew}"
         console.print(Text(said, "yellow"), soft_wrap=True)
+    if found.other_batches:
+        batches = " and ".join(map(str, found.other_batches))
+        said = f"not compared: what takes {batches} samples at once; verify it without a source"
+        console.print(Text(said, "yellow"), soft_wrap=True)
     tied = f", {found.ties} with a near-tie" if found.ties else ""
     samples = "1 sample" if found.samples == 1 else f"{found.samples} samples"
     style = "bold red" if found.verdict == WRONG else "bold green"

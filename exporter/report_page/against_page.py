@@ -55,6 +55,9 @@ def against_page(found: Mapping[str, Any], fix: str) -> Page:
     details = [f"Compared on {samples}: {found['inputs']}."]
     if found["ties"]:
         details.append(f"On {plural(found['ties'], 'sample')} a near-tie was met.")
+    if found["other_batches"]:
+        batches = " and ".join(map(str, found["other_batches"]))
+        details.append(f"Not compared was what takes {batches} samples at once.")
     verdict = Verdict(
         _TONES[word], word.upper(), _MEANS[word].format(source=found["source"]), tuple(details)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,13 @@ from helpers.cli import MODELS, TESTS, Answer, compile_model, refusal, tokexport
 from helpers.near_ties import CHANNELS, TOKENS, KeepsTheBest, Nudge, samples
 from helpers.thorough import thorough_but
 from models.cli_models import plain_vit
+from rich.console import Console
 from torch import Tensor
 
 import tokexport as package
 from tokexport.exporter.comparison.against import verify_against
+from tokexport.exporter.comparison.against_tables import render_against
+from tokexport.exporter.report_page.against_page import against_page
 from tokexport.exporter.source.in_memory import source_in_memory
 from tokexport.graph_passes import pipelines
 
@@ -200,6 +204,17 @@ def test_a_count_under_a_cap_and_its_check_are_compared(tmp_path: Path) -> None:
     found = answer.json
     assert (found["weights"], found["structure"]) == ("same", "same")
     assert "input_checks" in found["outputs"]
+
+
+def test_artifacts_that_are_not_compared_are_named(tmp_path: Path) -> None:
+    model, x = torch.nn.Linear(8, 5), torch.randn(1, 8)
+    options = {"batch": (1, 3, 4), "timed": False, "page": False}
+    bundle = package.compile(model, x, "ort", output=tmp_path / "ladder", **options).bundle
+    found = verify_against(bundle, source_in_memory(model, x))
+    assert (found.verdict != "wrong", found.other_batches) == (True, (3, 4))
+    render_against(found, Console(file=(printed := io.StringIO()), width=200))
+    assert "not compared: what takes 3 and 4 samples at once" in printed.getvalue()
+    assert "3 and 4 samples" in str(against_page(found.to_json(), "").verdict)
 
 
 def test_fixed_inputs_and_a_reduction_of_ones_own_are_taken(made: Path, tmp_path: Path) -> None:
