@@ -67,7 +67,7 @@ types: $(INSTALLED)
 	  ci/proof_mutations.py ci/operator_table.py ci/operator_families.py ci/docs_site.py ci/reference_pages.py ci/json_schemas.py \
 	  ci/overview_picture.py ci/real_weights.py ci/compare_compiles.py ci/compare_speed.py ci/lock_checks.py \
 	  ci/attack.py ci/speed_trials.py ci/soak.py ci/serve_load.py ci/environments.py ci/attacks/*.py \
-	  ci/arm_checks.py ci/arm_processors.py ci/verified_bundle.py ci/wheels.py
+	  ci/arm_checks.py ci/arm_processors.py ci/integer_products.py ci/verified_bundle.py ci/wheels.py
 
 # The library is built anew with -fsanitize=address, and found by its variable; the leaks that it
 # would report are those of the interpreter. OpenVINO loads libraries in a way that AddressSanitizer

@@ -18,6 +18,8 @@ _TOOLS: Final = ROOT / "build" / "aarch64" / "bin"
 _CORES: Final = 2
 #: The glibcs, 2.N, whose wheels the root runs.
 _GLIBCS: Final = (17, 24, 26, 27, 28, 31, 34, 35)
+#: Where Linux says what it knows of them.
+_CPUS: Final = Path("sys/devices/system/cpu")
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,10 @@ class Processor:
 
 _PLAIN = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
 _DOTPROD = f"{_PLAIN} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"
-#: In the last one SME stays off: with it the emulator, or ONNX Runtime, multiplies bytes wrongly.
 PROCESSORS: Final = (
     Processor("Cortex-A72", "cortex-a72", "neon", _PLAIN, "0xd08"),
     Processor("Neoverse N1", "neoverse-n1", "neon_dotprod", _DOTPROD, "0xd0c"),
-    Processor("max, without SME", "max,sme=off", "neon_i8mm", f"{_DOTPROD} sve bf16 i8mm", "0xd40"),
+    Processor("max", "max", "neon_i8mm", f"{_DOTPROD} sve bf16 i8mm sme", "0xd40"),
 )
 
 
@@ -81,8 +82,8 @@ def install(folder: Path, *arguments: str) -> None:
 
 
 def tool(name: str) -> str:
-    """Returns where a compiler or emulator is."""
-    found = shutil.which(name) or shutil.which(name, path=str(_TOOLS))
+    """Returns where a compiler or emulator is; that of the system may be too old."""
+    found = shutil.which(name, path=str(_TOOLS)) or shutil.which(name)
     if found is None:
         raise SystemExit(f"{name} is missing: run ci/aarch64.sh.")
     return found
@@ -128,8 +129,8 @@ def run_python(
 
 def _root_of(processor: Processor) -> Path:
     """Returns a root that says of its processor what Linux would say on it."""
-    root = SYSTEM / processor.emulated.partition(",")[0]
-    if root.exists():
+    root = SYSTEM / processor.emulated
+    if (root / _CPUS / "cpu0").exists():
         return root
     made = root.with_name(f"{root.name}.part")
     shutil.rmtree(made, ignore_errors=True)
@@ -140,13 +141,22 @@ def _root_of(processor: Processor) -> Path:
     (made / "proc" / "cpuinfo").write_text(
         "".join(_core(processor, number) for number in range(_CORES))
     )
-    cores = made / "sys" / "devices" / "system" / "cpu"
-    cores.mkdir(parents=True)
+    cores = made / _CPUS
+    for number in range(_CORES):
+        registers = cores / f"cpu{number}" / "regs" / "identification"
+        registers.mkdir(parents=True)
+        (registers / "midr_el1").write_text(f"0x{_midr(processor):016x}\n")
     for name in ("possible", "present", "online"):
         (cores / name).write_text(f"0-{_CORES - 1}\n")
     (cores / "kernel_max").write_text(f"{_CORES - 1}\n")
+    shutil.rmtree(root, ignore_errors=True)
     made.rename(root)
     return root
+
+
+def _midr(processor: Processor) -> int:
+    """Returns the register that names a processor: ARM's, in its revision 1."""
+    return 0x41 << 24 | 0xF << 16 | int(processor.part, 16) << 4 | 1
 
 
 def _core(processor: Processor, number: int) -> str:

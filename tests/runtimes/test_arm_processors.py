@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import arm_processors
 import numpy as np
@@ -100,19 +101,38 @@ def test_the_kernels_compute_what_their_functions_say(processor: str, server: Pa
     assert done.returncode == 0, done.stdout
 
 
+def verified_on(
+    processor: arm_processors.Processor, bundle: str, library: str | Path
+) -> dict[str, Any]:
+    """Returns the verdict on a bundle with a library of kernels, or without: ``off``."""
+    arm_processors.fetch()
+    root = arm_processors.ROOT
+    script = [str(root / "ci" / "verified_bundle.py"), str(root / "tests" / "bundles" / bundle)]
+    environment = {"PYTHONPATH": str(root / "ci" / "typing"), "TOKEXPORT_NATIVE": str(library)}
+    said = arm_processors.run_python(processor, script, environment)
+    assert said.returncode == 0, said.stderr
+    found: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
+    assert found["machine"] == "aarch64"
+    return found
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("bundle", ["kernels_ort", "least_cosine", "relative_tolerance"])
 @pytest.mark.parametrize("processor", arm_processors.PROCESSORS, ids=lambda one: one.isa)
 def test_a_bundle_that_was_compiled_on_x86_passes_its_gate(
     processor: arm_processors.Processor, bundle: str, server: Path
 ) -> None:
-    arm_processors.fetch()
-    root = arm_processors.ROOT
-    script = [str(root / "ci" / "verified_bundle.py"), str(root / "tests" / "bundles" / bundle)]
-    library = str(server.with_name("tokexport_native.so"))
-    environment = {"PYTHONPATH": str(root / "ci" / "typing"), "TOKEXPORT_NATIVE": library}
-    said = arm_processors.run_python(processor, script, environment)
-    assert said.returncode == 0, said.stderr
-    found = json.loads(said.stdout.splitlines()[-1])
-    assert (found["machine"], found["kernels"]) == ("aarch64", processor.isa)
+    found = verified_on(processor, bundle, server.with_name("tokexport_native.so"))
+    assert found["kernels"] == processor.isa
+    assert found["passed"], found
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("bundle", ["kernels_openvino", "least_cosine"])
+@pytest.mark.parametrize("processor", arm_processors.PROCESSORS, ids=lambda one: one.isa)
+def test_a_bundle_passes_its_gate_without_kernels(
+    processor: arm_processors.Processor, bundle: str
+) -> None:
+    found = verified_on(processor, bundle, "off")
+    assert found["kernels"] == "none"
     assert found["passed"], found
