@@ -130,8 +130,14 @@ class Classifier:
             pictures: Files, or pixels (H, W, 3) uint8.
 
         Raises:
+            InputMismatchError: It is one picture, not several.
             RunError: The runtime failed, or gave numbers that are not finite.
         """
+        if isinstance(pictures, str | bytes | os.PathLike):
+            raise InputMismatchError(
+                f"A {type(pictures).__name__} is given, not several pictures.",
+                fix="Pass a list: classify(runner, [picture]).",
+            )
         waiting: list[tuple[ClassifiedPicture, np.ndarray | None]] = []
         count = 0
         for picture in pictures:

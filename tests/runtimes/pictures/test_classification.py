@@ -165,6 +165,9 @@ def test_pixels_and_notes(bundle: MakeBundle, photos: list[Path], tmp_path: Path
         assert "transparency was dropped" in clear.notes[0]
         with pytest.raises(PreprocessingError, match="pixels are float64"):
             classify(runner, [pixels / 255])
+        for one in (str(photos[0]), photos[0], photos[0].read_bytes()):
+            with pytest.raises(InputMismatchError, match="not several pictures"):
+                classify(runner, one)  # type: ignore[arg-type]
 
 
 def test_equal_scores_come_in_the_order_of_the_classes(bundle: MakeBundle) -> None:
