@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import relpath
@@ -162,7 +163,7 @@ def check_bundles(
         raise UsageError(
             "The lock has no bundle in a folder, so there is nothing to check.",
             where=str(path),
-            fix=f"Add bundles: tokexport lock BUNDLE --file {path}",
+            fix=f"Add bundles: tokexport lock BUNDLE --file {shlex.quote(str(path))}",
         )
     checks = (check_bundle(name, lock.bundles[name], named[name], path, asked) for name in named)
     return CheckResult(path, tuple(checks), strict)
@@ -241,7 +242,7 @@ def locked_name(lock: Lock, path: Path, bundle: Path) -> str:
         where=f"{path}: {listed(sorted(alike or lock.bundles))}",
         fix="Check it where the lock has it."
         if alike
-        else f"Add it: tokexport lock {bundle} --file {path}",
+        else f"Add it: tokexport lock {shlex.join((str(bundle), '--file', str(path)))}",
     )
 
 

@@ -10,6 +10,7 @@ clock, so the same bundle measured twice leaves the same file.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -309,7 +310,7 @@ def read_lock(path: Path) -> Lock:
         raise UsageError(
             "The lock does not exist.",
             where=str(path),
-            fix=f"Write it first: tokexport lock BUNDLE --file {path}",
+            fix=f"Write it first: tokexport lock BUNDLE --file {shlex.quote(str(path))}",
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise _not_read(path, printable(str(error))) from error

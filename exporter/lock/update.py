@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,7 +171,8 @@ def _another(name: str, path: Path, breaks: Sequence[Finding]) -> UsageError:
     return UsageError(
         f"The lock has another bundle {name}: {listed([one.what for one in breaks])} differ.",
         where=str(path),
-        fix=f"See what differs: tokexport check --lock {path}; accept it with --update.",
+        fix=f"See what differs: tokexport check --lock {shlex.quote(str(path))}; "
+        "accept it with --update.",
     )
 
 

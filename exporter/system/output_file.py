@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ def check_parent(output: Path) -> None:
         raise WriteError(
             "The folder that the output goes into does not exist.",
             where=str(output.parent),
-            fix=f"Make it first: mkdir -p {output.parent}",
+            fix=f"Make it first: mkdir -p {shlex.quote(str(output.parent))}",
         )
 
 
@@ -97,7 +98,7 @@ def check_place(output: Path, force: bool) -> None:
         raise OutputExistsError(
             "The output is a folder, and a file is to be written.",
             where=str(output),
-            fix=f"Pass the file itself: --output {output / 'NAME'}",
+            fix=f"Pass the file itself: --output {shlex.quote(str(output / 'NAME'))}",
         )
     if os.path.lexists(output) and not force:
         raise OutputExistsError(

@@ -126,7 +126,8 @@ def test_outputs_that_are_there_or_in_the_bundle(ort_bundle: Path, tmp_path: Pat
     assert tokexport(*given, "--output", output, "--force").code == 0
     inside = ort_bundle / "b.tar"
     refusal(tokexport(*given, "--output", inside), 2, tmp_path, "into the bundle")
-    refusal(tokexport(*given, "--output", tmp_path / "no" / "b.tar"), 4, tmp_path, "mkdir -p")
+    no_folder = tokexport(*given, "--output", tmp_path / "no such" / "b.tar")
+    refusal(no_folder, 4, tmp_path, f"mkdir -p '{tmp_path / 'no such'}'")
     unknown = ("package", ort_bundle, "--format", "zip", "--output", tmp_path / "b.zip")
     refusal(tokexport(*unknown), 2, tmp_path, "no format 'zip'", "tar, triton")
     batched = ("--batching", "--output", tmp_path / "c.tar")
