@@ -36,7 +36,7 @@ def load(
     require_kernels: bool = False,
     batches: Collection[int] | None = None,
     public_key: str | os.PathLike[str] | None = None,
-    certificates: Sequence[str | os.PathLike[str]] = (),
+    certificates: Sequence[str | os.PathLike[str]] | None = None,
 ) -> BundleRunner:
     """Loads a bundle for running, and warns where native kernels are there and do not load.
 
@@ -54,7 +54,8 @@ def load(
             at once; None loads all.
         public_key: The PEM file of a key: the bundle has to be signed by it, which is verified
             before anything is parsed. None takes that of ``TOKEXPORT_PUBLIC_KEY``, where it is set.
-        certificates: PEM files instead, which the signer's certificate has to come from.
+        certificates: PEM files instead, which the signer's certificate has to come from; None for
+            none, and an empty list is refused.
 
     Returns:
         The runner, which takes any number of samples; it frees what it holds at ``close`` or at the

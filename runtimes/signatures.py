@@ -54,7 +54,8 @@ _ASKED: Final[ContextVar[Signer | None]] = ContextVar("signer")
 
 
 def signer_of(
-    public_key: str | os.PathLike[str] | None, certificates: Sequence[str | os.PathLike[str]] = ()
+    public_key: str | os.PathLike[str] | None,
+    certificates: Sequence[str | os.PathLike[str]] | None = None,
 ) -> Signer | None:
     """Returns who has to have signed a bundle; None where nobody has to.
 
@@ -64,14 +65,20 @@ def signer_of(
         certificates: Those that the signer's certificate has to come from.
 
     Raises:
-        SignatureError: A key and certificates are given, or the variable is set to nothing.
+        SignatureError: A key and certificates are given, an empty list of them, or the variable
+            is set to nothing.
     """
-    if public_key is not None and certificates:
+    if public_key is not None and certificates is not None:
         raise SignatureError(
             "A signature is verified with a public key or with certificates, not with both.",
             fix="Leave one of them out.",
         )
-    if certificates:
+    if certificates is not None:
+        if not certificates:
+            raise SignatureError(
+                "The list of trusted certificates is empty.",
+                fix="Pass the PEM file of one, or none at all to ask for no signature.",
+            )
         return Signer(certificates=tuple(map(Path, certificates)))
     if public_key is not None:
         return Signer(Path(public_key))
@@ -104,7 +111,7 @@ def held_to(signer: Signer | None) -> Iterator[None]:
 def trusted_manifest(
     bundle: Path,
     public_key: str | os.PathLike[str] | None = None,
-    certificates: Sequence[str | os.PathLike[str]] = (),
+    certificates: Sequence[str | os.PathLike[str]] | None = None,
 ) -> Manifest:
     """Reads the manifest of a bundle, which has to be signed first where a signature is asked for.
 

@@ -180,7 +180,7 @@ def verify_bundle(
     threads: int | None = None,
     require_kernels: bool = False,
     public_key: str | os.PathLike[str] | None = None,
-    certificates: Sequence[str | os.PathLike[str]] = (),
+    certificates: Sequence[str | os.PathLike[str]] | None = None,
 ) -> VerifyResult:
     """Runs a bundle on its reference inputs and compares with its reference outputs.
 

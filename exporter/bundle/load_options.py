@@ -18,13 +18,13 @@ class LoadOptions:
         threads: The most threads for a CPU runtime; None leaves the choice to the runtime.
         require_kernels: Whether to fail where the target's native kernels do not load.
         public_key: The key that has to have signed the bundle; None for that of the environment.
-        certificates: Those that the signer's certificate has to come from, instead.
+        certificates: Those that the signer's certificate has to come from, instead; None for none.
     """
 
     threads: int | None = None
     require_kernels: bool = False
     public_key: Path | None = None
-    certificates: tuple[Path, ...] = ()
+    certificates: tuple[Path, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuses a number of threads below 1."""

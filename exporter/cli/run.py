@@ -80,7 +80,7 @@ def run_command(
             threads=threads,
             require_kernels=require_kernels,
             public_key=public_key,
-            certificates=tuple(trusted_certificate or ()),
+            certificates=tuple(trusted_certificate) if trusted_certificate else None,
         )
         if pictures:
             if (inputs, output, samples) != (None, None, None):

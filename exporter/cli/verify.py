@@ -100,7 +100,7 @@ def verify_command(
         from tokexport.runtimes.verification import verify_bundle
 
         check_threads(threads)
-        certificates = trusted_certificate or ()
+        certificates = trusted_certificate or None
         if against is not None:
             folders = tuple(code_path or ())
             options = SourceOptions(against, folders, checkpoint, builder, trust_pickle)

@@ -303,6 +303,8 @@ def test_another_key_is_refused(signed: Path, keys: Keys, others: Keys) -> None:
     for path in (Path("nowhere.pem"), signed):
         with pytest.raises(SignatureError, match="The public key cannot be read"):
             load(signed, public_key=path)
+    with pytest.raises(SignatureError, match="list of trusted certificates is empty"):
+        load(signed, certificates=[])  # as a pattern that matches no file gives
     with pytest.raises(SignatureError, match="not with both"):
         load(signed, public_key=keys.public, certificates=[keys.root])
 
