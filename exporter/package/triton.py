@@ -27,7 +27,7 @@ from tokexport.exporter.package.options import PackageOptions
 from tokexport.exporter.package.triton_config import TritonModel, WarmUp
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.batch_plan import BatchPlan
-from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec
+from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec, common_ranges
 from tokexport.runtimes.openvino.runner import HINTS
 
 _MODEL: Final = Path(__file__).with_name("triton_model.py.txt")
@@ -149,6 +149,7 @@ def _batched(
             "Batching is for bundles of ort and openvino.", fix="Leave --batching out."
         )
     plan = BatchPlan({one.batch: one.latency_ms for one in ladder})
+    ranges = common_ranges([one.input_ranges for one in ladder])
     serving: dict[str, Any] = {
         "runtime": runtime,
         "precision": HINTS.get(manifest.precision, ""),
@@ -164,9 +165,7 @@ def _batched(
             for one in ladder
         ],
         "plan": [plan.cut(count + 1) for count in range(ladder[-1].batch)],
-        "inputs": [
-            {"name": spec.name, "range": _range(spec.name, ladder)} for spec in manifest.inputs
-        ],
+        "inputs": [{"name": spec.name, "range": ranges.get(spec.name)} for spec in manifest.inputs],
         "outputs": [{"name": one.name} for one in manifest.outputs],
     }
     model = TritonModel(
@@ -189,12 +188,6 @@ def _checks(manifest: Manifest) -> dict[str, Any] | None:
     if checks is None:
         return None
     return {"output": checks.output, "held": list(map(str, checks.held))}
-
-
-def _range(name: str, ladder: Sequence[Manifest]) -> tuple[int, int] | None:
-    """Returns the whole numbers of an input that every artifact takes; None for all."""
-    ranges = [one.input_ranges[name] for one in ladder if name in one.input_ranges]
-    return (max(low for low, _ in ranges), min(high for _, high in ranges)) if ranges else None
 
 
 def _one_sample(spec: TensorSpec) -> TensorSpec:

@@ -22,7 +22,7 @@ import numpy as np
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.array_checks import check_inputs
 from tokexport.runtimes.bundle.batch_plan import BatchPlan
-from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec
+from tokexport.runtimes.bundle.manifest import Manifest, TensorSpec, common_ranges
 from tokexport.runtimes.bundle.runner import Runner
 from tokexport.runtimes.errors import InputMismatchError
 
@@ -57,7 +57,7 @@ class BundleRunner(Runner):
             manifest.batch: runner for manifest, runner in zip(manifests, runners, strict=True)
         }
         self.constants = first.constants
-        self.ranges = _common_ranges(runners)
+        self.ranges = common_ranges([runner.ranges for runner in runners])
         ladder = [(manifest.batch, manifest) for manifest in manifests]
         self._batched = _batched([(batch, one.inputs) for batch, one in ladder])
         outputs = _batched([(batch, one.outputs) for batch, one in ladder])
@@ -242,16 +242,6 @@ def _batched(ladder: Sequence[tuple[int, Sequence[TensorSpec]]]) -> frozenset[st
         {spec.name for spec in specs if spec.shape[:1] == (batch,)} for batch, specs in ladder
     ]
     return frozenset(set.intersection(*at_each))
-
-
-def _common_ranges(runners: Sequence[Runner]) -> dict[str, tuple[int, int]]:
-    """Returns the whole numbers that every artifact takes, by input."""
-    names = {name for runner in runners for name in runner.ranges}
-    found = {}
-    for name in names:
-        ends = [runner.ranges[name] for runner in runners if name in runner.ranges]
-        found[name] = max(low for low, _ in ends), min(high for _, high in ends)
-    return found
 
 
 def _cut(array: Array, begin: int, count: int, batch: int) -> Array:

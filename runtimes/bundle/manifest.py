@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,19 @@ def batch_of(specs: Sequence[TensorSpec]) -> int:
     """
     first = specs[0].shape if specs else ()
     return first[0] if first else 1
+
+
+def common_ranges(each: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
+    """Returns the whole numbers that every artifact of some takes, from the first to the last.
+
+    Args:
+        each: Those that one artifact takes, by input; an input that is left out takes all.
+    """
+    found = {}
+    for name in {name for ranges in each for name in ranges}:
+        ends = [ranges[name] for ranges in each if name in ranges]
+        found[name] = max(low for low, _ in ends), min(high for _, high in ends)
+    return found
 
 
 def at_batch(name: str, batch: int) -> str:
