@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,12 +130,11 @@ def run_python(
 
 def _root_of(processor: Processor) -> Path:
     """Returns a root that says of its processor what Linux would say on it."""
-    root = SYSTEM / processor.emulated
-    if (root / _CPUS / "cpu0").exists():
+    root = SYSTEM / "roots" / processor.emulated
+    if root.exists():
         return root
-    made = root.with_name(f"{root.name}.part")
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir()
+    root.parent.mkdir(exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=root.parent))
     for entry in (SYSTEM / "root").iterdir():
         (made / entry.name).symlink_to(entry)
     (made / "proc").mkdir()
@@ -149,8 +149,10 @@ def _root_of(processor: Processor) -> Path:
     for name in ("possible", "present", "online"):
         (cores / name).write_text(f"0-{_CORES - 1}\n")
     (cores / "kernel_max").write_text(f"{_CORES - 1}\n")
-    shutil.rmtree(root, ignore_errors=True)
-    made.rename(root)
+    try:
+        made.rename(root)
+    except OSError:  # another process was first
+        shutil.rmtree(made)
     return root
 
 

@@ -104,7 +104,7 @@ def test_linear_in_integers_with_more_rows_than_a_task_takes() -> None:
 
 
 @in_integers
-@pytest.mark.parametrize("x", [0.0, 3.0, -2.0])
+@pytest.mark.parametrize("x", [0.0, 3.0, -2.0, 1e-45, -1e-43])
 def test_integers_of_one_number(x: float) -> None:
     panels = packed_bytes(np.array([[5], [-7]], np.int8))
     one = np.ones(1, np.float32)

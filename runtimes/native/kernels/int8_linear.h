@@ -96,7 +96,7 @@ inline void quantise_task(const QuantiseArgs& args, size_t task) {
       std::memcpy(q + i, &bytes, count);
     }
     // The zeros behind a row are multiplied by weights of zero.
-    std::memset(q + args.depth, 0, args.row_bytes - args.depth);
+    for (size_t i = args.depth; i < args.row_bytes; ++i) q[i] = 0;
   }
 }
 

@@ -16,13 +16,15 @@ struct Quantisation {
 };
 
 // Returns the quantisation of DynamicQuantizeLinear: 0 is in its range, and is a whole number of steps
-// from the ends. Where an element is not finite, the scale is NaN, and so is the product.
+// from the ends. Where an element is not finite, the scale is NaN, and so is the product. A range whose
+// steps are too small for a number is one of zeros.
 Quantisation dynamic_quantisation(const MinMaxArgs& args, size_t tasks) {
   if (tasks == 0) return {1.0f, 0};
   const float low = *std::min_element(args.min, args.min + tasks);
   const float high = *std::max_element(args.max, args.max + tasks);
   if (!std::isfinite(high - low)) return {std::nanf(""), 0};
-  const float scale = low == high ? 1.0f : (high - low) / 255.0f;
+  const float step = (high - low) / 255.0f;
+  const float scale = step == 0.0f ? 1.0f : step;
   const float zero_point = std::nearbyint(std::clamp(-low / scale, 0.0f, 255.0f));
   return {scale, static_cast<int32_t>(zero_point)};
 }
