@@ -12,6 +12,9 @@ from tokexport.exporter.errors import UsageError
 #: Names that all servers, registries and file systems take.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
+#: The largest of the 32-bit numbers that configurations of servers hold.
+_MOST: Final = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class PackageOptions:
@@ -37,14 +40,15 @@ class PackageOptions:
         """Refuses numbers that mean nothing.
 
         Raises:
-            UsageError: There is no instance or thread, or a negative delay.
+            UsageError: There is no instance or thread, a delay is negative, or a number is more
+                than servers read.
         """
         for name, least in (("delay_us", 0), ("instances", 1), ("threads", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not least <= value <= _MOST:
                 raise UsageError(
-                    f"--{name.replace('_', '-')} is {value}, and {least} is the least.",
-                    fix="Pass a larger number, or leave it out.",
+                    f"--{name.replace('_', '-')} is {value}, and {least} to {_MOST} are possible.",
+                    fix="Pass another number, or leave it out.",
                 )
 
     def given(self) -> set[str]:

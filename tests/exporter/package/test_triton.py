@@ -162,6 +162,7 @@ def test_refusals(ort_bundle: Path, openvino_bundle: Path, tmp_path: Path) -> No
 
     assert "takes no library" in refused(openvino_bundle, "--kernels", "/k.so")
     assert "--instances is 0" in refused(ort_bundle, "--instances", "0")
+    assert "1 to 2147483647 are possible" in refused(ort_bundle, "--instances", "99999999999")
     assert "--threads is -1" in refused(ort_bundle, "--threads", "-1")
     assert "waits for others only where" in refused(ort_bundle, "--delay-us", "5")
     assert not (tmp_path / "models").exists()
