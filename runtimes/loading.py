@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from tokexport.runtimes import native_library
@@ -137,25 +138,57 @@ def check_contents(bundle: Path, manifest: Manifest) -> None:
             f"the artifact of {manifest.runtime.flavour} should end in {suffix}, and it is "
             f"{manifest.artifact!r:.80}",
         )
-    files: set[str] = set()
-    try:
-        match suffix:
-            case ".onnx":
-                files = onnx_contents(artifact).files
-            case ".xml":
+    match suffix:
+        case ".onnx":
+            check_onnx(bundle, manifest, manifest.artifact)
+        case ".xml":
+            with _refused(artifact, "artifact"):
                 check_ir(artifact)
-                weights = weights_beside(artifact)
-                files = {weights.name} if weights.exists() else set()
+            weights = weights_beside(artifact)
+            read = [weights.name] if weights.exists() else []
+            _require_listed(bundle, manifest, manifest.artifact, read, "artifact")
+
+
+def check_onnx(bundle: Path, manifest: Manifest, name: str, what: str = "artifact") -> None:
+    """Checks an ONNX file of a bundle before a runtime reads it.
+
+    Args:
+        bundle: The bundle's folder.
+        manifest: Its manifest.
+        name: The file.
+        what: What it is, for a message.
+
+    Raises:
+        BundleError: It holds what tokexport never writes, or reads a file that has no hash.
+    """
+    path = file_in(bundle, name)
+    with _refused(path, what):
+        read = onnx_contents(path).files
+    _require_listed(bundle, manifest, name, read, what)
+
+
+@contextmanager
+def _refused(path: Path, what: str) -> Iterator[None]:
+    """Refuses a bundle whose file cannot be read in the block, or holds what none of ours does."""
+    try:
+        yield
     except (ContentsError, OSError) as error:
         raise BundleError(
-            f"The artifact is not one that tokexport writes: {error}.",
-            where=str(artifact),
+            f"The {what} is not one that tokexport writes: {error}.",
+            where=str(path),
             fix="Do not use this bundle, or compile the model anew.",
         ) from error
-    for name in sorted(files - manifest.files.keys()):
+
+
+def _require_listed(
+    bundle: Path, manifest: Manifest, name: str, read: Collection[str], what: str
+) -> None:
+    """Refuses a bundle with a file that reads others, relative to itself, which have no hash."""
+    beside = {(PurePosixPath(name).parent / one).as_posix() for one in read}
+    for unlisted in sorted(beside - manifest.files.keys()):
         raise BundleError(
-            f"The artifact reads a file that the manifest does not list: {name!r:.80}.",
-            where=str(artifact),
+            f"The {what} reads a file that the manifest does not list: {unlisted!r:.80}.",
+            where=str(bundle / name),
             fix="Do not use this bundle: tokexport lists every file.",
         )
 

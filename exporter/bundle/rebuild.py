@@ -37,8 +37,7 @@ from tokexport.runtimes.bundle.manifest_reader import broken_manifest
 from tokexport.runtimes.bundle.reference import Reference, read_reference
 from tokexport.runtimes.errors import BundleError, NoDeviceError
 from tokexport.runtimes.files.ir_contents import weights_beside
-from tokexport.runtimes.files.onnx_contents import ContentsError, onnx_contents
-from tokexport.runtimes.loading import open_runner, unknown_flavour
+from tokexport.runtimes.loading import check_onnx, open_runner, unknown_flavour
 from tokexport.runtimes.signatures import SIGNATURE_NAME, trusted_manifest
 from tokexport.runtimes.verification import VerifyResult, require_gates, verify_runner
 
@@ -141,8 +140,9 @@ def rebuild(
     manifest = trusted_manifest(bundle)
     backend = _backend(bundle, manifest)
     require_gates(bundle, manifest)
-    kept = [_kept_onnx(bundle, manifest, one.kept_onnx) for one in manifest.ladder]
     old = _artifact_files(manifest)
+    check_files(bundle, manifest, but=old)
+    kept = [_kept_onnx(bundle, manifest, one.kept_onnx) for one in manifest.ladder]
     references = [read_reference(bundle, one) for one in manifest.ladder]
     place = bundle.resolve() if output is None else output  # the bundle may be reached by a link
     if place.resolve() != bundle.resolve():
@@ -258,33 +258,18 @@ def _built(backend: Backend, manifest: Manifest, kept: Sequence[str], folder: Pa
 
 
 def _kept_onnx(bundle: Path, manifest: Manifest, kept: str | None) -> str:
-    """Returns the name of a kept ONNX file, after all but the artifacts were checked.
+    """Returns the name of a kept ONNX file that is as tokexport writes it.
 
     Raises:
-        BundleError: A file is altered, or the ONNX file holds what tokexport never writes.
+        BundleError: It has no hash, holds what tokexport never writes, or reads other files.
     """
-    path = file_in(bundle, kept or "")
     if kept is None or kept not in manifest.files or kept in _artifact_files(manifest):
         raise BundleError(
             f"The manifest has no hash of the kept ONNX file {kept!r:.80}.",
             where=str(bundle),
             fix="Do not use this bundle: tokexport lists every file.",
         )
-    check_files(bundle, manifest, but=_artifact_files(manifest))
-    try:
-        beside = {Path(kept).with_name(name).as_posix() for name in onnx_contents(path).files}
-    except (ContentsError, OSError) as error:
-        raise BundleError(
-            f"The kept ONNX file is not one that tokexport writes: {error}.",
-            where=str(path),
-            fix="Do not use this bundle, or compile the model anew.",
-        ) from error
-    if unlisted := sorted(beside - manifest.files.keys()):
-        raise BundleError(
-            f"The kept ONNX reads a file that the manifest does not list: {unlisted[0]!r:.80}.",
-            where=str(path),
-            fix="Do not use this bundle: tokexport lists every file.",
-        )
+    check_onnx(bundle, manifest, kept, "kept ONNX file")
     return kept
 
 

@@ -165,6 +165,19 @@ def test_a_foreign_graph_is_refused_before_a_runtime_reads_it(bundle: Path) -> N
     refusal(answer, 5, bundle.parent, "not one that tokexport writes", "a graph of its own")
 
 
+def test_weights_in_another_folder_are_refused(bundle: Path) -> None:
+    (bundle.parent / "other.bin").write_bytes(bytes(1 << 16))
+
+    def elsewhere(model: onnx.ModelProto) -> None:
+        largest = max(model.graph.initializer, key=lambda one: len(one.raw_data))
+        onnx.external_data_helper.set_external_data(largest, "../other.bin")
+        largest.ClearField("raw_data")
+
+    with_onnx(bundle, elsewhere)
+    answer = tokexport("rebuild", bundle)
+    refusal(answer, 5, bundle.parent, "does not list: '../other.bin'")
+
+
 @pytest.mark.parametrize("name", ["model.xml", "../lowered.onnx", "/etc/passwd", "nowhere.onnx"])
 def test_a_name_that_is_no_kept_file_is_refused(name: str, bundle: Path) -> None:
     edit(bundle, lambda data: data.update(kept_onnx=name))
