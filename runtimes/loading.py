@@ -81,7 +81,7 @@ def load(
     runners: list[Runner] = []
     try:
         with on_cores(cores):
-            count = threads or len(cores or ()) if before is None else free_cores_since(before)
+            count = threads or len({*(cores or ())}) if before is None else free_cores_since(before)
             for one in chosen:
                 check_contents(folder, one)
                 runners.append(open_runner(folder, one, threads=count))

@@ -18,6 +18,7 @@ from tokexport.exporter.capture.token_cap_report import TokenCapReport
 from tokexport.exporter.config import CompileConfig
 from tokexport.exporter.edges.edge_report import EdgeReport
 from tokexport.exporter.errors import GateError
+from tokexport.exporter.inputs.class_numbers import read_class_names
 from tokexport.exporter.parity.accuracy import Accuracy
 from tokexport.exporter.parity.gates import Gate
 from tokexport.exporter.parity.proof import StageResult
@@ -198,7 +199,12 @@ def compile_run(
         config: What was asked for.
         checklist: Shows the stages.
         page: Gathers what a page shows; None gathers nothing.
+
+    Raises:
+        InputError: The names of the classes cannot be read, which the last stage writes.
     """
+    if isinstance(config.labels, Path):
+        read_class_names(config.labels)
     machine = describe_machine({"torch": config.threads or torch.get_num_threads()})
     record = CompileRecord(machine=machine)
     with (
