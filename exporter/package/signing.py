@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from tokexport.exporter.errors import (
+    ExporterError,
     OutputExistsError,
     PackageMissingError,
     UsageError,
+    WriteError,
     listed,
 )
 from tokexport.exporter.json_values import plain
@@ -161,8 +163,9 @@ def _sign(
                 certificate_chain=chain or (certificate,),  # it takes no empty one
             )
             _check_certificate(certificate)
-        config.sign(bundle, output)
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # of an unusable key
+    except (ExporterError, MemoryError):
+        raise
+    except Exception as error:  # ValueError, AttributeError of RSA, and classes of cryptography
         said = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
         if isinstance(error, AttributeError):  # which keys of RSA and of Ed25519 end in
             said = "it is no key on an elliptic curve"
@@ -170,4 +173,12 @@ def _sign(
             "The bundle cannot be signed by this key or certificate.",
             where=f"{key}{'' if certificate is None else f', {certificate}'}: {said}",
             fix="Pass a PEM key without a password, on P-256, P-384 or P-521, and its certificate.",
+        ) from error
+    try:
+        config.sign(bundle, output)
+    except OSError as error:
+        raise WriteError(
+            f"The signature cannot be made: {error.strerror or error}.",
+            where=str(error.filename or output),
+            fix="Make room for temporary files, and let the bundle be read.",
         ) from error

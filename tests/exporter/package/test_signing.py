@@ -32,6 +32,9 @@ from tokexport.runtimes.verification import verify_bundle
 #: model-signing's own command line, which knows nothing of tokexport.
 MODEL_SIGNING = (sys.executable, "-m", "model_signing", "--log-level", "error")
 
+#: The object identifier of the curve P-256, 1.2.840.10045.3.1.7, in DER.
+P256 = bytes.fromhex("06082a8648ce3d030107")
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -438,6 +441,25 @@ def test_a_certificate_that_is_not_valid_or_not_for_signing(
     assert tokexport(*given).code == 0
     with load(bundle, certificates=[place]):
         pass
+
+
+def test_a_key_on_a_curve_that_is_not_known(
+    ort_bundle: Path, tmp_path: Path, keys: Keys, signed: Path
+) -> None:
+    shutil.copytree(ort_bundle, bundle := tmp_path / "bundle")
+    path = tmp_path / "key.pem"
+    for source in (keys.private, keys.public):
+        first, *middle, last = source.read_text().splitlines()
+        content = base64.b64decode("".join(middle))
+        assert P256 in content
+        other = base64.b64encode(content.replace(P256, P256[:-1] + b"\x7f")).decode()
+        path.write_text(f"{first}\n{other}\n{last}\n")
+        if source == keys.private:
+            answer = tokexport("sign", bundle, "--key", path)
+            refusal(answer, 2, bundle, "cannot be signed by this key", "P-256, P-384 or P-521")
+        else:
+            with pytest.raises(SignatureError, match="holds no public key on P-256"):
+                load(signed, public_key=path)
 
 
 def test_keys_of_another_kind(ort_bundle: Path, tmp_path: Path) -> None:
