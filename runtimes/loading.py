@@ -6,11 +6,11 @@ import os
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from tokexport.runtimes import native_library
-from tokexport.runtimes.bundle.bundle_files import check_files, file_in
+from tokexport.runtimes.bundle.bundle_files import beside, check_files, file_in
 from tokexport.runtimes.bundle.bundle_runner import BundleRunner
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest, TensorSpec
 from tokexport.runtimes.bundle.manifest_reader import broken_manifest
@@ -184,8 +184,7 @@ def _require_listed(
     bundle: Path, manifest: Manifest, name: str, read: Collection[str], what: str
 ) -> None:
     """Refuses a bundle with a file that reads others, relative to itself, which have no hash."""
-    beside = {(PurePosixPath(name).parent / one).as_posix() for one in read}
-    for unlisted in sorted(beside - manifest.files.keys()):
+    for unlisted in sorted(beside(name, read) - manifest.files.keys()):
         raise BundleError(
             f"The {what} reads a file that the manifest does not list: {unlisted!r:.80}.",
             where=str(bundle / name),

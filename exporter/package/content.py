@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokexport.runtimes.arrays import Array
-from tokexport.runtimes.bundle.bundle_files import check_files, file_in, hash_file
+from tokexport.runtimes.bundle.bundle_files import beside, check_files, file_in, hash_file
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME, Manifest
 from tokexport.runtimes.bundle.reference import read_reference
 from tokexport.runtimes.errors import BundleError
@@ -66,7 +66,7 @@ class Content:
         path = self.files[artifact]
         names = {artifact}
         if path.suffix == ".onnx":
-            names |= onnx_contents(path).files
+            names |= beside(artifact, onnx_contents(path).files)
         elif weights := self.weights_of(artifact):
             names.add(weights)
         return {name: self.files[name] for name in sorted(names)}

@@ -63,6 +63,17 @@ def check_files(bundle: Path, manifest: Manifest, but: Collection[str] = ()) -> 
             )
 
 
+def beside(name: str, read: Collection[str]) -> set[str]:
+    """Returns the names of files that a file of the bundle reads, by how it calls them itself.
+
+    Args:
+        name: The file.
+        read: What it reads, relative to its own folder.
+    """
+    folder, slash, _ = name.rpartition("/")
+    return {f"{folder}{slash}{one}" for one in read}
+
+
 def file_in(bundle: Path, name: str) -> Path:
     """The path of a file of the bundle.
 

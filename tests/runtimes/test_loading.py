@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -12,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from tokexport.exporter.package.content import read_content
 from tokexport.runtimes import Runner, TensorSpec, load
 from tokexport.runtimes.bundle.manifest import RuntimeInfo
 from tokexport.runtimes.errors import BundleError, InputMismatchError, RunError
@@ -246,6 +248,30 @@ def test_a_file_that_the_manifest_does_not_list_is_not_read(
     (unlisted / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"does not list: 'big\.weights'"):
         load(unlisted)
+
+
+def test_weights_are_looked_for_beside_the_artifact(
+    make_bundle: BundleMaker, save_model: Callable[..., Path], classifier_model: onnx.ModelProto
+) -> None:
+    path = save_model(classifier_model, name="big.onnx", external="big.weights")
+    bundle = make_bundle(artifact=path)
+    (bundle / "inner").mkdir()
+    (bundle / "big.onnx").rename(bundle / "inner" / "big.onnx")
+    shutil.copyfile(bundle / "big.weights", bundle / "inner" / "big.weights")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["artifact"] = "inner/big.onnx"
+    manifest["files"]["inner/big.onnx"] = manifest["files"].pop("big.onnx")
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"does not list: 'inner/big\.weights'"):
+        load(bundle)
+    manifest["files"]["inner/big.weights"] = manifest["files"]["big.weights"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with load(bundle):
+        pass
+    assert {*read_content(bundle).read_by("inner/big.onnx")} == {
+        "inner/big.onnx",
+        "inner/big.weights",
+    }
 
 
 def test_an_artifact_that_runs_a_graph_in_a_node_is_refused(
