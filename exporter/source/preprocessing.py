@@ -81,6 +81,21 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing | None:
     )
 
 
+def makes_one_size(config: Mapping[str, Any]) -> bool:
+    """Returns whether an image processor of transformers brings every picture to one size.
+
+    Args:
+        config: Its ``to_dict()``.
+    """
+    if config.get("do_center_crop", False) and config.get("crop_size") is not None:
+        return True
+    size = config.get("size")
+    if size is None or not config.get("do_resize", True):
+        return False
+    # {"longest_edge": n} keeps the ratio of the sides; an empty object says nothing, and is damaged
+    return not isinstance(size, Mapping) or not size or bool({"height", "shortest_edge"} & {*size})
+
+
 def transformers_preprocessing(config: Mapping[str, Any], path: Path) -> Preprocessing:
     """Reads the steps from the configuration of an image processor of transformers.
 

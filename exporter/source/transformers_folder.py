@@ -30,6 +30,7 @@ from tokexport.exporter.errors import (
 from tokexport.exporter.source.files.torch_file import damaged
 from tokexport.exporter.source.input_shapes import known_input_shapes
 from tokexport.exporter.source.preprocessing import (
+    makes_one_size,
     transformers_preprocessing,
     unreadable_preprocessing,
 )
@@ -209,8 +210,12 @@ def load_transformers_folder(folder: Path, trust_pickle: bool) -> Loaded:
     return Loaded(model, used, known_input_shapes(model), preprocessing, notes)
 
 
-def _preprocessing(transformers: ModuleType, path: Path) -> Preprocessing:
-    """Reads the folder's image processor, whose class has defaults for what the file omits."""
+def _preprocessing(transformers: ModuleType, path: Path) -> Preprocessing | None:
+    """Reads the folder's image processor, whose class has defaults for what the file omits.
+
+    Returns:
+        Its steps; None where it leaves pictures of many sizes.
+    """
     auto = _attribute(transformers, "AutoImageProcessor")
     with _quiet(transformers), _offline():
         try:
@@ -222,7 +227,10 @@ def _preprocessing(transformers: ModuleType, path: Path) -> Preprocessing:
         except Exception as error:  # what its classes raise of values that they do not know
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise unreadable_preprocessing(path, lines[0] if lines else "") from error
-        return held_to_processor(processor, transformers_preprocessing(processor.to_dict(), path))
+        config = processor.to_dict()
+        if not makes_one_size(config):
+            return None
+        return held_to_processor(processor, transformers_preprocessing(config, path))
 
 
 def _weight_files(folder: Path, trust_pickle: bool) -> tuple[bool, tuple[Path, ...]]:

@@ -184,6 +184,19 @@ def test_preprocessing_as_transformers_writes_it(folder: Path) -> None:
     assert found.rescale_factor == pytest.approx(1 / 255)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"image_processor_type": "SamImageProcessor"},  # the longest side alone
+        {"image_processor_type": "GLPNImageProcessor"},  # a multiple of some pixels
+        {"image_processor_type": "ViTImageProcessor", "do_resize": False},
+    ],
+)
+def test_a_processor_of_many_sizes_says_no_steps(folder: Path, config: dict[str, Any]) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert load(folder).preprocessing is None
+
+
 def test_steps_that_its_configuration_does_not_say_are_named(folder: Path) -> None:
     config = {"image_processor_type": "PoolFormerImageProcessor", "crop_size": 16}
     (folder / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
