@@ -15,7 +15,6 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,7 +106,7 @@ def bom_of(content: Content) -> dict[str, Any]:
         "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'urn:sha256:{digest}')}",
         "version": 1,
         "metadata": {
-            **_timestamp(manifest.created),
+            **({} if content.created is None else {"timestamp": content.created}),
             "tools": {"components": [_tokexport(tokexport.__version__)]},
             "component": _model(content, digest),
         },
@@ -231,15 +230,6 @@ def _tokexport(version: str) -> dict[str, Any]:
 
 def _hashes(digest: str) -> list[dict[str, str]]:
     return [{"alg": "SHA-256", "content": digest}]
-
-
-def _timestamp(created: str) -> dict[str, str]:
-    """Returns when the bundle was made; nothing where the manifest says no time."""
-    try:
-        found = datetime.fromisoformat(created)
-    except ValueError:
-        return {}
-    return {"timestamp": found.isoformat()} if found.tzinfo else {}
 
 
 def _report(content: Content, name: str) -> Mapping[str, Any] | None:

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from tokexport.runtimes.arrays import Array
@@ -56,6 +57,15 @@ class Content:
     name: str
     manifest: Manifest
     files: dict[str, Path]
+
+    @property
+    def created(self) -> str | None:
+        """When it was made, ISO 8601; None where its manifest says no time with a zone."""
+        try:
+            found = datetime.fromisoformat(self.manifest.created)
+        except ValueError:
+            return None
+        return found.isoformat() if found.tzinfo else None
 
     def ladder(self) -> tuple[Manifest, ...]:
         """The manifest of each artifact by itself, from the smallest batch to the largest."""

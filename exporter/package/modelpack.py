@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from tokexport.exporter.package.content import Content, PackageFiles, digest_of
 from tokexport.exporter.package.oci_layout import (
-    CREATED,
     TITLE,
     Layer,
+    annotations_of,
     as_json,
     image_layout,
 )
@@ -49,8 +49,9 @@ def modelpack_files(content: Content, _: PackageOptions) -> PackageFiles:
         for name, path in content.files.items()
     ]
     config = Layer(as_json(_config(content, layers)), CONFIG_TYPE)
-    about = {CREATED: content.manifest.created, TITLE: content.name}
-    return image_layout(layers, artifact_type=ARTIFACT_TYPE, config=config, annotations=about)
+    return image_layout(
+        layers, artifact_type=ARTIFACT_TYPE, config=config, annotations=annotations_of(content)
+    )
 
 
 def _kind(name: str, references: set[str]) -> str:
@@ -67,7 +68,7 @@ def _config(content: Content, layers: list[Layer]) -> dict[str, Any]:
     manifest = content.manifest
     return {
         "descriptor": {
-            "createdAt": manifest.created,
+            **({} if content.created is None else {"createdAt": content.created}),
             "name": content.name,
             "description": _description(manifest),
         },

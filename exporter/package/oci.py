@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from tokexport.exporter.package.content import Content, PackageFiles
-from tokexport.exporter.package.oci_layout import CREATED, TITLE, Layer, image_layout
+from tokexport.exporter.package.oci_layout import TITLE, Layer, annotations_of, image_layout
 from tokexport.exporter.package.options import PackageOptions
 
 ARTIFACT_TYPE: Final = "application/vnd.tokexport.bundle.v1"
@@ -25,5 +25,6 @@ def oci_files(content: Content, _: PackageOptions) -> PackageFiles:
         Layer(path, _TYPES.get(path.suffix, _BYTES), {TITLE: name})
         for name, path in content.files.items()
     ]
-    about = {CREATED: content.manifest.created, TITLE: content.name}
-    return image_layout(layers, artifact_type=ARTIFACT_TYPE, config=EMPTY, annotations=about)
+    return image_layout(
+        layers, artifact_type=ARTIFACT_TYPE, config=EMPTY, annotations=annotations_of(content)
+    )

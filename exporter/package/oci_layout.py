@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tokexport.exporter.package.content import PackageFiles, Source, digest_of
+from tokexport.exporter.package.content import Content, PackageFiles, Source, digest_of
 
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
@@ -47,6 +47,12 @@ class Layer:
         return (
             {**described, "annotations": dict(self.annotations)} if self.annotations else described
         )
+
+
+def annotations_of(content: Content) -> dict[str, str]:
+    """Returns what an artifact says of a bundle: its name, and when it was made."""
+    made = {} if content.created is None else {CREATED: content.created}
+    return {**made, TITLE: content.name}
 
 
 def as_json(value: object) -> bytes:

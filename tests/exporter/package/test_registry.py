@@ -19,6 +19,7 @@ from helpers.small_bundles import product_bundle
 
 from tokexport.exporter.package.content import read_content
 from tokexport.exporter.package.modelpack import modelpack_files
+from tokexport.exporter.package.oci import oci_files
 from tokexport.exporter.package.options import PackageOptions
 from tokexport.runtimes.bundle.bundle_files import hash_file
 from tokexport.runtimes.bundle.manifest_reader import read_manifest
@@ -141,6 +142,17 @@ def test_what_kind_every_file_of_a_ladder_is(tmp_path: Path) -> None:
         "report.batch2.json": "doc",
         "report.html": "doc",
     }
+
+
+@pytest.mark.parametrize("created", ["yesterday", "2026-01-02T03:04:05"])
+def test_a_time_that_is_none_is_left_out(tmp_path: Path, created: str) -> None:
+    bundle = product_bundle(tmp_path / "product", 2)
+    dataclasses.replace(read_manifest(bundle), created=created).write(bundle)
+    for written in (oci_files, modelpack_files):
+        files = written(read_content(bundle), PackageOptions()).files
+        texts = [one for one in files.values() if isinstance(one, bytes)]
+        assert texts
+        assert not [one for one in texts if created.encode() in one]
 
 
 def test_no_attention_is_called_no_transformer(tmp_path: Path) -> None:
