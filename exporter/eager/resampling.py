@@ -26,6 +26,8 @@ _BYTE: Final = 255
 #: How far each filter reaches, in pixels of the smaller image.
 _REACH: Final = {"box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 NEAREST: Final = "nearest"
+#: The two numbers of Hamming's window, which Pillow has in float32.
+_RAISED: Final = (float(np.float32(0.54)), float(np.float32(0.46)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +87,10 @@ def _filtered(size: int, resized: int, interpolation: str) -> np.ndarray:
     first = np.maximum((middles - reach + 0.5).astype(np.int64), 0)
     last = np.minimum((middles + reach + 0.5).astype(np.int64), size)
     places = np.arange(size)
-    away = (places + 0.5 - middles[:, None]) / wide
+    away = (places - middles[:, None] + 0.5) * (1.0 / wide)  # in the order in which Pillow rounds
     inside = (places >= first[:, None]) & (places < last[:, None])
     weights = np.where(inside, _weights(away, interpolation), 0.0)
-    found: np.ndarray = weights / weights.sum(-1, keepdims=True)
+    found: np.ndarray = weights / np.cumsum(weights, axis=-1)[:, -1:]
     return found
 
 
@@ -101,7 +103,7 @@ def _weights(away: np.ndarray, interpolation: str) -> np.ndarray:
         case "bilinear":
             return np.where(x < 1, 1 - x, 0)
         case "hamming":
-            return np.where(x < 1, np.sinc(x) * (0.54 + 0.46 * np.cos(np.pi * x)), 0)
+            return np.where(x < 1, np.sinc(x) * (_RAISED[0] + _RAISED[1] * np.cos(np.pi * x)), 0)
         case "bicubic":  # a = −0.5
             near = (1.5 * x - 2.5) * x * x + 1
             far = ((-0.5 * x + 2.5) * x - 4) * x + 2

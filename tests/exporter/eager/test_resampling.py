@@ -46,6 +46,15 @@ def test_an_axis_is_resized_as_by_pillow(
     np.testing.assert_array_equal(resized(row, one), by_pillow(row, new, interpolation))
 
 
+def test_no_coefficient_is_off_by_a_unit() -> None:
+    rows = np.random.default_rng(0).integers(0, 2, (509, 20_000), dtype=np.uint8) * 255
+    one = coefficients(509, 34, "hamming")
+    units = one.coarse.astype(np.float64) * (1 << FINE) + one.fine
+    sums = units @ rows.astype(np.float64) + (1 << (POINT - 1))  # whole numbers, exact in float64
+    wanted = np.asarray(Image.fromarray(rows).resize((20_000, 34), Image.Resampling.HAMMING))
+    np.testing.assert_array_equal(np.clip(np.floor(sums / (1 << POINT)), 0, 255), wanted)
+
+
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_coefficients_are_whole_and_add_up(interpolation: str) -> None:
     one = coefficients(640, 224, interpolation)
