@@ -124,6 +124,15 @@ def test_either_axis_may_come_first(size: tuple[int, int]) -> None:
         np.testing.assert_array_equal(found.numpy(), bytes_)
 
 
+@pytest.mark.parametrize("size", [(670, 2), (2, 670)])
+def test_the_order_of_axes_is_found_for_one_pixel(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(7).integers(0, 256, (300, *size, 3), dtype=np.uint8)
+    steps = of_transformers(size=(1, 1), resize=(1, 1), crop=None, interpolation="lanczos")
+    found = Resize(size, steps)(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())
+    bytes_ = np.stack([steps.resized(one) for one in pixels]).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(found.numpy(), bytes_)
+
+
 def test_another_pillow_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Preprocessing.resized
     monkeypatch.setattr(Preprocessing, "resized", lambda *given: right(*given) ^ 2)
