@@ -186,6 +186,7 @@ def _result(walk: Walk, bundle: GivenBundle | None, found: Found | None) -> Bise
         inputs=answered.batches.origin,
         samples=answered.batches.samples,
         altered=bundle is not None and _is_altered(bundle),
+        other_batches=tuple(one.batch for one in bundle.manifest.ladder[1:]) if bundle else (),
         fault=_fault(walk, found) if walk.stage else None,
         ties=len({sample for one in walk.ties for sample in one.samples}),
         passed=passed,

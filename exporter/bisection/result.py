@@ -62,6 +62,8 @@ class Bisection:
         inputs: Where the inputs come from, a clause.
         samples: How many samples were compared.
         altered: Whether a file of the bundle is not the one that was written.
+        other_batches: How many samples the bundle's other artifacts take at once, which were not
+            looked at.
         fault: Where it goes wrong; None where no stage differs by more than near-ties.
         ties: How many samples a near-tie excuses.
         passed: The stages that agree.
@@ -77,6 +79,7 @@ class Bisection:
     inputs: str
     samples: int
     altered: bool
+    other_batches: tuple[int, ...]
     fault: Fault | None
     ties: int
     passed: tuple[str, ...]

@@ -11,12 +11,14 @@ from tokexport.exporter.bisection.result import Bisection
 def render_bisection(found: Bisection, console: Console) -> None:
     """Prints what was compared, and the stage, the block and the node that are off."""
     fault = found.fault
+    others = " and ".join(map(str, found.other_batches))
     rows = [
         ("source", found.source),
         ("bundle", str(found.bundle) if found.bundle else ""),
         ("target", f"{found.target}, {found.precision}"),
         ("inputs", found.inputs),
         ("files", "not those that were written" if found.altered else ""),
+        ("not looked at", f"what takes {others} samples at once" if others else ""),
         ("agree", ", ".join(found.passed)),
     ]
     if fault is not None:

@@ -146,6 +146,10 @@ def compare(
         said = (*notes, *unlike)
         if alone:
             said += (f"On one side only: {listed(alone)}.",)
+        for side in (one, other):
+            if side.other_batches:
+                batches_left = " and ".join(map(str, side.other_batches))
+                said += (f"{side.info.name} takes {batches_left} samples too, not compared here.",)
         sides = ((one, batches), (other, theirs))
         agreement = _agreement(sides, threads)
         return ComparedOutputs(

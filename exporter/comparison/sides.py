@@ -71,12 +71,14 @@ class Side(ABC):
         constants: Inputs that it holds the value of.
         preprocessing: How a picture becomes its input, as a source says it or as a manifest holds
             it; None where it does not.
+        other_batches: How many samples a bundle's other artifacts take at once, which are not run.
     """
 
     info: SideInfo
     inputs: tuple[TensorSpec, ...]
     constants: tuple[ConstantInput, ...] = ()
     preprocessing: Preprocessing | Mapping[str, Any] | None = None
+    other_batches: tuple[int, ...] = ()
 
     @abstractmethod
     def answers(self, batches: Batches) -> dict[str, Array]:
@@ -111,6 +113,7 @@ class RunnerSide(Side):
         if kind == BUNDLE:
             manifest = trusted_manifest(path)
             precision, self.preprocessing = manifest.precision, manifest.preprocessing
+            self.other_batches = tuple(one.batch for one in manifest.ladder[1:])
             self._runner = load(path, threads=threads or allowed_cores(), batches=[manifest.batch])
         else:
             self._runner = Opening(path, precision=precision, threads=threads).open()

@@ -19,10 +19,15 @@ from rich.console import Console
 from torch import Tensor
 
 import tokexport as package
+from tokexport.exporter.bisection.bisect import bisect_bundle
+from tokexport.exporter.bisection.tables import render_bisection
 from tokexport.exporter.comparison.against import verify_against
 from tokexport.exporter.comparison.against_tables import render_against
+from tokexport.exporter.comparison.compare import compare
+from tokexport.exporter.config import ReduceConfig
 from tokexport.exporter.report_page.against_page import against_page
 from tokexport.exporter.source.in_memory import source_in_memory
+from tokexport.exporter.source.options import SourceOptions
 from tokexport.graph_passes import pipelines
 
 SOURCE = f"{MODELS}:plain_vit"
@@ -215,6 +220,13 @@ def test_artifacts_that_are_not_compared_are_named(tmp_path: Path) -> None:
     render_against(found, Console(file=(printed := io.StringIO()), width=200))
     assert "not compared: what takes 3 and 4 samples at once" in printed.getvalue()
     assert "3 and 4 samples" in str(against_page(found.to_json(), "").verdict)
+    sides = SourceOptions(str(bundle)), SourceOptions(str(bundle))
+    notes = compare(*sides, ReduceConfig()).notes
+    assert notes == (f"{bundle} takes 3 and 4 samples too, not compared here.",) * 2
+    looked = bisect_bundle(source_in_memory(model, x), bundle, tmp_path / "found")
+    assert (looked.fault, looked.other_batches) == (None, (3, 4))
+    render_bisection(looked, Console(file=(printed := io.StringIO()), width=200))
+    assert "what takes 3 and 4 samples at once" in printed.getvalue()
 
 
 def test_fixed_inputs_and_a_reduction_of_ones_own_are_taken(made: Path, tmp_path: Path) -> None:
