@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -339,7 +340,7 @@ def parse_embedded(text: str) -> tuple[int, int] | None:
     """
     if text == NORMALISE:
         return None
-    sides = [int(side) if side.isascii() and side.isdigit() else 0 for side in text.split("x")]
+    sides = [int(side) if re.fullmatch("[0-9]{1,9}", side) else 0 for side in text.split("x")]
     if len(sides) != 2 or not all(1 <= side <= _LARGEST_SIDE for side in sides):
         raise UsageError(
             f"--embed-preprocess is {text!r:.40}.",

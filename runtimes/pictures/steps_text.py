@@ -11,6 +11,7 @@ interpolation    bicubic by default
 from __future__ import annotations
 
 import math
+import re
 from typing import Final
 
 from tokexport.runtimes.errors import PreprocessingError
@@ -134,7 +135,7 @@ def _numbers(key: str, text: str) -> tuple[float, ...]:
 
 def _size(text: str) -> tuple[int, int]:
     parts = text.split("x")
-    sides = [int(part) if part.isascii() and part.isdigit() else 0 for part in parts]
+    sides = [int(part) if re.fullmatch("[0-9]{1,9}", part) else 0 for part in parts]
     if len(sides) > 2 or not all(1 <= side <= _LARGEST for side in sides):
         raise PreprocessingError(
             f"size={text} is no size of a picture.",

@@ -179,6 +179,7 @@ def test_whole_numbers_are_the_bytes_of_a_picture(reduced: Path) -> None:
         (("--embed-preprocess", "48"), "--embed-preprocess is '48'."),
         (("--embed-preprocess", "0x48"), "--embed-preprocess is '0x48'."),
         (("--embed-preprocess", "48x9999"), "--embed-preprocess is '48x9999'."),
+        (("--embed-preprocess", f"48x{'9' * 5000}"), "--embed-preprocess is '48x999"),
         (("--embed-preprocess", "normalise", "--constant", "x=1"), "goes with a model of one"),
         (
             ("--embed-preprocess", "20x20", "--inputs", "PHOTOS"),

@@ -254,6 +254,7 @@ def test_no_normalisation() -> None:
         ("size=99999,mean=half", "size=99999"),
         ("size=1x2x3,mean=half", "size=1x2x3"),
         ("size=²,mean=half", "size=²"),
+        (f"size={'9' * 5000},mean=half", "size=9"),
         ("size=224,mean=imagenette", "no standard deviation"),
         ("size=224,mean=1/2,std=half", "mean=1/2"),
         ("size=224,mean=nan/0/0,std=half", "mean=nan/0/0"),
