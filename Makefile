@@ -32,6 +32,8 @@ test: $(INSTALLED)
 	-@test -e /usr/include/onnxruntime/onnxruntime_c_api.h || ci/ort_headers.sh
 	-@ci/debian_program.sh chromium usr/lib/chromium/chromium
 	-@ci/debian_program.sh skopeo usr/bin/skopeo
+	-@ci/debian_program.sh docker-registry usr/bin/docker-registry
+	-@ci/debian_program.sh oras usr/bin/oras trixie
 	-@ci/aarch64.sh
 	-@ci/sshd.sh
 	-@ci/cpp_packages.sh

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
 from typing import Any
 
-import pytest
+from helpers.debian_programs import program
 
-ROOT = Path(__file__).parents[2]
-_UNPACKED = ROOT / "build" / "chromium" / "chromium"
 _OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--hide-scrollbars", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=2000"),
@@ -72,14 +69,6 @@ class Opened:
     console: list[str]
 
 
-def chromium() -> str:
-    """The browser; the test is skipped only where neither the system nor ``make`` has one."""
-    found = shutil.which("chromium") or (str(_UNPACKED) if _UNPACKED.exists() else None)
-    if found is None:
-        pytest.skip("no Chromium here: `make test` fetches it by ci/debian_program.sh")
-    return found
-
-
 def opened(page: Path, folder: Path, width: int, dark: bool) -> Opened:
     """Opens a copy of a page at some width, on a dark or a light system.
 
@@ -96,7 +85,7 @@ def opened(page: Path, folder: Path, width: int, dark: bool) -> Opened:
     around.write_text(_AROUND.format(width=width, page=copy.name), encoding="utf-8")
     done = subprocess.run(
         [
-            *(chromium(), *_OPTIONS, f"--user-data-dir={folder / 'browser'}"),
+            *(program("chromium"), *_OPTIONS, f"--user-data-dir={folder / 'browser'}"),
             *("--window-size=1400,900", f"--blink-settings=preferredColorScheme={1 - dark}"),
             *("--dump-dom", around.as_uri()),
         ],

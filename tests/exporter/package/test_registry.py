@@ -1,4 +1,4 @@
-"""OCI layouts, plain and of ModelPack: skopeo copies them, and the artifact in them runs."""
+"""OCI layouts, plain and of ModelPack: skopeo and a registry take them, and their artifact runs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import hashlib
 import json
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from helpers.cli import refusal, tokexport
+from helpers.debian_programs import run_program
 from helpers.plain_runtime import hold_to_reference
-from helpers.skopeo import skopeo
+from helpers.registry import registry
 from helpers.small_bundles import product_bundle
 
 from tokexport.exporter.package.content import read_content
@@ -29,6 +31,9 @@ SCHEMA = Path(__file__).parent / "modelpack" / "config-schema.json"
 #: The annotation that names a layer's file.
 NAMES = {"oci": "org.opencontainers.image.title", "modelpack": "org.cncf.model.filepath"}
 FORMATS = tuple(NAMES)
+
+
+skopeo = partial(run_program, "skopeo")
 
 
 def packaged(bundle: Path, output: Path, format: str) -> dict[str, Any]:
@@ -67,6 +72,23 @@ def test_skopeo_copies_the_bundle(ort_bundle: Path, tmp_path: Path, format: str)
     }
     assert verify_bundle(files).passed
     hold_to_reference(files / "model.onnx", files, tmp_path)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_registry_takes_the_bundle_and_gives_it_back(
+    ort_bundle: Path, tmp_path: Path, format: str
+) -> None:
+    done = packaged(ort_bundle, tmp_path / "layout", format)
+    with registry(tmp_path) as address:
+        repository = f"{address}/models/vit:1"
+        source = f"oci:{tmp_path / 'layout'}:latest"
+        given = ("--quiet", "--insecure-policy", "--dest-tls-verify=false")
+        skopeo("copy", *given, source, f"docker://{repository}")
+        raw = skopeo("inspect", "--tls-verify=false", "--raw", f"docker://{repository}")
+        assert f"sha256:{hashlib.sha256(raw.encode()).hexdigest()}" == done["digest"]
+        run_program("oras", "pull", "--plain-http", repository, "--output", tmp_path / "pulled")
+    pulled = {one.name: hash_file(one) for one in (tmp_path / "pulled").iterdir()}
+    assert pulled == {one.name: hash_file(one) for one in ort_bundle.iterdir()}
 
 
 @pytest.mark.parametrize("format", FORMATS)
