@@ -22,8 +22,8 @@ def parse_numbers(what: str, text: str, example: str) -> tuple[int, ...]:
     wrong = [part for part in parts if not re.fullmatch(r"0*[1-9][0-9]{0,17}", part, re.ASCII)]
     if wrong:
         raise UsageError(
-            f"{what} {text!r} is not a list of whole numbers of 1 or more.",
-            where=f"At {wrong[0]!r}",
+            f"{what} {text!r:.80} is not a list of whole numbers of 1 to 10^18.",
+            where=f"At {wrong[0]!r:.80}",
             fix=f"Write it as numbers separated by commas: {example}",
         )
     return tuple(map(int, parts))

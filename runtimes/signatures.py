@@ -13,6 +13,7 @@ import logging
 import os
 import stat
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -50,6 +51,8 @@ class Signer:
     certificates: tuple[Path, ...] = ()
 
 
+#: Held while output, warnings and logging of the whole process are changed.
+_PROCESS: Final = threading.Lock()
 _ASKED: Final[ContextVar[Signer | None]] = ContextVar("signer")
 
 
@@ -191,15 +194,19 @@ def require_signature(bundle: Path, signer: Signer) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what model-signing prints, logs and warns of off the caller's output and filters."""
+    """Keeps what model-signing prints, logs and warns of off the caller's output and filters.
+
+    These are of the whole process, so one thread at a time changes them and puts them back.
+    """
     logger = logging.getLogger("model_signing")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logger.setLevel(before)
+    with _PROCESS:
+        before = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
+                yield
+        finally:
+            logger.setLevel(before)
 
 
 def _use(config: Any, signer: Signer) -> None:

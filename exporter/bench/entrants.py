@@ -40,6 +40,7 @@ from tokexport.exporter.worker.runner import (
 )
 from tokexport.runtimes.arrays import Array
 from tokexport.runtimes.bundle.runner import Runner
+from tokexport.runtimes.cores.free_cores import allowed_cores
 from tokexport.runtimes.errors import InputMismatchError
 from tokexport.runtimes.loading import load
 from tokexport.runtimes.signatures import held_to
@@ -184,7 +185,8 @@ class Entrants:
             if exit_code_of(error) is ExitCode.INTERNAL:
                 raise
             return Entrant(candidate, note=_said(error))
-        opened = partial(load, result.bundle, threads=self._config.threads)
+        threads = self._config.threads or allowed_cores()
+        opened = partial(load, result.bundle, threads=threads)
         entrant = self._opened(candidate, model, opened)
         shutil.rmtree(folder)
         return _as_proven(entrant, result)

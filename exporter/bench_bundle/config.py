@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tokexport.exporter.config import check_threads
 from tokexport.exporter.errors import UsageError
 from tokexport.exporter.speed.time_limits import time_limits
 from tokexport.runtimes.bundle.manifest import MANIFEST_NAME
@@ -43,6 +44,8 @@ class BundleBenchConfig:
             raise UsageError(
                 f"There are {len(self.bundles)} bundles to time.", fix="Pass one bundle, or two."
             )
+        for one in self.threads:
+            check_threads(one)
         if len(set(self.threads)) < len(self.threads):
             raise UsageError("A number of threads is given twice.", fix="Pass --threads 1,2,4.")
         if len(set(self.batches)) < len(self.batches):

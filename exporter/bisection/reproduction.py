@@ -57,7 +57,7 @@ def require_free(folder: Path, force: bool) -> None:
         folder,
         "reproduction",
         force,
-        lambda found: [one for one in found - _FILES if not one.endswith(".so")],
+        lambda found: [one for one in found - _FILES if "/" in one or not one.endswith(".so")],
     )
 
 

@@ -34,6 +34,7 @@ from tokexport.exporter.errors import (
     listed,
 )
 from tokexport.exporter.system.exchange import exchange
+from tokexport.exporter.system.output_file import check_replaceable
 from tokexport.exporter.system.output_folder import check_folder_place
 from tokexport.exporter.system.scratch import HeldFolder, held_signals, sweep
 from tokexport.runtimes.bundle.bundle_files import hash_file
@@ -83,6 +84,7 @@ class BundleWriter:
         """
         parent = self._output.parent
         try:
+            check_replaceable(self._given)
             self._put_back()
             self._check_place()
             sweep(parent, self._names("partial"))
@@ -217,7 +219,7 @@ class BundleWriter:
 
     def _check_place(self) -> None:
         """Refuses an output that may not be written or replaced."""
-        check_folder_place(self._given, "bundle", self._force, self._strangers)
+        check_folder_place(self._output, "bundle", self._force, self._strangers)
 
     def _strangers(self, found: set[str]) -> set[str]:
         """Returns those files of the output that its manifest does not name."""

@@ -153,7 +153,7 @@ def filling_warnings(runner: BundleRunner, samples: int) -> tuple[str, ...]:
     """
     batch = runner.batches[0]
     manifest = runner.manifest
-    if manifest is None or manifest.samples_independent or batch == 1 or samples % batch == 0:
+    if manifest.samples_independent or batch == 1 or samples % batch == 0:
         return ()
     return (
         f"The last batch of {batch} was filled up, and an answer may depend on the others of its "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -144,8 +145,9 @@ def rebuild(
     check_files(bundle, manifest, but=old)
     kept = [_kept_onnx(bundle, manifest, one.kept_onnx) for one in manifest.ladder]
     references = [read_reference(bundle, one) for one in manifest.ladder]
-    place = bundle.resolve() if output is None else output  # the bundle may be reached by a link
-    if place.resolve() != bundle.resolve():
+    # The bundle may be reached by a link, which stays one.
+    place = Path(os.path.realpath(bundle)) if output is None else output
+    if os.path.realpath(place) != os.path.realpath(bundle):
         check_outside(place, bundle)
     signed = (bundle / SIGNATURE_NAME).is_file()
     checklist = progress or Checklist(Console(stderr=True), enabled=False)
@@ -181,7 +183,7 @@ def rebuild(
         written.commit(built)
     return RebuildResult(
         bundle=bundle,
-        output=place,
+        output=bundle if output is None else output,
         status=built.status,
         flavour=runtime.flavour,
         version=runtime.version,

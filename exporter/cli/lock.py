@@ -73,10 +73,11 @@ def lock_command(
         from tokexport.exporter.lock.tables import render_lock
         from tokexport.exporter.lock.update import WrittenLock, differences, with_bundles
         from tokexport.exporter.source.options import SourceOptions
-        from tokexport.exporter.system.output_file import check_outside
+        from tokexport.exporter.system.output_file import check_outside, check_place
 
         check_threads(threads)
         check_outside(file, *bundles)
+        check_place(file, force=True)
         folders = tuple(code_path or ())
         held = source and SourceOptions(source, folders, checkpoint, builder, trust_pickle)
         options = _options(inputs, samples, threads, require_kernels, held or None, json)
@@ -145,7 +146,7 @@ def check_command(
         from tokexport.exporter.requirements import require_page_packages
         from tokexport.exporter.source.options import SourceOptions
         from tokexport.exporter.speed.paired_bundles import compare_speed
-        from tokexport.exporter.system.output_file import check_outside
+        from tokexport.exporter.system.output_file import check_outside, check_place
 
         check_threads(threads)
         folders = tuple(code_path or ())
@@ -161,8 +162,9 @@ def check_command(
         new, share = None if against is None else _only(bundles or ()), parse_share(slower)
         before = Lock() if path is None else read_lock(path)
         known = () if path is None else folders_of(before, path).values()
-        for output in filter(None, (junit, html)):
+        for output in filter(None, (junit, html, path if update else None)):
             check_outside(output, *(bundles or ()), *known, *filter(None, (against,)))
+            check_place(output, force=True)
         with redirect_user_output(json):
             found = CheckResult(None, ())
             if path is not None:

@@ -161,6 +161,8 @@ def _classify(
         )
     if csv == _STDOUT:
         show_text(found.as_csv())
+        for warning in found.warnings:
+            console(stderr=True).print(warning, markup=False, soft_wrap=True)
         if found.failed is not None:
             raise found.failed
         return

@@ -98,7 +98,7 @@ class Resize(nn.Module):
         return x if self.rows is None else _bytes(*torch.matmul(self.rows, x).chunk(2, dim=-2))
 
     def _take_the_order_of_pillow(self, size: tuple[int, int], steps: Preprocessing) -> None:
-        """Resizes the axis first that Pillow does, as pictures show that tell the two apart."""
+        """Resizes the axis first that Pillow does, as pictures show in which the two differ."""
         random = np.random.default_rng(0)
         for _ in range(_MOST_PROBES):
             pixels = random.integers(0, 256, (2, *size, 3), dtype=np.uint8)

@@ -192,7 +192,7 @@ def parse_shape(text: str, batch: int | None = None) -> tuple[int, ...]:
         batch: Takes the place of the first number when given.
 
     Raises:
-        UsageError: The text is not a list of whole numbers of 1 or more, or the batch is less than
+        UsageError: The text is not a list of whole numbers of 1 to 10^18, or the batch is less than
             1.
     """
     shape = parse_numbers("The input shape", text, "1,3,224,224, batch first")

@@ -24,9 +24,9 @@ def check_outside(output: Path, *bundles: Path) -> None:
     Raises:
         UsageError: It lies in one.
     """
-    place = output.resolve()
+    place = _real(output)
     folders = [one for one in bundles if os.path.lexists(one / MANIFEST_NAME)]
-    if any(place.is_relative_to(folder.resolve()) for folder in folders):
+    if any(place.is_relative_to(_real(folder)) for folder in folders):
         raise UsageError(
             "The output would go into the bundle, whose files have hashes in the manifest.",
             where=str(output),
@@ -48,18 +48,23 @@ def check_replaceable(output: Path) -> None:
             fix="Pass the name of a file or a folder.",
         )
     if output.is_dir():
-        if _working_folder().is_relative_to(output.resolve()):
+        if _working_folder().is_relative_to(_real(output)):
             raise UsageError(
                 "The output is the folder that the command runs in, or one above it.",
-                where=str(output.resolve()),
+                where=str(_real(output)),
                 fix="Run it in another folder: a new one takes the place of that.",
             )
     elif output.exists() and not output.is_file():
         raise OutputExistsError(
             "The output is a device, a pipe or a socket, and is not replaced.",
             where=str(output),
-            fix="Pass another --output.",
+            fix="Name another place.",
         )
+
+
+def _real(path: Path) -> Path:
+    """Returns where links lead; ``resolve`` raises where they go in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def _working_folder() -> Path:

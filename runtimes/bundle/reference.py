@@ -1,20 +1,21 @@
 """Reads the reference data of a bundle: samples, and what eager gives for them.
 
 reference.npz   inputs/<name>   (batches, *the input's shape)
-outputs/<name>  (batches, *the output's shape), of the model as its user gave it
-steady          (batches, samples), which samples are compared; all without it:
-on the others a decision is so near a tie that it falls either
-way, and outputs with one value a sample leave them out
-noise/<name>/…  (batches, samples or 1, …), what rounding explains in every
-neighbourhood of an output, along its axes 0, 1, …, as a
-``share`` of values that belong to none, and of constants far
-beyond the rest, ``fills``; and the ``scale`` of samples that
-have one number each; of samples of one row each how far every
-value may be off for its ``column``, (batches, samples, values);
-bundles made before have none
-channel/<name>/…
-(size,), how far the channels of an output may be off whose gate is one over
-all samples, along its axes 1, 2, …, and ``top1`` along the last
+                outputs/<name>  (batches, *the output's shape), of the model as its user gave it
+                steady          (batches, samples), which samples are compared; all without it:
+                                on the others a decision is so near a tie that it falls either
+                                way, and outputs with one value a sample leave them out
+                noise/<name>/…  (batches, samples or 1, …), what rounding explains in every
+                                neighbourhood of an output, along its axes 0, 1, …, as a
+                                ``share`` of values that belong to none, and of constants far
+                                beyond the rest, ``fills``; and the ``scale`` of samples that
+                                have one number each; of samples of one row each how far every
+                                value may be off for its ``column``, (batches, samples, values);
+                                bundles made before have none
+                channel/<name>/…
+                                (size,), how far the channels of an output may be off whose
+                                gate is one over all samples, along its axes 1, 2, …, and
+                                ``top1`` along the last
 """
 
 from __future__ import annotations

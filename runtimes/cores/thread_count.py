@@ -19,7 +19,7 @@ def check_thread_count(threads: int | None) -> None:
     if threads is None or is_thread_count(threads):
         return
     raise RunError(
-        f"The number of threads is {threads!r:.40}.",
+        f"The number of threads is {_shown(threads)}.",
         fix=f"Pass a whole number of 1 to {MOST_THREADS}, or leave it out.",
     )
 
@@ -29,3 +29,10 @@ def is_thread_count(threads: object) -> bool:
     return (
         isinstance(threads, int) and not isinstance(threads, bool) and 1 <= threads <= MOST_THREADS
     )
+
+
+def _shown(threads: object) -> str:
+    """Returns it for a message; Python writes no whole number of thousands of digits."""
+    if isinstance(threads, int) and abs(threads) >= 10**40:
+        return "too large"
+    return f"{threads!r:.40}"

@@ -287,7 +287,8 @@ def test_a_relative_output_stays_where_it_was_asked_for(
     monkeypatch.chdir(tmp_path)
     with BundleWriter(Path("out")) as bundle:
         (bundle.path / "model.onnx").write_bytes(b"x")
-        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "out").mkdir(parents=True)
+        (tmp_path / "elsewhere" / "out" / "mine").write_text("mine")
         monkeypatch.chdir(tmp_path / "elsewhere")
         bundle.commit(MANIFEST)
     assert names(tmp_path) == ["elsewhere", "out"]

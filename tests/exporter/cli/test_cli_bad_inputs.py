@@ -72,14 +72,14 @@ def test_files_that_hold_no_arrays(tmp_path: Path) -> None:
     [
         ("merging_vit", (), ("Nothing says which inputs the model takes.", "--input-shape")),
         ("merging_vit", ("--input-shape", "1,3,x"), ("'1,3,x' is not a list", "At 'x'")),
-        ("merging_vit", ("--input-shape", "0,3,12,12"), ("of 1 or more", "At '0'")),
+        ("merging_vit", ("--input-shape", "0,3,12,12"), ("of 1 to 10^18", "At '0'")),
         ("merging_vit", ("--input-shape", ""), ("is not a list of whole numbers",)),
         ("two_inputs", ("--input-shape", "2,4"), ("describes one input, and the source has 2",)),
         ("TwoInputs", ("--input-shape", "2,4"), ("forward takes pixels, mask",)),
         (
             "with_inputs",
             ("--batch", "0"),
-            ("--batch '0' is not a list of whole numbers of 1 or more.",),
+            ("--batch '0' is not a list of whole numbers of 1 to 10^18.",),
         ),
         ("with_inputs", ("--batch", "two"), ("--batch 'two' is not a list", "1,4,8")),
         ("with_inputs", ("--batch", "4,4"), ("The batches are 4,4.", "once")),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers.cli import MODELS, refusal, tokexport
 
+from tokexport.exporter.lock.lock_file import Lock
 from tokexport.runtimes.signatures import KEY_VARIABLE
 from tokexport.runtimes.verification import reference_inputs
 
@@ -121,6 +122,48 @@ def test_an_output_that_nothing_may_replace(
         message = refusal(tokexport(*given, "--force", "--output", output), 2, folder)
         assert re.search(said, message), message
     assert sorted(os.listdir()) == ["null", "pipe"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("lock", "BUNDLE", "--file"),
+        ("check", "BUNDLE", "--against", str(STORED), "--junit"),
+        ("check", "BUNDLE", "--against", str(STORED), "--html"),
+    ],
+    ids=" ".join,
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(
+    bundle: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tuple(one.replace("BUNDLE", str(bundle)) for one in arguments)
+    (bundle / "manifest.json").write_text("{")  # what a check behind it would complain of
+    (bundle.parent / "loop").symlink_to("loop")
+    monkeypatch.chdir(bundle.parent)
+    for place, code, said in (
+        ("-", 2, "'-' is no name"),
+        (os.devnull, 2, "a device, a pipe or a socket"),
+        ("loop/x", 4, "does not exist"),
+    ):
+        refusal(tokexport(*given, place), code, bundle.parent, said)
+
+
+def test_an_update_of_a_lock_in_a_bundle_is_refused(bundle: Path) -> None:
+    lock = bundle / "parity.lock.json"
+    Lock().write(lock)
+    answer = tokexport("check", bundle, "--lock", lock, "--update")
+    refusal(answer, 2, bundle.parent, "would go into the bundle")
+
+
+def test_libraries_below_an_output_are_no_reproduction(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "lib").mkdir(parents=True)
+    (tmp_path / "out" / "lib" / "mine.so").write_text("mine")
+    given = ("bisect", f"{MODELS}:plain_vit", bundle, "--force", "--output", tmp_path / "out")
+    refusal(tokexport(*given), 2, tmp_path, "holds other things", "mine.so")
+
+
+def test_numbers_of_threads_are_checked_before_the_first_is_timed(bundle: Path) -> None:
+    refusal(tokexport("bench", bundle, "--threads", "1,9999"), 2, bundle.parent, "1 to 1024")
 
 
 def test_a_link_that_leads_nowhere_is_not_replaced(bundle: Path, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_further_steps_of_the_source_are_refused(folder: Path) -> None:
 def test_other_models_take_no_pictures(specs: list[TensorSpec], folder: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_inputs(folder, specs, 2, pictures=PictureOptions(preprocess=TEXT))
-    assert "one input of shape (N, 3, H, W) in float32" in str(caught.value)
+    assert "pictures go into (N, 3, H, W) float32" in str(caught.value)
     assert str(specs[-1]) in str(caught.value)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from cryptography import x509
@@ -26,7 +29,14 @@ from tokexport.exporter.package.package import package_bundle
 from tokexport.exporter.package.signing import sign_bundle
 from tokexport.runtimes.errors import BundleError, RuntimeMissingError, SignatureError
 from tokexport.runtimes.loading import load
-from tokexport.runtimes.signatures import KEY_VARIABLE, held_to, signer_of, trusted_manifest
+from tokexport.runtimes.signatures import (
+    KEY_VARIABLE,
+    Signer,
+    held_to,
+    require_signature,
+    signer_of,
+    trusted_manifest,
+)
 from tokexport.runtimes.verification import verify_bundle
 
 #: model-signing's own command line, which knows nothing of tokexport.
@@ -542,6 +552,18 @@ def test_a_signature_travels_in_packages(signed: Path, tmp_path: Path, keys: Key
         pass
     with pytest.raises(BundleError):
         load(tmp_path / "out", public_key=keys.public)
+
+
+def test_threads_that_verify_leave_the_process_as_it_was(signed: Path, keys: Keys) -> None:
+    before = sys.stdout, [*warnings.filters], logging.getLogger("model_signing").level
+    signer = Signer(public_key=keys.public)
+    threads = [Thread(target=require_signature, args=(signed, signer)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = sys.stdout, [*warnings.filters], logging.getLogger("model_signing").level
+    assert after == before
 
 
 def test_force_may_replace_a_signed_bundle(signed: Path) -> None:
