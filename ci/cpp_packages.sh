@@ -12,7 +12,7 @@ are_in() {
   for header in "${headers[@]}"; do test -e "$1/$header" || return 1; done
 }
 are_in /usr/include && exit 0
-are_in "$place/usr/include" && exit 0
+are_in "$place/usr/include" && test -e "$place/usr/include/openssl/opensslconf.h" && exit 0
 rm -rf "$place"
 names=(nlohmann-json3-dev libpng-dev zlib1g-dev libssl-dev)
 ci/unpack_debian.sh --alone "$place" "${names[@]}" libpng16-16t64 libssl3t64 2> /dev/null ||

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from tokexport.exporter.bench_bundle.own_wheel import build_wheel
+from tokexport.exporter.errors import UsageError
 
 ROOT: Final = Path(__file__).parents[1]
 MACHINES: Final = ("x86_64", "aarch64")
@@ -72,7 +73,10 @@ def build(machine: str, output: Path) -> Path:
         "_PYTHON_HOST_PLATFORM": f"linux-{machine}",  # what wheels are named by
         "TOKEXPORT_OPENVINO": "0",
     }
-    wheel = build_wheel(ROOT, plain, ["-C", f"build-dir={folder / 'cmake'}"], environment)
+    try:
+        wheel = build_wheel(ROOT, plain, ["-C", f"build-dir={folder / 'cmake'}"], environment)
+    except UsageError as error:
+        raise SystemExit(error.where) from error
     with zipfile.ZipFile(wheel) as archive:
         if LIBRARY not in archive.namelist():
             raise SystemExit(f"{wheel.name} has no kernels: their build failed.")

@@ -19,7 +19,7 @@ def parse_numbers(what: str, text: str, example: str) -> tuple[int, ...]:
         UsageError: A part is no whole number of 1 or more.
     """
     parts = [part.strip() for part in text.split(",")]
-    wrong = [part for part in parts if not re.fullmatch(r"0*[1-9][0-9]{0,17}", part, re.ASCII)]
+    wrong = [part for part in parts if not re.fullmatch(r"0{0,18}[1-9][0-9]{0,17}", part, re.ASCII)]
     if wrong:
         raise UsageError(
             f"{what} {text!r:.80} is not a list of whole numbers of 1 to 10^18.",

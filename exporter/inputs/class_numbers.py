@@ -107,7 +107,7 @@ def numbered(names: Sequence[str], known: ClassNames | None, where: Path) -> Num
     if known is not None and len(found) == len(ordered):
         return NumberedClasses(found, f"numbered as {known.origin} names them")
     if all(name.isascii() and name.isdigit() for name in ordered):
-        return _whole_numbers(ordered)
+        return _whole_numbers(ordered, where)
     unknown = listed([repr(name) for name in ordered if name not in found])
     if known is not None and found and not known.asked:
         said = f"Some classes of the pictures are none of the model's: {unknown}. "
@@ -138,16 +138,26 @@ def _by_name(names: Sequence[str], known: ClassNames) -> dict[str, int]:
     return {name: known.numbers[its] for name, its in spelled.items() if its in known.numbers}
 
 
-def _whole_numbers(ordered: Sequence[str]) -> NumberedClasses:
-    """Takes names that are whole numbers as the numbers of the classes."""
-    numbers = {name: int(name) for name in ordered}
-    other = [(name, place) for place, name in enumerate(ordered) if int(name) != place]
+def _whole_numbers(ordered: Sequence[str], where: Path) -> NumberedClasses:
+    """Takes names that are whole numbers as the numbers of the classes.
+
+    Raises:
+        InputError: A number is that of no class.
+    """
+    if wrong := [name for name in ordered if _number(name) is None]:
+        raise InputError(
+            f"{wrong[0]!r:.40} is the number of no class.",
+            where=str(where),
+            fix=f"Number the classes from 0 to {MOST_LABELS - 1} at most, or name them.",
+        )
+    numbers = {name: _number(name) or 0 for name in ordered}
+    other = [(name, place) for place, name in enumerate(ordered) if numbers[name] != place]
     warnings: tuple[str, ...] = ()
     if other:
         name, place = other[0]
         warnings = (
             f"The classes are named by whole numbers, which are taken as their numbers: {name} is "
-            f"class {int(name)}. In sorted order, as torchvision's ImageFolder numbers subfolders, "
+            f"class {numbers[name]}. In sorted order, as torchvision's ImageFolder numbers them, "
             f"it would be {place}: if the model was trained so, write a .csv of files and labels.",
         )
     return NumberedClasses(numbers, "numbered by their names", warnings)
@@ -176,24 +186,36 @@ def read_class_names(path: Path) -> ClassNames:
     return ClassNames.of(once(pairs), path.name, asked=True, labels=labels)
 
 
+def _number(text: str) -> int | None:
+    """Returns the number of a class; None where a text is none."""
+    digits = text.lstrip("0") or text[-1:]
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(MOST_LABELS))):
+        return None
+    return int(digits) if int(digits) < MOST_LABELS else None
+
+
 def _parsed(text: str) -> list[tuple[str, int]]:
     """Returns the names of a file with the numbers of their classes."""
     stripped = text.strip()
-    if not stripped.startswith(("[", "{")):
-        if not stripped:
-            raise ValueError("it holds no names")
+    if stripped.startswith(("[", "{")):
+        data: Any = json.loads(stripped)
+        pairs = [*enumerate(data)] if isinstance(data, list) else [*data.items()]
+    else:
         lines = text.rstrip().splitlines()  # an empty line at the start is a class without a name
-        return [(line.strip(), place) for place, line in enumerate(lines) if line.strip()]
-    data: Any = json.loads(stripped)
-    pairs = enumerate(data) if isinstance(data, list) else data.items()
-    found = []
-    for number, name in pairs:
+        pairs = [(place, line.strip()) for place, line in enumerate(lines) if line.strip()]
+    found: dict[int, str] = {}
+    for key, name in pairs:
+        number = _number(str(key))
         if not isinstance(name, str):
             raise ValueError(f"{name!r:.40} is no name")
-        if not 0 <= int(number) < MOST_LABELS:
-            raise ValueError(f"{number} is the number of no class")
-        found.append((name, int(number)))
-    return found
+        if number is None:
+            raise ValueError(f"{str(key):.40} is the number of no class")
+        if number in found:
+            raise ValueError(f"class {number} has two names")
+        found[number] = name
+    if not found:
+        raise ValueError("it holds no names")
+    return [(name, number) for number, name in found.items()]
 
 
 def once(pairs: Sequence[tuple[str, int]]) -> dict[str, int | None]:

@@ -53,9 +53,12 @@ _TURNS: Final = {
 _WITH_PREVIEWS: Final = "MPO"
 _WITH_ALPHA: Final = ("RGBA", "RGBa", "LA", "La", "PA")
 _OTHER_COLOURS: Final = ("CMYK", "LAB", "HSV")
-#: What Pillow calls the numbers in a file of 16 bits a channel ("BGR;16" has 5 or 6), and of 12.
+#: What Pillow calls the numbers in a file of 16 bits a channel ("BGR;16" has 5 or 6), with a sign,
+#: of 12, and of a PNG file whose pixels are scaled when they are loaded.
 _16_BITS: Final = re.compile(r"'(I|L|LA);16|;16[BLNRS]")
+_SIGNED: Final = "16S"
 _12_BITS: Final = "I;12"
+_OTHER_DEPTHS: Final = re.compile(r"'L;[24]'|;16")
 #: The tag of TIFF that says how grey is stored, and its value where 0 is white.
 _PHOTOMETRIC: Final = 262
 _WHITE_IS_ZERO: Final = 0
@@ -136,7 +139,7 @@ def _decoded(pillow: ModuleType, file: BinaryIO, path: Path, most_pixels: int) -
                 fix="Save it as JPEG or PNG, or leave it out.",
             )
         stored = str(getattr(image, "tile", ""))
-        notes = [DEEPER] if _16_BITS.search(stored) else []
+        notes = [DEEPER] if _16_BITS.search(stored) or _is_deep_portable(image) else []
         image.load()
         _check_size(image, path, most_pixels)  # an icon may hold another size than it says
         converted, said = _as_rgb(pillow, image, path, stored)
@@ -148,6 +151,15 @@ def _decoded(pillow: ModuleType, file: BinaryIO, path: Path, most_pixels: int) -
             notes.append(FIRST_FRAME)
     pixels = np.array(converted, dtype=np.uint8)
     return Picture(pixels, tuple(dict.fromkeys(notes)))
+
+
+def _is_deep_portable(image: Any) -> bool:
+    """Returns whether a PPM or an SGI file has more than 8 bits a channel, before it is loaded."""
+    for tile in getattr(image, "tile", ()):
+        largest = tile[3][-1] if tile[0] == "ppm" and isinstance(tile[3], tuple) else 255
+        if tile[0] == "SGI16" or largest > 255:
+            return True
+    return False
 
 
 def _check_size(image: Any, path: Path, most_pixels: int) -> None:
@@ -176,22 +188,25 @@ def _as_rgb(pillow: ModuleType, image: Any, path: Path, stored: str) -> tuple[An
     mode = str(image.mode)
     if mode.startswith("I"):
         white = 4095 if _12_BITS in stored else 65535
-        return _deep_grey(pillow, image, path, white), [DEEPER]
+        notes = [TRANSPARENT] * ("transparency" in image.info)
+        return _deep_grey(pillow, image, path, white, signed=_SIGNED in stored), [*notes, DEEPER]
     if mode == "F":
         raise PictureError(
             "The picture holds floating-point numbers, and nothing says which is white.",
             where=str(path),
             fix="Save it with 8 bits a channel.",
         )
-    notes = [TRANSPARENT] * _is_transparent(image) + [OTHER_COLOURS] * (mode in _OTHER_COLOURS)
+    notes = [TRANSPARENT] * _is_transparent(image, stored) + [OTHER_COLOURS] * (
+        mode in _OTHER_COLOURS
+    )
     return image.convert("RGB"), notes
 
 
-def _deep_grey(pillow: ModuleType, image: Any, path: Path, white: int) -> Any:
+def _deep_grey(pillow: ModuleType, image: Any, path: Path, white: int, *, signed: bool) -> Any:
     """Scales grey of 12 or 16 bits to 8: white becomes 255."""
     values = np.asarray(image).astype(np.int64)
     lowest, highest = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    if lowest < 0 or highest > white:
+    if signed or lowest < 0 or highest > white:
         raise PictureError(
             f"The picture holds grey values from {lowest} to {highest}, and nothing says which is "
             "white.",
@@ -204,8 +219,14 @@ def _deep_grey(pillow: ModuleType, image: Any, path: Path, white: int) -> Any:
     return pillow.fromarray(np.repeat(grey[..., None], 3, axis=-1))
 
 
-def _is_transparent(image: Any) -> bool:
-    """Returns whether a pixel is not opaque."""
+def _is_transparent(image: Any, stored: str) -> bool:
+    """Returns whether a pixel is not opaque, or may not be.
+
+    Pillow keeps the transparent colour of a PNG file in the file's own depth, and scales pixels of
+    2, 4 and 16 bits to 8: which of them had that colour is then not known.
+    """
+    if "transparency" in image.info and _OTHER_DEPTHS.search(stored):
+        return True
     if "transparency" in image.info and image.mode not in _WITH_ALPHA:
         image = image.convert("RGBA")
     if image.mode not in _WITH_ALPHA:

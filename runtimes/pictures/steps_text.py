@@ -112,6 +112,9 @@ def _statistics(
 
 
 _STATISTICS: Final = ("mean", "std")
+_DIVIDE: Final = "Divide mean and std by 255: mean=0.485/0.456/0.406,std=0.229/0.224/0.225"
+#: Colours from 0 to 1 deviate by at most 0.5; a model may take them scaled by other numbers.
+_LEAST_DEVIATION, _MOST_DEVIATION = 1e-6, 4.0
 
 
 def _numbers(key: str, text: str) -> tuple[float, ...]:
@@ -128,7 +131,12 @@ def _numbers(key: str, text: str) -> tuple[float, ...]:
     if key == "mean" and not all(0 <= value <= 1 for value in values):
         raise PreprocessingError(
             f"mean={text} is no mean of a picture, whose colours go from 0 to 1.",
-            fix="Divide mean and std by 255: mean=0.485/0.456/0.406,std=0.229/0.224/0.225",
+            fix=_DIVIDE,
+        )
+    if key == "std" and not all(_LEAST_DEVIATION <= value <= _MOST_DEVIATION for value in values):
+        raise PreprocessingError(
+            f"std={text} is no deviation of a picture, whose colours go from 0 to 1.",
+            fix=_DIVIDE,
         )
     return values
 

@@ -40,6 +40,13 @@ def test_whole_numbers_are_themselves() -> None:
     assert (dict(padded.numbers), padded.warnings) == ({"00": 0, "01": 1, "02": 2}, ())
 
 
+@pytest.mark.parametrize("name", ["65536", "9" * 25, "9" * 5000])
+def test_numbers_of_no_class_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="is the number of no class"):
+        numbered(["0", name], None, HERE)
+    assert dict(numbered(["0" * 5000 + "7"], None, HERE).numbers).popitem()[1] == 7
+
+
 def test_numbers_beside_names_are_names() -> None:
     assert numbered(["1", "two"], None, HERE).by_place
 
@@ -99,7 +106,8 @@ def test_an_empty_line_is_a_class_without_a_name_wherever_it_stands(tmp_path: Pa
     "text",
     [
         *("", " \n", "[1]", '{"a": "b"}', "[", '{"0": ["x"]}', "\xff"),
-        *('{"-1": "a"}', '{"0": "a", "65536": "b"}'),
+        *('{"-1": "a"}', '{"0": "a", "65536": "b"}', "[]", "{}", '{"0": "a", "00": "b"}'),
+        *("\n" * 65536 + "a", '{"' + "9" * 5000 + '": "a"}'),
     ],
 )
 def test_files_without_names_are_refused(text: str, tmp_path: Path) -> None:

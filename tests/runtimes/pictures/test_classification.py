@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -172,7 +173,7 @@ def test_pixels_and_notes(bundle: MakeBundle, photos: list[Path], tmp_path: Path
 
 def test_equal_scores_come_in_the_order_of_the_classes(bundle: MakeBundle) -> None:
     grey = np.full((SIDE, SIDE, 3), 128, np.uint8)
-    steps = parse_preprocessing(f"size={SIDE},mean=0/0/0,std=1e9/1e9/1e9")
+    steps = replace(parse_preprocessing(f"size={SIDE},mean=none"), mean=(0, 0, 0), std=(1e9,) * 3)
     with load(bundle(scores=ClassScores("y", "independent"))) as runner:
         (one,) = classify(runner, [grey * 0], steps=steps, top=9)
     assert [scored.index for scored in one.classes] == [*range(CLASSES)]
@@ -228,7 +229,7 @@ def test_a_runner_without_a_bundle_is_refused(tmp_path: Path) -> None:
 
 
 def test_scores_that_are_not_finite_are_no_answer(bundle: MakeBundle, photos: list[Path]) -> None:
-    steps = parse_preprocessing(f"size={SIDE},mean=0/0/0,std=1e-38/1e-38/1e-38")
+    steps = replace(parse_preprocessing(f"size={SIDE},mean=none"), mean=(0, 0, 0), std=(1e-38,) * 3)
     with load(bundle(times=1e3)) as runner, pytest.raises(RunError, match="not finite"):
         classify(runner, photos, steps=steps)
 

@@ -102,6 +102,47 @@ def test_a_transparent_colour_that_no_pixel_has_loses_nothing(tmp_path: Path) ->
     assert decode(red).notes == (TRANSPARENT,)
 
 
+def png(size: tuple[int, int], depth: int, colour: int, rows: bytes, transparent: bytes) -> bytes:
+    """Writes a PNG file by hand, of kinds that Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0))]
+    parts += [chunk(b"tRNS", transparent)] if transparent else []
+    parts += [chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "transparent"),
+    [
+        (1, 0, b"\x80", b"\0\1"),
+        (2, 0, b"\x80", b"\0\2"),
+        (4, 0, b"\x30", b"\0\3"),
+        (8, 0, b"\7", b"\0\7"),
+        (16, 0, b"\1\1", b"\1\1"),
+        (16, 2, b"\0\1\0\2\0\3", b"\0\1\0\2\0\3"),
+    ],
+)
+def test_a_transparent_colour_is_noted_at_every_depth(
+    depth: int, colour: int, row: bytes, transparent: bytes
+) -> None:
+    deep = (DEEPER,) * (depth == 16)
+    assert {*decode(png((1, 1), depth, colour, b"\0" + row, transparent)).notes} == {
+        TRANSPARENT,
+        *deep,
+    }
+
+
+def test_depths_that_only_a_decoder_names_are_noted(tmp_path: Path) -> None:
+    assert decode(b"P6 2 1 65535\n" + bytes(12)).notes == (DEEPER,)
+    assert decode(b"P6 2 1 255\n" + bytes(6)).notes == ()
+    assert decode(saved(Image.fromarray(RGB), tmp_path / "a.sgi", bpc=2)).notes == (DEEPER,)
+    assert decode(saved(Image.fromarray(RGB), tmp_path / "b.sgi")).notes == ()
+
+
 def grey_tiff(path: Path, bits: int, photometric: int, data: bytes) -> Path:
     """Writes grey of 4 × 2 pixels by hand: Pillow writes none of these."""
     tags = [(256, 4), (257, 2), (258, bits), (259, 1), (262, photometric), (273, 0), (277, 1)]
@@ -150,22 +191,9 @@ def test_grey_of_16_bits_is_scaled_and_not_cut_off(tmp_path: Path) -> None:
         assert found.notes == (DEEPER,)
 
 
-def rgb_of_16_bits(path: Path) -> Path:
-    """Writes a PNG by hand: Pillow writes no colours of 16 bits."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
-
+def test_colours_of_16_bits_are_noted() -> None:
     rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in RGB)
-    head = struct.pack(">IIBBBBB", RGB.shape[1], RGB.shape[0], 16, 2, 0, 0, 0)
-    parts = (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    return path
-
-
-def test_colours_of_16_bits_are_noted(tmp_path: Path) -> None:
-    found = decode(rgb_of_16_bits(tmp_path / "a.png"))
+    found = decode(png((RGB.shape[1], RGB.shape[0]), 16, 2, rows, b""))
     np.testing.assert_array_equal(found.pixels, RGB)
     assert found.notes == (DEEPER,)
 
