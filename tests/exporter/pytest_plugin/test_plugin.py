@@ -137,7 +137,7 @@ def test_the_fixture_compiles_for_each_target_and_locks(
     assert "1 passed" in run(tmp_path, "-k", "openvino", "-W", f"error::{DRIFT}")
     (tmp_path / "test_vit.py").write_text(TEST.replace("r=4", "r=2").replace("33, 29", "35, 33"))
     assert "break: token reduction tome:r=4 → tome:r=2" in run(
-        tmp_path, "test_vit.py", "-k", "ort", code=1
+        tmp_path, "test_vit.py", "-k", "ort-fp32", code=1
     )
 
 
