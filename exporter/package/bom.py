@@ -158,17 +158,24 @@ def _card(content: Content) -> dict[str, Any]:
     if manifest.token_schedule:
         parameters["architectureFamily"] = "transformer"
     card: dict[str, Any] = {"bom-ref": "model-card", "modelParameters": parameters}
-    names = [REPORT_NAME, *(rung_name(REPORT_NAME, one.batch) for one in manifest.ladder[1:])]
-    metrics = [
-        figure
-        for name, one in zip(names, manifest.ladder, strict=True)
-        for figure in metrics_of(_report(content, name), one)
-    ]
-    if metrics:
+    if metrics := _metrics(content):
         card["quantitativeAnalysis"] = {"performanceMetrics": metrics}
     if limits := _limits(manifest):
         card["considerations"] = {"technicalLimitations": limits}
     return card
+
+
+def _metrics(content: Content) -> list[dict[str, Any]]:
+    """Returns what was measured of each artifact; nothing where it was built anew since."""
+    ladder = content.manifest.ladder
+    if content.manifest.rebuilt is not None:  # the report stays that of the compile
+        return []
+    names = [REPORT_NAME, *(rung_name(REPORT_NAME, one.batch) for one in ladder[1:])]
+    return [
+        figure
+        for name, one in zip(names, ladder, strict=True)
+        for figure in metrics_of(_report(content, name), one)
+    ]
 
 
 def _limits(manifest: Manifest) -> list[str]:

@@ -92,6 +92,14 @@ def test_figures_are_those_of_the_report(compiled: Path, tmp_path: Path) -> None
     assert not [kind for kind in found if "accuracy" in kind]  # no labels were given
 
 
+def test_figures_of_another_artifact_are_left_out(compiled: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(compiled, tmp_path / "rebuilt")
+    manifest = read_manifest(bundle)
+    dataclasses.replace(manifest, rebuilt={"flavour": manifest.runtime.flavour}).write(bundle)
+    card = written(bundle, tmp_path / "bom.json")["metadata"]["component"]["modelCard"]
+    assert "quantitativeAnalysis" not in card
+
+
 def test_accuracy_where_it_was_measured(compiled: Path, tmp_path: Path) -> None:
     shutil.copytree(compiled, bundle := tmp_path / "bundle")
     report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
