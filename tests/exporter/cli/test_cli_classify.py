@@ -137,7 +137,8 @@ def test_csv_is_read_back(bundle: Path, photos: Path, tmp_path: Path) -> None:
         assert row["label"] == NAMES[wanted.argmax()]
         assert float(row["score"]) == pytest.approx(wanted.max(), rel=1e-4)
     printed = tokexport("run", bundle, photos, "--csv", "-", "--top", "1")
-    assert (printed.code, printed.stderr) == (0, "")
+    left_out = "Files of the folder that are no pictures were left out: 1.\n"
+    assert (printed.code, printed.stderr) == (0, left_out)
     assert printed.stdout == path.read_text(encoding="utf-8")
     again = ("run", bundle, photos, "--csv", path)
     refusal(tokexport(*again), 2, tmp_path, "The output file is there already.")
