@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -16,7 +15,7 @@ from tokexport.exporter.backends.known import BACKENDS
 from tokexport.exporter.batch_sizes import batches_of
 from tokexport.exporter.errors import UsageError
 from tokexport.runtimes.cores.thread_count import MOST_THREADS, is_thread_count
-from tokexport.runtimes.pictures.steps_text import parse_preprocessing
+from tokexport.runtimes.pictures.steps_text import parse_preprocessing, read_sides
 
 if TYPE_CHECKING:
     from tokexport.exporter.recipe import Recipe
@@ -340,7 +339,7 @@ def parse_embedded(text: str) -> tuple[int, int] | None:
     """
     if text == NORMALISE:
         return None
-    sides = [int(side) if re.fullmatch("[0-9]{1,9}", side) else 0 for side in text.split("x")]
+    sides = read_sides(text)
     if len(sides) != 2 or not all(1 <= side <= _LARGEST_SIDE for side in sides):
         raise UsageError(
             f"--embed-preprocess is {text!r:.40}.",

@@ -27,7 +27,7 @@ class LoadOptions:
     certificates: tuple[Path, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuses a number of threads below 1."""
+        """Refuses a number of threads that no runtime can take."""
         check_threads(self.threads)
 
     def load(self, bundle: Path) -> BundleRunner:

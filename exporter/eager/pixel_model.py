@@ -116,9 +116,10 @@ class Resize(nn.Module):
                     f"by {least:.0f} levels of 255.",
                     fix=_TO_THE_RUNNER,
                 )
-            self.rows_first = bool(off[True].sum() < off[False].sum())
+            by_rows, by_columns = (float(off[order].sum()) for order in (True, False))
+            self.rows_first = by_rows < by_columns
             one_order = self.rows is None or self.columns is None
-            if one_order or off[True].sum() != off[False].sum():
+            if one_order or by_rows != by_columns:
                 return
 
 

@@ -141,9 +141,13 @@ def _numbers(key: str, text: str) -> tuple[float, ...]:
     return values
 
 
+def read_sides(text: str) -> list[int]:
+    """Returns the numbers of a text such as ``480x640``; 0 of a part that is no whole number."""
+    return [int(part) if re.fullmatch("[0-9]{1,9}", part) else 0 for part in text.split("x")]
+
+
 def _size(text: str) -> tuple[int, int]:
-    parts = text.split("x")
-    sides = [int(part) if re.fullmatch("[0-9]{1,9}", part) else 0 for part in parts]
+    sides = read_sides(text)
     if len(sides) > 2 or not all(1 <= side <= _LARGEST for side in sides):
         raise PreprocessingError(
             f"size={text} is no size of a picture.",
